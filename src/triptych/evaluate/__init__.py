@@ -1,0 +1,1 @@
+"""Measures of how good captions and answers are."""

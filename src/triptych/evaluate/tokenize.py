@@ -1,0 +1,77 @@
+"""The words of a caption as caption metrics count them: Penn Treebank tokens, lower-case, without punctuation.
+
+The COCO caption evaluation runs Stanford's PTBTokenizer (Java) and drops the punctuation; these rules give the same
+tokens without Java. They leave out what captions hardly hold: telephone numbers, mark-up with attributes, and the full
+stop after a letter that ends a sentence ("plan B. The dog").
+"""
+
+import html
+import re
+
+A = r"[^\W_]"  # a letter or digit
+L = r"[^\W\d_]"  # a letter
+END = rf"(?!{A})"
+
+ABBREVIATIONS = (
+    "mr|mrs|ms|messrs|mlle|mme|dr|drs|prof|hon|rev|rt|st|ste|esq|jr|sr|phd|gen|maj|col|capt|cmdr|lt|sgt|pvt|"
+    "pfc|cpl|adm|gov|govs|sen|sens|rep|reps|pres|supt|insp|det|treas|jan|feb|mar|apr|jun|jul|aug|sep|sept|oct|"
+    "nov|dec|mon|tue|tues|wed|thu|thurs|fri|inc|corp|co|cos|ltd|plc|cie|mfg|bros|assn|assoc|dept|univ|natl|"
+    "intl|bldg|ave|blvd|rd|ct|sq|ft|mt|tel|ext|etc|vs|est|asst|atty|ala|ariz|calif|colo|conn|fla|ga|ind|kan|"
+    "kans|ky|md|mich|minn|mo|mont|neb|nev|okla|penn|tenn|va|vt|wis|wyo"
+)
+CAPITAL_ABBREVIATIONS = "Ark|Del|Ill|La|Mass|Miss|Ore|Pa|Tex|Wash"  # otherwise words of their own
+NUMBERED_ABBREVIATIONS = "art|ca|figs?|nos?|op|pp"  # only before a number
+
+TOKEN = re.compile(
+    rf"""
+      (?:https?|ftp)://[^\s<>|()]*[^\s<>|().!?,;:&"'*-]          # addresses, handles, tags
+    | (?:[\w-]+\.)+(?:com|net|org|edu)(?:/[^\s<>|]*[^\s<>|.!?,;:&"')-])?{END}
+    | [\w.+-]+@(?:[\w-]+\.)*[\w-]+
+    | [@#][A-Za-z_]\w*
+    | </?[A-Za-z][^<>\s]*>
+    | [:;=][-o*']?[()DPdp]{END}                                    # smileys
+
+    | (?i:{ABBREVIATIONS})\.{END}                      # abbreviations keep their full stop
+    | (?:{CAPITAL_ABBREVIATIONS})\.{END}
+    | (?i:{NUMBERED_ABBREVIATIONS})\.(?=\s?\d)
+    | {L}(?:\.{L})*\.(?!{A}|-)
+
+    | (?i:can(?=not)|(?:gon|wan)(?=na)|got(?=ta)|(?:gim|lem)(?=me))(?=\w{{2,3}}(?![\w'-]))  # one word for two
+    | '[tT](?=(?i:is|was){END})
+    | [yjYJ]'(?={L})
+    | (?i:{L}*[^\W\d_n](?=n't{END}))                             # do n't, she 's
+    | (?i:n't|'(?:s|m|d|re|ve|ll)){END}
+
+    | '[nN]\b'?                                                  # an apostrophe that belongs to the word
+    | '(?i:em|till?|cause){END}
+    | '[1-9]0s{END}
+    | (?i:c'mon|e'er|s'mores|li'l|ev'ry|nat'l|nor'easter|ol'|dunkin'){END}
+    | {L}+[aeiouyAEIOUY]'(?!(?i:s|m|d|re|ve|ll){END})[aeiouA-Z]{L}*
+    | [A-HJ-XZn]'{L}{{2,}}
+    | [dolDOL]'{A}+(?:-{A}+)*
+
+    | \d{{1,4}}-\d{{1,4}}/\d{{1,4}}
+    | {A}+(?:-{L}+){{0,2}}(?:/{A}+(?:-{L}+){{0,2}}){{1,2}}       # and/or, 1/2
+    | {A}(?:{A}|[.,])*(?:[-_](?:(?:{L}\.){{2,}}|{A}+(?:\.\d+)?))+    # t-shirt, 3.5-inch, non-u.s.
+    | [A-Z]+(?:&[A-Z]+)+
+    | [A-Z]+\$
+    | {L}{A}*(?:[.!?]{L}{A}*)*                                   # words, also with a full stop inside
+    | [-+]?\d*(?:[.:,]\d+)+                                      # 8:25, 3.5, 1,000
+    | [-+]\d+
+    | {A}+
+
+    | [?!]+ | -+ | _+ | \*+ | \#+ | @+ | [^\w\s]
+    """,
+    re.VERBOSE,
+)
+REWRITTEN = str.maketrans(
+    {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
+    | {"£": "#", "€": "$", "¢": "cents", "½": "1/2", "¼": "1/4", "¾": "3/4"}
+)
+PUNCTUATION = {*".?!,:;'`\"‘“”…–—", "-", "--", "---", "----"}
+
+
+def ptb_tokenize(text: str) -> list[str]:
+    """The lower-case tokens of `text`, none of them punctuation: "It's a dog." gives ["it", "'s", "a", "dog"]."""
+    found = TOKEN.findall(html.unescape(text).replace("’", "'"))
+    return [token.lower().translate(REWRITTEN) for token in found if token not in PUNCTUATION]

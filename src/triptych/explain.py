@@ -1,0 +1,232 @@
+"""Where a model looked while it wrote each word, drawn over the photo.
+
+A map is shown as light: the photo shines where the model looked and sinks into a dark blue veil where it did not. Light
+reads the same for every kind of colour vision, keeps the photo's own colours where they matter, and survives a
+black-and-white printer. Every word is scaled to its own maximum, and the scale starts at zero: an even map stays evenly
+bright instead of having its noise stretched into a finding.
+"""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from math import exp
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from triptych.errors import InputError, TriptychError
+
+Floats = NDArray[np.float32]
+
+VEIL = (11, 14, 44)  # what the photo sinks into where the model did not look
+VEIL_OPACITY = 0.86  # below 1, so that the photo stays recognisable everywhere
+SPREAD = 0.7  # Gaussian width in grid cells; finer detail than a cell is nothing that the model said
+
+WIDTH = 1400  # of a figure, pixels
+MARGIN, GAP = 40, 18
+PAPER, INK, GREY = (255, 255, 255), (22, 25, 37), (96, 101, 118)
+CAPTION_SIZE, WORD_SIZE, NOTE_SIZE = 46, 32, 21
+
+LEGEND = "The clearer the photo, the more the model looked there while it wrote the word."
+SCALE = "Each word has its own scale, from none to its own maximum: compare places, not words."
+CHANCE = "Percentages: how likely the model found the word."
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a model looked at for each of the T words that it produced, over N pictures.
+
+    words:    T words; one that spans several tokens is merged by the caller.
+    maps:     [T, N, h, w], >= 0: how much of word t's looking fell on each grid cell of picture n.
+    logprobs: T natural logarithms of the words' probabilities.
+    Raises TriptychError where the three disagree or a map holds negative or non-finite values.
+    """
+
+    words: tuple[str, ...]
+    maps: Floats
+    logprobs: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.maps.ndim != 4 or not (len(self.words) == len(self.logprobs) == len(self.maps)) or 0 in self.maps.shape[1:]:
+            raise TriptychError(
+                f"evidence needs maps [T, N, h, w] for its {len(self.words)} words and {len(self.logprobs)} "
+                f"log probabilities, not {list(self.maps.shape)}"
+            )
+        if not (np.isfinite(self.maps).all() and (self.maps >= 0).all()):
+            raise TriptychError("evidence maps must be finite and not negative")
+
+
+def heat(cells: Floats, size: tuple[int, int]) -> Floats:
+    """The map of grid cells [h, w] as a smooth picture [H, W] of `size` = (W, H), in the same units.
+
+    Every pixel is a Gaussian-weighted mean of the cells (after SAT section 5.4: upsampling, then a Gaussian filter), so the
+    result never leaves the range of the cells: no ringing, and no darkening at the border.
+    """
+
+    def weights(pixels: int, count: int) -> NDArray[np.float64]:
+        where = (np.arange(pixels) + 0.5) * count / pixels - 0.5
+        kernel = np.exp(-0.5 * ((where[:, None] - np.arange(count)) / SPREAD) ** 2)
+        return np.asarray(kernel / kernel.sum(1, keepdims=True))
+
+    (rows, columns), (width, height) = cells.shape, size
+    return (weights(height, rows) @ cells @ weights(width, columns).T).astype(np.float32)
+
+
+def light(maps: Floats, sizes: Sequence[tuple[int, int]]) -> list[Floats]:
+    """One word's maps [N, h, w] as N pictures in 0..1 of the given sizes, 1 at the maximum over all N pictures."""
+    pictures = [heat(cells, size) for cells, size in zip(maps, sizes, strict=True)]
+    most = max(float(picture.max()) for picture in pictures)
+    return [picture / most if most > 0 else picture for picture in pictures]
+
+
+def veil_alpha(lit: Floats) -> Floats:
+    """Opacity of the veil, 0..1, where the light is `lit`, 0..1."""
+    return VEIL_OPACITY * (1 - lit)
+
+
+def veiled(photo: Image.Image, lit: Floats) -> Image.Image:
+    """The photo (RGB) under the veil; `lit` is [H, W] in 0..1."""
+    alpha = veil_alpha(lit)[..., None]
+    return Image.fromarray(np.rint(np.asarray(photo) * (1 - alpha) + np.array(VEIL) * alpha).astype(np.uint8))
+
+
+def draw_words(images: Image.Image | Sequence[Image.Image], evidence: Evidence) -> Image.Image:
+    """The figure of Show, Attend and Tell (its figures 2 and 3): the photo with its caption, then the photo once per word.
+
+    `images` are N RGB pictures of any size and shape (the grid covers a whole picture, so its map stretches with it). With
+    several, each word has one picture below the other and all share one scale. Returns RGB, 1,400 pixels wide.
+    """
+    photos = [images] if isinstance(images, Image.Image) else list(images)
+    if len(photos) != evidence.maps.shape[1]:
+        raise TriptychError(f"{len(photos)} pictures, but maps for {evidence.maps.shape[1]}")
+
+    aspect = float(np.mean([photo.width / photo.height for photo in photos]))
+    columns = min(6, max(3, round(4.9 / aspect**0.5)))  # cells of about the same area, whatever the shape
+    cell = (WIDTH - 2 * MARGIN - (columns - 1) * GAP) // columns
+    step = cell + GAP
+    small = [fit(photo, (cell, 480)) for photo in photos]
+    stack = sum(photo.height + GAP for photo in small)
+    block = round(1.6 * WORD_SIZE) + stack + GAP  # one row of words: the words, then their pictures
+
+    beside = len(photos) <= columns - 2  # room for the caption beside the photos
+    left = MARGIN + (len(photos) * step + GAP if beside else 0)
+    caption = wrap(" ".join(evidence.words), CAPTION_SIZE, WIDTH - MARGIN - left)
+    notes = [line for text in (LEGEND, SCALE, CHANCE) for line in wrap(text, NOTE_SIZE, WIDTH - MARGIN - left)]
+    text_height = round(1.25 * CAPTION_SIZE * len(caption) + 2.6 * NOTE_SIZE + 1.45 * NOTE_SIZE * len(notes))
+    shelves = [small[at : at + columns] for at in range(0, len(small), columns)]
+    shelf_height = sum(max(photo.height for photo in shelf) + GAP for shelf in shelves)
+    head = max(shelf_height, text_height) if beside else shelf_height + GAP + text_height
+    rows = -(-len(evidence.words) // columns)
+
+    figure = Image.new("RGB", (WIDTH, MARGIN + head + 2 * GAP + rows * block + MARGIN - 2 * GAP), PAPER)
+    draw = ImageDraw.Draw(figure)
+    y = MARGIN
+    for shelf in shelves:
+        for column, photo in enumerate(shelf):
+            figure.paste(photo, (MARGIN + column * step, y))
+        y += max(photo.height for photo in shelf) + GAP
+
+    y = MARGIN if beside else y + GAP
+    for line in caption:
+        draw.text((left, y), line, INK, font(CAPTION_SIZE))
+        y += round(1.25 * CAPTION_SIZE)
+    y = max(y, MARGIN + head - round(2.1 * NOTE_SIZE + 1.45 * NOTE_SIZE * len(notes)))
+    figure.paste(legend_bar(left_size := (round(0.3 * WIDTH), NOTE_SIZE)), (left, y))
+    draw.text((left + left_size[0] + 12, y + NOTE_SIZE // 2), "much", GREY, font(NOTE_SIZE), anchor="lm")
+    y += round(2.0 * NOTE_SIZE)
+    for line in notes:
+        draw.text((left, y), line, GREY, font(NOTE_SIZE))
+        y += round(1.45 * NOTE_SIZE)
+
+    top = MARGIN + head + 2 * GAP
+    for index, (word, maps, logprob) in enumerate(zip(evidence.words, evidence.maps, evidence.logprobs, strict=True)):
+        x, y = MARGIN + index % columns * step, top + index // columns * block
+        chance = percent(logprob)
+        room = cell - font(NOTE_SIZE).getlength(chance) - 10
+        base = y + WORD_SIZE
+        draw.text((x, base), shorten(word, WORD_SIZE, room), INK, font(WORD_SIZE), anchor="ls")
+        draw.text((x + cell, base), chance, GREY, font(NOTE_SIZE), anchor="rs")
+        y += round(1.6 * WORD_SIZE)
+        for photo, lit in zip(small, light(maps, [photo.size for photo in small]), strict=True):
+            figure.paste(veiled(photo, lit), (x, y))
+            y += photo.height + GAP
+    return figure
+
+
+def legend_bar(size: tuple[int, int]) -> Image.Image:
+    """The scale from none (left) to the word's maximum (right), as it looks over a light grey photo."""
+    return veiled(Image.new("RGB", size, (236, 233, 226)), np.tile(np.linspace(0, 1, size[0], dtype=np.float32), (size[1], 1)))
+
+
+def percent(logprob: float) -> str:
+    return f"{100 * exp(min(0.0, logprob)):.0f} %"
+
+
+def fit(photo: Image.Image, box: tuple[int, int]) -> Image.Image:
+    """The photo at its own aspect ratio, as large as the box (w, h) allows."""
+    scale = min(box[0] / photo.width, box[1] / photo.height)
+    return photo.resize((max(1, round(photo.width * scale)), max(1, round(photo.height * scale))), Image.Resampling.LANCZOS)
+
+
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=size)
+
+
+def plain(text: str) -> str:
+    """Text on one line that every renderer takes: runs of white space are one space, what cannot be encoded a mark."""
+    return " ".join(text.encode("utf-8", "replace").decode().replace("\0", " ").split())
+
+
+def shorten(text: str, size: int, room: float) -> str:
+    """The text, or its beginning with an ellipsis where it is wider than `room` pixels."""
+    text = plain(text)
+    if font(size).getlength(text) <= room:
+        return text
+    while text and font(size).getlength(text + "…") > room:
+        text = text[:-1]
+    return text + "…"
+
+
+def wrap(text: str, size: int, room: float) -> list[str]:
+    """The text as lines of at most `room` pixels; a word wider than that is shortened."""
+    lines = [""]
+    for word in plain(text).split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font(size).getlength(longer) <= room:
+            lines[-1] = longer
+        elif lines[-1]:
+            lines.append(shorten(word, size, room))
+        else:
+            lines[-1] = shorten(word, size, room)
+    return lines
+
+
+def write_png(path: Path, image: Image.Image) -> None:
+    """Write the picture as PNG, all or nothing."""
+    buffer = BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    write_file(path, buffer.getvalue())
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write beside, then replace: a reader sees the old file or the new one, never half of one.
+
+    Raises InputError where the folder is missing, TriptychError where the machine refuses.
+    """
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {path.parent}; create it first")
+    try:
+        handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            Path(beside).chmod(0o644)
+            Path(beside).replace(path)
+        finally:
+            Path(beside).unlink(missing_ok=True)
+    except OSError as error:
+        raise TriptychError(f"cannot write {path}: {error.strerror or error}") from error

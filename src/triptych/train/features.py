@@ -1,0 +1,82 @@
+"""What the encoder's frozen trunk makes of each photo, computed once and kept on disk (fp16), for the photo and its mirror image."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from triptych.checkpoint import sha256_of
+from triptych.cnn import ConvNet
+from triptych.data import Photo
+from triptych.errors import TriptychError
+from triptych.images import load_image, pixel_values
+
+FLUSH_EVERY = 64  # photos between two records of progress: what an interruption can cost
+
+
+class Features:
+    """``features[rows, mirrored]`` -> ``maps [B, C, h, w]`` fp32, read from disk as needed."""
+
+    def __init__(self, maps: np.memmap) -> None:
+        self.maps = maps
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def __getitem__(self, rows: tuple[Sequence[int], Sequence[int]]) -> Tensor:
+        photos, mirrored = rows
+        return torch.from_numpy(np.stack([self.maps[p, m] for p, m in zip(photos, mirrored, strict=True)])).float()
+
+
+def features_key(photos: Sequence[Photo], encoder: ConvNet) -> str:
+    """A name for the cache: it changes with the photos' bytes, the trunk's weights and the image size."""
+    digest = hashlib.sha256(f"{encoder.name} {encoder.image_size} {encoder.cut}".encode())
+    digest.update(sha256_of(encoder.layers[: encoder.cut].state_dict()).encode())
+    for photo in photos:
+        digest.update(hashlib.sha256(photo.read()).digest())
+    return digest.hexdigest()[:16]
+
+
+@torch.inference_mode()
+def cached_features(photos: Sequence[Photo], encoder: ConvNet, directory: Path, dtype: torch.dtype = torch.float32) -> Features:
+    """Features of ``photos``, from ``directory`` where they are there, else computed; goes on where it was interrupted.
+
+    Args:
+        dtype: what the trunk computes in; bfloat16 is about three times as fast where the processor has it.
+
+    Raises:
+        TriptychError: the disk is full.
+    """
+    folder = directory / features_key(photos, encoder)
+    folder.mkdir(parents=True, exist_ok=True)
+    progress, array = folder / "progress.json", folder / "maps.npy"
+    device = next(encoder.parameters()).device
+    trunk = copy.deepcopy(encoder.layers[: encoder.cut]).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    example = pixel_values(load_image(photos[0].read()), encoder.image_size, encoder.mean, encoder.std)[None]
+    shape = (len(photos), 2, *trunk(example.to(device, dtype)).shape[1:])
+    done = json.loads(progress.read_text())["photos"] if progress.exists() and array.exists() else 0
+    try:
+        if done == len(photos):
+            return Features(np.lib.format.open_memmap(array, mode="r"))
+        maps = np.lib.format.open_memmap(array, "r+" if done else "w+", np.float16, shape)
+        for row in track(range(done, len(photos)), description=f"{encoder.name} features"):
+            pixels = pixel_values(load_image(photos[row].read()), encoder.image_size, encoder.mean, encoder.std)
+            both = torch.stack([pixels, pixels.flip(-1)]).to(device, dtype, memory_format=torch.channels_last)
+            maps[row] = trunk(both).to("cpu", torch.float16).numpy()
+            if (row + 1) % FLUSH_EVERY == 0 or row + 1 == len(photos):
+                maps.flush()
+                beside = progress.with_suffix(".tmp")
+                beside.write_text(json.dumps({"photos": row + 1}))
+                os.replace(beside, progress)
+    except OSError as error:
+        raise TriptychError(f"{folder}: cannot write the features ({error.strerror}); about {np.prod(shape) * 2 / 2**30:.1f} GiB are needed") from error
+    return Features(np.lib.format.open_memmap(array, mode="r"))

@@ -1,0 +1,24 @@
+"""Shared fixtures: the real photos beside a checkout, where they are."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+DATA = Path(os.environ.get("TRIPTYCH_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def dataset(name: str) -> Path:
+    if not (DATA / name).is_dir():
+        pytest.skip(f"no {name} in {DATA}: set TRIPTYCH_DATA to the folder that holds it")
+    return DATA / name
+
+
+@pytest.fixture(scope="session")
+def flickr8k() -> Path:
+    return dataset("flickr8k")
+
+
+@pytest.fixture(scope="session")
+def coco_mini() -> Path:
+    return dataset("coco-mini")
