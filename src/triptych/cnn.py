@@ -150,7 +150,9 @@ class EfficientNetLite(ConvNet):
                 norms[f"_blocks.{i}._{part}_conv"] = f"_blocks.{i}._bn{norm + first}"
                 names[f"_blocks.{i}._{part}_conv"] = f"layers.{i + 1}.{part}"
         folded = fold_batch_norms(state, norms, eps=1e-3)
-        self.load_state_dict({f"{names[conv]}.{kind}": v for k, v in folded.items() for conv, _, kind in [k.rpartition(".")]})
+        self.load_state_dict(
+            {f"{names[conv]}.{kind}": v for k, v in folded.items() for conv, _, kind in [k.rpartition(".")]}
+        )
 
 
 class VGG19(ConvNet):
@@ -158,7 +160,28 @@ class VGG19(ConvNet):
 
     name = "vgg19"
     dim, image_size = 512, 224
-    widths = (64, 64, 0, 128, 128, 0, 256, 256, 256, 256, 0, 512, 512, 512, 512, 0, 512, 512, 512, 512)  # 0 = max pooling
+    widths = (
+        64,
+        64,
+        0,
+        128,
+        128,
+        0,
+        256,
+        256,
+        256,
+        256,
+        0,
+        512,
+        512,
+        512,
+        512,
+        0,
+        512,
+        512,
+        512,
+        512,
+    )  # 0 = max pooling
 
     def __init__(self, cut: int | None = None) -> None:
         layers: list[nn.Module] = []
@@ -170,7 +193,9 @@ class VGG19(ConvNet):
 
     def load_published(self, state: Mapping[str, Tensor]) -> None:
         """Read torchvision's ``vgg19`` state dict; its classifier is left out."""
-        self.load_state_dict({k.replace("features.", "layers."): v for k, v in state.items() if k.startswith("features.")})
+        self.load_state_dict(
+            {k.replace("features.", "layers."): v for k, v in state.items() if k.startswith("features.")}
+        )
 
 
 class Bottleneck(nn.Module):
@@ -219,7 +244,9 @@ class ResNet101(ConvNet):
                     names[f"{block}.downsample.0"] = f"layers.{index}.downsample"
                 index += 1
         folded = fold_batch_norms(state, norms, eps=1e-5)
-        self.load_state_dict({f"{names[conv]}.{kind}": v for k, v in folded.items() for conv, _, kind in [k.rpartition(".")]})
+        self.load_state_dict(
+            {f"{names[conv]}.{kind}": v for k, v in folded.items() for conv, _, kind in [k.rpartition(".")]}
+        )
 
 
 ENCODERS: dict[str, type[ConvNet]] = {e.name: e for e in (EfficientNetLite, VGG19, ResNet101)}

@@ -7,7 +7,7 @@ bright instead of having its noise stretched into a finding.
 """
 
 import os
-import tempfile
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -22,18 +22,21 @@ from triptych.errors import InputError, TriptychError
 
 Floats = NDArray[np.float32]
 
-VEIL = (11, 14, 44)  # what the photo sinks into where the model did not look
-VEIL_OPACITY = 0.86  # below 1, so that the photo stays recognisable everywhere
+VEIL = (32, 36, 90)  # indigo, not black: in a dark photo, too, the lit place stands out, by colour
+VEIL_OPACITY = 0.82  # below 1, so that the photo stays recognisable everywhere
 SPREAD = 0.7  # Gaussian width in grid cells; finer detail than a cell is nothing that the model said
 
 WIDTH = 1400  # of a figure, pixels
 MARGIN, GAP = 40, 18
+TALLEST = 480  # of a photo in a figure
 PAPER, INK, GREY = (255, 255, 255), (22, 25, 37), (96, 101, 118)
 CAPTION_SIZE, WORD_SIZE, NOTE_SIZE = 46, 32, 21
 
-LEGEND = "The clearer the photo, the more the model looked there while it wrote the word."
-SCALE = "Each word has its own scale, from none to its own maximum: compare places, not words."
-CHANCE = "Percentages: how likely the model found the word."
+LEGEND = (
+    "The clearer the photo, the more the model looked there while it wrote the word.",
+    "Each word has its own scale, from none to its own maximum: compare places, not words.",
+    "Percentages: how likely the model found the word.",
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,11 @@ class Evidence:
     logprobs: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if self.maps.ndim != 4 or not (len(self.words) == len(self.logprobs) == len(self.maps)) or 0 in self.maps.shape[1:]:
+        if (
+            self.maps.ndim != 4
+            or not (len(self.words) == len(self.logprobs) == len(self.maps))
+            or 0 in self.maps.shape[1:]
+        ):
             raise TriptychError(
                 f"evidence needs maps [T, N, h, w] for its {len(self.words)} words and {len(self.logprobs)} "
                 f"log probabilities, not {list(self.maps.shape)}"
@@ -60,11 +67,17 @@ class Evidence:
             raise TriptychError("evidence maps must be finite and not negative")
 
 
+def check_pictures(count: int, evidence: Evidence) -> None:
+    """Raises TriptychError where the evidence is not about `count` pictures."""
+    if count != evidence.maps.shape[1]:
+        raise TriptychError(f"evidence is about {evidence.maps.shape[1]} pictures, but {count} were given")
+
+
 def heat(cells: Floats, size: tuple[int, int]) -> Floats:
     """The map of grid cells [h, w] as a smooth picture [H, W] of `size` = (W, H), in the same units.
 
-    Every pixel is a Gaussian-weighted mean of the cells (after SAT section 5.4: upsampling, then a Gaussian filter), so the
-    result never leaves the range of the cells: no ringing, and no darkening at the border.
+    Every pixel is a Gaussian-weighted mean of the cells (after SAT section 5.4: upsampling, then a Gaussian filter), so
+    the result never leaves the range of the cells: no ringing, and no darkening at the border.
     """
 
     def weights(pixels: int, count: int) -> NDArray[np.float64]:
@@ -95,71 +108,89 @@ def veiled(photo: Image.Image, lit: Floats) -> Image.Image:
 
 
 def draw_words(images: Image.Image | Sequence[Image.Image], evidence: Evidence) -> Image.Image:
-    """The figure of Show, Attend and Tell (its figures 2 and 3): the photo with its caption, then the photo once per word.
+    """The figure of Show, Attend and Tell: the photo with its caption, then the photo once per word under its map.
 
-    `images` are N RGB pictures of any size and shape (the grid covers a whole picture, so its map stretches with it). With
-    several, each word has one picture below the other and all share one scale. Returns RGB, 1,400 pixels wide.
+    `images` are N RGB pictures of any size and shape (the grid covers a whole picture, so its map stretches with it).
+    With several, each word has one picture below the other and all share one scale. Returns RGB, 1,400 pixels wide.
     """
     photos = [images] if isinstance(images, Image.Image) else list(images)
-    if len(photos) != evidence.maps.shape[1]:
-        raise TriptychError(f"{len(photos)} pictures, but maps for {evidence.maps.shape[1]}")
-
-    aspect = float(np.mean([photo.width / photo.height for photo in photos]))
-    columns = min(6, max(3, round(4.9 / aspect**0.5)))  # cells of about the same area, whatever the shape
+    check_pictures(len(photos), evidence)
+    columns = columns_for(photos, len(evidence.words))
     cell = (WIDTH - 2 * MARGIN - (columns - 1) * GAP) // columns
-    step = cell + GAP
-    small = [fit(photo, (cell, 480)) for photo in photos]
-    stack = sum(photo.height + GAP for photo in small)
-    block = round(1.6 * WORD_SIZE) + stack + GAP  # one row of words: the words, then their pictures
-
-    beside = len(photos) <= columns - 2  # room for the caption beside the photos
-    left = MARGIN + (len(photos) * step + GAP if beside else 0)
-    caption = wrap(" ".join(evidence.words), CAPTION_SIZE, WIDTH - MARGIN - left)
-    notes = [line for text in (LEGEND, SCALE, CHANCE) for line in wrap(text, NOTE_SIZE, WIDTH - MARGIN - left)]
-    text_height = round(1.25 * CAPTION_SIZE * len(caption) + 2.6 * NOTE_SIZE + 1.45 * NOTE_SIZE * len(notes))
-    shelves = [small[at : at + columns] for at in range(0, len(small), columns)]
-    shelf_height = sum(max(photo.height for photo in shelf) + GAP for shelf in shelves)
-    head = max(shelf_height, text_height) if beside else shelf_height + GAP + text_height
+    small = [fit(photo, (cell, TALLEST)) for photo in photos]
+    head = draw_head(small, " ".join(evidence.words), columns, cell)
+    label = round(1.6 * WORD_SIZE)
+    block = label + sum(photo.height + GAP for photo in small) + GAP
     rows = -(-len(evidence.words) // columns)
-
-    figure = Image.new("RGB", (WIDTH, MARGIN + head + 2 * GAP + rows * block + MARGIN - 2 * GAP), PAPER)
+    figure = Image.new("RGB", (WIDTH, head.height + rows * block + MARGIN - 2 * GAP * (rows > 0)), PAPER)
+    figure.paste(head)
     draw = ImageDraw.Draw(figure)
-    y = MARGIN
-    for shelf in shelves:
-        for column, photo in enumerate(shelf):
-            figure.paste(photo, (MARGIN + column * step, y))
-        y += max(photo.height for photo in shelf) + GAP
-
-    y = MARGIN if beside else y + GAP
-    for line in caption:
-        draw.text((left, y), line, INK, font(CAPTION_SIZE))
-        y += round(1.25 * CAPTION_SIZE)
-    y = max(y, MARGIN + head - round(2.1 * NOTE_SIZE + 1.45 * NOTE_SIZE * len(notes)))
-    figure.paste(legend_bar(left_size := (round(0.3 * WIDTH), NOTE_SIZE)), (left, y))
-    draw.text((left + left_size[0] + 12, y + NOTE_SIZE // 2), "much", GREY, font(NOTE_SIZE), anchor="lm")
-    y += round(2.0 * NOTE_SIZE)
-    for line in notes:
-        draw.text((left, y), line, GREY, font(NOTE_SIZE))
-        y += round(1.45 * NOTE_SIZE)
-
-    top = MARGIN + head + 2 * GAP
     for index, (word, maps, logprob) in enumerate(zip(evidence.words, evidence.maps, evidence.logprobs, strict=True)):
-        x, y = MARGIN + index % columns * step, top + index // columns * block
+        x, y = MARGIN + index % columns * (cell + GAP), head.height + index // columns * block
         chance = percent(logprob)
-        room = cell - font(NOTE_SIZE).getlength(chance) - 10
-        base = y + WORD_SIZE
-        draw.text((x, base), shorten(word, WORD_SIZE, room), INK, font(WORD_SIZE), anchor="ls")
-        draw.text((x + cell, base), chance, GREY, font(NOTE_SIZE), anchor="rs")
-        y += round(1.6 * WORD_SIZE)
+        room = cell - font(NOTE_SIZE).getlength(chance) - GAP / 2
+        draw.text((x, y + WORD_SIZE), shorten(word, WORD_SIZE, room), INK, font(WORD_SIZE), anchor="ls")
+        draw.text((x + cell, y + WORD_SIZE), chance, GREY, font(NOTE_SIZE), anchor="rs")
+        y += label
         for photo, lit in zip(small, light(maps, [photo.size for photo in small]), strict=True):
             figure.paste(veiled(photo, lit), (x, y))
             y += photo.height + GAP
     return figure
 
 
+def columns_for(photos: Sequence[Image.Image], words: int) -> int:
+    """Columns that give cells of about the same area whatever the photos' shape, and a well filled last row."""
+    aspect = float(np.mean([photo.width / photo.height for photo in photos]))
+    columns = 3 if aspect > 2 else 4 if aspect > 1.2 else 5
+    return columns if -words % columns <= -words % (columns + 1) else columns + 1
+
+
+def draw_head(photos: Sequence[Image.Image], caption: str, columns: int, cell: int) -> Image.Image:
+    """The photos, and the caption and the legend beside them, or below where there are too many photos."""
+    beside = len(photos) <= columns - 2
+    shelves = [photos[at : at + columns] for at in range(0, len(photos), columns)]
+    heights = [max(photo.height for photo in shelf) for shelf in shelves]
+    shelved = sum(heights) + GAP * (len(shelves) - 1)
+
+    left = MARGIN + (len(photos) * (cell + GAP) + GAP if beside else 0)
+    lines = wrap(caption, CAPTION_SIZE, WIDTH - MARGIN - left)
+    notes = [line for text in LEGEND for line in wrap(text, NOTE_SIZE, WIDTH - MARGIN - left)]
+    leading, note_leading = round(1.25 * CAPTION_SIZE), round(1.45 * NOTE_SIZE)
+    legend_height = note_leading * (len(notes) + 1) + GAP // 2
+    text_height = leading * len(lines) + 2 * GAP + legend_height
+    height = max(shelved, text_height) if beside else shelved + 2 * GAP + text_height
+
+    head = Image.new("RGB", (WIDTH, MARGIN + height + 2 * GAP), PAPER)
+    draw = ImageDraw.Draw(head)
+    y = MARGIN
+    for shelf, tallest in zip(shelves, heights, strict=True):
+        for column, photo in enumerate(shelf):
+            head.paste(photo, (MARGIN + column * (cell + GAP), y))
+        y += tallest + GAP
+
+    y = MARGIN if beside else y + GAP
+    for line in lines:
+        draw.text((left, y), line, INK, font(CAPTION_SIZE))
+        y += leading
+
+    y = MARGIN + height - legend_height
+    bar = legend_bar((WIDTH // 4, NOTE_SIZE))
+    x = left + round(font(NOTE_SIZE).getlength("little")) + GAP // 2
+    draw.text((left, y + NOTE_SIZE // 2), "little", GREY, font(NOTE_SIZE), anchor="lm")
+    head.paste(bar, (x, y))
+    draw.text((x + bar.width + GAP // 2, y + NOTE_SIZE // 2), "much", GREY, font(NOTE_SIZE), anchor="lm")
+    y += note_leading + GAP // 2
+    for line in notes:
+        draw.text((left, y), line, GREY, font(NOTE_SIZE))
+        y += note_leading
+    return head
+
+
 def legend_bar(size: tuple[int, int]) -> Image.Image:
     """The scale from none (left) to the word's maximum (right), as it looks over a light grey photo."""
-    return veiled(Image.new("RGB", size, (236, 233, 226)), np.tile(np.linspace(0, 1, size[0], dtype=np.float32), (size[1], 1)))
+    return veiled(
+        Image.new("RGB", size, (236, 233, 226)), np.tile(np.linspace(0, 1, size[0], dtype=np.float32), (size[1], 1))
+    )
 
 
 def percent(logprob: float) -> str:
@@ -169,7 +200,9 @@ def percent(logprob: float) -> str:
 def fit(photo: Image.Image, box: tuple[int, int]) -> Image.Image:
     """The photo at its own aspect ratio, as large as the box (w, h) allows."""
     scale = min(box[0] / photo.width, box[1] / photo.height)
-    return photo.resize((max(1, round(photo.width * scale)), max(1, round(photo.height * scale))), Image.Resampling.LANCZOS)
+    return photo.resize(
+        (max(1, round(photo.width * scale)), max(1, round(photo.height * scale))), Image.Resampling.LANCZOS
+    )
 
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -186,9 +219,8 @@ def shorten(text: str, size: int, room: float) -> str:
     text = plain(text)
     if font(size).getlength(text) <= room:
         return text
-    while text and font(size).getlength(text + "…") > room:
-        text = text[:-1]
-    return text + "…"
+    kept = bisect_right(range(len(text)), room, key=lambda count: font(size).getlength(text[:count] + "…"))
+    return text[: max(0, kept - 1)] + "…"
 
 
 def wrap(text: str, size: int, room: float) -> list[str]:
@@ -219,14 +251,11 @@ def write_file(path: Path, data: bytes) -> None:
     """
     if not path.parent.is_dir():
         raise InputError(f"cannot write {path}: there is no folder {path.parent}; create it first")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            Path(beside).chmod(0o644)
-            Path(beside).replace(path)
-        finally:
-            Path(beside).unlink(missing_ok=True)
+        beside.write_bytes(data)
+        beside.replace(path)
     except OSError as error:
         raise TriptychError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        beside.unlink(missing_ok=True)

@@ -177,7 +177,9 @@ def beam_search(model: StepModel, inputs: Any, search: Search) -> list[list[Hypo
     device, beams = logprobs.device, min(search.beams, vocabulary)
     ended: list[list[Hypothesis]] = [[] for _ in range(batch)]
     inputs_left = list(range(batch))
-    totals = torch.zeros(batch, 1, device=device)  # [B, K] log-probability of each live beam; minus infinity in dead ones
+    totals = torch.zeros(
+        batch, 1, device=device
+    )  # [B, K] log-probability of each live beam; minus infinity in dead ones
     texts: list[list[tuple[tuple[int, float], ...]]] = [[()] for _ in range(batch)]
 
     for position in range(search.max_new_tokens):

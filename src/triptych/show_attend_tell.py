@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from triptych.cnn import ConvNet
 from triptych.errors import InputError
+from triptych.tokenizers import BOS
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,6 @@ class ShowAttendTellConfig:
     gate: Literal["scalar", "vector"] = "scalar"
     output: Literal["deep", "linear"] = "deep"
     dropout: float = 0.5
-    bos: int = 1
-    eos: int = 2
 
     @classmethod
     def paper(cls, vocab_size: int, feature_dim: int = 512, **others: object) -> ShowAttendTellConfig:
@@ -59,7 +58,9 @@ class Attention(nn.Module):
 
     def forward(self, keys: Tensor, hidden: Tensor) -> Tensor:
         """``keys [B, L, A]`` (annotations, projected once), ``hidden [B, K, n]`` -> ``alpha [B, K, L]``, rows sum to 1."""
-        e = self.score(self.activation(keys[:, None] + self.hidden_proj(hidden)[:, :, None])).squeeze(-1)  # SAT eq. 4: e
+        e = self.score(self.activation(keys[:, None] + self.hidden_proj(hidden)[:, :, None])).squeeze(
+            -1
+        )  # SAT eq. 4: e
         return e.softmax(-1)  # SAT eq. 5: alpha
 
 
@@ -141,7 +142,9 @@ class Decoder(nn.Module):
                 if generator is None
                 else alpha.float().flatten(0, 1).multinomial(1, generator=generator).view(*alpha.shape[:-1], 1)
             )  # SAT eq. 8: s
-            z_hat = state.annotations.gather(1, cell.expand(-1, -1, self.config.feature_dim))  # SAT eq. 9: z_hat (one cell)
+            z_hat = state.annotations.gather(
+                1, cell.expand(-1, -1, self.config.feature_dim)
+            )  # SAT eq. 9: z_hat (one cell)
             location_logprob = alpha.gather(-1, cell).squeeze(-1).clamp_min(1e-12).log()
         return torch.sigmoid(self.beta(state.h)) * z_hat, alpha, location_logprob  # SAT section 4.2.1: beta
 
@@ -157,13 +160,17 @@ class Decoder(nn.Module):
 
     def word_gates(self, embedded: Tensor) -> Tensor:
         """The share of the LSTM's gates that the previous word alone decides, for all words at once: ``[..., 4n]``."""
-        return F.linear(embedded, self.lstm.weight_ih[:, : self.config.embed_dim], self.lstm.bias_ih + self.lstm.bias_hh)
+        return F.linear(
+            embedded, self.lstm.weight_ih[:, : self.config.embed_dim], self.lstm.bias_ih + self.lstm.bias_hh
+        )
 
     def words(self, embedded: Tensor, h: Tensor, z_hat: Tensor) -> Tensor:
         """Logits ``[..., V]`` of the next word."""
         if self.config.output == "linear":
             return self.output(self.dropout(h))
-        return self.output(self.dropout(embedded + self.output_h(self.dropout(h)) + self.output_z(z_hat)))  # SAT eq. 7: p(y)
+        return self.output(
+            self.dropout(embedded + self.output_h(self.dropout(h)) + self.output_z(z_hat))
+        )  # SAT eq. 7: p(y)
 
     def forward(self, annotations: Tensor, input_ids: Tensor, generator: torch.Generator | None = None) -> Output:
         """Teacher forcing. ``annotations [B, L, D]``, ``input_ids [B, K, T]`` begin with BOS; position t predicts word t + 1.
@@ -181,7 +188,7 @@ class Decoder(nn.Module):
 
     def prefill(self, annotations: Tensor) -> tuple[Tensor, State]:
         """``annotations [B, L, D]`` -> logits of the first word ``[B, V]`` and the state after BOS (one row a photo)."""
-        bos = torch.full((len(annotations),), self.config.bos, device=annotations.device)
+        bos = torch.full((len(annotations),), BOS, device=annotations.device)
         return self.step(bos, self.start(annotations, 1))
 
     def step(self, ids: Tensor, state: State) -> tuple[Tensor, State]:
@@ -200,7 +207,12 @@ class ShowAttendTell(nn.Module):
             raise InputError(f"the decoder expects {config.feature_dim} channels, {encoder.name} gives {encoder.dim}")
         self.config = config
         self.encoder, self.decoder = encoder, Decoder(config)
-        encoder.layers[: encoder.cut].requires_grad_(False)
+        self.unfreeze()
+
+    def unfreeze(self) -> None:
+        """Let all be trained but the encoder's trunk."""
+        self.requires_grad_(True)
+        self.encoder.layers[: self.encoder.cut].requires_grad_(False)
 
     def forward(self, maps: Tensor, input_ids: Tensor, generator: torch.Generator | None = None) -> Output:
         """Teacher forcing over what the encoder's trunk made of the photos, ``maps [B, C, h, w]``; see ``Decoder.forward``."""
@@ -213,11 +225,6 @@ class ShowAttendTell(nn.Module):
     def step(self, ids: Tensor, state: State) -> tuple[Tensor, State]:
         """See ``Decoder.step``."""
         return self.decoder.step(ids, state)
-
-    def trained_tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint holds: all but the frozen trunk of the encoder."""
-        frozen = tuple(f"encoder.layers.{i}." for i in range(self.encoder.cut))
-        return {k: v for k, v in self.state_dict().items() if not k.startswith(frozen)}
 
 
 def caption_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -12,7 +12,9 @@ from triptych.errors import InputError
 from triptych.evaluate.captions import score_each
 
 
-def judgment_correlations(path: Path, references: Mapping[str, Sequence[str]]) -> dict[str, float | None]:
+def judgment_correlations(
+    path: Path, references: Mapping[str, Sequence[str]], *, meteor: bool = True
+) -> dict[str, float | None]:
     """Kendall's tau-c of each sentence-level metric with the experts' scores, -1..1; None for a metric not computed.
 
     `path` is a JSONL file of judged pairs (`id`, `caption`, `own_caption`, `expert_scores`), `references` the captions
@@ -27,7 +29,7 @@ def judgment_correlations(path: Path, references: Mapping[str, Sequence[str]]) -
         judgments = np.array([row["expert_scores"] for row in rows])  # [pairs, experts]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a readable table of judgments of the photos given ({error!r})") from error
-    scores = score_each(captions, truths).each
+    scores = score_each(captions, truths, meteor=meteor).each
     return {
         metric: None if each is None else kendall_tau_c(np.repeat(each, judgments.shape[1]), judgments.ravel())
         for metric, each in scores.items()

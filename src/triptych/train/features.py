@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,7 +46,9 @@ def features_key(photos: Sequence[Photo], encoder: ConvNet) -> str:
 
 
 @torch.inference_mode()
-def cached_features(photos: Sequence[Photo], encoder: ConvNet, directory: Path, dtype: torch.dtype = torch.float32) -> Features:
+def cached_features(
+    photos: Sequence[Photo], encoder: ConvNet, directory: Path, dtype: torch.dtype = torch.float32
+) -> Features:
     """Features of ``photos``, from ``directory`` where they are there, else computed; goes on where it was interrupted.
 
     Args:
@@ -76,7 +77,9 @@ def cached_features(photos: Sequence[Photo], encoder: ConvNet, directory: Path, 
                 maps.flush()
                 beside = progress.with_suffix(".tmp")
                 beside.write_text(json.dumps({"photos": row + 1}))
-                os.replace(beside, progress)
+                beside.replace(progress)
     except OSError as error:
-        raise TriptychError(f"{folder}: cannot write the features ({error.strerror}); about {np.prod(shape) * 2 / 2**30:.1f} GiB are needed") from error
+        raise TriptychError(
+            f"{folder}: cannot write the features ({error.strerror}); about {np.prod(shape) * 2 / 2**30:.1f} GiB are needed"
+        ) from error
     return Features(np.lib.format.open_memmap(array, mode="r"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -49,6 +48,8 @@ class LoopConfig:
         for name in ("epochs", "batch_size", "accumulation", "learning_rate", "clip", "patience"):
             if getattr(self, name) <= 0:
                 raise InputError(f"{name} is {getattr(self, name)}: it must be above 0")
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise InputError(f"unknown precision {self.precision!r}: choose auto, fp32 or bf16")
         if self.batch_size % self.accumulation:
             raise InputError(f"a batch of {self.batch_size} cannot be split into {self.accumulation} equal parts")
 
@@ -104,7 +105,9 @@ def fit(
 
     bf16 = config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16())
     accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
-    optimizer = torch.optim.AdamW(parameter_groups, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(
+        parameter_groups, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
+    )
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
     per_epoch = max(1, items // config.batch_size)
     steps = per_epoch * config.epochs
@@ -129,7 +132,14 @@ def fit(
     main = accelerator.is_main_process
     log = Log(run) if main else None
     saved = time.monotonic()
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True), disable=not main)
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not main,
+    )
     with bar:
         task = bar.add_task("training", total=steps, completed=progress["step"])
         while progress["step"] < steps and progress["since_best"] < config.patience:
@@ -153,12 +163,16 @@ def fit(
                     metrics = validate()
                 value = share(accelerator, metrics.get(metric, 0.0))
                 better = value > progress["best"]
-                progress["best"], progress["since_best"] = (value, 0) if better else (progress["best"], progress["since_best"] + 1)
+                progress["best"], progress["since_best"] = (
+                    (value, 0) if better else (progress["best"], progress["since_best"] + 1)
+                )
                 if log:
                     record = {"epoch": (step + 1) // per_epoch, "step": step + 1} | metrics
                     log.write(record)
                     shown = "  ".join(f"{k} {v:.3f}" for k, v in metrics.items())
-                    bar.console.print(f"epoch {record['epoch']}: loss {loss:.3f}  {shown}{'  (best)' if better else ''}")
+                    bar.console.print(
+                        f"epoch {record['epoch']}: loss {loss:.3f}  {shown}{'  (best)' if better else ''}"
+                    )
                     if better:
                         best_record = record
                         save_best(record)
@@ -181,9 +195,14 @@ def train_step(
     """Forward and backward over the parts of one batch, clip, update. Returns the mean loss of this process."""
     total = 0.0
     for part in range(config.accumulation):
-        seed = ((config.seed * 1_000_003 + step) * config.accumulation + part) * accelerator.num_processes + accelerator.process_index
+        seed = (
+            (config.seed * 1_000_003 + step) * config.accumulation + part
+        ) * accelerator.num_processes + accelerator.process_index
         torch.manual_seed(seed)  # dropout
-        tensors = [t.to(accelerator.device) if isinstance(t, Tensor) else t for t in batch(rows[part :: config.accumulation], seed)]
+        tensors = [
+            t.to(accelerator.device) if isinstance(t, Tensor) else t
+            for t in batch(rows[part :: config.accumulation], seed)
+        ]
         last = part + 1 == config.accumulation
         with nullcontext() if last else accelerator.no_sync(wrapped), accelerator.autocast():
             loss = wrapped(*tensors) / config.accumulation
@@ -207,10 +226,12 @@ def write_atomically(path: Path, state: dict[str, Any]) -> None:
     beside = path.with_suffix(".tmp")
     try:
         torch.save(state, beside)
-        os.replace(beside, path)
+        beside.replace(path)
     except (OSError, RuntimeError) as error:
         beside.unlink(missing_ok=True)
-        raise TriptychError(f"{path}: cannot save the training state ({error}); free some space and start the same command again") from error
+        raise TriptychError(
+            f"{path}: cannot save the training state ({error}); free some space and start the same command again"
+        ) from error
 
 
 class Log:

@@ -15,15 +15,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from triptych.checkpoint import sha256_of
 from triptych.data import Photo
 from triptych.errors import InputError
 from triptych.evaluate.captions import score_captions
 from triptych.evaluate.cider import CiderD
 from triptych.generate import Search, generate
+from triptych.pretrained import sat_search, save_sat
 from triptych.show_attend_tell import HardAttentionLoss, ShowAttendTell, caption_loss, doubly_stochastic_penalty
-from triptych.pretrained import save_sat
-from triptych.tokenizers import BOS, EOS, PAD, UNK, WordVocabulary
+from triptych.tokenizers import BOS, EOS, PAD, WordVocabulary
 from triptych.train.features import Features
 from triptych.train.loop import LoopConfig, fit
 
@@ -57,7 +56,7 @@ class SatRecipe:
     @property
     def search(self) -> Search:
         """How captions are made when they are judged."""
-        return Search(frozenset({EOS}), 30, self.beams, length_penalty=self.length_penalty, banned=frozenset({PAD, BOS, UNK}))
+        return sat_search(beams=self.beams, length_penalty=self.length_penalty)
 
 
 class CrossEntropy(nn.Module):
@@ -89,7 +88,12 @@ class SelfCritical(nn.Module):
     def forward(self, maps: Tensor, rows: Sequence[int], seed: int) -> Tensor:
         recipe, samples = self.recipe, self.recipe.captions_per_photo
         search = replace(
-            recipe.search, beams=1, n_best=samples, temperature=recipe.temperature, seed=seed, max_new_tokens=recipe.max_words
+            recipe.search,
+            beams=1,
+            n_best=samples,
+            temperature=recipe.temperature,
+            seed=seed,
+            max_new_tokens=recipe.max_words,
         )
         self.model.eval()
         texts = [h.ids + ((EOS,) if h.finished else ()) for found in generate(self.model, maps, search) for h in found]
@@ -100,7 +104,9 @@ class SelfCritical(nn.Module):
         input_ids, labels = to_batch([texts[i : i + samples] for i in range(0, len(texts), samples)])
         output = self.model(maps, input_ids.to(maps.device))
         logits = output.logits.float()
-        logprobs = -nn.functional.cross_entropy(logits.flatten(0, 2), labels.to(maps.device).flatten(), reduction="none").view(labels.shape)
+        logprobs = -nn.functional.cross_entropy(
+            logits.flatten(0, 2), labels.to(maps.device).flatten(), reduction="none"
+        ).view(labels.shape)
         return -((reward - baseline)[..., None] * logprobs).sum() / (labels != IGNORED).sum()
 
 
@@ -122,7 +128,9 @@ def encode_captions(photo: Photo, vocabulary: WordVocabulary, recipe: SatRecipe)
     return [encoded[k % len(encoded)] for k in range(recipe.captions_per_photo)]
 
 
-def captions_of(model: ShowAttendTell, features: Features, vocabulary: WordVocabulary, search: Search, photos: int, batch: int = 32) -> list[str]:
+def captions_of(
+    model: ShowAttendTell, features: Features, vocabulary: WordVocabulary, search: Search, photos: int, batch: int = 32
+) -> list[str]:
     """Generated captions of the first ``photos`` photos."""
     texts = []
     device = next(model.parameters()).device
@@ -153,7 +161,6 @@ def train(
             raise InputError(f"{photo.name} has no captions: remove it from the data or give it some")
     encoded = [encode_captions(photo, vocabulary, recipe) for photo in photos]
     references = {photo.id: photo.captions for photo in val_photos}
-    frozen = sha256_of(model.encoder.layers[: model.encoder.cut].state_dict())
 
     objective: CrossEntropy | SelfCritical
     if recipe.objective == "scst":
@@ -176,7 +183,7 @@ def train(
 
     def save_best(record: dict[str, Any]) -> None:
         card = {"recipe": asdict(recipe), "validation": record, "photos": len(photos), **(notes or {})}
-        save_sat(run / "best", model, vocabulary, recipe.search, frozen, card)
+        save_sat(run / "best", model, vocabulary, recipe.search, card)
 
     decoder = [p for p in model.decoder.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [{"params": decoder}]

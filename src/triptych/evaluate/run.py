@@ -1,0 +1,67 @@
+"""A model over a data set: generate, score, and say with which recipe. What ``triptych eval`` prints."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from triptych.data import open_dataset
+from triptych.errors import InputError
+from triptych.evaluate.captions import score_captions
+from triptych.evaluate.judgments import judgment_correlations
+from triptych.explain import write_file
+from triptych.tasks import BATCH, load
+
+JUDGMENTS = "expert-judgments.jsonl"
+
+
+def caption_metrics(
+    model: str, data: Path, split: str, limit: int | None, settings: Mapping[str, Any], output: Path | None = None
+) -> dict[str, Any]:
+    """Caption the photos of ``split`` and score them; ``output`` gets every caption with its references, as JSON lines."""
+    photos = [photo for photo in open_dataset(data, split) if photo.captions][:limit]
+    if not photos:
+        raise InputError(f"{data}: no photo of the split {split!r} has captions to compare with")
+    captioner = load(model)
+    started = time.perf_counter()
+    answers = []
+    batches = range(0, len(photos), BATCH)
+    for first in track(batches, "captions", console=Console(stderr=True), disable=not Console(stderr=True).is_terminal):
+        answers += captioner.caption([photo.read() for photo in photos[first : first + BATCH]], **settings)
+    seconds = time.perf_counter() - started
+    candidates = {photo.id: answer.text for photo, answer in zip(photos, answers, strict=True)}
+    references = {photo.id: photo.captions for photo in photos}
+    if output is not None:
+        lines = [
+            json.dumps({"id": key, "caption": text, "references": references[key]}, ensure_ascii=False)
+            for key, text in candidates.items()
+        ]
+        write_file(output, ("\n".join(lines) + "\n").encode())
+    scores = score_captions(candidates, references)
+    recipe = captioner.info()
+    return {
+        "model": model,
+        "data": data.name,
+        "split": split,
+        "photos": len(photos),
+        **{name: None if value is None else round(value, 4) for name, value in scores.items()},
+        "seconds": round(seconds, 1),
+        "search": {**recipe["search"], **settings},
+        "recipe": recipe["card"],
+    }
+
+
+def judgment_taus(data: Path) -> dict[str, Any]:
+    """Kendall's tau-c of each metric with Flickr8k's expert judgments, which lie beside its photos."""
+    path = (data if data.is_dir() else data.parent) / JUDGMENTS
+    if not path.is_file():
+        raise InputError(f"{path} is not there: the expert judgments come with Flickr8k")
+    references = {photo.id: photo.captions for photo in open_dataset(data, "test")}
+    taus = judgment_correlations(path, references)
+    return {name: None if tau is None else round(tau, 4) for name, tau in taus.items()}

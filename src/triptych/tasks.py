@@ -1,0 +1,150 @@
+"""What a person does with a model: ``load`` one, then ``caption``. Pictures in, ``Answer`` out, with evidence when asked for."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from triptych.errors import InputError
+from triptych.explain import Evidence
+from triptych.generate import Hypothesis, generate, stream
+from triptych.images import ImageSource, content_hash, load_image, pixel_values
+from triptych.pretrained import Sat, load_sat, locate
+from triptych.show_attend_tell import ShowAttendTell
+from triptych.tokenizers import BOS
+
+ENCODED_PHOTOS = 256  # how many photos' features a model remembers
+BATCH = 32  # photos decoded together
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A produced text. ``logprob`` is of the whole text with its end; ``tokens`` are its words, each with its log-probability."""
+
+    text: str
+    model: str
+    logprob: float
+    tokens: tuple[str, ...]
+    logprobs: tuple[float, ...]
+    evidence: Evidence | None = None
+    alternatives: tuple[tuple[str, float], ...] = ()
+
+
+def load(model: str | Path = "sat", device: str | torch.device | None = None) -> Captioner:
+    """A model by its name (``"sat"``) or checkpoint directory, on ``device`` (a GPU where there is one).
+
+    Raises:
+        InputError: no such model, or its files are damaged.
+        TriptychError: a pretrained part could not be fetched.
+    """
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return Captioner(load_sat(locate(model)), str(model), chosen)
+
+
+class Captioner:
+    """Show, Attend and Tell in use. A photo is encoded once for as long as it is remembered (by content)."""
+
+    def __init__(self, sat: Sat, name: str, device: torch.device) -> None:
+        self.name, self.sat, self.device = name, sat, device
+        self.model: ShowAttendTell = sat.model.to(device)
+        self.model.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._encoded: OrderedDict[str, Tensor] = OrderedDict()
+
+    @overload
+    def caption(self, images: Sequence[ImageSource], *, explain: bool = ..., **settings: Any) -> list[Answer]: ...
+    @overload
+    def caption(self, images: ImageSource, *, explain: bool = ..., **settings: Any) -> Answer: ...
+    def caption(
+        self, images: ImageSource | Sequence[ImageSource], *, explain: bool = False, **settings: Any
+    ) -> Answer | list[Answer]:
+        """Caption one photo, or a list of photos (each answered as if it were alone).
+
+        Args:
+            images: a path, URL, data URL, bytes, PIL image or array; or a list of them.
+            explain: also return where the model looked at each word (``Answer.evidence``).
+            settings: fields of ``generate.Search``: beams, max_new_tokens, length_penalty, n_best, temperature, top_k, top_p, seed.
+
+        Raises:
+            InputError: a photo cannot be read, or a setting is out of bounds.
+        """
+        if not isinstance(images, list | tuple):
+            return self.caption([images], explain=explain, **settings)[0]  # type: ignore[list-item]
+        try:
+            search = replace(self.sat.search, **settings)
+        except TypeError as error:
+            raise InputError(
+                str(error).replace("Search.__init__() got an unexpected keyword argument", "there is no setting")
+            ) from None
+        answers: list[Answer] = []
+        for first in range(0, len(images), BATCH):
+            maps = torch.cat([self.encode(image) for image in images[first : first + BATCH]])
+            found = generate(self.model, maps, search)
+            answers += [self._answer(hypotheses, maps[i : i + 1], explain) for i, hypotheses in enumerate(found)]
+        return answers
+
+    def stream(self, image: ImageSource, **settings: Any) -> Iterator[str]:
+        """The words of one photo's caption as they are written (greedy, or sampled with a ``temperature``)."""
+        search = replace(self.sat.search, **({"beams": 1} | settings))
+        for token, _ in stream(self.model, self.encode(image), search):
+            yield self.sat.vocabulary.words[token]
+
+    @torch.inference_mode()
+    def encode(self, image: ImageSource) -> Tensor:
+        """What the encoder's frozen trunk makes of a photo, ``[1, C, h, w]``."""
+        photo = load_image(image)
+        key = content_hash(photo)
+        if key not in self._encoded:
+            encoder = self.model.encoder
+            pixels = pixel_values(photo, encoder.image_size, encoder.mean, encoder.std)[None].to(self.device)
+            self._encoded[key] = encoder.trunk(pixels.contiguous(memory_format=torch.channels_last)).contiguous()
+        self._encoded.move_to_end(key)
+        while len(self._encoded) > ENCODED_PHOTOS:
+            self._encoded.popitem(last=False)
+        return self._encoded[key]
+
+    def _answer(self, hypotheses: Sequence[Hypothesis], maps: Tensor, explain: bool) -> Answer:
+        best, vocabulary = hypotheses[0], self.sat.vocabulary
+        words = tuple(vocabulary.words[i] for i in best.ids)
+        return Answer(
+            text=vocabulary.decode(best.ids),
+            model=self.name,
+            logprob=best.logprob,
+            tokens=words,
+            logprobs=best.logprobs[: len(words)],
+            evidence=self._evidence(best, words, maps) if explain and words else None,
+            alternatives=tuple((vocabulary.decode(h.ids), h.logprob) for h in hypotheses[1:]),
+        )
+
+    @torch.inference_mode()
+    def _evidence(self, hypothesis: Hypothesis, words: tuple[str, ...], maps: Tensor) -> Evidence:
+        """The attention over the grid at each word: the decoder's alpha when it reads its own caption again."""
+        ids = torch.tensor([[[BOS, *hypothesis.ids[:-1]]]], device=self.device)
+        alpha = self.model(maps, ids).alpha[0, 0].float()
+        grid = alpha.view(len(words), 1, *self.model.encoder.grid).cpu().numpy()
+        return Evidence(words, grid, hypothesis.logprobs[: len(words)])
+
+    def info(self) -> dict[str, Any]:
+        """Parts, parameters, memory, licence and figures."""
+        encoder = self.model.encoder
+        frozen = sum(p.numel() for p in encoder.layers[: encoder.cut].parameters())
+        total = sum(p.numel() for p in self.model.parameters())
+        return {
+            "model": self.name,
+            "system": "Show, Attend and Tell",
+            "encoder": encoder.name,
+            "grid": list(encoder.grid),
+            "image_size": encoder.image_size,
+            "vocabulary": len(self.sat.vocabulary),
+            "parameters_trained": total - frozen,
+            "parameters_frozen": frozen,
+            "memory_mb": round(sum(p.numel() * p.element_size() for p in self.model.parameters()) / 2**20, 1),
+            "config": self.sat.config["model"],
+            "search": self.sat.config["search"],
+            "card": self.sat.config["card"],
+        }

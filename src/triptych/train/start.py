@@ -1,0 +1,111 @@
+"""From a data set and a few choices to a training run: photos, encoder, cached features, vocabulary, model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from triptych.assets import home
+from triptych.data import Photo, open_dataset
+from triptych.errors import InputError
+from triptych.pretrained import load_sat, locate, published_encoder
+from triptych.show_attend_tell import ShowAttendTell, ShowAttendTellConfig
+from triptych.tokenizers import WordVocabulary
+from triptych.train.features import Features, cached_features
+from triptych.train.loop import LoopConfig, has_fast_bf16
+from triptych.train.sat import SatRecipe, train
+
+HELD_OUT = 10  # without a validation split, every tenth photo is held out for it
+
+
+def split_photos(data: Path) -> tuple[list[Photo], list[Photo]]:
+    """Training and validation photos with captions; test photos are never touched."""
+    photos = [photo for photo in open_dataset(data) if photo.captions]
+    train_photos = [photo for photo in photos if photo.split == "train"]
+    val_photos = [photo for photo in photos if photo.split == "val"]
+    if not val_photos:
+        val_photos = train_photos[::HELD_OUT]
+        train_photos = [photo for i, photo in enumerate(train_photos) if i % HELD_OUT]
+        print(f"{data} has no validation split: every tenth photo ({len(val_photos)}) is held out", file=sys.stderr)
+    if not train_photos or not val_photos:
+        raise InputError(
+            f"{data} has {len(train_photos)} photos to train on and {len(val_photos)} to validate: both are needed"
+        )
+    return train_photos, val_photos
+
+
+def sat_run(
+    *,
+    data: Path,
+    run: Path,
+    objective: str = "xe",
+    init: str | None = None,
+    encoder: str = "efficientnet-lite2",
+    encoder_weights: Path | None = None,
+    cut: int | None = None,
+    attention: str = "soft",
+    variant: str = "paper",
+    hidden_dim: int = 512,
+    embed_dim: int = 512,
+    attention_dim: int = 256,
+    epochs: int = 10,
+    batch_size: int = 64,
+    accumulation: int = 1,
+    learning_rate: float = 1e-3,
+    tail_rate: float = 0.05,
+    patience: int = 4,
+    validation_photos: int = 500,
+    precision: str = "auto",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """``triptych train sat``: train on ``data`` in the folder ``run``; returns the record of the best validation.
+
+    With ``init`` (a checkpoint, or ``sat``) the vocabulary, the sizes and the encoder are those of the checkpoint; only ``cut`` may move.
+    """
+    loop = LoopConfig(
+        epochs, batch_size, accumulation, learning_rate, patience=patience, precision=precision, seed=seed
+    )  # type: ignore[arg-type]
+    recipe = SatRecipe(objective, tail_rate=tail_rate, validation_photos=validation_photos, loop=loop)  # type: ignore[arg-type]
+    if objective == "scst" and init is None:
+        raise InputError("self-critical training starts from a trained model: name one with --init")
+    train_photos, val_photos = split_photos(data)
+    if init is not None:
+        loaded = load_sat(locate(init))
+        model, vocabulary = loaded.model, loaded.vocabulary
+        model.encoder.cut = cut or model.encoder.cut
+        model.unfreeze()
+    else:
+        torch.manual_seed(seed)
+        vocabulary = WordVocabulary.build(caption for photo in train_photos for caption in photo.captions)
+        vision = published_encoder(encoder, cut, encoder_weights)
+        sizes = {
+            "hidden_dim": hidden_dim,
+            "embed_dim": embed_dim,
+            "attention_dim": attention_dim,
+            "attention": attention,
+        }
+        config = sat_config(variant, len(vocabulary), vision.dim, sizes)
+        model = ShowAttendTell(config, vision)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    val_photos = val_photos[:validation_photos]
+    train_data, val_data = ((photos, features(photos, model)) for photos in (train_photos, val_photos))
+    return train(run, model, vocabulary, train_data, val_data, recipe, {"data": data.name})
+
+
+def sat_config(variant: str, words: int, dim: int, sizes: dict[str, Any]) -> ShowAttendTellConfig:
+    if variant not in ("paper", "tutorial"):
+        raise InputError(f"unknown variant {variant!r}: choose paper or tutorial")
+    if sizes["attention"] not in ("soft", "hard"):
+        raise InputError(f"unknown attention {sizes['attention']!r}: choose soft or hard")
+    make = ShowAttendTellConfig.paper if variant == "paper" else ShowAttendTellConfig.tutorial
+    return make(words, dim, **sizes)
+
+
+def features(photos: Sequence[Photo], model: ShowAttendTell) -> Features:
+    return cached_features(
+        photos, model.encoder, home() / "features", torch.bfloat16 if has_fast_bf16() else torch.float32
+    )
