@@ -25,15 +25,16 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="triptych",
     help="Show, Attend and Tell, Flamingo and BLIP-2: caption photos offline and see where the model looked.",
-    no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-evaluation = typer.Typer(help="Measure a model on a data set.", no_args_is_help=True)
-training = typer.Typer(help="Train a system on your own photos.", no_args_is_help=True)
+evaluation = typer.Typer(help="Measure a model on a data set.")
+training = typer.Typer(help="Train a system on your own photos.")
 app.add_typer(evaluation, name="eval")
 app.add_typer(training, name="train")
+
+UsageError = typer.BadParameter.__mro__[1]  # click's, which newer versions of typer carry inside
 
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Photos: paths, folders or URLs.")]
 Model = Annotated[str, typer.Option("--model", help="sat, or a checkpoint directory.")]
@@ -294,16 +295,14 @@ def train_sat(
 
 def main() -> None:
     """The entry point: runs a command and turns every failure into one line and an exit code."""
-    import click
-
     try:
-        code = app(standalone_mode=False)
-    except click.exceptions.Exit as stop:
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except typer.Exit as stop:
         code = stop.exit_code
-    except click.ClickException as error:
+    except UsageError as error:
         complain(Exception(error.format_message()))
         code = 2
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         code = 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -253,8 +253,11 @@ def write_file(path: Path, data: bytes) -> None:
         raise InputError(f"cannot write {path}: there is no folder {path.parent}; create it first")
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        beside.write_bytes(data)
-        beside.replace(path)
+        try:
+            beside.write_bytes(data)
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
     except OSError as error:
         raise TriptychError(f"cannot write {path}: {error.strerror or error}") from error
     finally:

@@ -61,6 +61,7 @@ class Search:
             ("temperature", self.temperature, 0, 100),
             ("top_k", self.top_k, 0, 1_000_000),
             ("top_p", self.top_p, 1e-6, 1),
+            ("length_penalty", self.length_penalty, -10, 10),
         ):
             if not low <= value <= high:
                 raise InputError(f"{name} is {value}: it must lie between {low} and {high}")
@@ -174,7 +175,7 @@ def beam_search(model: StepModel, inputs: Any, search: Search) -> list[list[Hypo
     logits, state = model.prefill(inputs)
     logprobs = log_softmax(logits, search)
     batch, vocabulary = logprobs.shape
-    device, beams = logprobs.device, min(search.beams, vocabulary)
+    device, beams = logprobs.device, search.beams
     ended: list[list[Hypothesis]] = [[] for _ in range(batch)]
     inputs_left = list(range(batch))
     totals = torch.zeros(
@@ -183,8 +184,8 @@ def beam_search(model: StepModel, inputs: Any, search: Search) -> list[list[Hypo
     texts: list[list[tuple[tuple[int, float], ...]]] = [[()] for _ in range(batch)]
 
     for position in range(search.max_new_tokens):
-        candidates = totals[..., None] + logprobs.view(len(totals), -1, vocabulary)
-        best, index = candidates.flatten(1).topk(beams)
+        candidates = (totals[..., None] + logprobs.view(*totals.shape, vocabulary)).flatten(1)
+        best, index = candidates.topk(min(beams, candidates.shape[1]))
         parents, ids = index // vocabulary, index % vocabulary
         first_rows = torch.arange(len(totals), device=device)[:, None] * totals.shape[1]
         token_logprobs = logprobs[(first_rows + parents).flatten(), ids.flatten()].view_as(best).tolist()
@@ -192,8 +193,8 @@ def beam_search(model: StepModel, inputs: Any, search: Search) -> list[list[Hypo
         kept, survivors = [], []
         for row, (source, scores) in enumerate(zip(inputs_left, best.tolist(), strict=True)):
             slots, alive = beams - len(ended[source]), []
-            for k in range(slots):
-                if scores[k] == -torch.inf:
+            for k, score in enumerate(scores[:slots]):
+                if score == -torch.inf:
                     break
                 token = (int(ids[row, k]), token_logprobs[row][k])
                 text = (*texts[row][int(parents[row, k])], token)

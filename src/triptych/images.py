@@ -21,7 +21,7 @@ import time
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote, unquote_to_bytes, urlsplit, urlunsplit
@@ -50,9 +50,11 @@ URL_TIMEOUT = 20.0
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000")
 """What is decoded by Pillow itself; not among them: readers that start another program, such as EPS."""
-SUFFIXES = frozenset(
-    [".avif", ".bmp", ".gif", ".heic", ".heif", ".j2k", ".jp2", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"]
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".gif", ".bmp", ".ppm", ".pgm", ".pbm", ".pnm", ".webp", ".tif", ".tiff"),
+    *(".heic", ".heif", ".avif", ".jp2", ".j2k"),
 )
+"""What `find_images` takes for a picture."""
 
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 _UPRIGHT = {  # EXIF orientation -> what turns the picture upright
@@ -85,9 +87,8 @@ def load_image(source: ImageSource) -> Image.Image:
     if isinstance(source, bytes):
         return _decode(source, "bytes")
     if not isinstance(source, str | os.PathLike):
-        raise InputError(
-            f"cannot read a picture from {type(source).__name__}: give a path, a URL, bytes, a PIL image or a numpy array"
-        )
+        kind = type(source).__name__
+        raise InputError(f"{kind}: not a picture; give a path, a URL, bytes, a PIL image or a numpy array")
     location = os.fsdecode(source)
     name = _shown(location)
     scheme = location.partition(":")[0].lower() if isinstance(source, str) else ""
@@ -114,8 +115,8 @@ def content_hash(image: Image.Image) -> str:
 def pixel_values(image: Image.Image, size: int, mean: Sequence[float], std: Sequence[float]) -> "torch.Tensor":
     """Return an RGB image as float32 [3, size, size]: stretched to the square, scaled to 0..1, then (x - mean) / std.
 
-    The aspect ratio is given up, not a part of the picture: the models are trained so. Resampling is PIL's bicubic, which
-    is antialiased. `mean` and `std` have one entry per channel, R, G, B.
+    The aspect ratio is given up, not a part of the picture: the models are trained so. Resampling is PIL's bicubic,
+    which is antialiased. `mean` and `std` have one entry per channel: red, green, blue.
     """
     import torch
 
@@ -125,9 +126,9 @@ def pixel_values(image: Image.Image, size: int, mean: Sequence[float], std: Sequ
 
 
 def find_images(sources: Iterable[str | os.PathLike[str]]) -> list[str | os.PathLike[str]]:
-    """Return `sources` with each folder replaced by the pictures in it, sorted by name, by suffix and without hidden files.
+    """Return `sources` with each folder replaced by the pictures in it, sorted by name.
 
-    Files and URLs pass through unread. Folders are not searched below their first level.
+    Pictures are told by suffix; hidden files and folders below are left out. Files and URLs pass through unread.
     Raises InputError for a folder that cannot be listed or holds no picture.
     """
     found: list[str | os.PathLike[str]] = []
@@ -144,7 +145,7 @@ def find_images(sources: Iterable[str | os.PathLike[str]]) -> list[str | os.Path
         except OSError as error:
             raise InputError(f"{_shown(source)}: cannot list this folder: {error.strerror}") from None
         if not inside:
-            raise InputError(f"{_shown(source)}: no pictures in this folder (by suffix: {' '.join(sorted(SUFFIXES))})")
+            raise InputError(f"{_shown(source)}: no pictures in this folder (known: {' '.join(SUFFIXES)})")
         found += inside
     return found
 
@@ -289,7 +290,8 @@ def _from_array(array: npt.NDArray[Any]) -> Image.Image:
 
 def _scale(values: npt.NDArray[Any], full: int) -> npt.NDArray[np.uint8]:
     """0..full -> 0..255, rounded."""
-    return np.rint(values.astype(np.float32) * np.float32(255 / full)).astype(np.uint8)
+    levels: npt.NDArray[np.float32] = np.rint(values.astype(np.float32) * np.float32(255 / full))
+    return levels.astype(np.uint8)
 
 
 def _decode(data: bytes, name: str) -> Image.Image:
@@ -305,9 +307,8 @@ def _decode(data: bytes, name: str) -> Image.Image:
         except Image.DecompressionBombError:
             raise _too_large(name) from None
         except Exception:  # on hostile bytes each format has exceptions of its own
-            raise InputError(
-                f"{name}: not a picture that can be read, or its first bytes are damaged ({', '.join(FORMATS)} and HEIC can)"
-            ) from None
+            known = ", ".join(FORMATS)
+            raise InputError(f"{name}: not a picture, or damaged at its start (known: {known}, HEIC)") from None
         _check_size(image.size, name)
         scans = data.count(b"\xff\xda") if image.format in ("JPEG", "MPO") else 0
         if scans * image.width * image.height > MAX_SCANNED_PIXELS:
@@ -322,8 +323,8 @@ def _open(data: bytes, name: str) -> Image.Image:
             from pillow_heif import HeifImageFile
         except ImportError:
             raise InputError(f"{name}: HEIC pictures need a plugin: pip install triptych[heic]") from None
-        heif: Image.Image = HeifImageFile(io.BytesIO(data))
-        return heif
+        read_header: Callable[[io.BytesIO], Image.Image] = HeifImageFile
+        return read_header(io.BytesIO(data))
     return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
@@ -334,7 +335,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
             image.load()
             _check_size(image.size, name)  # some formats tell the truth only now
             rgb = _grey_to_rgb(image, name) if image.mode[0] in "IF" else _colour_to_rgb(image)
-            turn = _UPRIGHT.get(_orientation(image))
+            turn = _turn_upright(image)
             rgb = rgb if turn is None else rgb.transpose(turn)
         except InputError:
             raise
@@ -372,12 +373,11 @@ def _grey_to_rgb(image: Image.Image, name: str) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
-def _orientation(image: Image.Image) -> int | None:
+def _turn_upright(image: Image.Image) -> Image.Transpose | None:
     try:
-        orientation: int | None = image.getexif().get(_EXIF_ORIENTATION)
+        return _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # damaged metadata do not spoil a good picture
         return None
-    return orientation
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:

@@ -75,11 +75,11 @@ class State(NamedTuple):
     def reorder(self, rows: Tensor) -> State:
         """Row ``[b, k]`` of the new state continues the old row ``rows[b, k]`` (rows are counted through all photos).
 
-        The rows of one photo stay together; photos may be dropped, and the number of rows per photo may change.
+        The rows of one photo stay together; photos may be dropped or change places, and their number of rows may change.
         """
         annotations, keys = self.annotations, self.keys
         photos = rows[:, 0] // self.h.shape[1]
-        if len(photos) < len(annotations):
+        if not torch.equal(photos, torch.arange(len(annotations), device=photos.device)):
             annotations, keys = annotations[photos], keys[photos]
         return State(annotations, keys, self.h.flatten(0, 1)[rows], self.c.flatten(0, 1)[rows])
 
@@ -259,9 +259,10 @@ class HardAttentionLoss(nn.Module):
         logprobs = output.logits.float().log_softmax(-1).gather(-1, labels.clamp_min(0)[..., None]).squeeze(-1)
         bound = (logprobs * mask).sum(-1) / words  # SAT eq. 10: L_s, one draw, per word
         advantage = bound.detach() - self.baseline
-        draws = (output.location_logprob * mask).sum(-1) / words
+        draws = (output.location_logprob * mask).sum(-1)  # the sum: ``advantage`` is per word already
         alpha = output.alpha.float()
-        entropy = (-(alpha * alpha.clamp_min(1e-12).log()).sum(-1) * mask).sum(-1) / words
+        cell_entropy = -(alpha * alpha.clamp_min(1e-12).log()).sum(-1)  # SAT section 4.1: H[s]
+        entropy = (cell_entropy * mask).sum(-1) / words
         gain = bound + self.reward_weight * advantage * draws + self.entropy_weight * entropy  # SAT eq. 12: REINFORCE
         self.baseline = 0.9 * self.baseline + 0.1 * bound.detach().mean()  # SAT section 4.1: moving baseline
         return -gain.mean()

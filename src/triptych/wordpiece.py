@@ -1,0 +1,84 @@
+"""BERT's word pieces, the Q-Former's text: lower case, ``[CLS] pieces [SEP]``, and [DEC] where text is to be generated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import WordPiece
+from torch import Tensor
+
+from triptych.errors import InputError
+
+SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+MAX_FILE = 16 << 20
+
+
+class WordPieces:
+    """``words[i]`` is the word piece of id i; [DEC] is added after the last one unless it is there."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        ids = {word: i for i, word in enumerate(words)}
+        if absent := [word for word in SPECIALS if word not in ids]:
+            raise InputError(f"the vocabulary has no {absent[0]}: it is not BERT's")
+        if len(ids) < len(words):
+            raise InputError("the vocabulary holds a word piece twice")
+        self.dec = ids.setdefault("[DEC]", len(ids))
+        self.pad, self.unk, self.cls, self.sep = (ids[word] for word in SPECIALS)
+        self.words = tuple(ids)
+        self._tokenizer = Tokenizer(WordPiece(ids, unk_token="[UNK]"))
+        self._tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+        self._tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        self._tokenizer.post_processor = processors.BertProcessing(("[SEP]", self.sep), ("[CLS]", self.cls))
+        self._tokenizer.decoder = decoders.WordPiece()
+
+    @classmethod
+    def read(cls, path: Path) -> WordPieces:
+        """A ``vocab.txt``: one word piece a line.
+
+        Raises:
+            InputError: unreadable, or not BERT's.
+        """
+        try:
+            with path.open(encoding="utf-8") as file:
+                text = file.read(MAX_FILE + 1)
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from None
+        except ValueError:
+            raise InputError(f"{path} is not a vocabulary: it is not UTF-8 text") from None
+        if len(text) > MAX_FILE:
+            raise InputError(f"{path} is too large for a vocabulary ({MAX_FILE >> 20} MB at most)")
+        return cls(text.removesuffix("\n").split("\n"))
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def encode(self, texts: Sequence[str], max_tokens: int = 512, cut: bool = False) -> tuple[Tensor, Tensor]:
+        """``[CLS] pieces [SEP]`` of each text, padded on the right: ``input_ids [B, T]`` and ``text_mask [B, T]``, True on text.
+
+        Special words inside a text are text like any other.
+
+        Args:
+            max_tokens: the longest that is taken, [CLS] and [SEP] included.
+            cut: longer texts lose their end.
+
+        Raises:
+            InputError: a text is longer, and is not to be cut.
+        """
+        rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        for text, row in zip(texts, rows, strict=True):
+            if len(row) > max_tokens:
+                if not cut:
+                    raise InputError(f"a text of {len(row)} word pieces, {max_tokens} at most: {text[:40]!r}...")
+                row[max_tokens - 1 :] = [self.sep]
+        lengths = torch.tensor([len(row) for row in rows])
+        width = max(map(len, rows), default=0)
+        input_ids = torch.tensor([row + [self.pad] * (width - len(row)) for row in rows], dtype=torch.long)
+        return input_ids.view(len(rows), width), torch.arange(width) < lengths[:, None]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids, without special words: ``"a dog ' s ball"`` is joined to ``"a dog's ball"``."""
+        specials = {self.pad, self.unk, self.cls, self.sep, self.dec}
+        return self._tokenizer.decode([i for i in ids if i not in specials])

@@ -1,0 +1,181 @@
+"""The command line: what it prints, where, and its exit codes. Runs in this process over a tiny model; one test starts a real process."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from triptych.cli import main
+from triptych.cnn import EfficientNetLite
+from triptych.pretrained import sat_search, save_sat
+from triptych.show_attend_tell import ShowAttendTell, ShowAttendTellConfig
+from triptych.tokenizers import EOS, SPECIALS, WordVocabulary
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with random weights that needs no pretrained part."""
+    torch.manual_seed(0)
+    words = WordVocabulary((*SPECIALS, "a", "dog", "'s", "ball", "runs"))
+    config = ShowAttendTellConfig(len(words), 1280, embed_dim=8, hidden_dim=8, attention_dim=8)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    model = ShowAttendTell(config, EfficientNetLite(cut=22))
+    model.decoder.output.bias.data[EOS] = -9  # so that captions are not empty
+    save_sat(folder, model, words, sat_search(beams=2, max_new_tokens=5), {"licence": "none"}, whole_encoder=True)
+    return folder
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+class Result:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["triptych", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        captured = capsys.readouterr()
+        return Result(int(stop.value.code or 0), captured.out, captured.err)
+
+    return run
+
+
+def test_caption_prints_the_text_alone(run, tiny: Path, photo: Path) -> None:
+    result = run("caption", photo, "--model", tiny)
+    assert result.code == 0
+    assert result.out.endswith(".\n")
+    assert result.out.count("\n") == 1
+
+
+def test_caption_json_has_the_fields_of_the_contract(run, tiny: Path, photo: Path) -> None:
+    result = run("caption", photo, photo, "--model", tiny, "--json", "--beams", 3)
+    records = [json.loads(line) for line in result.out.splitlines()]
+    assert len(records) == 2
+    assert set(records[0]) == {"image", "model", "caption", "logprob", "seconds"}
+    assert records[0]["caption"] == records[1]["caption"]
+    assert records[0]["logprob"] < 0
+
+
+def test_one_bad_photo_does_not_lose_the_others(run, tiny: Path, photo: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.jpg"
+    text.write_text("not a picture")
+    result = run("caption", text, photo, tmp_path / "missing.jpg", "--model", tiny, "--json")
+    assert result.code == 2
+    assert [json.loads(line)["image"] for line in result.out.splitlines()] == [str(photo)]
+    assert len(result.err.splitlines()) == 2
+    assert "text.jpg" in result.err and "missing.jpg" in result.err
+
+
+def test_a_folder_stands_for_its_photos(run, tiny: Path, photo: Path) -> None:
+    photo.with_name("another.png").write_bytes(photo.read_bytes())
+    result = run("caption", photo.parent, "--model", tiny, "--json")
+    assert [Path(json.loads(line)["image"]).name for line in result.out.splitlines()] == ["another.png", "photo.png"]
+
+
+def test_explain_draws_png_and_page(run, tiny: Path, photo: Path, tmp_path: Path) -> None:
+    assert run("explain", photo, "--model", tiny, "--out", tmp_path / "maps.png").code == 0
+    with Image.open(tmp_path / "maps.png") as figure:
+        assert figure.size[0] == 1400
+    assert run("explain", photo, "--model", tiny, "--out", tmp_path / "maps.html").code == 0
+    assert (tmp_path / "maps.html").read_text().startswith("<!doctype html>")
+    result = run("caption", photo, photo, "--model", tiny, "--explain", tmp_path / "new" / "maps")
+    assert result.code == 0
+    assert sorted(p.name for p in (tmp_path / "new" / "maps").iterdir()) == ["index.html", "photo-2.png", "photo.png"]
+
+
+def test_info_counts_parameters(run, tiny: Path) -> None:
+    record = json.loads(run("info", tiny, "--json").out)
+    encoder = EfficientNetLite(cut=22)
+    frozen = sum(p.numel() for p in encoder.layers[:22].parameters())
+    assert record["parameters_frozen"] == frozen
+    assert record["parameters_trained"] > sum(p.numel() for p in encoder.layers[22:].parameters())
+    assert record["grid"] == [14, 14]
+    assert set(record["parts"]) >= {"efficientnet-lite2"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["caption", "PHOTO", "--model", "nonesuch"], "nonesuch"),
+        (["caption", "PHOTO", "--model", "TINY", "--beams", "0"], "beams"),
+        (["caption", "PHOTO", "--model", "TINY", "--beams", "many"], "beams"),
+        (["caption", "PHOTO", "--model", "TINY", "--max-new-tokens", "0"], "max_new_tokens"),
+        (["caption", "PHOTO", "--no-such-option"], "--no-such-option"),
+        (["caption", "EMPTY", "--model", "TINY"], "empty"),
+        (["caption"], "IMAGE"),
+        (["no-such-command"], "no-such-command"),
+        (["explain", "PHOTO", "--out", "maps.gif"], "maps.gif"),
+        (["explain", "missing.jpg", "--out", "maps.png"], "missing.jpg"),
+        (["explain", "PHOTO", "--model", "TINY", "--out", "no-folder/maps.png"], "no-folder"),
+        (["info", "EMPTY"], "empty"),
+        (["eval", "caption", "--data", "nowhere"], "nowhere"),
+        (["convert", "missing.pth", "target"], "missing.pth"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(
+    run, tiny: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], named: str
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(tmp_path)
+    places = {"PHOTO": photo, "TINY": tiny, "EMPTY": empty}
+    result = run(*(places.get(a, a) for a in arguments))
+    assert result.code == 2
+    assert result.out == ""
+    assert len(result.err.splitlines()) == 1
+    assert result.err.startswith("triptych: ")
+    assert named in result.err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "photo.png"]
+
+
+def test_damaged_weights_are_refused(run, tiny: Path, photo: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in tiny.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    damaged = bytearray((copy / "model.safetensors").read_bytes())
+    damaged[-1] ^= 0xFF
+    (copy / "model.safetensors").write_bytes(damaged)
+    result = run("caption", photo, "--model", copy)
+    assert (result.code, len(result.err.splitlines())) == (2, 1)
+    assert "model.safetensors" in result.err
+
+
+def test_a_full_disk_is_one_line_and_exit_1(run, tiny: Path, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    result = run("explain", photo, "--model", tiny, "--out", photo.with_name("maps.png"))
+    assert (result.code, len(result.err.splitlines())) == (1, 1)
+    assert "No space left" in result.err
+    assert [p.name for p in photo.parent.iterdir()] == ["photo.png"]
+
+
+def test_a_closed_pipe_and_a_fresh_process(tiny: Path, photo: Path) -> None:
+    """A real process, as a shell starts it, whose reader goes away."""
+    command = [sys.executable, "-m", "triptych", "caption", str(photo), "--model", str(tiny)]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    reader, writer = os.pipe()
+    os.close(reader)
+    broken = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert broken.stderr == ""
+    assert broken.returncode != 0
