@@ -20,12 +20,14 @@ from triptych.generate import Search, generate
 from triptych.show_attend_tell import Decoder, ShowAttendTellConfig
 from triptych.tokenizers import BOS, EOS
 
+TUTORIAL = ShowAttendTellConfig.tutorial(9490)
+
 
 @dataclass(frozen=True)
 class Case:
     """What is captioned: sizes, and the bias of ``<end>`` that makes captions about a dozen words long."""
 
-    config: ShowAttendTellConfig = ShowAttendTellConfig.tutorial(9490)
+    config: ShowAttendTellConfig = TUTORIAL
     photos: int = 32
     cells: int = 196
     beams: int = 5
@@ -33,23 +35,32 @@ class Case:
     end_bias: float = -10.0
 
 
-def build(case: Case, seed: int = 0) -> tuple[Decoder, Tensor]:
-    """Random weights, spread enough that the words depend on the photo, and features ``[B, L, D]``, none negative.
+def add_clock(decoder: Decoder, end_bias: float) -> None:
+    """Make one unit of the LSTM a clock that raises the logit of ``<end>`` word by word.
 
-    One unit of the LSTM is made a clock that raises the logit of ``<end>`` word by word: as in a trained model, captions end
-    at about the same length, and none before the first words.
+    As in a trained model, random weights then write captions of about the same length, none of them empty.
     """
+    lstm, n = decoder.lstm, decoder.config.hidden_dim
+    with torch.no_grad():
+        for parameter in (lstm.weight_ih, lstm.weight_hh, lstm.bias_ih, lstm.bias_hh):
+            parameter[::n] = 0
+        lstm.bias_ih[::n] = torch.tensor([10, 10, 0.08, 10])  # the gates are open: the cell grows by 0.08 a word
+        for first in (decoder.init_h, decoder.init_c):
+            first.weight[0], first.bias[0] = 0, 0
+        if decoder.config.output == "deep":  # the clock passes through the first unit of the output layer
+            decoder.output_h.weight[0], decoder.output_h.bias[0] = 0, 0
+            decoder.output_z.weight[0], decoder.embedding.weight[:, 0] = 0, 0
+            decoder.output_h.weight[0, 0] = 1
+        decoder.output.weight[EOS, 0], decoder.output.bias[EOS] = 20, end_bias
+
+
+def build(case: Case, seed: int = 0) -> tuple[Decoder, Tensor]:
+    """Random weights, spread enough that the words depend on the photo, and features ``[B, L, D]``, none negative."""
     torch.manual_seed(seed)
     decoder = Decoder(case.config).eval().requires_grad_(False)
     decoder.embedding.weight.mul_(10)
     decoder.output.weight.mul_(5)
-    lstm, n = decoder.lstm, case.config.hidden_dim
-    for parameter in (lstm.weight_ih, lstm.weight_hh, lstm.bias_ih, lstm.bias_hh):
-        parameter[::n] = 0
-    lstm.bias_ih[::n] = torch.tensor([10.0, 10.0, 0.08, 10.0])  # gates i, f, o open: c grows by 0.08 a word
-    for first in (decoder.init_h, decoder.init_c):
-        first.weight[0], first.bias[0] = 0, 0
-    decoder.output.weight[EOS, 0], decoder.output.bias[EOS] = 20, case.end_bias
+    add_clock(decoder, case.end_bias)
     photos = torch.randn(case.photos, 1, case.config.feature_dim)
     return decoder, (photos + torch.randn(case.photos, case.cells, case.config.feature_dim)).relu()
 
@@ -73,7 +84,8 @@ def plain_search(decoder: Decoder, photo: Tensor, case: Case) -> tuple[int, ...]
     k, vocabulary = case.beams, case.config.vocab_size
     grid = photo.expand(k, -1, -1)
     words = torch.full((k,), BOS)
-    texts, totals = [()] * k, torch.zeros(k, 1)
+    texts: list[tuple[int, ...]] = [()] * k
+    totals = torch.zeros(k, 1)
     ended: list[tuple[float, tuple[int, ...]]] = []
     mean = grid.mean(1)
     h, c = decoder.init_h(mean), decoder.init_c(mean)

@@ -34,7 +34,7 @@ training = typer.Typer(help="Train a system on your own photos.")
 app.add_typer(evaluation, name="eval")
 app.add_typer(training, name="train")
 
-UsageError = typer.BadParameter.__mro__[1]  # click's, which newer versions of typer carry inside
+UsageError: type[Any] = typer.BadParameter.__mro__[1]  # click's, which newer versions of typer carry inside
 
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Photos: paths, folders or URLs.")]
 Model = Annotated[str, typer.Option("--model", help="sat, or a checkpoint directory.")]

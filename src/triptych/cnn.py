@@ -249,4 +249,8 @@ class ResNet101(ConvNet):
         )
 
 
-ENCODERS: dict[str, type[ConvNet]] = {e.name: e for e in (EfficientNetLite, VGG19, ResNet101)}
+ENCODERS: dict[str, type[EfficientNetLite] | type[VGG19] | type[ResNet101]] = {
+    "efficientnet-lite2": EfficientNetLite,
+    "vgg19": VGG19,
+    "resnet101": ResNet101,
+}

@@ -204,11 +204,12 @@ class Stored:
         return abs(math.prod(self.size)) * self.dtype.itemsize
 
 
-class ModulePickle(pickle.Unpickler):
+class ModulePickle(pickle._Unpickler):
     """Unpickles what ``torch.save`` wrote of whole modules, and runs none of their code.
 
     A module, an optimiser or anything else of the names in ``STUBBED`` becomes a namespace that holds its attributes; a tensor
-    becomes a ``Stored``; the builtin containers are themselves; every other name is refused.
+    becomes a ``Stored``; the builtin containers are themselves; every other name is refused. The unpickler is the one in Python:
+    the one in C takes gigabytes of memory for a few corrupted bytes (its memo is an array).
     """
 
     def __init__(self, file: IO[bytes], path: Path, largest: int) -> None:
@@ -264,7 +265,7 @@ def read_tutorial(path: Path) -> tuple[dict[str, dict[str, Tensor]], tuple[str, 
             if not isinstance(content, dict) or not tables.keys() <= content.keys():
                 raise InputError(f"{path} is not a checkpoint of the tutorial: it has no encoder and decoder")
             parts: dict[str, dict[str, Tensor]] = {}
-            ignored, room = [str(key) for key in content if key not in tables], file_size(file)
+            ignored, room = [key for key in content if key not in tables and isinstance(key, str)], file_size(file)
             for part, table in tables.items():
                 stored = dict(tensors_in(content[part]))
                 wanted = [key for key in rename(stored, table) if not key.endswith(".num_batches_tracked")]

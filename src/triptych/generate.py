@@ -58,7 +58,7 @@ class Search:
             ("max_new_tokens", self.max_new_tokens, 1, 4096),
             ("beams", self.beams, 1, 64),
             ("n_best", self.n_best, 1, 64 if sampling else self.beams),
-            ("temperature", self.temperature, 0, 100),
+            ("temperature", self.temperature, 1e-4 if sampling else 0, 100),
             ("top_k", self.top_k, 0, 1_000_000),
             ("top_p", self.top_p, 1e-6, 1),
             ("length_penalty", self.length_penalty, -10, 10),

@@ -170,7 +170,9 @@ def _read_file(location: str, name: str) -> bytes:
         if not stat.S_ISREG(kind):
             raise InputError(f"{name}: is a pipe or a device, not a file")
         with open(location, "rb") as file:  # noqa: PTH123
-            data = file.read(MAX_BYTES + 1)
+            return file.read(MAX_BYTES + 1)
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"{name}: no such file") from None
     except PermissionError:
@@ -179,7 +181,6 @@ def _read_file(location: str, name: str) -> bytes:
         raise InputError(f"{name}: cannot be read: {error.strerror}") from None
     except ValueError:
         raise InputError(f"{name}: is no valid path") from None
-    return data
 
 
 def _path_of_url(url: str, name: str) -> str:
@@ -410,7 +411,7 @@ def _pillow_on_guard() -> Iterator[None]:
             _guard_exit.enter_context(warnings.catch_warnings())
             warnings.filterwarnings("ignore", module=r"PIL\b")
             _guard_exit.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
-            Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses from twice this
+            Image.MAX_IMAGE_PIXELS = (MAX_PIXELS + 1) // 2  # Pillow refuses above twice this
         _guarded += 1
     try:
         yield

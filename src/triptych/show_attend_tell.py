@@ -19,6 +19,8 @@ from triptych.cnn import ConvNet
 from triptych.errors import InputError
 from triptych.tokenizers import BOS
 
+PHOTOS_IN_CACHE = 4  # whose [K, L, A] scores are made together on a CPU: more would spill out of its cache
+
 
 @dataclass(frozen=True)
 class ShowAttendTellConfig:
@@ -54,14 +56,14 @@ class Attention(nn.Module):
         self.annotation_proj = nn.Linear(config.feature_dim, config.attention_dim)
         self.hidden_proj = nn.Linear(config.hidden_dim, config.attention_dim)
         self.score = nn.Linear(config.attention_dim, 1)
-        self.activation = torch.tanh if config.score == "tanh" else F.relu
+        self.activation_ = torch.tanh_ if config.score == "tanh" else torch.relu_  # in place: its input is large
 
     def forward(self, keys: Tensor, hidden: Tensor) -> Tensor:
         """``keys [B, L, A]`` (annotations, projected once), ``hidden [B, K, n]`` -> ``alpha [B, K, L]``, rows sum to 1."""
-        e = self.score(self.activation(keys[:, None] + self.hidden_proj(hidden)[:, :, None])).squeeze(
-            -1
-        )  # SAT eq. 4: e
-        return e.softmax(-1)  # SAT eq. 5: alpha
+        photos = PHOTOS_IN_CACHE if keys.device.type == "cpu" else len(keys)
+        parts = zip(keys.split(photos), self.hidden_proj(hidden).split(photos), strict=True)
+        e = torch.cat([self.score(self.activation_(k[:, None] + q[:, :, None])) for k, q in parts])  # SAT eq. 4: e
+        return e.squeeze(-1).softmax(-1)  # SAT eq. 5: alpha
 
 
 class State(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from triptych.errors import InputError
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 MAX_FILE = 16 << 20
+JOINED = re.compile(r" (-|'(?= (?:s|t|re|ve|ll|d|m)\b)) ")  # "long - haired", "dog ' s": BERT splits at punctuation
 
 
 class WordPieces:
@@ -79,6 +81,7 @@ class WordPieces:
         return input_ids.view(len(rows), width), torch.arange(width) < lengths[:, None]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the ids, without special words: ``"a dog ' s ball"`` is joined to ``"a dog's ball"``."""
+        """The text of the ids, in lower case and without special words."""
         specials = {self.pad, self.unk, self.cls, self.sep, self.dec}
-        return self._tokenizer.decode([i for i in ids if i not in specials])
+        text = self._tokenizer.decode([i for i in ids if i not in specials])
+        return JOINED.sub(r"\1", text)

@@ -91,7 +91,7 @@ def enumerate_texts(
     return texts
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 10_000),
     length_penalty=st.sampled_from([0.0, 0.5, 1.0, 2.0, -1.0]),
@@ -129,7 +129,7 @@ def plain_beam_search(model: TinyLM, one: np.ndarray, vocabulary: int, settings_
     return [text for text, _ in ended][: settings_.n_best]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 10_000),
     beams=st.integers(2, 6),
@@ -380,6 +380,7 @@ def test_stream_gives_each_token_before_the_next_step() -> None:
         ({"n_best": 2}, "n_best is 2.*between 1 and 1"),
         ({"beams": 3, "n_best": 4}, "n_best is 4"),
         ({"temperature": -0.1}, "temperature is -0.1"),
+        ({"temperature": 1e-40}, "temperature is 1e-40"),  # would overflow to nonsense
         ({"temperature": math.nan}, "temperature is nan"),
         ({"temperature": 1.0, "n_best": 65}, "n_best is 65"),
         ({"temperature": 1.0, "beams": 2}, "choose either beams"),

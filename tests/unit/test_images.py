@@ -248,7 +248,7 @@ def test_alpha_over_white(mode: str) -> None:
 def test_palette_with_transparency(kind: str) -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([250, 10, 20, 30, 240, 50])
-    image.putdata([0, 1]) if not hasattr(image, "putpixel") else image.putpixel((1, 0), 1)
+    image.putpixel((1, 0), 1)
     assert pixels(encoded(image, kind, transparency=1)).tolist() == [[[250, 10, 20], [255, 255, 255]]]
     assert pixels(encoded(image, kind)).tolist() == [[[250, 10, 20], [30, 240, 50]]]
 
@@ -313,7 +313,7 @@ def test_1_bit(kind: str) -> None:
 def test_other_pil_modes(mode: str) -> None:
     flat = Image.new("RGB", (5, 4), (180, 180, 180))
     if mode == "LAB":
-        image = Image.new("LAB", (5, 4), (184, 0, 0))  # L* = 72
+        image = Image.new("LAB", (5, 4), (184, 128, 128))  # L* = 72
         expected = 176
     else:
         image, expected = flat.convert(mode, dither=Image.Dither.NONE), 255 if mode == "1" else 180
@@ -372,7 +372,7 @@ def header_only(kind: str, width: int, height: int) -> bytes:
 def test_huge_sizes_are_refused_from_the_header(kind: str, width: int, height: int) -> None:
     start = time.perf_counter()
     message = refusal(header_only(kind, width, height))
-    assert "too large" in message or "damaged" in message
+    assert "too large" in message
     assert time.perf_counter() - start < 1
 
 
@@ -380,13 +380,13 @@ def test_size_at_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MAX_PIXELS", 17 * 13)
     assert np.array_equal(pixels(PNG), NOISE)
     monkeypatch.setattr(images, "MAX_PIXELS", 17 * 13 - 1)
-    assert "17 x 13" in refusal(PNG) or "too large" in refusal(PNG)
+    assert "too large" in refusal(PNG)
     assert "17 x 13" in refusal(Image.fromarray(NOISE))
 
 
 def test_pillows_own_limit_and_filters_are_restored() -> None:
     limit, filters = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
-    big = header_only("PNG", 13_000, 10_000)  # Pillow would warn, and refuse from twice its limit
+    big = header_only("PNG", 14_000, 14_000)  # within our bound, though Pillow itself would refuse it
     assert "damaged" in refusal(big)
     barrier = threading.Barrier(4)
 
@@ -478,15 +478,9 @@ def test_a_name_with_control_characters_stays_on_one_line(tmp_path: Path) -> Non
     assert "\\nTraceback" in refusal(tmp_path / name)
 
 
-def test_nothing_on_stderr(capfd: pytest.CaptureFixture[str]) -> None:
+def test_pillows_log_stays_off_stderr(capfd: pytest.CaptureFixture[str]) -> None:
     many = header_only("TIFF", 4, 4).replace(struct.pack("<HHII", 277, 4, 1, 1), struct.pack("<HHII", 277, 4, 1, 9999))
     refusal(many)
-    tiff = bytearray(encoded(Image.fromarray(NOISE), "TIFF", compression="tiff_lzw"))
-    tiff[20:60] = bytes(40)
-    try:
-        load_image(bytes(tiff))
-    except InputError:
-        pass
     assert capfd.readouterr() == ("", "")
 
 

@@ -158,6 +158,20 @@ def test_captions_together_equal_captions_alone(variant: str, attention: Literal
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_a_large_batch_equals_its_photos(variant: str) -> None:
+    """Also in its gradients: scores may be made in parts."""
+    decoder = make(variant)
+    annotations, ids = torch.randn(9, L, D), torch.randint(4, V, (9, K, T))
+    weights = list(decoder.attention.parameters())
+    together = decoder(annotations, ids)
+    expected = torch.autograd.grad(together.logits.square().sum(), weights)
+    alone = [decoder(annotations[b : b + 1], ids[b : b + 1]).logits for b in range(9)]
+    torch.testing.assert_close(torch.cat(alone), together.logits, atol=1e-5, rtol=1e-5)
+    found = torch.autograd.grad(torch.cat(alone).square().sum(), weights)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("changed", range(1, T))
 def test_a_word_changes_nothing_before_it(variant: str, changed: int) -> None:
     decoder, (annotations, ids) = make(variant), data()

@@ -85,7 +85,7 @@ def _csv_rows(source: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 row["captions"] = parse_json(captions, where)
             yield reader.line_num, row
     except csv.Error as error:
-        raise InputError(f"{source}: line {reader.line_num}: broken CSV ({error})") from error
+        raise InputError(f"{source}: line {reader.reader.line_num}: broken CSV ({error})") from error
 
 
 def _jsonl_rows(source: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -52,6 +52,8 @@ def _index(shard: Path) -> tuple[dict[str, tuple[int, int]], dict[str, dict[str,
     try:
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
+                if member.size < 0:  # would lead tarfile back to where it has been
+                    raise tarfile.ReadError(f"negative size at byte {member.offset}")
                 folder, slash, base = member.name.removeprefix("./").rpartition("/")
                 stem, _, suffix = base.partition(".")
                 key, suffix = folder + slash + stem, suffix.lower()
@@ -70,8 +72,8 @@ def _index(shard: Path) -> tuple[dict[str, tuple[int, int]], dict[str, dict[str,
                     file.seek(member.offset_data)
                     texts.setdefault(key, {})[suffix] = decode(file.read(member.size), where)
             file.seek(tar.offset)
-            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile takes a broken header for the end
-                raise tarfile.ReadError(f"broken header at byte {tar.offset}")
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # tarfile stops there without a word
+                raise tarfile.ReadError(f"neither a header nor the end at byte {tar.offset}")
     except InputError:
         raise
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:

@@ -36,9 +36,9 @@ class Features:
         return torch.from_numpy(np.stack([self.maps[p, m] for p, m in zip(photos, mirrored, strict=True)])).float()
 
 
-def features_key(photos: Sequence[Photo], encoder: ConvNet) -> str:
-    """A name for the cache: it changes with the photos' bytes, the trunk's weights and the image size."""
-    digest = hashlib.sha256(f"{encoder.name} {encoder.image_size} {encoder.cut}".encode())
+def features_key(photos: Sequence[Photo], encoder: ConvNet, dtype: torch.dtype) -> str:
+    """A name for the cache: it changes with the photos' bytes, the trunk's weights, the image size and the precision."""
+    digest = hashlib.sha256(f"{encoder.name} {encoder.image_size} {encoder.cut} {dtype}".encode())
     digest.update(sha256_of(encoder.layers[: encoder.cut].state_dict()).encode())
     for photo in photos:
         digest.update(hashlib.sha256(photo.read()).digest())
@@ -57,7 +57,7 @@ def cached_features(
     Raises:
         TriptychError: the disk is full.
     """
-    folder = directory / features_key(photos, encoder)
+    folder = directory / features_key(photos, encoder, dtype)
     folder.mkdir(parents=True, exist_ok=True)
     progress, array = folder / "progress.json", folder / "maps.npy"
     device = next(encoder.parameters()).device

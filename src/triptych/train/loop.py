@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -40,7 +40,7 @@ class LoopConfig:
     warmup: float = 0.05
     clip: float = 1.0
     patience: int = 4
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: str = "auto"  # auto, fp32 or bf16
     seed: int = 0
     save_minutes: float = 3.0
 
@@ -110,8 +110,13 @@ def fit(
     )
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
     per_epoch = max(1, items // config.batch_size)
+    if min(items, config.batch_size) < config.accumulation * accelerator.num_processes:
+        raise InputError(
+            f"{items} photos in batches of {config.batch_size} are too few for {accelerator.num_processes} "
+            f"processes with {config.accumulation} parts each"
+        )
     steps = per_epoch * config.epochs
-    progress = {"step": 0, "best": -math.inf, "since_best": 0}
+    progress: dict[str, Any] = {"step": 0, "best": -math.inf, "since_best": 0}
     best_record: dict[str, Any] = {}
     state_file = run / "state.pt"
     if state_file.exists():
@@ -130,7 +135,7 @@ def fit(
     frozen = {k for k, p in objective.named_parameters() if not p.requires_grad}
     kept = set(objective.state_dict()) - frozen
     main = accelerator.is_main_process
-    log = Log(run) if main else None
+    log = Log(run, progress["step"]) if main else None
     saved = time.monotonic()
     bar = Progress(
         TextColumn("{task.description}"),
@@ -171,7 +176,8 @@ def fit(
                     log.write(record)
                     shown = "  ".join(f"{k} {v:.3f}" for k, v in metrics.items())
                     bar.console.print(
-                        f"epoch {record['epoch']}: loss {loss:.3f}  {shown}{'  (best)' if better else ''}"
+                        f"epoch {record['epoch']}: loss {loss:.3f}  {shown}{'  (best)' if better else ''}",
+                        soft_wrap=True,
                     )
                     if better:
                         best_record = record
@@ -235,13 +241,18 @@ def write_atomically(path: Path, state: dict[str, Any]) -> None:
 
 
 class Log:
-    """Every step and validation, as JSON lines and for TensorBoard."""
+    """Every step and validation, as JSON lines and for TensorBoard. A resumed run writes the steps after its last save anew."""
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.lines = run / "log.jsonl"
-        self.events = SummaryWriter(str(run))
+        if self.lines.exists():
+            kept = [
+                line for line in self.lines.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step
+            ]
+            self.lines.write_text("".join(kept))
+        self.events = SummaryWriter(str(run), purge_step=step + 1)
 
     def write(self, record: dict[str, Any]) -> None:
         with self.lines.open("a") as file:

@@ -34,7 +34,7 @@ class SatRecipe:
     """``tail_rate``: learning rate of the encoder's trained layers, as a share of the decoder's. ``hard_share``: the share of batches in
     which hard attention draws its cells; the others use the expectation (the paper: half)."""
 
-    objective: Literal["xe", "scst"] = "xe"
+    objective: str = "xe"  # xe or scst
     captions_per_photo: int = 5
     max_words: int = 22
     label_smoothing: float = 0.1
@@ -43,7 +43,6 @@ class SatRecipe:
     tail_rate: float = 0.1
     hard_share: float = 0.5
     mirror: bool = True
-    temperature: float = 1.0
     validation_photos: int = 1000
     beams: int = 5
     length_penalty: float = 0.0
@@ -52,6 +51,10 @@ class SatRecipe:
     def __post_init__(self) -> None:
         if self.objective not in ("xe", "scst"):
             raise InputError(f"unknown objective {self.objective!r}: choose xe or scst")
+        if self.objective == "scst" and self.captions_per_photo < 2:
+            raise InputError(
+                "self-critical training compares the samples of a photo: captions_per_photo must be 2 or more"
+            )
 
     @property
     def search(self) -> Search:
@@ -79,35 +82,38 @@ class CrossEntropy(nn.Module):
 
 
 class SelfCritical(nn.Module):
-    """-(r - b) log p(sample): r its CIDEr-D, b the mean reward of the photo's other samples."""
+    """-(r - b) log p(sample): r its CIDEr-D, b the mean reward of the photo's other samples. Without dropout: on-policy."""
 
     def __init__(self, model: ShowAttendTell, recipe: SatRecipe, rewards: CiderD) -> None:
         super().__init__()
+        if model.config.attention == "hard":
+            raise InputError(
+                "self-critical training is for soft attention: hard attention has its own REINFORCE gradient"
+            )
         self.model, self.recipe, self.rewards = model, recipe, rewards
 
     def forward(self, maps: Tensor, rows: Sequence[int], seed: int) -> Tensor:
-        recipe, samples = self.recipe, self.recipe.captions_per_photo
-        search = replace(
-            recipe.search,
+        samples = self.recipe.captions_per_photo
+        sampling = replace(
+            self.recipe.search,
             beams=1,
             n_best=samples,
-            temperature=recipe.temperature,
+            temperature=1.0,
             seed=seed,
-            max_new_tokens=recipe.max_words,
+            max_new_tokens=self.recipe.max_words,
         )
         self.model.eval()
-        texts = [h.ids + ((EOS,) if h.finished else ()) for found in generate(self.model, maps, search) for h in found]
-        self.model.train()
+        texts = [
+            h.ids + ((EOS,) if h.finished else ()) for found in generate(self.model, maps, sampling) for h in found
+        ]
         scores = self.rewards.score_items(texts, [row for row in rows for _ in range(samples)])
         reward = torch.from_numpy(scores).to(maps.device, torch.float32).view(-1, samples)
         baseline = (reward.sum(1, keepdim=True) - reward) / (samples - 1)
         input_ids, labels = to_batch([texts[i : i + samples] for i in range(0, len(texts), samples)])
-        output = self.model(maps, input_ids.to(maps.device))
-        logits = output.logits.float()
-        logprobs = -nn.functional.cross_entropy(
-            logits.flatten(0, 2), labels.to(maps.device).flatten(), reduction="none"
-        ).view(labels.shape)
-        return -((reward - baseline)[..., None] * logprobs).sum() / (labels != IGNORED).sum()
+        logits = self.model(maps, input_ids.to(maps.device)).logits.float()
+        logits[..., sorted(sampling.banned)] = -torch.inf
+        losses = nn.functional.cross_entropy(logits.flatten(0, 2), labels.to(maps.device).flatten(), reduction="none")
+        return ((reward - baseline)[..., None] * losses.view(labels.shape)).sum() / (labels != IGNORED).sum()
 
 
 def to_batch(captions: Sequence[Sequence[Sequence[int]]]) -> tuple[Tensor, Tensor]:
@@ -124,7 +130,7 @@ def to_batch(captions: Sequence[Sequence[Sequence[int]]]) -> tuple[Tensor, Tenso
 
 def encode_captions(photo: Photo, vocabulary: WordVocabulary, recipe: SatRecipe) -> list[list[int]]:
     """Exactly ``captions_per_photo`` captions as ids with the end token, cut at ``max_words``; repeated where there are fewer."""
-    encoded = [(vocabulary.encode(caption) + [EOS])[: recipe.max_words] for caption in photo.captions]
+    encoded = [[*vocabulary.encode(caption), EOS][: recipe.max_words] for caption in photo.captions]
     return [encoded[k % len(encoded)] for k in range(recipe.captions_per_photo)]
 
 
@@ -164,7 +170,7 @@ def train(
 
     objective: CrossEntropy | SelfCritical
     if recipe.objective == "scst":
-        corpus = [[vocabulary.encode(caption) + [EOS] for caption in photo.captions] for photo in photos]
+        corpus = [[[*vocabulary.encode(caption), EOS] for caption in photo.captions] for photo in photos]
         objective = SelfCritical(model, recipe, CiderD(corpus))
     else:
         objective = CrossEntropy(model, recipe)

@@ -68,8 +68,8 @@ def sat_run(
     """
     loop = LoopConfig(
         epochs, batch_size, accumulation, learning_rate, patience=patience, precision=precision, seed=seed
-    )  # type: ignore[arg-type]
-    recipe = SatRecipe(objective, tail_rate=tail_rate, validation_photos=validation_photos, loop=loop)  # type: ignore[arg-type]
+    )
+    recipe = SatRecipe(objective, tail_rate=tail_rate, validation_photos=validation_photos, loop=loop)
     if objective == "scst" and init is None:
         raise InputError("self-critical training starts from a trained model: name one with --init")
     train_photos, val_photos = split_photos(data)

@@ -1,0 +1,91 @@
+"""``python -m benchmarks sat``: measures Show, Attend and Tell and prints a table. See README.md for what each row means."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from benchmarks.process import ROOT, run_python
+
+SHIPPED = ROOT / "src" / "triptych" / "weights" / "sat"
+PHOTO = ROOT / "src" / "triptych" / "examples" / "dog.jpg"
+BEAM, CAPTION = ["-m", "benchmarks.sat_beam"], ["-m", "benchmarks.sat_caption"]
+
+
+class Row(NamedTuple):
+    name: str
+    value: float
+    unit: str
+
+
+def beam_rows(threads: int, repeats: int) -> list[Row]:
+    """32 photos, beam 5: photos per second, the ratio, and the peak memory of a process that does one of the two."""
+    times = json.loads(run_python([*BEAM, "both", "--repeats", str(repeats)], threads).stdout)
+    rates = {name: times["photos"] / times[f"{name}_seconds"] for name in ("ours", "plain")}
+    return [
+        Row("beam 5, batched (ours)", rates["ours"], "photos/s"),
+        Row("beam 5, one photo at a time (plain)", rates["plain"], "photos/s"),
+        Row("beam 5, ours / plain", rates["ours"] / rates["plain"], "times"),
+        Row("beam 5, words in a caption", times["words"], "words"),
+        *(
+            Row(f"beam 5, peak memory ({name})", run_python([*BEAM, name], threads).peak_mb, "MB")
+            for name in ("ours", "plain", "idle")
+        ),
+    ]
+
+
+def warm_rows(model: str, threads: int, repeats: int) -> list[Row]:
+    """One photo in a process that has the model loaded."""
+    run = run_python([*CAPTION, "run", model, str(PHOTO), "--repeats", str(repeats)], threads)
+    times = json.loads(run.stdout)
+    words = times.pop("words")
+    return [
+        *(Row(f"warm caption, {name}", 1000 * seconds, "ms") for name, seconds in times.items()),
+        Row("warm caption, words in a caption", words, "words"),
+        Row("warm caption, peak memory", run.peak_mb, "MB"),
+    ]
+
+
+def cold_rows(model: str, threads: int, repeats: int) -> list[Row]:
+    """Whole commands, each time in a fresh process, after one that brings the files into the disk cache."""
+    commands = {
+        "triptych caption": ["-m", "triptych", "caption", str(PHOTO), "--model", model],
+        "import triptych.tasks": ["-c", "import triptych.tasks"],
+        "import torch": ["-c", "import torch"],
+        "triptych --help": ["-m", "triptych", "--help"],
+        "python": ["-c", "pass"],
+    }
+    rows = []
+    for name, arguments in commands.items():
+        runs = [run_python(arguments, threads) for _ in range(repeats + 1)][1:]
+        rows.append(Row(f"cold, {name}", 1000 * median(run.seconds for run in runs), "ms"))
+        rows.append(Row(f"cold, {name}, peak memory", max(run.peak_mb for run in runs), "MB"))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("system", choices=("sat",))
+    parser.add_argument("--json", action="store_true", help="one JSON object per row")
+    parser.add_argument("--threads", type=int, default=2, help="of torch (default: 2)")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="of beam search and of the commands; warm captions: 4 times that"
+    )
+    arguments = parser.parse_args()
+    threads, repeats = arguments.threads, arguments.repeats
+    with tempfile.TemporaryDirectory() as folder:
+        model = "sat"
+        if not SHIPPED.is_dir():
+            model = str(Path(folder) / "sample")
+            run_python([*CAPTION, "sample", model], threads)
+        rows = beam_rows(threads, repeats) + warm_rows(model, threads, 4 * repeats) + cold_rows(model, threads, repeats)
+    for row in rows:
+        print(json.dumps(row._asdict()) if arguments.json else f"{row.name:<45}{row.value:>10.1f} {row.unit}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Who may look at whom: every attention mask of the package, drawn.
+
+A mask is boolean, True = may attend, ``[T, S]`` (T rows look, S columns are looked at) or ``[B, T, S]``; axes of 1 broadcast.
+In the drawings a row is one that looks, ``#`` is what it sees and ``.`` what is hidden from it. ``draw`` makes such a picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def draw(mask: Tensor) -> str:
+    """The picture of one mask ``[T, S]``, a line for each row."""
+    return "\n".join(" ".join("#" if seen else "." for seen in row) for row in mask.tolist())
+
+
+def both(*masks: Tensor | None) -> Tensor | None:
+    """What all of the masks allow; None allows everything. ``[T, S]`` beside ``[B, 1, S]`` gives ``[B, T, S]``."""
+    allowed: Tensor | None = None
+    for mask in masks:
+        if mask is not None:
+            allowed = mask if allowed is None else allowed & mask
+    return allowed
+
+
+def causal(length: int, past: int = 0, window: int | None = None, device: torch.device | None = None) -> Tensor:
+    """A token sees itself and what came before: ``[T, past + T]`` for ``length`` = T new tokens after ``past`` earlier ones.
+
+    ``causal(4)``:
+
+        # . . .
+        # # . .
+        # # # .
+        # # # #
+
+    A chunk of two after three, ``causal(2, past=3)``:
+
+        # # # # .
+        # # # # #
+
+    A sliding window, itself included (Mistral), ``causal(4, window=2)``:
+
+        # . . .
+        # # . .
+        . # # .
+        . . # #
+    """
+    row = torch.arange(past, past + length, device=device)[:, None]
+    column = torch.arange(past + length, device=device)
+    seen = column <= row
+    return seen if window is None else seen & (column > row - window)
+
+
+def padding(padding_mask: Tensor) -> Tensor:
+    """Padding is seen by none: ``padding_mask [B, S]`` (True = a token) -> ``[B, 1, S]``, the same row for all who look."""
+    return padding_mask.bool()[:, None]
+
+
+def right_padding(lengths: Sequence[int] | Tensor, total: int | None = None) -> Tensor:
+    """Texts of these lengths, padded at the end: ``[B, 1, S]``, S = ``total`` or the longest.
+
+    ``right_padding([1, 4, 3])``, one text a line:
+
+        # . . .
+        # # # #
+        # # # .
+    """
+    ends = torch.as_tensor(lengths)
+    return padding(torch.arange(total or int(ends.max()), device=ends.device) < ends[:, None])
+
+
+def left_padding(lengths: Sequence[int] | Tensor, total: int | None = None) -> Tensor:
+    """Texts of these lengths, padded at the front, so that all end together: ``[B, 1, S]``, S = ``total`` or the longest.
+
+    ``left_padding([1, 4, 3])``, one text a line:
+
+        . . . #
+        # # # #
+        . # # #
+    """
+    return right_padding(lengths, total).flip(-1)
+
+
+def itc(queries: int, tokens: int, device: torch.device | None = None) -> Tensor:
+    """BLIP-2's contrast, uni-modal: queries see queries, text sees text (Li et al. 2023, figure 2).
+
+    Q queries, then T tokens: ``[Q + T, Q + T]``. ``itc(2, 3)``:
+
+        # # . . .
+        # # . . .
+        . . # # #
+        . . # # #
+        . . # # #
+    """
+    is_text = torch.arange(queries + tokens, device=device) >= queries
+    return is_text[:, None] == is_text
+
+
+def itm(queries: int, tokens: int, device: torch.device | None = None) -> Tensor:
+    """BLIP-2's matching, bi-directional: all see all (Li et al. 2023, figure 2).
+
+    Q queries, then T tokens: ``[Q + T, Q + T]``. ``itm(2, 3)``:
+
+        # # # # #
+        # # # # #
+        # # # # #
+        # # # # #
+        # # # # #
+    """
+    return torch.ones(queries + tokens, queries + tokens, dtype=torch.bool, device=device)
+
+
+def itg(queries: int, tokens: int, device: torch.device | None = None) -> Tensor:
+    """BLIP-2's grounded generation, multimodal causal: queries see queries; text sees all queries and the earlier text
+    (Li et al. 2023, figure 2).
+
+    Q queries, then T tokens: ``[Q + T, Q + T]``. ``itg(2, 3)``:
+
+        # # . . .
+        # # . . .
+        # # # . .
+        # # # # .
+        # # # # #
+
+    The last T rows are ``causal(T, past=Q)``: text that reads the queries' cached keys and values needs no more.
+    """
+    is_query = torch.arange(queries + tokens, device=device) < queries
+    return causal(queries + tokens, device=device) | (is_query[:, None] & is_query)

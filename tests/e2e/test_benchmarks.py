@@ -1,0 +1,60 @@
+"""The benchmarks still run, at tiny sizes: figures and peers, not speed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from triptych.show_attend_tell import ShowAttendTellConfig
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _from_the_root(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+
+
+@pytest.mark.parametrize("max_words", [3, 20])  # cut off, and ended by the clock
+def test_plain_search_writes_the_same_captions(max_words):
+    from benchmarks.sat_beam import Case, compare
+
+    config = ShowAttendTellConfig.tutorial(50, 16, embed_dim=12, hidden_dim=24, attention_dim=8)
+    record = compare(Case(config, photos=4, cells=9, max_words=max_words, end_bias=-6), repeats=1)
+    assert 1 < record["words"] <= max_words
+    assert (record["words"] == max_words) == (max_words == 3)
+    assert record["ours_seconds"] > 0 and record["plain_seconds"] > 0
+
+
+def test_warm_caption_reports_every_step(tmp_path):
+    from benchmarks.sat_caption import measure, sample_checkpoint
+
+    Image.effect_noise((64, 48), 80).convert("RGB").save(tmp_path / "photo.png")
+    sample_checkpoint(tmp_path / "model", vocab_size=40, attention_dim=8)
+    record = measure(str(tmp_path / "model"), tmp_path / "photo.png", repeats=1)
+    steps = [record[name] for name in ("decode", "resize", "encode", "search")]
+    assert all(s > 0 for s in steps) and record["total"] < 5 * sum(steps)
+    assert 1 < record["words"] < 30  # the clock ends them
+
+
+DRIVER = """
+import sys
+import benchmarks.__main__
+from benchmarks.process import run_python
+small, large = (run_python(["-c", f"print(len(b'x' * {n} * 2**20))"], 1) for n in (1, 100))
+print(int(large.stdout), large.peak_mb - small.peak_mb, small.seconds, "torch" in sys.modules)
+run_python(["-c", "raise SystemExit(3)"], 1)
+"""
+
+
+def test_each_process_is_measured_by_itself():
+    """The driver itself stays small: the processes that it starts inherit its peak memory."""
+    done = subprocess.run([sys.executable, "-c", DRIVER], cwd=ROOT, capture_output=True, text=True)
+    length, difference, seconds, torch_imported = done.stdout.split()
+    assert int(length) == 100 * 2**20
+    assert 80 < float(difference) < 120
+    assert float(seconds) > 0
+    assert torch_imported == "False"
+    assert done.returncode == 1 and "failed with exit code 3" in done.stderr

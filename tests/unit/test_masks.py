@@ -1,0 +1,82 @@
+"""Every mask is what its drawing shows, and attention keeps to it: a forbidden position moves nothing, a permitted one does."""
+
+import inspect
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+from triptych import masks
+from triptych.attention import MultiHeadAttention
+
+MASKS = {
+    "causal": masks.causal(6),
+    "causal chunk": masks.causal(3, past=4),
+    "sliding window": masks.causal(7, window=3),
+    "itc": masks.itc(3, 4),
+    "itm": masks.itm(3, 4),
+    "itg": masks.itg(3, 4),
+    "right padding": masks.right_padding([2, 5]).expand(2, 5, 5),
+    "left padding": masks.left_padding([2, 5]).expand(2, 5, 5),
+    "itg, padded": masks.both(masks.itg(2, 3), masks.right_padding([3, 5])),
+}
+
+
+def drawings() -> list[tuple[str, str]]:
+    """(call, picture) of every drawing in the docstrings."""
+    found = []
+    for name, function in inspect.getmembers(masks, inspect.isfunction):
+        text = inspect.getdoc(function) or ""
+        for call, picture in re.findall(rf"``({name}\([^`]*\))``[^\n]*:\n\n((?:    [#. ]+(?:\n|$))+)", text):
+            found.append((call, inspect.cleandoc(picture)))
+    return found
+
+
+@pytest.mark.parametrize(("call", "picture"), drawings(), ids=[call for call, _ in drawings()])
+def test_the_drawing_is_the_mask(call: str, picture: str) -> None:
+    mask = eval(call, vars(masks))
+    assert masks.draw(mask if mask.ndim == 2 else mask[:, 0]) == picture
+
+
+def test_every_mask_is_drawn() -> None:
+    drawn = {call.partition("(")[0] for call, _ in drawings()}
+    assert drawn == {"causal", "right_padding", "left_padding", "itc", "itm", "itg"}
+    assert len(drawings()) == 8
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+def test_attention_keeps_to_the_mask(mask: Tensor) -> None:
+    """Change one position looked at: exactly the rows that may see it move."""
+    torch.manual_seed(0)
+    attention = MultiHeadAttention(16, 4)
+    rows, columns = mask.shape[-2:]
+    mask = mask.expand(2, rows, columns)
+    x, source = torch.randn(2, rows, 16), torch.randn(2, columns, 16)
+    before = attention(x, attention.keys_values(source), mask)
+    for column in range(columns):
+        changed = source.clone()
+        changed[:, column] += torch.randn(16)
+        moved = (attention(x, attention.keys_values(changed), mask) != before).any(-1)
+        assert torch.equal(moved, mask[:, :, column]), f"position {column}"
+
+
+def test_both() -> None:
+    causal, padding = masks.causal(3), masks.right_padding([1, 3])
+    expected = torch.tensor([[[1, 0, 0], [1, 0, 0], [1, 0, 0]], [[1, 0, 0], [1, 1, 0], [1, 1, 1]]]).bool()
+    assert torch.equal(masks.both(causal, None, padding), expected)
+    assert masks.both(None, None) is None
+    assert masks.both(None, causal) is causal
+
+
+def test_padding_takes_any_padding_mask() -> None:
+    given = torch.tensor([[1, 0, 1], [0, 1, 1]])
+    assert torch.equal(masks.padding(given), given.bool()[:, None])
+    assert masks.right_padding([1, 2], total=4).tolist() == [
+        [[True, False, False, False]],
+        [[True, True, False, False]],
+    ]
+
+
+def test_itg_is_what_cached_text_sees() -> None:
+    assert torch.equal(masks.itg(5, 4)[5:], masks.causal(4, past=5))

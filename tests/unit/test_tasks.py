@@ -1,0 +1,109 @@
+"""Using a model: batches equal single photos, evidence, what is remembered, clear refusals."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from triptych import InputError, load, tasks
+from triptych.cnn import EfficientNetLite
+from triptych.pretrained import sat_search, save_sat
+from triptych.show_attend_tell import ShowAttendTell, ShowAttendTellConfig
+from triptych.tokenizers import EOS, SPECIALS, WordVocabulary
+
+
+@pytest.fixture(scope="module")
+def captioner(tmp_path_factory: pytest.TempPathFactory) -> tasks.Captioner:
+    torch.manual_seed(1)
+    words = WordVocabulary((*SPECIALS, *"a dog 's ball runs on sand".split()))
+    config = ShowAttendTellConfig(len(words), 1280, embed_dim=16, hidden_dim=16, attention_dim=16)
+    model = ShowAttendTell(config, EfficientNetLite(cut=22))
+    for parameter in model.decoder.parameters():
+        parameter.data *= 4  # far from even, so that photos differ
+    model.decoder.output.bias.data[EOS] = -3
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_sat(folder, model, words, sat_search(beams=3, max_new_tokens=7), {}, whole_encoder=True)
+    return load(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def photos() -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).resize((64, 48)) for _ in range(4)]
+
+
+def test_a_batch_answers_as_its_items(captioner: tasks.Captioner, photos: list[Image.Image]) -> None:
+    for settings in ({}, {"beams": 1}, {"temperature": 1.0, "beams": 1, "seed": 3}):
+        together = captioner.caption(photos, **settings)
+        alone = [captioner.caption(photo, **settings) for photo in photos]
+        assert [a.text for a in together] == [a.text for a in alone]
+        assert [a.logprob for a in together] == pytest.approx([a.logprob for a in alone], abs=1e-4)
+
+
+def test_evidence_is_the_attention_of_the_words_written(captioner: tasks.Captioner, photos: list[Image.Image]) -> None:
+    answer = captioner.caption(photos[0], explain=True)
+    assert answer.evidence is not None
+    assert answer.evidence.words == answer.tokens
+    assert answer.evidence.maps.shape == (len(answer.tokens), 1, 14, 14)
+    assert answer.evidence.maps.sum((1, 2, 3)) == pytest.approx(1, abs=1e-5)
+    # The same attention, taken while decoding greedily along the same words.
+    decoder = captioner.model.decoder
+    state = decoder.start(captioner.model.encoder.tail(captioner.encode(photos[0])), 1)
+    ids = [1, *(captioner.sat.vocabulary.words.index(word) for word in answer.tokens)]
+    for t, word in enumerate(ids[:-1]):
+        step = decoder.advance(decoder.word_gates(decoder.embedding(torch.tensor([[word]]))), state)
+        state = state._replace(h=step.h, c=step.c)
+        assert answer.evidence.maps[t, 0].ravel() == pytest.approx(step.alpha[0, 0].numpy(), abs=1e-5)
+
+
+def test_the_log_probability_is_that_of_the_words_and_the_end(
+    captioner: tasks.Captioner, photos: list[Image.Image]
+) -> None:
+    answer = captioner.caption(photos[1], beams=1, n_best=1)
+    assert len(answer.logprobs) == len(answer.tokens)
+    assert answer.logprob <= sum(answer.logprobs) + 1e-6
+
+
+def test_alternatives_are_other_texts_and_less_likely(captioner: tasks.Captioner, photos: list[Image.Image]) -> None:
+    answer = captioner.caption(photos[2], n_best=3)
+    assert len({answer.text, *(text for text, _ in answer.alternatives)}) == 3
+    assert [answer.logprob, *(p for _, p in answer.alternatives)] == sorted(
+        [answer.logprob, *(p for _, p in answer.alternatives)], reverse=True
+    )
+
+
+def test_streaming_writes_the_greedy_caption(captioner: tasks.Captioner, photos: list[Image.Image]) -> None:
+    assert tuple(captioner.stream(photos[0])) == captioner.caption(photos[0], beams=1).tokens
+
+
+def test_a_photo_is_encoded_once(
+    captioner: tasks.Captioner, photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first = captioner.encode(photos[3])
+    monkeypatch.setattr(EfficientNetLite, "trunk", None)
+    photos[3].save(tmp_path / "same.png")
+    assert captioner.encode(tmp_path / "same.png") is first  # by content, whatever it is read from
+    with pytest.raises(TypeError):
+        captioner.encode(photos[3].rotate(90))
+
+
+def test_what_is_remembered_is_bounded(
+    captioner: tasks.Captioner, photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "ENCODED_PHOTOS", 2)
+    for photo in photos:
+        captioner.encode(photo)
+    assert len(captioner._encoded) == 2
+
+
+def test_no_photos_no_answers(captioner: tasks.Captioner) -> None:
+    assert captioner.caption([]) == []
+
+
+def test_an_unknown_setting_is_named(captioner: tasks.Captioner, photos: list[Image.Image]) -> None:
+    with pytest.raises(InputError, match="beam_count"):
+        captioner.caption(photos[0], beam_count=3)
+    with pytest.raises(InputError, match="unknown model 'sta'"):
+        load("sta")
