@@ -1,6 +1,5 @@
 """Triptych: Show, Attend and Tell, Flamingo and BLIP-2 in one package."""
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -9,14 +8,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Answer", "InputError", "TriptychError", "load"]
 
-try:
-    __version__ = version("triptych")
-except PackageNotFoundError:  # run from a checkout that is not installed
-    __version__ = "0+unknown"
-
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: ``import triptych`` does not load torch."""
+    """Import on first use: ``import triptych`` loads neither torch nor the package's metadata."""
     if name in ("Answer", "load"):
         from triptych import tasks
 
@@ -25,4 +19,8 @@ def __getattr__(name: str) -> Any:
         from triptych import errors
 
         return getattr(errors, name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("triptych")
     raise AttributeError(f"module 'triptych' has no attribute {name!r}")

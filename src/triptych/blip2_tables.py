@@ -169,7 +169,8 @@ def translate(
         if not names or names[0].startswith(ignored_prefixes):
             ignored.append(key)
             continue
-        for name, piece in zip(names, tensor.chunk(len(names)) if len(names) > 1 else [tensor], strict=True):
+        pieces = tensor.tensor_split(len(names)) if tensor.ndim else [tensor] * len(names)
+        for name, piece in zip(names, pieces, strict=True):
             if name in found and not torch.equal(found[name], piece):
                 raise InputError(f"{key} differs from the other tensor that stands for {name}: they should be tied")
             found[name] = piece
@@ -179,6 +180,7 @@ def translate(
 
 
 def our_names(key: str, rows: Iterable[tuple[re.Pattern[str], str | tuple[str, ...]]]) -> list[str]:
+    """What the first row that fits makes of one of their keys; nothing where none fits."""
     for pattern, ours in rows:
         if match := pattern.fullmatch(key):
             *number, leaf = match.groups()
@@ -227,7 +229,8 @@ def load_bert(qformer: QFormer, state: Mapping[str, Tensor]) -> LoadReport:
     """Begin a Q-Former as a BERT of its size (MiniLM-L6, BERT-base); queries and cross-attention stay as they are.
 
     The queries' feed-forward layers become copies of the text's. BERT adds the embedding of its first segment to every word; the
-    Q-Former knows no segments, so that it goes into the positions. [DEC], which BERT has not, keeps its initial embedding.
+    Q-Former knows no segments, so that it goes into the positions, of which there may be fewer than BERT's. [DEC], which BERT has
+    not, keeps its initial embedding.
 
     Raises:
         InputError: the sizes differ.
@@ -236,10 +239,11 @@ def load_bert(qformer: QFormer, state: Mapping[str, Tensor]) -> LoadReport:
     segments = next((key for key in ignored if key.endswith("embeddings.token_type_embeddings.weight")), None)
     try:
         words, positions = found["word_embeddings.weight"], found["position_embeddings.weight"]
+        positions = positions[: qformer.config.max_positions]
         found["position_embeddings.weight"] = positions + state[segments][0] if segments else positions
         own = qformer.word_embeddings.weight.detach()
         found["word_embeddings.weight"] = torch.cat([words, own[len(words) :]])
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, IndexError, RuntimeError) as error:
         raise InputError(f"the weights are not those of a BERT of {qformer.config.dim} channels: {error}") from None
     found |= {
         name.replace(".text_mlp.", ".query_mlp."): tensor for name, tensor in found.items() if ".text_mlp." in name

@@ -270,6 +270,7 @@ def train_sat(
     ] = None,
     attention: Annotated[str, typer.Option(help="soft or hard.")] = "soft",
     variant: Annotated[str, typer.Option(help="paper or tutorial.")] = "paper",
+    gate: Annotated[str | None, typer.Option(help="scalar or vector.", show_default="the variant's")] = None,
     hidden_dim: Annotated[int, typer.Option(min=8)] = 512,
     embed_dim: Annotated[int, typer.Option(min=8)] = 512,
     attention_dim: Annotated[int, typer.Option(min=8)] = 256,

@@ -178,9 +178,7 @@ def beam_search(model: StepModel, inputs: Any, search: Search) -> list[list[Hypo
     device, beams = logprobs.device, search.beams
     ended: list[list[Hypothesis]] = [[] for _ in range(batch)]
     inputs_left = list(range(batch))
-    totals = torch.zeros(
-        batch, 1, device=device
-    )  # [B, K] log-probability of each live beam; minus infinity in dead ones
+    totals = torch.zeros(batch, 1, device=device)  # [B, K] log-probability of each beam; minus infinity: it is dead
     texts: list[list[tuple[tuple[int, float], ...]]] = [[()] for _ in range(batch)]
 
     for position in range(search.max_new_tokens):
@@ -207,7 +205,7 @@ def beam_search(model: StepModel, inputs: Any, search: Search) -> list[list[Hypo
                 survivors.append(alive)
         if not kept:
             break
-        # Survivors first; rows without one repeat the first and are dead.
+        # Each photo's survivors come first; where there are fewer than beams, its first one is repeated, dead.
         columns = torch.tensor([[k for k, _ in a] + [a[0][0]] * (beams - len(a)) for a in survivors], device=device)
         dead = torch.arange(beams, device=device) >= torch.tensor([[len(a)] for a in survivors], device=device)
         rows = torch.tensor(kept, device=device)

@@ -26,7 +26,7 @@ def both(*masks: Tensor | None) -> Tensor | None:
     return allowed
 
 
-def causal(length: int, past: int = 0, window: int | None = None, device: torch.device | None = None) -> Tensor:
+def causal(length: int, past: int = 0, device: torch.device | None = None) -> Tensor:
     """A token sees itself and what came before: ``[T, past + T]`` for ``length`` = T new tokens after ``past`` earlier ones.
 
     ``causal(4)``:
@@ -40,18 +40,23 @@ def causal(length: int, past: int = 0, window: int | None = None, device: torch.
 
         # # # # .
         # # # # #
-
-    A sliding window, itself included (Mistral), ``causal(4, window=2)``:
-
-        # . . .
-        # # . .
-        . # # .
-        . . # #
     """
     row = torch.arange(past, past + length, device=device)[:, None]
-    column = torch.arange(past + length, device=device)
-    seen = column <= row
-    return seen if window is None else seen & (column > row - window)
+    return torch.arange(past + length, device=device) <= row
+
+
+def window(rows: Tensor, columns: Tensor, width: int) -> Tensor:
+    """What lies less than ``width`` tokens back (Mistral's sliding window, beside ``causal``); what lies ahead, too.
+
+    ``rows [.., T]`` and ``columns [.., S]`` are places in the text, which padding does not count in: ``[.., T, S]``.
+    ``window(torch.arange(4), torch.arange(4), 2)``:
+
+        # # # #
+        # # # #
+        . # # #
+        . . # #
+    """
+    return columns[..., None, :] > rows[..., None] - width
 
 
 def padding(padding_mask: Tensor) -> Tensor:

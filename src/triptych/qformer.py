@@ -35,7 +35,7 @@ class QFormerConfig:
     cross_attn_every: int = 2
     vocab_size: int = 30523  # BERT's and [DEC]; 0 = no text side, as in the published second stage
     max_positions: int = 512
-    dropout: float = 0.1
+    dropout: float = 0.1  # of each layer's outputs; BERT also drops attention weights
     eps: float = 1e-12
 
     @classmethod
@@ -99,6 +99,13 @@ class FeedForward(nn.Module):
         return self.norm(x + self.dropout(self.down(F.gelu(self.up(x)))))
 
 
+class Maps(NamedTuple):
+    """Who looked where in one layer, the mean over heads."""
+
+    cells: Tensor | None  # [R, Q, L]: the queries at the cells of their photo; None without cross-attention
+    inner: Tensor  # [R, Q + T, S]: queries and words at one another, the Q queries first in S
+
+
 class QFormerLayer(nn.Module):
     def __init__(self, config: QFormerConfig, cross: bool) -> None:
         super().__init__()
@@ -115,13 +122,15 @@ class QFormerLayer(nn.Module):
         image: KeysValues | None,
         past: KeysValues | None,
         with_maps: bool,
-    ) -> tuple[Tensor, KeysValues, Tensor | None]:
-        """``x [R, Q + T, D]``, its first ``queries`` = Q vectors of queries -> the same, what was read, ``[R, Q, L]``."""
-        x, read = self.self_attention(x, mask, past)
-        query, text, maps = x[:, :queries], x[:, queries:], None
+    ) -> tuple[Tensor, KeysValues, Maps | None]:
+        """``x [R, Q + T, D]``, its first ``queries`` = Q vectors of queries -> the same, and what was read."""
+        attended, read = self.self_attention(x, mask, past)
+        query, text = attended[:, :queries], attended[:, queries:]
+        cells = None
         if image is not None and self.cross_attention is not None:
-            maps = self.cross_attention.maps(query, image) if with_maps else None
+            cells = self.cross_attention.maps(query, image) if with_maps else None
             query = self.cross_attention(query, image)
+        maps = Maps(cells, self.self_attention.attention.weights(x, read, mask).mean(1)) if with_maps else None
         return torch.cat([self.query_mlp(query), self.text_mlp(text)], 1), read, maps
 
 
@@ -154,9 +163,7 @@ class QFormerOutput(NamedTuple):
     queries: Tensor  # [R, Q, D]; Q = 0 without photos
     text: Tensor  # [R, T, D]; T = 0 without text
     past: Past
-    maps: tuple[
-        Tensor, ...
-    ]  # where each query looked, [R, Q, L] of every layer with cross-attention; only if asked for
+    maps: tuple[Maps, ...]  # of every layer; only if asked for
 
 
 class QFormer(nn.Module):
@@ -212,7 +219,7 @@ class QFormer(nn.Module):
         for layer, photo, before in zip(self.layers, photos, pasts, strict=True):
             x, seen, looked = layer(x, queries, mask, photo, before, with_maps)
             read.append(seen)
-            if looked is not None:
+            if looked:
                 maps.append(looked)
         return QFormerOutput(x[:, :queries], x[:, queries:], Past(tuple(read)), tuple(maps))
 
@@ -252,14 +259,13 @@ class QFormer(nn.Module):
         mask = masks.both(masks.itm(queries, tokens, input_ids.device), masks.padding(present))
         return self(image, input_ids, mask, with_maps=with_maps)
 
-    def continue_text(self, input_ids: Tensor, past: Past) -> QFormerOutput:
+    def continue_text(self, input_ids: Tensor, past: Past, with_maps: bool = False) -> QFormerOutput:
         """The next words of grounded generation, the first of them [DEC]; ``past``: of ``encode_image``, or of the words before.
 
         Padding may follow the words; nothing before it sees it.
         """
-        return self(
-            input_ids=input_ids, mask=masks.causal(input_ids.shape[1], past.length, device=input_ids.device), past=past
-        )
+        mask = masks.causal(input_ids.shape[1], past.length, device=input_ids.device)
+        return self(input_ids=input_ids, mask=mask, past=past, with_maps=with_maps)
 
 
 class QFormerHeads(nn.Module):

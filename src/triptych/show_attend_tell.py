@@ -9,7 +9,7 @@ its annotations: what depends on the photo alone is computed once.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,15 +37,15 @@ class ShowAttendTellConfig:
     dropout: float = 0.5
 
     @classmethod
-    def paper(cls, vocab_size: int, feature_dim: int = 512, **others: object) -> ShowAttendTellConfig:
+    def paper(cls, vocab_size: int, feature_dim: int = 512, **others: Any) -> ShowAttendTellConfig:
         """The paper's model: tanh scores, tanh initial states, scalar gate, deep output layer."""
-        return cls(vocab_size, feature_dim, **others)  # type: ignore[arg-type]
+        return cls(vocab_size, feature_dim, **others)
 
     @classmethod
-    def tutorial(cls, vocab_size: int, feature_dim: int = 2048, **others: object) -> ShowAttendTellConfig:
+    def tutorial(cls, vocab_size: int, feature_dim: int = 2048, **others: Any) -> ShowAttendTellConfig:
         """The tutorial's model: ReLU scores, linear initial states, vector gate, one linear output layer."""
-        variant = {"score": "relu", "initial_state": "linear", "gate": "vector", "output": "linear"}
-        return cls(vocab_size, feature_dim, **(variant | others))  # type: ignore[arg-type]
+        variant: dict[str, Any] = {"score": "relu", "initial_state": "linear", "gate": "vector", "output": "linear"}
+        return cls(vocab_size, feature_dim, **(variant | others))
 
 
 class Attention(nn.Module):
@@ -61,7 +61,7 @@ class Attention(nn.Module):
     def forward(self, keys: Tensor, hidden: Tensor) -> Tensor:
         """``keys [B, L, A]`` (annotations, projected once), ``hidden [B, K, n]`` -> ``alpha [B, K, L]``, rows sum to 1."""
         photos = PHOTOS_IN_CACHE if keys.device.type == "cpu" else len(keys)
-        parts = zip(keys.split(photos), self.hidden_proj(hidden).split(photos), strict=True)
+        parts = zip(torch.split(keys, photos), torch.split(self.hidden_proj(hidden), photos), strict=True)
         e = torch.cat([self.score(self.activation_(k[:, None] + q[:, :, None])) for k, q in parts])  # SAT eq. 4: e
         return e.squeeze(-1).softmax(-1)  # SAT eq. 5: alpha
 

@@ -7,8 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 SCRIPT = Path(__file__).with_name("tiny_training.py")
 
 

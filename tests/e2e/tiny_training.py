@@ -44,11 +44,15 @@ def main(run: Path, objective: str, attention: str, epochs: int) -> None:
     config = ShowAttendTellConfig(len(words), 6, 16, 16, 16, attention=attention, dropout=0.1)
     model = ShowAttendTell(config, TinyNet())
     rate = 0.005 if objective == "scst" else 0.02
-    loop = LoopConfig(epochs=epochs, batch_size=8, learning_rate=rate, patience=epochs, save_minutes=0, precision="fp32")
+    loop = LoopConfig(
+        epochs=epochs, batch_size=8, learning_rate=rate, patience=epochs, save_minutes=0, precision="fp32"
+    )
     recipe = SatRecipe(objective, captions_per_photo=4, label_smoothing=0, beams=2, loop=loop)
     if objective == "scst":  # from a model that has learnt a little
         warm = LoopConfig(epochs=8, batch_size=8, learning_rate=0.02, patience=99, precision="fp32")
-        train(run / "warm", model, words, train_data, val_data, SatRecipe("xe", captions_per_photo=4, beams=2, loop=warm))
+        train(
+            run / "warm", model, words, train_data, val_data, SatRecipe("xe", captions_per_photo=4, beams=2, loop=warm)
+        )
     print(train(run, model, words, train_data, val_data, recipe))
 
 

@@ -1,5 +1,7 @@
 """The Q-Former against what LAVIS's own code returned on tiny random weights: its three masks, its objectives, its generation."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,18 +12,20 @@ from torch import Tensor, nn
 from triptych import masks
 from triptych.blip2_losses import itc_similarity, itg_loss
 from triptych.blip2_tables import LAVIS, load
+from triptych.errors import InputError
 from triptych.qformer import ImageKeysValues, QFormer, QFormerConfig, QFormerHeads
 
 Golden = dict[str, Tensor]
 Q, T = 5, 8
 
 
+CONFIG = QFormerConfig(32, dim=48, layers=4, heads=4, mlp_dim=96, queries=Q, vocab_size=90, max_positions=40)
+
+
 class Stage1(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        sizes = {"dim": 48, "layers": 4, "heads": 4, "mlp_dim": 96, "queries": Q, "vocab_size": 90, "max_positions": 40}
-        config = QFormerConfig(image_dim=32, **sizes)  # type: ignore[arg-type]
-        self.qformer, self.heads = QFormer(config), QFormerHeads(config, feature_dim=24)
+        self.qformer, self.heads = QFormer(CONFIG), QFormerHeads(CONFIG, feature_dim=24)
 
     def words(self, text: Tensor) -> Tensor:
         return self.heads.lm_logits(text, self.qformer.word_embeddings.weight)
@@ -33,9 +37,14 @@ def golden() -> Golden:
 
 
 @pytest.fixture(scope="module")
-def model(golden: Golden) -> Stage1:
-    state = {key.removeprefix("state/"): value for key, value in golden.items() if key.startswith("state/")}
-    state = {f"Qformer.{key[2:]}" if key.startswith("q.") else key: value for key, value in state.items()}
+def state(golden: Golden) -> Golden:
+    """As in a LAVIS checkpoint, where the Q-Former goes by its whole name."""
+    found = {key.removeprefix("state/"): value for key, value in golden.items() if key.startswith("state/")}
+    return {f"Qformer.{key[2:]}" if key.startswith("q.") else key: value for key, value in found.items()}
+
+
+@pytest.fixture(scope="module")
+def model(state: Golden) -> Stage1:
     stage1 = Stage1().eval().requires_grad_(False)
     report = load(stage1, state, LAVIS)
     assert (set(report.mapped), report.missing, report.ignored) == (set(state), (), ())
@@ -122,3 +131,28 @@ def test_masks_are_theirs(golden: Golden) -> None:
         theirs = golden[f"out/mask.{name}"].squeeze(1) == 0
         assert ours is not None
         assert torch.equal(*torch.broadcast_tensors(ours, theirs)), name
+
+
+class Stage2(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.qformer, self.projection = QFormer(replace(CONFIG, vocab_size=0)), nn.Linear(48, 10)
+
+
+def test_second_stage(golden: Golden, state: Golden) -> None:
+    """It has dropped the text side and the heads, and has a projection to the language model."""
+    text = re.compile(r"(word|position)_embeddings|layer\.\d+\.(intermediate|output)\.|cls|_proj|itm_head|temp")
+    kept = {key: value for key, value in state.items() if not text.search(key)}
+    kept |= {"opt_proj.weight": torch.randn(10, 48), "opt_proj.bias": torch.randn(10), "opt_model.x": torch.zeros(1)}
+    model = Stage2().eval().requires_grad_(False)
+    report = load(model, kept, LAVIS)
+    assert (set(report.mapped), report.missing, report.ignored) == (kept.keys() - {"opt_model.x"}, (), ("opt_model.x",))
+    queries = model.qformer.encode_image(model.qformer.image_keys_values(golden["in/image"])).queries
+    close(queries, golden["out/itc.query.last"])
+    close(model.projection.weight, kept["opt_proj.weight"])
+
+
+def test_weights_that_should_be_tied(state: Golden) -> None:
+    untied = state | {"Qformer.cls.predictions.decoder.weight": torch.randn(90, 48)}
+    with pytest.raises(InputError, match=r"they should be tied"):
+        load(Stage1(), untied, LAVIS)

@@ -129,8 +129,9 @@ def test_qformer_and_its_maps(every: int) -> None:
     )
     output = ours.encode_image(ours.image_keys_values(features), with_maps=True)
     close(output.queries, theirs.last_hidden_state)
-    assert len(output.maps) == len(theirs.cross_attentions) == len(range(0, 4, every))
-    for mine, their in zip(output.maps, theirs.cross_attentions, strict=True):
+    cells = [maps.cells for maps in output.maps if maps.cells is not None]
+    assert len(cells) == len(theirs.cross_attentions) == len(range(0, 4, every))
+    for mine, their in zip(cells, theirs.cross_attentions, strict=True):
         close(mine, their.mean(1))
 
 
@@ -153,6 +154,7 @@ def test_conditional_generation() -> None:
 def test_instruction() -> None:
     """InstructBLIP's queries read the question beside the photo."""
     peer = randomised(transformers.InstructBlipForConditionalGeneration(peer_config("InstructBlip")))
+    peer.set_attn_implementation("eager")  # which returns its weights
     ours, state, pixels = Parts(text=True, heads=False, projection=28), peer.state_dict(), torch.randn(3, 3, 12, 12)
     report = load(ours, state, HF_BLIP2)
     assert not report.missing
@@ -162,15 +164,20 @@ def test_instruction() -> None:
         attention_mask=torch.cat([torch.ones(3, 6, dtype=torch.long), MASK], 1),
         query_embeds=peer.query_tokens.expand(3, -1, -1),
         encoder_hidden_states=peer.vision_model(pixels).last_hidden_state,
-    ).last_hidden_state
+        output_attentions=True,
+    )
     image = ours.qformer.image_keys_values(ours.vision_encoder(pixels))
-    output = ours.qformer.encode_both(image, TEXTS, MASK)
-    close(torch.cat([output.queries, output.text], 1), theirs)
+    output = ours.qformer.encode_both(image, TEXTS, MASK, with_maps=True)
+    close(torch.cat([output.queries, output.text], 1), theirs.last_hidden_state)
+    inner = [attention for attention in theirs.attentions if attention.shape[2] == 10]  # without the cross-attention's
+    for mine, their in zip(output.maps, inner, strict=True):
+        close(mine.inner, their.mean(1))
 
 
 @pytest.mark.parametrize("prefix", ["", "bert."])
 def test_text_side_begins_as_bert(prefix: str) -> None:
-    peer = randomised(transformers.BertModel(transformers.BertConfig(**(PEER_SIZES | {"vocab_size": 49}))))
+    sizes = PEER_SIZES | {"vocab_size": 49, "max_position_embeddings": 24}  # ours has [DEC] too, and reads 20
+    peer = randomised(transformers.BertModel(transformers.BertConfig(**sizes)))
     state = {prefix + key: tensor for key, tensor in peer.state_dict().items()}
     ours = QFormer(QFormerConfig(image_dim=24, **SIZES)).eval().requires_grad_(False)  # type: ignore[arg-type]
     dec, queries = ours.word_embeddings.weight[49].clone(), ours.query_tokens.clone()
@@ -188,7 +195,7 @@ def test_text_side_begins_as_bert(prefix: str) -> None:
 def test_bert_of_another_size_is_refused() -> None:
     peer = transformers.BertModel(transformers.BertConfig(**(PEER_SIZES | {"num_hidden_layers": 3})))
     ours = QFormer(QFormerConfig(image_dim=24, **SIZES))  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="BERT does not fit QFormer: missing layers.3"):
+    with pytest.raises(InputError, match="BERT does not fit QFormer: missing layers"):
         load_bert(ours, peer.state_dict())
     with pytest.raises(InputError, match="not those of a BERT of 32 channels"):
         load_bert(ours, {"weight": torch.zeros(2)})

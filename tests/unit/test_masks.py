@@ -13,7 +13,7 @@ from triptych.attention import MultiHeadAttention
 MASKS = {
     "causal": masks.causal(6),
     "causal chunk": masks.causal(3, past=4),
-    "sliding window": masks.causal(7, window=3),
+    "sliding window": masks.both(masks.causal(7), masks.window(torch.arange(7), torch.arange(7), 3)),
     "itc": masks.itc(3, 4),
     "itm": masks.itm(3, 4),
     "itg": masks.itg(3, 4),
@@ -41,7 +41,7 @@ def test_the_drawing_is_the_mask(call: str, picture: str) -> None:
 
 def test_every_mask_is_drawn() -> None:
     drawn = {call.partition("(")[0] for call, _ in drawings()}
-    assert drawn == {"causal", "right_padding", "left_padding", "itc", "itm", "itg"}
+    assert drawn == {"causal", "window", "right_padding", "left_padding", "itc", "itm", "itg"}
     assert len(drawings()) == 8
 
 
@@ -76,6 +76,13 @@ def test_padding_takes_any_padding_mask() -> None:
         [[True, False, False, False]],
         [[True, True, False, False]],
     ]
+
+
+def test_window_counts_no_padding() -> None:
+    """Two texts with padding at different places: each row sees the two tokens before it, wherever they stand."""
+    places = torch.tensor([[0, 1, 2, 3], [0, 0, 0, 1]])
+    expected = [[[1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 1, 1]], [[1, 1, 1, 1]] * 4]
+    assert torch.equal(masks.window(places, places, 2), torch.tensor(expected).bool())
 
 
 def test_itg_is_what_cached_text_sees() -> None:

@@ -36,14 +36,14 @@ class SatRecipe:
 
     objective: str = "xe"  # xe or scst
     captions_per_photo: int = 5
-    max_words: int = 22
+    max_words: int = 18
     label_smoothing: float = 0.1
     penalty: float = 1.0
     penalty_reduction: Literal["sum", "mean"] = "mean"
-    tail_rate: float = 0.1
+    tail_rate: float = 0.05
     hard_share: float = 0.5
     mirror: bool = True
-    validation_photos: int = 1000
+    validation_photos: int = 500
     beams: int = 5
     length_penalty: float = 0.0
     loop: LoopConfig = field(default_factory=LoopConfig)

@@ -49,6 +49,7 @@ def sat_run(
     cut: int | None = None,
     attention: str = "soft",
     variant: str = "paper",
+    gate: str | None = None,
     hidden_dim: int = 512,
     embed_dim: int = 512,
     attention_dim: int = 256,
@@ -64,7 +65,8 @@ def sat_run(
 ) -> dict[str, Any]:
     """``triptych train sat``: train on ``data`` in the folder ``run``; returns the record of the best validation.
 
-    With ``init`` (a checkpoint, or ``sat``) the vocabulary, the sizes and the encoder are those of the checkpoint; only ``cut`` may move.
+    With ``init`` (a checkpoint, or ``sat``) the vocabulary, the sizes and the encoder are those of the checkpoint;
+    only ``cut`` may move, down.
     """
     loop = LoopConfig(
         epochs, batch_size, accumulation, learning_rate, patience=patience, precision=precision, seed=seed
@@ -76,33 +78,37 @@ def sat_run(
     if init is not None:
         loaded = load_sat(locate(init))
         model, vocabulary = loaded.model, loaded.vocabulary
+        if cut is not None and not 0 < cut <= model.encoder.cut:
+            raise InputError(
+                f"--cut {cut}: {init} was trained after layer {model.encoder.cut}; name that one or one before it"
+            )
         model.encoder.cut = cut or model.encoder.cut
         model.unfreeze()
     else:
         torch.manual_seed(seed)
         vocabulary = WordVocabulary.build(caption for photo in train_photos for caption in photo.captions)
         vision = published_encoder(encoder, cut, encoder_weights)
-        sizes = {
-            "hidden_dim": hidden_dim,
-            "embed_dim": embed_dim,
-            "attention_dim": attention_dim,
-            "attention": attention,
-        }
-        config = sat_config(variant, len(vocabulary), vision.dim, sizes)
-        model = ShowAttendTell(config, vision)
+        choices = {"attention": attention, "gate": gate}
+        sizes = {"hidden_dim": hidden_dim, "embed_dim": embed_dim, "attention_dim": attention_dim}
+        model = ShowAttendTell(sat_config(variant, len(vocabulary), vision.dim, choices, sizes), vision)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     val_photos = val_photos[:validation_photos]
     train_data, val_data = ((photos, features(photos, model)) for photos in (train_photos, val_photos))
     return train(run, model, vocabulary, train_data, val_data, recipe, {"data": data.name})
 
 
-def sat_config(variant: str, words: int, dim: int, sizes: dict[str, Any]) -> ShowAttendTellConfig:
-    if variant not in ("paper", "tutorial"):
-        raise InputError(f"unknown variant {variant!r}: choose paper or tutorial")
-    if sizes["attention"] not in ("soft", "hard"):
-        raise InputError(f"unknown attention {sizes['attention']!r}: choose soft or hard")
+CHOICES = {"variant": ("paper", "tutorial"), "attention": ("soft", "hard"), "gate": ("scalar", "vector")}
+
+
+def sat_config(
+    variant: str, words: int, dim: int, choices: dict[str, str | None], sizes: dict[str, int]
+) -> ShowAttendTellConfig:
+    """The config of a new model: ``variant`` with the given choices (None = the variant's own) and sizes."""
+    for name, value in {"variant": variant, **choices}.items():
+        if value is not None and value not in CHOICES[name]:
+            raise InputError(f"unknown {name} {value!r}: choose {' or '.join(CHOICES[name])}")
     make = ShowAttendTellConfig.paper if variant == "paper" else ShowAttendTellConfig.tutorial
-    return make(words, dim, **sizes)
+    return make(words, dim, **{name: value for name, value in choices.items() if value is not None}, **sizes)
 
 
 def features(photos: Sequence[Photo], model: ShowAttendTell) -> Features:

@@ -1,0 +1,319 @@
+"""The decoder-only language model: one transformer with a few switches, for Llama-like models (SmolLM2, Qwen2, Mistral) and OPT.
+
+The cache of earlier tokens is passed in, so one model serves many runs at once. The loop over the blocks may be owned from
+outside, with other layers in between:
+
+    x, place = lm.begin(input_ids, cache=cache)
+    for i, block in enumerate(lm.blocks):
+        x = block(x, place, cache[i])
+    logits = lm.logits(lm.finish(x))
+
+Shapes (legend in ``attention.py``): G heads of keys and values, d width of a head, E width of the embeddings (D, but for OPT-350m).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from triptych import masks
+from triptych.attention import Cache, attend, attention_weights, merge_heads
+from triptych.cache import KVCache
+from triptych.errors import InputError
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu}
+OPT_OFFSET = 2  # OPT's table of positions begins with two rows that no token uses
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The defaults are Llama's."""
+
+    vocab_size: int
+    dim: int
+    layers: int
+    heads: int
+    ffn_dim: int
+    kv_heads: int | None = None  # None = heads
+    head_dim: int | None = None  # None = dim / heads
+    embed_dim: int | None = None  # None = dim; else a projection leads in and another out
+    max_positions: int = 2048
+    positions: Literal["rotary", "learned"] = "rotary"
+    rope_theta: float = 10000.0
+    rope_factors: tuple[float, ...] | None = None  # each rotary frequency is divided by its own (Llama 3)
+    window: int | None = None  # tokens that a token sees, itself included; None = all earlier ones
+    norm: Literal["rms", "layer"] = "rms"
+    pre_norm: bool = True  # False: the norm follows the residual sum, and there is no final one (OPT-350m)
+    eps: float = 1e-5
+    activation: Literal["silu", "relu", "gelu"] = "silu"
+    gated: bool = True
+    qkv_bias: bool = False
+    out_bias: bool = False
+    ffn_bias: bool = False
+    tied: bool = True  # the word embeddings are the output layer too
+
+    def __post_init__(self) -> None:
+        sizes = {
+            "vocab_size": (self.vocab_size, 1 << 24),
+            "dim": (self.dim, 1 << 16),
+            "layers": (self.layers, 1 << 10),
+            "heads": (self.heads, 1 << 10),
+            "ffn_dim": (self.ffn_dim, 1 << 20),
+            "kv_heads": (self.groups, self.heads),
+            "head_dim": (self.head_width, 1 << 12),
+            "embed_dim": (self.embed_width, 1 << 16),
+            "max_positions": (self.max_positions, 1 << 24),
+            "window": (self.window or 1, 1 << 24),
+        }
+        for name, (size, most) in sizes.items():
+            if not 1 <= size <= most:
+                raise InputError(f"a language model with {name} = {size} cannot be: it must lie between 1 and {most}")
+        if self.heads % self.groups or (self.head_dim is None and self.dim % self.heads):
+            raise InputError(
+                f"{self.heads} heads fit neither a width of {self.dim} nor {self.groups} heads of keys: they must divide"
+            )
+        if self.positions == "rotary" and (self.head_width % 2 or self.rope_theta <= 0):
+            raise InputError("rotary positions need heads of an even width and a theta above 0")
+        if self.rope_factors is not None and len(self.rope_factors) != self.head_width // 2:
+            raise InputError(f"{len(self.rope_factors)} rotary factors: a head of {self.head_width} needs half as many")
+
+    @property
+    def groups(self) -> int:
+        return self.kv_heads or self.heads
+
+    @property
+    def head_width(self) -> int:
+        return self.head_dim or self.dim // self.heads
+
+    @property
+    def embed_width(self) -> int:
+        return self.embed_dim or self.dim
+
+
+class Place(NamedTuple):
+    """Where the tokens of one call stand, the same for all blocks."""
+
+    mask: Tensor | None  # [T, S] or [B, T, S]; None = no more than ``causal`` says
+    causal: bool  # each token sees itself and the earlier ones of this call
+    rotation: tuple[Tensor, Tensor] | None  # cosines and signed sines, each [B or 1, 1, T, d]
+
+
+class Prompt(NamedTuple):
+    """What a text begins with, for ``Decoder.prefill``."""
+
+    inputs: Tensor  # ids [B, T] or embeddings [B, T, E]
+    padding_mask: Tensor | None = None  # [B, T], True = a token; padding stands in front. None = no padding
+    cache: KVCache | None = None  # what was read before; it is continued in place
+
+
+def left_pad(rows: Sequence[Tensor]) -> Prompt:
+    """Texts of several lengths, each ids ``[T]`` or embeddings ``[T, E]``, as one batch that ends together."""
+    longest = max(len(row) for row in rows)
+    shape = rows[0].shape[1:]
+    padded = torch.stack([torch.cat([row.new_zeros(longest - len(row), *shape), row]) for row in rows])
+    mask = masks.left_padding([len(row) for row in rows])[:, 0]
+    return Prompt(padded, mask.to(padded.device))
+
+
+def rotation(places: Tensor, config: DecoderConfig) -> tuple[Tensor, Tensor]:
+    """Rotary positions (Su et al. 2021): ``places [B, T]`` -> cosines ``[B, 1, T, d]`` and sines, the first half negated."""
+    width = config.head_width
+    frequencies = 1.0 / config.rope_theta ** (torch.arange(0, width, 2, device=places.device).float() / width)
+    if config.rope_factors is not None:
+        frequencies = frequencies / torch.tensor(config.rope_factors, device=places.device)
+    angles = (places[..., None] * frequencies)[:, None]
+    sines = angles.sin()
+    return angles.cos().repeat(1, 1, 1, 2), torch.cat([-sines, sines], -1)
+
+
+def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn each pair (i, i + d/2) of ``x [B, H, T, d]`` by its token's angle."""
+    cosines, sines = turn
+    return torch.addcmul(x * cosines, x.roll(x.shape[-1] // 2, -1), sines)
+
+
+def norm(config: DecoderConfig) -> nn.Module:
+    return nn.RMSNorm(config.dim, config.eps) if config.norm == "rms" else nn.LayerNorm(config.dim, config.eps)
+
+
+class SelfAttention(nn.Module):
+    """Queries, keys and values of all heads in one product; H / G heads of the queries share one of the keys."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.heads, self.groups, self.width = config.heads, config.groups, config.head_width
+        self.qkv = nn.Linear(config.dim, (self.heads + 2 * self.groups) * self.width, config.qkv_bias)
+        self.out = nn.Linear(self.heads * self.width, config.dim, config.out_bias)
+
+    def project(self, x: Tensor, place: Place) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``[B, H, T, d]``, keys and values ``[B, G, T, d]``; the first two turned to their places."""
+        turned = self.heads + self.groups
+        heads = self.qkv(x).view(*x.shape[:2], turned + self.groups, self.width).transpose(1, 2)
+        queries_keys = heads[:, :turned]
+        if place.rotation is not None:
+            queries_keys = rotate(queries_keys, place.rotation)
+        return queries_keys[:, : self.heads], queries_keys[:, self.heads :], heads[:, turned:]
+
+    def forward(self, x: Tensor, place: Place, cache: Cache | None = None) -> Tensor:
+        queries, keys, values = self.project(x, place)
+        if cache is not None:
+            keys, values = cache.append(keys, values)
+        return self.out(merge_heads(attend(queries, keys, values, place.mask, causal=place.causal)))
+
+    def weights(self, x: Tensor, place: Place) -> Tensor:
+        """How much each token looked at each, ``[B, H, T, T]``, in a run without a cache."""
+        queries, keys, _ = self.project(x, place)
+        mask = masks.causal(x.shape[1], device=x.device) if place.causal else place.mask
+        return attention_weights(queries, keys, mask)
+
+
+class FeedForward(nn.Module):
+    """down(act(gate x) * up x), gate and up in one product; or down(act(up x))."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.gated = config.gated
+        self.up = nn.Linear(config.dim, config.ffn_dim * (2 if config.gated else 1), config.ffn_bias)
+        self.down = nn.Linear(config.ffn_dim, config.dim, config.ffn_bias)
+        self.activation = ACTIVATIONS[config.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(x)
+        if not self.gated:
+            return self.down(self.activation(x))
+        gate, up = x.chunk(2, -1)
+        return self.down(self.activation(gate) * up)
+
+
+class Block(nn.Module):
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.pre_norm = config.pre_norm
+        self.attention_norm, self.attention = norm(config), SelfAttention(config)
+        self.ffn_norm, self.ffn = norm(config), FeedForward(config)
+
+    def forward(self, x: Tensor, place: Place, cache: Cache | None = None) -> Tensor:
+        """``x [B, T, D]`` -> ``[B, T, D]``; ``cache`` is this layer's."""
+        if self.pre_norm:
+            x = x + self.attention(self.attention_norm(x), place, cache)
+            return x + self.ffn(self.ffn_norm(x))
+        x = self.attention_norm(x + self.attention(x, place, cache))
+        return self.ffn_norm(x + self.ffn(x))
+
+    def attention_weights(self, x: Tensor, place: Place) -> Tensor:
+        """How much each token of ``x`` looks at each in this block, without a cache: ``[B, H, T, T]``."""
+        return self.attention.weights(self.attention_norm(x) if self.pre_norm else x, place)
+
+
+class Decoder(nn.Module):
+    """A language model; a ``generate.StepModel`` over ids or given embeddings."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, outer = config.dim, config.embed_width
+        self.embedding = nn.Embedding(config.vocab_size, outer)
+        if config.positions == "learned":
+            self.position_embedding = nn.Embedding(config.max_positions + OPT_OFFSET, width)
+        projected = outer != width
+        self.project_in = nn.Linear(outer, width, bias=False) if projected else nn.Identity()
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.final_norm = norm(config) if config.pre_norm else nn.Identity()
+        self.project_out = nn.Linear(width, outer, bias=False) if projected else nn.Identity()
+        self.head = None if config.tied else nn.Linear(outer, config.vocab_size, bias=False)
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """``[B, T]`` -> ``[B, T, E]``: what may be mixed with soft prompts and given to ``forward`` or ``prefill``."""
+        return self.embedding(input_ids)
+
+    def begin(
+        self, inputs: Tensor, padding_mask: Tensor | None = None, cache: KVCache | None = None
+    ) -> tuple[Tensor, Place]:
+        """What enters the first block.
+
+        Args:
+            inputs: ids ``[B, T]`` or embeddings ``[B, T, E]``.
+            padding_mask: ``[B, T]``, True = a token, of these inputs; None = all are tokens.
+            cache: what came before. Every block must be run on this call's tokens before the next call.
+
+        Returns:
+            ``x [B, T, D]`` and the place of its tokens.
+
+        Raises:
+            InputError: the text becomes longer than the model can read; it is never cut.
+        """
+        x = inputs if inputs.is_floating_point() else self.embedding(inputs)
+        new, past = x.shape[1], cache.length if cache else 0
+        if past + new > self.config.max_positions:
+            raise InputError(
+                f"the text has {past + new} tokens: the language model reads {self.config.max_positions} at most"
+            )
+        places, visible = (cache or KVCache(1)).advance(new, padding_mask)
+        if places is None:
+            places = torch.arange(past, past + new, device=x.device)[None]
+        x = self.project_in(x)
+        turn = None
+        if self.config.positions == "rotary":
+            turn = rotation(places, self.config)
+        else:
+            x = x + self.position_embedding(places + OPT_OFFSET)
+        window = self.config.window if past + new > (self.config.window or past + new) else None
+        if visible is None and window is None and (past == 0 or new == 1):
+            return x, Place(None, new > 1, turn)
+        mask = masks.causal(new, past, x.device) if new > 1 else None
+        if visible is not None:
+            mask = masks.both(mask, masks.padding(visible))
+        if window is not None:
+            seen = torch.arange(past + new, device=x.device)[None] if visible is None else visible.cumsum(1) - 1
+            mask = masks.both(mask, masks.window(places, seen, window))
+        return x, Place(mask, False, turn)
+
+    def finish(self, x: Tensor) -> Tensor:
+        """What leaves the last block, ``[B, T, D]`` -> what ``logits`` takes, ``[B, T, E]``."""
+        return self.project_out(self.final_norm(x))
+
+    def forward(self, inputs: Tensor, padding_mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """The hidden states ``[B, T, E]`` of ids or embeddings; arguments and errors as ``begin``'s."""
+        x, place = self.begin(inputs, padding_mask, cache)
+        for i, block in enumerate(self.blocks):
+            x = block(x, place, cache[i] if cache else None)
+        return self.finish(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``[.., E]`` -> ``[.., V]``."""
+        return F.linear(hidden, self.embedding.weight) if self.head is None else self.head(hidden)
+
+    def attention_maps(self, inputs: Tensor, padding_mask: Tensor | None = None) -> list[Tensor]:
+        """How much each token looked at each: ``[B, H, T, T]`` of every block. ``inputs`` is the whole text."""
+        x, place = self.begin(inputs, padding_mask)
+        maps = []
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            maps.append(block.attention_weights(x, place))
+            x = block(x, place)
+        return maps
+
+    def prefill(self, inputs: Prompt | Tensor) -> tuple[Tensor, KVCache]:
+        """Read prompts: the logits ``[B, V]`` of what follows, and the cache to go on with.
+
+        Raises:
+            InputError: the prompt is empty or too long.
+            ValueError: padding stands behind a prompt.
+        """
+        tokens, padding_mask, cache = inputs if isinstance(inputs, Prompt) else Prompt(inputs)
+        if tokens.shape[1] == 0:
+            raise InputError("the prompt is empty: the language model needs at least one token to go on from")
+        if padding_mask is not None and not padding_mask[:, -1].all():
+            raise ValueError("padding stands in front of a prompt (left_pad), so that all prompts end together")
+        if cache is None:
+            cache = KVCache(self.config.layers, capacity=tokens.shape[1] + 64)
+        return self.logits(self(tokens, padding_mask, cache)[:, -1]), cache
+
+    def step(self, ids: Tensor, state: KVCache) -> tuple[Tensor, KVCache]:
+        """One more token of each row: ``ids [B * K]`` -> the logits ``[B * K, V]`` of the next."""
+        return self.logits(self(ids[:, None], cache=state)[:, -1]), state

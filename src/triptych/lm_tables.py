@@ -1,0 +1,301 @@
+"""Language models of others read into ours: GGUF files, and directories as transformers saves them (Llama-like models, OPT).
+
+A table's row reads ``our prefix: their prefixes``; ``*`` is a layer's number, and several of theirs are stacked into one of ours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from triptych.checkpoint import LoadReport, load_tensors
+from triptych.decoder import Decoder, DecoderConfig
+from triptych.errors import InputError
+from triptych.gguf_file import GGUF, read_gguf
+from triptych.tokenizers import TextTokenizer
+
+Table = Mapping[str, tuple[str, ...]]
+
+LLAMA: Table = {
+    "embedding": ("model.embed_tokens",),
+    "blocks.*.attention_norm": ("model.layers.*.input_layernorm",),
+    "blocks.*.attention.qkv": tuple(f"model.layers.*.self_attn.{x}_proj" for x in "qkv"),
+    "blocks.*.attention.out": ("model.layers.*.self_attn.o_proj",),
+    "blocks.*.ffn_norm": ("model.layers.*.post_attention_layernorm",),
+    "blocks.*.ffn.up": ("model.layers.*.mlp.gate_proj", "model.layers.*.mlp.up_proj"),
+    "blocks.*.ffn.down": ("model.layers.*.mlp.down_proj",),
+    "final_norm": ("model.norm",),
+    "head": ("lm_head",),
+}
+
+OPT: Table = {
+    "embedding": ("model.decoder.embed_tokens",),
+    "position_embedding": ("model.decoder.embed_positions",),
+    "project_in": ("model.decoder.project_in",),
+    "blocks.*.attention_norm": ("model.decoder.layers.*.self_attn_layer_norm",),
+    "blocks.*.attention.qkv": tuple(f"model.decoder.layers.*.self_attn.{x}_proj" for x in "qkv"),
+    "blocks.*.attention.out": ("model.decoder.layers.*.self_attn.out_proj",),
+    "blocks.*.ffn_norm": ("model.decoder.layers.*.final_layer_norm",),
+    "blocks.*.ffn.up": ("model.decoder.layers.*.fc1",),
+    "blocks.*.ffn.down": ("model.decoder.layers.*.fc2",),
+    "final_norm": ("model.decoder.final_layer_norm",),
+    "project_out": ("model.decoder.project_out",),
+    "head": ("lm_head",),
+}
+
+GGUF_LLAMA: Table = {
+    "embedding": ("token_embd",),
+    "blocks.*.attention_norm": ("blk.*.attn_norm",),
+    "blocks.*.attention.qkv": ("blk.*.attn_q", "blk.*.attn_k", "blk.*.attn_v"),
+    "blocks.*.attention.out": ("blk.*.attn_output",),
+    "blocks.*.ffn_norm": ("blk.*.ffn_norm",),
+    "blocks.*.ffn.up": ("blk.*.ffn_gate", "blk.*.ffn_up"),
+    "blocks.*.ffn.down": ("blk.*.ffn_down",),
+    "final_norm": ("output_norm",),
+    "head": ("output",),
+}
+
+TABLES = {"llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "opt": OPT}
+
+
+class LanguageModel(NamedTuple):
+    decoder: Decoder  # frozen, in eval
+    tokenizer: TextTokenizer
+    report: LoadReport  # their keys: mapped, ignored
+
+
+def load_language_model(path: Path | str) -> LanguageModel:
+    """A language model from a GGUF file, or from a directory with config.json, safetensors and tokenizer files.
+
+    InputError: it cannot be read, or is of a kind that the decoder does not cover.
+    """
+    path = Path(path)
+    return from_directory(path) if path.is_dir() else from_gguf(path)
+
+
+def translate(
+    theirs: Mapping[str, Tensor], table: Table, config: DecoderConfig
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """Their state dict as ours. Keys that the table does not name, and the head of a tied model, are ignored and reported."""
+    ours, used = {}, []
+    for target, sources in table.items():
+        if target == "head" and config.tied:
+            continue
+        for layer in range(config.layers if "*" in target else 1):
+            for kind in ("weight", "bias"):
+                keys = [f"{source.replace('*', str(layer))}.{kind}" for source in sources]
+                if all(key in theirs for key in keys):
+                    stacked = [theirs[key] for key in keys]
+                    ours[f"{target.replace('*', str(layer))}.{kind}"] = (
+                        torch.cat(stacked) if stacked[1:] else stacked[0]
+                    )
+                    used += keys
+    return ours, LoadReport(tuple(used), (), tuple(theirs.keys() - set(used)))
+
+
+def build(config: DecoderConfig, tensors: Mapping[str, Tensor], source: Path | str) -> Decoder:
+    """A frozen decoder of exactly these tensors, which it takes over.
+
+    InputError: a key is missing or left over, or a shape is wrong.
+    """
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    try:
+        decoder.load_state_dict(dict(tensors), assign=True)
+    except RuntimeError as error:
+        why = " ".join(str(error).partition(":")[2].split())
+        raise InputError(f"{source} does not fit its own config: {why[:200]}") from None
+    return decoder.eval().requires_grad_(False)
+
+
+def config_from_hf(config: Mapping[str, Any]) -> DecoderConfig:
+    """The config of a transformers model (its config.json, or ``model.config.to_dict()``).
+
+    InputError: a model type or a setting that the decoder does not cover, or a missing value.
+    """
+    kind = config.get("model_type")
+    if kind not in TABLES:
+        raise InputError(f"language models of the type {kind!r} are not covered: there are {', '.join(TABLES)}")
+    try:
+        return _opt_config(config) if kind == "opt" else _llama_config(config)
+    except KeyError as error:
+        raise InputError(f"the config of the language model has no {error}") from None
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"the config of the language model makes no sense: {error}") from None
+
+
+def _llama_config(config: Mapping[str, Any]) -> DecoderConfig:
+    if config.get("hidden_act", "silu") != "silu":
+        raise InputError(f"a gated feed-forward with {config['hidden_act']!r} is not covered: only silu is")
+    heads = config["num_attention_heads"]
+    width = config.get("head_dim") or config["hidden_size"] // heads
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
+    qwen = config["model_type"] == "qwen2"
+    window = config.get("sliding_window")
+    if qwen and not config.get("use_sliding_window"):
+        window = None
+    elif qwen and window and config.get("max_window_layers", 0) > 0:
+        raise InputError("a sliding window in some layers only is not covered")
+    return DecoderConfig(
+        vocab_size=config["vocab_size"],
+        dim=config["hidden_size"],
+        layers=config["num_hidden_layers"],
+        heads=heads,
+        ffn_dim=config["intermediate_size"],
+        kv_heads=config.get("num_key_value_heads"),
+        head_dim=width,
+        max_positions=config["max_position_embeddings"],
+        rope_theta=theta,
+        rope_factors=rope_factors(rope, theta, width),
+        window=window,
+        eps=config["rms_norm_eps"],
+        qkv_bias=qwen or bool(config.get("attention_bias")),
+        out_bias=bool(config.get("attention_bias")),
+        ffn_bias=bool(config.get("mlp_bias")),
+        tied=bool(config.get("tie_word_embeddings", False)),
+    )
+
+
+def _opt_config(config: Mapping[str, Any]) -> DecoderConfig:
+    return DecoderConfig(
+        vocab_size=config["vocab_size"],
+        dim=config["hidden_size"],
+        layers=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        ffn_dim=config["ffn_dim"],
+        embed_dim=config.get("word_embed_proj_dim"),
+        max_positions=config["max_position_embeddings"],
+        positions="learned",
+        norm="layer",
+        pre_norm=config.get("do_layer_norm_before", True),
+        activation=config.get("activation_function", "relu"),
+        gated=False,
+        qkv_bias=config.get("enable_bias", True),
+        out_bias=config.get("enable_bias", True),
+        ffn_bias=config.get("enable_bias", True),
+        tied=config.get("tie_word_embeddings", True),
+    )
+
+
+def rope_factors(rope: Mapping[str, Any], theta: float, width: int) -> tuple[float, ...] | None:
+    """What each rotary frequency is divided by; None = by nothing. Llama 3's rule slows the long waves and blends into the short ones."""
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return (float(rope["factor"]),) * (width // 2)
+    if kind != "llama3":
+        raise InputError(f"rotary positions of the type {kind!r} are not covered: default, linear and llama3 are")
+    factor, low, high = (float(rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    turns = (
+        rope["original_max_position_embeddings"]
+        * theta ** -(torch.arange(0, width, 2).double() / width)
+        / (2 * torch.pi)
+    )
+    short = ((turns - low) / (high - low)).clamp(0, 1)  # 0: slowed by the whole factor, 1: left as it is
+    return tuple((1 / ((1 - short) / factor + short)).tolist())
+
+
+def from_directory(directory: Path) -> LanguageModel:
+    """config.json, one or several ``*.safetensors``, and the files of a tokenizer, as transformers saves them."""
+    config_file = directory / "config.json"
+    try:
+        settings = json.loads(config_file.read_bytes())
+        config = config_from_hf(settings)
+    except OSError as error:
+        raise InputError(f"cannot read {config_file}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{config_file}: {error}") from None
+    theirs: dict[str, Tensor] = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        theirs |= load_tensors(file)
+    if not theirs:
+        raise InputError(f"{directory} holds no safetensors file")
+    if not any(key.startswith("model.") for key in theirs):  # saved without its head
+        theirs = {f"model.{key}": tensor for key, tensor in theirs.items()}
+    ours, report = translate(theirs, TABLES[settings["model_type"]], config)
+    return LanguageModel(build(config, ours, directory), TextTokenizer.from_directory(directory), report)
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """The metadata of one architecture in a GGUF file."""
+
+    file: GGUF
+    architecture: str
+
+    def __call__(self, name: str, default: Any = None) -> Any:
+        value = self.file.metadata.get(f"{self.architecture}.{name}", default)
+        if value is None:
+            raise InputError(f"{self.file.path} does not say {self.architecture}.{name}")
+        return value
+
+
+def from_gguf(path: Path) -> LanguageModel:
+    """A Llama-like model (the architectures ``llama``, which Mistral's files have too, and ``qwen2``) of any quantisation."""
+    file = read_gguf(path)
+    architecture = file.metadata.get("general.architecture")
+    if architecture not in ("llama", "qwen2"):
+        raise InputError(f"{path} holds a model of the architecture {architecture!r}: llama and qwen2 can be read")
+    config = gguf_config(file, architecture)
+    theirs = {name: file.tensor(name) for name in file.entries if name != "rope_freqs.weight"}
+    if architecture == "llama":
+        for layer in range(config.layers):
+            for part, heads in (("q", config.heads), ("k", config.groups)):
+                for kind in ("weight", "bias"):
+                    if (name := f"blk.{layer}.attn_{part}.{kind}") in theirs:
+                        theirs[name] = half_split(theirs[name], heads, name)
+    ours, report = translate(theirs, GGUF_LLAMA, config)
+    return LanguageModel(build(config, ours, path), TextTokenizer.from_gguf(file.metadata), report)
+
+
+def gguf_config(file: GGUF, architecture: str) -> DecoderConfig:
+    field = _Fields(file, architecture)
+    heads, dim = field("attention.head_count"), field("embedding_length")
+    try:
+        width = field("attention.key_length", field("rope.dimension_count", dim // heads))
+        if width != field("attention.value_length", width) or width != field("rope.dimension_count", width):
+            raise InputError(f"{file.path}: heads of several widths, or turned in part, are not covered")
+        if field("expert_count", 0) or field("rope.scaling.type", "none") not in ("none", "linear"):
+            raise InputError(
+                f"{file.path}: experts and rotary positions that are scaled otherwise than linearly are not covered"
+            )
+        factors = None
+        if "rope_freqs.weight" in file.entries:
+            factors = tuple(file.tensor("rope_freqs.weight").tolist())
+        elif (factor := field("rope.scaling.factor", 1.0)) != 1.0:
+            factors = (float(factor),) * (width // 2)
+        return DecoderConfig(
+            vocab_size=file.entries["token_embd.weight"].shape[0],
+            dim=dim,
+            layers=field("block_count"),
+            heads=heads,
+            ffn_dim=field("feed_forward_length"),
+            kv_heads=field("attention.head_count_kv", heads),
+            head_dim=width,
+            max_positions=field("context_length"),
+            rope_theta=field("rope.freq_base", 10000.0),
+            rope_factors=factors,
+            window=file.metadata.get(f"{architecture}.attention.sliding_window"),
+            eps=field("attention.layer_norm_rms_epsilon"),
+            qkv_bias="blk.0.attn_q.bias" in file.entries,
+            tied="output.weight" not in file.entries,
+        )
+    except (TypeError, KeyError, ZeroDivisionError) as error:
+        raise InputError(f"{file.path}: its metadata makes no sense ({error})") from None
+
+
+def half_split(stored: Tensor, heads: int, name: str) -> Tensor:
+    """Rows of queries or keys ``[H * d, D]`` as rotary positions take them here: pairs (i, i + d/2) instead of (2i, 2i + 1)."""
+    if len(stored) % (2 * heads):
+        raise InputError(f"{name} has {len(stored)} rows, which are not {heads} heads of an even width")
+    return stored.view(heads, len(stored) // heads // 2, 2, -1).transpose(1, 2).reshape(stored.shape)

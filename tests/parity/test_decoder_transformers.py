@@ -1,0 +1,195 @@
+"""Our decoder against transformers' on the same random weights: logits, greedy ids, ragged batches, attention maps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from triptych.assets import part_path
+from triptych.cache import KVCache
+from triptych.decoder import Decoder, Prompt, left_pad
+from triptych.errors import InputError
+from triptych.generate import Search, generate
+from triptych.lm_tables import TABLES, build, config_from_hf, load_language_model, translate
+
+SMALL: dict[str, Any] = {"vocab_size": 97, "hidden_size": 48, "num_attention_heads": 6, "max_position_embeddings": 128}
+LLAMA = SMALL | {"num_hidden_layers": 3, "intermediate_size": 80, "num_key_value_heads": 2, "rope_theta": 5000.0}
+OPT = SMALL | {"num_hidden_layers": 3, "ffn_dim": 80, "word_embed_proj_dim": 48}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+CONFIGS = {
+    "llama, grouped, tied": transformers.LlamaConfig(**LLAMA, tie_word_embeddings=True),
+    "llama, grouped, untied": transformers.LlamaConfig(**LLAMA, tie_word_embeddings=False),
+    "llama, biases, wide heads": transformers.LlamaConfig(
+        **LLAMA | {"num_key_value_heads": 6}, head_dim=12, attention_bias=True, mlp_bias=True
+    ),
+    "llama 3": transformers.LlamaConfig(**LLAMA, rope_parameters=LLAMA3),
+    "qwen2": transformers.Qwen2Config(**LLAMA),
+    "mistral": transformers.MistralConfig(**LLAMA, sliding_window=None),
+    "mistral, window": transformers.MistralConfig(**LLAMA, sliding_window=5),
+    "opt": transformers.OPTConfig(**OPT, activation_function="relu"),
+    "opt, gelu, untied": transformers.OPTConfig(**OPT, activation_function="gelu", tie_word_embeddings=False),
+    "opt, 350m": transformers.OPTConfig(**OPT | {"word_embed_proj_dim": 32}, do_layer_norm_before=False),
+}
+
+
+def random_weights(model: torch.nn.Module) -> None:
+    """Every weight random, norms and biases too: their initial ones and zeros would hide a swapped or forgotten one."""
+    for name, parameter in model.named_parameters():
+        noise = torch.randn_like(parameter)
+        centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+        parameter.data = centre + noise * (0.3 if parameter.ndim == 1 else 1.5 * parameter.shape[-1] ** -0.5)
+
+
+@pytest.fixture(params=CONFIGS, scope="module")
+def pair(request: pytest.FixtureRequest) -> tuple[Any, Decoder]:
+    """A random transformers model and ours with its weights."""
+    torch.manual_seed(0)
+    config = CONFIGS[request.param]
+    config._attn_implementation = "eager"
+    theirs = transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    random_weights(theirs)
+    theirs.tie_weights()
+    settings = config.to_dict()
+    ours_config = config_from_hf(settings)
+    tensors, report = translate(theirs.state_dict(), TABLES[settings["model_type"]], ours_config)
+    tied = ["lm_head.weight"] if ours_config.tied else []
+    assert list(report.ignored) == tied and len(report.mapped) == len(theirs.state_dict()) - len(tied)
+    return theirs, build(ours_config, tensors, "the test")
+
+
+def greedy(model: Any, ids: Tensor, steps: int) -> list[int]:
+    """transformers' greedy ids of one text, read anew at every step."""
+    text = ids
+    for _ in range(steps):
+        text = torch.cat([text, model(text).logits[:, -1:].argmax(-1)], 1)
+    return text[0, ids.shape[1] :].tolist()
+
+
+def close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
+    assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
+
+
+def test_logits(pair: tuple[Any, Decoder]) -> None:
+    theirs, ours = pair
+    ids = torch.randint(0, 97, (3, 20), generator=torch.Generator().manual_seed(1))
+    expected = theirs(ids).logits
+    assert expected.std() > 0.3  # the weights do say something
+    close(ours.logits(ours(ids)), expected)
+    close(ours.logits(ours(ours.embed(ids))), expected)
+
+
+def test_greedy_ids(pair: tuple[Any, Decoder]) -> None:
+    theirs, ours = pair
+    ids = torch.randint(0, 97, (1, 9), generator=torch.Generator().manual_seed(2))
+    [[text]] = generate(ours, ids, Search(eos=frozenset(), max_new_tokens=64))
+    assert list(text.ids) == greedy(theirs, ids, 64)
+
+
+def test_ragged_batch(pair: tuple[Any, Decoder]) -> None:
+    """Left-padded texts, as ids and as embeddings, answer as each alone does in transformers."""
+    theirs, ours = pair
+    rows = [torch.randint(0, 97, (n,), generator=torch.Generator().manual_seed(n)) for n in (4, 11, 7)]
+    expected = torch.cat([theirs(row[None]).logits[:, -1] for row in rows])
+    next_ids = expected.argmax(-1)
+    expected_next = torch.cat(
+        [theirs(torch.cat([r, i[None]])[None]).logits[:, -1] for r, i in zip(rows, next_ids, strict=True)]
+    )
+    for prompt in (left_pad(rows), left_pad([ours.embed(row) for row in rows])):
+        logits, cache = ours.prefill(prompt)
+        close(logits, expected)
+        close(ours.step(next_ids, cache)[0], expected_next)
+
+
+def test_attention_maps(pair: tuple[Any, Decoder]) -> None:
+    theirs, ours = pair
+    ids = torch.randint(0, 97, (2, 12), generator=torch.Generator().manual_seed(3))
+    expected = theirs(ids, output_attentions=True).attentions
+    for mine, other in zip(ours.attention_maps(ids), expected, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-4)
+
+
+def test_refuses_what_it_does_not_cover() -> None:
+    for change, words in (
+        ({"model_type": "gpt_bigcode"}, "type 'gpt_bigcode'"),
+        ({"hidden_act": "gelu"}, "'gelu'"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "'yarn'"),
+        ({"num_attention_heads": 7}, "7 heads"),
+        ({"hidden_size": 1 << 40}, "dim"),
+        ({"num_hidden_layers": "3"}, "makes no sense"),
+    ):
+        with pytest.raises(InputError, match=words):
+            config_from_hf(CONFIGS["llama, grouped, tied"].to_dict() | {"head_dim": None} | change)
+    with pytest.raises(InputError, match="has no 'hidden_size'"):
+        config_from_hf({"model_type": "opt", "vocab_size": 4})
+
+
+@pytest.mark.parts
+def test_smollm2() -> None:
+    """The part's own weights, in both models: logits of some prompts, 64 greedy tokens, chunks, a ragged batch."""
+    ours, tokenizer, report = load_language_model(part_path("smollm2-135m"))
+    assert not report.ignored and len(report.mapped) == 272
+    c = ours.config
+    config = transformers.LlamaConfig(
+        vocab_size=c.vocab_size,
+        hidden_size=c.dim,
+        num_hidden_layers=c.layers,
+        num_attention_heads=c.heads,
+        num_key_value_heads=c.groups,
+        intermediate_size=c.ffn_dim,
+        max_position_embeddings=c.max_positions,
+        rope_theta=c.rope_theta,
+        rms_norm_eps=c.eps,
+        tie_word_embeddings=True,
+    )
+    with torch.device("meta"):
+        theirs = transformers.LlamaForCausalLM(config)
+    theirs.load_state_dict(as_transformers(ours), assign=True, strict=False)
+    theirs.tie_weights()
+    theirs.model.rotary_emb = type(theirs.model.rotary_emb)(config)
+    theirs.eval().requires_grad_(False)
+
+    texts = ["A dog", "The photo shows two children who", "1, 2, 3, 4,"]
+    rows = [torch.tensor(tokenizer.encode(text)) for text in texts]
+    question = [{"role": "user", "content": "Write a short poem about the sea."}]
+    rows.append(torch.tensor(tokenizer.chat(question)))
+    for row in rows:
+        close(ours.logits(ours(row[None])), theirs(row[None]).logits)
+    close(ours.prefill(left_pad(rows))[0], torch.cat([theirs(row[None]).logits[:, -1] for row in rows]), 1e-4)
+
+    [[text]] = generate(ours, rows[-1][None], Search(eos=frozenset(), max_new_tokens=64))
+    expected = theirs.generate(rows[-1][None], max_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=2)
+    assert list(text.ids) == expected[0, len(rows[-1]) :].tolist()
+
+    cache = KVCache(c.layers)
+    for part in rows[-1].split([1, 5, 2, len(rows[-1]) - 8]):
+        logits, cache = ours.prefill(Prompt(part[None], cache=cache))
+    close(logits, theirs(rows[-1][None]).logits[:, -1])
+
+
+def as_transformers(ours: Decoder) -> dict[str, Tensor]:
+    """Our Llama-like tensors by transformers' names, the fused ones cut apart."""
+    c, theirs, found = ours.config, ours.state_dict(), {}
+    for target, sources in TABLES["llama"].items():
+        for layer in range(c.layers if "*" in target else 1):
+            if (name := f"{target.replace('*', str(layer))}.weight") not in theirs:
+                continue
+            sizes = [len(theirs[name])]
+            if target.endswith("qkv"):
+                sizes = [c.heads * c.head_width, c.groups * c.head_width, c.groups * c.head_width]
+            elif target.endswith("up"):
+                sizes = [c.ffn_dim, c.ffn_dim]
+            for source, tensor in zip(sources, theirs[name].split(sizes), strict=True):
+                found[f"{source.replace('*', str(layer))}.weight"] = tensor
+    return found
