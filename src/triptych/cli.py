@@ -288,7 +288,10 @@ def train_sat(
     as_json: Json = False,
 ) -> None:
     """Train Show, Attend and Tell; RUN/best is the checkpoint with the best CIDEr-D of generated validation captions."""
-    from triptych.train.start import sat_run
+    try:
+        from triptych.train.start import sat_run
+    except ModuleNotFoundError as error:
+        raise TriptychError(f"training needs {error.name}: pip install 'triptych[train]'") from None
 
     record = sat_run(**{name: value for name, value in locals().items() if name not in ("as_json", "sat_run")})
     emit(record, as_json, f"{run / 'best'}: {json.dumps(record)}")

@@ -94,12 +94,17 @@ def log_softmax(logits: Any, search: Search) -> Tensor:
 
 
 @torch.inference_mode()
-def generate(model: StepModel, inputs: Any, search: Search) -> list[list[Hypothesis]]:
-    """The ``n_best`` texts of each input, best first (samples: in the order drawn)."""
+def generate(
+    model: StepModel, inputs: Any, search: Search, seeds: Sequence[int] | None = None
+) -> list[list[Hypothesis]]:
+    """The ``n_best`` texts of each input, best first (samples: in the order drawn).
+
+    ``seeds``: one for each input instead of ``search.seed`` for all, where the draws of different inputs must be independent.
+    """
     if search.temperature == 0 and search.beams > 1:
         return beam_search(model, inputs, search)
     texts: list[list[list[tuple[int, float]]]] = []
-    for tokens in decode(model, inputs, search):
+    for tokens in decode(model, inputs, search, seeds):
         if not texts:
             texts = [[[] for _ in row] for row in tokens]
         for text_row, token_row in zip(texts, tokens, strict=True):
@@ -127,12 +132,14 @@ def to_hypothesis(tokens: Sequence[tuple[int, float]], eos: frozenset[int]) -> H
     return Hypothesis(ids[:-1] if finished else ids, tuple(p for _, p in tokens), finished)
 
 
-def decode(model: StepModel, inputs: Any, search: Search) -> Iterator[list[list[tuple[int, float] | None]]]:
+def decode(
+    model: StepModel, inputs: Any, search: Search, seeds: Sequence[int] | None = None
+) -> Iterator[list[list[tuple[int, float] | None]]]:
     """Greedy or sampled tokens ``[B][K]``, step by step; None in rows that have ended."""
     logits, state = model.prefill(inputs)
     logprobs = log_softmax(logits, search)
     batch, rows = len(logprobs), search.n_best if search.temperature > 0 else 1
-    generators = [torch.Generator().manual_seed(search.seed) for _ in range(batch)]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds or [search.seed] * batch]
     order = torch.arange(batch, device=logprobs.device)[:, None].expand(-1, rows)
     if rows > 1:
         state, logprobs = state.reorder(order), logprobs.repeat_interleave(rows, 0)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from triptych.checkpoint import LoadReport, load_tensors
 from triptych.decoder import Decoder, DecoderConfig
@@ -99,12 +100,21 @@ def translate(
     return ours, LoadReport(tuple(used), (), tuple(theirs.keys() - set(used)))
 
 
+class WithoutInitialWeights(TorchFunctionMode):
+    """Modules made under it draw no initial weights (on the meta device that would load a symbolic algebra system)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def build(config: DecoderConfig, tensors: Mapping[str, Tensor], source: Path | str) -> Decoder:
     """A frozen decoder of exactly these tensors, which it takes over.
 
     InputError: a key is missing or left over, or a shape is wrong.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), WithoutInitialWeights():
         decoder = Decoder(config)
     try:
         decoder.load_state_dict(dict(tensors), assign=True)

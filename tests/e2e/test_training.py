@@ -74,3 +74,44 @@ def test_hard_attention_learns(tmp_path: Path) -> None:
 def test_self_critical_training_goes_beyond_cross_entropy(tmp_path: Path) -> None:
     finish(start(tmp_path, "scst"))
     assert max(cider(tmp_path)) > max(cider(tmp_path / "warm"))
+
+
+def test_two_processes_train_together(tmp_path: Path) -> None:
+    launch = [
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes=2",
+        "--num_machines=1",
+        "--mixed_precision=no",
+        "--dynamo_backend=no",
+    ]
+    command = [sys.executable, "-m", *launch, str(SCRIPT), str(tmp_path), "xe", "soft", "12"]
+    finish(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    assert len(losses(tmp_path)) == 36  # each step once: one process writes the log
+    assert max(cider(tmp_path)) > 1
+
+
+@pytest.mark.parts
+def test_the_command_trains_on_a_folder_of_photos(tmp_path: Path) -> None:
+    """From photos and a CSV file to a checkpoint that captions, with a validation split held out by itself."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    rows = ["file_name,caption"]
+    for i in range(11):
+        colour = ("red", "blue")[i % 2]
+        Image.new("RGB", (20, 30), colour).save(photos / f"{i}.png")
+        rows += [f"{i}.png,a {colour} square"]
+    (photos / "metadata.csv").write_text("\n".join(rows))
+    sizes = ["--hidden-dim=16", "--embed-dim=16", "--attention-dim=16", "--batch-size=3", "--epochs=1"]
+    arguments = ["train", "sat", "--data", str(photos), "--run", str(tmp_path / "run"), *sizes, "--json"]
+    command = [sys.executable, "-m", "triptych"]
+    trained = subprocess.run([*command, *arguments], capture_output=True, text=True)
+    assert trained.returncode == 0, trained.stderr
+    assert "every tenth photo (2) is held out" in trained.stderr
+    assert json.loads(trained.stdout)["step"] == 3
+    best = tmp_path / "run" / "best"
+    used = subprocess.run(
+        [*command, "caption", str(photos / "0.png"), "--model", str(best), "--json"], capture_output=True, text=True
+    )
+    assert used.returncode == 0, used.stderr
+    assert set(json.loads((best / "vocabulary.json").read_text())["words"]) > {"a", "square"}

@@ -99,6 +99,7 @@ def test_eva_in_lavis_layout() -> None:
     vit = ViT(ViTConfig.blip2(**SIZES)).eval()
     report = load(vit, state, LAVIS, "vision_encoder")
     assert not report.missing and not report.ignored and set(report.mapped) == set(state)
+    assert not any(block.attention.key.bias.any() for block in vit.blocks)  # type: ignore[union-attr,operator]
     pixels = torch.randn(2, 3, 20, 20)
     close(vit(pixels), peer(pixels).last_hidden_state)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -166,6 +168,10 @@ def test_a_ragged_prefix_goes_on(lm: Decoder) -> None:
     torch.testing.assert_close(logits, alone)
     cache.truncate(5)
     torch.testing.assert_close(lm.prefill(more._replace(cache=cache))[0], alone)
+    cache.truncate(5)  # and again with texts that have no padding where these had
+    third = ids(2, 4, seed=6)
+    alone = torch.cat([lm.prefill(torch.cat([a, b])[None])[0] for a, b in zip(first, third, strict=True)])
+    torch.testing.assert_close(lm.prefill(Prompt(third, cache=cache))[0], alone)
 
 
 def test_blocks_may_be_run_from_outside(lm: Decoder) -> None:
@@ -473,6 +479,16 @@ def test_build_names_what_is_missing() -> None:
     del tensors["blocks.1.ffn.up.weight"]
     with pytest.raises(InputError, match=r"file\.gguf does not fit its own config: .*blocks\.1\.ffn\.up\.weight"):
         build(LLAMA, tensors, "file.gguf")
+
+
+def test_loading_stays_light(gguf_path: Path) -> None:
+    """No peer library, and none of torch's compiler, comes in with a model."""
+    probe = (
+        "import sys; from triptych.lm_tables import load_language_model; load_language_model(sys.argv[1]);"
+        "print(*{'transformers', 'sympy', 'torch._inductor', 'jinja2'} & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", probe, str(gguf_path)], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
 
 
 @pytest.mark.parts

@@ -305,6 +305,16 @@ def test_the_second_token_is_drawn_from_its_own_rows_distribution() -> None:
     assert sum((counts.get(ids, 0) - n) ** 2 / n for ids, n in expected.items()) < 21.1  # 3 degrees of freedom
 
 
+def test_each_input_may_have_its_own_seed() -> None:
+    """Self-critical training needs it: with one seed for all, every photo would be given the same noise."""
+    model, one = TinyLM(7, 3), inputs_of(3)
+    same = np.repeat(one, 5, 0)
+    mode = search(temperature=1.0, n_best=3)
+    together = generate(model, same, mode, seeds=[10, 11, 12, 13, 14])
+    assert len({tuple(map(tokens_of, row)) for row in together}) == 5
+    assert_same(together, [generate(model, one, search(temperature=1.0, n_best=3, seed=s))[0] for s in range(10, 15)])
+
+
 def test_seed_decides_the_samples() -> None:
     model, inputs = TinyLM(7, 0), inputs_of(0, 2)
     settings_ = search(temperature=1.0, n_best=8)

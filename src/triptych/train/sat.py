@@ -32,7 +32,8 @@ IGNORED = -100
 @dataclass(frozen=True)
 class SatRecipe:
     """``tail_rate``: learning rate of the encoder's trained layers, as a share of the decoder's. ``hard_share``: the share of batches in
-    which hard attention draws its cells; the others use the expectation (the paper: half)."""
+    which hard attention draws its cells; the others use the expectation (the paper: half). ``temperature``: of the policy that
+    self-critical training samples from and improves; at 1 the samples of a smoothed model are too far from what a search finds."""
 
     objective: str = "xe"  # xe or scst
     captions_per_photo: int = 5
@@ -43,6 +44,7 @@ class SatRecipe:
     tail_rate: float = 0.05
     hard_share: float = 0.5
     mirror: bool = True
+    temperature: float = 0.5
     validation_photos: int = 500
     beams: int = 5
     length_penalty: float = 0.0
@@ -98,19 +100,18 @@ class SelfCritical(nn.Module):
             self.recipe.search,
             beams=1,
             n_best=samples,
-            temperature=1.0,
-            seed=seed,
+            temperature=self.recipe.temperature,
             max_new_tokens=self.recipe.max_words,
         )
         self.model.eval()
-        texts = [
-            h.ids + ((EOS,) if h.finished else ()) for found in generate(self.model, maps, sampling) for h in found
-        ]
+        seeds = torch.randint(2**62, (len(maps),), generator=torch.Generator().manual_seed(seed)).tolist()
+        found = generate(self.model, maps, sampling, seeds)
+        texts = [h.ids + ((EOS,) if h.finished else ()) for hypotheses in found for h in hypotheses]
         scores = self.rewards.score_items(texts, [row for row in rows for _ in range(samples)])
         reward = torch.from_numpy(scores).to(maps.device, torch.float32).view(-1, samples)
         baseline = (reward.sum(1, keepdim=True) - reward) / (samples - 1)
         input_ids, labels = to_batch([texts[i : i + samples] for i in range(0, len(texts), samples)])
-        logits = self.model(maps, input_ids.to(maps.device)).logits.float()
+        logits = self.model(maps, input_ids.to(maps.device)).logits.float() / self.recipe.temperature
         logits[..., sorted(sampling.banned)] = -torch.inf
         losses = nn.functional.cross_entropy(logits.flatten(0, 2), labels.to(maps.device).flatten(), reduction="none")
         return ((reward - baseline)[..., None] * losses.view(labels.shape)).sum() / (labels != IGNORED).sum()

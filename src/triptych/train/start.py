@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from triptych.assets import home
 from triptych.data import Photo, open_dataset
@@ -19,6 +20,7 @@ from triptych.train.features import Features, cached_features
 from triptych.train.loop import LoopConfig, has_fast_bf16
 from triptych.train.sat import SatRecipe, train
 
+CHOICES = {"variant": ("paper", "tutorial"), "attention": ("soft", "hard"), "gate": ("scalar", "vector")}
 HELD_OUT = 10  # without a validation split, every tenth photo is held out for it
 
 
@@ -74,6 +76,9 @@ def sat_run(
     recipe = SatRecipe(objective, tail_rate=tail_rate, validation_photos=validation_photos, loop=loop)
     if objective == "scst" and init is None:
         raise InputError("self-critical training starts from a trained model: name one with --init")
+    for name, value in {"variant": variant, "attention": attention, "gate": gate}.items():
+        if value is not None and value not in CHOICES[name]:
+            raise InputError(f"unknown {name} {value!r}: choose {' or '.join(CHOICES[name])}")
     train_photos, val_photos = split_photos(data)
     if init is not None:
         loaded = load_sat(locate(init))
@@ -93,20 +98,15 @@ def sat_run(
         model = ShowAttendTell(sat_config(variant, len(vocabulary), vision.dim, choices, sizes), vision)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     val_photos = val_photos[:validation_photos]
-    train_data, val_data = ((photos, features(photos, model)) for photos in (train_photos, val_photos))
+    with PartialState().local_main_process_first():  # the other processes find the features on disk
+        train_data, val_data = ((photos, features(photos, model)) for photos in (train_photos, val_photos))
     return train(run, model, vocabulary, train_data, val_data, recipe, {"data": data.name})
-
-
-CHOICES = {"variant": ("paper", "tutorial"), "attention": ("soft", "hard"), "gate": ("scalar", "vector")}
 
 
 def sat_config(
     variant: str, words: int, dim: int, choices: dict[str, str | None], sizes: dict[str, int]
 ) -> ShowAttendTellConfig:
     """The config of a new model: ``variant`` with the given choices (None = the variant's own) and sizes."""
-    for name, value in {"variant": variant, **choices}.items():
-        if value is not None and value not in CHOICES[name]:
-            raise InputError(f"unknown {name} {value!r}: choose {' or '.join(CHOICES[name])}")
     make = ShowAttendTellConfig.paper if variant == "paper" else ShowAttendTellConfig.tutorial
     return make(words, dim, **{name: value for name, value in choices.items() if value is not None}, **sizes)
 

@@ -1,0 +1,95 @@
+"""The feature cache: what it holds, that an interruption costs little, and when it is made anew."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from triptych.cnn import ConvNet
+from triptych.data import Photo
+from triptych.images import load_image, pixel_values
+from triptych.train import features
+from triptych.train.features import cached_features, features_key
+
+
+class TinyNet(ConvNet):
+    name, dim, image_size, grid = "tiny", 4, 8, (4, 4)
+
+    def __init__(self) -> None:
+        super().__init__([nn.Conv2d(3, 4, 2, 2), nn.Conv2d(4, 4, 1)], cut=1)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Photo]:
+    rng = np.random.default_rng(0)
+    made = []
+    for i in range(10):
+        path = tmp_path / f"{i}.png"
+        Image.fromarray(rng.integers(0, 255, (9, 12, 3), dtype=np.uint8)).save(path)
+        made.append(Photo(str(i), "train", (), {}, path))
+    return made
+
+
+@pytest.fixture
+def encoder() -> TinyNet:
+    torch.manual_seed(0)
+    return TinyNet()
+
+
+def test_it_holds_the_trunk_of_each_photo_and_its_mirror_image(
+    photos: list[Photo], encoder: TinyNet, tmp_path: Path
+) -> None:
+    found = cached_features(photos, encoder, tmp_path / "cache")
+    assert len(found) == 10
+    for row, photo in enumerate(photos):
+        pixels = pixel_values(load_image(photo.read()), 8, encoder.mean, encoder.std)[None]
+        for mirrored, picture in enumerate((pixels, pixels.flip(-1))):
+            torch.testing.assert_close(found[[row], [mirrored]], encoder.trunk(picture), atol=2e-3, rtol=2e-3)
+    assert not torch.allclose(found[[0], [0]], found[[0], [1]])
+
+
+def test_an_interrupted_run_goes_on(
+    photos: list[Photo], encoder: TinyNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(features, "FLUSH_EVERY", 4)
+    whole = cached_features(photos, encoder, tmp_path / "whole")
+    read: list[bytes] = []
+
+    def interrupted(data: bytes) -> Image.Image:
+        read.append(data)
+        if len(read) == 8:
+            raise KeyboardInterrupt
+        return load_image(data)
+
+    monkeypatch.setattr(features, "load_image", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cached_features(photos, encoder, tmp_path / "cache")
+    read.clear()
+    monkeypatch.setattr(features, "load_image", lambda data: (read.append(data), load_image(data))[1])
+    found = cached_features(photos, encoder, tmp_path / "cache")
+    assert len(read) == 1 + 6  # one to learn the shape, then those after the last record of progress
+    np.testing.assert_array_equal(found.maps, whole.maps)
+    read.clear()
+    cached_features(photos, encoder, tmp_path / "cache")
+    assert len(read) == 1
+
+
+def test_the_key_follows_photos_weights_and_precision(photos: list[Photo], encoder: TinyNet) -> None:
+    key = features_key(photos, encoder, torch.float32)
+    assert key == features_key(list(photos), encoder, torch.float32)
+    assert key != features_key(photos[:9], encoder, torch.float32)
+    assert key != features_key(photos[::-1], encoder, torch.float32)
+    assert key != features_key(photos, encoder, torch.bfloat16)
+    encoder.layers[1].weight.data += 1  # after the cut: not part of what is cached
+    assert key == features_key(photos, encoder, torch.float32)
+    encoder.layers[0].weight.data += 1
+    assert key != features_key(photos, encoder, torch.float32)
+
+
+def test_the_encoder_keeps_its_precision(photos: list[Photo], encoder: TinyNet, tmp_path: Path) -> None:
+    before = encoder.layers[0].weight.clone()
+    cached_features(photos, encoder, tmp_path, torch.bfloat16)
+    torch.testing.assert_close(encoder.layers[0].weight, before, atol=0, rtol=0)
