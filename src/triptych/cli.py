@@ -75,11 +75,13 @@ def caption(
     from triptych.images import load_image
     from triptych.tasks import load
 
+    sources = pictures(images)
     captioner = load(model)
     settings = {k: v for k, v in (("beams", beams), ("max_new_tokens", max_new_tokens)) if v is not None}
+    captioner.search(**settings)  # wrong settings are said once, not for every photo
     failed: TriptychError | None = None
     pages: list[Entry] = []
-    for source in pictures(images):
+    for source in sources:
         started = time.perf_counter()
         try:
             photo = load_image(source)
@@ -98,11 +100,7 @@ def caption(
             "logprob": round(answer.logprob, 4),
             "seconds": round(seconds, 3),
         }
-        emit(
-            record,
-            as_json,
-            f"{source}: {answer.text}" if len(images) > 1 or Path(source).parent in map(Path, images) else answer.text,
-        )
+        emit(record, as_json, f"{source}: {answer.text}" if len(sources) > 1 else answer.text)
     if explain is not None and pages:
         write_page(explain / "index.html", pages, "Where the model looked")
         print(f"maps: {explain / 'index.html'}", file=sys.stderr)
@@ -293,7 +291,30 @@ def train_sat(
     except ModuleNotFoundError as error:
         raise TriptychError(f"training needs {error.name}: pip install 'triptych[train]'") from None
 
-    record = sat_run(**{name: value for name, value in locals().items() if name not in ("as_json", "sat_run")})
+    record = sat_run(
+        data=data,
+        run=run,
+        objective=objective,
+        init=init,
+        encoder=encoder,
+        encoder_weights=encoder_weights,
+        cut=cut,
+        attention=attention,
+        variant=variant,
+        gate=gate,
+        hidden_dim=hidden_dim,
+        embed_dim=embed_dim,
+        attention_dim=attention_dim,
+        epochs=epochs,
+        batch_size=batch_size,
+        accumulation=accumulation,
+        learning_rate=learning_rate,
+        tail_rate=tail_rate,
+        patience=patience,
+        validation_photos=validation_photos,
+        precision=precision,
+        seed=seed,
+    )
     emit(record, as_json, f"{run / 'best'}: {json.dumps(record)}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from triptych.errors import InputError
 from triptych.explain import Evidence
-from triptych.generate import Hypothesis, generate, stream
+from triptych.generate import Hypothesis, Search, generate, stream
 from triptych.images import ImageSource, content_hash, load_image, pixel_values
 from triptych.pretrained import Sat, load_sat, locate
 from triptych.show_attend_tell import ShowAttendTell
@@ -75,12 +75,7 @@ class Captioner:
         """
         if not isinstance(images, list | tuple):
             return self.caption([images], explain=explain, **settings)[0]  # type: ignore[list-item]
-        try:
-            search = replace(self.sat.search, **settings)
-        except TypeError as error:
-            raise InputError(
-                str(error).replace("Search.__init__() got an unexpected keyword argument", "there is no setting")
-            ) from None
+        search = self.search(**settings)
         answers: list[Answer] = []
         for first in range(0, len(images), BATCH):
             maps = torch.cat([self.encode(image) for image in images[first : first + BATCH]])
@@ -88,10 +83,16 @@ class Captioner:
             answers += [self._answer(hypotheses, maps[i : i + 1], explain) for i, hypotheses in enumerate(found)]
         return answers
 
+    def search(self, **settings: Any) -> Search:
+        """The model's own way of writing, with ``settings`` changed. Raises InputError for an unknown or impossible one."""
+        unknown = set(settings) - {field.name for field in fields(Search)}
+        if unknown:
+            raise InputError(f"unknown setting {', '.join(sorted(unknown))}")
+        return replace(self.sat.search, **settings)
+
     def stream(self, image: ImageSource, **settings: Any) -> Iterator[str]:
         """The words of one photo's caption as they are written (greedy, or sampled with a ``temperature``)."""
-        search = replace(self.sat.search, **({"beams": 1} | settings))
-        for token, _ in stream(self.model, self.encode(image), search):
+        for token, _ in stream(self.model, self.encode(image), self.search(**({"beams": 1} | settings))):
             yield self.sat.vocabulary.words[token]
 
     @torch.inference_mode()

@@ -7,6 +7,9 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+from PIL import Image
+
 SCRIPT = Path(__file__).with_name("tiny_training.py")
 
 

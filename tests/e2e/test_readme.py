@@ -1,0 +1,55 @@
+"""The README's commands, run as written (those that need no data set of the reader's)."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from triptych.demo import EXAMPLES
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+pytestmark = pytest.mark.parts
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where a reader might stand: a photo, and a folder of them."""
+    shutil.copy(EXAMPLES / "dog.jpg", tmp_path / "photo.jpg")
+    (tmp_path / "holidays").mkdir()
+    for name in ("gull", "riders"):
+        shutil.copy(EXAMPLES / f"{name}.jpg", tmp_path / "holidays")
+    return tmp_path
+
+
+def commands() -> list[str]:
+    block = README.split("## From the shell")[1].split("```sh\n")[1].split("```")[0]
+    lines = [line.split(" #")[0].strip() for line in block.splitlines()]
+    return [line for line in lines if not re.search(r"DATA|BEST_checkpoint", line)]
+
+
+def test_there_are_commands_to_run() -> None:
+    assert len(commands()) >= 5
+
+
+@pytest.mark.parametrize("line", commands())
+def test_command(line: str, folder: Path) -> None:
+    program, *arguments = shlex.split(line)
+    assert program == "triptych"
+    finished = subprocess.run([sys.executable, "-m", program, *arguments], cwd=folder, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout
+
+
+def test_python(folder: Path) -> None:
+    block = README.split("## From Python")[1].split("```python\n")[1].split("```")[0]
+    code = block.split('model.caption(["a.jpg"')[0]  # the last line needs a network
+    probe = "print(answer.text, len(answer.logprobs), answer.evidence.maps.shape)"
+    finished = subprocess.run([sys.executable, "-c", code + probe], cwd=folder, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    text, words, *shape = re.fullmatch(r"(.+\.) (\d+) \((\d+), 1, 14, 14\)\n", finished.stdout).groups()  # type: ignore[union-attr]
+    assert [words] == shape
+    assert len(text.split()) == int(words)
