@@ -79,7 +79,7 @@ def save_checkpoint(
 
 def load_checkpoint(directory: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config and the tensors of a checkpoint, after checking that its files belong together and are unchanged."""
-    directory = _present(Path(directory))
+    directory = present(Path(directory))
     config = load_config(directory)
     for name in {"model.safetensors", *config["files"]}:
         path = directory / name
@@ -99,7 +99,7 @@ def load_config(path: Path | str) -> dict[str, Any]:
     """
     path = Path(path)
     if path.name != "config.json":
-        path = _present(path) / "config.json"
+        path = present(path) / "config.json"
     try:
         with path.open("rb") as file:
             data = file.read(MAX_CONFIG + 1)
@@ -260,6 +260,7 @@ def _write_files(
 ) -> None:
     own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     save_file(own, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
     for name, content in extra_files.items():
         (directory / name).write_bytes(content.encode() if isinstance(content, str) else content)
     files = {path.name: _sha256(path) for path in sorted(directory.iterdir())}
@@ -311,7 +312,7 @@ def _old(directory: Path) -> Path:
     return directory.with_name(f".{directory.name}.old")
 
 
-def _present(directory: Path) -> Path:
+def present(directory: Path) -> Path:
     """The directory to read: itself, or its predecessor when a crash came between the two renames of a save."""
     return _old(directory) if not directory.exists() and _old(directory).exists() else directory
 

@@ -11,6 +11,8 @@ import os
 import sys
 import time
 from collections.abc import Iterable
+from io import TextIOWrapper
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +21,9 @@ import typer
 from triptych.errors import InputError, TriptychError
 
 if TYPE_CHECKING:
-    from triptych.page import Entry
+    from PIL.Image import Image
+
+    from triptych.page import Entry, Reading
     from triptych.tasks import Answer
 
 app = typer.Typer(
@@ -55,7 +59,7 @@ def pictures(sources: Iterable[str]) -> list[str]:
     """The sources with each folder replaced by its photos."""
     from triptych.images import find_images
 
-    return [str(path) for source in sources for path in (find_images([source]) if Path(source).is_dir() else [source])]
+    return [str(source) for source in find_images(sources)]
 
 
 @app.command()
@@ -81,6 +85,9 @@ def caption(
     captioner.search(**settings)  # wrong settings are said once, not for every photo
     failed: TriptychError | None = None
     pages: list[Entry] = []
+    drawn: set[str] = set()
+    if explain is not None:
+        make_folder(explain)
     for source in sources:
         started = time.perf_counter()
         try:
@@ -91,8 +98,6 @@ def caption(
             failed = error
             continue
         seconds = time.perf_counter() - started
-        if explain is not None:
-            pages.append(draw(explain, source, photo, answer, seconds))
         record = {
             "image": source,
             "model": model,
@@ -101,6 +106,8 @@ def caption(
             "seconds": round(seconds, 3),
         }
         emit(record, as_json, f"{source}: {answer.text}" if len(sources) > 1 else answer.text)
+        if explain is not None and answer.evidence is not None:
+            pages.append(draw(explain / f"{figure_name(source, drawn)}.png", source, photo, answer, seconds))
     if explain is not None and pages:
         write_page(explain / "index.html", pages, "Where the model looked")
         print(f"maps: {explain / 'index.html'}", file=sys.stderr)
@@ -108,22 +115,33 @@ def caption(
         raise typer.Exit(failed.exit_code)
 
 
-def draw(folder: Path, source: str, photo: Any, answer: Answer, seconds: float) -> Entry:
-    """Write one photo's figure into ``folder``; returns its section of the page."""
-    from triptych.explain import draw_words, write_png
-    from triptych.page import Entry
-
-    make_folder(folder)
-    name = Path(source).stem if len(source) < 1000 else "photo"
-    target, n = folder / f"{name}.png", 2
-    while target.exists():
-        target, n = folder / f"{name}-{n}.png", n + 1
-    if answer.evidence is not None:
-        write_png(target, draw_words(photo, answer.evidence))
-    return Entry((photo,), (reading(answer, seconds),), name=Path(source).name)
+def shown_name(source: str) -> str:
+    """What to call a photo on a page: the file's name; a data URL has none."""
+    return "photo" if source.lower().startswith("data:") else Path(source).name[:100] or "photo"
 
 
-def reading(answer: Answer, seconds: float | None = None) -> Any:
+def figure_name(source: str, drawn: set[str]) -> str:
+    """A name for the photo's figure that no other photo of this run has; added to ``drawn``."""
+    stem = name = Path(shown_name(source)).stem
+    for n in count(2):
+        if name not in drawn:
+            break
+        name = f"{stem}-{n}"
+    drawn.add(name)
+    return name
+
+
+def draw(figure: Path, source: str, photo: Image, answer: Answer, seconds: float) -> Entry:
+    """Write the photo's figure; returns its section of the page, which keeps the photo at the page's size only."""
+    from triptych.explain import draw_words, fit, write_png
+    from triptych.page import PHOTO_BOX, Entry
+
+    said = reading(answer, seconds)
+    write_png(figure, draw_words(photo, said.evidence))
+    return Entry((fit(photo, PHOTO_BOX),), (said,), name=shown_name(source))
+
+
+def reading(answer: Answer, seconds: float | None = None) -> Reading:
     from triptych.page import Reading
 
     if answer.evidence is None:
@@ -167,7 +185,7 @@ def explain(
     if out.suffix.lower() == ".png":
         write_png(out, draw_words(photo, said.evidence))
     else:
-        write_page(out, [Entry((photo,), (said,), name=Path(image).name)], answer.text)
+        write_page(out, [Entry((photo,), (said,), name=shown_name(image))], answer.text)
     emit({"image": image, "model": model, "caption": answer.text, "out": str(out)}, as_json, f"{answer.text}\n{out}")
 
 
@@ -256,9 +274,11 @@ def train_sat(
         Path, typer.Option(metavar="DIR", help="The run's folder; the same command goes on after an interruption.")
     ],
     objective: Annotated[
-        str, typer.Option(help="xe (cross-entropy) or scst (self-critical, reward CIDEr-D; needs --init).")
+        str, typer.Option(help="xe (cross-entropy) or scst (self-critical, reward CIDEr-D and BLEU; needs --init).")
     ] = "xe",
-    init: Annotated[str | None, typer.Option(metavar="MODEL", help="A checkpoint to go on from.")] = None,
+    init: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A checkpoint to go on from; its encoder and sizes are kept.")
+    ] = None,
     encoder: Annotated[str, typer.Option(help="efficientnet-lite2, vgg19 or resnet101.")] = "efficientnet-lite2",
     encoder_weights: Annotated[
         Path | None, typer.Option(metavar="FILE", help="torchvision's .pth of vgg19 or resnet101.")
@@ -282,7 +302,7 @@ def train_sat(
     patience: Annotated[int, typer.Option(min=1, help="Validations without a better one before stopping.")] = 4,
     validation_photos: Annotated[int, typer.Option(min=1)] = 500,
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
     as_json: Json = False,
 ) -> None:
     """Train Show, Attend and Tell; RUN/best is the checkpoint with the best CIDEr-D of generated validation captions."""
@@ -291,6 +311,7 @@ def train_sat(
     except ModuleNotFoundError as error:
         raise TriptychError(f"training needs {error.name}: pip install 'triptych[train]'") from None
 
+    make_folder(run)
     record = sat_run(
         data=data,
         run=run,
@@ -315,11 +336,15 @@ def train_sat(
         precision=precision,
         seed=seed,
     )
-    emit(record, as_json, f"{run / 'best'}: {json.dumps(record)}")
+    if record is not None:  # None in the processes beside the main one
+        emit(record, as_json, f"{run / 'best'}: {json.dumps(record)}")
 
 
 def main() -> None:
     """The entry point: runs a command and turns every failure into one line and an exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a file's name may hold bytes that the terminal's encoding does not
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except typer.Exit as stop:

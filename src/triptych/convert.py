@@ -23,7 +23,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from triptych.checkpoint import LoadReport, load_checkpoint, save_checkpoint
+from triptych.checkpoint import LoadReport, load_checkpoint, present, save_checkpoint
 from triptych.cnn import ResNet101
 from triptych.errors import InputError
 from triptych.pretrained import sat_search, save_sat
@@ -65,7 +65,7 @@ def convert_checkpoint(source: Path, target: Path, word_map: Path | None = None,
         InputError: ``source`` or ``word_map`` cannot be read, is of another layout, or holds more than tensors and modules.
     """
     dtype = torch.float16 if half else torch.float32
-    if source.is_dir():
+    if present(source).is_dir():
         if word_map is not None:
             raise InputError(f"{source} has its own vocabulary: --word-map goes with a tutorial checkpoint")
         return rewrite(source, target, dtype)

@@ -53,6 +53,9 @@ class Search:
     banned: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "beams", "n_best", "top_k", "seed"):
+            if not isinstance(getattr(self, name), int):
+                raise InputError(f"{name} is {getattr(self, name)!r}: it must be a whole number")
         sampling = self.temperature > 0
         for name, value, low, high in (
             ("max_new_tokens", self.max_new_tokens, 1, 4096),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from triptych.assets import PARTS, part_path
-from triptych.checkpoint import load_checkpoint, load_strict, read_torch_pickle, save_checkpoint
+from triptych.checkpoint import load_checkpoint, load_strict, present, read_torch_pickle, save_checkpoint
 from triptych.cnn import ENCODERS, ConvNet
 from triptych.errors import InputError
 from triptych.generate import Search
@@ -45,8 +45,8 @@ def locate(model: str | Path) -> Path:
     """
     if str(model) in SHIPPED:
         return BUNDLED / str(model)
-    if Path(model).is_dir():
-        return Path(model)
+    if (directory := present(Path(model))).is_dir():
+        return directory
     raise InputError(f"unknown model {str(model)!r}: choose {', '.join(SHIPPED)} or name a checkpoint directory")
 
 
@@ -60,6 +60,8 @@ def published_encoder(name: str, cut: int | None = None, weights: Path | None = 
     if name not in ENCODERS:
         raise InputError(f"unknown encoder {name!r}: choose {', '.join(ENCODERS)}")
     embedded = {part.name for part in PARTS}
+    if weights is not None and name in embedded:
+        raise InputError(f"{name} is embedded with its own weights: leave out --encoder-weights")
     if weights is None and name not in embedded:
         raise InputError(f"{name} is not embedded: give torchvision's state dict of it with --encoder-weights")
     encoder = ENCODERS[name](cut)

@@ -22,6 +22,15 @@ from triptych.tokenizers import BOS
 PHOTOS_IN_CACHE = 4  # whose [K, L, A] scores are made together on a CPU: more would spill out of its cache
 
 
+CHOICES = {
+    "attention": ("soft", "hard"),
+    "score": ("tanh", "relu"),
+    "initial_state": ("tanh", "linear"),
+    "gate": ("scalar", "vector"),
+    "output": ("deep", "linear"),
+}
+
+
 @dataclass(frozen=True)
 class ShowAttendTellConfig:
     vocab_size: int
@@ -29,12 +38,22 @@ class ShowAttendTellConfig:
     embed_dim: int = 512
     hidden_dim: int = 512
     attention_dim: int = 512
-    attention: Literal["soft", "hard"] = "soft"
-    score: Literal["tanh", "relu"] = "tanh"  # non-linearity inside f_att
-    initial_state: Literal["tanh", "linear"] = "tanh"
-    gate: Literal["scalar", "vector"] = "scalar"
-    output: Literal["deep", "linear"] = "deep"
+    attention: str = "soft"
+    score: str = "tanh"  # non-linearity inside f_att
+    initial_state: str = "tanh"
+    gate: str = "scalar"
+    output: str = "deep"
     dropout: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Raises InputError for an unknown variant or an impossible size: configs are also read from files."""
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise InputError(f"unknown {name} {getattr(self, name)!r}: choose {' or '.join(known)}")
+        for name in ("vocab_size", "feature_dim", "embed_dim", "hidden_dim", "attention_dim"):
+            size = getattr(self, name)
+            if not isinstance(size, int) or not 1 <= size <= 1_000_000:
+                raise InputError(f"{name} is {size!r}: it must be a whole number from 1 to 1,000,000")
 
     @classmethod
     def paper(cls, vocab_size: int, feature_dim: int = 512, **others: Any) -> ShowAttendTellConfig:
@@ -266,5 +285,5 @@ class HardAttentionLoss(nn.Module):
         cell_entropy = -(alpha * alpha.clamp_min(1e-12).log()).sum(-1)  # SAT section 4.1: H[s]
         entropy = (cell_entropy * mask).sum(-1) / words
         gain = bound + self.reward_weight * advantage * draws + self.entropy_weight * entropy  # SAT eq. 12: REINFORCE
-        self.baseline = 0.9 * self.baseline + 0.1 * bound.detach().mean()  # SAT section 4.1: moving baseline
+        self.baseline.lerp_(bound.detach().mean(), 0.1)  # SAT section 4.1: moving baseline
         return -gain.mean()

@@ -19,7 +19,7 @@ from triptych.pretrained import Sat, load_sat, locate
 from triptych.show_attend_tell import ShowAttendTell
 from triptych.tokenizers import BOS
 
-ENCODED_PHOTOS = 256  # how many photos' features a model remembers
+REMEMBERED_BYTES = 128 * 2**20  # of photos' features that a model keeps
 BATCH = 32  # photos decoded together
 
 
@@ -88,6 +88,8 @@ class Captioner:
         unknown = set(settings) - {field.name for field in fields(Search)}
         if unknown:
             raise InputError(f"unknown setting {', '.join(sorted(unknown))}")
+        if settings.get("temperature"):
+            settings = {"beams": 1} | settings  # to sample is not to search
         return replace(self.sat.search, **settings)
 
     def stream(self, image: ImageSource, **settings: Any) -> Iterator[str]:
@@ -105,7 +107,7 @@ class Captioner:
             pixels = pixel_values(photo, encoder.image_size, encoder.mean, encoder.std)[None].to(self.device)
             self._encoded[key] = encoder.trunk(pixels.contiguous(memory_format=torch.channels_last)).contiguous()
         self._encoded.move_to_end(key)
-        while len(self._encoded) > ENCODED_PHOTOS:
+        while len(self._encoded) * self._encoded[key].nbytes > max(REMEMBERED_BYTES, self._encoded[key].nbytes):
             self._encoded.popitem(last=False)
         return self._encoded[key]
 

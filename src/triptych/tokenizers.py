@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PAD, BOS, EOS, UNK = range(4)
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
-WORD = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*|'[a-z]+")
+WORD = re.compile(r"[^\W_]+(?:-[^\W_]+)*|'[^\W\d_]+")  # letters of any script
 
 
 def split_words(text: str) -> list[str]:

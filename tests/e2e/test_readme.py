@@ -11,8 +11,8 @@ import pytest
 
 from triptych.demo import EXAMPLES
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-pytestmark = pytest.mark.parts
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -31,10 +31,22 @@ def commands() -> list[str]:
     return [line for line in lines if not re.search(r"DATA|BEST_checkpoint", line)]
 
 
+@pytest.mark.parametrize(
+    "page", ["README.md", "README.ko.md", "docs/model-cards/sat.md", "docs/architecture.md", "benchmarks/README.md"]
+)
+def test_links_lead_somewhere_and_nothing_is_left_to_fill_in(page: str) -> None:
+    path = ROOT / page
+    text = path.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\((?!https?://)([^)#]+)", text):
+        assert (path.parent / link).exists(), link
+    assert not re.search(r"\b(FIGURES|EXAMPLE|TRANSFER|WHERE|TODO)\b", text)
+
+
 def test_there_are_commands_to_run() -> None:
     assert len(commands()) >= 5
 
 
+@pytest.mark.parts
 @pytest.mark.parametrize("line", commands())
 def test_command(line: str, folder: Path) -> None:
     program, *arguments = shlex.split(line)
@@ -44,6 +56,7 @@ def test_command(line: str, folder: Path) -> None:
     assert finished.stdout
 
 
+@pytest.mark.parts
 def test_python(folder: Path) -> None:
     block = README.split("## From Python")[1].split("```python\n")[1].split("```")[0]
     code = block.split('model.caption(["a.jpg"')[0]  # the last line needs a network

@@ -10,6 +10,7 @@ from torch import nn
 
 from triptych.cnn import ConvNet
 from triptych.data import Photo
+from triptych.errors import InputError, TriptychError
 from triptych.images import load_image, pixel_values
 from triptych.train import features
 from triptych.train.features import cached_features, features_key
@@ -56,19 +57,20 @@ def test_an_interrupted_run_goes_on(
 ) -> None:
     monkeypatch.setattr(features, "FLUSH_EVERY", 4)
     whole = cached_features(photos, encoder, tmp_path / "whole")
-    read: list[bytes] = []
+    read: list[str] = []
+    image = Photo.image
 
-    def interrupted(data: bytes) -> Image.Image:
-        read.append(data)
+    def interrupted(photo: Photo) -> Image.Image:
+        read.append(photo.id)
         if len(read) == 8:
             raise KeyboardInterrupt
-        return load_image(data)
+        return image(photo)
 
-    monkeypatch.setattr(features, "load_image", interrupted)
+    monkeypatch.setattr(Photo, "image", interrupted)
     with pytest.raises(KeyboardInterrupt):
         cached_features(photos, encoder, tmp_path / "cache")
     read.clear()
-    monkeypatch.setattr(features, "load_image", lambda data: (read.append(data), load_image(data))[1])
+    monkeypatch.setattr(Photo, "image", lambda photo: (read.append(photo.id), image(photo))[1])
     found = cached_features(photos, encoder, tmp_path / "cache")
     assert len(read) == 1 + 6  # one to learn the shape, then those after the last record of progress
     np.testing.assert_array_equal(found.maps, whole.maps)
@@ -93,3 +95,21 @@ def test_the_encoder_keeps_its_precision(photos: list[Photo], encoder: TinyNet, 
     before = encoder.layers[0].weight.clone()
     cached_features(photos, encoder, tmp_path, torch.bfloat16)
     torch.testing.assert_close(encoder.layers[0].weight, before, atol=0, rtol=0)
+
+
+def test_a_damaged_photo_is_named(photos: list[Photo], encoder: TinyNet, tmp_path: Path) -> None:
+    photos[7].path.write_text("not a picture")
+    with pytest.raises(InputError, match=r"7\.png"):
+        cached_features(photos, encoder, tmp_path / "cache")
+
+
+def test_a_full_disk_says_so_and_leaves_nothing(
+    photos: list[Photo], encoder: TinyNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(features.os, "posix_fallocate", full)
+    with pytest.raises(TriptychError, match="No space left"):
+        cached_features(photos, encoder, tmp_path / "cache")
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]

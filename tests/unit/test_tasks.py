@@ -61,9 +61,24 @@ def test_evidence_is_the_attention_of_the_words_written(captioner: tasks.Caption
 def test_the_log_probability_is_that_of_the_words_and_the_end(
     captioner: tasks.Captioner, photos: list[Image.Image]
 ) -> None:
-    answer = captioner.caption(photos[1], beams=1, n_best=1)
-    assert len(answer.logprobs) == len(answer.tokens)
-    assert answer.logprob <= sum(answer.logprobs) + 1e-6
+    """Against teacher forcing over the words, then the end, with the special words left out."""
+    drawn = (captioner.caption(photos[1], temperature=1.0, seed=seed, max_new_tokens=30) for seed in range(50))
+    answer = next(a for a in drawn if 0 < len(a.tokens) < 30)  # one that has ended
+    ids = [captioner.sat.vocabulary.words.index(word) for word in answer.tokens]
+    logits = captioner.model(captioner.encode(photos[1]), torch.tensor([[[1, *ids]]])).logits[0, 0]
+    logits[:, [0, 1, 3]] = -torch.inf
+    logprobs = logits.log_softmax(-1)[range(len(ids) + 1), [*ids, EOS]]
+    assert answer.logprobs == pytest.approx(logprobs[:-1].tolist(), abs=1e-4)
+    assert answer.logprob == pytest.approx(logprobs.sum().item(), abs=1e-3)
+
+
+def test_a_temperature_samples_although_the_model_searches_by_default(
+    captioner: tasks.Captioner, photos: list[Image.Image]
+) -> None:
+    texts = {captioner.caption(photos[1], temperature=1.0, seed=seed).text for seed in range(8)}
+    assert len(texts) > 1
+    with pytest.raises(InputError, match="beams"):
+        captioner.caption(photos[1], temperature=1.0, beams=3)
 
 
 def test_alternatives_are_other_texts_and_less_likely(captioner: tasks.Captioner, photos: list[Image.Image]) -> None:
@@ -92,7 +107,7 @@ def test_a_photo_is_encoded_once(
 def test_what_is_remembered_is_bounded(
     captioner: tasks.Captioner, photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks, "ENCODED_PHOTOS", 2)
+    monkeypatch.setattr(tasks, "REMEMBERED_BYTES", 2 * captioner.encode(photos[0]).nbytes)
     for photo in photos:
         captioner.encode(photo)
     assert len(captioner._encoded) == 2

@@ -8,8 +8,10 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from PIL import Image
+
 from triptych.errors import InputError
-from triptych.images import MAX_BYTES
+from triptych.images import MAX_BYTES, load_image
 
 MAX_TEXT = 2 * 2**30
 """The largest file of captions that is read, in bytes (LLaVA's 665,000 conversations take one GB)."""
@@ -60,6 +62,13 @@ class Photo:
         if self.size is not None and len(content) < self.size:
             raise InputError(f"{self.name}: the shard has been cut short since it was opened")
         return content
+
+    def image(self) -> Image.Image:
+        """The picture, upright RGB. Raises InputError that names the photo where it is damaged or none."""
+        try:
+            return load_image(self.read())
+        except InputError as error:
+            raise InputError(str(error) if self.name in str(error) else f"{self.name}: {error}") from None
 
 
 def read_text(path: Path) -> str:

@@ -25,6 +25,8 @@ def caption_metrics(
     model: str, data: Path, split: str, limit: int | None, settings: Mapping[str, Any], output: Path | None = None
 ) -> dict[str, Any]:
     """Caption the photos of ``split`` and score them; ``output`` gets every caption with its references, as JSON lines."""
+    if output is not None and not output.parent.is_dir():
+        raise InputError(f"cannot write {output}: there is no folder {output.parent}; create it first")
     photos = [photo for photo in open_dataset(data, split) if photo.captions][:limit]
     if not photos:
         raise InputError(f"{data}: no photo of the split {split!r} has captions to compare with")
@@ -33,7 +35,7 @@ def caption_metrics(
     answers = []
     batches = range(0, len(photos), BATCH)
     for first in track(batches, "captions", console=Console(stderr=True), disable=not Console(stderr=True).is_terminal):
-        answers += captioner.caption([photo.read() for photo in photos[first : first + BATCH]], **settings)
+        answers += captioner.caption([photo.image() for photo in photos[first : first + BATCH]], **settings)
     seconds = time.perf_counter() - started
     candidates = {photo.id: answer.text for photo, answer in zip(photos, answers, strict=True)}
     references = {photo.id: photo.captions for photo in photos}

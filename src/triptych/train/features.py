@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
@@ -17,7 +20,7 @@ from triptych.checkpoint import sha256_of
 from triptych.cnn import ConvNet
 from triptych.data import Photo
 from triptych.errors import TriptychError
-from triptych.images import load_image, pixel_values
+from triptych.images import pixel_values
 
 FLUSH_EVERY = 64  # photos between two records of progress: what an interruption can cost
 
@@ -58,24 +61,25 @@ def cached_features(
         TriptychError: the disk is full.
     """
     folder = directory / features_key(photos, encoder, dtype)
-    folder.mkdir(parents=True, exist_ok=True)
     progress, array = folder / "progress.json", folder / "maps.npy"
     device = next(encoder.parameters()).device
     trunk = copy.deepcopy(encoder.layers[: encoder.cut]).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    example = pixel_values(load_image(photos[0].read()), encoder.image_size, encoder.mean, encoder.std)[None]
+    example = pixel_values(photos[0].image(), encoder.image_size, encoder.mean, encoder.std)[None]
     shape = (len(photos), 2, *trunk(example.to(device, dtype)).shape[1:])
-    done = json.loads(progress.read_text())["photos"] if progress.exists() and array.exists() else 0
     try:
-        if done == len(photos):
-            return Features(np.lib.format.open_memmap(array, mode="r"))
-        maps = np.lib.format.open_memmap(array, "r+" if done else "w+", np.float16, shape)
-        for row in track(range(done, len(photos)), description=f"{encoder.name} features"):
-            pixels = pixel_values(load_image(photos[row].read()), encoder.image_size, encoder.mean, encoder.std)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not array.exists():
+            reserve(array, shape)
+        done = json.loads(progress.read_text())["photos"] if progress.exists() else 0
+        maps = np.lib.format.open_memmap(array, "r+")
+        rows = range(done, len(photos))
+        for row in track(rows, f"{encoder.name} features", console=Console(stderr=True), disable=not rows):
+            pixels = pixel_values(photos[row].image(), encoder.image_size, encoder.mean, encoder.std)
             both = torch.stack([pixels, pixels.flip(-1)]).to(device, dtype, memory_format=torch.channels_last)
             maps[row] = trunk(both).to("cpu", torch.float16).numpy()
             if (row + 1) % FLUSH_EVERY == 0 or row + 1 == len(photos):
                 maps.flush()
-                beside = progress.with_suffix(".tmp")
+                beside = progress.with_suffix(f".{os.getpid()}.tmp")
                 beside.write_text(json.dumps({"photos": row + 1}))
                 beside.replace(progress)
     except OSError as error:
@@ -83,3 +87,20 @@ def cached_features(
             f"{folder}: cannot write the features ({error.strerror}); about {np.prod(shape) * 2 / 2**30:.1f} GiB are needed"
         ) from error
     return Features(np.lib.format.open_memmap(array, mode="r"))
+
+
+def reserve(array: Path, shape: tuple[int, ...]) -> None:
+    """An array of zeros on disk with all its bytes taken now: a disk that is too full says so here, not in the middle of a write.
+
+    Two runs that start at once write the same values into one file.
+    """
+    beside = array.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        np.lib.format.open_memmap(beside, "w+", np.float16, shape)
+        if hasattr(os, "posix_fallocate"):
+            with beside.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, beside.stat().st_size)
+        with suppress(FileExistsError):
+            os.link(beside, array)  # unlike a rename, never replaces an array that another run has begun to fill
+    finally:
+        beside.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -86,6 +86,7 @@ def fit(
     validate: Callable[[], dict[str, float]],
     save_best: Callable[[dict[str, Any]], None],
     config: LoopConfig,
+    identity: Mapping[str, Any],
     metric: str = "CIDEr-D",
 ) -> dict[str, Any]:
     """Train ``objective`` (``forward(*batch) -> loss``) and keep the best state by ``metric``; resumes what it finds in ``run``.
@@ -93,12 +94,14 @@ def fit(
     Args:
         run: the run's folder; gets ``state.pt`` (resume), ``log.jsonl`` and TensorBoard's events.
         parameter_groups: as AdamW takes them; an ``lr_scale`` multiplies the learning rate of its group.
-        items: how many training items there are; an epoch sees each once.
+        items: how many training items there are; an epoch sees each at most once (whole batches only).
         batch: (rows of the training items, a seed) -> the tensors that ``objective`` takes.
         validate: metrics of the present state, after each epoch, on the main process.
         save_best: called with the record of a validation that beats all before.
+        identity: what the run is (recipe, model, data), as plain values; a run begun as another is not resumed.
 
     Raises:
+        InputError: ``run`` holds another run, or there are too few items.
         TriptychError: the loss is not finite, or the disk is full.
     """
     from accelerate import Accelerator
@@ -119,9 +122,10 @@ def fit(
     progress: dict[str, Any] = {"step": 0, "best": -math.inf, "since_best": 0}
     best_record: dict[str, Any] = {}
     state_file = run / "state.pt"
+    plain = json.loads(json.dumps({"loop": asdict(config), **identity}))
     if state_file.exists():
         state = torch.load(state_file, map_location=accelerator.device, weights_only=True)
-        if state["config"] != asdict(config):
+        if state["identity"] != plain:
             raise InputError(f"{run} was begun with other settings: go on with those, or name another --run")
         objective.load_state_dict(state["objective"], strict=False)
         optimizer.load_state_dict(state["optimizer"])
@@ -129,7 +133,7 @@ def fit(
 
     def save_state() -> None:
         trained = {k: v for k, v in objective.state_dict().items() if k in kept}
-        state = {"config": asdict(config), "objective": trained, "optimizer": optimizer.state_dict()}
+        state = {"identity": plain, "objective": trained, "optimizer": optimizer.state_dict()}
         write_atomically(state_file, state | {"progress": progress, "best_record": best_record})
 
     frozen = {k for k, p in objective.named_parameters() if not p.requires_grad}
@@ -248,10 +252,10 @@ class Log:
 
         self.lines = run / "log.jsonl"
         if self.lines.exists():
-            kept = [
-                line for line in self.lines.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step
-            ]
-            self.lines.write_text("".join(kept))
+            whole = [line for line in self.lines.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            beside = self.lines.with_suffix(".tmp")
+            beside.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
+            beside.replace(self.lines)
         self.events = SummaryWriter(str(run), purge_step=step + 1)
 
     def write(self, record: dict[str, Any]) -> None:

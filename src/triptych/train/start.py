@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from triptych.assets import home
 from triptych.data import Photo, open_dataset
 from triptych.errors import InputError
 from triptych.pretrained import load_sat, locate, published_encoder
-from triptych.show_attend_tell import ShowAttendTell, ShowAttendTellConfig
-from triptych.tokenizers import WordVocabulary
+from triptych.show_attend_tell import CHOICES, ShowAttendTell, ShowAttendTellConfig
+from triptych.tokenizers import SPECIALS, WordVocabulary
 from triptych.train.features import Features, cached_features
 from triptych.train.loop import LoopConfig, has_fast_bf16
 from triptych.train.sat import SatRecipe, train
 
-CHOICES = {"variant": ("paper", "tutorial"), "attention": ("soft", "hard"), "gate": ("scalar", "vector")}
+VARIANTS = ("paper", "tutorial")
+FEATURES_TIMEOUT = timedelta(days=2)  # how long other processes wait while one computes the features
 HELD_OUT = 10  # without a validation split, every tenth photo is held out for it
 
 
@@ -64,8 +66,10 @@ def sat_run(
     validation_photos: int = 500,
     precision: str = "auto",
     seed: int = 0,
-) -> dict[str, Any]:
-    """``triptych train sat``: train on ``data`` in the folder ``run``; returns the record of the best validation.
+) -> dict[str, Any] | None:
+    """``triptych train sat``: train on ``data`` in the folder ``run``.
+
+    Returns the record of the best validation in the main process, None in the others.
 
     With ``init`` (a checkpoint, or ``sat``) the vocabulary, the sizes and the encoder are those of the checkpoint;
     only ``cut`` may move, down.
@@ -76,10 +80,16 @@ def sat_run(
     recipe = SatRecipe(objective, tail_rate=tail_rate, validation_photos=validation_photos, loop=loop)
     if objective == "scst" and init is None:
         raise InputError("self-critical training starts from a trained model: name one with --init")
-    for name, value in {"variant": variant, "attention": attention, "gate": gate}.items():
-        if value is not None and value not in CHOICES[name]:
-            raise InputError(f"unknown {name} {value!r}: choose {' or '.join(CHOICES[name])}")
+    for name, value, known in (
+        ("variant", variant, VARIANTS),
+        ("attention", attention, CHOICES["attention"]),
+        ("gate", gate, (None, *CHOICES["gate"])),
+    ):
+        if value not in known:
+            raise InputError(f"unknown {name} {value!r}: choose {' or '.join(filter(None, known))}")
+    state = PartialState(timeout=FEATURES_TIMEOUT)
     train_photos, val_photos = split_photos(data)
+    whole_encoder = False
     if init is not None:
         loaded = load_sat(locate(init))
         model, vocabulary = loaded.model, loaded.vocabulary
@@ -89,18 +99,24 @@ def sat_run(
             )
         model.encoder.cut = cut or model.encoder.cut
         model.unfreeze()
+        whole_encoder = loaded.config["encoder"]["part"] is None
     else:
         torch.manual_seed(seed)
         vocabulary = WordVocabulary.build(caption for photo in train_photos for caption in photo.captions)
+        if len(vocabulary) == len(SPECIALS):
+            raise InputError(
+                f"{data}: no word occurs five times in the training captions, so there is nothing to learn"
+            )
         vision = published_encoder(encoder, cut, encoder_weights)
         choices = {"attention": attention, "gate": gate}
         sizes = {"hidden_dim": hidden_dim, "embed_dim": embed_dim, "attention_dim": attention_dim}
         model = ShowAttendTell(sat_config(variant, len(vocabulary), vision.dim, choices, sizes), vision)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(state.device)
     val_photos = val_photos[:validation_photos]
-    with PartialState().local_main_process_first():  # the other processes find the features on disk
+    with state.local_main_process_first():  # the other processes find the features on disk
         train_data, val_data = ((photos, features(photos, model)) for photos in (train_photos, val_photos))
-    return train(run, model, vocabulary, train_data, val_data, recipe, {"data": data.name})
+    record = train(run, model, vocabulary, train_data, val_data, recipe, {"data": data.name}, whole_encoder)
+    return record if state.is_main_process else None
 
 
 def sat_config(
