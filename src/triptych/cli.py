@@ -267,6 +267,20 @@ def eval_judgments(data: Data, as_json: Json = False) -> None:
     emit(record, as_json, "\n".join(f"{k}: {'not computed' if v is None else v}" for k, v in record.items()))
 
 
+@evaluation.command("attention")
+def eval_attention(
+    data: Data,
+    split: Annotated[str | None, typer.Option(help="Which photos.", show_default="all")] = None,
+    model: Model = "sat",
+    as_json: Json = False,
+) -> None:
+    """How much of a word's attention falls into the boxes of what it names (data with COCO's boxes)."""
+    from triptych.evaluate.attention import attention_in_boxes
+
+    record = attention_in_boxes(model, data, split)
+    emit(record, as_json, "\n".join(f"{k}: {v}" for k, v in record.items()))
+
+
 @training.command("sat")
 def train_sat(
     data: Data,

@@ -1,14 +1,18 @@
 """Training from end to end on pictures of a few numbers: it learns, a killed run goes on exactly, several processes agree."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
+
+from triptych.assets import home, part_path
 
 SCRIPT = Path(__file__).with_name("tiny_training.py")
 
@@ -61,12 +65,15 @@ def test_a_killed_run_goes_on_with_the_same_losses(tmp_path: Path) -> None:
     assert (whole / "best" / "model.safetensors").read_bytes() == (killed / "best" / "model.safetensors").read_bytes()
 
 
-def test_other_settings_do_not_go_on_with_a_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("others", [{"epochs": 2}, {"epochs": 1, "attention": "hard"}])
+def test_other_settings_do_not_go_on_with_a_run(tmp_path: Path, others: dict[str, Any]) -> None:
     finish(start(tmp_path / "run", epochs=1))
-    process = start(tmp_path / "run", epochs=2)
+    before = (tmp_path / "run" / "log.jsonl").read_bytes()
+    process = start(tmp_path / "run", **others)
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "begun with other settings" in err
+    assert (tmp_path / "run" / "log.jsonl").read_bytes() == before
 
 
 def test_hard_attention_learns(tmp_path: Path) -> None:
@@ -107,8 +114,12 @@ def test_the_command_trains_on_a_folder_of_photos(tmp_path: Path) -> None:
     (photos / "metadata.csv").write_text("\n".join(rows))
     sizes = ["--hidden-dim=16", "--embed-dim=16", "--attention-dim=16", "--batch-size=3", "--epochs=1"]
     arguments = ["train", "sat", "--data", str(photos), "--run", str(tmp_path / "run"), *sizes, "--json"]
+    part_path("efficientnet-lite2")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "parts").symlink_to(home() / "parts")
+    environment = os.environ | {"TRIPTYCH_HOME": str(tmp_path / "home")}  # so that the features are computed here
     command = [sys.executable, "-m", "triptych"]
-    trained = subprocess.run([*command, *arguments], capture_output=True, text=True)
+    trained = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment)
     assert trained.returncode == 0, trained.stderr
     assert "every tenth photo (2) is held out" in trained.stderr
     assert json.loads(trained.stdout)["step"] == 3

@@ -1,0 +1,80 @@
+"""Does the model look at what it names? The share of a word's attention that falls into the boxes of the thing it names.
+
+For data with COCO's object boxes (``extra["objects"]``). Only captions that name something in a box of the photo count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triptych.data import open_dataset
+from triptych.errors import InputError
+from triptych.tasks import load
+
+PEOPLE = (
+    "person man woman boy girl child baby player rider skateboarder surfer snowboarder skier biker cyclist "
+    "men women people boys girls children"
+)
+SYNONYMS = {
+    **dict.fromkeys(PEOPLE.split(), "person"),
+    "bike": "bicycle",
+    "ball": "sports ball",
+    "table": "dining table",
+    "plane": "airplane",
+    "phone": "cell phone",
+}
+FINE = 10  # parts of a grid cell's side, to measure boxes with
+
+
+def inside(boxes: Sequence[Sequence[float]], size: tuple[int, int], grid: tuple[int, int]) -> NDArray[np.float64]:
+    """How much of each grid cell the boxes (x, y, width, height in a photo of ``size`` = W, H) cover, ``[h, w]`` in 0..1."""
+    fine = np.zeros((grid[0] * FINE, grid[1] * FINE))
+    scale = np.array([fine.shape[1] / size[0], fine.shape[0] / size[1]])
+    for x, y, width, height in boxes:
+        (left, top), (right, bottom) = np.rint(np.array([[x, y], [x + width, y + height]]) * scale).astype(int)
+        fine[top:bottom, left:right] = 1
+    return fine.reshape(grid[0], FINE, grid[1], FINE).mean((1, 3))
+
+
+def named(word: str, categories: set[str]) -> str | None:
+    """The category of a photo that the word names, singular or plural."""
+    for form in (word, word.removesuffix("s"), word.removesuffix("es")):
+        if (category := SYNONYMS.get(form, form)) in categories:
+            return category
+    return None
+
+
+def attention_in_boxes(model: str, data: Path, split: str | None, largest: float = 0.25) -> dict[str, Any]:
+    """Mean share of the attention inside the boxes, and of the photo that they cover (what looking anywhere would give).
+
+    ``small_*``: only words whose boxes cover less than ``largest`` of the photo, where looking at the middle does not help.
+    """
+    photos = [photo for photo in open_dataset(data, split) if photo.extra.get("objects")]
+    if not photos:
+        raise InputError(f"{data}: no photo has object boxes (COCO's `objects`)")
+    captioner, rows = load(model), []
+    for photo in photos:
+        boxes: dict[str, list[Sequence[float]]] = {}
+        for thing in photo.extra["objects"]:
+            boxes.setdefault(thing["category"], []).append(thing["box"])
+        image = photo.image()
+        evidence = captioner.caption(image, explain=True).evidence
+        for word, maps in zip(evidence.words, evidence.maps[:, 0], strict=True) if evidence else ():
+            if category := named(word, set(boxes)):
+                cells = inside(boxes[category], image.size, maps.shape)
+                rows.append((float((maps * cells).sum() / maps.sum()), float(cells.mean())))
+    if not rows:
+        raise InputError(f"{data}: no caption names a thing that has a box")
+    shares = np.array(rows)
+    small = shares[shares[:, 1] < largest]
+
+    def means(name: str, part: NDArray[np.float64]) -> dict[str, float | int]:
+        attention, area = part.mean(0) if len(part) else (np.nan, np.nan)
+        return {f"{name}words": len(part), f"{name}attention": round(attention, 4), f"{name}area": round(area, 4)}
+
+    return {"model": model, "data": data.name, "photos": len(photos), **means("", shares), **means("small_", small)}
