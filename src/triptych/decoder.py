@@ -256,12 +256,7 @@ class Decoder(nn.Module):
         places, visible = (cache or KVCache(1)).advance(new, padding_mask)
         if places is None:
             places = torch.arange(past, past + new, device=x.device)[None]
-        x = self.project_in(x)
-        turn = None
-        if self.config.positions == "rotary":
-            turn = rotation(places, self.config)
-        else:
-            x = x + self.position_embedding(places + OPT_OFFSET)
+        x, turn = self.enter(x, places)
         window = self.config.window if past + new > (self.config.window or past + new) else None
         if visible is None and window is None and (past == 0 or new == 1):
             return x, Place(None, new > 1, turn)
@@ -272,6 +267,13 @@ class Decoder(nn.Module):
             seen = torch.arange(past + new, device=x.device)[None] if visible is None else visible.cumsum(1) - 1
             mask = masks.both(mask, masks.window(places, seen, window))
         return x, Place(mask, False, turn)
+
+    def enter(self, x: Tensor, places: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Embeddings ``[B, T, E]`` at their places in the text, ``[B or 1, T]`` -> ``[B, T, D]``, and the turn of rotary positions."""
+        x = self.project_in(x)
+        if self.config.positions == "rotary":
+            return x, rotation(places, self.config)
+        return x + self.position_embedding(places + OPT_OFFSET), None
 
     def finish(self, x: Tensor) -> Tensor:
         """What leaves the last block, ``[B, T, D]`` -> what ``logits`` takes, ``[B, T, E]``."""

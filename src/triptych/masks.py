@@ -134,3 +134,21 @@ def itg(queries: int, tokens: int, device: torch.device | None = None) -> Tensor
     """
     is_query = torch.arange(queries + tokens, device=device) < queries
     return causal(queries + tokens, device=device) | (is_query[:, None] & is_query)
+
+
+def branches(prefix: int, count: int, length: int, device: torch.device | None = None) -> Tensor:
+    """Several texts that go on from one beginning, in one row: each sees the beginning and itself, causally, and no other text.
+
+    P = ``prefix`` tokens, then ``count`` texts of ``length`` tokens each: ``[P + count * length] * 2``. ``branches(2, 2, 2)``:
+
+        # . . . . .
+        # # . . . .
+        # # # . . .
+        # # # # . .
+        # # . . # .
+        # # . . # #
+    """
+    place = torch.arange(prefix + count * length, device=device)
+    branch = torch.div(place - prefix, length, rounding_mode="floor").clamp_min(-1)
+    seen = (branch < 0) | (branch == branch[:, None])
+    return seen & causal(len(place), device=device)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from triptych.data.annotations import annotation_files, read_annotations
+from triptych.data.easy_vqa import easy_vqa_files, read_easy_vqa
 from triptych.data.folder import metadata_files, read_folder
 from triptych.data.photos import SPLITS, Photo, is_file
 from triptych.data.tar import read_shards
@@ -14,7 +15,7 @@ __all__ = ["Photo", "open_dataset"]
 
 FORMATS = (
     "WebDataset shards (train-000000.tar...), a folder of photos with metadata.csv or metadata.jsonl, "
-    "Karpathy's dataset_*.json, COCO's captions_*.json, or a JSON file of LLaVA conversations"
+    "Karpathy's dataset_*.json, COCO's captions_*.json, a JSON file of LLaVA conversations, or the data folder of easy-vqa"
 )
 
 
@@ -51,6 +52,8 @@ def _read(path: Path) -> list[Photo]:
                 return read_shards(shards)
             if metadata_files(path):
                 return read_folder(path)
+            if easy_vqa_files(path):
+                return read_easy_vqa(path)
             if sources := annotation_files(path):
                 return read_annotations(sources)
         elif not path.exists():

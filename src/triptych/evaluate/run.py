@@ -16,26 +16,41 @@ from triptych.errors import InputError
 from triptych.evaluate.captions import score_captions
 from triptych.evaluate.judgments import judgment_correlations
 from triptych.explain import write_file
-from triptych.tasks import BATCH, load
+from triptych.tasks import Blip2Tasks, load
 
+CHUNK = 32  # photos captioned together
 JUDGMENTS = "expert-judgments.jsonl"
 
 
 def caption_metrics(
-    model: str, data: Path, split: str, limit: int | None, settings: Mapping[str, Any], output: Path | None = None
+    model: str,
+    data: Path,
+    split: str,
+    limit: int | None,
+    settings: Mapping[str, Any],
+    output: Path | None = None,
+    grounded: bool = False,
 ) -> dict[str, Any]:
-    """Caption the photos of ``split`` and score them; ``output`` gets every caption with its references, as JSON lines."""
+    """Caption the photos of ``split`` and score them; ``output`` gets every caption with its references, as JSON lines.
+
+    ``grounded``: BLIP-2's captions by the Q-Former itself (ITG), not by the language model.
+    """
     if output is not None and not output.parent.is_dir():
         raise InputError(f"cannot write {output}: there is no folder {output.parent}; create it first")
     photos = [photo for photo in open_dataset(data, split) if photo.captions][:limit]
     if not photos:
         raise InputError(f"{data}: no photo of the split {split!r} has captions to compare with")
     captioner = load(model)
+    caption = captioner.caption
+    if grounded:
+        if not isinstance(captioner, Blip2Tasks):
+            raise InputError(f"{model} has no Q-Former that writes captions: choose blip2")
+        caption = captioner.grounded_captions  # type: ignore[assignment]
     started = time.perf_counter()
     answers = []
-    batches = range(0, len(photos), BATCH)
+    batches = range(0, len(photos), CHUNK)
     for first in track(batches, "captions", console=Console(stderr=True), disable=not Console(stderr=True).is_terminal):
-        answers += captioner.caption([photo.image() for photo in photos[first : first + BATCH]], **settings)
+        answers += caption([photo.image() for photo in photos[first : first + CHUNK]], **settings)
     seconds = time.perf_counter() - started
     candidates = {photo.id: answer.text for photo, answer in zip(photos, answers, strict=True)}
     references = {photo.id: photo.captions for photo in photos}

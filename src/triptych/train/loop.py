@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
+from torch import nn
 
 from triptych.errors import InputError, TriptychError
 
@@ -59,6 +59,11 @@ def has_fast_bf16() -> bool:
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def uses_bf16(config: LoopConfig) -> bool:
+    """Whether this run computes in bfloat16 (autocast)."""
+    return config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16())
 
 
 def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
@@ -104,10 +109,11 @@ def fit(
         InputError: ``run`` holds another run, or there are too few items.
         TriptychError: the loss is not finite, or the disk is full.
     """
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
 
-    bf16 = config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16())
-    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no")
+    bf16 = uses_bf16(config)
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # a stage need not train every head
+    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", kwargs_handlers=[unused])
     optimizer = torch.optim.AdamW(
         parameter_groups, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
     )
@@ -203,16 +209,15 @@ def train_step(
     config: LoopConfig,
 ) -> float:
     """Forward and backward over the parts of one batch, clip, update. Returns the mean loss of this process."""
+    from accelerate.utils import send_to_device
+
     total = 0.0
     for part in range(config.accumulation):
         seed = (
             (config.seed * 1_000_003 + step) * config.accumulation + part
         ) * accelerator.num_processes + accelerator.process_index
         torch.manual_seed(seed)  # dropout
-        tensors = [
-            t.to(accelerator.device) if isinstance(t, Tensor) else t
-            for t in batch(rows[part :: config.accumulation], seed)
-        ]
+        tensors = send_to_device(batch(rows[part :: config.accumulation], seed), accelerator.device)
         last = part + 1 == config.accumulation
         with nullcontext() if last else accelerator.no_sync(wrapped), accelerator.autocast():
             loss = wrapped(*tensors) / config.accumulation

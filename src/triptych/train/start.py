@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 
 from triptych.assets import home
+from triptych.cnn import ConvNet
 from triptych.data import Photo, open_dataset
 from triptych.errors import InputError
 from triptych.pretrained import load_sat, locate, published_encoder
@@ -114,7 +115,7 @@ def sat_run(
     model.to(state.device)
     val_photos = val_photos[:validation_photos]
     with state.local_main_process_first():  # the other processes find the features on disk
-        train_data, val_data = ((photos, features(photos, model)) for photos in (train_photos, val_photos))
+        train_data, val_data = ((photos, features(photos, model.encoder)) for photos in (train_photos, val_photos))
     record = train(run, model, vocabulary, train_data, val_data, recipe, {"data": data.name}, whole_encoder)
     return record if state.is_main_process else None
 
@@ -127,7 +128,5 @@ def sat_config(
     return make(words, dim, **{name: value for name, value in choices.items() if value is not None}, **sizes)
 
 
-def features(photos: Sequence[Photo], model: ShowAttendTell) -> Features:
-    return cached_features(
-        photos, model.encoder, home() / "features", torch.bfloat16 if has_fast_bf16() else torch.float32
-    )
+def features(photos: Sequence[Photo], encoder: ConvNet) -> Features:
+    return cached_features(photos, encoder, home() / "features", torch.bfloat16 if has_fast_bf16() else torch.float32)

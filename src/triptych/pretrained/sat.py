@@ -1,4 +1,4 @@
-"""Whole systems on disk: what a checkpoint holds of each, and putting it together again with its frozen parts.
+"""Show, Attend and Tell on disk.
 
 ``config.json``: ``system``, ``model`` (the config dataclass), ``encoder`` (name, cut, and where its frozen weights come from), ``search``
 (how text is made by default), ``card`` (recipe and figures). ``model.safetensors``: the trained tensors. ``vocabulary.json``: the words.
@@ -15,16 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triptych.assets import PARTS, part_path
-from triptych.checkpoint import load_checkpoint, load_strict, present, read_torch_pickle, save_checkpoint
+from triptych.assets import PARTS
+from triptych.checkpoint import load_checkpoint, load_strict, save_checkpoint
 from triptych.cnn import ENCODERS, ConvNet
 from triptych.errors import InputError
 from triptych.generate import Search
+from triptych.pretrained.parts import part_fingerprint, published_encoder
 from triptych.show_attend_tell import ShowAttendTell, ShowAttendTellConfig
 from triptych.tokenizers import BOS, EOS, PAD, UNK, WordVocabulary
-
-BUNDLED = Path(__file__).with_name("weights")
-SHIPPED = ("sat",)
 
 
 @dataclass(frozen=True)
@@ -35,41 +33,6 @@ class Sat:
     vocabulary: WordVocabulary
     search: Search
     config: Mapping[str, Any]
-
-
-def locate(model: str | Path) -> Path:
-    """The checkpoint directory of ``model``: the name of a shipped one, or a directory.
-
-    Raises:
-        InputError: neither.
-    """
-    if str(model) in SHIPPED:
-        return BUNDLED / str(model)
-    if (directory := present(Path(model))).is_dir():
-        return directory
-    raise InputError(f"unknown model {str(model)!r}: choose {', '.join(SHIPPED)} or name a checkpoint directory")
-
-
-def published_encoder(name: str, cut: int | None = None, weights: Path | None = None) -> ConvNet:
-    """An image encoder with its published weights.
-
-    Args:
-        name: ``efficientnet-lite2`` (embedded), ``vgg19`` or ``resnet101`` (``weights`` = torchvision's state dict, a .pth file).
-        cut: the number of frozen layers; all when None.
-    """
-    if name not in ENCODERS:
-        raise InputError(f"unknown encoder {name!r}: choose {', '.join(ENCODERS)}")
-    embedded = {part.name for part in PARTS}
-    if weights is not None and name in embedded:
-        raise InputError(f"{name} is embedded with its own weights: leave out --encoder-weights")
-    if weights is None and name not in embedded:
-        raise InputError(f"{name} is not embedded: give torchvision's state dict of it with --encoder-weights")
-    encoder = ENCODERS[name](cut)
-    try:
-        encoder.load_published(read_torch_pickle(weights or part_path(name)))
-    except (KeyError, RuntimeError) as error:
-        raise InputError(f"{weights} does not hold torchvision's {name}: {str(error).splitlines()[0]}") from None
-    return encoder.eval()
 
 
 def save_sat(
@@ -106,11 +69,6 @@ def save_sat(
         tensors={name: tensor.to(dtype) for name, tensor in tensors.items()},
         extra_files={"vocabulary.json": json.dumps({"words": vocabulary.words}, indent=0) + "\n"},
     )
-
-
-def part_fingerprint(name: str) -> str:
-    """The sha256 of a part's main file: the frozen weights that a checkpoint was trained with."""
-    return next(part.members[0].sha256 for part in PARTS if part.name == name)
 
 
 def load_sat(directory: Path) -> Sat:

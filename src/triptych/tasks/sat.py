@@ -1,11 +1,9 @@
-"""What a person does with a model: ``load`` one, then ``caption``. Pictures in, ``Answer`` out, with evidence when asked for."""
+"""Show, Attend and Tell in use: captions, and where it looked at each word."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import fields, replace
 from typing import Any, overload
 
 import torch
@@ -14,37 +12,14 @@ from torch import Tensor
 from triptych.errors import InputError
 from triptych.explain import Evidence
 from triptych.generate import Hypothesis, Search, generate, stream
-from triptych.images import ImageSource, content_hash, load_image, pixel_values
-from triptych.pretrained import Sat, load_sat, locate
+from triptych.images import ImageSource
+from triptych.pretrained import Sat
 from triptych.show_attend_tell import ShowAttendTell
+from triptych.tasks.answer import Answer
+from triptych.tasks.photos import PhotoMemory
 from triptych.tokenizers import BOS
 
-REMEMBERED_BYTES = 128 * 2**20  # of photos' features that a model keeps
 BATCH = 32  # photos decoded together
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A produced text. ``logprob`` is of the whole text with its end; ``tokens`` are its words, each with its log-probability."""
-
-    text: str
-    model: str
-    logprob: float
-    tokens: tuple[str, ...]
-    logprobs: tuple[float, ...]
-    evidence: Evidence | None = None
-    alternatives: tuple[tuple[str, float], ...] = ()
-
-
-def load(model: str | Path = "sat", device: str | torch.device | None = None) -> Captioner:
-    """A model by its name (``"sat"``) or checkpoint directory, on ``device`` (a GPU where there is one).
-
-    Raises:
-        InputError: no such model, or its files are damaged.
-        TriptychError: a pretrained part could not be fetched.
-    """
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return Captioner(load_sat(locate(model)), str(model), chosen)
 
 
 class Captioner:
@@ -54,7 +29,8 @@ class Captioner:
         self.name, self.sat, self.device = name, sat, device
         self.model: ShowAttendTell = sat.model.to(device)
         self.model.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._encoded: OrderedDict[str, Tensor] = OrderedDict()
+        encoder = self.model.encoder
+        self.encode = PhotoMemory(encoder.trunk, encoder.image_size, encoder.mean, encoder.std, device)
 
     @overload
     def caption(self, images: Sequence[ImageSource], *, explain: bool = ..., **settings: Any) -> list[Answer]: ...
@@ -96,20 +72,6 @@ class Captioner:
         """The words of one photo's caption as they are written (greedy, or sampled with a ``temperature``)."""
         for token, _ in stream(self.model, self.encode(image), self.search(**({"beams": 1} | settings))):
             yield self.sat.vocabulary.words[token]
-
-    @torch.inference_mode()
-    def encode(self, image: ImageSource) -> Tensor:
-        """What the encoder's frozen trunk makes of a photo, ``[1, C, h, w]``."""
-        photo = load_image(image)
-        key = content_hash(photo)
-        if key not in self._encoded:
-            encoder = self.model.encoder
-            pixels = pixel_values(photo, encoder.image_size, encoder.mean, encoder.std)[None].to(self.device)
-            self._encoded[key] = encoder.trunk(pixels.contiguous(memory_format=torch.channels_last)).contiguous()
-        self._encoded.move_to_end(key)
-        while len(self._encoded) * self._encoded[key].nbytes > max(REMEMBERED_BYTES, self._encoded[key].nbytes):
-            self._encoded.popitem(last=False)
-        return self._encoded[key]
 
     def _answer(self, hypotheses: Sequence[Hypothesis], maps: Tensor, explain: bool) -> Answer:
         best, vocabulary = hypotheses[0], self.sat.vocabulary

@@ -1,0 +1,52 @@
+"""The command line. Heavy modules are imported inside the commands, so that ``triptych --help`` answers at once.
+
+Results go to stdout (``--json``: one object a line), progress and errors to stderr. Exit codes: 0, 1 a failure of our own, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from io import TextIOWrapper
+from typing import Any
+
+import typer
+
+from triptych.cli import asking, captions, evaluation, library, models, training
+from triptych.cli.common import app, complain
+from triptych.errors import TriptychError
+
+__all__ = ["app", "asking", "captions", "evaluation", "library", "main", "models", "training"]
+
+UsageError: type[Any] = typer.BadParameter.__mro__[1]  # click's, which newer versions of typer carry inside
+
+
+def main() -> None:
+    """The entry point: runs a command and turns every failure into one line and an exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a file's name may hold bytes that the terminal's encoding does not
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except UsageError as error:
+        complain(Exception(error.format_message()))
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except TriptychError as error:
+        complain(error)
+        code = error.exit_code
+    except Exception as error:
+        if os.environ.get("TRIPTYCH_DEBUG"):
+            raise
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        what = "the disk is full" if full else f"failed: {type(error).__name__}: {error} (TRIPTYCH_DEBUG=1 shows where)"
+        complain(Exception(what))
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,98 @@
+"""Questions about photos, and how well photos and texts match."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from triptych.cli.common import Beams, Json, app, blip2, emit, reading, write_page
+
+Model = Annotated[str, typer.Option("--model", help="blip2, or a checkpoint directory.")]
+Question = Annotated[str, typer.Option("--question", "-q", help="<image> in it says where the photos stand.")]
+Figure = Annotated[
+    Path | None, typer.Option("--explain", metavar="FILE.html", help="Also show where the model looked.")
+]
+
+
+@app.command()
+def ask(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="The photos of the question, in order.")],
+    question: Question,
+    choices: Annotated[list[str] | None, typer.Option(help="A possible answer; repeat for each.")] = None,
+    model: Model = "blip2",
+    beams: Beams = None,
+    explain: Figure = None,
+    as_json: Json = False,
+) -> None:
+    """Answer a question about one photo or several; with choices, say which is the likeliest."""
+    answer_question(images, question, choices, model, beams, explain, as_json)
+
+
+@app.command()
+def compare(
+    left: Annotated[str, typer.Argument(metavar="IMAGE", help="The first photo, the left one.")],
+    right: Annotated[str, typer.Argument(metavar="IMAGE", help="The second photo, the right one.")],
+    question: Question,
+    choices: Annotated[list[str] | None, typer.Option(help="The possible answers.", show_default="left, right")] = None,
+    model: Model = "blip2",
+    explain: Figure = None,
+    as_json: Json = False,
+) -> None:
+    """A question about two photos with choices, such as "Which photo shows a dog?" """
+    answer_question([left, right], question, choices or ["left", "right"], model, None, explain, as_json)
+
+
+def answer_question(
+    images: list[str],
+    question: str,
+    choices: list[str] | None,
+    model: str,
+    beams: int | None,
+    explain: Path | None,
+    as_json: bool,
+) -> None:
+    from triptych.images import load_image
+    from triptych.page import Entry
+
+    asked = blip2(model)
+    photos = [load_image(image) for image in images]
+    settings = {} if beams is None else {"beams": beams}
+    answer = asked.ask(photos, question, choices, explain=explain is not None, **settings)
+    record: dict[str, Any] = {"images": images, "model": model, "question": question, "answer": answer.text}
+    record["logprob"] = round(answer.logprob, 4)
+    if answer.scores is not None:
+        record["scores"] = {choice: round(score, 4) for choice, score in answer.scores.items()}
+    emit(record, as_json, answer.text)
+    if explain is not None:
+        write_page(explain, [Entry(tuple(photos), (reading(answer),), question=question)], "Where the model looked")
+
+
+@app.command()
+def match(
+    images: Annotated[list[str], typer.Option("--image", "-i", help="A photo; repeat for each.")],
+    texts: Annotated[list[str], typer.Option("--text", "-t", help="A text; repeat for each.")],
+    model: Model = "blip2",
+    explain: Figure = None,
+    as_json: Json = False,
+) -> None:
+    """How well each photo fits each text: cosine of contrast, probability of a match, and the score that ranks."""
+    from triptych.images import load_image
+    from triptych.page import Entry, Reading
+
+    matcher = blip2(model)
+    photos = [load_image(image) for image in images]
+    matches = matcher.match(photos, texts, explain=explain is not None)
+    for found in matches:
+        image, text = images[found.image], texts[found.text]
+        scores = {name: round(getattr(found, name), 4) for name in ("itc_cosine", "itc_scaled", "itm_prob", "rerank")}
+        line = f"{image}\t{text}\tcosine {found.itc_cosine:.3f}  match {found.itm_prob:.3f}  rerank {found.rerank:.3f}"
+        emit({"image": image, "text": text, "model": model} | scores, as_json, line)
+    if explain is not None:
+        entries = [
+            Entry((photos[m.image],), (Reading(model, texts[m.text], m.evidence),), name=Path(images[m.image]).name)
+            for m in matches
+            if m.evidence is not None
+        ]
+        write_page(explain, entries, "What each word was matched with")

@@ -1,0 +1,137 @@
+"""Captions, and where the model looked."""
+
+from __future__ import annotations
+
+import sys
+import time
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from triptych.cli.common import (
+    Beams,
+    Images,
+    Json,
+    Model,
+    app,
+    complain,
+    emit,
+    make_folder,
+    pictures,
+    reading,
+    write_page,
+)
+from triptych.errors import InputError, TriptychError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from triptych.page import Entry
+    from triptych.tasks import Answer
+
+
+@app.command()
+def caption(
+    images: Images,
+    model: Model = "sat",
+    beams: Beams = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Longest caption, in words.", show_default="the model's")
+    ] = None,
+    explain: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also draw where the model looked, into DIR.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write a caption for each photo."""
+    from triptych.images import load_image
+    from triptych.tasks import load
+
+    sources = pictures(images)
+    captioner = load(model)
+    settings = {k: v for k, v in (("beams", beams), ("max_new_tokens", max_new_tokens)) if v is not None}
+    captioner.search(**settings)  # wrong settings are said once, not for every photo
+    failed: TriptychError | None = None
+    pages: list[Entry] = []
+    drawn: set[str] = set()
+    if explain is not None:
+        make_folder(explain)
+    for source in sources:
+        started = time.perf_counter()
+        try:
+            photo = load_image(source)
+            answer = captioner.caption(photo, explain=explain is not None, **settings)
+        except InputError as error:  # one bad photo does not lose the others
+            complain(error)
+            failed = error
+            continue
+        seconds = time.perf_counter() - started
+        record = {
+            "image": source,
+            "model": model,
+            "caption": answer.text,
+            "logprob": round(answer.logprob, 4),
+            "seconds": round(seconds, 3),
+        }
+        emit(record, as_json, f"{source}: {answer.text}" if len(sources) > 1 else answer.text)
+        if explain is not None and answer.evidence is not None:
+            pages.append(draw(explain / f"{figure_name(source, drawn)}.png", source, photo, answer, seconds))
+    if explain is not None and pages:
+        write_page(explain / "index.html", pages, "Where the model looked")
+        print(f"maps: {explain / 'index.html'}", file=sys.stderr)
+    if failed is not None:
+        raise typer.Exit(failed.exit_code)
+
+
+def shown_name(source: str) -> str:
+    """What to call a photo on a page: the file's name; a data URL has none."""
+    return "photo" if source.lower().startswith("data:") else Path(source).name[:100] or "photo"
+
+
+def figure_name(source: str, drawn: set[str]) -> str:
+    """A name for the photo's figure that no other photo of this run has; added to ``drawn``."""
+    stem = name = Path(shown_name(source)).stem
+    for n in count(2):
+        if name not in drawn:
+            break
+        name = f"{stem}-{n}"
+    drawn.add(name)
+    return name
+
+
+def draw(figure: Path, source: str, photo: Image, answer: Answer, seconds: float) -> Entry:
+    """Write the photo's figure; returns its section of the page, which keeps the photo at the page's size only."""
+    from triptych.explain import draw_words, fit, write_png
+    from triptych.page import PHOTO_BOX, Entry
+
+    said = reading(answer, seconds)
+    write_png(figure, draw_words(photo, said.evidence))
+    return Entry((fit(photo, PHOTO_BOX),), (said,), name=shown_name(source))
+
+
+@app.command()
+def explain(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="A photo: path or URL.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where to draw: a .png or .html file.")],
+    model: Model = "sat",
+    beams: Beams = None,
+    as_json: Json = False,
+) -> None:
+    """Draw where the model looked at each word of its caption."""
+    from triptych.explain import draw_words, write_png
+    from triptych.images import load_image
+    from triptych.page import Entry
+    from triptych.tasks import load
+
+    if out.suffix.lower() not in (".png", ".html"):
+        raise InputError(f"--out {out}: name a .png or an .html file")
+    photo = load_image(image)
+    answer = load(model).caption(photo, explain=True, **({} if beams is None else {"beams": beams}))
+    said = reading(answer)
+    if out.suffix.lower() == ".png":
+        write_png(out, draw_words(photo, said.evidence))
+    else:
+        write_page(out, [Entry((photo,), (said,), name=shown_name(image))], answer.text)
+    emit({"image": image, "model": model, "caption": answer.text, "out": str(out)}, as_json, f"{answer.text}\n{out}")

@@ -1,0 +1,86 @@
+"""What the commands share: the application, their common options, printing, files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from triptych.errors import InputError, TriptychError
+
+if TYPE_CHECKING:
+    from triptych.page import Entry, Reading
+    from triptych.tasks import Answer, Blip2Tasks
+
+app = typer.Typer(
+    name="triptych",
+    help="Show, Attend and Tell, Flamingo and BLIP-2: caption, question, compare, match and search photos offline, "
+    "and see where the model looked.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Photos: paths, folders or URLs.")]
+Model = Annotated[str, typer.Option("--model", help="sat, blip2, or a checkpoint directory.")]
+Beams = Annotated[int | None, typer.Option(help="Beams of the search; 1 is greedy.", show_default="the model's")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per result, nothing else.")]
+Data = Annotated[Path, typer.Option("--data", help="Tar shards, a folder with metadata, Karpathy or COCO JSON.")]
+Split = Annotated[str, typer.Option(help="Which photos.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N photos.")]
+
+
+def emit(record: dict[str, Any], as_json: bool, text: str) -> None:
+    print(json.dumps(record, ensure_ascii=False) if as_json else text, flush=True)
+
+
+def complain(error: BaseException) -> None:
+    print(f"triptych: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def show(record: dict[str, Any], as_json: bool) -> None:
+    """A record for people: a line for each of its values."""
+    emit(record, as_json, "\n".join(f"{k}: {'not computed' if v is None else v}" for k, v in record.items()))
+
+
+def pictures(sources: Iterable[str]) -> list[str]:
+    """The sources with each folder replaced by its photos."""
+    from triptych.images import find_images
+
+    return [str(source) for source in find_images(sources)]
+
+
+def reading(answer: Answer, seconds: float | None = None) -> Reading:
+    from triptych.page import Reading
+
+    if answer.evidence is None:
+        raise TriptychError(f"{answer.model} wrote no word, so there is no map to draw")
+    return Reading(answer.model, answer.text, answer.evidence, answer.logprob, seconds)
+
+
+def write_page(path: Path, entries: list[Entry], title: str) -> None:
+    from triptych.explain import write_file
+    from triptych.page import html_page
+
+    write_file(path, html_page(entries, title).encode())
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {folder}: {error.strerror}") from None
+
+
+def blip2(model: str) -> Blip2Tasks:
+    """A loaded model that matches and answers. Raises InputError for one that only captions."""
+    from triptych.tasks import Blip2Tasks, load
+
+    loaded = load(model)
+    if not isinstance(loaded, Blip2Tasks):
+        raise InputError(f"{model} writes captions only: it can neither answer questions nor match; choose blip2")
+    return loaded

@@ -1,0 +1,59 @@
+"""The demo, what a model consists of, and checkpoints of other projects."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from triptych.cli.common import Json, app, emit, make_folder
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the report.")] = Path("triptych-demo"),
+) -> None:
+    """Caption the bundled photos and write a report that shows where the model looked."""
+    from triptych.demo import run
+
+    make_folder(out)
+    print(f"report: {run(out)}")
+
+
+@app.command()
+def info(
+    model: Annotated[str, typer.Argument(help="sat, or a checkpoint directory.")] = "sat", as_json: Json = False
+) -> None:
+    """What a model consists of: parts, parameters, memory, licences, figures."""
+    from triptych.assets import parts
+    from triptych.tasks import load
+
+    record = load(model).info()
+    record["parts"] = {part.name: {"use": part.use, "licence": part.licence, "state": state} for part, state in parts()}
+    emit(
+        record, as_json, "\n".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in record.items())
+    )
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A published checkpoint, or one of ours.")],
+    target: Annotated[Path, typer.Argument(help="The checkpoint directory to write.")],
+    word_map: Annotated[
+        Path | None, typer.Option(help="WORDMAP_*.json of a Show, Attend and Tell tutorial checkpoint.")
+    ] = None,
+    half: Annotated[bool, typer.Option(help="Store 16-bit floats.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Read a checkpoint of another project (or of ours) and write it as a checkpoint directory."""
+    from triptych.convert import convert_checkpoint
+
+    report = convert_checkpoint(source, target, word_map, half)
+    counts = {"mapped": list(report.mapped), "missing": list(report.missing), "ignored": list(report.ignored)}
+    emit(
+        {"target": str(target), **counts},
+        as_json,
+        f"{target}: " + ", ".join(f"{len(v)} {k}" for k, v in counts.items()),
+    )

@@ -1,0 +1,179 @@
+"""``triptych train``: train a system on one's own photos."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from triptych.cli.common import Data, Json, app, emit, make_folder
+from triptych.errors import InputError, TriptychError
+
+training = typer.Typer(help="Train a system on your own photos.")
+app.add_typer(training, name="train")
+
+
+@training.command("sat")
+def train_sat(
+    data: Data,
+    run: Annotated[
+        Path, typer.Option(metavar="DIR", help="The run's folder; the same command goes on after an interruption.")
+    ],
+    objective: Annotated[
+        str, typer.Option(help="xe (cross-entropy) or scst (self-critical, reward CIDEr-D and BLEU; needs --init).")
+    ] = "xe",
+    init: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A checkpoint to go on from; its encoder and sizes are kept.")
+    ] = None,
+    encoder: Annotated[str, typer.Option(help="efficientnet-lite2, vgg19 or resnet101.")] = "efficientnet-lite2",
+    encoder_weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="torchvision's .pth of vgg19 or resnet101.")
+    ] = None,
+    cut: Annotated[
+        int | None, typer.Option(help="Train the encoder's layers after this one too.", show_default="none")
+    ] = None,
+    attention: Annotated[str, typer.Option(help="soft or hard.")] = "soft",
+    variant: Annotated[str, typer.Option(help="paper or tutorial.")] = "paper",
+    gate: Annotated[str | None, typer.Option(help="scalar or vector.", show_default="the variant's")] = None,
+    hidden_dim: Annotated[int, typer.Option(min=8)] = 512,
+    embed_dim: Annotated[int, typer.Option(min=8)] = 512,
+    attention_dim: Annotated[int, typer.Option(min=8)] = 256,
+    epochs: Annotated[int, typer.Option(min=1)] = 10,
+    batch_size: Annotated[int, typer.Option(min=1, help="Photos per step; each brings five captions.")] = 64,
+    accumulation: Annotated[int, typer.Option(min=1, help="Parts that a batch is split into, to save memory.")] = 1,
+    learning_rate: Annotated[float, typer.Option(min=0)] = 1e-3,
+    tail_rate: Annotated[
+        float, typer.Option(min=0, help="Learning rate of the encoder's trained layers, relative.")
+    ] = 0.05,
+    patience: Annotated[int, typer.Option(min=1, help="Validations without a better one before stopping.")] = 4,
+    validation_photos: Annotated[int, typer.Option(min=1)] = 500,
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train Show, Attend and Tell; RUN/best is the checkpoint with the best CIDEr-D of generated validation captions."""
+    try:
+        from triptych.train.start import sat_run
+    except ModuleNotFoundError as error:
+        raise TriptychError(f"training needs {error.name}: pip install 'triptych[train]'") from None
+
+    make_folder(run)
+    record = sat_run(
+        data=data,
+        run=run,
+        objective=objective,
+        init=init,
+        encoder=encoder,
+        encoder_weights=encoder_weights,
+        cut=cut,
+        attention=attention,
+        variant=variant,
+        gate=gate,
+        hidden_dim=hidden_dim,
+        embed_dim=embed_dim,
+        attention_dim=attention_dim,
+        epochs=epochs,
+        batch_size=batch_size,
+        accumulation=accumulation,
+        learning_rate=learning_rate,
+        tail_rate=tail_rate,
+        patience=patience,
+        validation_photos=validation_photos,
+        precision=precision,
+        seed=seed,
+    )
+    if record is not None:  # None in the processes beside the main one
+        emit(record, as_json, f"{run / 'best'}: {json.dumps(record)}")
+
+
+@training.command("blip2")
+def train_blip2(
+    data: Data,
+    run: Annotated[
+        Path, typer.Option(metavar="DIR", help="The run's folder; the same command goes on after an interruption.")
+    ],
+    stage: Annotated[
+        int,
+        typer.Option(
+            help="1: contrast, matching, grounded generation; 2: also captions by the language model; 3: also questions."
+        ),
+    ] = 1,
+    init: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A checkpoint to go on from (stages 2 and 3).")
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--weight",
+            metavar="TERM=W",
+            help="A term of the loss: itc, itm, itg, caption, question or pair.",
+            show_default="the stage's",
+        ),
+    ] = None,
+    encoder: Annotated[str, typer.Option(help="efficientnet-lite2, vgg19 or resnet101.")] = "efficientnet-lite2",
+    encoder_weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="torchvision's .pth of vgg19 or resnet101.")
+    ] = None,
+    image_size: Annotated[int, typer.Option(min=32, help="Photos are brought to this square, in pixels.")] = 320,
+    lm: Annotated[
+        str,
+        typer.Option(
+            metavar="LM", help="The frozen language model: smollm2-135m, a GGUF file, or a directory of transformers'."
+        ),
+    ] = "smollm2-135m",
+    queries: Annotated[int, typer.Option(min=1, max=256)] = 16,
+    captions_per_photo: Annotated[int, typer.Option(min=1, help="Of each photo in a step.")] = 2,
+    epochs: Annotated[int, typer.Option(min=1)] = 8,
+    batch_size: Annotated[int, typer.Option(min=2, help="Photos per step.")] = 64,
+    learning_rate: Annotated[float, typer.Option(min=0)] = 5e-4,
+    bert_rate: Annotated[float, typer.Option(min=0, help="Learning rate of BERT's layers, relative.")] = 0.3,
+    weight_decay: Annotated[float, typer.Option(min=0)] = 0.05,
+    patience: Annotated[int, typer.Option(min=1, help="Validations without a better one before stopping.")] = 4,
+    validation_photos: Annotated[int, typer.Option(min=2)] = 500,
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train BLIP-2; RUN/best is the checkpoint that did best on the validation photos (stage 1: R@1, later: CIDEr-D)."""
+    try:
+        from triptych.train.blip2 import Blip2Recipe
+        from triptych.train.loop import LoopConfig
+        from triptych.train.start_blip2 import blip2_run
+    except ModuleNotFoundError as error:
+        raise TriptychError(f"training needs {error.name}: pip install 'triptych[train]'") from None
+
+    loop = LoopConfig(
+        epochs, batch_size, 1, learning_rate, weight_decay, patience=patience, precision=precision, seed=seed
+    )
+    recipe = Blip2Recipe(
+        stage,
+        terms(weights) if weights else None,
+        captions_per_photo,
+        bert_rate=bert_rate,
+        validation_photos=validation_photos,
+        loop=loop,
+    )
+    make_folder(run)
+    record = blip2_run(
+        data=data,
+        run=run,
+        recipe=recipe,
+        init=init,
+        encoder=encoder,
+        encoder_weights=encoder_weights,
+        image_size=image_size,
+        lm=lm,
+        queries=queries,
+    )
+    if record is not None:  # None in the processes beside the main one
+        emit(record, as_json, f"{run / 'best'}: {json.dumps(record)}")
+
+
+def terms(weights: list[str]) -> dict[str, float]:
+    """``["itc=1", "itm=0.5"]`` as a dict."""
+    try:
+        return {name: float(value) for name, value in (weight.split("=") for weight in weights)}
+    except ValueError:
+        raise InputError("--weight takes TERM=NUMBER, such as --weight itc=1") from None

@@ -1,0 +1,115 @@
+"""Questions about one photo: how many answers are right, beside what can be had without looking."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from triptych.data import Photo, open_dataset
+from triptych.data.questions import Question, make_questions, question_prior, stated_questions
+from triptych.errors import InputError
+from triptych.explain import write_file
+from triptych.generate import generate
+from triptych.prompt import question_prompt
+from triptych.tasks import Blip2Tasks, load
+from triptych.tasks.blip2 import BATCH
+
+ENOUGH = 3  # of ten people who must have said it for full marks (VQA)
+ARTICLE = re.compile(r"\b(?:a|an|the)\b ?")
+
+
+def vqa_metrics(
+    model: str, data: Path, split: str, limit: int | None, per_photo: int, seed: int, output: Path | None = None
+) -> dict[str, Any]:
+    """Accuracy in percent, by kind of question: of the model, of the same model without photo, and of the commonest answer to the
+    question in the training split (both blind).
+
+    The questions are those of the data set where it has any (scored as VQA does, min(n / 3, 1) of the people who gave the answer), else
+    they are made of its captions by rule (``data/questions.py``).
+    """
+    photos = [p for p in open_dataset(data, split) if p.captions or p.extra.get("vqa")][:limit]
+    chooser = load(model)
+    if not isinstance(chooser, Blip2Tasks):
+        raise InputError(f"{model} cannot answer questions: choose blip2")
+    asked = questions_of(photos, seed, per_photo)
+    if not asked:
+        raise InputError(f"{data}: no question can be made of the captions of the split {split!r}")
+    train = [p for p in open_dataset(data) if p.split == "train"]
+    prior = question_prior([question for _, question in questions_of(train, seed, per_photo)])
+    answers, blind = [], []
+    console = Console(stderr=True)
+    for first in track(range(0, len(asked), BATCH), "questions", console=console, disable=not console.is_terminal):
+        part = asked[first : first + BATCH]
+        texts = [question.question for _, question in part]
+        answers += [answer.text for answer in chooser.ask([photo.image() for photo, _ in part], texts, beams=1)]
+        blind += without_photo(chooser, texts)
+    if output is not None:
+        lines = [
+            json.dumps({"id": photo.id} | vars(question) | {"said": answer, "without photo": unseen})
+            for (photo, question), answer, unseen in zip(asked, answers, blind, strict=True)
+        ]
+        write_file(output, ("\n".join(lines) + "\n").encode())
+    return {
+        "model": model,
+        "data": data.name,
+        "split": split,
+        "photos": len(photos),
+        "questions": len(asked),
+        "model accuracy": by_kind(answers, asked),
+        "without photo": by_kind(blind, asked),
+        "commonest answer": by_kind([prior(question.question) for _, question in asked], asked),
+        "recipe": chooser.info()["card"],
+    }
+
+
+def without_photo(chooser: Blip2Tasks, questions: Sequence[str]) -> list[str]:
+    """What the language model answers to the questions alone."""
+    rows = [chooser.read(question_prompt(question, 0), []) for question in questions]
+    found = generate(chooser.lm, chooser.prompts(rows), chooser.search(beams=1, max_new_tokens=20))
+    return [chooser.answer(hypotheses, row, False).text for hypotheses, row in zip(found, rows, strict=True)]
+
+
+def questions_of(photos: Sequence[Photo], seed: int, per_photo: int) -> list[tuple[Photo, Question]]:
+    """The data set's own questions where it has any, else those made of its captions."""
+    stated = [(photo, question) for photo in photos for question in stated_questions(photo)]
+    if stated:
+        return stated
+    captioned = [photo for photo in photos if photo.captions]
+    made = make_questions(captioned, seed, per_photo)
+    return [(photo, question) for photo, questions in zip(captioned, made, strict=True) for question in questions]
+
+
+def by_kind(answers: Sequence[str], asked: Sequence[tuple[Photo, Question]]) -> dict[str, float]:
+    """Marks in percent, of all and of each kind."""
+    marks: dict[str, list[float]] = defaultdict(list)
+    for answer, (photo, question) in zip(answers, asked, strict=True):
+        mark = marked(answer, question, people(photo, question))
+        marks["all"].append(mark)
+        marks[question.kind].append(mark)
+    return {kind: round(100 * sum(found) / len(found), 1) for kind, found in marks.items()}
+
+
+def people(photo: Photo, question: Question) -> list[str]:
+    """What people answered, where the data set says it."""
+    stated: Iterable[Any] = photo.extra.get("vqa") or ()
+    same = [entry for entry in stated if entry.get("question") == question.question]
+    return [str(answer) for answer in same[0].get("answers", ())] if same else []
+
+
+def marked(answer: str, question: Question, given: Sequence[str]) -> float:
+    """1 for a right answer; where several people answered, what VQA gives."""
+    if given:
+        return min(sum(plain(a) == plain(answer) for a in given) / ENOUGH, 1.0)
+    return float(plain(answer) == plain(question.answer))
+
+
+def plain(answer: str) -> str:
+    """For comparison: lower case, without article and full stop."""
+    return ARTICLE.sub("", answer.lower().strip(" .")).strip()

@@ -1,0 +1,204 @@
+"""A folder of photos -> the library. Only what is new is embedded, and what was written stays when the run is interrupted.
+
+A photo whose size and time are as they were is taken for unchanged. Any other is hashed, and embedded only if the library
+holds no features of the same bytes: a photo that was moved, copied or merely touched costs a read. That also holds for a
+folder that moved as a whole: index it where it is now.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+
+from triptych.errors import InputError
+from triptych.images import SUFFIXES, load_image
+from triptych.library.matcher import TOGETHER, Matcher, Notice
+from triptych.library.table import (
+    Half,
+    Row,
+    Stamp,
+    create_table,
+    delete_rows,
+    features_by_hash,
+    has_table,
+    open_table,
+    read_rows,
+    tidy,
+    write_rows,
+    writing,
+)
+
+if TYPE_CHECKING:
+    from lancedb.table import Table
+
+BATCH = 64  # photos written together: what an interruption can cost
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The photos below a folder, by absolute path; and the folders below it that could not be listed."""
+
+    folder: str
+    photos: dict[str, Stamp]
+    closed: tuple[str, ...]
+
+    def covers(self, path: str) -> bool:
+        """Whether the listing would name this photo if it were there."""
+        return _below(path, self.folder) and not any(_below(path, folder) for folder in self.closed)
+
+
+@dataclass
+class Report:
+    """What became of the photos: how many the library holds now, and how many each kind of change met."""
+
+    library: str = ""
+    photos: int = 0
+    added: int = 0
+    changed: int = 0
+    moved: int = 0
+    removed: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+
+
+def scan(folder: str | os.PathLike[str], notice: Notice) -> Listing:
+    """The photos in ``folder`` and in the folders below it, told by suffix, without hidden ones.
+
+    Raises InputError where there is no such folder or no photo in it.
+    """
+    root = Path(folder).resolve()
+    if not root.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    closed: list[str] = []
+
+    def close(error: OSError) -> None:
+        failure = InputError(f"{error.filename}: cannot list this folder: {error.strerror}")
+        if error.filename == str(root):
+            raise failure from None
+        closed.append(str(error.filename))
+        notice(failure)
+
+    photos: dict[str, Stamp] = {}
+    for place, folders, names in os.walk(root, onerror=close):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
+                path = os.path.join(place, name)  # noqa: PTH118 (a hundred thousand of them)
+                with suppress(OSError):  # a link to nowhere, or gone by now
+                    state = os.stat(path)  # noqa: PTH116
+                    if stat.S_ISREG(state.st_mode):
+                        photos[path] = Stamp(state.st_size, state.st_mtime_ns)
+    if not photos:
+        raise InputError(f"{folder}: no photos in this folder or below it (known: {' '.join(SUFFIXES)})")
+    return Listing(str(root), photos, tuple(closed))
+
+
+def index_photos(listing: Listing, library: str | os.PathLike[str], model: Matcher, notice: Notice) -> Report:
+    """Bring ``library`` up to date with the folder that was scanned; makes the library if there is none.
+
+    Photos of other folders stay in it. One that cannot be read is left out, and ``notice`` is told.
+
+    Raises:
+        InputError: the library is of another model or version, or it would hold no photo.
+        TriptychError: another process is indexing into it.
+    """
+    started = time.perf_counter()
+    with writing(library):
+        table = _open_or_create(library, model)
+        report = _update(table, listing, model, notice)
+        tidy(table)
+    if report.photos == 0:
+        raise InputError(f"{listing.folder}: none of its {len(listing.photos)} photos can be read")
+    return replace(report, library=str(library), seconds=time.perf_counter() - started)
+
+
+def _update(table: Table, listing: Listing, model: Matcher, notice: Notice) -> Report:
+    known = read_rows(table)
+    homes = defaultdict(list)
+    for row in known.values():
+        homes[row.sha256].append(row.path)
+    lost = {path for path in known if path not in listing.photos and listing.covers(path)}
+    stale = [path for path, stamp in listing.photos.items() if path not in known or known[path].stamp != stamp]
+    report = Report()
+
+    with Progress(console=Console(stderr=True), disable=not stale) as progress:
+        task = progress.add_task("photos", total=len(stale))
+        for first in range(0, len(stale), BATCH):
+            batch = stale[first : first + BATCH]
+            rows = list(_hashed(batch, listing, notice))
+            features = features_by_hash(table, {row.sha256 for row in rows})
+            for digest, found in _embedded([row for row in rows if row.sha256 not in features], model, notice):
+                features[digest] = found
+                progress.advance(task)
+            rows = [row for row in rows if row.sha256 in features]
+            write_rows(table, rows, features)
+
+            unread = set(batch) - {row.path for row in rows}
+            left = {home for row in rows if row.path not in known and (home := _left(homes[row.sha256]))}
+            delete_rows(table, sorted((unread & known.keys()) | left))  # after the write: nothing is lost in between
+            lost -= left
+            report.changed += sum(row.path in known and row.sha256 != known[row.path].sha256 for row in rows)
+            report.added += sum(row.path not in known for row in rows) - len(left)
+            report.moved += len(left)
+            report.skipped += len(unread)
+            progress.update(task, completed=first + len(batch))
+    delete_rows(table, sorted(lost))
+    report.removed, report.photos = len(lost), table.count_rows()
+    return report
+
+
+def _open_or_create(library: str | os.PathLike[str], model: Matcher) -> Table:
+    if has_table(library):
+        return open_table(library, model.fingerprint)
+    _, queries, width = model.itc_images([Image.new("RGB", (64, 64))]).shape
+    return create_table(library, model.fingerprint, (queries, width))
+
+
+def _hashed(paths: Sequence[str], listing: Listing, notice: Notice) -> Iterator[Row]:
+    for path in paths:
+        try:
+            with open(path, "rb") as file:  # noqa: PTH123
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            notice(InputError(f"{path}: cannot be read: {error.strerror}"))
+        else:
+            yield Row(path, listing.photos[path], digest)
+
+
+def _embedded(rows: Sequence[Row], model: Matcher, notice: Notice) -> Iterator[tuple[str, Half]]:
+    """The sha256 and the features ``[Q, E]`` of each photo that can be read."""
+    for first in range(0, len(rows), TOGETHER):
+        photos: dict[str, Image.Image] = {}
+        for row in rows[first : first + TOGETHER]:
+            try:
+                photos[row.sha256] = load_image(row.path)
+            except InputError as error:
+                notice(error)
+        if photos:
+            yield from zip(photos, model.itc_images(list(photos.values())).astype(np.float16), strict=True)
+
+
+def _left(homes: list[str]) -> str | None:
+    """One of the places at which a photo was and is no more, said once."""
+    for path in homes:
+        if not os.path.exists(path):  # noqa: PTH110
+            homes.remove(path)
+            return path
+    return None
+
+
+def _below(path: str, folder: str) -> bool:
+    return path.startswith(os.path.join(folder, ""))  # noqa: PTH118

@@ -1,0 +1,54 @@
+"""What a model must do so that a library can be made and searched with it. Shapes: B photos, Q queries, T texts, E wide."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from triptych.errors import InputError, TriptychError
+from triptych.images import ImageSource
+
+TOGETHER = 8  # photos in memory, and in the model, at a time
+
+Notice = Callable[[TriptychError], object]
+"""Told of each photo or folder that is left out."""
+
+
+class Match(Protocol):
+    """How well photo number ``image`` and text number ``text`` fit; ``rerank`` is the score to sort by."""
+
+    @property
+    def image(self) -> int: ...
+    @property
+    def text(self) -> int: ...
+    @property
+    def itc_cosine(self) -> float: ...
+    @property
+    def itm_prob(self) -> float: ...
+    @property
+    def rerank(self) -> float: ...
+
+
+@runtime_checkable
+class Matcher(Protocol):
+    @property
+    def fingerprint(self) -> str:
+        """Names the model's weights: features of another model mean something else."""
+
+    def itc_images(self, images: Sequence[Image.Image], /) -> NDArray[np.float32]:
+        """``[B, Q, E]``, of unit length in E."""
+
+    def itc_texts(self, texts: Sequence[str], /) -> NDArray[np.float32]:
+        """``[T, E]``, of unit length."""
+
+    def match(self, images: Sequence[ImageSource], texts: Sequence[str], /) -> Sequence[Match]:
+        """Every photo with every text."""
+
+
+def as_matcher(model: object, name: str) -> Matcher:
+    """The model, if it can match. Raises InputError where it cannot."""
+    if not isinstance(model, Matcher):
+        raise InputError(f"{name}: this model cannot match photos and texts; a library needs a BLIP-2, such as blip2")
+    return model

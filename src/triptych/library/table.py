@@ -1,0 +1,174 @@
+"""The library on disk: one LanceDB table with a row a photo. Every write is one commit, so a reader sees all of it or nothing.
+
+The table's metadata, written with it, name the model and the format. A path is stored as bytes (a file's name need not be
+text), absolute: a library may hold several folders. Features are fp16, which loses nothing that the ranking shows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triptych.errors import InputError, TriptychError
+
+if TYPE_CHECKING:
+    from lancedb.table import Table
+
+FORMAT = "1"
+NAME = "photos"
+KEPT = timedelta(minutes=10)  # old versions of the table, for those who still read them
+DELETED_TOGETHER = 500
+
+Half = NDArray[np.float16]
+Shape = tuple[int, int]  # Q, E
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What tells without reading a file that it is as it was."""
+
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Row:
+    path: str
+    stamp: Stamp
+    sha256: str
+
+
+@contextmanager
+def writing(library: str | os.PathLike[str]) -> Iterator[None]:
+    """Make the library's folder if it is missing, and keep other writers out; the lock ends with the process that holds it."""
+    filelock = _import("filelock")
+    lock = filelock.FileLock(Path(library) / "index.lock", timeout=0)
+    try:
+        Path(library).mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout:
+        raise TriptychError(
+            f"{library}: another process is indexing into this library; wait until it is done"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{library}: cannot write into this folder: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def open_table(library: str | os.PathLike[str], fingerprint: str | None = None) -> Table:
+    """The table of ``library``, which ``fingerprint``'s model made. Raises InputError where there is none or it is another's."""
+    lancedb = _import("lancedb")
+    if not has_table(library):
+        raise InputError(f"{library}: no photo library here; make one with: triptych index DIR --library {library}")
+    try:
+        table: Table = lancedb.connect(library).open_table(NAME)
+        metadata = described(table)
+    except (ValueError, OSError, RuntimeError) as error:
+        raise InputError(f"{library}: this photo library is damaged ({error}); delete it and index anew") from None
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"{library}: is of another version of triptych; index the photos into a new library")
+    if fingerprint is not None:
+        check_model(library, metadata["fingerprint"], fingerprint)
+    return table
+
+
+def check_model(library: str | os.PathLike[str], made_by: str, fingerprint: str) -> None:
+    if made_by != fingerprint:
+        raise InputError(f"{library}: was made with another model; use that one, or index into a new library")
+
+
+def create_table(library: str | os.PathLike[str], fingerprint: str, shape: Shape) -> Table:
+    """An empty table for features ``[Q, E]``."""
+    lancedb, pa = _import("lancedb"), _import("pyarrow")
+    queries, width = shape
+    columns = {
+        "path": pa.binary(),
+        "size": pa.int64(),
+        "mtime_ns": pa.int64(),
+        "sha256": pa.string(),
+        "features": pa.list_(pa.float16(), queries * width),
+    }
+    metadata = {"format": FORMAT, "fingerprint": fingerprint, "queries": str(queries)}
+    table: Table = lancedb.connect(library).create_table(NAME, schema=pa.schema(columns, metadata))
+    return table
+
+
+def has_table(library: str | os.PathLike[str]) -> bool:
+    return (Path(library) / f"{NAME}.lance" / "_versions").is_dir()
+
+
+def described(table: Table) -> dict[str, str]:
+    return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+
+
+def read_rows(table: Table) -> dict[str, Row]:
+    """All photos by path, without their features."""
+    columns = table.search().select(["path", "size", "mtime_ns", "sha256"]).to_arrow().to_pydict()
+    paths = map(os.fsdecode, columns["path"])
+    stamps = map(Stamp, columns["size"], columns["mtime_ns"])
+    return {row.path: row for row in map(Row, paths, stamps, columns["sha256"])}
+
+
+def read_features(table: Table, where: str | None = None, by: str = "path") -> tuple[list[Any], Half]:
+    """The column ``by`` of all N photos, or of those ``where``; and their features ``[N, Q, E]``."""
+    query = table.search().select([by, "features"])
+    rows = (query if where is None else query.where(where)).to_arrow()
+    features = rows["features"].combine_chunks().flatten().to_numpy()
+    queries = int(described(table)["queries"])
+    width = table.schema.field("features").type.list_size // queries
+    return rows[by].to_pylist(), features.reshape(len(rows), queries, width)
+
+
+def features_by_hash(table: Table, hashes: Iterable[str]) -> dict[str, Half]:
+    """The features ``[Q, E]`` of those photos that the table already holds, by the sha256 of their files."""
+    listed = ", ".join(f"'{digest}'" for digest in hashes)
+    return dict(zip(*read_features(table, f"sha256 IN ({listed})", by="sha256"), strict=True)) if listed else {}
+
+
+def write_rows(table: Table, rows: Sequence[Row], features: Mapping[str, Half]) -> None:
+    """Add the rows, or replace those of the same path, in one commit; ``features`` are found by sha256."""
+    pa = _import("pyarrow")
+    if not rows:
+        return
+    schema = table.schema
+    values = np.stack([features[row.sha256] for row in rows]).reshape(-1)
+    columns = [
+        pa.array([os.fsencode(row.path) for row in rows], pa.binary()),
+        pa.array([row.stamp.size for row in rows], pa.int64()),
+        pa.array([row.stamp.mtime_ns for row in rows], pa.int64()),
+        pa.array([row.sha256 for row in rows], pa.string()),
+        pa.FixedSizeListArray.from_arrays(pa.array(values), schema.field("features").type.list_size),
+    ]
+    merge = table.merge_insert("path").when_matched_update_all().when_not_matched_insert_all()
+    merge.execute(pa.Table.from_arrays(columns, schema=schema))
+
+
+def delete_rows(table: Table, paths: Sequence[str]) -> None:
+    for first in range(0, len(paths), DELETED_TOGETHER):
+        listed = ", ".join(f"X'{os.fsencode(path).hex()}'" for path in paths[first : first + DELETED_TOGETHER])
+        table.delete(f"path IN ({listed})")
+
+
+def tidy(table: Table) -> None:
+    """Join the pieces that many small writes leave, and drop what nobody can still be reading."""
+    table.optimize(cleanup_older_than=KEPT)
+
+
+def _import(name: str) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise TriptychError(f"a photo library needs {error.name}: pip install 'triptych[library]'") from None

@@ -1,0 +1,30 @@
+"""Whole systems on disk: what a checkpoint holds of each, and putting it together again with its frozen parts."""
+
+from triptych.pretrained.blip2 import (
+    Blip2Model,
+    blip2_search,
+    embedded_lm,
+    itg_search,
+    lm_fingerprint,
+    load_blip2,
+    save_blip2,
+)
+from triptych.pretrained.parts import locate, part_fingerprint, published_encoder
+from triptych.pretrained.sat import Sat, load_sat, sat_search, save_sat
+
+__all__ = [
+    "Blip2Model",
+    "Sat",
+    "blip2_search",
+    "embedded_lm",
+    "itg_search",
+    "lm_fingerprint",
+    "load_blip2",
+    "load_sat",
+    "locate",
+    "part_fingerprint",
+    "published_encoder",
+    "sat_search",
+    "save_blip2",
+    "save_sat",
+]

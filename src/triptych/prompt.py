@@ -1,0 +1,61 @@
+"""One interleaved input for all systems: a text in which ``<image>`` stands for each picture, in their order."""
+
+from __future__ import annotations
+
+import re
+
+from triptych.errors import InputError
+
+IMAGE = "<image>"
+CAPTION = f"{IMAGE}\nCaption:"
+
+
+def question_prompt(question: str, pictures: int) -> str:
+    """The prompt of a question about photos. A question that says itself where they stand (``<image>``) keeps them there.
+
+    Raises:
+        InputError: the question is empty.
+    """
+    question = " ".join(question.split())
+    if not question.replace(IMAGE, "").strip():
+        raise InputError("the question is empty: ask something about the photo")
+    if IMAGE in question:
+        return f"Question: {question}\nAnswer:"
+    return f"{photo_lines(pictures)}\nQuestion: {question}\nAnswer:"
+
+
+def photo_lines(pictures: int) -> str:
+    """How photos are put before a question: one alone, two as left and right, more by number."""
+    if pictures == 1:
+        return IMAGE
+    names = ["Left photo", "Right photo"] if pictures == 2 else [f"Photo {n + 1}" for n in range(pictures)]
+    return "\n".join(f"{name}: {IMAGE}" for name in names)
+
+
+def between_pictures(prompt: str, pictures: int) -> list[str]:
+    """The texts before, between and after the pictures: one more than there are pictures.
+
+    Raises:
+        InputError: the prompt does not have one placeholder for each picture.
+    """
+    texts = prompt.split(IMAGE)
+    if len(texts) - 1 != pictures:
+        raise InputError(
+            f"{pictures} {'picture' if pictures == 1 else 'pictures'} but {len(texts) - 1} {IMAGE} in the prompt: "
+            "each picture needs one"
+        )
+    return texts
+
+
+WHICH = re.compile(
+    r"(?:in )?which (?:photo|picture|image|one)s? (?:shows?|is there|(?:there )?(?:is|are)|can (?:you|we) see|do (?:you|we) see)? ?",
+    re.I,
+)
+
+
+def statement(question: str) -> str:
+    """What a photo must show to be the answer: ``"Which photo shows a dog in the snow?"`` -> ``"a dog in the snow"``.
+
+    A question of another kind is taken as it is.
+    """
+    return WHICH.sub("", question.strip(), count=1).rstrip(" ?.") or question

@@ -1,0 +1,39 @@
+"""What a person does with a model: ``load`` one, then ``caption``, ``ask``, ``compare``, ``match``.
+
+Pictures in, ``Answer`` out, with evidence when asked for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+
+from triptych.checkpoint import load_config
+from triptych.errors import InputError
+from triptych.pretrained import load_blip2, load_sat, locate
+from triptych.tasks.answer import Answer, Match
+from triptych.tasks.blip2 import Blip2Tasks
+from triptych.tasks.sat import Captioner
+
+__all__ = ["Answer", "Blip2Tasks", "Captioner", "Match", "Model", "load"]
+
+Model: TypeAlias = Captioner | Blip2Tasks
+
+
+def load(model: str | Path = "sat", device: str | torch.device | None = None) -> Model:
+    """A model by its name (``"sat"``, ``"blip2"``) or checkpoint directory, on ``device`` (a GPU where there is one).
+
+    Raises:
+        InputError: no such model, or its files are damaged.
+        TriptychError: a pretrained part could not be fetched.
+    """
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    directory = locate(model)
+    system = load_config(directory)["system"]
+    if system == "sat":
+        return Captioner(load_sat(directory), str(model), chosen)
+    if system == "blip2":
+        return Blip2Tasks(load_blip2(directory), str(model), chosen)
+    raise InputError(f"{directory} holds a {system} model, which this version cannot run")

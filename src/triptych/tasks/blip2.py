@@ -1,0 +1,449 @@
+"""BLIP-2 in use: captions, questions over one or several photos, and how well photos and texts match."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from typing import Any, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from triptych.blip2 import Blip2, GroundedText
+from triptych.checkpoint import sha256_of
+from triptych.decoder import Decoder, Prompt
+from triptych.errors import InputError
+from triptych.explain import Evidence
+from triptych.generate import Hypothesis, Search, generate, log_softmax, stream
+from triptych.images import ImageSource
+from triptych.pretrained import Blip2Model, itg_search
+from triptych.prompt import CAPTION, between_pictures, question_prompt
+from triptych.qformer import ImageKeysValues, QFormerOutput
+from triptych.tasks.answer import Answer, Match
+from triptych.tasks.photos import PhotoMemory
+from triptych.tokenizers import TextTokenizer
+
+BATCH = 16  # photos decoded together
+PAIRS = 256  # photos with texts that are matched together
+MAX_PHOTOS = 16  # of one question
+
+Photos = ImageSource | Sequence[ImageSource]
+
+
+class Blip2Tasks:
+    """A BLIP-2 model in use. A photo is encoded once for as long as it is remembered (by content)."""
+
+    def __init__(self, blip2: Blip2Model, name: str, device: torch.device) -> None:
+        self.name, self.blip2, self.device = name, blip2, device
+        self.model: Blip2 = blip2.model.to(device)
+        encoder: Any = self.model.vision_encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.encode = PhotoMemory(self.model.encode, encoder.image_size, encoder.mean, encoder.std, device)
+
+    # Translating
+
+    @overload
+    def caption(self, images: Sequence[ImageSource], *, explain: bool = ..., **settings: Any) -> list[Answer]: ...
+    @overload
+    def caption(self, images: ImageSource, *, explain: bool = ..., **settings: Any) -> Answer: ...
+    @torch.inference_mode()
+    def caption(self, images: Photos, *, explain: bool = False, **settings: Any) -> Answer | list[Answer]:
+        """Caption one photo, or a list of photos (each answered as if it were alone).
+
+        A model of the first stage alone, without a language model, writes with the Q-Former itself (ITG).
+
+        Args:
+            images: a path, URL, data URL, bytes, PIL image or array; or a list of them.
+            explain: also return where the model looked at each word (``Answer.evidence``).
+            settings: fields of ``generate.Search``: beams, max_new_tokens, length_penalty, n_best, temperature, top_k, top_p, seed.
+
+        Raises:
+            InputError: a photo cannot be read, or a setting is out of bounds.
+        """
+        if not isinstance(images, list | tuple):
+            return self.caption([images], explain=explain, **settings)[0]
+        if self.blip2.tokenizer is None:
+            return self.grounded_captions(images, **settings)
+        search = self.search(**settings)
+        answers: list[Answer] = []
+        for first in range(0, len(images), BATCH):
+            rows = [self.read(CAPTION, [image], explain=explain) for image in images[first : first + BATCH]]
+            found = generate(self.lm, self.prompts(rows), search)
+            answers += [self.answer(h, row, explain, sentence=True) for h, row in zip(found, rows, strict=True)]
+        return answers
+
+    @torch.inference_mode()
+    def grounded_captions(self, images: Sequence[ImageSource], **settings: Any) -> list[Answer]:
+        """Captions by the Q-Former itself, as the first stage learns to write them (ITG)."""
+        if self.model.heads is None:
+            raise InputError(f"{self.name} has no heads of the first stage, so its Q-Former cannot write")
+        words, search = self.blip2.words, itg_search(self.blip2.words, self.search(**settings))
+        answers = []
+        for first in range(0, len(images), BATCH):
+            found = generate(GroundedText(self.model, words.dec), self.look(images[first : first + BATCH]), search)
+            for best, *others in found:
+                texts = [sentence(words.decode(h.ids)) for h in (best, *others)]
+                pieces = tuple(words.words[i] for i in best.ids)
+                logprobs = best.logprobs[: len(pieces)]
+                alternatives = tuple(zip(texts[1:], (h.logprob for h in others), strict=True))
+                answers.append(Answer(texts[0], self.name, best.logprob, pieces, logprobs, alternatives=alternatives))
+        return answers
+
+    def stream(self, image: ImageSource, question: str | None = None, **settings: Any) -> Iterator[str]:
+        """A caption, or the answer to a question, piece by piece as it is written (greedy, or sampled with a ``temperature``)."""
+        prompt = CAPTION if question is None else question_prompt(question, 1)
+        with torch.inference_mode():
+            inputs = self.prompts([self.read(prompt, [image], question)])
+        text, ids = "", []
+        for token, _ in stream(self.lm, inputs, self.search(**({"beams": 1} | settings))):
+            ids.append(token)
+            whole = self.tokenizer.decode(ids)
+            if not whole.endswith("\N{REPLACEMENT CHARACTER}"):
+                yield whole[len(text) :]
+                text = whole
+
+    # Referencing
+
+    @overload
+    def ask(
+        self,
+        images: Photos,
+        question: str,
+        choices: Sequence[str] | None = ...,
+        *,
+        explain: bool = ...,
+        **settings: Any,
+    ) -> Answer: ...
+    @overload
+    def ask(
+        self,
+        images: Sequence[Photos],
+        question: Sequence[str],
+        choices: Sequence[str] | None = ...,
+        *,
+        explain: bool = ...,
+        **settings: Any,
+    ) -> list[Answer]: ...
+    @torch.inference_mode()
+    def ask(
+        self,
+        images: Any,
+        question: str | Sequence[str],
+        choices: Sequence[str] | None = None,
+        *,
+        explain: bool = False,
+        **settings: Any,
+    ) -> Answer | list[Answer]:
+        """Answer a question about one photo or several; with ``choices``, which of them is the likeliest answer.
+
+        Args:
+            images: one photo, or a list of the photos that the question is about. Two are called left and right in the prompt.
+                ``<image>`` in the question says where the photos stand instead.
+            question: with a list of questions, ``images`` is a list of the same length, and so is the answer (each as if it were alone).
+            choices: scored by the log-probability of each as the whole answer (``Answer.scores``); nothing else is answered.
+
+        Raises:
+            InputError: no photo, an empty question, fewer than two choices or one given twice, placeholders that do not match the
+                photos, a question too long for the Q-Former or the language model, an unreadable photo.
+        """
+        if isinstance(question, str):
+            return self.ask([images], [question], choices, explain=explain, **settings)[0]
+        if len(images) != len(question):
+            raise InputError(
+                f"{len(question)} questions for {len(images)} photos or lists of photos: each needs its own"
+            )
+        kept = None if choices is None else check_choices(choices)
+        search = self.search(**({"max_new_tokens": 20} | settings))
+        answers: list[Answer] = []
+        for first in range(0, len(question), BATCH):
+            part = slice(first, first + BATCH)
+            rows = [self.asked(shown, text, explain) for shown, text in zip(images[part], question[part], strict=True)]
+            if kept is not None:
+                answers += [self.choose(row, kept, explain) for row in rows]
+                continue
+            found = generate(self.lm, self.prompts(rows), search)
+            answers += [self.answer(h, row, explain) for h, row in zip(found, rows, strict=True)]
+        return answers
+
+    def asked(self, images: Photos, question: str, explain: bool = False) -> Row:
+        """One question with its photos, read."""
+        photos = as_list(images)
+        if not 1 <= len(photos) <= MAX_PHOTOS:
+            raise InputError(f"a question about {len(photos)} photos: give 1 to {MAX_PHOTOS}")
+        return self.read(question_prompt(question, len(photos)), photos, question, explain)
+
+    def compare(
+        self,
+        left: ImageSource,
+        right: ImageSource,
+        question: str,
+        choices: Sequence[str] = ("left", "right"),
+        *,
+        explain: bool = False,
+    ) -> Answer:
+        """Which of two photos: ``ask`` with both, and choices that tell them apart."""
+        return self.ask([left, right], question, choices, explain=explain)
+
+    # Matching
+
+    @torch.inference_mode()
+    def match(self, images: Photos, texts: str | Sequence[str], *, explain: bool = False) -> list[Match]:
+        """How well every photo fits every text, photo by photo.
+
+        A photo's keys and values are computed once for all texts. ``explain``: where each word was looked for.
+
+        Raises:
+            InputError: no photo, an empty text, a text too long for the Q-Former, an unreadable photo.
+        """
+        photos = as_list(images)
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not photos or not texts:
+            raise InputError("matching needs at least one photo and one text")
+        input_ids, text_mask = self.word_pieces(texts)
+        text_features = self.model.text_features(input_ids, text_mask)
+        matches = []
+        for i, photo in enumerate(photos):
+            image = self.look([photo])
+            queries = self.model.read_photos(image).queries
+            for first in range(0, len(texts), PAIRS):
+                part = slice(first, first + PAIRS)
+                scores = self.model.match(image, queries, text_features[part], input_ids[part], text_mask[part])
+                matches += [
+                    Match(i, first + t, *numbers)
+                    for t, numbers in enumerate(zip(*(x[0].tolist() for x in scores), strict=True))
+                ]
+        if explain:
+            matches = [replace(m, evidence=self.match_evidence(photos[m.image], texts[m.text])) for m in matches]
+        return matches
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the weights that decide features for contrast."""
+        encoder = self.blip2.config["encoder"]
+        return sha256_of(self.model.qformer)[:32] + f"-{encoder['name']}-{encoder['image_size']}"
+
+    @torch.inference_mode()
+    def itc_images(self, images: Sequence[ImageSource]) -> NDArray[np.float32]:
+        """Features for contrast of each photo's queries, ``[B, Q, E]``, of length 1."""
+        assert self.model.heads is not None
+        queries = self.model.read_photos(self.look(images)).queries
+        return self.model.heads.image_features(queries).float().cpu().numpy()
+
+    @torch.inference_mode()
+    def itc_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Features for contrast of each text, ``[T, E]``, of length 1."""
+        return self.model.text_features(*self.word_pieces(texts)).float().cpu().numpy()
+
+    # The way from photos and text to the language model and back
+
+    @property
+    def lm(self) -> Decoder:
+        if self.model.lm is None:
+            raise InputError(f"{self.name} has no language model: it matches and captions, but cannot answer questions")
+        return self.model.lm
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        assert self.blip2.tokenizer is not None
+        return self.blip2.tokenizer
+
+    def search(self, **settings: Any) -> Search:
+        """The model's own way of writing, with ``settings`` changed. Raises InputError for an unknown or impossible one."""
+        if unknown := set(settings) - {field.name for field in fields(Search)}:
+            raise InputError(f"unknown setting {', '.join(sorted(unknown))}")
+        if settings.get("temperature"):
+            settings = {"beams": 1} | settings  # to sample is not to search
+        return replace(self.blip2.search, **settings)
+
+    def look(self, images: Sequence[ImageSource]) -> ImageKeysValues:
+        """Photos as the Q-Former attends to them."""
+        return self.model.look(torch.cat([self.encode(image) for image in images]))
+
+    def word_pieces(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids and mask for the Q-Former. Raises InputError: a text is empty or too long."""
+        if any(not text.strip() for text in texts):
+            raise InputError("a text is empty: say what to look for")
+        ids, mask = self.blip2.words.encode(texts, self.model.config.qformer.max_positions)
+        return ids.to(self.device), mask.to(self.device)
+
+    def read(
+        self, prompt: str, images: Sequence[ImageSource], question: str | None = None, explain: bool = False
+    ) -> Row:
+        """Look at the photos of one prompt, with the question if the Q-Former reads it."""
+        lm, texts = self.lm, between_pictures(prompt, len(images))
+        row = [torch.tensor(self.tokenizer.encode(text), dtype=torch.long, device=self.device) for text in texts]
+        seen = None
+        if images:
+            asked = None
+            if question is not None and self.model.config.instructed:
+                ids, mask = self.word_pieces([plain_question(question)])
+                asked = ids.expand(len(images), -1), mask.expand(len(images), -1)
+            seen = self.model.read_photos(self.look(images), asked, explain)
+            soft = self.model.soft_prompt(seen.queries)
+            row = [row[0], *(piece for pair in zip(soft, row[1:], strict=True) for piece in pair)]
+        length = sum(map(len, row))
+        if length >= lm.config.max_positions:
+            raise InputError(
+                f"the prompt has {length} tokens: the language model reads {lm.config.max_positions} at most"
+            )
+        return Row(row, seen)
+
+    def prompts(self, rows: Sequence[Row]) -> Prompt:
+        return self.model.prompt([row.pieces for row in rows])
+
+    def answer(self, hypotheses: Sequence[Hypothesis], row: Row, explain: bool, sentence: bool = False) -> Answer:
+        best = hypotheses[0]
+        texts = [self.text(h.ids, sentence) for h in hypotheses]
+        words, spans = self.words(best.ids)
+        logprobs = tuple(sum(best.logprobs[a:b]) for a, b in spans)
+        evidence = None
+        if explain and words and row.seen is not None:
+            evidence = Evidence(words, self.maps(row.pieces, row.seen, best.ids, spans), logprobs)
+        alternatives = tuple(zip(texts[1:], (h.logprob for h in hypotheses[1:]), strict=True))
+        return Answer(texts[0], self.name, best.logprob, words, logprobs, evidence, alternatives)
+
+    def text(self, ids: Sequence[int], as_sentence: bool) -> str:
+        text = self.tokenizer.decode(ids).strip()
+        return sentence(text) if as_sentence else text
+
+    def words(self, ids: Sequence[int]) -> tuple[tuple[str, ...], list[tuple[int, int]]]:
+        """The words that the tokens make up, and each word's tokens (first, behind the last)."""
+        words: list[str] = []
+        spans: list[tuple[int, int]] = []
+        for i, token in enumerate(ids):
+            piece = self.tokenizer.decode([token])
+            if not words or piece[:1].isspace():
+                words.append(piece.strip())
+                spans.append((i, i + 1))
+            else:
+                words[-1] += piece
+                spans[-1] = (spans[-1][0], i + 1)
+        return tuple(words), spans
+
+    def choose(self, row: Row, choices: Sequence[str], explain: bool) -> Answer:
+        """The choice that the language model finds the likeliest answer; the prompt is read once for all."""
+        logits, cache = self.lm.prefill(self.prompts([row]))
+        end = min(self.tokenizer.eos_ids)
+        ids = [[*self.tokenizer.encode(f" {choice}"), end] for choice in choices]
+        lm, longest = self.lm, max(map(len, ids))
+        padded = torch.tensor([[*row, *[end] * (longest - len(row))] for row in ids], device=self.device)
+        rest = lm.logits(
+            lm(padded[:, :-1], cache=cache.fork(torch.zeros(len(ids), dtype=torch.long, device=self.device)))
+        )
+        logprobs = log_softmax(torch.cat([logits.expand(len(ids), -1)[:, None], rest], 1), Search(frozenset({end})))
+        told = logprobs.gather(2, padded[..., None])[..., 0]
+        each = [tuple(told[i, : len(row)].tolist()) for i, row in enumerate(ids)]
+        best = max(range(len(ids)), key=lambda i: sum(each[i]))
+        answer = self.answer([Hypothesis(tuple(ids[best][:-1]), each[best], True)], row, explain)
+        return replace(answer, text=choices[best], scores={c: sum(p) for c, p in zip(choices, each, strict=True)})
+
+    def maps(
+        self, pieces: Sequence[Tensor], seen: QFormerOutput, ids: Sequence[int], spans: Sequence[tuple[int, int]]
+    ) -> NDArray[np.float32]:
+        """Where each word looked: the language model's attention to the soft prompts times the Q-Former's to the photo,
+        each the mean over heads and layers, ``[words, N, h, w]``."""
+        text = torch.tensor(ids[:-1], dtype=torch.long, device=self.device)
+        layers = self.lm.attention_maps(self.model.prompt([[*pieces, text]]).inputs)
+        attention = torch.stack([layer[0].mean(0) for layer in layers]).mean(0)[
+            -len(ids) :
+        ]  # [T, S]: of each token's making
+        starts = np.cumsum([0, *map(len, pieces)])
+        queries = self.model.config.qformer.queries
+        soft = torch.stack([attention[:, s : s + queries] for s in starts[1:-1:2]], 1)  # [T, N, Q]
+        looked = soft[..., None] * self.cells(seen)
+        maps = torch.stack([looked[a:b].sum((0, 2)) for a, b in spans])
+        return maps.view(*maps.shape[:2], *self.grid).float().cpu().numpy()
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return self.model.vision_encoder.grid  # type: ignore[return-value]
+
+    def cells(self, seen: QFormerOutput) -> Tensor:
+        """Where each query looked, the mean over the layers that look: ``[N, Q, L]``."""
+        cells = torch.stack([layer.cells for layer in seen.maps if layer.cells is not None]).mean(0)
+        return cells[..., -self.grid[0] * self.grid[1] :]  # a class token is no place
+
+    def match_evidence(self, image: ImageSource, text: str) -> Evidence:
+        """Where each word of a text was looked for in a photo: the words' attention to the queries in the joint reading (ITM), times
+        the queries' attention to the photo. The last map is the best query's of contrast (ITC)."""
+        assert self.model.heads is not None
+        input_ids, text_mask = self.word_pieces([text])
+        look = self.look([image])
+        seen = self.model.qformer.encode_both(look, input_ids, text_mask, with_maps=True)
+        queries = self.model.config.qformer.queries
+        inner = torch.stack([layer.inner for layer in seen.maps]).mean(0)[0, queries:, :queries]  # [T, Q]
+        by_word = inner @ self.cells(seen)[0]
+        alone = self.model.qformer.encode_image(look, with_maps=True)
+        similarity = (
+            self.model.heads.image_features(alone.queries)[0] @ self.model.text_features(input_ids, text_mask)[0]
+        )
+        best = self.cells(alone)[0, similarity.argmax()]
+        words: list[str] = []
+        maps: list[Tensor] = []
+        for piece, where in zip(input_ids[0, 1:-1].tolist(), by_word[1:-1], strict=True):
+            name = self.blip2.words.words[piece]
+            if name.startswith("##") and words:
+                words[-1] += name[2:]
+                maps[-1] = maps[-1] + where
+            else:
+                words.append(name)
+                maps.append(where)
+        stacked = torch.stack([*maps, best]).view(-1, 1, *self.grid).float().cpu().numpy()
+        return Evidence((*words, "(whole text)"), stacked, (0.0,) * len(stacked))
+
+    def info(self) -> dict[str, Any]:
+        """Parts, parameters, memory, licence and figures."""
+        model, config = self.model, self.blip2.config
+        count = {name: sum(p.numel() for p in module.parameters()) for name, module in model.named_children()}
+        frozen = count["vision_encoder"] + count.get("lm", 0)
+        return {
+            "model": self.name,
+            "system": "BLIP-2",
+            "encoder": config["encoder"]["name"],
+            "language_model": config["lm"] and config["lm"]["name"],
+            "grid": list(self.grid),
+            "image_size": config["encoder"]["image_size"],
+            "queries": model.config.qformer.queries,
+            "parameters": count,
+            "parameters_trained": sum(count.values()) - frozen,
+            "parameters_frozen": frozen,
+            "memory_mb": round(sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20, 1),
+            "config": config["model"],
+            "search": config["search"],
+            "card": config["card"],
+        }
+
+
+class Row:
+    """One prompt: its pieces in order (ids, soft prompts), and what the Q-Former saw in its photos (None without photos)."""
+
+    def __init__(self, pieces: list[Tensor], seen: QFormerOutput | None) -> None:
+        self.pieces, self.seen = pieces, seen
+
+
+def as_list(images: Photos) -> list[ImageSource]:
+    return list(images) if isinstance(images, list | tuple) else [images]
+
+
+def sentence(text: str) -> str:
+    """``"a dog runs"`` -> ``"A dog runs."``"""
+    return f"{text[:1].upper()}{text[1:].rstrip(' .')}." if text else ""
+
+
+def plain_question(question: str) -> str:
+    """What the Q-Former reads of a question: the words, without places of photos."""
+    return " ".join(question.replace("<image>", " ").split())
+
+
+def check_choices(choices: Sequence[str]) -> list[str]:
+    """Raises InputError: fewer than two, an empty one, or one twice."""
+    kept = [" ".join(choice.split()) for choice in choices]
+    if len(kept) < 2:
+        raise InputError(f"{len(kept)} choices: give at least two, or none for a free answer")
+    if not all(kept):
+        raise InputError("a choice is empty: give each a word")
+    if len(set(kept)) < len(kept):
+        twice = next(choice for choice in kept if kept.count(choice) > 1)
+        raise InputError(f"the choice {twice!r} is given twice: give different ones")
+    return kept

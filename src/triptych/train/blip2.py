@@ -1,0 +1,358 @@
+"""Recipe of BLIP-2: one objective whose terms the stage switches on.
+
+Stage 1 learns contrast, matching and grounded generation (section 3.1); stage 2 also lets the frozen language model write the captions
+(section 3.2); stage 3 also asks questions about one photo and about two, which the Q-Former reads (after InstructBLIP). The later stages
+keep contrast and matching on, so that one Q-Former serves all tasks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
+
+from triptych import masks
+from triptych.blip2 import Blip2, GroundedText, caption_inputs
+from triptych.blip2_losses import IGNORED, itc_loss, itc_similarity, itg_loss, itm_loss, itm_pairs
+from triptych.data import Photo
+from triptych.data.questions import make_pairs, make_questions, stated_questions
+from triptych.decoder import Place
+from triptych.errors import InputError
+from triptych.evaluate.captions import score_captions
+from triptych.evaluate.retrieval import recall
+from triptych.generate import Search, generate
+from triptych.pretrained import Blip2Model, itg_search, save_blip2
+from triptych.prompt import CAPTION, between_pictures
+from triptych.qformer import ImageKeysValues
+from triptych.tokenizers import TextTokenizer
+from triptych.train.blip2_batches import (
+    PICTURE,
+    Batch,
+    QuestionRows,
+    Rows,
+    Texts,
+    asked_pairs,
+    choose_captions,
+    crop_cells,
+    draw_questions,
+)
+from triptych.train.features import Features
+from triptych.train.loop import LoopConfig, fit, uses_bf16
+from triptych.wordpiece import WordPieces
+
+STAGES = {
+    1: {"itc": 1.0, "itm": 1.0, "itg": 1.0},
+    2: {"itc": 0.5, "itm": 0.5, "caption": 1.0},
+    3: {"itc": 0.5, "itm": 0.5, "caption": 1.0, "question": 1.0, "pair": 1.0},
+}
+
+TERMS = ("itc", "itm", "itg", "caption", "question", "pair")
+FIRST_STAGE = frozenset(TERMS[:3])
+
+
+@dataclass(frozen=True)
+class Blip2Recipe:
+    """``weights``: of the terms of the loss; None = the stage's. ``cells``: the share of the grid's cells that training looks at, drawn
+    anew for each photo and step inside a window of at least ``window`` of the grid's sides. ``bert_rate``: the learning rate of what
+    begins as BERT, as a share of the rest's. ``questions``, ``pairs``: of each batch, as shares of its photos; ``blind``: the share of questions
+    that are asked without the photo. ``first_stage_every``: its terms count in every so-many-th step."""
+
+    stage: int = 1
+    weights: Mapping[str, float] | None = None
+    captions_per_photo: int = 2
+    max_pieces: int = 24
+    max_tokens: int = 20
+    label_smoothing: float = 0.1
+    lm_label_smoothing: float = 0.0
+    mirror: bool = True
+    cells: float = 0.5
+    window: float = 0.7
+    bert_rate: float = 0.3
+    questions: float = 0.5
+    pairs: float = 0.25
+    blind: float = 0.1
+    first_stage_every: int = 1
+    validation_photos: int = 500
+    validation_captions: int = 200
+    beams: int = 3
+    length_penalty: float = 1.0
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def __post_init__(self) -> None:
+        if self.stage not in STAGES:
+            raise InputError(f"stage {self.stage}: BLIP-2 is trained in the stages {', '.join(map(str, STAGES))}")
+        if strange := set(self.terms) - set(TERMS):
+            raise InputError(f"unknown term {min(strange)!r}: the loss has {', '.join(TERMS)}")
+        if self.stage == 1 and not FIRST_STAGE.issuperset(self.terms):
+            raise InputError(f"stage 1 has no language model: its terms are {', '.join(sorted(FIRST_STAGE))}")
+
+    @property
+    def terms(self) -> Mapping[str, float]:
+        return STAGES[self.stage] if self.weights is None else self.weights
+
+
+Gather = Callable[[Tensor], Tensor]  # [B, ...] of this process -> [N, ...] of all, with the gradient of its own part
+
+
+class Blip2Objective(nn.Module):
+    """The weighted sum of the terms; ``last`` keeps each for the log."""
+
+    def __init__(
+        self, model: Blip2, recipe: Blip2Recipe, dec: int, prompt: Sequence[int], gather: Gather, rank: int = 0
+    ) -> None:
+        """``prompt``: the ids between a photo and its caption; ``gather``, ``rank``: of the processes that train together."""
+        super().__init__()
+        self.model, self.recipe, self.dec, self.gather, self.rank = model, recipe, dec, gather, rank
+        self.prompt: Tensor
+        self.register_buffer("prompt", torch.tensor(prompt, dtype=torch.long), persistent=False)
+        self.last: dict[str, float] = {}
+
+    def forward(self, batch: Batch, seed: int) -> Tensor:
+        image = self.model.look(batch.image_features)
+        losses: dict[str, Tensor] = {}
+        if batch.captions is not None:
+            losses |= self.first_stage(image, batch, seed)
+        if batch.lm_captions is not None:
+            soft = self.model.soft_prompt(self.model.read_photos(image).queries)
+            losses["caption"] = self.caption_loss(soft, batch.lm_captions)
+        for name, rows in (("question", batch.questions), ("pair", batch.pairs)):
+            if rows is not None:
+                losses[name] = self.answer_loss(image, rows)
+        self.last = {name: loss.item() for name, loss in losses.items()}
+        return torch.stack([self.recipe.terms[name] * loss for name, loss in losses.items()]).sum()
+
+    def first_stage(self, image: ImageKeysValues, batch: Batch, seed: int) -> dict[str, Tensor]:
+        """ITC, ITM and ITG, those that have a weight."""
+        qformer, heads, terms = self.model.qformer, self.model.heads, self.recipe.terms
+        assert heads is not None and batch.captions is not None
+        input_ids, text_mask = batch.captions
+        photos, k = len(batch.image_ids), len(input_ids) // len(batch.image_ids)
+        seen = qformer.encode_image(image)
+        temperature = heads.temperature.clamp(0.001, 0.5)
+        image_features = heads.image_features(seen.queries)
+        text_features = heads.text_features(qformer.encode_text(input_ids, text_mask).text)
+        all_ids = self.gather(batch.image_ids)
+        image_to_text = itc_similarity(image_features, self.gather(text_features)) / temperature  # [P, N * K]
+        text_to_image = itc_similarity(self.gather(image_features), text_features).T / temperature  # [P * K, N]
+        losses = {}
+        if terms.get("itc"):
+            losses["itc"] = itc_loss(
+                image_to_text.repeat_interleave(k, 0),
+                text_to_image.repeat_interleave(k, 1),
+                batch.image_ids.repeat_interleave(k),
+                all_ids.repeat_interleave(k),
+            )
+        if terms.get("itm"):  # with the first of each photo's captions
+            generator = torch.Generator(input_ids.device).manual_seed(seed)
+            similarities = image_to_text[:, ::k], text_to_image[::k]
+            image_rows, text_rows = itm_pairs(
+                *similarities, batch.image_ids, all_ids, first=self.rank * photos, generator=generator
+            )
+            one_process = len(all_ids) == photos
+            pairs = (
+                image.select(image_rows)
+                if one_process
+                else self.model.look(self.gather(batch.image_features)[image_rows])
+            )
+            texts, shown = (self.gather(x[::k])[text_rows] for x in batch.captions)
+            losses["itm"] = itm_loss(heads.itm_logits(qformer.encode_both(pairs, texts, shown).queries))
+        if terms.get("itg"):
+            dec_ids = input_ids.clone()
+            dec_ids[:, 0] = self.dec
+            past = seen.past.reorder(torch.arange(photos, device=input_ids.device).repeat_interleave(k))
+            text = qformer.continue_text(dec_ids, past).text
+            logits = heads.lm_logits(text, qformer.word_embeddings.weight)
+            losses["itg"] = itg_loss(logits, dec_ids, text_mask, self.recipe.label_smoothing)
+        return losses
+
+    def caption_loss(self, soft_prompt: Tensor, captions: Tensor) -> Tensor:
+        """-log p(caption | photo) of the frozen language model, the mean over words (BLIP-2 section 3.2).
+
+        The K captions of a photo share what stands before them: they are branches of one row, so that it is read once.
+        """
+        lm = self.model.lm
+        assert lm is not None
+        photos, count, length = captions.shape
+        begin = lm.embed(self.prompt[:-1]).expand(photos, -1, -1)
+        prefix = torch.cat([soft_prompt, begin.to(soft_prompt.dtype)], 1)
+        shifted = torch.cat([self.prompt[-1:].expand(photos, count, 1), captions[..., :-1].clamp_min(0)], 2)
+        x = torch.cat([prefix, lm.embed(shifted).flatten(1, 2).to(prefix.dtype)], 1)
+        start = prefix.shape[1]
+        places = torch.cat([torch.arange(start), start + torch.arange(length).repeat(count)]).to(x.device)
+        x, turn = lm.enter(x, places[None])
+        place = Place(masks.branches(start, count, length, x.device), False, turn)
+        for block in lm.blocks:
+            x = block(x, place)
+        labels = captions.flatten(1)
+        told = labels != IGNORED
+        logits = lm.logits(lm.finish(x[:, start:])[told]).float()
+        return F.cross_entropy(logits, labels[told], label_smoothing=self.recipe.lm_label_smoothing)
+
+    def answer_loss(self, image: ImageKeysValues, rows: Rows) -> Tensor:
+        """-log p(answer | photos, question) of the frozen language model, the mean over answers' tokens."""
+        lm = self.model.lm
+        assert lm is not None
+        question = (rows.question_ids, rows.question_mask) if self.model.config.instructed else None
+        queries = self.model.read_photos(image.select(rows.photos), question).queries
+        soft_prompts = self.model.soft_prompt(queries).flatten(0, 1)
+        x = lm.embed(rows.input_ids.clamp_min(0)).to(soft_prompts.dtype)
+        x = x.masked_scatter((rows.input_ids == PICTURE)[..., None], soft_prompts)
+        told = rows.labels != IGNORED
+        logits = lm.logits(lm(x, rows.token_mask)[told]).float()
+        return F.cross_entropy(logits, rows.labels[told])
+
+
+def retrieval_recall(
+    model: Blip2, features: Features, photos: Sequence[Photo], words: WordPieces, recipe: Blip2Recipe, batch: int = 50
+) -> dict[str, float]:
+    """Recall of contrast alone, without re-ranking, over all captions of the photos."""
+    texts = [caption for photo in photos for caption in photo.captions]
+    owners = [i for i, photo in enumerate(photos) for _ in photo.captions]
+    assert model.heads is not None
+    device = model.qformer.query_tokens.device
+    shown = []
+    for first in range(0, len(photos), batch):
+        rows = range(first, min(first + batch, len(photos)))
+        image = model.look(cells_of(features[rows, [0] * len(rows)]).to(device))
+        shown.append(model.heads.image_features(model.read_photos(image).queries))
+    ids, text_mask = words.encode(texts, recipe.max_pieces, cut=True)
+    told = [
+        model.text_features(i.to(device), m.to(device))
+        for i, m in zip(torch.split(ids, 4 * batch), torch.split(text_mask, 4 * batch), strict=True)
+    ]
+    similarity = itc_similarity(torch.cat(shown), torch.cat(told)).float()
+    return recall(similarity, similarity, owners)
+
+
+def generated(
+    model: Blip2,
+    features: Features,
+    photos: int,
+    words: WordPieces,
+    tokenizer: TextTokenizer | None,
+    search: Search,
+    batch: int = 25,
+) -> list[str]:
+    """Captions of the first photos: by the language model, or by the Q-Former itself (ITG) where there is none."""
+    texts = []
+    device = model.qformer.query_tokens.device
+    for first in range(0, photos, batch):
+        rows = range(first, min(first + batch, photos))
+        image = model.look(cells_of(features[rows, [0] * len(rows)]).to(device))
+        if tokenizer is None:
+            found = generate(GroundedText(model, words.dec), image, itg_search(words, search))
+            texts += [words.decode(hypotheses[0].ids) for hypotheses in found]
+        else:
+            found = generate(model.lm, caption_inputs(model, image, tokenizer), search)  # type: ignore[arg-type]
+            texts += [tokenizer.decode(hypotheses[0].ids).strip() for hypotheses in found]
+    return texts
+
+
+def cells_of(maps: Tensor) -> Tensor:
+    """``[B, C, h, w]`` -> ``[B, L, C]``."""
+    return maps.flatten(2).transpose(1, 2)
+
+
+def all_processes(tensor: Tensor) -> Tensor:
+    """What every process has, in the order of their ranks; gradients flow to each one's own part."""
+    return torch.cat(all_gather(tensor))  # type: ignore[no-untyped-call]
+
+
+def train(
+    run: Path,
+    blip2: Blip2Model,
+    train_data: tuple[Sequence[Photo], Features],
+    val_data: tuple[Sequence[Photo], Features],
+    recipe: Blip2Recipe,
+    notes: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Train in ``run``; ``run/best`` is the checkpoint that did best on the validation photos.
+
+    Best in stage 1: the mean of both directions' R@1 without re-ranking; later: CIDEr-D of generated captions. ``notes`` go into the
+    checkpoint's card. Returns the record of the best validation.
+    """
+    photos, features = train_data
+    val_photos, val_features = val_data[0][: recipe.validation_photos], val_data[1]
+    for photo in (*photos, *val_photos):
+        if not photo.captions:
+            raise InputError(f"{photo.name} has no captions: remove it from the data or give it some")
+    model, words, tokenizer = blip2.model, blip2.words, blip2.tokenizer
+    texts = Texts(photos, words, tokenizer, recipe.max_pieces, recipe.max_tokens)
+    counts = [len(photo.captions) for photo in photos]
+    grid, terms = model.vision_encoder.grid, recipe.terms
+    several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+    objective = Blip2Objective(
+        model,
+        recipe,
+        words.dec,
+        tokenizer.encode(between_pictures(CAPTION, 1)[1]) if tokenizer else (),
+        all_processes if several else lambda tensor: tensor,
+        torch.distributed.get_rank() if several else 0,
+    )
+
+    as_rows = None
+    if terms.get("question") and tokenizer is not None:
+        as_rows = QuestionRows(words, tokenizer, model.config.qformer.queries)
+        made = make_questions(photos, recipe.loop.seed)
+        questions = [stated_questions(photo) or own for photo, own in zip(photos, made, strict=True)]
+
+    def batch(rows: Sequence[int], seed: int) -> tuple[Batch, int]:
+        mirrored = torch.randint(2 if recipe.mirror else 1, (len(rows),), generator=torch.Generator().manual_seed(seed))
+        maps = cells_of(features[rows, mirrored.tolist()])
+        choice = choose_captions([counts[row] for row in rows], recipe.captions_per_photo, seed)
+        first_stage = any(terms.get(name) for name in FIRST_STAGE) and seed % recipe.first_stage_every == 0
+        return Batch(
+            crop_cells(maps, grid, recipe.cells, recipe.window, seed),
+            torch.tensor(rows),
+            texts.captions(rows, choice, recipe.max_pieces if several else None) if first_stage else None,
+            texts.lm_captions(rows, choice) if terms.get("caption") else None,
+            *question_rows(rows, seed),
+        ), seed
+
+    def question_rows(rows: Sequence[int], seed: int) -> tuple[Rows | None, Rows | None]:
+        if as_rows is None:
+            return None, None
+        asked = draw_questions(rows, questions, round(recipe.questions * len(rows)), recipe.blind, seed)
+        pairs = make_pairs([photos[row] for row in rows], round(recipe.pairs * len(rows)), seed)
+        return as_rows(asked) if asked else None, as_rows(asked_pairs(pairs)) if pairs else None
+
+    def validate() -> dict[str, float]:
+        with torch.inference_mode(), torch.autocast(model.qformer.query_tokens.device.type, torch.bfloat16, bf16):
+            metrics = retrieval_recall(model, val_features, val_photos, words, recipe)
+            judged = val_photos[: recipe.validation_captions]
+            captions = generated(model, val_features, len(judged), words, tokenizer, search)
+        references = {photo.id: photo.captions for photo in judged}
+        scores = score_captions(dict(zip(references, captions, strict=True)), references, meteor=False)
+        metrics |= {name: scores[name] or 0.0 for name in ("BLEU-1", "BLEU-4", "CIDEr-D")}
+        return metrics | {"R@1": (metrics["text-to-image R@1"] + metrics["image-to-text R@1"]) / 2}
+
+    def save_best(record: dict[str, Any]) -> None:
+        card = {"recipe": asdict(recipe), "validation": record, "photos": len(photos), **(notes or {})}
+        save_blip2(run / "best", replace(blip2, search=search), card)
+
+    search = replace(blip2.search, beams=recipe.beams, length_penalty=recipe.length_penalty)
+    bf16 = uses_bf16(recipe.loop)
+    data = hashlib.sha256(repr([(p.id, p.captions) for p in (*photos, *val_photos)]).encode()).hexdigest()
+    identity = {"recipe": asdict(recipe), "model": asdict(model.config), "data": data}
+    run.mkdir(parents=True, exist_ok=True)
+    metric = "R@1" if recipe.stage == 1 else "CIDEr-D"
+    groups = parameter_groups(model, recipe)
+    return fit(run, objective, groups, len(photos), batch, validate, save_best, recipe.loop, identity, metric)
+
+
+def parameter_groups(model: Blip2, recipe: Blip2Recipe) -> list[dict[str, Any]]:
+    """What begins as BERT at its own rate; the word embeddings stay as they are, so that words which no caption has keep their place
+    among the others (a deviation from the paper, which trains them on 129 million photos)."""
+    model.qformer.word_embeddings.requires_grad_(False)
+    bert = ("self_attention.", "text_mlp.", "position_embeddings.", "qformer.norm.")
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    slow = [p for name, p in named if any(part in name for part in bert)]
+    fast = [p for name, p in named if not any(part in name for part in bert)]
+    return [{"params": fast}, {"params": slow, "lr_scale": recipe.bert_rate}]

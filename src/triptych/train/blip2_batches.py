@@ -1,0 +1,171 @@
+"""What a training step of BLIP-2 reads: photos' cells, captions in both alphabets, questions with their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from triptych.blip2_losses import IGNORED
+from triptych.data import Photo
+from triptych.data.questions import PairQuestion, Question
+from triptych.prompt import between_pictures, question_prompt
+from triptych.tokenizers import TextTokenizer, split_words
+from triptych.wordpiece import WordPieces
+
+PICTURE = -1  # in ids: one query of a soft prompt stands here
+
+
+class Captions(NamedTuple):
+    """K captions of each of P photos as word pieces: ``[P * K, T]``, True on text."""
+
+    input_ids: Tensor
+    text_mask: Tensor
+
+
+class Rows(NamedTuple):
+    """M prompts with answers. ``photos [R]``: which photo of the batch each soft prompt shows, in the order in which the prompts need
+    them; ``question_ids``, ``question_mask [R, Tq]``: what the Q-Former reads with it; ``input_ids [M, T]`` with PICTURE where the Q
+    queries of a soft prompt stand; ``labels [M, T]``: what follows each token."""
+
+    photos: Tensor
+    question_ids: Tensor
+    question_mask: Tensor
+    input_ids: Tensor
+    token_mask: Tensor
+    labels: Tensor
+
+
+class Batch(NamedTuple):
+    image_features: Tensor  # [P, L, Dv]
+    image_ids: Tensor  # [P]
+    captions: Captions | None
+    lm_captions: Tensor | None  # [P, K, T] ids of the language model with the end token, IGNORED on padding
+    questions: Rows | None
+    pairs: Rows | None
+
+
+def crop_cells(image_features: Tensor, grid: tuple[int, int], share: float, window: float, seed: int) -> Tensor:
+    """Some cells of each photo, ``[P, L, Dv]`` -> ``[P, share * L, Dv]``: drawn from a random window of the grid.
+
+    A window keeps at least ``window`` of each side, and as many cells as are drawn.
+    """
+    (h, w), photos = grid, len(image_features)
+    keep = round(share * h * w)
+    generator = torch.Generator().manual_seed(seed)
+    inside = torch.ones(photos, h, w, dtype=torch.bool)
+    for axis, size in ((1, h), (2, w)):
+        span = torch.randint(-int(-window * size // 1), size + 1, (photos,), generator=generator)
+        start = (torch.rand(photos, generator=generator) * (size - span + 1)).long()
+        place = torch.arange(size)
+        within = (place >= start[:, None]) & (place < (start + span)[:, None])
+        inside &= within.unsqueeze(2 if axis == 1 else 1)
+    order = torch.rand(photos, h * w, generator=generator) + ~inside.flatten(1)
+    cells = order.topk(keep, largest=False).indices
+    return image_features.gather(1, cells[..., None].expand(-1, -1, image_features.shape[-1]))
+
+
+def plain_caption(caption: str) -> str:
+    """A caption as the language model learns to write it: ``"A dog 's ball ."`` -> ``"a dog's ball"``."""
+    return " ".join(split_words(caption)).replace(" '", "'")
+
+
+class Texts:
+    """The captions of the training photos in both alphabets, tokenised once."""
+
+    def __init__(
+        self,
+        photos: Sequence[Photo],
+        words: WordPieces,
+        tokenizer: TextTokenizer | None,
+        max_pieces: int,
+        max_tokens: int,
+    ) -> None:
+        self.words = words
+        self.pieces = [words.encode(p.captions, max_pieces, cut=True) for p in photos]
+        self.tokens: list[list[list[int]]] = []
+        if tokenizer is not None:
+            end = min(tokenizer.eos_ids)
+            self.tokens = [
+                [[*tokenizer.encode(f" {plain_caption(c)}")[: max_tokens - 1], end] for c in p.captions] for p in photos
+            ]
+
+    def captions(self, rows: Sequence[int], choice: Sequence[Sequence[int]], width: int | None = None) -> Captions:
+        """The chosen captions of each photo, padded to ``width`` (None: to the longest)."""
+        ids = [self.pieces[row][0][k] for row, ks in zip(rows, choice, strict=True) for k in ks]
+        shown = [self.pieces[row][1][k] for row, ks in zip(rows, choice, strict=True) for k in ks]
+        width = width or max(int(mask.sum()) for mask in shown)
+        pad = [F.pad(x, (0, max(0, width - len(x))), value=self.words.pad)[:width] for x in ids]
+        return Captions(torch.stack(pad), torch.stack([F.pad(x, (0, max(0, width - len(x))))[:width] for x in shown]))
+
+    def lm_captions(self, rows: Sequence[int], choice: Sequence[Sequence[int]]) -> Tensor:
+        chosen = [[self.tokens[row][k] for k in ks] for row, ks in zip(rows, choice, strict=True)]
+        width = max(len(ids) for ks in chosen for ids in ks)
+        return torch.tensor([[ids + [IGNORED] * (width - len(ids)) for ids in ks] for ks in chosen])
+
+
+def choose_captions(counts: Sequence[int], k: int, seed: int) -> list[list[int]]:
+    """K captions of each photo in random order, none twice unless there are fewer."""
+    generator = torch.Generator().manual_seed(seed)
+    orders = (torch.randperm(count, generator=generator).tolist() for count in counts)
+    return [[order[i % len(order)] for i in range(k)] for order in orders]
+
+
+class Asked(NamedTuple):
+    """A question about photos of the batch (their places in it; none = asked blindly), and its answer."""
+
+    photos: tuple[int, ...]
+    question: str
+    answer: str
+
+
+class QuestionRows:
+    """Questions and answers as ids for the Q-Former and the language model."""
+
+    def __init__(self, words: WordPieces, tokenizer: TextTokenizer, queries: int) -> None:
+        self.words, self.tokenizer, self.queries = words, tokenizer, queries
+        self.end = min(tokenizer.eos_ids)
+
+    def __call__(self, asked: Sequence[Asked]) -> Rows:
+        """Prompts with answers, padded at the end; only the answers are learnt."""
+        rows = [self.row(item) for item in asked]
+        width = max(len(ids) for ids, _ in rows)
+        input_ids = torch.tensor([ids + [self.end] * (width - len(ids)) for ids, _ in rows])
+        labels = torch.tensor([told + [IGNORED] * (width - len(told)) for _, told in rows])
+        token_mask = torch.arange(width) < torch.tensor([len(ids) for ids, _ in rows])[:, None]
+        read = [item.question for item in asked for _ in item.photos]
+        question_ids, question_mask = self.words.encode(read, cut=True)
+        photos = torch.tensor([photo for item in asked for photo in item.photos], dtype=torch.long)
+        return Rows(photos, question_ids, question_mask, input_ids, token_mask, labels)
+
+    def row(self, item: Asked) -> tuple[list[int], list[int]]:
+        """Ids of the prompt and the answer, and what follows each (IGNORED within the prompt)."""
+        texts = between_pictures(question_prompt(item.question, len(item.photos)), len(item.photos))
+        prompt = self.tokenizer.encode(texts[0])
+        for text in texts[1:]:
+            prompt += [PICTURE] * self.queries + self.tokenizer.encode(text)
+        answer = [*self.tokenizer.encode(f" {item.answer}"), self.end]
+        return prompt + answer[:-1], [IGNORED] * (len(prompt) - 1) + answer
+
+
+def draw_questions(
+    rows: Sequence[int], questions: Sequence[Sequence[Question]], count: int, blind: float, seed: int
+) -> list[Asked]:
+    """One question each about ``count`` photos of the batch; a share ``blind`` of them is asked without the photo."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn: list[Asked] = []
+    for place in torch.randperm(len(rows), generator=generator).tolist():
+        if len(drawn) == count:
+            break
+        if own := questions[rows[place]]:
+            question = own[int(torch.randint(len(own), (1,), generator=generator))]
+            shown = () if torch.rand(1, generator=generator).item() < blind else (place,)
+            drawn.append(Asked(shown, question.question, question.answer))
+    return drawn
+
+
+def asked_pairs(pairs: Sequence[PairQuestion]) -> list[Asked]:
+    return [Asked((pair.left, pair.right), pair.question, pair.answer) for pair in pairs]

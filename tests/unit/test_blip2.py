@@ -1,0 +1,209 @@
+"""BLIP-2 put together: the ways through the model, and its training objective, on tiny random weights."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from triptych import masks
+from triptych.blip2 import Blip2, Blip2Config, GroundedText
+from triptych.blip2_losses import IGNORED
+from triptych.decoder import Decoder, DecoderConfig
+from triptych.generate import Search, generate
+from triptych.qformer import QFormerConfig
+from triptych.train.blip2 import Blip2Objective, Blip2Recipe
+from triptych.train.blip2_batches import PICTURE, Batch, Captions, Rows, crop_cells
+
+QUERIES, WORDS, TOKENS = 3, 40, 50
+
+
+class Pixels(nn.Module):
+    """An encoder whose cells are the photo's pixels."""
+
+    dim, grid, image_size = 3, (2, 2), 2
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return pixel_values.flatten(2).transpose(1, 2)
+
+
+def random_(module: nn.Module) -> nn.Module:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(0, 0.3).add_(parameter.ndim == 1)
+    return module
+
+
+@pytest.fixture
+def model() -> Blip2:
+    torch.manual_seed(0)
+    qformer = QFormerConfig(3, dim=16, layers=4, heads=2, mlp_dim=24, queries=QUERIES, vocab_size=WORDS, dropout=0.0)
+    lm = Decoder(DecoderConfig(TOKENS, dim=12, layers=2, heads=2, ffn_dim=20, kv_heads=1))
+    return random_(Blip2(Blip2Config(qformer, feature_dim=8), Pixels(), lm)).eval()
+
+
+def objective(model: Blip2, **terms: float) -> Blip2Objective:
+    recipe = Blip2Recipe(stage=3, weights=terms, label_smoothing=0.0)
+    return Blip2Objective(model, recipe, dec=WORDS - 1, prompt=(7, 8), gather=lambda x: x)
+
+
+def test_frozen_parts_stay_in_eval_and_untrained(model: Blip2) -> None:
+    model.train()
+    assert model.qformer.training and not model.lm.training and not model.vision_encoder.training
+    trained = {name.split(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"vision_norm", "qformer", "heads", "projection"}
+
+
+def test_branches_of_one_row_learn_what_separate_rows_learn(model: Blip2) -> None:
+    soft = torch.randn(2, QUERIES, 12, requires_grad=True)
+    captions = torch.randint(TOKENS, (2, 3, 5))
+    captions[0, 1, 3:] = IGNORED
+    captions[1, 2, 2:] = IGNORED
+    shared = objective(model, caption=1.0).caption_loss(soft, captions)
+    losses = []
+    for photo in range(2):
+        for ids in captions[photo]:
+            ids = ids[ids != IGNORED]
+            text = torch.cat([torch.tensor([7, 8]), ids[:-1]])
+            row = torch.cat([soft[photo], model.lm.embed(text)])[None]
+            logits = model.lm.logits(model.lm(row))[0, QUERIES + 1 :]
+            losses.append(F.cross_entropy(logits, ids, reduction="none"))
+    apart = torch.cat(losses).mean()
+    torch.testing.assert_close(shared, apart, rtol=1e-5, atol=1e-6)
+    ours, theirs = (torch.autograd.grad(loss, soft)[0] for loss in (shared, apart))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def question_rows(pictures: int, seed: int = 0) -> Rows:
+    """One prompt with ``pictures`` photos, and one without any."""
+    torch.manual_seed(seed)
+    pieces = [PICTURE] * QUERIES
+    ids = [5, *[x for n in range(pictures) for x in (*pieces, 10 + n)], 20, 21]
+    alone = [5, 20, 21]
+    width = len(ids)
+    return Rows(
+        torch.arange(pictures),
+        torch.randint(WORDS, (pictures, 4)),
+        torch.ones(pictures, 4, dtype=torch.bool),
+        torch.tensor([ids, alone + [0] * (width - 3)]),
+        torch.arange(width) < torch.tensor([[width], [3]]),
+        torch.tensor([[IGNORED] * (width - 2) + [20, 21], [IGNORED, 20, 21] + [IGNORED] * (width - 3)]),
+    )
+
+
+def test_every_photo_and_its_question_reach_the_answer(model: Blip2) -> None:
+    features, rows = torch.randn(2, 4, 3), question_rows(2)
+    ask = objective(model, question=1.0)
+    loss = ask.answer_loss(model.look(features), rows)
+    for photo in range(2):
+        other = features.clone()
+        other[photo] = torch.randn(4, 3)
+        assert not torch.isclose(ask.answer_loss(model.look(other), rows), loss)
+    assert not torch.isclose(ask.answer_loss(model.look(features.flip(0)), rows), loss)  # which is left matters
+    question = rows._replace(question_ids=(rows.question_ids + 1) % WORDS)
+    assert not torch.isclose(ask.answer_loss(model.look(features), question), loss)
+
+
+def test_answer_loss_reads_the_soft_prompts_in_their_places(model: Blip2) -> None:
+    features, rows = torch.randn(2, 4, 3), question_rows(2)
+    loss = objective(model, question=1.0).answer_loss(model.look(features), rows)
+    queries = model.read_photos(model.look(features), (rows.question_ids, rows.question_mask)).queries
+    soft = model.soft_prompt(queries)
+    ids = rows.input_ids[0]
+    left, right, begin = soft[0], soft[1], torch.tensor([5])
+    prompt = model.prompt([[begin, left, ids[4:5], right, ids[8:11]], [begin, torch.tensor([20, 21])]])
+    hidden = model.lm(prompt.inputs, prompt.padding_mask)
+    logits = model.lm.logits(hidden[:, -2:])
+    expected = F.cross_entropy(logits.flatten(0, 1), torch.tensor([20, 21, 20, 21]))
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_batch_of_prompts_equals_its_rows(model: Blip2) -> None:
+    image = model.look(torch.randn(3, 4, 3))
+    soft = model.soft_prompt(model.read_photos(image).queries)
+    rows = [[soft[0], torch.tensor([1, 2])], [torch.tensor([3]), soft[1], torch.tensor([4]), soft[2], torch.tensor([5])]]
+    search = Search(frozenset({0}), max_new_tokens=6, beams=2, n_best=2)
+    together = generate(model.lm, model.prompt(rows), search)
+    apart = [generate(model.lm, model.prompt([row]), search)[0] for row in rows]
+    assert [[h.ids for h in found] for found in together] == [[h.ids for h in found] for found in apart]
+
+
+def test_grounded_text_steps_equal_one_pass(model: Blip2) -> None:
+    image = model.look(torch.randn(2, 4, 3))
+    dec = WORDS - 1
+    writer = GroundedText(model, dec)
+    ids = torch.randint(WORDS - 1, (2, 5))
+    logits, state = writer.prefill(image)
+    steps = [logits]
+    for t in range(4):
+        logits, state = writer.step(ids[:, t], state)
+        steps.append(logits)
+    whole = torch.cat([torch.full((2, 1), dec), ids[:, :4]], 1)
+    mask = masks.itg(QUERIES, 5)
+    text = model.qformer(image, whole, mask).text
+    torch.testing.assert_close(
+        torch.stack(steps, 1), model.heads.lm_logits(text, model.qformer.word_embeddings.weight), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_match_scores_by_name(model: Blip2) -> None:
+    image = model.look(torch.randn(2, 4, 3))
+    ids, mask = torch.randint(WORDS, (3, 5)), torch.ones(3, 5, dtype=torch.bool)
+    mask[1, 3:] = False
+    queries = model.read_photos(image).queries
+    scores = model.match(image, queries, model.text_features(ids, mask), ids, mask)
+    assert scores.itc_cosine.abs().max() <= 1 + 1e-6
+    torch.testing.assert_close(scores.itc_scaled * model.heads.temperature, scores.itc_cosine)
+    pair = model.qformer.encode_both(image.select(torch.tensor([1])), ids[1:2, :3], mask[1:2, :3])
+    logits = model.heads.itm_logits(pair.queries)[0]
+    torch.testing.assert_close(scores.itm_prob[1, 1], logits.softmax(0)[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(scores.rerank[1, 1], logits[1] + scores.itc_cosine[1, 1], rtol=1e-4, atol=1e-5)
+
+
+def batch(photos: int, k: int) -> Batch:
+    torch.manual_seed(photos)
+    ids = torch.randint(WORDS - 1, (photos * k, 6))
+    return Batch(
+        torch.randn(photos, 4, 3), torch.arange(photos), Captions(ids, torch.ones_like(ids, dtype=torch.bool)), None, None, None
+    )
+
+
+def test_processes_together_learn_what_one_learns(model: Blip2) -> None:
+    """Two processes with half of the photos each: the mean of their losses for contrast is the loss of one process with all."""
+    k, whole = 2, batch(6, 2)
+    alone = objective(model, itc=1.0)
+    expected = alone.first_stage(model.look(whole.image_features), whole, seed=1)["itc"]
+    halves = []
+    with torch.no_grad():
+        image_features = model.heads.image_features(model.read_photos(model.look(whole.image_features)).queries)
+        text_features = model.text_features(*whole.captions)
+    everything = {3: whole.image_ids, (3, QUERIES, 8): image_features, (3 * k, 8): text_features}
+    for rank in range(2):
+        part = slice(3 * rank, 3 * rank + 3)
+        rows = slice(3 * k * rank, 3 * k * rank + 3 * k)
+        own = Batch(whole.image_features[part], whole.image_ids[part], Captions(*(x[rows] for x in whole.captions)), None, None, None)
+        shapes = lambda x: everything[x.shape[0] if x.ndim == 1 else tuple(x.shape)]  # noqa: E731
+        one = Blip2Objective(model, alone.recipe, WORDS - 1, (), shapes, rank)
+        halves.append(one.first_stage(model.look(own.image_features), own, seed=1)["itc"])
+    torch.testing.assert_close(torch.stack(halves).mean(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_terms_are_what_the_stage_asks_for(model: Blip2) -> None:
+    found = objective(model, itc=1.0, itm=1.0, itg=1.0)
+    loss = found(batch(4, 2), 0)
+    assert found.last.keys() == {"itc", "itm", "itg"}
+    assert sum(found.last.values()) == pytest.approx(loss.item(), rel=1e-5)
+    assert replace(found.recipe, weights=None, stage=1).terms.keys() == {"itc", "itm", "itg"}
+
+
+def test_cells_are_drawn_from_a_window() -> None:
+    features = torch.arange(100.0)[None, :, None].expand(50, 100, 1)
+    drawn = crop_cells(features, (10, 10), 0.4, 0.7, seed=3)[..., 0]
+    assert drawn.shape == (50, 40)
+    for cells in drawn.long():
+        assert len(cells.unique()) == 40
+        rows, columns = cells // 10, cells % 10
+        assert (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1) >= 40
+    spans = [(c // 10).max() - (c // 10).min() + 1 for c in drawn.long()]
+    assert min(spans) < 9 and len({tuple(c.tolist()) for c in drawn}) == 50
