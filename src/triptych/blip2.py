@@ -40,12 +40,13 @@ class ImageEncoder(Protocol):
 class Blip2Config:
     """``feature_dim``: width of the features for contrast; None = without the heads of the first stage.
     ``normalise``: a LayerNorm before the Q-Former, for encoders that end without one (CNNs).
-    ``instructed``: the Q-Former reads the question."""
+    ``instructed``: the Q-Former reads the question. ``writes``: the heads can write captions, too (transformers' files have lost that)."""
 
     qformer: QFormerConfig
     feature_dim: int | None = 256
     normalise: bool = True
     instructed: bool = True
+    writes: bool = True
 
 
 class MatchScores(NamedTuple):
@@ -66,7 +67,7 @@ class Blip2(nn.Module):
         self.vision_encoder: Any = vision_encoder.requires_grad_(False)
         self.vision_norm = nn.LayerNorm(config.qformer.image_dim) if config.normalise else nn.Identity()
         self.qformer = QFormer(config.qformer)
-        self.heads = QFormerHeads(config.qformer, config.feature_dim) if config.feature_dim else None
+        self.heads = QFormerHeads(config.qformer, config.feature_dim, config.writes) if config.feature_dim else None
         self.lm = lm.requires_grad_(False) if lm else None
         self.projection = nn.Linear(config.qformer.dim, lm.config.embed_width) if lm else None
         if self.projection:
@@ -124,7 +125,7 @@ class Blip2(nn.Module):
     def soft_prompt(self, query_output: Tensor) -> Tensor:
         """``[R, Q, D]`` -> ``[R, Q, E]``: what the language model reads in the place of a photo."""
         assert self.projection is not None
-        return self.projection(query_output)
+        return self.projection(query_output)  # BLIP-2 section 3.2: soft visual prompt
 
     def prompt(self, rows: Sequence[Sequence[Tensor]]) -> Prompt:
         """Interleaved photos and text for the language model.

@@ -20,7 +20,7 @@ def itc_similarity(query_features: Tensor, text_features: Tensor) -> Tensor:
 
     ``query_features [B, Q, E]`` and ``text_features [N, E]``, both of length 1 in E -> ``[B, N]``.
     """
-    return (query_features @ text_features.T).amax(1)
+    return (query_features @ text_features.T).amax(1)  # BLIP-2 section 3.1: ITC similarity of the best query
 
 
 def itc_loss(
@@ -38,6 +38,7 @@ def itc_loss(
         label_smoothing: the share of the target that is spread evenly over the N candidates.
     """
     same = (image_ids[:, None] == all_image_ids).float()
+    # BLIP-2 section 3.1: ITC loss, both directions
     targets = (1 - label_smoothing) * same / same.sum(1, keepdim=True) + label_smoothing / same.shape[1]
     return (F.cross_entropy(image_to_text.float(), targets) + F.cross_entropy(text_to_image.float(), targets)) / 2
 
@@ -56,6 +57,7 @@ def hard_negatives(
     same = image_ids[:, None] == all_image_ids
     if same.all(1).any():
         raise InputError("matching needs two different photos in a batch: make the batch larger")
+    # BLIP-2 section 3.1: ITM hard negatives
     weights = similarity.detach().float().masked_fill(same, -torch.inf).softmax(1)
     return weights.multinomial(1, generator=generator).squeeze(1)
 
@@ -87,6 +89,7 @@ def itm_loss(logits: Tensor) -> Tensor:
     """Does the text fit the photo? ``logits [3B, 2]`` of the pairs of ``itm_pairs``; class 1 = they match."""
     labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     labels[: len(logits) // 3] = 1
+    # BLIP-2 section 3.1: ITM loss
     return F.cross_entropy(logits.float(), labels)
 
 
@@ -99,6 +102,7 @@ def itg_loss(logits: Tensor, input_ids: Tensor, text_mask: Tensor, label_smoothi
         text_mask: ``[B, T]``, False on padding.
     """
     labels = input_ids.masked_fill(~text_mask, IGNORED)[:, 1:]
+    # BLIP-2 section 3.1: ITG loss
     return F.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, label_smoothing=label_smoothing
     )

@@ -4,43 +4,106 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from PIL.Image import Image
 
 from triptych.explain import draw_words, write_file, write_png
 from triptych.images import load_image
-from triptych.page import Entry, Reading, html_page
-from triptych.tasks import load
+from triptych.page import Entry, Reading, Table, html_page
+from triptych.tasks import Answer, Blip2Tasks, load
 
 EXAMPLES = Path(__file__).with_name("examples")
 TITLE = "Triptych: what the models said, and where they looked"
+SYSTEMS = {"sat": "Show, Attend and Tell", "blip2": "BLIP-2"}
+QUESTIONS = (("tennis.jpg", "What is the woman doing?"), ("dog.jpg", "What animal is in the photo?"))
+PAIRS = (
+    (("dog.jpg", "baseball.jpg"), "Which photo shows a dog?"),
+    (("coast.jpg", "cyclist.jpg"), "Which photo shows a man riding a bike?"),
+)
+TEXTS = (
+    "a person does a trick on a bike",
+    "a cyclist on a road",
+    "people riding horses",
+    "a woman playing tennis",
+    "a baseball game",
+    "a dog",
+    "a bird flying",
+    "rocks by the sea",
+)
 
 
 def run(out: Path) -> Path:
-    """Caption the bundled photos, print what is found, draw the maps into ``out``; returns the path of the report."""
+    """All systems on the bundled photos; prints what is found, draws the maps into ``out``; returns the path of the report."""
     credits = json.loads((EXAMPLES / "credits.json").read_text(encoding="utf-8"))
-    print("Show, Attend and Tell: captions of the bundled photos", flush=True)
-    captioner = load("sat")
-    entries = []
-    for credit in credits:
-        photo = load_image(EXAMPLES / credit["file"])
-        started = time.perf_counter()
-        answer = captioner.caption(photo, explain=True)
-        seconds = time.perf_counter() - started
-        print(f"  {credit['file']:14} {answer.text}  ({seconds:.1f} s)", flush=True)
-        if answer.evidence is None:
-            continue
-        write_png(out / f"{Path(credit['file']).stem}.png", draw_words(photo, answer.evidence))
-        said = Reading("Show, Attend and Tell", answer.text, answer.evidence, answer.logprob, seconds)
-        entries.append(
-            Entry(
-                (photo,),
-                (said,),
-                name=credit["file"],
-                credit="Flickr, by way of COCO",
-                credit_url=credit["photo"],
-                licence=credit["licence"],
-            )
-        )
+    photos = {credit["file"]: load_image(EXAMPLES / credit["file"]) for credit in credits}
+    models: dict[str, Any] = {name: load(name) for name in SYSTEMS}
+    said = {file: captions(file, photo, models, out) for file, photo in photos.items()}
+    entries = [entry((photos[c["file"]],), said[c["file"]], c) for c in credits]
     report = out / "report.html"
-    write_file(report, html_page(entries, TITLE).encode())
+    asked, tables = questions(photos, models["blip2"]), [matching(photos, models["blip2"])]
+    write_file(report, html_page([*entries, *asked], TITLE, tables).encode())
     return report.resolve()
+
+
+def captions(file: str, photo: Image, models: dict[str, Any], out: Path) -> list[Reading]:
+    """Each system's caption of a photo."""
+    print(file, flush=True)
+    readings = []
+    for name, model in models.items():
+        answer, seconds = timed(lambda model=model: model.caption(photo, explain=True))
+        print(f"  {SYSTEMS[name]:22} {answer.text}  ({seconds:.1f} s)", flush=True)
+        readings += reading(SYSTEMS[name], answer, seconds)
+        if answer.evidence is not None:
+            write_png(out / f"{Path(file).stem}-{name}.png", draw_words(photo, answer.evidence))
+    return readings
+
+
+def questions(photos: dict[str, Image], model: Blip2Tasks) -> list[Entry]:
+    """Questions about one photo, and about which of two."""
+    print("BLIP-2: questions", flush=True)
+    entries = []
+    asked = [((file,), question, None) for file, question in QUESTIONS]
+    for files, question, choices in [*asked, *((files, question, ("left", "right")) for files, question in PAIRS)]:
+        shown = tuple(photos[file] for file in files)
+        answer, seconds = timed(lambda s=shown, q=question, c=choices: model.ask(list(s), q, c, explain=True))
+        print(f"  {' | '.join(files)}: {question} {answer.text}  ({seconds:.1f} s)", flush=True)
+        entries.append(Entry(shown, tuple(reading("BLIP-2", answer, seconds)), question=question))
+    return entries
+
+
+def matching(photos: dict[str, Image], model: Blip2Tasks) -> Table:
+    """How likely each text matches each photo."""
+    matches, seconds = timed(lambda: model.match(list(photos.values()), TEXTS))
+    print(f"BLIP-2: {len(matches)} pairs of a photo and a text matched  ({seconds:.1f} s)", flush=True)
+    scores = [[0.0] * len(TEXTS) for _ in photos]
+    for match in matches:
+        scores[match.image][match.text] = match.itm_prob
+    for file, row in zip(photos, scores, strict=True):
+        print(f"  {file:14} {TEXTS[row.index(max(row))]}  ({100 * max(row):.0f} %)", flush=True)
+    title = "BLIP-2: how likely each text matches each photo, percent"
+    return Table(title, tuple(photos.values()), TEXTS, tuple(map(tuple, scores)))
+
+
+def reading(name: str, answer: Answer, seconds: float) -> list[Reading]:
+    """Nothing where a model said nothing."""
+    return [Reading(name, answer.text, answer.evidence, answer.logprob, seconds)] if answer.evidence else []
+
+
+def entry(shown: tuple[Image, ...], readings: list[Reading], credit: dict[str, Any]) -> Entry:
+    return Entry(
+        shown,
+        tuple(readings),
+        name=credit["file"],
+        credit="Flickr, by way of COCO",
+        credit_url=credit["photo"],
+        licence=credit["licence"],
+    )
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    started = time.perf_counter()
+    found = work()
+    return found, time.perf_counter() - started

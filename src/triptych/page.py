@@ -31,6 +31,7 @@ from triptych.explain import (
 )
 
 PHOTO_BOX = (480, 720)
+THUMBNAIL_BOX = (96, 72)
 MAP_SCALE = 3  # pixels per grid cell: enough for the browser's bilinear scaling to look like the Gaussian itself
 LEVELS = 64  # of the veil's opacity
 CLEAR = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
@@ -64,7 +65,17 @@ class Entry:
             check_pictures(len(self.images), reading.evidence)
 
 
-def html_page(entries: Sequence[Entry], title: str) -> str:
+@dataclass(frozen=True)
+class Table:
+    """How well photos (RGB) fit texts: ``scores[i][j]`` of photo i and text j, 0..1, shown in percent and as a shade."""
+
+    title: str
+    photos: tuple[Image.Image, ...]
+    texts: tuple[str, ...]
+    scores: tuple[tuple[float, ...], ...]
+
+
+def html_page(entries: Sequence[Entry], title: str, tables: Sequence[Table] = ()) -> str:
     """The page as text; write it as UTF-8 (`triptych.explain.write_file`). All texts are escaped."""
     script = asset("page.js")
     style = asset("page.css")
@@ -99,7 +110,7 @@ def html_page(entries: Sequence[Entry], title: str) -> str:
 <p class="legend hint">Point at a word, tap it, or use the arrow keys.</p>
 </header>
 <main>
-{"".join(section(index, entry) for index, entry in enumerate(entries))}</main>
+{"".join(section(index, entry) for index, entry in enumerate(entries))}{"".join(map(table_section, tables))}</main>
 <script>{script}</script>
 </body>
 </html>
@@ -159,6 +170,27 @@ def panel(key: str, entry: int, reading: Reading) -> str:
 {"".join(f"{item(t, word)}{chr(10)}" for t, word in enumerate(evidence.words))}</ol>
 </article>
 """
+
+
+def table_section(table: Table) -> str:
+    """A row for each photo, a column for each text; the best text of a photo is bold."""
+    head = "".join(f"<th>{text(column)}</th>" for column in table.texts)
+    rows = []
+    for photo, scores in zip(table.photos, table.scores, strict=True):
+        cells = "".join(
+            f'<td style="--share:{100 * score:.0f}%">{"<b>" if score == max(scores) else ""}{100 * score:.0f}'
+            f"{'</b>' if score == max(scores) else ''}</td>"
+            for score in scores
+        )
+        rows.append(f'<tr><th><img src="{thumbnail(photo)}" alt=""></th>{cells}</tr>')
+    body = "\n".join(rows)
+    return f"<section>\n<h2>{text(table.title)}</h2>\n<table>\n<tr><td></td>{head}</tr>\n{body}\n</table>\n</section>\n"
+
+
+def thumbnail(photo: Image.Image) -> str:
+    buffer = BytesIO()
+    fit(photo, THUMBNAIL_BOX).save(buffer, "JPEG", quality=80, optimize=True)
+    return data_url(buffer.getvalue(), "jpeg")
 
 
 def photo_style(name: str, photo: Image.Image) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from triptych.errors import InputError
 
@@ -10,7 +11,27 @@ IMAGE = "<image>"
 CAPTION = f"{IMAGE}\nCaption:"
 
 
-def question_prompt(question: str, pictures: int) -> str:
+@dataclass(frozen=True)
+class Prompts:
+    """How a model was taught to be asked; it belongs to its checkpoint. The defaults are those of the models trained here.
+
+    ``caption``: with ``<image>`` in its place. ``question``: ``{}`` is the question; the photos stand before it.
+    ``published``: they stand there bare, and the language model's begin token behind them, as transformers and LAVIS have it.
+    ``whole``: a Q-Former that reads the question reads the whole prompt, a caption's too (InstructBLIP).
+    """
+
+    caption: str = CAPTION
+    question: str = "Question: {}\nAnswer:"
+    published: bool = False
+    whole: bool = False
+
+
+OURS = Prompts()
+BLIP2_OPT = Prompts(f"{IMAGE}a photo of", "Question: {} Answer:", published=True)
+INSTRUCT_BLIP = Prompts(f"{IMAGE}A short image description:", "Question: {} Short answer:", published=True, whole=True)
+
+
+def question_prompt(question: str, pictures: int, prompts: Prompts = OURS) -> str:
     """The prompt of a question about photos. A question that says itself where they stand (``<image>``) keeps them there.
 
     Raises:
@@ -19,9 +40,10 @@ def question_prompt(question: str, pictures: int) -> str:
     question = " ".join(question.split())
     if not question.replace(IMAGE, "").strip():
         raise InputError("the question is empty: ask something about the photo")
+    text = prompts.question.replace("{}", question)
     if IMAGE in question:
-        return f"Question: {question}\nAnswer:"
-    return f"{photo_lines(pictures)}\nQuestion: {question}\nAnswer:"
+        return text
+    return IMAGE * pictures + text if prompts.published else f"{photo_lines(pictures)}\n{text}"
 
 
 def photo_lines(pictures: int) -> str:

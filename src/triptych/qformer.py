@@ -72,7 +72,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, image: KeysValues) -> Tensor:
         """``x [R, Q, D]`` -> ``[R, Q, D]``."""
-        looked = self.attention(self.by_photo(x, image), image).view_as(x)
+        looked = self.attention(self.by_photo(x, image), image).view_as(x)  # BLIP-2 section 3.1: cross-attention
         return self.norm(x + self.dropout(looked))
 
     def maps(self, x: Tensor, image: KeysValues) -> Tensor:
@@ -269,17 +269,18 @@ class QFormer(nn.Module):
 
 
 class QFormerHeads(nn.Module):
-    """What the first stage reads off the Q-Former: features for contrast, match or no match, the next word."""
+    """What the first stage reads off the Q-Former: features for contrast, match or no match, the next word (if it ``writes``)."""
 
-    def __init__(self, config: QFormerConfig, feature_dim: int = 256) -> None:
+    def __init__(self, config: QFormerConfig, feature_dim: int = 256, writes: bool = True) -> None:
         super().__init__()
         self.vision_proj = nn.Linear(config.dim, feature_dim)
         self.text_proj = nn.Linear(config.dim, feature_dim)
         self.temperature = nn.Parameter(torch.tensor(0.07))
         self.itm_head = nn.Linear(config.dim, 2)
-        self.lm_dense = nn.Linear(config.dim, config.dim)
-        self.lm_norm = nn.LayerNorm(config.dim, config.eps)
-        self.lm_bias = nn.Parameter(torch.zeros(config.vocab_size))
+        if writes:
+            self.lm_dense = nn.Linear(config.dim, config.dim)
+            self.lm_norm = nn.LayerNorm(config.dim, config.eps)
+            self.lm_bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.apply(initialise)
 
     def image_features(self, queries: Tensor) -> Tensor:
@@ -292,7 +293,7 @@ class QFormerHeads(nn.Module):
 
     def itm_logits(self, queries: Tensor) -> Tensor:
         """``[R, Q, D]`` of ``encode_both`` -> ``[R, 2]``, the mean over queries; class 1 = they match."""
-        return self.itm_head(queries).mean(1)
+        return self.itm_head(queries).mean(1)  # BLIP-2 section 3.1: ITM score, the mean over queries
 
     def lm_logits(self, text: Tensor, word_embeddings: Tensor) -> Tensor:
         """``[R, T, D]`` -> ``[R, T, V]``; ``word_embeddings [V, D]`` are the Q-Former's, tied."""

@@ -18,6 +18,10 @@ from torch import Tensor, nn
 from triptych.attention import MultiHeadAttention
 from triptych.errors import InputError
 
+Colour = tuple[float, float, float]  # red, green, blue
+CLIP_MEAN: Colour = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD: Colour = (0.26862954, 0.26130258, 0.27577711)
+
 
 @dataclass(frozen=True)
 class ViTConfig:
@@ -67,11 +71,17 @@ class ViTBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """An image encoder: ``dim`` channels out, on a ``grid`` of cells at the size that it was trained on."""
+    """An image encoder: ``dim`` channels out, on a ``grid`` of cells at the size that it was trained on.
 
-    def __init__(self, config: ViTConfig) -> None:
+    Pixels come normalised by ``mean`` and ``std``, which are CLIP's for EVA too.
+    """
+
+    name = "vit"
+
+    def __init__(self, config: ViTConfig, mean: Colour = CLIP_MEAN, std: Colour = CLIP_STD) -> None:
         super().__init__()
-        self.config, self.dim, self.grid = config, config.dim, config.grid
+        self.config, self.dim, self.grid, self.image_size = config, config.dim, config.grid, config.image_size
+        self.mean, self.std = mean, std
         self.patches = nn.Conv2d(3, config.dim, config.patch_size, config.patch_size, bias=config.patch_bias)
         self.class_token = nn.Parameter(torch.randn(config.dim) * 0.02)
         self.positions = nn.Parameter(torch.randn(1 + config.grid[0] * config.grid[1], config.dim) * 0.02)

@@ -15,6 +15,14 @@ from PIL import Image
 from triptych.assets import home, part_path
 
 SCRIPT = Path(__file__).with_name("tiny_training.py")
+LAUNCH = [
+    "accelerate.commands.launch",
+    "--cpu",
+    "--num_processes=2",
+    "--num_machines=1",
+    "--mixed_precision=no",
+    "--dynamo_backend=no",
+]
 
 
 def start(run: Path, objective: str = "xe", attention: str = "soft", epochs: int = 12) -> "subprocess.Popen[str]":
@@ -87,15 +95,7 @@ def test_self_critical_training_goes_beyond_cross_entropy(tmp_path: Path) -> Non
 
 
 def test_two_processes_train_together(tmp_path: Path) -> None:
-    launch = [
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes=2",
-        "--num_machines=1",
-        "--mixed_precision=no",
-        "--dynamo_backend=no",
-    ]
-    command = [sys.executable, "-m", *launch, str(SCRIPT), str(tmp_path), "xe", "soft", "12"]
+    command = [sys.executable, "-m", *LAUNCH, str(SCRIPT), str(tmp_path), "xe", "soft", "12"]
     finish(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
     assert len(losses(tmp_path)) == 36  # each step once: one process writes the log
     assert max(cider(tmp_path)) > 1

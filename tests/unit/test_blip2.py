@@ -122,7 +122,10 @@ def test_answer_loss_reads_the_soft_prompts_in_their_places(model: Blip2) -> Non
 def test_a_batch_of_prompts_equals_its_rows(model: Blip2) -> None:
     image = model.look(torch.randn(3, 4, 3))
     soft = model.soft_prompt(model.read_photos(image).queries)
-    rows = [[soft[0], torch.tensor([1, 2])], [torch.tensor([3]), soft[1], torch.tensor([4]), soft[2], torch.tensor([5])]]
+    rows = [
+        [soft[0], torch.tensor([1, 2])],
+        [torch.tensor([3]), soft[1], torch.tensor([4]), soft[2], torch.tensor([5])],
+    ]
     search = Search(frozenset({0}), max_new_tokens=6, beams=2, n_best=2)
     together = generate(model.lm, model.prompt(rows), search)
     apart = [generate(model.lm, model.prompt([row]), search)[0] for row in rows]
@@ -165,7 +168,12 @@ def batch(photos: int, k: int) -> Batch:
     torch.manual_seed(photos)
     ids = torch.randint(WORDS - 1, (photos * k, 6))
     return Batch(
-        torch.randn(photos, 4, 3), torch.arange(photos), Captions(ids, torch.ones_like(ids, dtype=torch.bool)), None, None, None
+        torch.randn(photos, 4, 3),
+        torch.arange(photos),
+        Captions(ids, torch.ones_like(ids, dtype=torch.bool)),
+        None,
+        None,
+        None,
     )
 
 
@@ -182,7 +190,14 @@ def test_processes_together_learn_what_one_learns(model: Blip2) -> None:
     for rank in range(2):
         part = slice(3 * rank, 3 * rank + 3)
         rows = slice(3 * k * rank, 3 * k * rank + 3 * k)
-        own = Batch(whole.image_features[part], whole.image_ids[part], Captions(*(x[rows] for x in whole.captions)), None, None, None)
+        own = Batch(
+            whole.image_features[part],
+            whole.image_ids[part],
+            Captions(*(x[rows] for x in whole.captions)),
+            None,
+            None,
+            None,
+        )
         shapes = lambda x: everything[x.shape[0] if x.ndim == 1 else tuple(x.shape)]  # noqa: E731
         one = Blip2Objective(model, alone.recipe, WORDS - 1, (), shapes, rank)
         halves.append(one.first_stage(model.look(own.image_features), own, seed=1)["itc"])

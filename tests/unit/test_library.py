@@ -17,7 +17,6 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from triptych import tasks
 from triptych.cli import main
 from triptych.errors import InputError, TriptychError
 from triptych.images import load_image
@@ -43,7 +42,7 @@ class Score:
 
 
 class RandomModel:
-    """The text that fits a picture is its name. ``dies_at``: what happens at that photo (counted from 1)."""
+    """The text that fits a picture is its name. ``death`` happens from photo number ``dies_at`` on."""
 
     def __init__(self, fingerprint: str = "random", dies_at: int = 0, death=None) -> None:
         self.fingerprint, self.dies_at, self.death = fingerprint, dies_at, death
@@ -261,21 +260,26 @@ def test_reading_while_indexing(album: Path, tmp_path: Path, monkeypatch: pytest
     library = tmp_path / "library"
     index(album / "2024", library)
     seen: list[int] = []
-    done = threading.Event()
+    done, fresh = threading.Event(), threading.Event()
+
+    def wait_for_reader() -> None:
+        fresh.clear()
+        fresh.wait(10)
 
     def read() -> None:
         while not done.is_set():
             opened = open_library(library)
             assert np.allclose(np.linalg.norm(opened.features, axis=-1), 1, atol=1e-2)
             seen.append(len(opened.paths))
+            fresh.set()
 
     reader = threading.Thread(target=read)
     reader.start()
     try:
-        for version in range(4):
+        for version in range(2):
             for n in range(12, 32):
                 put(album / f"{n}.png", f"{version} of {n}")
-            index(album, library)
+            index(album, library, RandomModel(dies_at=1, death=wait_for_reader))
     finally:
         done.set()
         reader.join()
@@ -401,7 +405,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 def test_commands(
     album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tasks, "load", lambda model: RandomModel() if model == "blip2" else object())
+    monkeypatch.setattr("triptych.tasks.load", lambda model: RandomModel() if model == "blip2" else object())
     (album / "0.jpg").write_text("not a picture")
     library = tmp_path / "library"
     assert run(monkeypatch, "index", album, "--library", library, "--json") == 0

@@ -97,7 +97,7 @@ def test_a_photo_is_encoded_once(
     captioner: tasks.Captioner, photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     first = captioner.encode(photos[3])
-    monkeypatch.setattr(EfficientNetLite, "trunk", None)
+    monkeypatch.setattr(captioner.encode, "encode", None)
     photos[3].save(tmp_path / "same.png")
     assert captioner.encode(tmp_path / "same.png") is first  # by content, whatever it is read from
     with pytest.raises(TypeError):
@@ -107,10 +107,10 @@ def test_a_photo_is_encoded_once(
 def test_what_is_remembered_is_bounded(
     captioner: tasks.Captioner, photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks, "REMEMBERED_BYTES", 2 * captioner.encode(photos[0]).nbytes)
+    monkeypatch.setattr(tasks.photos, "REMEMBERED_BYTES", 2 * captioner.encode(photos[0]).nbytes)
     for photo in photos:
         captioner.encode(photo)
-    assert len(captioner._encoded) == 2
+    assert len(captioner.encode._kept) == 2
 
 
 def test_no_photos_no_answers(captioner: tasks.Captioner) -> None:

@@ -16,6 +16,7 @@ from triptych.cli.common import (
     Json,
     Model,
     app,
+    blip2,
     complain,
     emit,
     make_folder,
@@ -115,11 +116,15 @@ def draw(figure: Path, source: str, photo: Image, answer: Answer, seconds: float
 def explain(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="A photo: path or URL.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where to draw: a .png or .html file.")],
-    model: Model = "sat",
+    question: Annotated[str | None, typer.Option("--question", "-q", help="Answer it instead (blip2).")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="sat, blip2 or a checkpoint directory.", show_default="sat; blip2 with a question"),
+    ] = None,
     beams: Beams = None,
     as_json: Json = False,
 ) -> None:
-    """Draw where the model looked at each word of its caption."""
+    """Draw where the model looked at each word of its caption, or of its answer to a question."""
     from triptych.explain import draw_words, write_png
     from triptych.images import load_image
     from triptych.page import Entry
@@ -127,11 +132,17 @@ def explain(
 
     if out.suffix.lower() not in (".png", ".html"):
         raise InputError(f"--out {out}: name a .png or an .html file")
+    model = model or ("sat" if question is None else "blip2")
     photo = load_image(image)
-    answer = load(model).caption(photo, explain=True, **({} if beams is None else {"beams": beams}))
+    settings = {} if beams is None else {"beams": beams}
+    if question is None:
+        answer = load(model).caption(photo, explain=True, **settings)
+    else:
+        answer = blip2(model).ask(photo, question, explain=True, **settings)
     said = reading(answer)
     if out.suffix.lower() == ".png":
         write_png(out, draw_words(photo, said.evidence))
     else:
-        write_page(out, [Entry((photo,), (said,), name=shown_name(image))], answer.text)
-    emit({"image": image, "model": model, "caption": answer.text, "out": str(out)}, as_json, f"{answer.text}\n{out}")
+        write_page(out, [Entry((photo,), (said,), name=shown_name(image), question=question or "")], answer.text)
+    text = {"caption": answer.text} if question is None else {"question": question, "answer": answer.text}
+    emit({"image": image, "model": model, **text, "out": str(out)}, as_json, f"{answer.text}\n{out}")

@@ -154,7 +154,7 @@ def _tags(words: list[str]) -> str:
         tag = TAGS.get(word) or ("R" if re.search(r"(ing|ed|ly)$", word) else "X")
         if word in DEEDS and i and words[i - 1] == "to":
             tag = "R"
-        elif word in FORMS and word in DEEDS and before not in "DCJ1OPSXT":
+        elif word in FORMS and word in DEEDS and (before not in "DCJ1OPSXT" or _is_clothes(words[i - 1])):
             tag = "V"
         elif tag == "V" and before in "DCJ1OSP":
             tag = "X"
@@ -164,6 +164,10 @@ def _tags(words: list[str]) -> str:
             tag = "J"
         tags += tag
     return tags
+
+
+def _is_clothes(word: str) -> bool:
+    return word in FORMS and FORMS[word].kind == "clothes"
 
 
 def _noun(words: list[str], match: re.Match[str]) -> Noun:

@@ -17,7 +17,8 @@ Answers are one lower-case word, a noun without its article. What captions state
 "skier", "guy"), the word is one that two captions use and none contradicts, else "person".
 
 A photo gets as many no as yes, and of the no those that the set lacks most: over the set each question has about as many yes as
-no, so that it does not tell its own answer. Other questions may ("What is the man riding?" is mostly a bike, see `question_prior`); of each kind a photo gets no more than `MOST`, and answers that are too common are thinned (`KEPT`).
+no, so that it does not tell its own answer. Other questions may ("What is the man riding?" is mostly a bike); how much they tell
+is what `question_prior` gets right. Of each kind a photo gets no more than `MOST`, and answers too common are thinned (`KEPT`).
 """
 
 import random
@@ -558,5 +559,5 @@ def _phrase(text: str, caption: Caption) -> str | None:
     return phrase[0].lower() + phrase[1:]
 
 
-PLAIN = re.compile(r"n(?:pn)*(?:(?P<be>i?)(?P<verb>[gv])[^vi]*?|)\.?")
+PLAIN = re.compile(r"n(?:pn)*(?:(?P<be>i?)(?P<verb>[gv])(?!.*&x)[^vi]*?|)\.?")
 """The shape of a caption that has one verb at most."""

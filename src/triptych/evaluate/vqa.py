@@ -71,7 +71,7 @@ def vqa_metrics(
 
 def without_photo(chooser: Blip2Tasks, questions: Sequence[str]) -> list[str]:
     """What the language model answers to the questions alone."""
-    rows = [chooser.read(question_prompt(question, 0), []) for question in questions]
+    rows = [chooser.read(question_prompt(question, 0, chooser.blip2.prompts), []) for question in questions]
     found = generate(chooser.lm, chooser.prompts(rows), chooser.search(beams=1, max_new_tokens=20))
     return [chooser.answer(hypotheses, row, False).text for hypotheses, row in zip(found, rows, strict=True)]
 

@@ -1,31 +1,38 @@
 """BLIP-2 on disk.
 
 ``config.json``: ``system``, ``model`` (the config dataclass), ``encoder`` and ``lm`` (names, and the sha256 of their frozen weights),
-``search`` (how text is made by default), ``card`` (recipe and figures). ``model.safetensors``: the trained tensors, as fp32, fp16 or int8.
-``vocab.txt``: the Q-Former's word pieces.
+``search`` (how text is made by default), ``prompts`` (how it is asked for), ``card`` (recipe and figures). ``model.safetensors``: the
+trained tensors, as fp32, fp16 or int8. ``vocab.txt``: the Q-Former's word pieces, if it reads text.
+
+A published model has its frozen parts in the checkpoint, too: the encoder where its ``part`` is None, the language model where ``lm``
+has a ``config``. Its tensors are under ``lm.`` then, its tokenizer's files lie beside them, and ``eos`` are the tokens that end a text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from triptych.assets import PARTS, part_path
 from triptych.blip2 import Blip2, Blip2Config
-from triptych.checkpoint import load_checkpoint, load_strict, save_checkpoint, sha256_of
+from triptych.checkpoint import LoadReport, load_checkpoint, load_strict, save_checkpoint, sha256_of
 from triptych.cnn import ENCODERS, ConvNet
+from triptych.decoder import DecoderConfig
 from triptych.errors import InputError
 from triptych.generate import Search
-from triptych.lm_tables import LanguageModel, load_language_model
+from triptych.lm_tables import LanguageModel, build, load_language_model
 from triptych.pretrained.parts import part_fingerprint, published_encoder
+from triptych.prompt import OURS, Prompts
 from triptych.qformer import QFormerConfig
 from triptych.quantize import dequantize, quantize
 from triptych.tokenizers import TextTokenizer
-from triptych.wordpiece import WordPieces
+from triptych.vit import ViT, ViTConfig
+from triptych.wordpiece import SPECIALS, WordPieces
 
 FROZEN = ("vision_encoder.", "lm.")
 
@@ -39,6 +46,10 @@ class Blip2Model:
     tokenizer: TextTokenizer | None  # of the language model; None = the first stage alone
     search: Search
     config: Mapping[str, Any]
+    prompts: Prompts = OURS
+    files: Mapping[str, bytes] = field(
+        default_factory=dict
+    )  # of the tokenizer, where the checkpoint holds the language model
 
 
 def embedded_lm(name: str) -> LanguageModel:
@@ -57,24 +68,23 @@ def save_blip2(
     *,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Write a checkpoint of the trained tensors; of the encoder too where it is no embedded part. ``dtype`` int8: see ``quantize``."""
-    encoder = blip2.config["encoder"]
-    tensors = {
-        name: tensor
-        for name, tensor in blip2.model.state_dict().items()
-        if not name.startswith(FROZEN) or (name.startswith("vision_encoder.") and encoder["part"] is None)
-    }
+    """Write a checkpoint of the trained tensors; of the frozen parts too where they come from no other place. ``dtype`` int8: see
+    ``quantize``."""
+    encoder, lm = blip2.config["encoder"], blip2.config["lm"]
+    held = {"vision_encoder": encoder["part"] is None, "lm": lm is not None and "config" in lm}
+    tensors = {k: v for k, v in blip2.model.state_dict().items() if held.get(k.partition(".")[0], True)}
     stored = quantize(tensors) if dtype == torch.int8 else {k: v.to(dtype) for k, v in tensors.items()}
     config = {
         "system": "blip2",
         "model": asdict(blip2.model.config),
         "encoder": encoder,
-        "lm": blip2.config["lm"],
+        "lm": lm,
         "search": {name: getattr(blip2.search, name) for name in ("beams", "length_penalty", "max_new_tokens")},
+        "prompts": asdict(blip2.prompts),
         "card": dict(card),
     }
-    vocabulary = "\n".join(blip2.words.words) + "\n"
-    save_checkpoint(directory, config=config, tensors=stored, extra_files={"vocab.txt": vocabulary})
+    vocabulary = {"vocab.txt": "\n".join(blip2.words.words) + "\n"} if blip2.model.config.qformer.vocab_size else {}
+    save_checkpoint(directory, config=config, tensors=stored, extra_files={**vocabulary, **blip2.files})
 
 
 def load_blip2(directory: Path) -> Blip2Model:
@@ -91,20 +101,38 @@ def load_blip2(directory: Path) -> Blip2Model:
         settings = dict(config["model"])
         model_config = Blip2Config(QFormerConfig(**settings.pop("qformer")), **settings)
         encoder = frozen_encoder(directory, spec)
-        lm = None if lm_spec is None else embedded_lm(lm_spec["name"])
-        if lm is not None and lm_fingerprint(lm_spec["name"], lm) != lm_spec["sha256"]:
-            raise InputError(f"{directory} was trained with another {lm_spec['name']} than is there now")
+        tensors = dequantize(tensors)
+        lm = None if lm_spec is None else frozen_lm(directory, lm_spec, tensors)
         search = blip2_search(lm.tokenizer if lm else None, **config["search"])
+        prompts = Prompts(**config.get("prompts", {}))
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{directory / 'config.json'} is not a complete blip2 config ({error})") from None
-    words = WordPieces.read(directory / "vocab.txt")
+    words = WordPieces.read(directory / "vocab.txt") if model_config.qformer.vocab_size else WordPieces(SPECIALS)
+    files = {n: (directory / n).read_bytes() for n in config["files"] if n not in ("model.safetensors", "vocab.txt")}
     model = Blip2(model_config, encoder, lm.decoder if lm else None)
     optional = ("lm.",) if spec["part"] is None else FROZEN
-    load_strict(model, dequantize(tensors), source=directory, optional_prefixes=optional)
-    return Blip2Model(model.eval().requires_grad_(False), words, lm.tokenizer if lm else None, search, config)
+    load_strict(model, tensors, source=directory, optional_prefixes=optional)
+    tokenizer = lm.tokenizer if lm else None
+    return Blip2Model(model.eval().requires_grad_(False), words, tokenizer, search, config, prompts, files)
 
 
-def frozen_encoder(directory: Path, spec: Mapping[str, Any]) -> ConvNet:
+def frozen_lm(directory: Path, spec: Mapping[str, Any], tensors: dict[str, Tensor]) -> LanguageModel:
+    """The language model that a checkpoint names, or holds: its tensors are taken out of ``tensors`` then."""
+    if "config" in spec:
+        own = {name.removeprefix("lm."): tensors.pop(name) for name in [*tensors] if name.startswith("lm.")}
+        factors = spec["config"]["rope_factors"]
+        config = DecoderConfig(**{**spec["config"], "rope_factors": factors and tuple(factors)})
+        tokenizer = replace(TextTokenizer.from_directory(directory), eos_ids=frozenset(spec["eos"]))
+        return LanguageModel(build(config, own, directory), tokenizer, LoadReport(tuple(own), (), ()))
+    lm = embedded_lm(spec["name"])
+    if lm_fingerprint(spec["name"], lm) != spec["sha256"]:
+        raise InputError(f"{directory} was trained with another {spec['name']} than is there now")
+    return lm
+
+
+def frozen_encoder(directory: Path, spec: Mapping[str, Any]) -> ConvNet | ViT:
+    if spec["name"] == ViT.name:
+        return ViT(ViTConfig(**spec["config"]), tuple(spec["mean"]), tuple(spec["std"]))
     if spec["part"] is None:
         return ENCODERS[spec["name"]](None, spec["image_size"])
     if spec["part"] != part_fingerprint(spec["name"]):

@@ -19,7 +19,7 @@ from triptych.explain import Evidence
 from triptych.generate import Hypothesis, Search, generate, log_softmax, stream
 from triptych.images import ImageSource
 from triptych.pretrained import Blip2Model, itg_search
-from triptych.prompt import CAPTION, between_pictures, question_prompt
+from triptych.prompt import between_pictures, question_prompt
 from triptych.qformer import ImageKeysValues, QFormerOutput
 from triptych.tasks.answer import Answer, Match
 from triptych.tasks.photos import PhotoMemory
@@ -68,7 +68,8 @@ class Blip2Tasks:
         search = self.search(**settings)
         answers: list[Answer] = []
         for first in range(0, len(images), BATCH):
-            rows = [self.read(CAPTION, [image], explain=explain) for image in images[first : first + BATCH]]
+            part = images[first : first + BATCH]
+            rows = [self.read(self.blip2.prompts.caption, [image], explain=explain) for image in part]
             found = generate(self.lm, self.prompts(rows), search)
             answers += [self.answer(h, row, explain, sentence=True) for h, row in zip(found, rows, strict=True)]
         return answers
@@ -76,8 +77,8 @@ class Blip2Tasks:
     @torch.inference_mode()
     def grounded_captions(self, images: Sequence[ImageSource], **settings: Any) -> list[Answer]:
         """Captions by the Q-Former itself, as the first stage learns to write them (ITG)."""
-        if self.model.heads is None:
-            raise InputError(f"{self.name} has no heads of the first stage, so its Q-Former cannot write")
+        if self.model.heads is None or not self.model.config.writes:
+            raise InputError(f"{self.name} cannot write captions: it has no language model, and no head to do without")
         words, search = self.blip2.words, itg_search(self.blip2.words, self.search(**settings))
         answers = []
         for first in range(0, len(images), BATCH):
@@ -92,7 +93,8 @@ class Blip2Tasks:
 
     def stream(self, image: ImageSource, question: str | None = None, **settings: Any) -> Iterator[str]:
         """A caption, or the answer to a question, piece by piece as it is written (greedy, or sampled with a ``temperature``)."""
-        prompt = CAPTION if question is None else question_prompt(question, 1)
+        prompts = self.blip2.prompts
+        prompt = prompts.caption if question is None else question_prompt(question, 1, prompts)
         with torch.inference_mode():
             inputs = self.prompts([self.read(prompt, [image], question)])
         text, ids = "", []
@@ -171,7 +173,7 @@ class Blip2Tasks:
         photos = as_list(images)
         if not 1 <= len(photos) <= MAX_PHOTOS:
             raise InputError(f"a question about {len(photos)} photos: give 1 to {MAX_PHOTOS}")
-        return self.read(question_prompt(question, len(photos)), photos, question, explain)
+        return self.read(question_prompt(question, len(photos), self.blip2.prompts), photos, question, explain)
 
     def compare(
         self,
@@ -194,8 +196,9 @@ class Blip2Tasks:
         A photo's keys and values are computed once for all texts. ``explain``: where each word was looked for.
 
         Raises:
-            InputError: no photo, an empty text, a text too long for the Q-Former, an unreadable photo.
+            InputError: no photo, an empty text, a text too long for the Q-Former, an unreadable photo; a model that cannot match.
         """
+        self.check_matches()
         photos = as_list(images)
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not photos or not texts:
@@ -217,6 +220,11 @@ class Blip2Tasks:
             matches = [replace(m, evidence=self.match_evidence(photos[m.image], texts[m.text])) for m in matches]
         return matches
 
+    def check_matches(self) -> None:
+        """Raises InputError: the model has no heads of the first stage."""
+        if self.model.heads is None:
+            raise InputError(f"{self.name} cannot match: its checkpoint has no heads of the first stage")
+
     @property
     def fingerprint(self) -> str:
         """Of the weights that decide features for contrast."""
@@ -226,6 +234,7 @@ class Blip2Tasks:
     @torch.inference_mode()
     def itc_images(self, images: Sequence[ImageSource]) -> NDArray[np.float32]:
         """Features for contrast of each photo's queries, ``[B, Q, E]``, of length 1."""
+        self.check_matches()
         assert self.model.heads is not None
         queries = self.model.read_photos(self.look(images)).queries
         return self.model.heads.image_features(queries).float().cpu().numpy()
@@ -233,6 +242,7 @@ class Blip2Tasks:
     @torch.inference_mode()
     def itc_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Features for contrast of each text, ``[T, E]``, of length 1."""
+        self.check_matches()
         return self.model.text_features(*self.word_pieces(texts)).float().cpu().numpy()
 
     # The way from photos and text to the language model and back
@@ -271,14 +281,17 @@ class Blip2Tasks:
         self, prompt: str, images: Sequence[ImageSource], question: str | None = None, explain: bool = False
     ) -> Row:
         """Look at the photos of one prompt, with the question if the Q-Former reads it."""
-        lm, texts = self.lm, between_pictures(prompt, len(images))
-        row = [torch.tensor(self.tokenizer.encode(text), dtype=torch.long, device=self.device) for text in texts]
+        lm, texts, prompts = self.lm, between_pictures(prompt, len(images)), self.blip2.prompts
+        begins = next((i for i, text in enumerate(texts) if text), len(images)) if prompts.published else None
+        ids = [self.tokenizer.encode(text, begin=i == begins) for i, text in enumerate(texts)]
+        row = [torch.tensor(piece, dtype=torch.long, device=self.device) for piece in ids]
         seen = None
         if images:
             asked = None
-            if question is not None and self.model.config.instructed:
-                ids, mask = self.word_pieces([plain_question(question)])
-                asked = ids.expand(len(images), -1), mask.expand(len(images), -1)
+            instruction = prompt if prompts.whole else question
+            if instruction is not None and self.model.config.instructed:
+                words, mask = self.word_pieces([plain_question(instruction)])
+                asked = words.expand(len(images), -1), mask.expand(len(images), -1)
             seen = self.model.read_photos(self.look(images), asked, explain)
             soft = self.model.soft_prompt(seen.queries)
             row = [row[0], *(piece for pair in zip(soft, row[1:], strict=True) for piece in pair)]
@@ -311,8 +324,10 @@ class Blip2Tasks:
         """The words that the tokens make up, and each word's tokens (first, behind the last)."""
         words: list[str] = []
         spans: list[tuple[int, int]] = []
-        for i, token in enumerate(ids):
-            piece = self.tokenizer.decode([token])
+        text = ""
+        for i in range(len(ids)):
+            before, text = text, self.tokenizer.decode(ids[: i + 1]).rstrip("\N{REPLACEMENT CHARACTER}")
+            piece = text[len(before) :]
             if not words or piece[:1].isspace():
                 words.append(piece.strip())
                 spans.append((i, i + 1))

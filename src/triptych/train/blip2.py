@@ -90,6 +90,8 @@ class Blip2Recipe:
             raise InputError(f"stage {self.stage}: BLIP-2 is trained in the stages {', '.join(map(str, STAGES))}")
         if strange := set(self.terms) - set(TERMS):
             raise InputError(f"unknown term {min(strange)!r}: the loss has {', '.join(TERMS)}")
+        if self.first_stage_every > 1 and FIRST_STAGE.issuperset(self.terms):
+            raise InputError("first_stage_every above 1 leaves steps without a loss: use it in stages 2 and 3")
         if self.stage == 1 and not FIRST_STAGE.issuperset(self.terms):
             raise InputError(f"stage 1 has no language model: its terms are {', '.join(sorted(FIRST_STAGE))}")
 
@@ -193,6 +195,7 @@ class Blip2Objective(nn.Module):
         labels = captions.flatten(1)
         told = labels != IGNORED
         logits = lm.logits(lm.finish(x[:, start:])[told]).float()
+        # BLIP-2 section 3.2: language modelling loss of the frozen language model behind the soft prompt
         return F.cross_entropy(logits, labels[told], label_smoothing=self.recipe.lm_label_smoothing)
 
     def answer_loss(self, image: ImageKeysValues, rows: Rows) -> Tensor:
@@ -287,7 +290,8 @@ def train(
     texts = Texts(photos, words, tokenizer, recipe.max_pieces, recipe.max_tokens)
     counts = [len(photo.captions) for photo in photos]
     grid, terms = model.vision_encoder.grid, recipe.terms
-    several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    several = processes > 1
     objective = Blip2Objective(
         model,
         recipe,
@@ -307,7 +311,7 @@ def train(
         mirrored = torch.randint(2 if recipe.mirror else 1, (len(rows),), generator=torch.Generator().manual_seed(seed))
         maps = cells_of(features[rows, mirrored.tolist()])
         choice = choose_captions([counts[row] for row in rows], recipe.captions_per_photo, seed)
-        first_stage = any(terms.get(name) for name in FIRST_STAGE) and seed % recipe.first_stage_every == 0
+        first_stage = any(terms.get(name) for name in FIRST_STAGE) and seed // processes % recipe.first_stage_every == 0
         return Batch(
             crop_cells(maps, grid, recipe.cells, recipe.window, seed),
             torch.tensor(rows),

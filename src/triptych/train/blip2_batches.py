@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -154,14 +154,21 @@ class QuestionRows:
 def draw_questions(
     rows: Sequence[int], questions: Sequence[Sequence[Question]], count: int, blind: float, seed: int
 ) -> list[Asked]:
-    """One question each about ``count`` photos of the batch; a share ``blind`` of them is asked without the photo."""
+    """One question each about ``count`` photos of the batch, each kind as likely; a share ``blind`` of them is asked without the photo."""
     generator = torch.Generator().manual_seed(seed)
     drawn: list[Asked] = []
+
+    def pick(items: Sequence[Any]) -> Any:
+        return items[int(torch.randint(len(items), (1,), generator=generator))]
+
     for place in torch.randperm(len(rows), generator=generator).tolist():
         if len(drawn) == count:
             break
-        if own := questions[rows[place]]:
-            question = own[int(torch.randint(len(own), (1,), generator=generator))]
+        by_kind: dict[str, list[Question]] = {}
+        for question in questions[rows[place]]:
+            by_kind.setdefault(question.kind, []).append(question)
+        if by_kind:
+            question = pick(by_kind[pick(sorted(by_kind))])
             shown = () if torch.rand(1, generator=generator).item() < blind else (place,)
             drawn.append(Asked(shown, question.question, question.answer))
     return drawn

@@ -1,8 +1,7 @@
-"""Checkpoints of other projects read into ours: a table of keys for each published layout, ``state dict -> state dict``.
+"""Show, Attend and Tell of the PyTorch tutorial: its ``BEST_checkpoint_*.pth.tar``.
 
-Show, Attend and Tell: the PyTorch tutorial's ``BEST_checkpoint_*.pth.tar``. It pickles whole modules, and a pickle may run any code,
-so ``ModulePickle`` reads it without importing or calling anything of the file's: modules become bare namespaces, tensors stay in the
-file until the table asks for them.
+It pickles whole modules, and a pickle may run any code, so ``ModulePickle`` reads it without importing or calling anything of the
+file's: modules become bare namespaces, tensors stay in the file until the table asks for them.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from triptych.checkpoint import LoadReport, load_checkpoint, present, save_checkpoint
+from triptych.checkpoint import LoadReport
 from triptych.cnn import ResNet101
 from triptych.errors import InputError
 from triptych.pretrained import sat_search, save_sat
@@ -49,40 +48,6 @@ TUTORIAL_ENCODER = {  # its children by number -> torchvision's names
     "resnet.6": "layer3",
     "resnet.7": "layer4",
 }
-
-
-def convert_checkpoint(source: Path, target: Path, word_map: Path | None = None, half: bool = False) -> LoadReport:
-    """Write ``source`` as the checkpoint directory ``target``, in fp32 or (``half``) fp16.
-
-    Args:
-        source: one of our checkpoint directories, or a tutorial checkpoint (``BEST_checkpoint_*.pth.tar``).
-        word_map: the ``WORDMAP_*.json`` of a tutorial checkpoint.
-
-    Returns:
-        The keys of ``source`` that were used (mapped) and those left aside (ignored); nothing of the model may be missing.
-
-    Raises:
-        InputError: ``source`` or ``word_map`` cannot be read, is of another layout, or holds more than tensors and modules.
-    """
-    dtype = torch.float16 if half else torch.float32
-    if present(source).is_dir():
-        if word_map is not None:
-            raise InputError(f"{source} has its own vocabulary: --word-map goes with a tutorial checkpoint")
-        return rewrite(source, target, dtype)
-    if not source.exists():
-        raise InputError(f"cannot read {source}: no such file or directory")
-    if word_map is None:
-        raise InputError(f"{source} does not hold its words: give the tutorial's WORDMAP_*.json with --word-map")
-    return convert_tutorial(source, target, word_map, dtype)
-
-
-def rewrite(source: Path, target: Path, dtype: torch.dtype) -> LoadReport:
-    """One of our checkpoints once more, its floats in another width."""
-    config, tensors = load_checkpoint(source)
-    texts = {name: (source / name).read_bytes() for name in config["files"] if name != "model.safetensors"}
-    cast = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
-    save_checkpoint(target, config=config, tensors=cast, extra_files=texts)
-    return LoadReport(tuple(tensors), (), ())
 
 
 def convert_tutorial(source: Path, target: Path, word_map: Path, dtype: torch.dtype) -> LoadReport:

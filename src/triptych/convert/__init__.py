@@ -1,0 +1,63 @@
+"""Checkpoints of other projects -> ours: a table of keys for each published layout, ``state dict -> state dict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from triptych.checkpoint import LoadReport, load_checkpoint, present, save_checkpoint
+from triptych.convert.blip2 import convert_lavis, convert_transformers, read_json
+from triptych.convert.tutorial import convert_tutorial, read_tutorial, read_word_map, tutorial_config, tutorial_decoder
+from triptych.errors import InputError
+
+__all__ = ["convert_checkpoint", "read_tutorial", "read_word_map", "tutorial_config", "tutorial_decoder"]
+
+
+def convert_checkpoint(
+    source: Path,
+    target: Path,
+    word_map: Path | None = None,
+    half: bool = False,
+    vision: Path | None = None,
+    lm: Path | None = None,
+) -> LoadReport:
+    """Write ``source`` as the checkpoint directory ``target``, in fp32 or (``half``) fp16.
+
+    Args:
+        source: one of our checkpoint directories, a directory of transformers' (BLIP-2, InstructBLIP), a BLIP-2 checkpoint of LAVIS
+            (``.pth``), or one of the Show, Attend and Tell tutorial (``BEST_checkpoint_*.pth.tar``).
+        word_map: the ``WORDMAP_*.json`` of a tutorial checkpoint.
+        vision, lm: the frozen parts that a LAVIS checkpoint leaves out (``convert_lavis``).
+
+    Returns:
+        The keys of ``source`` that were used (mapped) and those left aside (ignored), and the keys of ours that it had not (missing).
+
+    Raises:
+        InputError: a file cannot be read, is of another layout, or holds more than tensors and modules.
+    """
+    dtype = torch.float16 if half else torch.float32
+    directory = present(source)
+    if directory.is_dir():
+        if word_map is not None:
+            raise InputError(f"{source} has its own vocabulary: --word-map goes with a tutorial checkpoint")
+        if vision or lm:
+            raise InputError(f"{source} has its own frozen parts: --vision and --lm go with a LAVIS checkpoint")
+        config = read_json(directory / "config.json")
+        if "model_type" in config:
+            return convert_transformers(directory, config, target, dtype)
+        return rewrite(directory, target, dtype)
+    if not source.exists():
+        raise InputError(f"cannot read {source}: no such file or directory")
+    if word_map is not None:
+        return convert_tutorial(source, target, word_map, dtype)
+    return convert_lavis(source, target, dtype, vision, lm)
+
+
+def rewrite(source: Path, target: Path, dtype: torch.dtype) -> LoadReport:
+    """One of our checkpoints once more, its floats in another width."""
+    config, tensors = load_checkpoint(source)
+    texts = {name: (source / name).read_bytes() for name in config["files"] if name != "model.safetensors"}
+    cast = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
+    save_checkpoint(target, config=config, tensors=cast, extra_files=texts)
+    return LoadReport(tuple(tensors), (), ())

@@ -1,0 +1,380 @@
+"""BLIP-2 as published: transformers' directories (generation, retrieval, InstructBLIP) and LAVIS's ``.pth`` files.
+
+Sizes are read off the tensors, so that none is made which the file does not fill; its config says what tensors do not show.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from triptych.assets import part_path
+from triptych.blip2 import Blip2, Blip2Config
+from triptych.blip2_tables import HF_BLIP2, LAVIS, Table, load, translate
+from triptych.checkpoint import LoadReport, load_tensors, read_torch_pickle, sha256_of
+from triptych.decoder import Decoder
+from triptych.errors import InputError
+from triptych.lm_tables import TABLES, WithoutInitialWeights, build, config_from_hf, load_language_model
+from triptych.lm_tables import translate as translate_lm
+from triptych.pretrained import Blip2Model, blip2_search, save_blip2
+from triptych.prompt import BLIP2_OPT, INSTRUCT_BLIP, OURS, Prompts
+from triptych.qformer import QFormerConfig
+from triptych.tokenizers import TextTokenizer
+from triptych.vit import CLIP_MEAN, CLIP_STD, Colour, ViT, ViTConfig
+from triptych.wordpiece import SPECIALS, WordPieces
+
+GENERATION, RETRIEVAL, INSTRUCT = (
+    "Blip2ForConditionalGeneration",
+    "Blip2ForImageTextRetrieval",
+    "InstructBlipForConditionalGeneration",
+)
+# What transformers takes for granted: published configs leave it out.
+VISION = {"num_attention_heads": 16, "layer_norm_eps": 1e-6}
+QFORMER = {"num_attention_heads": 12, "layer_norm_eps": 1e-12}
+LANGUAGE: Mapping[str, Mapping[str, Any]] = {
+    "opt": {
+        "vocab_size": 50272,
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "ffn_dim": 3072,
+        "max_position_embeddings": 2048,
+        "eos_token_id": 2,
+    },
+    "llama": {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "intermediate_size": 11008,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "eos_token_id": 2,
+    },
+}
+LAVIS_BLIP2: Table = {**LAVIS, "ln_vision": "vision_norm"}  # which LAVIS trains: it is no part of the frozen encoder
+EVA_BLOCKS, EVA_HEAD, BERT_HEAD = 39, 88, 64  # LAVIS leaves out the encoder's last block; widths of a head
+SEARCH = {"beams": 5, "length_penalty": 1.0, "max_new_tokens": 30}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja")
+
+
+class Unseen(NamedTuple):
+    """What tensors do not show."""
+
+    vision_heads: int
+    vision_eps: float
+    qformer_heads: int
+    qformer_eps: float
+    mean: Colour = CLIP_MEAN
+    std: Colour = CLIP_STD
+
+
+class HeldLM(NamedTuple):
+    """A language model that goes into the checkpoint."""
+
+    decoder: Decoder
+    tokenizer: TextTokenizer
+    spec: Mapping[str, Any]
+    files: Mapping[str, bytes]  # of the tokenizer
+
+
+def convert_transformers(source: Path, config: Mapping[str, Any], target: Path, dtype: torch.dtype) -> LoadReport:
+    """A directory of transformers' with config.json, safetensors, and the files of its processor."""
+    kind = next(iter(config.get("architectures") or ()), None)
+    if kind not in (GENERATION, RETRIEVAL, INSTRUCT):
+        raise InputError(
+            f"{source} holds a {kind or config['model_type']}: {GENERATION}, {RETRIEVAL} and {INSTRUCT} can be read"
+        )
+    settings = None if kind == RETRIEVAL else language_settings(config)
+    lm_config = settings and config_from_hf(settings)
+    unseen = unseen_by_config(source, config)
+    state = read_safetensors(source)
+    lm, used = None, LoadReport((), (), ())
+    if settings and lm_config:
+        theirs = {k.removeprefix("language_model."): v for k, v in state.items() if k.startswith("language_model.")}
+        tensors, used = translate_lm(theirs, TABLES[settings["model_type"]], lm_config)
+        decoder = build(lm_config, tensors, source)
+        lm = held_lm(settings["model_type"], decoder, source, settings["eos_token_id"])
+    model, report = blip2_model(state, HF_BLIP2, unseen, lm, source)
+    words = None
+    if model.config.qformer.vocab_size:
+        words = word_pieces(source / "qformer_tokenizer" if kind == INSTRUCT else source)
+    prompts = {GENERATION: BLIP2_OPT, RETRIEVAL: OURS, INSTRUCT: INSTRUCT_BLIP}[kind]
+    write(target, model, words, lm, prompts, f"{source.name}, a {kind} of transformers", dtype)
+    own = tuple(f"language_model.{key}" for key in used.mapped)
+    return LoadReport((*report.mapped, *own), report.missing, tuple(k for k in report.ignored if k not in {*own}))
+
+
+def convert_lavis(
+    source: Path, target: Path, dtype: torch.dtype, vision: Path | None = None, lm: Path | None = None
+) -> LoadReport:
+    """A checkpoint of LAVIS's first stage, or of its second with OPT.
+
+    Args:
+        vision: LAVIS's ``eva_vit_g.pth``, where the checkpoint leaves its image encoder out.
+        lm: the directory of the language model that the second stage was trained with.
+    """
+    state = lavis_state(source)
+    if "t5_proj.weight" in state or "llm_proj.weight" in state:
+        raise InputError(
+            f"{source} goes with a T5 or Vicuna language model: of LAVIS's, only those with OPT can be read"
+        )
+    if any(key.startswith("visual_encoder.") for key in state) == (vision is not None):
+        raise InputError(
+            f"{source} has its own image encoder: leave out --vision"
+            if vision
+            else f"{source} leaves out its image encoder: give LAVIS's eva_vit_g.pth with --vision"
+        )
+    if ("opt_proj.weight" in state) != (lm is not None):
+        raise InputError(
+            f"{source} is of the first stage, which has no language model: leave out --lm"
+            if lm
+            else f"{source} leaves out its language model: give the directory of the OPT that it goes with, with --lm"
+        )
+    if vision is not None:
+        state |= eva_state(vision)
+    held = None
+    if lm is not None:
+        if not lm.is_dir():
+            raise InputError(f"{lm} is no directory: --lm takes one with config.json, safetensors and a tokenizer")
+        decoder, tokenizer, _ = load_language_model(lm)
+        held = held_lm(lm.name, decoder, lm, tokenizer.encode("\n")[:1])
+    try:
+        widths = state["visual_encoder.cls_token"].shape[-1], state["query_tokens"].shape[-1]
+    except (KeyError, IndexError):
+        raise InputError(f"{source}: its image encoder is not EVA's ViT") from None
+    unseen = Unseen(widths[0] // EVA_HEAD, 1e-6, widths[1] // BERT_HEAD, 1e-12)
+    model, report = blip2_model(state, LAVIS_BLIP2, unseen, held, source)
+    words = WordPieces.read(part_path("minilm-l6", "vocab.txt")) if model.config.qformer.vocab_size else None
+    write(
+        target, model, words, held, BLIP2_OPT if held else OURS, f"{source.name}, a BLIP-2 checkpoint of LAVIS", dtype
+    )
+    return report
+
+
+def blip2_model(
+    state: Mapping[str, Tensor], table: Table, unseen: Unseen, lm: HeldLM | None, source: Path
+) -> tuple[Blip2, LoadReport]:
+    """The model of a published state dict, and what became of its keys."""
+    found, _ = translate(state, table)
+    try:
+        vision, qformer = vit_config(found, unseen), qformer_config(found, unseen)
+        head = found.get("heads.vision_proj.weight")
+        config = Blip2Config(
+            qformer,
+            feature_dim=None if head is None else len(head),
+            normalise="vision_norm.weight" in found,
+            instructed=bool(lm and qformer.vocab_size),
+            writes="heads.lm_bias" in found,
+        )
+        with WithoutInitialWeights():
+            model = Blip2(config, ViT(vision, unseen.mean, unseen.std), lm.decoder if lm else None)
+    except (KeyError, IndexError, ValueError, TypeError, ZeroDivisionError, RuntimeError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"{source} is not a BLIP-2 of the known layout ({type(error).__name__}: {why})") from None
+    report = load(model, state, table, source=source, optional_prefixes=("lm.", "heads.temperature"))
+    missing = tuple(key for key in report.missing if not key.startswith("lm."))
+    return model.eval().requires_grad_(False), report._replace(missing=missing)
+
+
+def vit_config(found: Mapping[str, Tensor], unseen: Unseen) -> ViTConfig:
+    dim, _, patch, _ = found["vision_encoder.patches.weight"].shape
+    return ViTConfig.blip2(
+        dim=dim,
+        layers=layers(found, "vision_encoder.blocks"),
+        heads=unseen.vision_heads,
+        mlp_dim=len(found["vision_encoder.blocks.0.up.weight"]),
+        patch_size=patch,
+        image_size=patch * math.isqrt(found["vision_encoder.positions"].shape[-2] - 1),
+        eps=unseen.vision_eps,
+        norm_after="vision_encoder.norm_after.weight" in found,
+    )
+
+
+def qformer_config(found: Mapping[str, Tensor], unseen: Unseen) -> QFormerConfig:
+    queries, dim = found["qformer.query_tokens"].shape[-2:]
+    depth = layers(found, "qformer.layers")
+    looking = [i for i in range(depth) if f"qformer.layers.{i}.cross_attention.norm.weight" in found]
+    places = found.get("qformer.position_embeddings.weight")
+    return QFormerConfig(
+        image_dim=found["qformer.layers.0.cross_attention.attention.key.weight"].shape[1],
+        dim=dim,
+        layers=depth,
+        heads=unseen.qformer_heads,
+        mlp_dim=len(found["qformer.layers.0.query_mlp.up.weight"]),
+        queries=queries,
+        cross_attn_every=looking[1] if looking[1:] else depth,
+        vocab_size=len(found.get("qformer.word_embeddings.weight", ())),
+        max_positions=512 if places is None else len(places),
+        eps=unseen.qformer_eps,
+    )
+
+
+def layers(names: Iterable[str], prefix: str) -> int:
+    return len({name.removeprefix(f"{prefix}.").partition(".")[0] for name in names if name.startswith(f"{prefix}.")})
+
+
+def write(
+    target: Path,
+    model: Blip2,
+    words: WordPieces | None,
+    lm: HeldLM | None,
+    prompts: Prompts,
+    origin: str,
+    dtype: torch.dtype,
+) -> None:
+    vit, known = model.vision_encoder, model.config.qformer.vocab_size
+    if words and len(words) - 1 > known:  # [DEC] may be one more, where nothing is written with it
+        raise InputError(f"{origin}: {len(words)} word pieces, but its Q-Former knows {known}")
+    encoder = {
+        "name": vit.name,
+        "config": asdict(vit.config),
+        "image_size": vit.image_size,
+        "mean": vit.mean,
+        "std": vit.std,
+        "part": None,
+    }
+    blip2 = Blip2Model(
+        model,
+        words or WordPieces(SPECIALS),
+        lm.tokenizer if lm else None,
+        blip2_search(lm.tokenizer if lm else None, **SEARCH),
+        {"encoder": encoder, "lm": lm.spec if lm else None},
+        prompts,
+        lm.files if lm else {},
+    )
+    save_blip2(target, blip2, {"recipe": f"converted from {origin}"}, dtype=dtype)
+
+
+# Language models
+
+
+def language_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of the language model within BLIP-2's, complete."""
+    text = section(config, "text_config", {"model_type": "opt"})
+    return {"eos_token_id": None, **LANGUAGE.get(str(text["model_type"]), {}), **text}
+
+
+def held_lm(name: str, decoder: Decoder, directory: Path, eos: Any) -> HeldLM:
+    """A language model with the tokenizer in ``directory``. ``eos``: the ids that end a text; None = those of the tokenizer."""
+    tokenizer = TextTokenizer.from_directory(directory)
+    ends = sorted(tokenizer.eos_ids) if eos is None else eos if isinstance(eos, list) else [eos]
+    if not ends or not all(isinstance(i, int) and 0 <= i < decoder.config.vocab_size for i in ends):
+        raise InputError(f"{directory}: its language model ends a text with {ends}, which are no ids of its vocabulary")
+    files = {file: (directory / file).read_bytes() for file in TOKENIZER_FILES if (directory / file).exists()}
+    spec = {"name": name, "config": asdict(decoder.config), "eos": ends, "sha256": sha256_of(decoder)}
+    return HeldLM(decoder, replace(tokenizer, eos_ids=frozenset(ends)), spec, files)
+
+
+# Files of transformers
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON object")
+    return content
+
+
+def section(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """A config within a config, what it leaves out filled in."""
+    found = config.get(name) or {}
+    if not isinstance(found, dict):
+        raise InputError(f"the {name} of config.json is not a JSON object")
+    return {**defaults, **found}
+
+
+def unseen_by_config(source: Path, config: Mapping[str, Any]) -> Unseen:
+    vision, qformer = section(config, "vision_config", VISION), section(config, "qformer_config", QFORMER)
+    for part in (vision, qformer):
+        if part.get("hidden_act", "gelu") != "gelu":
+            raise InputError(f"{source}: a feed-forward with {part['hidden_act']!r} is not covered: only gelu is")
+    heads = vision["num_attention_heads"], qformer["num_attention_heads"]
+    mean, std = colours(source)
+    return Unseen(heads[0], vision["layer_norm_eps"], heads[1], qformer["layer_norm_eps"], mean, std)
+
+
+def colours(directory: Path) -> tuple[Colour, Colour]:
+    """The mean and the standard deviation that pixels are normalised by; CLIP's where no file of the processor is there."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        settings = read_json(directory / name) if (directory / name).exists() else {}
+        settings = section(settings, "image_processor", settings)
+        if "image_mean" in settings:
+            try:
+                (r, g, b), (r_, g_, b_) = (map(float, settings[f"image_{x}"]) for x in ("mean", "std"))
+                if all(map(math.isfinite, (r, g, b))) and min(r_, g_, b_) > 0:
+                    return (r, g, b), (r_, g_, b_)
+            except (KeyError, TypeError, ValueError):
+                pass
+            raise InputError(f"{directory / name}: its image_mean and image_std make no sense")
+    return CLIP_MEAN, CLIP_STD
+
+
+def read_safetensors(directory: Path) -> dict[str, Tensor]:
+    """model.safetensors, or the files that its index names."""
+    whole, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if not index.exists():
+        if not whole.exists():
+            raise InputError(f"{directory} has no model.safetensors: save it as safetensors; pickles are not read")
+        return load_tensors(whole)
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in places.values()
+    ):
+        raise InputError(f"{index} does not say which files beside it hold the tensors")
+    state: dict[str, Tensor] = {}
+    for name in sorted(set(places.values())):
+        state |= load_tensors(directory / name)
+    if absent := sorted(places.keys() - state.keys()):
+        raise InputError(f"{index} names {absent[0]}, which is in none of its files")
+    return state
+
+
+def word_pieces(directory: Path) -> WordPieces:
+    """The Q-Former's words, from vocab.txt or tokenizer.json."""
+    if (directory / "vocab.txt").exists():
+        return WordPieces.read(directory / "vocab.txt")
+    path = directory / "tokenizer.json"
+    try:
+        ids = read_json(path)["model"]["vocab"]
+        if sorted(ids.values()) == list(range(len(ids))):
+            return WordPieces(sorted(ids, key=ids.__getitem__))
+    except (KeyError, TypeError, AttributeError):
+        pass
+    raise InputError(f"{path} holds no vocabulary of word pieces")
+
+
+# Files of LAVIS
+
+
+def lavis_state(source: Path) -> dict[str, Tensor]:
+    try:
+        content = read_torch_pickle(source)
+    except InputError as error:
+        raise InputError(f"{error} (a checkpoint of the Show, Attend and Tell tutorial goes with --word-map)") from None
+    state = content.get("model", content)
+    if not isinstance(state, dict) or not isinstance(state.get("query_tokens"), Tensor):
+        raise InputError(f"{source} is not a BLIP-2 checkpoint of LAVIS: it has no query_tokens")
+    return {key: tensor for key, tensor in state.items() if isinstance(tensor, Tensor)}
+
+
+def eva_state(path: Path) -> dict[str, Tensor]:
+    """The image encoder that LAVIS keeps in a file of its own, under the names that it has within a checkpoint."""
+    state = {
+        f"visual_encoder.{key}": tensor for key, tensor in read_torch_pickle(path).items() if isinstance(tensor, Tensor)
+    }
+    block = re.compile(r"visual_encoder\.blocks\.(\d+)\.")
+    return {k: v for k, v in state.items() if not (match := block.match(k)) or int(match[1]) < EVA_BLOCKS}

@@ -1,0 +1,55 @@
+"""Training of BLIP-2 from end to end on features of a few numbers: it learns, a killed run goes on exactly, processes agree."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_training import LAUNCH, finish, log, losses
+
+SCRIPT = Path(__file__).with_name("tiny_blip2_training.py")
+
+
+def start(run: Path, stage: int, epochs: int) -> "subprocess.Popen[str]":
+    command = [sys.executable, str(SCRIPT), str(run), str(stage), str(epochs)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def best(run: Path, metric: str) -> float:
+    return max(record[metric] for record in log(run) if metric in record)
+
+
+def test_stage_1_learns_to_retrieve(tmp_path: Path) -> None:
+    finish(start(tmp_path, 1, 50))
+    # Two photos of each thing cannot be told apart: half of what is asked of R@1, all of R@5
+    assert best(tmp_path, "text-to-image R@5") == 100
+    assert best(tmp_path, "R@1") > 40
+    first, *_, last = losses(tmp_path).values()
+    assert last < 0.7 * first
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_killed_run_goes_on_with_the_same_losses(tmp_path: Path, stage: int) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = start(killed, stage, 4)
+    while not (killed / "log.jsonl").exists() or len(log(killed)) < 5:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert 0 < max(losses(killed)) < 12
+    finish(start(killed, stage, 4))
+    finish(start(whole, stage, 4))
+    assert losses(killed) == losses(whole)
+    assert len(losses(whole)) == 12
+    weights = [(run / "best" / "model.safetensors").read_bytes() for run in (whole, killed)]
+    assert weights[0] == weights[1]
+
+
+def test_two_processes_train_together(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", *LAUNCH, str(SCRIPT), str(tmp_path), "1", "50"]
+    finish(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    assert len(losses(tmp_path)) == 150  # each step once: one process writes the log
+    assert best(tmp_path, "text-to-image R@5") == 100

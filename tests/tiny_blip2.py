@@ -1,0 +1,60 @@
+"""A BLIP-2 of tiny random parts with real alphabets, for tests of what is done with a model."""
+
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from torch import nn
+
+from triptych.blip2 import Blip2, Blip2Config
+from triptych.cnn import ConvNet
+from triptych.decoder import Decoder, DecoderConfig
+from triptych.generate import Search
+from triptych.pretrained import Blip2Model
+from triptych.qformer import QFormerConfig
+from triptych.tokenizers import TextTokenizer
+from triptych.wordpiece import WordPieces
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+WHOLE = ("the", "is", "on", "grass", "one", "running", "dog", "horse", "cat", "bird")
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "?", *LETTERS, *(f"##{c}" for c in LETTERS), *WHOLE)
+
+
+class TinyNet(ConvNet):
+    name, dim, image_size, grid = "tiny", 5, 12, (3, 3)
+
+    def __init__(self) -> None:
+        super().__init__([nn.Conv2d(3, 5, 4, 4)])
+
+
+def byte_tokenizer() -> TextTokenizer:
+    """Every byte is a token; the last id ends a text."""
+    alphabet = {c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(BPE({**alphabet, "<end>": len(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    end = len(alphabet)
+    return TextTokenizer(tokenizer, {"<end>": end}, eos_ids=frozenset({end}))
+
+
+def tiny_blip2(with_lm: bool = True, seed: int = 0, scale: float = 0.3) -> Blip2Model:
+    """``scale``: of the random weights; 0 = as they begin when a model is trained."""
+    torch.manual_seed(seed)
+    words, tokenizer = WordPieces(WORDS), byte_tokenizer()
+    qformer = QFormerConfig(5, 16, 4, 2, 24, queries=3, vocab_size=len(words), max_positions=64, dropout=0.0)
+    lm = (
+        Decoder(DecoderConfig(len(tokenizer), dim=16, layers=2, heads=2, ffn_dim=24, max_positions=300))
+        if with_lm
+        else None
+    )
+    model = Blip2(Blip2Config(qformer, feature_dim=8), TinyNet(), lm)
+    with torch.no_grad():
+        for parameter in model.parameters() if scale else ():
+            parameter.normal_(0, scale).add_(parameter.ndim == 1)
+    search = Search(tokenizer.eos_ids if with_lm else frozenset(), max_new_tokens=6)
+    config = {
+        "model": {},
+        "encoder": {"name": "tiny", "image_size": 12, "part": None},
+        "lm": {"name": "tiny"} if with_lm else None,
+    }
+    config |= {"search": {}, "card": {}}
+    return Blip2Model(model.eval().requires_grad_(False), words, tokenizer if with_lm else None, search, config)

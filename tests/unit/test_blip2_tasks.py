@@ -1,0 +1,141 @@
+"""What a person does with BLIP-2: captions, questions, choices, matches; bad input; evidence."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_blip2 import tiny_blip2
+
+from triptych.errors import InputError
+from triptych.tasks import Blip2Tasks
+from triptych.tasks.blip2 import sentence
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model() -> Blip2Tasks:
+    return Blip2Tasks(tiny_blip2(), "tiny", CPU)
+
+
+@pytest.fixture(scope="module")
+def photos() -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)) for _ in range(4)]
+
+
+def test_a_batch_of_captions_equals_its_photos(model: Blip2Tasks, photos: list[Image.Image]) -> None:
+    together = model.caption(photos, beams=3, n_best=2)
+    assert [a.text for a in together] == [model.caption(p, beams=3, n_best=2).text for p in photos]
+    assert len({a.text for a in together}) > 1  # the photos matter
+
+
+def test_a_batch_of_questions_equals_its_items(model: Blip2Tasks, photos: list[Image.Image]) -> None:
+    asked = [(photos[0], "what?"), ([photos[1], photos[2]], "which one is it?"), (photos[3], "a")]
+    together = model.ask([images for images, _ in asked], [question for _, question in asked], beams=2)
+    assert [a.text for a in together] == [model.ask(images, question, beams=2).text for images, question in asked]
+    with pytest.raises(InputError, match="1 questions for 2 photos"):
+        model.ask([photos[0], photos[1]], ["what?"])
+
+
+def test_both_photos_and_the_question_matter(model: Blip2Tasks, photos: list[Image.Image]) -> None:
+    def scores(*images: Image.Image, question: str = "which?") -> list[float]:
+        found = model.ask(list(images), question, ["left", "right"]).scores
+        assert found is not None
+        return list(found.values())
+
+    base = scores(photos[0], photos[1])
+    assert scores(photos[0], photos[1]) == base
+    assert scores(photos[0], photos[2]) != base and scores(photos[2], photos[1]) != base
+    assert scores(photos[1], photos[0]) != base
+    assert scores(photos[0], photos[1], question="who?") != base
+
+
+def test_choices_are_scored_as_whole_answers(model: Blip2Tasks, photos: list[Image.Image]) -> None:
+    answer = model.ask(photos[0], "what?", ["a cat", "no", "yes it is"])
+    assert answer.scores is not None and answer.text == max(answer.scores, key=lambda c: answer.scores[c])
+    assert answer.logprob == pytest.approx(answer.scores[answer.text])
+    row, tokenizer, lm = model.asked(photos[0], "what?"), model.tokenizer, model.lm
+    for choice, score in answer.scores.items():  # the same without a cache, one at a time
+        ids = torch.tensor([*tokenizer.encode(f" {choice}"), *tokenizer.eos_ids])
+        inputs = model.model.prompt([[*row.pieces, ids]]).inputs
+        logprobs = lm.logits(lm(inputs))[0, -len(ids) - 1 : -1].log_softmax(-1)
+        assert score == pytest.approx(logprobs.gather(1, ids[:, None]).sum().item(), abs=1e-4)
+
+
+def test_matching_is_photo_by_photo_and_equals_single_pairs(model: Blip2Tasks, photos: list[Image.Image]) -> None:
+    texts = ["a dog", "two", "a cat on a mat"]
+    matches = model.match(photos, texts)
+    assert [(m.image, m.text) for m in matches] == [(i, t) for i in range(4) for t in range(3)]
+    for m in matches:
+        [alone] = model.match(photos[m.image], texts[m.text])
+        for name in ("itc_cosine", "itc_scaled", "itm_prob", "rerank"):
+            assert getattr(m, name) == pytest.approx(getattr(alone, name), abs=1e-5)
+        assert -1 <= m.itc_cosine <= 1 and 0 <= m.itm_prob <= 1
+    features, told = model.itc_images(photos), model.itc_texts(texts)
+    np.testing.assert_allclose(np.linalg.norm(features, axis=-1), 1, rtol=1e-5)
+    cosine = (features @ told.T).max(1)
+    np.testing.assert_allclose(cosine.flatten(), [m.itc_cosine for m in matches], atol=1e-5)
+
+
+def test_evidence_of_a_caption_an_answer_and_a_match(model: Blip2Tasks, photos: list[Image.Image]) -> None:
+    answer = model.caption(photos[0], explain=True)
+    assert answer.evidence is not None
+    assert answer.evidence.maps.shape == (len(answer.tokens), 1, 3, 3)
+    both = model.ask(photos[:2], "which?", ["left", "right"], explain=True)
+    assert both.evidence is not None and both.evidence.maps.shape == (1, 2, 3, 3)
+    assert (both.evidence.maps.sum((2, 3)) <= 1 + 1e-5).all()  # shares of the attention that fell on the photos
+    [found] = model.match(photos[0], "a cat", explain=True)
+    assert found.evidence is not None and found.evidence.words == ("a", "cat", "(whole text)")
+
+
+def test_streaming_writes_the_greedy_text(model: Blip2Tasks, photos: list[Image.Image]) -> None:
+    assert "".join(model.stream(photos[0], "what?")).strip() == model.ask(
+        photos[0], "what?", max_new_tokens=6
+    ).text.rstrip("\N{REPLACEMENT CHARACTER}")
+
+
+@pytest.mark.parametrize(
+    ("question", "choices", "message"),
+    [
+        ("  ", None, "question is empty"),
+        ("<image>", None, "question is empty"),
+        ("a <image> b <image> c", None, "1 picture but 2 <image>"),
+        ("what?", ["yes"], "1 choices: give at least two"),
+        ("what?", ["yes", " yes "], "'yes' is given twice"),
+        ("what?", ["yes", " "], "a choice is empty"),
+        ("a" * 100, None, "word pieces, 64 at most"),
+    ],
+)
+def test_bad_questions_are_refused(
+    model: Blip2Tasks, photos: list[Image.Image], question: str, choices: list[str] | None, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        model.ask(photos[0], question, choices)
+
+
+def test_too_long_for_the_language_model_is_refused_not_cut(model: Blip2Tasks, photos: list[Image.Image]) -> None:
+    with pytest.raises(InputError, match="the language model reads 300 at most"):
+        model.read("<image>" + "x" * 400, photos[:1])
+
+
+def test_no_photo_no_text(model: Blip2Tasks, photos: list[Image.Image]) -> None:
+    with pytest.raises(InputError, match="0 photos"):
+        model.ask([], "what?")
+    with pytest.raises(InputError, match="at least one photo and one text"):
+        model.match([], ["a"])
+    with pytest.raises(InputError, match="text is empty"):
+        model.match(photos[0], ["a", " "])
+    assert model.caption([]) == []
+
+
+def test_the_first_stage_alone_writes_but_does_not_answer(photos: list[Image.Image]) -> None:
+    first = Blip2Tasks(tiny_blip2(with_lm=False), "first", CPU)
+    answers = first.caption(photos, beams=2)
+    assert [a.text for a in answers] == [first.caption(p, beams=2).text for p in photos]
+    with pytest.raises(InputError, match="no language model"):
+        first.ask(photos[0], "what?")
+
+
+def test_sentences() -> None:
+    assert sentence("a dog runs") == "A dog runs." and sentence("") == ""
