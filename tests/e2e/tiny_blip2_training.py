@@ -7,12 +7,12 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny_blip2 import tiny_blip2  # noqa: E402
+from tiny_blip2 import tiny_blip2
 
-from triptych.data import Photo  # noqa: E402
-from triptych.train.blip2 import Blip2Recipe, train  # noqa: E402
-from triptych.train.features import Features  # noqa: E402
-from triptych.train.loop import LoopConfig  # noqa: E402
+from triptych.data import Photo
+from triptych.train.blip2 import Blip2Recipe, train
+from triptych.train.features import Features
+from triptych.train.loop import LoopConfig
 
 THINGS = ("dog", "horse", "cat", "bird")
 

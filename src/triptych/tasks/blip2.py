@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
+from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
@@ -225,11 +226,12 @@ class Blip2Tasks:
         if self.model.heads is None:
             raise InputError(f"{self.name} cannot match: its checkpoint has no heads of the first stage")
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Of the weights that decide features for contrast."""
         encoder = self.blip2.config["encoder"]
-        return sha256_of(self.model.qformer)[:32] + f"-{encoder['name']}-{encoder['image_size']}"
+        bridge = {k: v for k, v in self.model.state_dict().items() if not k.startswith(("lm.", "projection."))}
+        return f"{sha256_of(bridge)[:32]}-{encoder['name']}-{encoder['image_size']}"
 
     @torch.inference_mode()
     def itc_images(self, images: Sequence[ImageSource]) -> NDArray[np.float32]:

@@ -61,8 +61,8 @@ FIRST_STAGE = frozenset(TERMS[:3])
 class Blip2Recipe:
     """``weights``: of the terms of the loss; None = the stage's. ``cells``: the share of the grid's cells that training looks at, drawn
     anew for each photo and step inside a window of at least ``window`` of the grid's sides. ``bert_rate``: the learning rate of what
-    begins as BERT, as a share of the rest's. ``questions``, ``pairs``: of each batch, as shares of its photos; ``blind``: the share of questions
-    that are asked without the photo. ``first_stage_every``: its terms count in every so-many-th step."""
+    begins as BERT, as a share of the rest's. ``questions``, ``pairs``: of each batch, as shares of its photos; ``blind``: the share of
+    questions that are asked without the photo. ``first_stage_every``: its terms count in every so-many-th step."""
 
     stage: int = 1
     weights: Mapping[str, float] | None = None

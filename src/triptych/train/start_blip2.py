@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from torch import nn
 
 from triptych.assets import PARTS, part_path
 from triptych.blip2 import Blip2, Blip2Config
@@ -90,6 +91,8 @@ def with_lm(blip2: Blip2Model, name: str) -> Blip2Model:
     lm = embedded_lm(name)
     model = Blip2(blip2.model.config, blip2.model.vision_encoder, lm.decoder)
     load_strict(model, blip2.model.state_dict(), optional_prefixes=("lm.", "projection."))
+    as_words = float(lm.decoder.embedding.weight.std()) / model.config.qformer.dim**0.5
+    nn.init.normal_(model.projection.weight, std=as_words)  # soft prompts begin as large as words
     config = {**blip2.config, "lm": {"name": name, "sha256": lm_fingerprint(name, lm)}}
     search = blip2_search(lm.tokenizer)
     return replace(blip2, model=model, tokenizer=lm.tokenizer, search=search, config=config)
