@@ -1,4 +1,7 @@
-"""``python -m benchmarks sat``: measures Show, Attend and Tell and prints a table. See README.md for what each row means."""
+"""``python -m benchmarks sat``: measures Show, Attend and Tell and prints a table; ``lm``: the language model.
+
+See README.md for what each row means.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from benchmarks.process import ROOT, run_python
 SHIPPED = ROOT / "src" / "triptych" / "weights" / "sat"
 PHOTO = ROOT / "src" / "triptych" / "examples" / "dog.jpg"
 BEAM, CAPTION = ["-m", "benchmarks.sat_beam"], ["-m", "benchmarks.sat_caption"]
+DECODE = ["-m", "benchmarks.lm_decode"]
 
 
 class Row(NamedTuple):
@@ -67,24 +71,55 @@ def cold_rows(model: str, threads: int, repeats: int) -> list[Row]:
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    parser.add_argument("system", choices=("sat",))
-    parser.add_argument("--json", action="store_true", help="one JSON object per row")
-    parser.add_argument("--threads", type=int, default=2, help="of torch (default: 2)")
-    parser.add_argument(
-        "--repeats", type=int, default=5, help="of beam search and of the commands; warm captions: 4 times that"
-    )
-    arguments = parser.parse_args()
-    threads, repeats = arguments.threads, arguments.repeats
+def lm_rows(threads: int, repeats: int) -> list[Row]:
+    """One text and eight at once: ours and transformers' in turns, in one process; then the peak memory of ours."""
+    rows = []
+    for texts, name in ((1, "1 text"), (8, "8 texts")):
+        run = run_python([*DECODE, "both", "--texts", str(texts), "--repeats", str(repeats)], threads)
+        times = json.loads(run.stdout)
+        rows += [
+            *(
+                Row(f"{name}, {whose}", times["tokens"] / times[f"{key}_all"], "tokens/s")
+                for key, whose in (("ours", "ours"), ("theirs", "transformers"))
+            ),
+            *(
+                Row(f"{name}, ours / transformers{what}", times[f"theirs_{key}"] / times[f"ours_{key}"], "times")
+                for key, what in (
+                    ("all", ""),
+                    ("all_cpu", ", processor time"),
+                    ("prompt", ", prompt only"),
+                    ("prompt_cpu", ", prompt only, processor time"),
+                )
+            ),
+        ]
+    for which, texts in (("idle", 1), ("ours", 1), ("ours", 8)):
+        run = run_python([*DECODE, which, "--texts", str(texts)], threads)
+        name = "model loaded" if which == "idle" else f"{texts} text{'s' * (texts > 1)}"
+        rows.append(Row(f"peak memory ({name})", run.peak_mb, "MB"))
+    return rows
+
+
+def sat_rows(threads: int, repeats: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         model = "sat"
         if not SHIPPED.is_dir():
             model = str(Path(folder) / "sample")
             run_python([*CAPTION, "sample", model], threads)
-        rows = beam_rows(threads, repeats) + warm_rows(model, threads, 4 * repeats) + cold_rows(model, threads, repeats)
+        return beam_rows(threads, repeats) + warm_rows(model, threads, 4 * repeats) + cold_rows(model, threads, repeats)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("system", choices=("sat", "lm"))
+    parser.add_argument("--json", action="store_true", help="one JSON object per row")
+    parser.add_argument("--threads", type=int, default=2, help="of torch (default: 2)")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="of searches, decoding and commands; warm captions: 4 times that"
+    )
+    arguments = parser.parse_args()
+    rows = {"sat": sat_rows, "lm": lm_rows}[arguments.system](arguments.threads, arguments.repeats)
     for row in rows:
-        print(json.dumps(row._asdict()) if arguments.json else f"{row.name:<45}{row.value:>10.1f} {row.unit}")
+        print(json.dumps(row._asdict()) if arguments.json else f"{row.name:<55}{row.value:>10.1f} {row.unit}")
 
 
 if __name__ == "__main__":

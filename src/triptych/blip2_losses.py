@@ -44,12 +44,18 @@ def itc_loss(
 
 
 def hard_negatives(
-    similarity: Tensor, image_ids: Tensor, all_image_ids: Tensor, generator: torch.Generator | None = None
+    similarity: Tensor,
+    image_ids: Tensor,
+    all_image_ids: Tensor,
+    generator: torch.Generator | None = None,
+    easy: float = 0.0,
 ) -> Tensor:
     """For each row a candidate of another photo, the likelier the more alike: ``[B]`` places in the gathered batch.
 
     Args:
         similarity: ``[B, N]``, divided by the temperature.
+        easy: the share that is drawn evenly instead (the paper: 0); without it, matching that begins behind a trained contrast
+            meets nothing that it can tell apart.
 
     Raises:
         InputError: some photo has no other beside it.
@@ -59,6 +65,7 @@ def hard_negatives(
         raise InputError("matching needs two different photos in a batch: make the batch larger")
     # BLIP-2 section 3.1: ITM hard negatives
     weights = similarity.detach().float().masked_fill(same, -torch.inf).softmax(1)
+    weights = (1 - easy) * weights + easy * (~same) / (~same).sum(1, keepdim=True)
     return weights.multinomial(1, generator=generator).squeeze(1)
 
 
@@ -69,19 +76,21 @@ def itm_pairs(
     all_image_ids: Tensor,
     first: int = 0,
     generator: torch.Generator | None = None,
+    easy: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """The pairs to be matched, as places in the gathered batch: photos (pos, neg, pos) with texts (pos, pos, neg).
 
     Args:
         image_to_text, text_to_image, image_ids, all_image_ids: as in ``itc_loss``.
         first: where in the gathered batch this process's rows begin.
+        easy: as in ``hard_negatives``.
 
     Returns:
         ``image_rows [3B]``, ``text_rows [3B]``; the first B pairs match.
     """
     positive = torch.arange(first, first + len(image_ids), device=image_ids.device)
-    image = hard_negatives(text_to_image, image_ids, all_image_ids, generator)
-    text = hard_negatives(image_to_text, image_ids, all_image_ids, generator)
+    image = hard_negatives(text_to_image, image_ids, all_image_ids, generator, easy)
+    text = hard_negatives(image_to_text, image_ids, all_image_ids, generator, easy)
     return torch.cat([positive, image, positive]), torch.cat([positive, positive, text])
 
 

@@ -50,8 +50,18 @@ def photo_lines(pictures: int) -> str:
     """How photos are put before a question: one alone, two as left and right, more by number."""
     if pictures == 1:
         return IMAGE
-    names = ["Left photo", "Right photo"] if pictures == 2 else [f"Photo {n + 1}" for n in range(pictures)]
-    return "\n".join(f"{name}: {IMAGE}" for name in names)
+    return "\n".join(f"{name}: {IMAGE}" for name in photo_names(pictures))
+
+
+def read_with(question: str, pictures: int) -> list[str]:
+    """What the Q-Former reads with each photo: the question without places, behind the photo's name where there are several."""
+    words = " ".join(question.replace(IMAGE, " ").split())
+    return [words] if pictures == 1 else [f"{name.lower()}: {words}" for name in photo_names(pictures)]
+
+
+def photo_names(pictures: int) -> list[str]:
+    """Two are left and right, more are numbered."""
+    return ["Left photo", "Right photo"] if pictures == 2 else [f"Photo {n + 1}" for n in range(pictures)]
 
 
 def between_pictures(prompt: str, pictures: int) -> list[str]:

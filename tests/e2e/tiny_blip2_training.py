@@ -38,9 +38,7 @@ def main(run: Path, stage: int, epochs: int) -> None:
     loop = LoopConfig(
         epochs=epochs, batch_size=8, learning_rate=0.003, patience=epochs, save_minutes=0, precision="fp32"
     )
-    recipe = Blip2Recipe(
-        stage, cells=0.7, bert_rate=1.0, questions=1.0, pairs=0.5, first_stage_every=min(stage, 2), beams=1, loop=loop
-    )
+    recipe = Blip2Recipe(stage, cells=0.7, bert_rate=1.0, questions=1.0, pairs=0.5, beams=1, loop=loop)
     print(train(run, blip2, data(24, "train", 0), data(8, "val", 1), recipe))
 
 

@@ -44,13 +44,20 @@ def convert(
     word_map: Annotated[
         Path | None, typer.Option(help="WORDMAP_*.json of a Show, Attend and Tell tutorial checkpoint.")
     ] = None,
+    vision: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="eva_vit_g.pth, for a LAVIS checkpoint without its image encoder."),
+    ] = None,
+    lm: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The OPT of a LAVIS checkpoint, as transformers saves it.")
+    ] = None,
     half: Annotated[bool, typer.Option(help="Store 16-bit floats.")] = False,
     as_json: Json = False,
 ) -> None:
     """Read a checkpoint of another project (or of ours) and write it as a checkpoint directory."""
     from triptych.convert import convert_checkpoint
 
-    report = convert_checkpoint(source, target, word_map, half)
+    report = convert_checkpoint(source, target, word_map, half, vision, lm)
     counts = {"mapped": list(report.mapped), "missing": list(report.missing), "ignored": list(report.ignored)}
     emit(
         {"target": str(target), **counts},

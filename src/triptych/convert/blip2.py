@@ -67,12 +67,10 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "mer
 
 
 class Unseen(NamedTuple):
-    """What tensors do not show."""
+    """What tensors do not show: heads, and the epsilon of the norms; the mean and deviation of pixels."""
 
-    vision_heads: int
-    vision_eps: float
-    qformer_heads: int
-    qformer_eps: float
+    vision: tuple[int, float]
+    qformer: tuple[int, float]
     mean: Colour = CLIP_MEAN
     std: Colour = CLIP_STD
 
@@ -88,29 +86,22 @@ class HeldLM(NamedTuple):
 
 def convert_transformers(source: Path, config: Mapping[str, Any], target: Path, dtype: torch.dtype) -> LoadReport:
     """A directory of transformers' with config.json, safetensors, and the files of its processor."""
-    kind = next(iter(config.get("architectures") or ()), None)
+    kinds = config.get("architectures")
+    kind = kinds[0] if isinstance(kinds, list) and kinds else config["model_type"]
     if kind not in (GENERATION, RETRIEVAL, INSTRUCT):
-        raise InputError(
-            f"{source} holds a {kind or config['model_type']}: {GENERATION}, {RETRIEVAL} and {INSTRUCT} can be read"
-        )
+        raise InputError(f"{source} holds a {kind}: {GENERATION}, {RETRIEVAL} and {INSTRUCT} can be read")
     settings = None if kind == RETRIEVAL else language_settings(config)
-    lm_config = settings and config_from_hf(settings)
     unseen = unseen_by_config(source, config)
     state = read_safetensors(source)
-    lm, used = None, LoadReport((), (), ())
-    if settings and lm_config:
-        theirs = {k.removeprefix("language_model."): v for k, v in state.items() if k.startswith("language_model.")}
-        tensors, used = translate_lm(theirs, TABLES[settings["model_type"]], lm_config)
-        decoder = build(lm_config, tensors, source)
-        lm = held_lm(settings["model_type"], decoder, source, settings["eos_token_id"])
+    lm, used = language_model(source, settings, state) if settings else (None, ())
     model, report = blip2_model(state, HF_BLIP2, unseen, lm, source)
     words = None
     if model.config.qformer.vocab_size:
         words = word_pieces(source / "qformer_tokenizer" if kind == INSTRUCT else source)
     prompts = {GENERATION: BLIP2_OPT, RETRIEVAL: OURS, INSTRUCT: INSTRUCT_BLIP}[kind]
     write(target, model, words, lm, prompts, f"{source.name}, a {kind} of transformers", dtype)
-    own = tuple(f"language_model.{key}" for key in used.mapped)
-    return LoadReport((*report.mapped, *own), report.missing, tuple(k for k in report.ignored if k not in {*own}))
+    ignored = tuple(key for key in report.ignored if key not in {*used})
+    return LoadReport((*report.mapped, *used), report.missing, ignored)
 
 
 def convert_lavis(
@@ -123,40 +114,22 @@ def convert_lavis(
         lm: the directory of the language model that the second stage was trained with.
     """
     state = lavis_state(source)
-    if "t5_proj.weight" in state or "llm_proj.weight" in state:
-        raise InputError(
-            f"{source} goes with a T5 or Vicuna language model: of LAVIS's, only those with OPT can be read"
-        )
-    if any(key.startswith("visual_encoder.") for key in state) == (vision is not None):
-        raise InputError(
-            f"{source} has its own image encoder: leave out --vision"
-            if vision
-            else f"{source} leaves out its image encoder: give LAVIS's eva_vit_g.pth with --vision"
-        )
-    if ("opt_proj.weight" in state) != (lm is not None):
-        raise InputError(
-            f"{source} is of the first stage, which has no language model: leave out --lm"
-            if lm
-            else f"{source} leaves out its language model: give the directory of the OPT that it goes with, with --lm"
-        )
+    check_left_out(source, state, vision, lm)
     if vision is not None:
         state |= eva_state(vision)
     held = None
     if lm is not None:
-        if not lm.is_dir():
-            raise InputError(f"{lm} is no directory: --lm takes one with config.json, safetensors and a tokenizer")
         decoder, tokenizer, _ = load_language_model(lm)
         held = held_lm(lm.name, decoder, lm, tokenizer.encode("\n")[:1])
     try:
         widths = state["visual_encoder.cls_token"].shape[-1], state["query_tokens"].shape[-1]
     except (KeyError, IndexError):
         raise InputError(f"{source}: its image encoder is not EVA's ViT") from None
-    unseen = Unseen(widths[0] // EVA_HEAD, 1e-6, widths[1] // BERT_HEAD, 1e-12)
+    unseen = Unseen((widths[0] // EVA_HEAD, 1e-6), (widths[1] // BERT_HEAD, 1e-12))
     model, report = blip2_model(state, LAVIS_BLIP2, unseen, held, source)
     words = WordPieces.read(part_path("minilm-l6", "vocab.txt")) if model.config.qformer.vocab_size else None
-    write(
-        target, model, words, held, BLIP2_OPT if held else OURS, f"{source.name}, a BLIP-2 checkpoint of LAVIS", dtype
-    )
+    prompts = BLIP2_OPT if held else OURS
+    write(target, model, words, held, prompts, f"{source.name}, a BLIP-2 checkpoint of LAVIS", dtype)
     return report
 
 
@@ -182,7 +155,7 @@ def blip2_model(
         raise InputError(f"{source} is not a BLIP-2 of the known layout ({type(error).__name__}: {why})") from None
     report = load(model, state, table, source=source, optional_prefixes=("lm.", "heads.temperature"))
     missing = tuple(key for key in report.missing if not key.startswith("lm."))
-    return model.eval().requires_grad_(False), report._replace(missing=missing)
+    return model.eval().requires_grad_(False), replace(report, missing=missing)
 
 
 def vit_config(found: Mapping[str, Tensor], unseen: Unseen) -> ViTConfig:
@@ -190,11 +163,11 @@ def vit_config(found: Mapping[str, Tensor], unseen: Unseen) -> ViTConfig:
     return ViTConfig.blip2(
         dim=dim,
         layers=layers(found, "vision_encoder.blocks"),
-        heads=unseen.vision_heads,
+        heads=unseen.vision[0],
         mlp_dim=len(found["vision_encoder.blocks.0.up.weight"]),
         patch_size=patch,
         image_size=patch * math.isqrt(found["vision_encoder.positions"].shape[-2] - 1),
-        eps=unseen.vision_eps,
+        eps=unseen.vision[1],
         norm_after="vision_encoder.norm_after.weight" in found,
     )
 
@@ -208,13 +181,13 @@ def qformer_config(found: Mapping[str, Tensor], unseen: Unseen) -> QFormerConfig
         image_dim=found["qformer.layers.0.cross_attention.attention.key.weight"].shape[1],
         dim=dim,
         layers=depth,
-        heads=unseen.qformer_heads,
+        heads=unseen.qformer[0],
         mlp_dim=len(found["qformer.layers.0.query_mlp.up.weight"]),
         queries=queries,
         cross_attn_every=looking[1] if looking[1:] else depth,
         vocab_size=len(found.get("qformer.word_embeddings.weight", ())),
         max_positions=512 if places is None else len(places),
-        eps=unseen.qformer_eps,
+        eps=unseen.qformer[1],
     )
 
 
@@ -258,9 +231,22 @@ def write(
 
 
 def language_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of the language model within BLIP-2's, complete."""
+    """The config of the language model within BLIP-2's, complete. Raises InputError: the decoder does not cover it (T5)."""
     text = section(config, "text_config", {"model_type": "opt"})
-    return {"eos_token_id": None, **LANGUAGE.get(str(text["model_type"]), {}), **text}
+    settings = {"eos_token_id": None, **LANGUAGE.get(str(text["model_type"]), {}), **text}
+    config_from_hf(settings)
+    return settings
+
+
+def language_model(
+    source: Path, settings: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> tuple[HeldLM, tuple[str, ...]]:
+    """The language model within a state dict of transformers, and which keys it took."""
+    kind, config, prefix = settings["model_type"], config_from_hf(settings), "language_model."
+    theirs = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+    tensors, report = translate_lm(theirs, TABLES[kind], config)
+    held = held_lm(kind, build(config, tensors, source), source, settings["eos_token_id"])
+    return held, tuple(f"{prefix}{key}" for key in report.mapped)
 
 
 def held_lm(name: str, decoder: Decoder, directory: Path, eos: Any) -> HeldLM:
@@ -298,13 +284,18 @@ def section(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -
 
 
 def unseen_by_config(source: Path, config: Mapping[str, Any]) -> Unseen:
-    vision, qformer = section(config, "vision_config", VISION), section(config, "qformer_config", QFORMER)
-    for part in (vision, qformer):
-        if part.get("hidden_act", "gelu") != "gelu":
-            raise InputError(f"{source}: a feed-forward with {part['hidden_act']!r} is not covered: only gelu is")
-    heads = vision["num_attention_heads"], qformer["num_attention_heads"]
-    mean, std = colours(source)
-    return Unseen(heads[0], vision["layer_norm_eps"], heads[1], qformer["layer_norm_eps"], mean, std)
+    parts = section(config, "vision_config", VISION), section(config, "qformer_config", QFORMER)
+    vision, qformer = (heads_and_epsilon(source, part) for part in parts)
+    return Unseen(vision, qformer, *colours(source))
+
+
+def heads_and_epsilon(source: Path, part: Mapping[str, Any]) -> tuple[int, float]:
+    heads, eps = part["num_attention_heads"], part["layer_norm_eps"]
+    if part.get("hidden_act", "gelu") != "gelu":
+        raise InputError(f"{source}: a feed-forward with {part['hidden_act']!r} is not covered: only gelu is")
+    if not isinstance(heads, int) or heads < 1 or not isinstance(eps, float) or not 0 < eps < 1:
+        raise InputError(f"{source}: {heads!r} heads and an epsilon of {eps!r} make no sense")
+    return heads, eps
 
 
 def colours(directory: Path) -> tuple[Colour, Colour]:
@@ -369,6 +360,21 @@ def lavis_state(source: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not isinstance(state.get("query_tokens"), Tensor):
         raise InputError(f"{source} is not a BLIP-2 checkpoint of LAVIS: it has no query_tokens")
     return {key: tensor for key, tensor in state.items() if isinstance(tensor, Tensor)}
+
+
+def check_left_out(source: Path, state: Mapping[str, Tensor], vision: Path | None, lm: Path | None) -> None:
+    """Raises InputError: a frozen part that the checkpoint leaves out is not given, or one is that it has or needs not."""
+    if "t5_proj.weight" in state or "llm_proj.weight" in state:
+        raise InputError(f"{source} goes with T5 or Vicuna: of LAVIS's checkpoints, those with OPT can be read")
+    has_encoder, needs_lm = any(key.startswith("visual_encoder.") for key in state), "opt_proj.weight" in state
+    if has_encoder and vision:
+        raise InputError(f"{source} has its own image encoder: leave out --vision")
+    if not has_encoder and not vision:
+        raise InputError(f"{source} leaves out its image encoder: give LAVIS's eva_vit_g.pth with --vision")
+    if lm and not needs_lm:
+        raise InputError(f"{source} is of the first stage, which has no language model: leave out --lm")
+    if needs_lm and not (lm and lm.is_dir()):
+        raise InputError(f"{source} leaves out its language model: give the directory of that OPT with --lm")
 
 
 def eva_state(path: Path) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from triptych.explain import Evidence
 from triptych.generate import Hypothesis, Search, generate, log_softmax, stream
 from triptych.images import ImageSource
 from triptych.pretrained import Blip2Model, itg_search
-from triptych.prompt import between_pictures, question_prompt
+from triptych.prompt import between_pictures, question_prompt, read_with
 from triptych.qformer import ImageKeysValues, QFormerOutput
 from triptych.tasks.answer import Answer, Match
 from triptych.tasks.photos import PhotoMemory
@@ -39,7 +39,7 @@ class Blip2Tasks:
     def __init__(self, blip2: Blip2Model, name: str, device: torch.device) -> None:
         self.name, self.blip2, self.device = name, blip2, device
         self.model: Blip2 = blip2.model.to(device)
-        encoder: Any = self.model.vision_encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        encoder: Any = self.model.vision_encoder.to(memory_format=torch.channels_last)
         self.encode = PhotoMemory(self.model.encode, encoder.image_size, encoder.mean, encoder.std, device)
 
     # Translating
@@ -63,7 +63,7 @@ class Blip2Tasks:
             InputError: a photo cannot be read, or a setting is out of bounds.
         """
         if not isinstance(images, list | tuple):
-            return self.caption([images], explain=explain, **settings)[0]
+            return self.caption([images], explain=explain, **settings)[0]  # type: ignore[list-item]
         if self.blip2.tokenizer is None:
             return self.grounded_captions(images, **settings)
         search = self.search(**settings)
@@ -292,8 +292,10 @@ class Blip2Tasks:
             asked = None
             instruction = prompt if prompts.whole else question
             if instruction is not None and self.model.config.instructed:
-                words, mask = self.word_pieces([plain_question(instruction)])
-                asked = words.expand(len(images), -1), mask.expand(len(images), -1)
+                one = prompts.whole or len(images) == 1
+                asked = self.word_pieces(
+                    read_with(instruction, 1) * len(images) if one else read_with(instruction, len(images))
+                )
             seen = self.model.read_photos(self.look(images), asked, explain)
             soft = self.model.soft_prompt(seen.queries)
             row = [row[0], *(piece for pair in zip(soft, row[1:], strict=True) for piece in pair)]
@@ -374,7 +376,7 @@ class Blip2Tasks:
 
     @property
     def grid(self) -> tuple[int, int]:
-        return self.model.vision_encoder.grid  # type: ignore[return-value]
+        return self.model.vision_encoder.grid
 
     def cells(self, seen: QFormerOutput) -> Tensor:
         """Where each query looked, the mean over the layers that look: ``[N, Q, L]``."""
@@ -440,17 +442,12 @@ class Row:
 
 
 def as_list(images: Photos) -> list[ImageSource]:
-    return list(images) if isinstance(images, list | tuple) else [images]
+    return list(images) if isinstance(images, list | tuple) else [images]  # type: ignore[list-item]
 
 
 def sentence(text: str) -> str:
     """``"a dog runs"`` -> ``"A dog runs."``"""
     return f"{text[:1].upper()}{text[1:].rstrip(' .')}." if text else ""
-
-
-def plain_question(question: str) -> str:
-    """What the Q-Former reads of a question: the words, without places of photos."""
-    return " ".join(question.replace("<image>", " ").split())
 
 
 def check_choices(choices: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ keep contrast and matching on, so that one Q-Former serves all tasks.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from triptych.evaluate.retrieval import recall
 from triptych.generate import Search, generate
 from triptych.pretrained import Blip2Model, itg_search, save_blip2
 from triptych.prompt import CAPTION, between_pictures
-from triptych.qformer import ImageKeysValues
+from triptych.qformer import ImageKeysValues, QFormerOutput
 from triptych.tokenizers import TextTokenizer
 from triptych.train.blip2_batches import (
     PICTURE,
@@ -49,8 +50,8 @@ from triptych.wordpiece import WordPieces
 
 STAGES = {
     1: {"itc": 1.0, "itm": 1.0, "itg": 1.0},
-    2: {"itc": 0.5, "itm": 0.5, "caption": 1.0},
-    3: {"itc": 0.5, "itm": 0.5, "caption": 1.0, "question": 1.0, "pair": 1.0},
+    2: {"itc": 0.5, "itm": 1.0, "caption": 1.0},
+    3: {"itc": 0.5, "itm": 1.0, "caption": 1.0, "question": 1.0, "pair": 1.0},
 }
 
 TERMS = ("itc", "itm", "itg", "caption", "question", "pair")
@@ -62,7 +63,8 @@ class Blip2Recipe:
     """``weights``: of the terms of the loss; None = the stage's. ``cells``: the share of the grid's cells that training looks at, drawn
     anew for each photo and step inside a window of at least ``window`` of the grid's sides. ``bert_rate``: the learning rate of what
     begins as BERT, as a share of the rest's. ``questions``, ``pairs``: of each batch, as shares of its photos; ``blind``: the share of
-    questions that are asked without the photo. ``first_stage_every``: its terms count in every so-many-th step."""
+    questions that are asked without the photo. ``easy_negatives``: see ``hard_negatives``. ``itm_photos``, ``lm_photos``: the share of a
+    batch's photos that are matched with texts, and that the language model captions: both cost more than contrast with the whole batch."""
 
     stage: int = 1
     weights: Mapping[str, float] | None = None
@@ -78,7 +80,9 @@ class Blip2Recipe:
     questions: float = 0.5
     pairs: float = 0.25
     blind: float = 0.1
-    first_stage_every: int = 1
+    itm_photos: float = 1.0
+    easy_negatives: float = 0.5
+    lm_photos: float = 1.0
     validation_photos: int = 500
     validation_captions: int = 200
     beams: int = 3
@@ -90,8 +94,6 @@ class Blip2Recipe:
             raise InputError(f"stage {self.stage}: BLIP-2 is trained in the stages {', '.join(map(str, STAGES))}")
         if strange := set(self.terms) - set(TERMS):
             raise InputError(f"unknown term {min(strange)!r}: the loss has {', '.join(TERMS)}")
-        if self.first_stage_every > 1 and FIRST_STAGE.issuperset(self.terms):
-            raise InputError("first_stage_every above 1 leaves steps without a loss: use it in stages 2 and 3")
         if self.stage == 1 and not FIRST_STAGE.issuperset(self.terms):
             raise InputError(f"stage 1 has no language model: its terms are {', '.join(sorted(FIRST_STAGE))}")
 
@@ -118,11 +120,12 @@ class Blip2Objective(nn.Module):
 
     def forward(self, batch: Batch, seed: int) -> Tensor:
         image = self.model.look(batch.image_features)
+        seen = self.model.read_photos(image)
         losses: dict[str, Tensor] = {}
         if batch.captions is not None:
-            losses |= self.first_stage(image, batch, seed)
+            losses |= self.first_stage(image, seen, batch, seed)
         if batch.lm_captions is not None:
-            soft = self.model.soft_prompt(self.model.read_photos(image).queries)
+            soft = self.model.soft_prompt(seen.queries[: len(batch.lm_captions)]).float()
             losses["caption"] = self.caption_loss(soft, batch.lm_captions)
         for name, rows in (("question", batch.questions), ("pair", batch.pairs)):
             if rows is not None:
@@ -130,13 +133,12 @@ class Blip2Objective(nn.Module):
         self.last = {name: loss.item() for name, loss in losses.items()}
         return torch.stack([self.recipe.terms[name] * loss for name, loss in losses.items()]).sum()
 
-    def first_stage(self, image: ImageKeysValues, batch: Batch, seed: int) -> dict[str, Tensor]:
-        """ITC, ITM and ITG, those that have a weight."""
+    def first_stage(self, image: ImageKeysValues, seen: QFormerOutput, batch: Batch, seed: int) -> dict[str, Tensor]:
+        """ITC, ITM and ITG, those that have a weight. ``seen``: of ``encode_image``."""
         qformer, heads, terms = self.model.qformer, self.model.heads, self.recipe.terms
         assert heads is not None and batch.captions is not None
         input_ids, text_mask = batch.captions
         photos, k = len(batch.image_ids), len(input_ids) // len(batch.image_ids)
-        seen = qformer.encode_image(image)
         temperature = heads.temperature.clamp(0.001, 0.5)
         image_features = heads.image_features(seen.queries)
         text_features = heads.text_features(qformer.encode_text(input_ids, text_mask).text)
@@ -155,8 +157,15 @@ class Blip2Objective(nn.Module):
             generator = torch.Generator(input_ids.device).manual_seed(seed)
             similarities = image_to_text[:, ::k], text_to_image[::k]
             image_rows, text_rows = itm_pairs(
-                *similarities, batch.image_ids, all_ids, first=self.rank * photos, generator=generator
+                *similarities,
+                batch.image_ids,
+                all_ids,
+                first=self.rank * photos,
+                generator=generator,
+                easy=self.recipe.easy_negatives,
             )
+            judged = math.ceil(self.recipe.itm_photos * photos)  # their negatives come from the whole batch
+            image_rows, text_rows = (x.view(3, photos)[:, :judged].flatten() for x in (image_rows, text_rows))
             one_process = len(all_ids) == photos
             pairs = (
                 image.select(image_rows)
@@ -183,9 +192,9 @@ class Blip2Objective(nn.Module):
         assert lm is not None
         photos, count, length = captions.shape
         begin = lm.embed(self.prompt[:-1]).expand(photos, -1, -1)
-        prefix = torch.cat([soft_prompt, begin.to(soft_prompt.dtype)], 1)
+        prefix = torch.cat([soft_prompt, begin], 1)
         shifted = torch.cat([self.prompt[-1:].expand(photos, count, 1), captions[..., :-1].clamp_min(0)], 2)
-        x = torch.cat([prefix, lm.embed(shifted).flatten(1, 2).to(prefix.dtype)], 1)
+        x = torch.cat([prefix, lm.embed(shifted).flatten(1, 2)], 1)
         start = prefix.shape[1]
         places = torch.cat([torch.arange(start), start + torch.arange(length).repeat(count)]).to(x.device)
         x, turn = lm.enter(x, places[None])
@@ -204,8 +213,10 @@ class Blip2Objective(nn.Module):
         assert lm is not None
         question = (rows.question_ids, rows.question_mask) if self.model.config.instructed else None
         queries = self.model.read_photos(image.select(rows.photos), question).queries
-        soft_prompts = self.model.soft_prompt(queries).flatten(0, 1)
-        x = lm.embed(rows.input_ids.clamp_min(0)).to(soft_prompts.dtype)
+        soft_prompts = (
+            self.model.soft_prompt(queries).flatten(0, 1).float()
+        )  # as the residual stream, also under autocast
+        x = lm.embed(rows.input_ids.clamp_min(0))
         x = x.masked_scatter((rows.input_ids == PICTURE)[..., None], soft_prompts)
         told = rows.labels != IGNORED
         logits = lm.logits(lm(x, rows.token_mask)[told]).float()
@@ -290,8 +301,7 @@ def train(
     texts = Texts(photos, words, tokenizer, recipe.max_pieces, recipe.max_tokens)
     counts = [len(photo.captions) for photo in photos]
     grid, terms = model.vision_encoder.grid, recipe.terms
-    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    several = processes > 1
+    several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
     objective = Blip2Objective(
         model,
         recipe,
@@ -310,13 +320,14 @@ def train(
     def batch(rows: Sequence[int], seed: int) -> tuple[Batch, int]:
         mirrored = torch.randint(2 if recipe.mirror else 1, (len(rows),), generator=torch.Generator().manual_seed(seed))
         maps = cells_of(features[rows, mirrored.tolist()])
+        told = math.ceil(recipe.lm_photos * len(rows))
         choice = choose_captions([counts[row] for row in rows], recipe.captions_per_photo, seed)
-        first_stage = any(terms.get(name) for name in FIRST_STAGE) and seed // processes % recipe.first_stage_every == 0
+        first_stage = any(terms.get(name) for name in FIRST_STAGE)
         return Batch(
             crop_cells(maps, grid, recipe.cells, recipe.window, seed),
             torch.tensor(rows),
             texts.captions(rows, choice, recipe.max_pieces if several else None) if first_stage else None,
-            texts.lm_captions(rows, choice) if terms.get("caption") else None,
+            texts.lm_captions(rows[:told], choice[:told]) if terms.get("caption") else None,
             *question_rows(rows, seed),
         ), seed
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from triptych.blip2_losses import IGNORED
 from triptych.data import Photo
 from triptych.data.questions import PairQuestion, Question
-from triptych.prompt import between_pictures, question_prompt
+from triptych.prompt import between_pictures, question_prompt, read_with
 from triptych.tokenizers import TextTokenizer, split_words
 from triptych.wordpiece import WordPieces
 
@@ -136,7 +136,7 @@ class QuestionRows:
         input_ids = torch.tensor([ids + [self.end] * (width - len(ids)) for ids, _ in rows])
         labels = torch.tensor([told + [IGNORED] * (width - len(told)) for _, told in rows])
         token_mask = torch.arange(width) < torch.tensor([len(ids) for ids, _ in rows])[:, None]
-        read = [item.question for item in asked for _ in item.photos]
+        read = [text for item in asked for text in read_with(item.question, len(item.photos))]
         question_ids, question_mask = self.words.encode(read, cut=True)
         photos = torch.tensor([photo for item in asked for photo in item.photos], dtype=torch.long)
         return Rows(photos, question_ids, question_mask, input_ids, token_mask, labels)

@@ -170,7 +170,8 @@ def fit(
             progress["step"] = step + 1
             bar.update(task, advance=1, description=f"loss {loss:.3f}")
             if log:
-                log.write({"step": step + 1, "loss": loss, "learning_rate": config.learning_rate * factor})
+                terms = getattr(objective, "last", {})
+                log.write({"step": step + 1, "loss": loss, "learning_rate": config.learning_rate * factor} | terms)
             if (step + 1) % per_epoch == 0:
                 metrics: dict[str, float] = {}
                 if main:
