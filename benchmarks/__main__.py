@@ -77,25 +77,15 @@ def lm_rows(threads: int, repeats: int) -> list[Row]:
     for texts, name in ((1, "1 text"), (8, "8 texts")):
         run = run_python([*DECODE, "both", "--texts", str(texts), "--repeats", str(repeats)], threads)
         times = json.loads(run.stdout)
-        rows += [
-            *(
-                Row(f"{name}, {whose}", times["tokens"] / times[f"{key}_all"], "tokens/s")
-                for key, whose in (("ours", "ours"), ("theirs", "transformers"))
-            ),
-            *(
-                Row(f"{name}, ours / transformers{what}", times[f"theirs_{key}"] / times[f"ours_{key}"], "times")
-                for key, what in (
-                    ("all", ""),
-                    ("all_cpu", ", processor time"),
-                    ("prompt", ", prompt only"),
-                    ("prompt_cpu", ", prompt only, processor time"),
-                )
-            ),
-        ]
+        for key, whose in (("ours", "ours"), ("theirs", "transformers")):
+            rows.append(Row(f"{name}, {whose}", times["tokens"] / times[f"{key}_all"], "tokens/s"))
+        for what, label in (("all", name), ("prompt", f"{name}, prompt")):
+            for clock, suffix in (("", ""), ("_cpu", ", CPU time")):
+                ratio = times[f"theirs_{what}{clock}"] / times[f"ours_{what}{clock}"]
+                rows.append(Row(f"{label}, ours / transformers{suffix}", ratio, "times"))
     for which, texts in (("idle", 1), ("ours", 1), ("ours", 8)):
         run = run_python([*DECODE, which, "--texts", str(texts)], threads)
-        name = "model loaded" if which == "idle" else f"{texts} text{'s' * (texts > 1)}"
-        rows.append(Row(f"peak memory ({name})", run.peak_mb, "MB"))
+        rows.append(Row(f"peak memory ({which}, {texts})", run.peak_mb, "MB"))
     return rows
 
 
@@ -119,7 +109,8 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = {"sat": sat_rows, "lm": lm_rows}[arguments.system](arguments.threads, arguments.repeats)
     for row in rows:
-        print(json.dumps(row._asdict()) if arguments.json else f"{row.name:<55}{row.value:>10.1f} {row.unit}")
+        digits = 2 if row.unit == "times" else 1
+        print(json.dumps(row._asdict()) if arguments.json else f"{row.name:<48}{row.value:>10.{digits}f} {row.unit}")
 
 
 if __name__ == "__main__":

@@ -55,7 +55,9 @@ def ask(model: str, repeats: int) -> dict[str, float]:
         fresh = photo.rotate(180)
         parts["encode the photo"] = seconds(lambda p=fresh: tasks.encode(p))
         rows: list[Any] = []
-        parts["Q-Former"] = seconds(lambda p=fresh: rows.append(tasks.read(question_prompt(QUESTION, 1), [p], QUESTION)))
+        parts["Q-Former"] = seconds(
+            lambda p=fresh: rows.append(tasks.read(question_prompt(QUESTION, 1), [p], QUESTION))
+        )
         prompt = tasks.prompts(rows)
         with torch.inference_mode():
             parts["language model, prompt"] = seconds(lambda p=prompt: tasks.lm.prefill(p))
@@ -110,7 +112,13 @@ def grid(model: str, repeats: int) -> dict[str, float]:
     from triptych.vit import ViT, ViTConfig
 
     transformers.logging.set_verbosity_error()
-    vision = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "patch_size": 16}
+    vision = {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "patch_size": 16,
+    }
     qformer = {"encoder_hidden_size": 768, "use_qformer_text_input": True, "vocab_size": 30523}
     config = Blip2Config(vision_config=vision | {"image_size": 224}, qformer_config=qformer, image_text_hidden_size=256)
     torch.manual_seed(0)
@@ -147,7 +155,9 @@ def grid(model: str, repeats: int) -> dict[str, float]:
         torch.testing.assert_close(our_grid(2), their_grid(2), rtol=1e-3, atol=1e-3)
         times = {
             f"{PEER_GRID} x {PEER_GRID}, ours": median(seconds(lambda: our_grid(PEER_GRID)) for _ in range(repeats)),
-            f"{PEER_GRID} x {PEER_GRID}, transformers": median(seconds(lambda: their_grid(PEER_GRID)) for _ in range(repeats)),
+            f"{PEER_GRID} x {PEER_GRID}, transformers": median(
+                seconds(lambda: their_grid(PEER_GRID)) for _ in range(repeats)
+            ),
             f"{GRID} x {GRID}, ours": seconds(lambda: our_grid(GRID)),
         }
     return times

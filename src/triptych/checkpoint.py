@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from triptych.errors import InputError, TriptychError
+from triptych.quantize import dequantize
 
 FORMAT = 1
 SYSTEMS = ("sat", "flamingo", "blip2")
@@ -78,7 +79,10 @@ def save_checkpoint(
 
 
 def load_checkpoint(directory: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The config and the tensors of a checkpoint, after checking that its files belong together and are unchanged."""
+    """The config and the tensors of a checkpoint, after checking that its files belong together and are unchanged.
+
+    Tensors stored as 8-bit integers come back as fp32.
+    """
     directory = present(Path(directory))
     config = load_config(directory)
     for name in {"model.safetensors", *config["files"]}:
@@ -89,7 +93,7 @@ def load_checkpoint(directory: Path | str) -> tuple[dict[str, Any], dict[str, Te
             raise InputError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
         if not intact:
             raise InputError(f"{path} is damaged or of another checkpoint: config.json expects another sha256")
-    return config, load_tensors(directory / "model.safetensors")
+    return config, dequantize(load_tensors(directory / "model.safetensors"))
 
 
 def load_config(path: Path | str) -> dict[str, Any]:

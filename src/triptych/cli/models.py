@@ -52,12 +52,13 @@ def convert(
         Path | None, typer.Option(metavar="DIR", help="The OPT of a LAVIS checkpoint, as transformers saves it.")
     ] = None,
     half: Annotated[bool, typer.Option(help="Store 16-bit floats.")] = False,
+    int8: Annotated[bool, typer.Option(help="Store 8-bit integers.")] = False,
     as_json: Json = False,
 ) -> None:
     """Read a checkpoint of another project (or of ours) and write it as a checkpoint directory."""
     from triptych.convert import convert_checkpoint
 
-    report = convert_checkpoint(source, target, word_map, half, vision, lm)
+    report = convert_checkpoint(source, target, word_map, half, int8, vision, lm)
     counts = {"mapped": list(report.mapped), "missing": list(report.missing), "ignored": list(report.ignored)}
     emit(
         {"target": str(target), **counts},

@@ -10,6 +10,7 @@ from triptych.checkpoint import LoadReport, load_checkpoint, present, save_check
 from triptych.convert.blip2 import convert_lavis, convert_transformers, read_json
 from triptych.convert.tutorial import convert_tutorial, read_tutorial, read_word_map, tutorial_config, tutorial_decoder
 from triptych.errors import InputError
+from triptych.quantize import stored_as
 
 __all__ = ["convert_checkpoint", "read_tutorial", "read_word_map", "tutorial_config", "tutorial_decoder"]
 
@@ -19,10 +20,11 @@ def convert_checkpoint(
     target: Path,
     word_map: Path | None = None,
     half: bool = False,
+    int8: bool = False,
     vision: Path | None = None,
     lm: Path | None = None,
 ) -> LoadReport:
-    """Write ``source`` as the checkpoint directory ``target``, in fp32 or (``half``) fp16.
+    """Write ``source`` as the checkpoint directory ``target``, in fp32, fp16 (``half``) or 8-bit integers (``int8``).
 
     Args:
         source: one of our checkpoint directories, a directory of transformers' (BLIP-2, InstructBLIP), a BLIP-2 checkpoint of LAVIS
@@ -36,7 +38,9 @@ def convert_checkpoint(
     Raises:
         InputError: a file cannot be read, is of another layout, or holds more than tensors and modules.
     """
-    dtype = torch.float16 if half else torch.float32
+    if half and int8:
+        raise InputError("--half and --int8: choose one width")
+    dtype = torch.int8 if int8 else torch.float16 if half else torch.float32
     directory = present(source)
     if directory.is_dir():
         if word_map is not None:
@@ -58,6 +62,6 @@ def rewrite(source: Path, target: Path, dtype: torch.dtype) -> LoadReport:
     """One of our checkpoints once more, its floats in another width."""
     config, tensors = load_checkpoint(source)
     texts = {name: (source / name).read_bytes() for name in config["files"] if name != "model.safetensors"}
-    cast = {key: tensor.to(dtype) if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
+    cast = stored_as(tensors, dtype)
     save_checkpoint(target, config=config, tensors=cast, extra_files=texts)
     return LoadReport(tuple(tensors), (), ())

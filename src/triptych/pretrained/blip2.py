@@ -29,7 +29,7 @@ from triptych.lm_tables import LanguageModel, build, load_language_model
 from triptych.pretrained.parts import part_fingerprint, published_encoder
 from triptych.prompt import OURS, Prompts
 from triptych.qformer import QFormerConfig
-from triptych.quantize import dequantize, quantize
+from triptych.quantize import stored_as
 from triptych.tokenizers import TextTokenizer
 from triptych.vit import ViT, ViTConfig
 from triptych.wordpiece import SPECIALS, WordPieces
@@ -73,7 +73,7 @@ def save_blip2(
     encoder, lm = blip2.config["encoder"], blip2.config["lm"]
     held = {"vision_encoder": encoder["part"] is None, "lm": lm is not None and "config" in lm}
     tensors = {k: v for k, v in blip2.model.state_dict().items() if held.get(k.partition(".")[0], True)}
-    stored = quantize(tensors) if dtype == torch.int8 else {k: v.to(dtype) for k, v in tensors.items()}
+    stored = stored_as(tensors, dtype)
     config = {
         "system": "blip2",
         "model": asdict(blip2.model.config),
@@ -101,11 +101,10 @@ def load_blip2(directory: Path) -> Blip2Model:
         settings = dict(config["model"])
         model_config = Blip2Config(QFormerConfig(**settings.pop("qformer")), **settings)
         encoder = frozen_encoder(directory, spec)
-        tensors = dequantize(tensors)
         lm = None if lm_spec is None else frozen_lm(directory, lm_spec, tensors)
         search = blip2_search(lm.tokenizer if lm else None, **config["search"])
         prompts = Prompts(**config.get("prompts", {}))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError, RuntimeError) as error:
         raise InputError(f"{directory / 'config.json'} is not a complete blip2 config ({error})") from None
     words = WordPieces.read(directory / "vocab.txt") if model_config.qformer.vocab_size else WordPieces(SPECIALS)
     files = {n: (directory / n).read_bytes() for n in config["files"] if n not in ("model.safetensors", "vocab.txt")}

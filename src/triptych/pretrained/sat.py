@@ -21,6 +21,7 @@ from triptych.cnn import ENCODERS, ConvNet
 from triptych.errors import InputError
 from triptych.generate import Search
 from triptych.pretrained.parts import part_fingerprint, published_encoder
+from triptych.quantize import stored_as
 from triptych.show_attend_tell import ShowAttendTell, ShowAttendTellConfig
 from triptych.tokenizers import BOS, EOS, PAD, UNK, WordVocabulary
 
@@ -66,7 +67,7 @@ def save_sat(
     save_checkpoint(
         directory,
         config=config,
-        tensors={name: tensor.to(dtype) for name, tensor in tensors.items()},
+        tensors=stored_as(tensors, dtype),
         extra_files={"vocabulary.json": json.dumps({"words": vocabulary.words}, indent=0) + "\n"},
     )
 

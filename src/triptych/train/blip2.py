@@ -62,9 +62,10 @@ FIRST_STAGE = frozenset(TERMS[:3])
 class Blip2Recipe:
     """``weights``: of the terms of the loss; None = the stage's. ``cells``: the share of the grid's cells that training looks at, drawn
     anew for each photo and step inside a window of at least ``window`` of the grid's sides. ``bert_rate``: the learning rate of what
-    begins as BERT, as a share of the rest's. ``questions``, ``pairs``: of each batch, as shares of its photos; ``blind``: the share of
-    questions that are asked without the photo. ``easy_negatives``: see ``hard_negatives``. ``itm_photos``, ``lm_photos``: the share of a
-    batch's photos that are matched with texts, and that the language model captions: both cost more than contrast with the whole batch."""
+    begins as BERT, as a share of the rest's; ``projection_rate``: likewise of the projection, which the frozen language model waits
+    for. ``questions``, ``pairs``: of each batch, as shares of its photos; ``blind``: the share of questions that are asked without the
+    photo. ``easy_negatives``: see ``hard_negatives``. ``itm_photos``, ``lm_photos``: the share of a batch's photos that are matched,
+    and that the language model captions: both cost more than contrast."""
 
     stage: int = 1
     weights: Mapping[str, float] | None = None
@@ -77,6 +78,7 @@ class Blip2Recipe:
     cells: float = 0.5
     window: float = 0.7
     bert_rate: float = 0.3
+    projection_rate: float = 5.0
     questions: float = 0.5
     pairs: float = 0.25
     blind: float = 0.1
@@ -369,5 +371,7 @@ def parameter_groups(model: Blip2, recipe: Blip2Recipe) -> list[dict[str, Any]]:
     bert = ("self_attention.", "text_mlp.", "position_embeddings.", "qformer.norm.")
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     slow = [p for name, p in named if any(part in name for part in bert)]
-    fast = [p for name, p in named if not any(part in name for part in bert)]
-    return [{"params": fast}, {"params": slow, "lr_scale": recipe.bert_rate}]
+    last = [p for name, p in named if name.startswith("projection.")]
+    rest = [p for name, p in named if not name.startswith("projection.") and not any(part in name for part in bert)]
+    groups = [{"params": rest}, {"params": slow, "lr_scale": recipe.bert_rate}]
+    return [*groups, {"params": last, "lr_scale": recipe.projection_rate}] if last else groups
