@@ -1,4 +1,4 @@
-"""``python -m benchmarks sat``: measures Show, Attend and Tell and prints a table; ``lm``: the language model.
+"""``python -m benchmarks sat``: measures Show, Attend and Tell and prints a table; ``lm``: the language model; ``blip2``: BLIP-2.
 
 See README.md for what each row means.
 """
@@ -89,6 +89,28 @@ def lm_rows(threads: int, repeats: int) -> list[Row]:
     return rows
 
 
+def blip2_rows(threads: int, repeats: int) -> list[Row]:
+    """A question warm and cold, search with re-ranking, indexing, and the matching grid beside transformers'."""
+
+    def measured(what: str) -> dict[str, float]:
+        run = run_python(["-m", "benchmarks.blip2_use", what, "--repeats", str(repeats)], threads)
+        found: dict[str, float] = json.loads(run.stdout)
+        return found
+
+    rows = [Row(f"ask, {name}", 1000 * seconds, "ms") for name, seconds in measured("ask").items()]
+    question = ["-m", "triptych", "ask", str(PHOTO), "--question", "What is in the photo?"]
+    runs = [run_python(question, threads) for _ in range(repeats + 1)][1:]
+    rows.append(Row("cold, triptych ask", 1000 * median(run.seconds for run in runs), "ms"))
+    rows.append(Row("cold, triptych ask, peak memory", max(run.peak_mb for run in runs), "MB"))
+    rows += [Row(name, 1000 * seconds, "ms") for name, seconds in measured("search").items()]
+    indexed = measured("index")
+    rows.append(Row("index", indexed["photos"] / indexed["seconds"], "photos/s"))
+    grid = measured("grid")
+    ours, theirs, _ = grid.values()
+    rows += [Row(f"grid {name}", seconds, "s") for name, seconds in grid.items()]
+    return [*rows, Row("grid, ours / transformers", theirs / ours, "times")]
+
+
 def sat_rows(threads: int, repeats: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         model = "sat"
@@ -100,14 +122,14 @@ def sat_rows(threads: int, repeats: int) -> list[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    parser.add_argument("system", choices=("sat", "lm"))
+    parser.add_argument("system", choices=("sat", "lm", "blip2"))
     parser.add_argument("--json", action="store_true", help="one JSON object per row")
     parser.add_argument("--threads", type=int, default=2, help="of torch (default: 2)")
     parser.add_argument(
         "--repeats", type=int, default=5, help="of searches, decoding and commands; warm captions: 4 times that"
     )
     arguments = parser.parse_args()
-    rows = {"sat": sat_rows, "lm": lm_rows}[arguments.system](arguments.threads, arguments.repeats)
+    rows = {"sat": sat_rows, "lm": lm_rows, "blip2": blip2_rows}[arguments.system](arguments.threads, arguments.repeats)
     for row in rows:
         digits = 2 if row.unit == "times" else 1
         print(json.dumps(row._asdict()) if arguments.json else f"{row.name:<48}{row.value:>10.{digits}f} {row.unit}")

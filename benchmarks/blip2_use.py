@@ -28,9 +28,9 @@ PEER_GRID = 4  # the same beside transformers', which takes minutes for more
 QUESTION = "What is in the photo?"
 
 
-def seconds(work: Callable[[], Any]) -> float:
+def seconds(work: Callable[..., Any], *arguments: Any) -> float:
     started = time.perf_counter()
-    work()
+    work(*arguments)
     return time.perf_counter() - started
 
 
@@ -51,16 +51,15 @@ def ask(model: str, repeats: int) -> dict[str, float]:
     assert isinstance(tasks, Blip2Tasks)
     tasks.ask(random_photos(1, 99)[0], QUESTION)
     for photo in random_photos(repeats):
-        parts: dict[str, float] = {"total": seconds(lambda p=photo: tasks.ask(p, QUESTION))}
+        parts: dict[str, float] = {"total": seconds(tasks.ask, photo, QUESTION)}
         fresh = photo.rotate(180)
-        parts["encode the photo"] = seconds(lambda p=fresh: tasks.encode(p))
-        rows: list[Any] = []
-        parts["Q-Former"] = seconds(
-            lambda p=fresh: rows.append(tasks.read(question_prompt(QUESTION, 1), [p], QUESTION))
-        )
+        parts["encode the photo"] = seconds(tasks.encode, fresh)
+        asked = question_prompt(QUESTION, 1)
+        parts["Q-Former"] = seconds(tasks.read, asked, [fresh], QUESTION)
+        rows = [tasks.read(asked, [fresh], QUESTION)]
         prompt = tasks.prompts(rows)
         with torch.inference_mode():
-            parts["language model, prompt"] = seconds(lambda p=prompt: tasks.lm.prefill(p))
+            parts["language model, prompt"] = seconds(tasks.lm.prefill, prompt)
         for name, value in parts.items():
             found.setdefault(name, []).append(value)
     return {"load": loading, **{name: median(values) for name, values in found.items()}}
@@ -107,11 +106,12 @@ def grid(model: str, repeats: int) -> dict[str, float]:
     from transformers import Blip2Config, Blip2ForImageTextRetrieval
 
     from triptych.blip2_tables import HF_BLIP2, load as load_theirs  # isort: skip
-    from triptych.blip2 import Blip2, Blip2Config as Ours
+    from triptych.blip2 import Blip2
+    from triptych.blip2 import Blip2Config as Ours
     from triptych.qformer import QFormerConfig
     from triptych.vit import ViT, ViTConfig
 
-    transformers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     vision = {
         "hidden_size": 768,
         "num_hidden_layers": 12,
@@ -122,7 +122,8 @@ def grid(model: str, repeats: int) -> dict[str, float]:
     qformer = {"encoder_hidden_size": 768, "use_qformer_text_input": True, "vocab_size": 30523}
     config = Blip2Config(vision_config=vision | {"image_size": 224}, qformer_config=qformer, image_text_hidden_size=256)
     torch.manual_seed(0)
-    theirs = Blip2ForImageTextRetrieval(config).eval()
+    theirs: Any = Blip2ForImageTextRetrieval(config)
+    theirs.eval()
     eva = {"eps": 1e-6, "patch_bias": True, "norm_before": False, "class_token": True}
     encoder = ViT(ViTConfig(768, 12, 12, 3072, 16, 224, **eva))  # type: ignore[arg-type]
     ours = Blip2(Ours(QFormerConfig.bert_base(768), 256, normalise=False), encoder, None).eval()
@@ -153,14 +154,13 @@ def grid(model: str, repeats: int) -> dict[str, float]:
 
     with torch.inference_mode():
         torch.testing.assert_close(our_grid(2), their_grid(2), rtol=1e-3, atol=1e-3)
-        times = {
+        return {
             f"{PEER_GRID} x {PEER_GRID}, ours": median(seconds(lambda: our_grid(PEER_GRID)) for _ in range(repeats)),
             f"{PEER_GRID} x {PEER_GRID}, transformers": median(
                 seconds(lambda: their_grid(PEER_GRID)) for _ in range(repeats)
             ),
             f"{GRID} x {GRID}, ours": seconds(lambda: our_grid(GRID)),
         }
-    return times
 
 
 if __name__ == "__main__":

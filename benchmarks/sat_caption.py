@@ -61,6 +61,7 @@ def stages(captioner: Captioner, path: Path, answer: Answer) -> dict[str, float]
 def measure(model: str, photo: Path, repeats: int) -> dict[str, float]:
     """Median seconds of ``caption`` on a file (total) and of its steps. Each run sees another photo: the last, cropped."""
     captioner = load(model, device="cpu")
+    assert isinstance(captioner, Captioner)
     original = load_image(photo)
     runs, words = [], []
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():

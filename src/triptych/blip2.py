@@ -41,7 +41,8 @@ class Blip2Config:
     """``feature_dim``: width of the features for contrast; None = without the heads of the first stage.
     ``normalise``: a LayerNorm before the Q-Former, for encoders that end without one (CNNs).
     ``contrast_weight``: of the cosine in the score that retrieval re-ranks by (published: 1; chosen on validation photos for a model
-    whose matching is weaker than its contrast). ``instructed``: the Q-Former reads the question. ``writes``: the heads can write captions, too (transformers' files have lost that)."""
+    whose matching is weaker than its contrast). ``instructed``: the Q-Former reads the question.
+    ``writes``: the heads can write captions, too (transformers' files have lost that)."""
 
     qformer: QFormerConfig
     feature_dim: int | None = 256

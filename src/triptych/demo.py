@@ -53,7 +53,7 @@ def captions(file: str, photo: Image, models: dict[str, Any], out: Path) -> list
     print(file, flush=True)
     readings = []
     for name, model in models.items():
-        answer, seconds = timed(lambda model=model: model.caption(photo, explain=True))
+        answer, seconds = timed(model.caption, photo, explain=True)
         print(f"  {SYSTEMS[name]:22} {answer.text}  ({seconds:.1f} s)", flush=True)
         readings += reading(SYSTEMS[name], answer, seconds)
         if answer.evidence is not None:
@@ -68,7 +68,7 @@ def questions(photos: dict[str, Image], model: Blip2Tasks) -> list[Entry]:
     asked = [((file,), question, None) for file, question in QUESTIONS]
     for files, question, choices in [*asked, *((files, question, ("left", "right")) for files, question in PAIRS)]:
         shown = tuple(photos[file] for file in files)
-        answer, seconds = timed(lambda s=shown, q=question, c=choices: model.ask(list(s), q, c, explain=True))
+        answer, seconds = timed(model.ask, list(shown), question, choices, explain=True)
         print(f"  {' | '.join(files)}: {question} {answer.text}  ({seconds:.1f} s)", flush=True)
         entries.append(Entry(shown, tuple(reading("BLIP-2", answer, seconds)), question=question))
     return entries
@@ -76,7 +76,7 @@ def questions(photos: dict[str, Image], model: Blip2Tasks) -> list[Entry]:
 
 def matching(photos: dict[str, Image], model: Blip2Tasks) -> Table:
     """How likely each text matches each photo."""
-    matches, seconds = timed(lambda: model.match(list(photos.values()), TEXTS))
+    matches, seconds = timed(model.match, list(photos.values()), TEXTS)
     print(f"BLIP-2: {len(matches)} pairs of a photo and a text matched  ({seconds:.1f} s)", flush=True)
     scores = [[0.0] * len(TEXTS) for _ in photos]
     for match in matches:
@@ -103,7 +103,8 @@ def entry(shown: tuple[Image, ...], readings: list[Reading], credit: dict[str, A
     )
 
 
-def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+def timed(work: Callable[..., Any], *arguments: Any, **settings: Any) -> tuple[Any, float]:
+    """What ``work`` returns, and its seconds."""
     started = time.perf_counter()
-    found = work()
+    found = work(*arguments, **settings)
     return found, time.perf_counter() - started

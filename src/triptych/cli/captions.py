@@ -6,7 +6,7 @@ import sys
 import time
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -134,7 +134,7 @@ def explain(
         raise InputError(f"--out {out}: name a .png or an .html file")
     model = model or ("sat" if question is None else "blip2")
     photo = load_image(image)
-    settings = {} if beams is None else {"beams": beams}
+    settings: dict[str, Any] = {} if beams is None else {"beams": beams}
     if question is None:
         answer = load(model).caption(photo, explain=True, **settings)
     else:

@@ -373,5 +373,5 @@ def parameter_groups(model: Blip2, recipe: Blip2Recipe) -> list[dict[str, Any]]:
     slow = [p for name, p in named if any(part in name for part in bert)]
     last = [p for name, p in named if name.startswith("projection.")]
     rest = [p for name, p in named if not name.startswith("projection.") and not any(part in name for part in bert)]
-    groups = [{"params": rest}, {"params": slow, "lr_scale": recipe.bert_rate}]
+    groups: list[dict[str, Any]] = [{"params": rest}, {"params": slow, "lr_scale": recipe.bert_rate}]
     return [*groups, {"params": last, "lr_scale": recipe.projection_rate}] if last else groups
