@@ -158,7 +158,7 @@ class Product(nn.Module):
     One row is as fast as memory can be read where the weight lies in memory as ``[D, N]``: so it is loaded. Several rows go to
     oneDNN, which on some CPUs is twice as fast as MKL; when they are one step of several texts, in a packed copy of the weight, twice
     as fast again. The copy is as large as the weight. It is made at the first such step, made anew when the weight has changed,
-    dropped when the module moves, and never copied or saved. ``torch.backends.mkldnn.flags(enabled=False)`` does without all of it.
+    dropped when the module moves, and never copied or saved. Where oneDNN is switched off (``torch.backends.mkldnn``), there is none.
     """
 
     weight: Tensor

@@ -37,5 +37,5 @@ def dequantize(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
         name: tensor.float() * scales[name][:, None] if name in scales else tensor
         for name, tensor in tensors.items()
-        if name.removesuffix(SCALE) not in scales
+        if not (name.endswith(SCALE) and name.removesuffix(SCALE) in scales)
     }

@@ -1,6 +1,7 @@
 """Attention: the fused path equals the formula, rows with nothing to see, keys and values given, cached chunks."""
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,9 +11,12 @@ from triptych.attention import MultiHeadAttention, attend, attention_weights
 from triptych.cache import KVCache, LayerCache
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
+@pytest.fixture(autouse=True, params=[False, True], ids=["fused", "training"])
+def _way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test twice: by the fused kernel, and by the plain products that training on a CPU takes."""
     torch.manual_seed(0)
+    with torch.set_grad_enabled(request.param):
+        yield
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
@@ -51,6 +55,8 @@ def test_a_row_with_nothing_to_see_gets_zero(length: int) -> None:
     assert torch.equal(out[0, 0], torch.zeros(16))
     assert torch.equal(weights[0, :, 0], torch.zeros(2, 9))
     assert (out[1] != 0).all()
+    if not torch.is_grad_enabled():
+        return
     (out.square().sum() + weights.square().sum()).backward()
     for tensor in (x, source, *attention.parameters()):
         assert tensor.grad is not None and tensor.grad.isfinite().all()

@@ -72,6 +72,15 @@ def test_hard_negatives_follow_the_similarity(random: torch.Generator) -> None:
     assert not (draws[:, 0] == 0).any() and not (draws[:, 0] == 2).any() and not (draws[:, 1] == 1).any()
 
 
+def test_easy_negatives_are_drawn_evenly_among_other_photos(random: torch.Generator) -> None:
+    similarity = torch.tensor([[90.0, 50.0, 0.0, 0.0]])
+    ids, all_ids = torch.tensor([5]), torch.tensor([5, 6, 7, 8])
+    for easy, expected in ((0.0, [0.0, 1.0, 0.0, 0.0]), (1.0, [0, 1 / 3, 1 / 3, 1 / 3]), (0.6, [0, 0.6, 0.2, 0.2])):
+        draws = torch.stack([hard_negatives(similarity, ids, all_ids, random, easy) for _ in range(3000)])
+        share = torch.stack([(draws == j).float().mean() for j in range(4)])
+        torch.testing.assert_close(share, torch.tensor(expected), atol=0.04, rtol=0)
+
+
 def test_hard_negatives_need_another_photo(random: torch.Generator) -> None:
     with pytest.raises(InputError, match="two different photos"):
         hard_negatives(torch.randn(2, 2, generator=random), torch.tensor([3, 3]), torch.tensor([3, 3]))

@@ -222,7 +222,7 @@ def loaded(lm: Decoder) -> Decoder:
 
 
 def plain_logits(lm: Decoder, inputs: Tensor) -> Tensor:
-    with torch.backends.mkldnn.flags(enabled=False):
+    with torch.backends.mkldnn.flags(enabled=False, allow_tf32=False):
         return lm.logits(lm(inputs))
 
 

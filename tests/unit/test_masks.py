@@ -19,6 +19,7 @@ MASKS = {
     "itg": masks.itg(3, 4),
     "right padding": masks.right_padding([2, 5]).expand(2, 5, 5),
     "left padding": masks.left_padding([2, 5]).expand(2, 5, 5),
+    "branches": masks.branches(2, 3, 2),
     "itg, padded": masks.both(masks.itg(2, 3), masks.right_padding([3, 5])),
 }
 
@@ -41,13 +42,19 @@ def test_the_drawing_is_the_mask(call: str, picture: str) -> None:
 
 def test_every_mask_is_drawn() -> None:
     drawn = {call.partition("(")[0] for call, _ in drawings()}
-    assert drawn == {"causal", "window", "right_padding", "left_padding", "itc", "itm", "itg"}
-    assert len(drawings()) == 8
+    assert drawn == {"causal", "window", "right_padding", "left_padding", "itc", "itm", "itg", "branches"}
+    assert len(drawings()) == 9
 
 
+@pytest.mark.parametrize("training", [False, True], ids=["fused", "training"])
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
-def test_attention_keeps_to_the_mask(mask: Tensor) -> None:
+def test_attention_keeps_to_the_mask(mask: Tensor, training: bool) -> None:
     """Change one position looked at: exactly the rows that may see it move."""
+    with torch.set_grad_enabled(training):
+        check_attention(mask)
+
+
+def check_attention(mask: Tensor) -> None:
     torch.manual_seed(0)
     attention = MultiHeadAttention(16, 4)
     rows, columns = mask.shape[-2:]
