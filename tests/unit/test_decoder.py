@@ -222,7 +222,7 @@ def loaded(lm: Decoder) -> Decoder:
 
 
 def plain_logits(lm: Decoder, inputs: Tensor) -> Tensor:
-    with torch.backends.mkldnn.flags(enabled=False, allow_tf32=False):
+    with torch.enable_grad():
         return lm.logits(lm(inputs))
 
 
@@ -279,13 +279,15 @@ def test_the_packed_copy_is_no_part_of_the_model(lm: Decoder) -> None:
     assert packs(model.double()) == 0
 
 
-def test_packed_only_in_fp32_without_gradients(lm: Decoder) -> None:
+def test_packed_only_in_fp32_without_gradients(lm: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     model, text = loaded(lm), ids(3, 1)
-    model.logits(model(text))
+    plain_logits(model, text)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        model.logits(model(text))
+        assert model.logits(model(text)).dtype == torch.bfloat16
+    with torch.no_grad(), monkeypatch.context() as patch:
+        patch.setattr(torch.backends.mkldnn, "enabled", False)
+        model(text)
     with torch.no_grad():
-        plain_logits(model, text)
         copy.deepcopy(model).double()(text)
         with torch.inference_mode():  # its tensors do not count their changes
             of_inference = copy.deepcopy(model)

@@ -1,0 +1,51 @@
+"""Pictures within a text: counts are checked, photos have names, questions become statements."""
+
+import pytest
+
+from triptych.errors import InputError
+from triptych.prompt import between_pictures, question_prompt, read_with, statement
+
+
+def test_one_text_more_than_pictures() -> None:
+    assert between_pictures("a <image> b<image>", 2) == ["a ", " b", ""]
+    assert between_pictures("no picture", 0) == ["no picture"]
+
+
+@pytest.mark.parametrize(("prompt", "pictures"), [("<image>", 0), ("<image>", 2), ("none", 1), ("<image><image>", 1)])
+def test_more_or_fewer_pictures_than_placeholders_are_refused(prompt: str, pictures: int) -> None:
+    with pytest.raises(InputError, match="each picture needs one"):
+        between_pictures(prompt, pictures)
+
+
+def test_photos_are_named_where_there_are_several() -> None:
+    assert question_prompt("what?", 1) == "<image>\nQuestion: what?\nAnswer:"
+    assert question_prompt("which?", 2) == "Left photo: <image>\nRight photo: <image>\nQuestion: which?\nAnswer:"
+    assert question_prompt("which?", 3).startswith("Photo 1: <image>\nPhoto 2: <image>\nPhoto 3: <image>\n")
+    assert question_prompt("is <image> like\n<image>?", 2) == "Question: is <image> like <image>?\nAnswer:"
+
+
+def test_the_qformer_reads_which_photo_it_looks_at() -> None:
+    assert read_with("what is <image> here?", 1) == ["what is here?"]
+    assert read_with("which?", 2) == ["left photo: which?", "right photo: which?"]
+    assert read_with("which?", 3)[2] == "photo 3: which?"
+
+
+@pytest.mark.parametrize("question", ["", " \n", "<image>", " <image> <image> "])
+def test_an_empty_question_is_refused(question: str) -> None:
+    with pytest.raises(InputError, match="empty"):
+        question_prompt(question, 1)
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("Which photo shows a dog in the snow?", "a dog in the snow"),
+        ("In which photo is a horse?", "a horse"),
+        ("in which picture can you see two boys?", "two boys"),
+        ("Which photo is there a boat?", "a boat"),
+        ("What is the man doing?", "What is the man doing"),
+        ("Which photo?", "Which photo"),
+    ],
+)
+def test_statements(question: str, expected: str) -> None:
+    assert statement(question) == expected
