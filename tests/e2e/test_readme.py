@@ -28,11 +28,19 @@ def folder(tmp_path: Path) -> Path:
 def commands() -> list[str]:
     block = README.split("## From the shell")[1].split("```sh\n")[1].split("```")[0]
     lines = [line.split(" #")[0].strip() for line in block.splitlines()]
-    return [line for line in lines if not re.search(r"DATA|BEST_checkpoint", line)]
+    return [line for line in lines if not re.search(r"DATA|BEST_checkpoint| find ", line)]
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "README.ko.md", "docs/model-cards/sat.md", "docs/architecture.md", "benchmarks/README.md"]
+    "page",
+    [
+        "README.md",
+        "README.ko.md",
+        "docs/model-cards/sat.md",
+        "docs/model-cards/blip2.md",
+        "docs/architecture.md",
+        "benchmarks/README.md",
+    ],
 )
 def test_links_lead_somewhere_and_nothing_is_left_to_fill_in(page: str) -> None:
     path = ROOT / page
@@ -66,3 +74,16 @@ def test_python(folder: Path) -> None:
     text, words, *shape = re.fullmatch(r"(.+\.) (\d+) \((\d+), 1, 14, 14\)\n", finished.stdout).groups()  # type: ignore[union-attr]
     assert [words] == shape
     assert len(text.split()) == int(words)
+
+
+@pytest.mark.parts
+def test_a_library_is_indexed_and_searched(folder: Path) -> None:
+    lines = [line.split(" #")[0].strip() for line in README.splitlines() if re.match("triptych (index|find) ", line)]
+    for line in lines:
+        program, *arguments = shlex.split(line)
+        finished = subprocess.run(
+            [sys.executable, "-m", program, *arguments], cwd=folder, capture_output=True, text=True
+        )
+        assert finished.returncode == 0, finished.stderr
+    assert "riders.jpg" in finished.stdout.splitlines()[0]
+    assert (folder / "found.html").exists()

@@ -4,16 +4,22 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 import triptych
 from triptych.cli import app
 from triptych.demo import EXAMPLES
-from triptych.tasks import Captioner
+from triptych.tasks import Blip2Tasks, Captioner
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.parts
+
+
+@pytest.fixture(scope="module")
+def blip2() -> Blip2Tasks:
+    return triptych.load("blip2", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +47,9 @@ def test_the_demo_writes_its_report(tmp_path: Path) -> None:
     for credit in json.loads((EXAMPLES / "credits.json").read_text(encoding="utf-8")):
         assert credit["photo"] in page
         assert credit["licence"] in page
-        assert (tmp_path / "new" / credit["file"]).with_suffix(".png").stat().st_size > 10_000
+        for system in ("sat", "blip2"):
+            figure = tmp_path / "new" / f"{Path(credit['file']).stem}-{system}.png"
+            assert figure.stat().st_size > 10_000
     assert not re.search(r'(?:src|srcset|data)="https?:', page)
 
 
@@ -62,3 +70,32 @@ def test_the_readme_and_the_card_state_the_figures_of_the_weights(sat: Captioner
         text = (ROOT / page).read_text(encoding="utf-8")
         for metric in ("BLEU-1", "BLEU-4", "METEOR", "CIDEr-D"):
             assert f"{100 * stated[metric]:.1f}" in text, f"{page}: {metric}"
+
+
+TEXTS = {
+    "riders": "two people riding horses on the beach",
+    "baseball": "a baseball player swings his bat",
+    "cyclist": "a man riding a bike",
+    "tennis": "a woman playing tennis",
+}
+
+
+def test_photos_and_texts_find_one_another(blip2: Blip2Tasks) -> None:
+    matches = blip2.match([EXAMPLES / f"{name}.jpg" for name in TEXTS], list(TEXTS.values()))
+    cosine = np.array([m.itc_cosine for m in matches]).reshape(len(TEXTS), len(TEXTS))
+    assert (cosine.argmax(0) == np.arange(len(TEXTS))).sum() >= 3
+    assert (cosine.argmax(1) == np.arange(len(TEXTS))).sum() >= 3
+
+
+def test_two_photos_are_told_apart_in_both_orders(blip2: Blip2Tasks) -> None:
+    dog, game = EXAMPLES / "dog.jpg", EXAMPLES / "baseball.jpg"
+    question = "Which photo shows a baseball game?"
+    assert [blip2.compare(dog, game, question).text, blip2.compare(game, dog, question).text] == ["right", "left"]
+
+
+def test_the_readme_and_the_card_state_the_figures_of_blip2(blip2: Blip2Tasks) -> None:
+    stated = blip2.blip2.config["card"]["test"]
+    for page in ("README.md", "docs/model-cards/blip2.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for name, figure in stated.items():
+            assert str(figure) in text, f"{page}: {name}"
