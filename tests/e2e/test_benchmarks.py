@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from triptych.decoder import Decoder, DecoderConfig
 from triptych.show_attend_tell import ShowAttendTellConfig
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +39,19 @@ def test_warm_caption_reports_every_step(tmp_path):
     steps = [record[name] for name in ("decode", "resize", "encode", "search")]
     assert all(s > 0 for s in steps) and record["total"] < 5 * sum(steps)
     assert 1 < record["words"] < 30  # the clock ends them
+
+
+@pytest.mark.parametrize("texts", [1, 3])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_language_model_writes_what_transformers_does(texts, tied):
+    from benchmarks.lm_decode import Case, compare
+
+    torch.manual_seed(0)
+    config = DecoderConfig(50, 24, 2, 4, 40, kv_heads=2, max_positions=64, tied=tied)
+    decoder = Decoder(config).eval().requires_grad_(False)
+    record = compare(decoder, Case(texts, prompt=5, new_tokens=6), repeats=1)
+    assert record["tokens"] == 6 * texts
+    assert all(record[f"{name}_{what}"] > 0 for name in ("ours", "theirs") for what in ("prompt", "all", "all_cpu"))
 
 
 DRIVER = """

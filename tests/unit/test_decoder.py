@@ -213,6 +213,9 @@ def test_bad_prompts(lm: Decoder) -> None:
 # Products: how a weight lies in memory, and its packed copy, must not show in the results.
 
 
+ONEDNN = torch.backends.mkldnn.is_available()
+
+
 def packs(model: torch.nn.Module) -> int:
     return sum(part._packed is not None for part in model.modules() if isinstance(part, Product))
 
@@ -234,7 +237,7 @@ def test_steps_of_several_texts_are_packed(lm: Decoder) -> None:
         logits, cache = model.prefill(text[:rows, :4])
         torch.testing.assert_close(logits, expected[:rows, 3])
         torch.testing.assert_close(model.step(text[:rows, 4], cache)[0], expected[:rows, 4])
-        assert (packs(model) > 0) == (rows > 1)
+        assert (packs(model) > 0) == (ONEDNN and rows > 1)
     torch.testing.assert_close(model.logits(model(text)), expected)
 
 
@@ -272,7 +275,7 @@ def test_a_changed_weight_is_packed_anew(change: str) -> None:
 def test_the_packed_copy_is_no_part_of_the_model(lm: Decoder) -> None:
     model, text = loaded(lm), ids(2, 3)
     generate(model, text, Search(eos=frozenset(), max_new_tokens=3))
-    assert packs(model) > 0 and list(model.state_dict()) == list(lm.state_dict())
+    assert (packs(model) > 0) == ONEDNN and list(model.state_dict()) == list(lm.state_dict())
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert packs(twin) == 0
         torch.testing.assert_close(plain_logits(twin, text), plain_logits(model, text))
@@ -299,9 +302,10 @@ def test_packed_only_in_fp32_without_gradients(lm: Decoder, monkeypatch: pytest.
 def test_gradients_pass_the_frozen_model(lm: Decoder, autocast: bool) -> None:
     """Those by the soft prompt, after a run that packed the weights, against the same in float64."""
     model, text = loaded(lm), ids(2, 4)
+    torch.manual_seed(4)
     soft = torch.randn(2, 3, lm.config.embed_width, requires_grad=True)
     generate(model, soft.detach(), Search(eos=frozenset(), max_new_tokens=3))
-    assert packs(model) > 0
+    assert (packs(model) > 0) == ONEDNN
 
     def gradient(model: Decoder, prompt: Tensor) -> Tensor:
         logits = model.logits(model(torch.cat([prompt, model.embed(text)], 1))[:, 2:-1])

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
@@ -16,20 +17,19 @@ from triptych.data import Photo, open_dataset
 from triptych.data.questions import Question, make_questions, question_prior, stated_questions
 from triptych.errors import InputError
 from triptych.explain import write_file
-from triptych.generate import generate
-from triptych.prompt import question_prompt
 from triptych.tasks import Blip2Tasks, load
 from triptych.tasks.blip2 import BATCH
 
 ENOUGH = 3  # of ten people who must have said it for full marks (VQA)
+BLANK = Image.new("RGB", (32, 32), (127, 127, 127))
 ARTICLE = re.compile(r"\b(?:a|an|the)\b ?")
 
 
 def vqa_metrics(
     model: str, data: Path, split: str, limit: int | None, per_photo: int, seed: int, output: Path | None = None
 ) -> dict[str, Any]:
-    """Accuracy in percent, by kind of question: of the model, of the same model without photo, and of the commonest answer to the
-    question in the training split (both blind).
+    """Accuracy in percent, by kind of question: of the model, of the same model before a plain grey photo, and of the
+    commonest answer to the question in the training split (both blind).
 
     The questions are those of the data set where it has any (scored as VQA does, min(n / 3, 1) of the people who gave the answer), else
     they are made of its captions by rule (``data/questions.py``).
@@ -70,10 +70,8 @@ def vqa_metrics(
 
 
 def without_photo(chooser: Blip2Tasks, questions: Sequence[str]) -> list[str]:
-    """What the language model answers to the questions alone."""
-    rows = [chooser.read(question_prompt(question, 0, chooser.blip2.prompts), []) for question in questions]
-    found = generate(chooser.lm, chooser.prompts(rows), chooser.search(beams=1, max_new_tokens=20))
-    return [chooser.answer(hypotheses, row, False).text for hypotheses, row in zip(found, rows, strict=True)]
+    """What the model answers before a plain grey photo: what it has learnt about questions, without sight."""
+    return [answer.text for answer in chooser.ask([BLANK] * len(questions), questions, beams=1)]
 
 
 def questions_of(photos: Sequence[Photo], seed: int, per_photo: int) -> list[tuple[Photo, Question]]:

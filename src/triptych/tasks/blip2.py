@@ -287,18 +287,14 @@ class Blip2Tasks:
         begins = next((i for i, text in enumerate(texts) if text), len(images)) if prompts.published else None
         ids = [self.tokenizer.encode(text, begin=i == begins) for i, text in enumerate(texts)]
         row = [torch.tensor(piece, dtype=torch.long, device=self.device) for piece in ids]
-        seen = None
-        if images:
-            asked = None
-            instruction = prompt if prompts.whole else question
-            if instruction is not None and self.model.config.instructed:
-                one = prompts.whole or len(images) == 1
-                asked = self.word_pieces(
-                    read_with(instruction, 1) * len(images) if one else read_with(instruction, len(images))
-                )
-            seen = self.model.read_photos(self.look(images), asked, explain)
-            soft = self.model.soft_prompt(seen.queries)
-            row = [row[0], *(piece for pair in zip(soft, row[1:], strict=True) for piece in pair)]
+        asked = None
+        instruction = prompt if prompts.whole else question
+        if instruction is not None and self.model.config.instructed:
+            alike = read_with(instruction, 1) * len(images)
+            asked = self.word_pieces(alike if prompts.whole else read_with(instruction, len(images)))
+        seen = self.model.read_photos(self.look(images), asked, explain)
+        soft = self.model.soft_prompt(seen.queries)
+        row = [row[0], *(piece for pair in zip(soft, row[1:], strict=True) for piece in pair)]
         length = sum(map(len, row))
         if length >= lm.config.max_positions:
             raise InputError(
@@ -315,7 +311,7 @@ class Blip2Tasks:
         words, spans = self.words(best.ids)
         logprobs = tuple(sum(best.logprobs[a:b]) for a, b in spans)
         evidence = None
-        if explain and words and row.seen is not None:
+        if explain and words:
             evidence = Evidence(words, self.maps(row.pieces, row.seen, best.ids, spans), logprobs)
         alternatives = tuple(zip(texts[1:], (h.logprob for h in hypotheses[1:]), strict=True))
         return Answer(texts[0], self.name, best.logprob, words, logprobs, evidence, alternatives)
@@ -435,9 +431,9 @@ class Blip2Tasks:
 
 
 class Row:
-    """One prompt: its pieces in order (ids, soft prompts), and what the Q-Former saw in its photos (None without photos)."""
+    """One prompt: its pieces in order (ids, soft prompts), and what the Q-Former saw in its photos."""
 
-    def __init__(self, pieces: list[Tensor], seen: QFormerOutput | None) -> None:
+    def __init__(self, pieces: list[Tensor], seen: QFormerOutput) -> None:
         self.pieces, self.seen = pieces, seen
 
 

@@ -63,9 +63,8 @@ class Blip2Recipe:
     """``weights``: of the terms of the loss; None = the stage's. ``cells``: the share of the grid's cells that training looks at, drawn
     anew for each photo and step inside a window of at least ``window`` of the grid's sides. ``bert_rate``: the learning rate of what
     begins as BERT, as a share of the rest's; ``projection_rate``: likewise of the projection, which the frozen language model waits
-    for. ``questions``, ``pairs``: of each batch, as shares of its photos; ``blind``: the share of questions that are asked without the
-    photo. ``easy_negatives``: see ``hard_negatives``. ``itm_photos``, ``lm_photos``: the share of a batch's photos that are matched,
-    and that the language model captions: both cost more than contrast."""
+    for. ``questions``, ``pairs``: of each batch, as shares of its photos. ``easy_negatives``: see ``hard_negatives``. ``itm_photos``,
+    ``lm_photos``: the share of a batch's photos that are matched, and that the language model captions: both cost more than contrast."""
 
     stage: int = 1
     weights: Mapping[str, float] | None = None
@@ -81,7 +80,6 @@ class Blip2Recipe:
     projection_rate: float = 5.0
     questions: float = 0.5
     pairs: float = 0.25
-    blind: float = 0.1
     itm_photos: float = 1.0
     easy_negatives: float = 0.5
     lm_photos: float = 1.0
@@ -336,7 +334,7 @@ def train(
     def question_rows(rows: Sequence[int], seed: int) -> tuple[Rows | None, Rows | None]:
         if as_rows is None:
             return None, None
-        asked = draw_questions(rows, questions, round(recipe.questions * len(rows)), recipe.blind, seed)
+        asked = draw_questions(rows, questions, round(recipe.questions * len(rows)), seed)
         pairs = make_pairs([photos[row] for row in rows], round(recipe.pairs * len(rows)), seed)
         return as_rows(asked) if asked else None, as_rows(asked_pairs(pairs)) if pairs else None
 

@@ -115,7 +115,7 @@ def choose_captions(counts: Sequence[int], k: int, seed: int) -> list[list[int]]
 
 
 class Asked(NamedTuple):
-    """A question about photos of the batch (their places in it; none = asked blindly), and its answer."""
+    """A question about photos of the batch (their places in it), and its answer."""
 
     photos: tuple[int, ...]
     question: str
@@ -151,10 +151,8 @@ class QuestionRows:
         return prompt + answer[:-1], [IGNORED] * (len(prompt) - 1) + answer
 
 
-def draw_questions(
-    rows: Sequence[int], questions: Sequence[Sequence[Question]], count: int, blind: float, seed: int
-) -> list[Asked]:
-    """One question each about ``count`` photos of the batch, each kind as likely; a share ``blind`` of them is asked without the photo."""
+def draw_questions(rows: Sequence[int], questions: Sequence[Sequence[Question]], count: int, seed: int) -> list[Asked]:
+    """One question each about ``count`` photos of the batch, each kind as likely."""
     generator = torch.Generator().manual_seed(seed)
     drawn: list[Asked] = []
 
@@ -169,8 +167,7 @@ def draw_questions(
             by_kind.setdefault(question.kind, []).append(question)
         if by_kind:
             question = pick(by_kind[pick(sorted(by_kind))])
-            shown = () if torch.rand(1, generator=generator).item() < blind else (place,)
-            drawn.append(Asked(shown, question.question, question.answer))
+            drawn.append(Asked((place,), question.question, question.answer))
     return drawn
 
 
