@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,7 @@ class Blip2Config:
     ``normalise``: a LayerNorm before the Q-Former, for encoders that end without one (CNNs).
     ``contrast_weight``: of the cosine in the score that retrieval re-ranks by (published: 1; chosen on validation photos for a model
     whose matching is weaker than its contrast). ``instructed``: the Q-Former reads the question.
+    ``writer``: of captions by default, the language model or the Q-Former itself (ITG).
     ``writes``: the heads can write captions, too (transformers' files have lost that)."""
 
     qformer: QFormerConfig
@@ -49,6 +50,7 @@ class Blip2Config:
     normalise: bool = True
     contrast_weight: float = 1.0
     instructed: bool = True
+    writer: Literal["lm", "qformer"] = "lm"
     writes: bool = True
 
 

@@ -90,6 +90,17 @@ def test_evidence_of_a_caption_an_answer_and_a_match(model: Blip2Tasks, photos: 
     assert found.evidence is not None and found.evidence.words == ("a", "cat", "(whole text)")
 
 
+def test_the_qformer_writes_by_itself_and_shows_where_it_looked(model: Blip2Tasks, photos: list[Image.Image]) -> None:
+    written = model.caption(photos, writer="qformer", beams=2, explain=True)
+    assert [a.text for a in written] == [model.caption(p, writer="qformer", beams=2).text for p in photos]
+    for answer in written:
+        assert answer.evidence is not None and answer.evidence.maps.shape == (len(answer.tokens), 1, 3, 3)
+        assert (answer.evidence.maps.sum((1, 2, 3)) > 0).all()
+    assert model.caption(photos[0], writer="lm").text == model.caption(photos[0]).text
+    with pytest.raises(InputError, match="unknown writer 'me'"):
+        model.caption(photos[0], writer="me")
+
+
 def test_streaming_writes_the_greedy_text(model: Blip2Tasks, photos: list[Image.Image]) -> None:
     assert "".join(model.stream(photos[0], "what?")).strip() == model.ask(
         photos[0], "what?", max_new_tokens=6

@@ -52,7 +52,8 @@ def caption(
 
     sources = pictures(images)
     captioner = load(model)
-    settings = {k: v for k, v in (("beams", beams), ("max_new_tokens", max_new_tokens)) if v is not None}
+    given = (("beams", beams), ("max_new_tokens", max_new_tokens))
+    settings: dict[str, Any] = {name: value for name, value in given if value is not None}
     captioner.search(**settings)  # wrong settings are said once, not for every photo
     failed: TriptychError | None = None
     pages: list[Entry] = []

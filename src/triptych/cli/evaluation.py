@@ -23,7 +23,9 @@ def eval_caption(
     model: Model = "sat",
     beams: Beams = None,
     length_penalty: Annotated[float | None, typer.Option(show_default="the model's")] = None,
-    grounded: Annotated[bool, typer.Option(help="BLIP-2: captions by the Q-Former itself (ITG).")] = False,
+    writer: Annotated[
+        str | None, typer.Option(help="BLIP-2: lm or qformer (grounded generation).", show_default="the model's")
+    ] = None,
     limit: Limit = None,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write every caption, as JSON lines.")
@@ -34,7 +36,7 @@ def eval_caption(
     from triptych.evaluate.run import caption_metrics
 
     settings = {k: v for k, v in (("beams", beams), ("length_penalty", length_penalty)) if v is not None}
-    show(caption_metrics(model, data, split, limit, settings, output, grounded), as_json)
+    show(caption_metrics(model, data, split, limit, settings, output, writer), as_json)
 
 
 @evaluation.command("retrieval")

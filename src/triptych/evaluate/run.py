@@ -29,11 +29,11 @@ def caption_metrics(
     limit: int | None,
     settings: Mapping[str, Any],
     output: Path | None = None,
-    grounded: bool = False,
+    writer: str | None = None,
 ) -> dict[str, Any]:
     """Caption the photos of ``split`` and score them; ``output`` gets every caption with its references, as JSON lines.
 
-    ``grounded``: BLIP-2's captions by the Q-Former itself (ITG), not by the language model.
+    ``writer``: of BLIP-2's captions, ``lm`` or ``qformer`` (ITG); None = the model's own.
     """
     if output is not None and not output.parent.is_dir():
         raise InputError(f"cannot write {output}: there is no folder {output.parent}; create it first")
@@ -41,16 +41,15 @@ def caption_metrics(
     if not photos:
         raise InputError(f"{data}: no photo of the split {split!r} has captions to compare with")
     captioner = load(model)
-    caption = captioner.caption
-    if grounded:
+    if writer is not None:
         if not isinstance(captioner, Blip2Tasks):
-            raise InputError(f"{model} has no Q-Former that writes captions: choose blip2")
-        caption = captioner.grounded_captions  # type: ignore[assignment]
+            raise InputError(f"{model} has one way to write captions: --writer is for blip2")
+        settings = {**settings, "writer": writer}
     started = time.perf_counter()
     answers = []
     batches = range(0, len(photos), CHUNK)
     for first in track(batches, "captions", console=Console(stderr=True), disable=not Console(stderr=True).is_terminal):
-        answers += caption([photo.image() for photo in photos[first : first + CHUNK]], **settings)
+        answers += captioner.caption([photo.image() for photo in photos[first : first + CHUNK]], **settings)
     seconds = time.perf_counter() - started
     candidates = {photo.id: answer.text for photo, answer in zip(photos, answers, strict=True)}
     references = {photo.id: photo.captions for photo in photos}

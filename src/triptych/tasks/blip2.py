@@ -23,12 +23,14 @@ from triptych.pretrained import Blip2Model, itg_search
 from triptych.prompt import between_pictures, question_prompt, read_with
 from triptych.qformer import ImageKeysValues, QFormerOutput
 from triptych.tasks.answer import Answer, Match
+from triptych.tasks.blip2_evidence import answer_maps, grounded_maps, joined, match_maps
 from triptych.tasks.photos import PhotoMemory
 from triptych.tokenizers import TextTokenizer
 
 BATCH = 16  # photos decoded together
 PAIRS = 256  # photos with texts that are matched together
 MAX_PHOTOS = 16  # of one question
+WRITERS = ("lm", "qformer")
 
 Photos = ImageSource | Sequence[ImageSource]
 
@@ -45,27 +47,34 @@ class Blip2Tasks:
     # Translating
 
     @overload
-    def caption(self, images: Sequence[ImageSource], *, explain: bool = ..., **settings: Any) -> list[Answer]: ...
+    def caption(
+        self, images: Sequence[ImageSource], *, explain: bool = ..., writer: str | None = ..., **settings: Any
+    ) -> list[Answer]: ...
     @overload
-    def caption(self, images: ImageSource, *, explain: bool = ..., **settings: Any) -> Answer: ...
+    def caption(
+        self, images: ImageSource, *, explain: bool = ..., writer: str | None = ..., **settings: Any
+    ) -> Answer: ...
     @torch.inference_mode()
-    def caption(self, images: Photos, *, explain: bool = False, **settings: Any) -> Answer | list[Answer]:
+    def caption(
+        self, images: Photos, *, explain: bool = False, writer: str | None = None, **settings: Any
+    ) -> Answer | list[Answer]:
         """Caption one photo, or a list of photos (each answered as if it were alone).
-
-        A model of the first stage alone, without a language model, writes with the Q-Former itself (ITG).
 
         Args:
             images: a path, URL, data URL, bytes, PIL image or array; or a list of them.
             explain: also return where the model looked at each word (``Answer.evidence``).
+            writer: ``lm``, the language model behind the soft prompt; ``qformer``, the Q-Former itself (ITG); None = the model's own.
             settings: fields of ``generate.Search``: beams, max_new_tokens, length_penalty, n_best, temperature, top_k, top_p, seed.
 
         Raises:
             InputError: a photo cannot be read, or a setting is out of bounds.
         """
         if not isinstance(images, list | tuple):
-            return self.caption([images], explain=explain, **settings)[0]  # type: ignore[list-item]
-        if self.blip2.tokenizer is None:
-            return self.grounded_captions(images, **settings)
+            return self.caption([images], explain=explain, writer=writer, **settings)[0]  # type: ignore[list-item]
+        if writer not in (None, *WRITERS):
+            raise InputError(f"unknown writer {writer!r}: choose {' or '.join(WRITERS)}")
+        if (writer or self.model.config.writer) == "qformer" or (writer is None and self.model.lm is None):
+            return self.grounded_captions(images, explain, **settings)
         search = self.search(**settings)
         answers: list[Answer] = []
         for first in range(0, len(images), BATCH):
@@ -75,21 +84,24 @@ class Blip2Tasks:
             answers += [self.answer(h, row, explain, sentence=True) for h, row in zip(found, rows, strict=True)]
         return answers
 
-    @torch.inference_mode()
-    def grounded_captions(self, images: Sequence[ImageSource], **settings: Any) -> list[Answer]:
+    def grounded_captions(self, images: Sequence[ImageSource], explain: bool, **settings: Any) -> list[Answer]:
         """Captions by the Q-Former itself, as the first stage learns to write them (ITG)."""
         if self.model.heads is None or not self.model.config.writes:
             raise InputError(f"{self.name} cannot write captions: it has no language model, and no head to do without")
         words, search = self.blip2.words, itg_search(self.blip2.words, self.search(**settings))
         answers = []
         for first in range(0, len(images), BATCH):
-            found = generate(GroundedText(self.model, words.dec), self.look(images[first : first + BATCH]), search)
-            for best, *others in found:
+            image = self.look(images[first : first + BATCH])
+            for i, (best, *others) in enumerate(generate(GroundedText(self.model, words.dec), image, search)):
                 texts = [sentence(words.decode(h.ids)) for h in (best, *others)]
-                pieces = tuple(words.words[i] for i in best.ids)
-                logprobs = best.logprobs[: len(pieces)]
+                told, spans = joined([words.words[piece] for piece in best.ids])
+                logprobs = tuple(sum(best.logprobs[a:b]) for a, b in spans)
+                evidence = None
+                if explain and told:
+                    one = image.select(slice(i, i + 1))
+                    evidence = Evidence(told, grounded_maps(self.model, one, (words.dec, *best.ids), spans), logprobs)
                 alternatives = tuple(zip(texts[1:], (h.logprob for h in others), strict=True))
-                answers.append(Answer(texts[0], self.name, best.logprob, pieces, logprobs, alternatives=alternatives))
+                answers.append(Answer(texts[0], self.name, best.logprob, told, logprobs, evidence, alternatives))
         return answers
 
     def stream(self, image: ImageSource, question: str | None = None, **settings: Any) -> Iterator[str]:
@@ -312,7 +324,7 @@ class Blip2Tasks:
         logprobs = tuple(sum(best.logprobs[a:b]) for a, b in spans)
         evidence = None
         if explain and words:
-            evidence = Evidence(words, self.maps(row.pieces, row.seen, best.ids, spans), logprobs)
+            evidence = Evidence(words, answer_maps(self.model, row.pieces, row.seen, best.ids, spans), logprobs)
         alternatives = tuple(zip(texts[1:], (h.logprob for h in hypotheses[1:]), strict=True))
         return Answer(texts[0], self.name, best.logprob, words, logprobs, evidence, alternatives)
 
@@ -336,6 +348,13 @@ class Blip2Tasks:
                 spans[-1] = (spans[-1][0], i + 1)
         return tuple(words), spans
 
+    def match_evidence(self, image: ImageSource, text: str) -> Evidence:
+        """Where each word of a text was looked for in a photo; behind them, as one word, where the best query of contrast looked."""
+        input_ids, text_mask = self.word_pieces([text])
+        words, spans = joined([self.blip2.words.words[i] for i in input_ids[0, 1:-1].tolist()])
+        maps = match_maps(self.model, self.look([image]), input_ids, text_mask, spans)
+        return Evidence((*words, "(whole text)"), maps, (0.0,) * len(maps))
+
     def choose(self, row: Row, choices: Sequence[str], explain: bool) -> Answer:
         """The choice that the language model finds the likeliest answer; the prompt is read once for all."""
         logits, cache = self.lm.prefill(self.prompts([row]))
@@ -353,60 +372,6 @@ class Blip2Tasks:
         answer = self.answer([Hypothesis(tuple(ids[best][:-1]), each[best], True)], row, explain)
         return replace(answer, text=choices[best], scores={c: sum(p) for c, p in zip(choices, each, strict=True)})
 
-    def maps(
-        self, pieces: Sequence[Tensor], seen: QFormerOutput, ids: Sequence[int], spans: Sequence[tuple[int, int]]
-    ) -> NDArray[np.float32]:
-        """Where each word looked: the language model's attention to the soft prompts times the Q-Former's to the photo,
-        each the mean over heads and layers, ``[words, N, h, w]``."""
-        text = torch.tensor(ids[:-1], dtype=torch.long, device=self.device)
-        layers = self.lm.attention_maps(self.model.prompt([[*pieces, text]]).inputs)
-        attention = torch.stack([layer[0].mean(0) for layer in layers]).mean(0)[
-            -len(ids) :
-        ]  # [T, S]: of each token's making
-        starts = np.cumsum([0, *map(len, pieces)])
-        queries = self.model.config.qformer.queries
-        soft = torch.stack([attention[:, s : s + queries] for s in starts[1:-1:2]], 1)  # [T, N, Q]
-        looked = soft[..., None] * self.cells(seen)
-        maps = torch.stack([looked[a:b].sum((0, 2)) for a, b in spans])
-        return maps.view(*maps.shape[:2], *self.grid).float().cpu().numpy()
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        return self.model.vision_encoder.grid
-
-    def cells(self, seen: QFormerOutput) -> Tensor:
-        """Where each query looked, the mean over the layers that look: ``[N, Q, L]``."""
-        cells = torch.stack([layer.cells for layer in seen.maps if layer.cells is not None]).mean(0)
-        return cells[..., -self.grid[0] * self.grid[1] :]  # a class token is no place
-
-    def match_evidence(self, image: ImageSource, text: str) -> Evidence:
-        """Where each word of a text was looked for in a photo: the words' attention to the queries in the joint reading (ITM), times
-        the queries' attention to the photo. The last map is the best query's of contrast (ITC)."""
-        assert self.model.heads is not None
-        input_ids, text_mask = self.word_pieces([text])
-        look = self.look([image])
-        seen = self.model.qformer.encode_both(look, input_ids, text_mask, with_maps=True)
-        queries = self.model.config.qformer.queries
-        inner = torch.stack([layer.inner for layer in seen.maps]).mean(0)[0, queries:, :queries]  # [T, Q]
-        by_word = inner @ self.cells(seen)[0]
-        alone = self.model.qformer.encode_image(look, with_maps=True)
-        similarity = (
-            self.model.heads.image_features(alone.queries)[0] @ self.model.text_features(input_ids, text_mask)[0]
-        )
-        best = self.cells(alone)[0, similarity.argmax()]
-        words: list[str] = []
-        maps: list[Tensor] = []
-        for piece, where in zip(input_ids[0, 1:-1].tolist(), by_word[1:-1], strict=True):
-            name = self.blip2.words.words[piece]
-            if name.startswith("##") and words:
-                words[-1] += name[2:]
-                maps[-1] = maps[-1] + where
-            else:
-                words.append(name)
-                maps.append(where)
-        stacked = torch.stack([*maps, best]).view(-1, 1, *self.grid).float().cpu().numpy()
-        return Evidence((*words, "(whole text)"), stacked, (0.0,) * len(stacked))
-
     def info(self) -> dict[str, Any]:
         """Parts, parameters, memory, licence and figures."""
         model, config = self.model, self.blip2.config
@@ -417,7 +382,7 @@ class Blip2Tasks:
             "system": "BLIP-2",
             "encoder": config["encoder"]["name"],
             "language_model": config["lm"] and config["lm"]["name"],
-            "grid": list(self.grid),
+            "grid": list(self.model.vision_encoder.grid),
             "image_size": config["encoder"]["image_size"],
             "queries": model.config.qformer.queries,
             "parameters": count,

@@ -289,7 +289,8 @@ def train(
 ) -> dict[str, Any]:
     """Train in ``run``; ``run/best`` is the checkpoint that did best on the validation photos.
 
-    Best in stage 1: the mean of both directions' R@1 without re-ranking; later: CIDEr-D of generated captions. ``notes`` go into the
+    Best: CIDEr-D of generated captions where the language model learns to write them; else the mean of both directions' R@1 without
+    re-ranking. ``notes`` go into the
     checkpoint's card. Returns the record of the best validation.
     """
     photos, features = train_data
@@ -342,7 +343,7 @@ def train(
         with torch.inference_mode(), torch.autocast(model.qformer.query_tokens.device.type, torch.bfloat16, bf16):
             metrics = retrieval_recall(model, val_features, val_photos, words, recipe)
             judged = val_photos[: recipe.validation_captions]
-            captions = generated(model, val_features, len(judged), words, tokenizer, search)
+            captions = generated(model, val_features, len(judged), words, tokenizer if told_by_lm else None, search)
         references = {photo.id: photo.captions for photo in judged}
         scores = score_captions(dict(zip(references, captions, strict=True)), references, meteor=False)
         metrics |= {name: scores[name] or 0.0 for name in ("BLEU-1", "BLEU-4", "CIDEr-D")}
@@ -352,12 +353,13 @@ def train(
         card = {"recipe": asdict(recipe), "validation": record, "photos": len(photos), **(notes or {})}
         save_blip2(run / "best", replace(blip2, search=search), card)
 
+    told_by_lm = bool(terms.get("caption"))
     search = replace(blip2.search, beams=recipe.beams, length_penalty=recipe.length_penalty)
     bf16 = uses_bf16(recipe.loop)
     data = hashlib.sha256(repr([(p.id, p.captions) for p in (*photos, *val_photos)]).encode()).hexdigest()
     identity = {"recipe": asdict(recipe), "model": asdict(model.config), "data": data}
     run.mkdir(parents=True, exist_ok=True)
-    metric = "R@1" if recipe.stage == 1 else "CIDEr-D"
+    metric = "CIDEr-D" if told_by_lm else "R@1"
     groups = parameter_groups(model, recipe)
     return fit(run, objective, groups, len(photos), batch, validate, save_best, recipe.loop, identity, metric)
 
