@@ -155,9 +155,9 @@ class Packed(NamedTuple):
 class Product(nn.Module):
     """A module whose ``weight [N, D]`` is multiplied with, fast in decoding on a CPU (fp32, without gradients).
 
-    One row is as fast as memory can be read where the weight lies in memory as ``[D, N]``: so it is loaded. Several rows go to
-    oneDNN, which on some CPUs is twice as fast as MKL; when they are one step of several texts, in a packed copy of the weight, twice
-    as fast again. The copy is as large as the weight. It is made at the first such step, made anew when the weight has changed,
+    One row is as fast as memory can be read where the weight lies there as ``[D, N]``: so it is loaded. Several rows go to oneDNN, which
+    on some processors is nearly twice as fast as MKL, and in one step of several texts take a packed copy of the weight, which is
+    half as fast again. The copy is as large as the weight. It is made at the first such step, made anew when the weight has changed,
     dropped when the module moves, and never copied or saved. Where oneDNN is switched off (``torch.backends.mkldnn``), there is none.
     """
 
@@ -185,7 +185,7 @@ class Product(nn.Module):
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
         rows, columns = self.weight.shape
-        if rows >= columns:  # MKL is slower the other way round where few sums are long
+        if rows >= columns:  # MKL takes few long sums faster as they are
             self.weight.data = self.weight.data.t().contiguous().t()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -193,6 +193,7 @@ class Product(nn.Module):
 
 
 def onednn_multiplies(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN may: it knows no gradients, and here no other device or type."""
     return (
         not torch.is_grad_enabled()
         and x.dtype == weight.dtype == torch.float32

@@ -44,7 +44,7 @@ def eval_retrieval(
     data: Data,
     split: Split = "test",
     model: Blip2 = "blip2",
-    candidates: Annotated[int, typer.Option(min=1, help="The best of contrast that matching ranks again.")] = 32,
+    candidates: Annotated[int, typer.Option(min=1, help="The best of contrast that matching ranks again.")] = 16,
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
@@ -59,7 +59,7 @@ def eval_choice(
     data: Data,
     split: Split = "test",
     model: Blip2 = "blip2",
-    pairs: Annotated[int, typer.Option(min=1, help="How many; each is asked in both orders.")] = 500,
+    pairs: Annotated[int, typer.Option(min=1, help="How many; each is asked in both orders.")] = 250,
     seed: Seed = 0,
     limit: Limit = None,
     as_json: Json = False,

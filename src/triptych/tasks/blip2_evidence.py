@@ -91,4 +91,4 @@ def by_word(looked: Tensor, spans: Spans) -> Tensor:
 
 
 def on_grid(model: Blip2, maps: Tensor) -> Maps:
-    return maps.unflatten(-1, model.vision_encoder.grid).float().cpu().numpy()
+    return maps.view(*maps.shape[:-1], *model.vision_encoder.grid).float().cpu().numpy()
