@@ -42,24 +42,24 @@ def random_photos(count: int, seed: int = 0) -> list[Image.Image]:
 def ask(model: str, repeats: int) -> dict[str, float]:
     """A question about a photo not seen before: the whole answer, and its parts run again one by one."""
     from triptych.prompt import question_prompt
-    from triptych.tasks import Blip2Tasks, load
+    from triptych.tasks import load_matcher
 
     found: dict[str, list[float]] = {}
-    loaded: list[Any] = []
-    loading = seconds(lambda: loaded.append(load(model)))
-    tasks = loaded[0]
-    assert isinstance(tasks, Blip2Tasks)
+    started = time.perf_counter()
+    tasks = load_matcher(model)
+    loading = time.perf_counter() - started
+    prompt = question_prompt(QUESTION, 1)
     tasks.ask(random_photos(1, 99)[0], QUESTION)
     for photo in random_photos(repeats):
-        parts: dict[str, float] = {"total": seconds(tasks.ask, photo, QUESTION)}
         fresh = photo.rotate(180)
-        parts["encode the photo"] = seconds(tasks.encode, fresh)
-        asked = question_prompt(QUESTION, 1)
-        parts["Q-Former"] = seconds(tasks.read, asked, [fresh], QUESTION)
-        rows = [tasks.read(asked, [fresh], QUESTION)]
-        prompt = tasks.prompts(rows)
         with torch.inference_mode():
-            parts["language model, prompt"] = seconds(tasks.lm.prefill, prompt)
+            parts = {
+                "total": seconds(tasks.ask, photo, QUESTION),
+                "encode the photo": seconds(tasks.encode, fresh),
+                "Q-Former": seconds(tasks.read, prompt, [fresh], QUESTION),
+            }
+            inputs = tasks.prompts([tasks.read(prompt, [fresh], QUESTION)])
+            parts["language model, prompt"] = seconds(tasks.lm.prefill, inputs)
         for name, value in parts.items():
             found.setdefault(name, []).append(value)
     return {"load": loading, **{name: median(values) for name, values in found.items()}}
@@ -67,10 +67,9 @@ def ask(model: str, repeats: int) -> dict[str, float]:
 
 def search(model: str, repeats: int) -> dict[str, float]:
     """One text over the features of 1,000 photos, then the 32 best matched again (their photos already encoded, or not)."""
-    from triptych.tasks import Blip2Tasks, load
+    from triptych.tasks import load_matcher
 
-    tasks = load(model)
-    assert isinstance(tasks, Blip2Tasks)
+    tasks = load_matcher(model)
     photos = random_photos(CANDIDATES)
     rng = np.random.default_rng(0)
     features = rng.normal(size=(LIBRARY, *tasks.itc_images(photos[:1]).shape[1:])).astype(np.float32)

@@ -87,6 +87,21 @@ def html_page(entries: Sequence[Entry], title: str, tables: Sequence[Table] = ()
         f"script-src 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"
     )
     veil = ",".join(map(str, VEIL))
+    styles = f":root {{ --veil: rgba({veil},{VEIL_OPACITY}); --no-veil: rgba({veil},0); }}\n{style}\n{photos}"
+    body = f"""<header>
+<h1>{text(title)}</h1>
+<p class="scale"><span>little</span><span class="bar"></span><span>much</span></p>
+<p class="legend">{" ".join(map(text, LEGEND))}</p>
+<p class="legend hint">Point at a word, tap it, or use the arrow keys.</p>
+</header>
+<main>
+{"".join(section(index, entry) for index, entry in enumerate(entries))}{"".join(map(table_section, tables))}</main>
+<script>{script}</script>"""
+    return document(title, policy, styles, body)
+
+
+def document(title: str, policy: str, style: str, body: str) -> str:
+    """A page that asks nothing of the network: ``policy`` is its content security policy, ``title`` is escaped here."""
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -97,21 +112,11 @@ def html_page(entries: Sequence[Entry], title: str, tables: Sequence[Table] = ()
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <title>{text(title)}</title>
 <style>
-:root {{ --veil: rgba({veil},{VEIL_OPACITY}); --no-veil: rgba({veil},0); }}
 {style}
-{photos}
 </style>
 </head>
 <body>
-<header>
-<h1>{text(title)}</h1>
-<p class="scale"><span>little</span><span class="bar"></span><span>much</span></p>
-<p class="legend">{" ".join(map(text, LEGEND))}</p>
-<p class="legend hint">Point at a word, tap it, or use the arrow keys.</p>
-</header>
-<main>
-{"".join(section(index, entry) for index, entry in enumerate(entries))}{"".join(map(table_section, tables))}</main>
-<script>{script}</script>
+{body}
 </body>
 </html>
 """
@@ -187,9 +192,11 @@ def table_section(table: Table) -> str:
     return f"<section>\n<h2>{text(table.title)}</h2>\n<table>\n<tr><td></td>{head}</tr>\n{body}\n</table>\n</section>\n"
 
 
-def thumbnail(photo: Image.Image) -> str:
+def thumbnail(photo: Image.Image, box: tuple[int, int] = THUMBNAIL_BOX) -> str:
+    """The photo as a small JPEG in a data URL, never larger than it is."""
     buffer = BytesIO()
-    fit(photo, THUMBNAIL_BOX).save(buffer, "JPEG", quality=80, optimize=True)
+    small = fit(photo, (min(photo.width, box[0]), min(photo.height, box[1])))
+    small.save(buffer, "JPEG", quality=80, optimize=True)
     return data_url(buffer.getvalue(), "jpeg")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from triptych.cli.common import Beams, Json, app, blip2, emit, reading, write_page
+from triptych.cli.common import Beams, Json, app, emit, reading, write_page
 
 Model = Annotated[str, typer.Option("--model", help="blip2, or a checkpoint directory.")]
 Question = Annotated[str, typer.Option("--question", "-q", help="<image> in it says where the photos stand.")]
@@ -55,8 +55,9 @@ def answer_question(
 ) -> None:
     from triptych.images import load_image
     from triptych.page import Entry
+    from triptych.tasks import load_matcher
 
-    asked = blip2(model)
+    asked = load_matcher(model)
     photos = [load_image(image) for image in images]
     settings = {} if beams is None else {"beams": beams}
     answer = asked.ask(photos, question, choices, explain=explain is not None, **settings)
@@ -80,8 +81,9 @@ def match(
     """How well each photo fits each text: cosine of contrast, probability of a match, and the score that ranks."""
     from triptych.images import load_image
     from triptych.page import Entry, Reading
+    from triptych.tasks import load_matcher
 
-    matcher = blip2(model)
+    matcher = load_matcher(model)
     photos = [load_image(image) for image in images]
     matches = matcher.match(photos, texts, explain=explain is not None)
     for found in matches:

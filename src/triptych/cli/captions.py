@@ -16,7 +16,6 @@ from triptych.cli.common import (
     Json,
     Model,
     app,
-    blip2,
     complain,
     emit,
     make_folder,
@@ -129,7 +128,7 @@ def explain(
     from triptych.explain import draw_words, write_png
     from triptych.images import load_image
     from triptych.page import Entry
-    from triptych.tasks import load
+    from triptych.tasks import load, load_matcher
 
     if out.suffix.lower() not in (".png", ".html"):
         raise InputError(f"--out {out}: name a .png or an .html file")
@@ -139,7 +138,7 @@ def explain(
     if question is None:
         answer = load(model).caption(photo, explain=True, **settings)
     else:
-        answer = blip2(model).ask(photo, question, explain=True, **settings)
+        answer = load_matcher(model).ask(photo, question, explain=True, **settings)
     said = reading(answer)
     if out.suffix.lower() == ".png":
         write_png(out, draw_words(photo, said.evidence))

@@ -14,7 +14,7 @@ from triptych.errors import InputError, TriptychError
 
 if TYPE_CHECKING:
     from triptych.page import Entry, Reading
-    from triptych.tasks import Answer, Blip2Tasks
+    from triptych.tasks import Answer
 
 app = typer.Typer(
     name="triptych",
@@ -74,13 +74,3 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make the folder {folder}: {error.strerror}") from None
-
-
-def blip2(model: str) -> Blip2Tasks:
-    """A loaded model that matches and answers. Raises InputError for one that only captions."""
-    from triptych.tasks import Blip2Tasks, load
-
-    loaded = load(model)
-    if not isinstance(loaded, Blip2Tasks):
-        raise InputError(f"{model} writes captions only: it can neither answer questions nor match; choose blip2")
-    return loaded

@@ -14,23 +14,30 @@ from triptych.errors import InputError, TriptychError
 training = typer.Typer(help="Train a system on your own photos.")
 app.add_typer(training, name="train")
 
+Run = Annotated[
+    Path, typer.Option(metavar="DIR", help="The run's folder; the same command goes on after an interruption.")
+]
+Encoder = Annotated[str, typer.Option(help="efficientnet-lite2, vgg19 or resnet101.")]
+EncoderWeights = Annotated[Path | None, typer.Option(metavar="FILE", help="torchvision's .pth of vgg19 or resnet101.")]
+Epochs = Annotated[int, typer.Option(min=1)]
+LearningRate = Annotated[float, typer.Option(min=0)]
+Patience = Annotated[int, typer.Option(min=1, help="Validations without a better one before stopping.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1)]
+
 
 @training.command("sat")
 def train_sat(
     data: Data,
-    run: Annotated[
-        Path, typer.Option(metavar="DIR", help="The run's folder; the same command goes on after an interruption.")
-    ],
+    run: Run,
     objective: Annotated[
         str, typer.Option(help="xe (cross-entropy) or scst (self-critical, reward CIDEr-D and BLEU; needs --init).")
     ] = "xe",
     init: Annotated[
         str | None, typer.Option(metavar="MODEL", help="A checkpoint to go on from; its encoder and sizes are kept.")
     ] = None,
-    encoder: Annotated[str, typer.Option(help="efficientnet-lite2, vgg19 or resnet101.")] = "efficientnet-lite2",
-    encoder_weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="torchvision's .pth of vgg19 or resnet101.")
-    ] = None,
+    encoder: Encoder = "efficientnet-lite2",
+    encoder_weights: EncoderWeights = None,
     cut: Annotated[
         int | None, typer.Option(help="Train the encoder's layers after this one too.", show_default="none")
     ] = None,
@@ -40,17 +47,17 @@ def train_sat(
     hidden_dim: Annotated[int, typer.Option(min=8)] = 512,
     embed_dim: Annotated[int, typer.Option(min=8)] = 512,
     attention_dim: Annotated[int, typer.Option(min=8)] = 256,
-    epochs: Annotated[int, typer.Option(min=1)] = 10,
+    epochs: Epochs = 10,
     batch_size: Annotated[int, typer.Option(min=1, help="Photos per step; each brings five captions.")] = 64,
     accumulation: Annotated[int, typer.Option(min=1, help="Parts that a batch is split into, to save memory.")] = 1,
-    learning_rate: Annotated[float, typer.Option(min=0)] = 1e-3,
+    learning_rate: LearningRate = 1e-3,
     tail_rate: Annotated[
         float, typer.Option(min=0, help="Learning rate of the encoder's trained layers, relative.")
     ] = 0.05,
-    patience: Annotated[int, typer.Option(min=1, help="Validations without a better one before stopping.")] = 4,
+    patience: Patience = 4,
     validation_photos: Annotated[int, typer.Option(min=1)] = 500,
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
+    precision: Precision = "auto",
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Train Show, Attend and Tell; RUN/best is the checkpoint with the best CIDEr-D of generated validation captions."""
@@ -91,9 +98,7 @@ def train_sat(
 @training.command("blip2")
 def train_blip2(
     data: Data,
-    run: Annotated[
-        Path, typer.Option(metavar="DIR", help="The run's folder; the same command goes on after an interruption.")
-    ],
+    run: Run,
     stage: Annotated[
         int,
         typer.Option(
@@ -112,10 +117,8 @@ def train_blip2(
             show_default="the stage's",
         ),
     ] = None,
-    encoder: Annotated[str, typer.Option(help="efficientnet-lite2, vgg19 or resnet101.")] = "efficientnet-lite2",
-    encoder_weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="torchvision's .pth of vgg19 or resnet101.")
-    ] = None,
+    encoder: Encoder = "efficientnet-lite2",
+    encoder_weights: EncoderWeights = None,
     image_size: Annotated[int, typer.Option(min=32, help="Photos are brought to this square, in pixels.")] = 320,
     lm: Annotated[
         str,
@@ -125,15 +128,15 @@ def train_blip2(
     ] = "smollm2-135m",
     queries: Annotated[int, typer.Option(min=1, max=256)] = 16,
     captions_per_photo: Annotated[int, typer.Option(min=1, help="Of each photo in a step.")] = 2,
-    epochs: Annotated[int, typer.Option(min=1)] = 8,
+    epochs: Epochs = 8,
     batch_size: Annotated[int, typer.Option(min=2, help="Photos per step.")] = 64,
-    learning_rate: Annotated[float, typer.Option(min=0)] = 5e-4,
+    learning_rate: LearningRate = 5e-4,
     bert_rate: Annotated[float, typer.Option(min=0, help="Learning rate of BERT's layers, relative.")] = 0.3,
     weight_decay: Annotated[float, typer.Option(min=0)] = 0.05,
-    patience: Annotated[int, typer.Option(min=1, help="Validations without a better one before stopping.")] = 4,
+    patience: Patience = 4,
     validation_photos: Annotated[int, typer.Option(min=2)] = 500,
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1)] = 0,
+    precision: Precision = "auto",
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
     """Train BLIP-2; RUN/best is the checkpoint that did best on the validation photos (stage 1: R@1, later: CIDEr-D)."""

@@ -13,7 +13,7 @@ from triptych.data import open_dataset
 from triptych.data.questions import PairQuestion, make_pairs
 from triptych.errors import InputError
 from triptych.prompt import statement
-from triptych.tasks import Blip2Tasks, load
+from triptych.tasks import load_matcher
 
 SIDES = ("left", "right")
 
@@ -26,9 +26,7 @@ def choice_metrics(model: str, data: Path, split: str, limit: int | None, pairs:
     photos = [photo for photo in open_dataset(data, split) if photo.captions][:limit]
     if len(photos) < 2:
         raise InputError(f"{data}: pairs need at least two photos with captions in the split {split!r}")
-    chooser = load(model)
-    if not isinstance(chooser, Blip2Tasks):
-        raise InputError(f"{model} cannot compare photos: choose blip2")
+    chooser = load_matcher(model)
     questions = make_pairs(photos, pairs, seed)
     both = [q for question in questions for q in (question, swapped(question))]
     matched, told = [], []

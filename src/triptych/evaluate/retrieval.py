@@ -14,7 +14,7 @@ from torch import Tensor
 
 from triptych.data import open_dataset
 from triptych.errors import InputError
-from triptych.tasks import Blip2Tasks, load
+from triptych.tasks import Blip2Tasks, load_matcher
 
 RANKS = (1, 5, 10)
 DIRECTIONS = ("text-to-image", "image-to-text")
@@ -45,9 +45,7 @@ def retrieval_metrics(model: str, data: Path, split: str, limit: int | None, can
     photos = [photo for photo in open_dataset(data, split) if photo.captions][:limit]
     if len(photos) < 2:
         raise InputError(f"{data}: retrieval needs at least two photos with captions in the split {split!r}")
-    matcher = load(model)
-    if not isinstance(matcher, Blip2Tasks):
-        raise InputError(f"{model} cannot match photos with texts: choose blip2")
+    matcher = load_matcher(model)
     started = time.perf_counter()
     texts = [caption for photo in photos for caption in photo.captions]
     owners = [i for i, photo in enumerate(photos) for _ in photo.captions]

@@ -1,12 +1,10 @@
 """What was found, as one page: a grid of small photos with rank, score and path. Nothing is asked of the network."""
 
 from collections.abc import Sequence
-from io import BytesIO
 
-from triptych.explain import fit
 from triptych.images import load_image
 from triptych.library.find import Found
-from triptych.page import data_url, text
+from triptych.page import document, text, thumbnail
 
 BOX = (360, 360)
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -34,37 +32,14 @@ def sheet_page(query: str, found: Sequence[Found]) -> str:
 
     Raises InputError where a photo has gone since it was found.
     """
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta name="referrer" content="no-referrer">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<title>{text(query)}</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<h1>{text(query)}</h1>
-<ol>
-{"".join(map(item, found))}</ol>
-</body>
-</html>
-"""
+    body = f"<h1>{text(query)}</h1>\n<ol>\n{''.join(map(item, found))}</ol>"
+    return document(query, POLICY, STYLE.strip(), body)
 
 
 def item(found: Found) -> str:
     name = text(found.path.replace("\\", "/").rpartition("/")[2])
     return (
-        f'<li><img src="{thumbnail(found.path)}" alt="{name}">'
+        f'<li><img src="{thumbnail(load_image(found.path), BOX)}" alt="{name}">'
         f'<p><b>{found.rank}</b><span class="score">{found.score:.3f}</span> '
         f'<span class="path">{text(found.path)}</span></p></li>\n'
     )
-
-
-def thumbnail(path: str) -> str:
-    photo = load_image(path)
-    buffer = BytesIO()
-    fit(photo, (min(photo.width, BOX[0]), min(photo.height, BOX[1]))).save(buffer, "JPEG", quality=80, optimize=True)
-    return data_url(buffer.getvalue(), "jpeg")

@@ -17,7 +17,7 @@ from triptych.tasks.answer import Answer, Match
 from triptych.tasks.blip2 import Blip2Tasks
 from triptych.tasks.sat import Captioner
 
-__all__ = ["Answer", "Blip2Tasks", "Captioner", "Match", "Model", "load"]
+__all__ = ["Answer", "Blip2Tasks", "Captioner", "Match", "Model", "load", "load_matcher"]
 
 Model: TypeAlias = Captioner | Blip2Tasks
 
@@ -37,3 +37,11 @@ def load(model: str | Path = "sat", device: str | torch.device | None = None) ->
     if system == "blip2":
         return Blip2Tasks(load_blip2(directory), str(model), chosen)
     raise InputError(f"{directory} holds a {system} model, which this version cannot run")
+
+
+def load_matcher(model: str | Path = "blip2") -> Blip2Tasks:
+    """A model that matches and answers, not only captions. Raises as ``load``, and InputError for one that cannot."""
+    loaded = load(model)
+    if not isinstance(loaded, Blip2Tasks):
+        raise InputError(f"{model} writes captions only: it can neither answer questions nor match; choose blip2")
+    return loaded

@@ -72,7 +72,6 @@ class Blip2Recipe:
     max_pieces: int = 24
     max_tokens: int = 20
     label_smoothing: float = 0.1
-    lm_label_smoothing: float = 0.0
     mirror: bool = True
     cells: float = 0.5
     window: float = 0.7
@@ -205,7 +204,7 @@ class Blip2Objective(nn.Module):
         told = labels != IGNORED
         logits = lm.logits(lm.finish(x[:, start:])[told]).float()
         # BLIP-2 section 3.2: language modelling loss of the frozen language model behind the soft prompt
-        return F.cross_entropy(logits, labels[told], label_smoothing=self.recipe.lm_label_smoothing)
+        return F.cross_entropy(logits, labels[told])
 
     def answer_loss(self, image: ImageKeysValues, rows: Rows) -> Tensor:
         """-log p(answer | photos, question) of the frozen language model, the mean over answers' tokens."""
