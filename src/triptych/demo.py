@@ -18,20 +18,20 @@ from triptych.tasks import Answer, Blip2Tasks, load
 EXAMPLES = Path(__file__).with_name("examples")
 TITLE = "Triptych: what the models said, and where they looked"
 SYSTEMS = {"sat": "Show, Attend and Tell", "blip2": "BLIP-2"}
-QUESTIONS = (("tennis.jpg", "What is the woman doing?"), ("dog.jpg", "What animal is in the photo?"))
+QUESTIONS = (("tennis.jpg", "What is the man doing?"), ("dog.jpg", "What animal is in the photo?"))
 PAIRS = (
     (("dog.jpg", "baseball.jpg"), "Which photo shows a dog?"),
     (("coast.jpg", "cyclist.jpg"), "Which photo shows a man riding a bike?"),
 )
 TEXTS = (
-    "a person does a trick on a bike",
-    "a cyclist on a road",
-    "people riding horses",
-    "a woman playing tennis",
+    "a skateboarder does a trick in a pool",
+    "a man on a bike on a road",
+    "two people riding horses on the beach",
+    "a man playing tennis",
     "a baseball game",
-    "a dog",
-    "a bird flying",
-    "rocks by the sea",
+    "a dog in a room",
+    "a bird flying over the sea",
+    "a big bird on a rock by the sea",
 )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from triptych import masks
 from triptych.blip2 import Blip2, Blip2Config, GroundedText
-from triptych.blip2_losses import IGNORED
+from triptych.blip2_losses import IGNORED, itc_similarity, itm_pairs
 from triptych.decoder import Decoder, DecoderConfig
 from triptych.generate import Search, generate
 from triptych.qformer import ImageKeysValues, QFormerConfig, QFormerOutput
@@ -150,7 +150,9 @@ def test_grounded_text_steps_equal_one_pass(model: Blip2) -> None:
     )
 
 
-def test_match_scores_by_name(model: Blip2) -> None:
+@pytest.mark.parametrize("weight", [1.0, 7.0])
+def test_match_scores_by_name(model: Blip2, weight: float) -> None:
+    model.config = replace(model.config, contrast_weight=weight)
     image = model.look(torch.randn(2, 4, 3))
     ids, mask = torch.randint(WORDS, (3, 5)), torch.ones(3, 5, dtype=torch.bool)
     mask[1, 3:] = False
@@ -161,7 +163,7 @@ def test_match_scores_by_name(model: Blip2) -> None:
     pair = model.qformer.encode_both(image.select(torch.tensor([1])), ids[1:2, :3], mask[1:2, :3])
     logits = model.heads.itm_logits(pair.queries)[0]
     torch.testing.assert_close(scores.itm_prob[1, 1], logits.softmax(0)[1], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(scores.rerank[1, 1], logits[1] + scores.itc_cosine[1, 1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(scores.rerank[1, 1], logits[1] + weight * scores.itc_cosine[1, 1], rtol=1e-4, atol=1e-5)
 
 
 def batch(photos: int, k: int) -> Batch:
@@ -207,6 +209,27 @@ def test_processes_together_learn_what_one_learns(model: Blip2) -> None:
         one = Blip2Objective(model, alone.recipe, WORDS - 1, (), shapes, rank)
         halves.append(one.first_stage(*seen(model, own), own, seed=1)["itc"])
     torch.testing.assert_close(torch.stack(halves).mean(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_share_of_the_photos_is_matched_with_negatives_of_all(model: Blip2) -> None:
+    """Of six photos three are matched: their own texts first, then a photo and a text of others, drawn as for all six."""
+    whole = batch(6, 1)
+    half = objective(model, itm=1.0)
+    half.recipe = replace(half.recipe, itm_photos=0.5, easy_negatives=0.0)
+    image, queries = seen(model, whole)
+    temperature = model.heads.temperature.clamp(0.001, 0.5)
+    features = model.heads.image_features(queries.queries)
+    similarity = itc_similarity(features, model.text_features(*whole.captions)) / temperature
+    drawn = itm_pairs(
+        similarity, similarity.T, whole.image_ids, whole.image_ids, generator=torch.Generator().manual_seed(5)
+    )
+    chosen = torch.tensor([0, 1, 2, 6, 7, 8, 12, 13, 14])
+    photos, texts = (rows[chosen] for rows in drawn)
+    assert photos[:3].tolist() == texts[:3].tolist() == [0, 1, 2]
+    ids, shown = (x[texts] for x in whole.captions)
+    logits = model.heads.itm_logits(model.qformer.encode_both(image.select(photos), ids, shown).queries)
+    expected = F.cross_entropy(logits, torch.tensor([1] * 3 + [0] * 6))
+    torch.testing.assert_close(half.first_stage(image, queries, whole, seed=5)["itm"], expected)
 
 
 def test_terms_are_what_the_stage_asks_for(model: Blip2) -> None:

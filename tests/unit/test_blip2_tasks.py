@@ -6,9 +6,12 @@ import torch
 from PIL import Image
 from tiny_blip2 import tiny_blip2
 
+from triptych.blip2_losses import IGNORED
 from triptych.errors import InputError
 from triptych.tasks import Blip2Tasks
 from triptych.tasks.blip2 import sentence
+from triptych.tasks.blip2_evidence import answer_maps, grounded_maps
+from triptych.train.blip2_batches import PICTURE, Asked, QuestionRows
 
 CPU = torch.device("cpu")
 
@@ -99,6 +102,41 @@ def test_the_qformer_writes_by_itself_and_shows_where_it_looked(model: Blip2Task
     assert model.caption(photos[0], writer="lm").text == model.caption(photos[0]).text
     with pytest.raises(InputError, match="unknown writer 'me'"):
         model.caption(photos[0], writer="me")
+
+
+@pytest.mark.parametrize("pictures", [1, 2, 3])
+def test_a_question_is_read_as_in_training(model: Blip2Tasks, photos: list[Image.Image], pictures: int) -> None:
+    """What training makes of a question, and what answering makes of it: the same ids, photos at the same places."""
+    question, shown = "which one is it?", photos[:pictures]
+    queries = model.model.config.qformer.queries
+    rows = QuestionRows(model.blip2.words, model.tokenizer, queries)([Asked(tuple(range(pictures)), question, "x")])
+    features = torch.cat([model.encode(photo) for photo in shown])
+    read = model.model.read_photos(model.model.look(features), (rows.question_ids, rows.question_mask)).queries
+    asked = model.asked(shown, question)
+    torch.testing.assert_close(asked.seen.queries, read)
+    ids = [[PICTURE] * len(p) if p.is_floating_point() else p.tolist() for p in asked.pieces]
+    prompt = [i for piece in ids for i in piece]
+    assert rows.input_ids[0, : len(prompt)].tolist() == prompt
+    told = (rows.labels[0] != IGNORED).nonzero()[:, 0]
+    assert told[0] == len(prompt) - 1 and rows.labels[0, told].tolist() == [
+        *model.tokenizer.encode(" x"),
+        *model.tokenizer.eos_ids,
+    ]
+
+
+def test_evidence_of_a_word_comes_from_its_making(model: Blip2Tasks, photos: list[Image.Image]) -> None:
+    """The map of a word depends on the words before it, and neither on itself nor on what follows."""
+    row, image, dec = model.read("<image>a", photos[:1], explain=True), model.look(photos[:1]), model.blip2.words.dec
+    spans = [(i, i + 1) for i in range(4)]
+
+    def maps(ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        by_lm = answer_maps(model.model, row.pieces, row.seen, ids, spans)
+        return by_lm, grounded_maps(model.model, image, [dec, *ids], spans)
+
+    with torch.inference_mode():
+        for before, after in zip(maps([5, 6, 7, 8]), maps([5, 9, 7, 8]), strict=True):  # the second word is another
+            np.testing.assert_allclose(before[:2], after[:2], atol=1e-6)
+            assert (np.abs(before[2:] - after[2:]).max((1, 2, 3)) > 1e-6).all()
 
 
 def test_streaming_writes_the_greedy_text(model: Blip2Tasks, photos: list[Image.Image]) -> None:

@@ -95,6 +95,8 @@ class Blip2Tasks:
             for i, (best, *others) in enumerate(generate(GroundedText(self.model, words.dec), image, search)):
                 texts = [sentence(words.decode(h.ids)) for h in (best, *others)]
                 told, spans = joined([words.words[piece] for piece in best.ids])
+                if told[-1:] == (".",):
+                    told, spans = told[:-1], spans[:-1]
                 logprobs = tuple(sum(best.logprobs[a:b]) for a, b in spans)
                 evidence = None
                 if explain and told:
