@@ -37,9 +37,15 @@ class Cache(Protocol):
 
 
 def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None, *, causal: bool = False
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None = None,
+    *,
+    causal: bool = False,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """softmax(Q K^T / sqrt(d)) V (Vaswani et al. 2017, equation 1) by the fused kernel.
+    """softmax(Q K^T / sqrt(d) + bias) V (Vaswani et al. 2017, equation 1) by the fused kernel.
 
     Training on a CPU takes plain products: the fused kernel's backward is five to ten times slower there on short texts.
 
@@ -48,24 +54,31 @@ def attend(
         keys, values: ``[B, G, S, d]``; G divides H, and each of the G heads serves H / G heads of the queries.
         mask: ``[T, S]`` or ``[B, T, S]``, True = may attend; None = everything.
         causal: each of T = S tokens sees itself and the earlier ones (a mask that need not be built); not beside ``mask``.
+        bias: ``[B or 1, H, T, S]``, added to the scores; None = 0.
 
     Returns:
         ``[B, H, T, d]``, exactly 0 in rows that may see nothing.
     """
-    if torch.is_grad_enabled() and queries.device.type == "cpu":
-        if causal:
-            mask = masks.causal(queries.shape[2], device=queries.device)
+    training = torch.is_grad_enabled() and queries.device.type == "cpu"
+    if causal and (training or bias is not None):  # the kernel takes no bias beside its own causal mask
+        mask, causal = masks.causal(queries.shape[2], device=queries.device), False
+    if training:
         groups = queries.shape[1] // keys.shape[1]
-        return attention_weights(queries, keys, mask).to(values.dtype) @ values.repeat_interleave(groups, dim=1)
+        return attention_weights(queries, keys, mask, bias).to(values.dtype) @ values.repeat_interleave(groups, dim=1)
     over_heads = None if mask is None else mask.unsqueeze(-3)
+    if bias is not None:
+        bias = bias.to(queries.dtype)
+        over_heads = bias if over_heads is None else torch.where(over_heads, bias, -torch.inf)
     grouped = queries.shape[1] != keys.shape[1]
     return F.scaled_dot_product_attention(queries, keys, values, over_heads, is_causal=causal, enable_gqa=grouped)
 
 
-def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
+def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
     """The weights behind ``attend``, ``[B, H, T, S]``: rows sum to 1, or to 0 where a row may see nothing."""
     keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
     scores = queries * queries.shape[-1] ** -0.5 @ keys.mT
+    if bias is not None:
+        scores = scores + bias
     if mask is None:
         return scores.softmax(-1)
     hidden = ~mask.unsqueeze(-3)

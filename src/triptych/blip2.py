@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from triptych.decoder import Decoder, Prompt, left_pad
-from triptych.prompt import CAPTION, between_pictures
+from triptych.prompt import CAPTION, DESCRIBE, between_pictures
 from triptych.qformer import ImageKeysValues, Past, QFormer, QFormerConfig, QFormerHeads, QFormerOutput, initialise
 from triptych.tokenizers import TextTokenizer
+from triptych.wordpiece import WordPieces
 
 
 class ImageEncoder(Protocol):
@@ -165,9 +166,19 @@ class GroundedText:
         return heads.lm_logits(output.text[:, -1], qformer.word_embeddings.weight), output.past
 
 
-def caption_inputs(model: Blip2, image: ImageKeysValues, tokenizer: TextTokenizer) -> Prompt:
+def instruction(model: Blip2, words: WordPieces, photos: int) -> tuple[Tensor, Tensor] | None:
+    """What the Q-Former reads for the captions of B photos, ids and mask ``[B, T]``; None if it reads nothing."""
+    if not model.config.instructed:
+        return None
+    device = model.qformer.query_tokens.device
+    ids, mask = (x.to(device).expand(photos, -1) for x in words.encode([DESCRIBE]))
+    return ids, mask
+
+
+def caption_inputs(model: Blip2, image: ImageKeysValues, words: WordPieces, tokenizer: TextTokenizer) -> Prompt:
     """The prompts for captions of B photos."""
-    soft = model.soft_prompt(model.read_photos(image).queries)
+    photos = next(len(kv.keys) for kv in image.layers if kv)
+    soft = model.soft_prompt(model.read_photos(image, instruction(model, words, photos)).queries)
     before, after = (
         torch.tensor(tokenizer.encode(t), dtype=torch.long, device=soft.device) for t in between_pictures(CAPTION, 1)
     )

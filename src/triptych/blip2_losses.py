@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from triptych.errors import InputError
-
-IGNORED = -100
+from triptych.prompt import IGNORED
 
 
 def itc_similarity(query_features: Tensor, text_features: Tensor) -> Tensor:

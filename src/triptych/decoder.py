@@ -1,4 +1,5 @@
-"""The decoder-only language model: one transformer with a few switches, for Llama-like models (SmolLM2, Qwen2, Mistral) and OPT.
+"""The decoder-only language model: one transformer with a few switches, for Llama-like models (SmolLM2, Qwen2, Mistral), OPT,
+GPT-NeoX (Black et al. 2022; Pythia) and MPT.
 
 The cache of earlier tokens is passed in, so one model serves many runs at once. The loop over the blocks may be owned from
 outside, with other layers in between:
@@ -8,13 +9,15 @@ outside, with other layers in between:
         x = block(x, place, cache[i])
     logits = lm.logits(lm.finish(x))
 
-Shapes (legend in ``attention.py``): G heads of keys and values, d width of a head, E width of the embeddings (D, but for OPT-350m).
+Shapes (legend in ``attention.py``): G heads of keys and values, d width of a head, r of its rotary part, E width of the
+embeddings (D, but for OPT-350m).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -26,7 +29,12 @@ from triptych.attention import Cache, attend, attention_weights, merge_heads
 from triptych.cache import KVCache
 from triptych.errors import InputError
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "relu": F.relu, "gelu": F.gelu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
 OPT_OFFSET = 2  # OPT's table of positions begins with two rows that no token uses
 
 
@@ -43,14 +51,18 @@ class DecoderConfig:
     head_dim: int | None = None  # None = dim / heads
     embed_dim: int | None = None  # None = dim; else a projection leads in and another out
     max_positions: int = 2048
-    positions: Literal["rotary", "learned"] = "rotary"
+    positions: Literal["rotary", "learned", "alibi"] = "rotary"
+    rotary_dim: int | None = None  # the first components of a head that are turned; None = all
     rope_theta: float = 10000.0
     rope_factors: tuple[float, ...] | None = None  # each rotary frequency is divided by its own (Llama 3)
+    alibi_bias_max: float = 8.0  # the exponents of ALiBi's slopes are spread evenly up to it
     window: int | None = None  # tokens that a token sees, itself included; None = all earlier ones
     norm: Literal["rms", "layer"] = "rms"
+    norm_bias: bool = True  # of layer norms; root mean square norms have none
     pre_norm: bool = True  # False: the norm follows the residual sum, and there is no final one (OPT-350m)
+    parallel: bool = False  # attention and feed-forward both read what enters the block (GPT-NeoX)
     eps: float = 1e-5
-    activation: Literal["silu", "relu", "gelu"] = "silu"
+    activation: Literal["silu", "relu", "gelu", "gelu_tanh"] = "silu"
     gated: bool = True
     qkv_bias: bool = False
     out_bias: bool = False
@@ -66,6 +78,7 @@ class DecoderConfig:
             "ffn_dim": (self.ffn_dim, 1 << 20),
             "kv_heads": (self.groups, self.heads),
             "head_dim": (self.head_width, 1 << 12),
+            "rotary_dim": (self.rotary_width, self.head_width),
             "embed_dim": (self.embed_width, 1 << 16),
             "max_positions": (self.max_positions, 1 << 24),
             "window": (self.window or 1, 1 << 24),
@@ -77,10 +90,18 @@ class DecoderConfig:
             raise InputError(
                 f"{self.heads} heads fit neither a width of {self.dim} nor {self.groups} heads of keys: they must divide"
             )
-        if self.positions == "rotary" and (self.head_width % 2 or self.rope_theta <= 0):
-            raise InputError("rotary positions need heads of an even width and a theta above 0")
-        if self.rope_factors is not None and len(self.rope_factors) != self.head_width // 2:
-            raise InputError(f"{len(self.rope_factors)} rotary factors: a head of {self.head_width} needs half as many")
+        if self.positions == "rotary" and (self.rotary_width % 2 or self.rope_theta <= 0):
+            raise InputError("rotary positions need an even width to turn and a theta above 0")
+        if self.positions == "alibi" and self.alibi_bias_max <= 0:
+            raise InputError(f"ALiBi needs an alibi_bias_max above 0, not {self.alibi_bias_max}")
+        if self.rope_factors is not None and len(self.rope_factors) != self.rotary_width // 2:
+            raise InputError(
+                f"{len(self.rope_factors)} rotary factors: a width of {self.rotary_width} needs half as many"
+            )
+        if self.activation not in ACTIVATIONS:
+            raise InputError(f"the activation {self.activation!r} is not covered: there are {', '.join(ACTIVATIONS)}")
+        if self.parallel and not self.pre_norm:
+            raise InputError("a parallel residual is covered only where the norms come first")
 
     @property
     def groups(self) -> int:
@@ -91,8 +112,19 @@ class DecoderConfig:
         return self.head_dim or self.dim // self.heads
 
     @property
+    def rotary_width(self) -> int:
+        return self.head_width if self.rotary_dim is None else self.rotary_dim
+
+    @property
     def embed_width(self) -> int:
         return self.embed_dim or self.dim
+
+
+class Positions(NamedTuple):
+    """What attention takes of the tokens' positions; where they are learned, nothing."""
+
+    rotation: tuple[Tensor, Tensor] | None = None  # cosines and signed sines, each [B or 1, 1, T, r]
+    bias: Tensor | None = None  # ALiBi's, [B or 1, H, T, S]
 
 
 class Place(NamedTuple):
@@ -100,7 +132,7 @@ class Place(NamedTuple):
 
     mask: Tensor | None  # [T, S] or [B, T, S]; None = no more than ``causal`` says
     causal: bool  # each token sees itself and the earlier ones of this call
-    rotation: tuple[Tensor, Tensor] | None  # cosines and signed sines, each [B or 1, 1, T, d]
+    positions: Positions
 
 
 class Prompt(NamedTuple):
@@ -121,8 +153,8 @@ def left_pad(rows: Sequence[Tensor]) -> Prompt:
 
 
 def rotation(places: Tensor, config: DecoderConfig) -> tuple[Tensor, Tensor]:
-    """Rotary positions (Su et al. 2021): ``places [B, T]`` -> cosines ``[B, 1, T, d]`` and sines, the first half negated."""
-    width = config.head_width
+    """Rotary positions (Su et al. 2021): ``places [B, T]`` -> cosines ``[B, 1, T, r]`` and sines, the first half negated."""
+    width = config.rotary_width
     frequencies = 1.0 / config.rope_theta ** (torch.arange(0, width, 2, device=places.device).float() / width)
     if config.rope_factors is not None:
         frequencies = frequencies / torch.tensor(config.rope_factors, device=places.device)
@@ -132,13 +164,30 @@ def rotation(places: Tensor, config: DecoderConfig) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair (i, i + d/2) of ``x [B, H, T, d]`` by its token's angle."""
+    """Turn each pair (i, i + r/2) of ``x [B, H, T, d]`` by its token's angle; what lies behind the first r components stays."""
     cosines, sines = turn
+    if (width := cosines.shape[-1]) < x.shape[-1]:
+        return torch.cat([rotate(x[..., :width], turn), x[..., width:]], -1)
     return torch.addcmul(x * cosines, x.roll(x.shape[-1] // 2, -1), sines)
 
 
+def alibi(places: Tensor, seen: Tensor, config: DecoderConfig) -> Tensor:
+    """Linear biases (Press et al. 2022): -slope * (i - j) where a token at place i looks at one at place j.
+
+    ``places [B, T]`` of those that look, ``seen [B, S]`` of those looked at -> ``[B, H, T, S]``. The slopes of a power of two of
+    heads are a geometric sequence down to 2 ** -alibi_bias_max; other numbers take theirs from the next power's, every second first.
+    """
+    power = 1 << (config.heads - 1).bit_length()
+    slopes = 2.0 ** -(torch.arange(1, power + 1, device=places.device) * (config.alibi_bias_max / power))
+    if config.heads < power:
+        slopes = torch.cat([slopes[1::2], slopes[::2]])[: config.heads]
+    return slopes[:, None, None] * (seen[:, None, None] - places[:, None, :, None])
+
+
 def norm(config: DecoderConfig) -> nn.Module:
-    return nn.RMSNorm(config.dim, config.eps) if config.norm == "rms" else nn.LayerNorm(config.dim, config.eps)
+    if config.norm == "rms":
+        return nn.RMSNorm(config.dim, config.eps)
+    return nn.LayerNorm(config.dim, config.eps, bias=config.norm_bias)
 
 
 class Packed(NamedTuple):
@@ -227,21 +276,22 @@ class SelfAttention(nn.Module):
         turned = self.heads + self.groups
         heads = self.qkv(x).view(*x.shape[:2], turned + self.groups, self.width).transpose(1, 2)
         queries_keys = heads[:, :turned]
-        if place.rotation is not None:
-            queries_keys = rotate(queries_keys, place.rotation)
+        if place.positions.rotation is not None:
+            queries_keys = rotate(queries_keys, place.positions.rotation)
         return queries_keys[:, : self.heads], queries_keys[:, self.heads :], heads[:, turned:]
 
     def forward(self, x: Tensor, place: Place, cache: Cache | None = None) -> Tensor:
         queries, keys, values = self.project(x, place)
         if cache is not None:
             keys, values = cache.append(keys, values)
-        return self.out(merge_heads(attend(queries, keys, values, place.mask, causal=place.causal)))
+        found = attend(queries, keys, values, place.mask, causal=place.causal, bias=place.positions.bias)
+        return self.out(merge_heads(found))
 
     def weights(self, x: Tensor, place: Place) -> Tensor:
         """How much each token looked at each, ``[B, H, T, T]``, in a run without a cache."""
         queries, keys, _ = self.project(x, place)
         mask = masks.causal(x.shape[1], device=x.device) if place.causal else place.mask
-        return attention_weights(queries, keys, mask)
+        return attention_weights(queries, keys, mask, place.positions.bias)
 
 
 class FeedForward(nn.Module):
@@ -265,12 +315,14 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.pre_norm = config.pre_norm
+        self.pre_norm, self.parallel = config.pre_norm, config.parallel
         self.attention_norm, self.attention = norm(config), SelfAttention(config)
         self.ffn_norm, self.ffn = norm(config), FeedForward(config)
 
     def forward(self, x: Tensor, place: Place, cache: Cache | None = None) -> Tensor:
         """``x [B, T, D]`` -> ``[B, T, D]``; ``cache`` is this layer's."""
+        if self.parallel:
+            return x + self.attention(self.attention_norm(x), place, cache) + self.ffn(self.ffn_norm(x))
         if self.pre_norm:
             x = x + self.attention(self.attention_norm(x), place, cache)
             return x + self.ffn(self.ffn_norm(x))
@@ -328,24 +380,31 @@ class Decoder(nn.Module):
         places, visible = (cache or KVCache(1)).advance(new, padding_mask)
         if places is None:
             places = torch.arange(past, past + new, device=x.device)[None]
-        x, turn = self.enter(x, places)
         window = self.config.window if past + new > (self.config.window or past + new) else None
+        seen: Tensor | None = None  # [B or 1, S]: the places of all that may be looked at, where they matter
+        if window is not None or self.config.positions == "alibi":
+            seen = torch.arange(past + new, device=x.device)[None] if visible is None else visible.cumsum(1) - 1
+        x, positions = self.enter(x, places, seen)
         if visible is None and window is None and (past == 0 or new == 1):
-            return x, Place(None, new > 1, turn)
+            return x, Place(None, new > 1, positions)
         mask = masks.causal(new, past, x.device) if new > 1 else None
         if visible is not None:
             mask = masks.both(mask, masks.padding(visible))
-        if window is not None:
-            seen = torch.arange(past + new, device=x.device)[None] if visible is None else visible.cumsum(1) - 1
+        if window is not None and seen is not None:
             mask = masks.both(mask, masks.window(places, seen, window))
-        return x, Place(mask, False, turn)
+        return x, Place(mask, False, positions)
 
-    def enter(self, x: Tensor, places: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Embeddings ``[B, T, E]`` at their places in the text, ``[B or 1, T]`` -> ``[B, T, D]``, and the turn of rotary positions."""
+    def enter(self, x: Tensor, places: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Positions]:
+        """Embeddings ``[B, T, E]`` at their places in the text, ``[B or 1, T]`` -> ``[B, T, D]``, and what attention takes of these.
+
+        ``seen [B or 1, S]``: the places of all tokens that may be looked at; None = of these T alone.
+        """
         x = self.project_in(x)
         if self.config.positions == "rotary":
-            return x, rotation(places, self.config)
-        return x + self.position_embedding(places + OPT_OFFSET), None
+            return x, Positions(rotation=rotation(places, self.config))
+        if self.config.positions == "alibi":
+            return x, Positions(bias=alibi(places, places if seen is None else seen, self.config))
+        return x + self.position_embedding(places + OPT_OFFSET), Positions()
 
     def finish(self, x: Tensor) -> Tensor:
         """What leaves the last block, ``[B, T, D]`` -> what ``logits`` takes, ``[B, T, E]``."""

@@ -1,4 +1,5 @@
-"""Language models of others read into ours: GGUF files, and directories as transformers saves them (Llama-like models, OPT).
+"""Language models of others read into ours: GGUF files, and directories as transformers saves them (Llama-like models, OPT,
+GPT-NeoX, MPT).
 
 A table's row reads ``our prefix: their prefixes``; ``*`` is a layer's number, and several of theirs are stacked into one of ours.
 """
@@ -50,6 +51,30 @@ OPT: Table = {
     "head": ("lm_head",),
 }
 
+GPT_NEOX: Table = {
+    "embedding": ("gpt_neox.embed_in",),
+    "blocks.*.attention_norm": ("gpt_neox.layers.*.input_layernorm",),
+    "blocks.*.attention.qkv": ("gpt_neox.layers.*.attention.query_key_value",),
+    "blocks.*.attention.out": ("gpt_neox.layers.*.attention.dense",),
+    "blocks.*.ffn_norm": ("gpt_neox.layers.*.post_attention_layernorm",),
+    "blocks.*.ffn.up": ("gpt_neox.layers.*.mlp.dense_h_to_4h",),
+    "blocks.*.ffn.down": ("gpt_neox.layers.*.mlp.dense_4h_to_h",),
+    "final_norm": ("gpt_neox.final_layer_norm",),
+    "head": ("embed_out",),
+}
+
+MPT: Table = {
+    "embedding": ("transformer.wte",),
+    "blocks.*.attention_norm": ("transformer.blocks.*.norm_1",),
+    "blocks.*.attention.qkv": ("transformer.blocks.*.attn.Wqkv",),
+    "blocks.*.attention.out": ("transformer.blocks.*.attn.out_proj",),
+    "blocks.*.ffn_norm": ("transformer.blocks.*.norm_2",),
+    "blocks.*.ffn.up": ("transformer.blocks.*.ffn.up_proj",),
+    "blocks.*.ffn.down": ("transformer.blocks.*.ffn.down_proj",),
+    "final_norm": ("transformer.norm_f",),
+    "head": ("lm_head",),
+}
+
 GGUF_LLAMA: Table = {
     "embedding": ("token_embd",),
     "blocks.*.attention_norm": ("blk.*.attn_norm",),
@@ -62,7 +87,19 @@ GGUF_LLAMA: Table = {
     "head": ("output",),
 }
 
-TABLES = {"llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "opt": OPT}
+TABLES = {"llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "opt": OPT, "gpt_neox": GPT_NEOX, "mpt": MPT}
+HEAD_BY_HEAD = ".query_key_value."  # in such keys the rows are q, k and v of the first head, of the second, ..
+TANH_GELUS = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")  # the same function, computed in several ways
+MPT_COVERED: dict[str, tuple[Any, ...]] = {
+    "attn_type": ("multihead_attention",),
+    "alibi": (True,),
+    "clip_qkv": (None,),
+    "softmax_scale": (None,),
+    "qk_ln": (False,),
+    "prefix_lm": (False,),
+    "logit_scale": (None,),
+    "norm_type": ("low_precision_layernorm", "layernorm"),
+}
 
 
 class LanguageModel(NamedTuple):
@@ -92,7 +129,10 @@ def translate(
             for kind in ("weight", "bias"):
                 keys = [f"{source.replace('*', str(layer))}.{kind}" for source in sources]
                 if all(key in theirs for key in keys):
-                    stacked = [theirs[key] for key in keys]
+                    stacked = [
+                        part_by_part(theirs[key], config.heads, key) if HEAD_BY_HEAD in key else theirs[key]
+                        for key in keys
+                    ]
                     ours[f"{target.replace('*', str(layer))}.{kind}"] = (
                         torch.cat(stacked) if stacked[1:] else stacked[0]
                     )
@@ -133,10 +173,10 @@ def config_from_hf(config: Mapping[str, Any]) -> DecoderConfig:
     if kind not in TABLES:
         raise InputError(f"language models of the type {kind!r} are not covered: there are {', '.join(TABLES)}")
     try:
-        return _opt_config(config) if kind == "opt" else _llama_config(config)
+        return CONFIGS.get(kind, _llama_config)(config)
     except KeyError as error:
         raise InputError(f"the config of the language model has no {error}") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"the config of the language model makes no sense: {error}") from None
@@ -196,6 +236,67 @@ def _opt_config(config: Mapping[str, Any]) -> DecoderConfig:
     )
 
 
+def _gpt_neox_config(config: Mapping[str, Any]) -> DecoderConfig:
+    """Black et al. 2022. Older configs have ``rotary_pct`` and ``rotary_emb_base`` in place of ``rope_parameters``."""
+    heads, activation = config["num_attention_heads"], config.get("hidden_act", "gelu")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    theta = rope.get("rope_theta") or config.get("rotary_emb_base") or 10000.0
+    share = rope.get("partial_rotary_factor", config.get("rotary_pct", 0.25))
+    rotary_dim = int(config["hidden_size"] // heads * share)
+    attention_bias = bool(config.get("attention_bias", True))
+    return DecoderConfig(
+        vocab_size=config["vocab_size"],
+        dim=config["hidden_size"],
+        layers=config["num_hidden_layers"],
+        heads=heads,
+        ffn_dim=config["intermediate_size"],
+        max_positions=config["max_position_embeddings"],
+        rotary_dim=rotary_dim,
+        rope_theta=theta,
+        rope_factors=rope_factors(rope, theta, rotary_dim),
+        norm="layer",
+        parallel=bool(config.get("use_parallel_residual", True)),
+        eps=config.get("layer_norm_eps", 1e-5),
+        activation="gelu_tanh" if activation in TANH_GELUS else activation,
+        gated=False,
+        qkv_bias=attention_bias,
+        out_bias=attention_bias,
+        ffn_bias=True,
+        tied=bool(config.get("tie_word_embeddings", False)),
+    )
+
+
+def _mpt_config(config: Mapping[str, Any]) -> DecoderConfig:
+    """MosaicML's MPT (2023). Defaults as transformers has them; it always takes 8 for ``alibi_bias_max``, MosaicML's code what is said."""
+    settings = {**config, **(config.get("attn_config") or {})}
+    for name, covered in MPT_COVERED.items():
+        if (value := settings.get(name, covered[0])) not in covered:
+            raise InputError(f"MPT with {name} = {value!r} is not covered: only {' or '.join(map(repr, covered))} is")
+    biases = not config.get("no_bias", True)
+    return DecoderConfig(
+        vocab_size=config["vocab_size"],
+        dim=config["d_model"],
+        layers=config["n_layers"],
+        heads=config["n_heads"],
+        ffn_dim=int(config["d_model"] * config.get("expansion_ratio", 4)),
+        max_positions=config["max_seq_len"],
+        positions="alibi",
+        alibi_bias_max=settings.get("alibi_bias_max", 8),
+        norm="layer",
+        norm_bias=biases,
+        eps=config.get("layer_norm_epsilon", 1e-5),
+        activation="gelu",
+        gated=False,
+        qkv_bias=biases,
+        out_bias=biases,
+        ffn_bias=biases,
+        tied=bool(config.get("tie_word_embeddings", True)),
+    )
+
+
+CONFIGS = {"opt": _opt_config, "gpt_neox": _gpt_neox_config, "mpt": _mpt_config}  # all others are Llama-like
+
+
 def rope_factors(rope: Mapping[str, Any], theta: float, width: int) -> tuple[float, ...] | None:
     """What each rotary frequency is divided by; None = by nothing. Llama 3's rule slows the long waves and blends into the short ones."""
     kind = rope.get("rope_type") or rope.get("type") or "default"
@@ -230,9 +331,11 @@ def from_directory(directory: Path) -> LanguageModel:
         theirs |= load_tensors(file)
     if not theirs:
         raise InputError(f"{directory} holds no safetensors file")
-    if not any(key.startswith("model.") for key in theirs):  # saved without its head
-        theirs = {f"model.{key}": tensor for key, tensor in theirs.items()}
-    ours, report = translate(theirs, TABLES[settings["model_type"]], config)
+    table = TABLES[settings["model_type"]]
+    prefix = table["embedding"][0].partition(".")[0] + "."
+    if not any(key.startswith(prefix) for key in theirs):  # saved without its head
+        theirs = {prefix + key: tensor for key, tensor in theirs.items()}
+    ours, report = translate(theirs, table, config)
     return LanguageModel(build(config, ours, directory), TextTokenizer.from_directory(directory), report)
 
 
@@ -309,3 +412,11 @@ def half_split(stored: Tensor, heads: int, name: str) -> Tensor:
     if len(stored) % (2 * heads):
         raise InputError(f"{name} has {len(stored)} rows, which are not {heads} heads of an even width")
     return stored.view(heads, len(stored) // heads // 2, 2, -1).transpose(1, 2).reshape(stored.shape)
+
+
+def part_by_part(stored: Tensor, heads: int, name: str) -> Tensor:
+    """Rows ``[H * 3 * d, ..]``, q, k and v of one head after another -> all of q, then of k, then of v."""
+    rows = stored.shape[:1].numel()
+    if rows % (3 * heads):
+        raise InputError(f"{name} has {rows} rows, which are not q, k and v of {heads} heads")
+    return stored.view(heads, 3, rows // (3 * heads), *stored.shape[1:]).transpose(0, 1).reshape(stored.shape)

@@ -136,6 +136,32 @@ def itg(queries: int, tokens: int, device: torch.device | None = None) -> Tensor
     return causal(queries + tokens, device=device) | (is_query[:, None] & is_query)
 
 
+def media(text_time: Tensor, numbers: Tensor, latents: int, look: str = "last") -> Tensor:
+    """Flamingo: which visual tokens each token of a text looks at, those of the last picture before it, or of all before it
+    (Alayrac et al. 2022, section 2.3).
+
+    ``text_time [B, T]``: how many pictures each token has before it, itself counted if it stands for one. ``numbers [B, N]``: which
+    picture each of the N is, from 1; below 0 = none. Each has R = ``latents`` visual tokens: ``[B, T, N * R]``.
+    Text with three pictures and R = 2, ``text_time = [0, 1, 1, 2, 3]``, ``numbers = [1, 2, 3]``; the last, then all:
+
+        . . . . . .
+        # # . . . .
+        # # . . . .
+        . . # # . .
+        . . . . # #
+
+        . . . . . .
+        # # . . . .
+        # # . . . .
+        # # # # . .
+        # # # # # #
+    """
+    time, number = text_time[..., None], numbers[:, None]
+    # Flamingo section 2.3: each token looks at the last picture before it
+    seen = time == number if look == "last" else (time >= number) & (number > 0)
+    return seen.repeat_interleave(latents, -1)
+
+
 def branches(prefix: int, count: int, length: int, device: torch.device | None = None) -> Tensor:
     """Several texts that go on from one beginning, in one row: each sees the beginning and itself, causally, and no other text.
 

@@ -9,6 +9,8 @@ from triptych.errors import InputError
 
 IMAGE = "<image>"
 CAPTION = f"{IMAGE}\nCaption:"
+IGNORED = -100  # a label that does not count in the loss
+DESCRIBE = "describe the photo"  # what a Q-Former that reads questions reads for a caption
 
 
 @dataclass(frozen=True)

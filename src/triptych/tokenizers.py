@@ -28,6 +28,11 @@ def split_words(text: str) -> list[str]:
     return WORD.findall(text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
 
 
+def plain_caption(caption: str) -> str:
+    """A caption as a language model learns to write it: ``"A dog 's ball ."`` -> ``"a dog's ball"``."""
+    return " ".join(split_words(caption)).replace(" '", "'")
+
+
 @dataclass(frozen=True)
 class WordVocabulary:
     """``words[i]`` is the word of id i; the first four are ``<pad> <start> <end> <unk>``."""

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from triptych import masks
 from triptych.blip2_losses import itc_similarity, itg_loss
-from triptych.blip2_tables import LAVIS, load
+from triptych.blip2_tables import LAVIS
 from triptych.errors import InputError
+from triptych.key_tables import load
 from triptych.qformer import ImageKeysValues, QFormer, QFormerConfig, QFormerHeads
 
 Golden = dict[str, Tensor]

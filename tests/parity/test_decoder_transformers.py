@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer, models
 from torch import Tensor
 
 from triptych.assets import part_path
@@ -14,11 +16,13 @@ from triptych.cache import KVCache
 from triptych.decoder import Decoder, Prompt, left_pad
 from triptych.errors import InputError
 from triptych.generate import Search, generate
-from triptych.lm_tables import TABLES, build, config_from_hf, load_language_model, translate
+from triptych.lm_tables import TABLES, LoadReport, config_from_hf, from_directory, load_language_model, translate
 
 SMALL: dict[str, Any] = {"vocab_size": 97, "hidden_size": 48, "num_attention_heads": 6, "max_position_embeddings": 128}
 LLAMA = SMALL | {"num_hidden_layers": 3, "intermediate_size": 80, "num_key_value_heads": 2, "rope_theta": 5000.0}
 OPT = SMALL | {"num_hidden_layers": 3, "ffn_dim": 80, "word_embed_proj_dim": 48}
+NEOX = SMALL | {"num_hidden_layers": 3, "intermediate_size": 80}
+MPT: dict[str, Any] = {"vocab_size": 97, "d_model": 48, "n_layers": 3, "max_seq_len": 128}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 5000.0,
@@ -41,6 +45,16 @@ CONFIGS = {
     "opt": transformers.OPTConfig(**OPT, activation_function="relu"),
     "opt, gelu, untied": transformers.OPTConfig(**OPT, activation_function="gelu", tie_word_embeddings=False),
     "opt, 350m": transformers.OPTConfig(**OPT | {"word_embed_proj_dim": 32}, do_layer_norm_before=False),
+    "gpt_neox": transformers.GPTNeoXConfig(**NEOX, rotary_pct=0.25),
+    "gpt_neox, in sequence": transformers.GPTNeoXConfig(
+        **NEOX, rotary_pct=0.25, use_parallel_residual=False, hidden_act="gelu_fast"
+    ),
+    "gpt_neox, all turned": transformers.GPTNeoXConfig(**NEOX, rotary_pct=1.0, rotary_emb_base=5000),
+    "gpt_neox, all turned, in sequence": transformers.GPTNeoXConfig(
+        **NEOX, rotary_pct=1.0, use_parallel_residual=False, attention_bias=False
+    ),
+    "mpt, 4 heads": transformers.MptConfig(**MPT, n_heads=4),
+    "mpt, 6 heads": transformers.MptConfig(**MPT, n_heads=6),
 }
 
 
@@ -53,20 +67,25 @@ def random_weights(model: torch.nn.Module) -> None:
 
 
 @pytest.fixture(params=CONFIGS, scope="module")
-def pair(request: pytest.FixtureRequest) -> tuple[Any, Decoder]:
-    """A random transformers model and ours with its weights."""
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Decoder]:
+    """A random transformers model, and ours from the directory where it is saved."""
     torch.manual_seed(0)
     config = CONFIGS[request.param]
     config._attn_implementation = "eager"
     theirs = transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     random_weights(theirs)
     theirs.tie_weights()
-    settings = config.to_dict()
-    ours_config = config_from_hf(settings)
-    tensors, report = translate(theirs.state_dict(), TABLES[settings["model_type"]], ours_config)
-    tied = ["lm_head.weight"] if ours_config.tied else []
-    assert list(report.ignored) == tied and len(report.mapped) == len(theirs.state_dict()) - len(tied)
-    return theirs, build(ours_config, tensors, "the test")
+    ours, report = saved(theirs, tmp_path_factory.mktemp("saved"))
+    assert not report.ignored and len(report.mapped) == len(theirs.state_dict()) - ours.config.tied
+    assert ours.config == config_from_hf(config.to_dict())
+    return theirs, ours
+
+
+def saved(theirs: Any, directory: Path) -> tuple[Decoder, LoadReport]:
+    theirs.save_pretrained(directory)
+    Tokenizer(models.BPE()).save(str(directory / "tokenizer.json"))
+    ours, _, report = from_directory(directory)
+    return ours, report
 
 
 def greedy(model: Any, ids: Tensor, steps: int) -> list[int]:
@@ -112,6 +131,25 @@ def test_ragged_batch(pair: tuple[Any, Decoder]) -> None:
         close(ours.step(next_ids, cache)[0], expected_next)
 
 
+def test_saved_without_its_head(pair: tuple[Any, Decoder], tmp_path: Path) -> None:
+    theirs, ours = pair
+    if not ours.config.tied:
+        with pytest.raises(InputError, match=r"does not fit its own config: .*\bhead\.weight"):
+            saved(theirs.base_model, tmp_path)
+        return
+    again, report = saved(theirs.base_model, tmp_path)
+    assert not report.ignored
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+
+
+def test_a_tied_head_is_ignored(pair: tuple[Any, Decoder]) -> None:
+    theirs, ours = pair
+    if ours.config.tied:
+        _, report = translate(theirs.state_dict(), TABLES[theirs.config.model_type], ours.config)
+        assert report.ignored == ("lm_head.weight",)
+
+
 def test_attention_maps(pair: tuple[Any, Decoder]) -> None:
     theirs, ours = pair
     ids = torch.randint(0, 97, (2, 12), generator=torch.Generator().manual_seed(3))
@@ -131,6 +169,25 @@ def test_refuses_what_it_does_not_cover() -> None:
     ):
         with pytest.raises(InputError, match=words):
             config_from_hf(CONFIGS["llama, grouped, tied"].to_dict() | {"head_dim": None} | change)
+    for kind, change, words in (
+        ("gpt_neox", {"hidden_act": "tanh"}, "'tanh'"),
+        ("gpt_neox", {"num_attention_heads": 0}, "makes no sense"),
+        ("gpt_neox", {"rope_parameters": {"partial_rotary_factor": 0.4}}, "even width"),
+        ("gpt_neox", {"rope_parameters": {"rope_type": "yarn"}}, "'yarn'"),
+        ("mpt, 6 heads", {"attn_config": {"alibi": False}}, "alibi = False is not covered: only True is"),
+        ("mpt, 6 heads", {"attn_config": {"qk_ln": True}}, "qk_ln"),
+        ("mpt, 6 heads", {"attn_config": {"prefix_lm": True}}, "prefix_lm"),
+        ("mpt, 6 heads", {"attn_config": {"clip_qkv": 6}}, "clip_qkv = 6 is not covered: only None is"),
+        ("mpt, 6 heads", {"attn_config": {"softmax_scale": 0.1}}, "softmax_scale"),
+        ("mpt, 6 heads", {"attn_config": {"attn_type": "multiquery_attention"}}, "'multiquery_attention'"),
+        ("mpt, 6 heads", {"attn_config": "alibi"}, "makes no sense"),
+        ("mpt, 6 heads", {"logit_scale": 0.5}, "logit_scale"),
+        ("mpt, 6 heads", {"n_heads": 7}, "7 heads"),
+    ):
+        with pytest.raises(InputError, match=words):
+            config_from_hf(CONFIGS[kind].to_dict() | change)
+    longer = CONFIGS["mpt, 4 heads"].to_dict() | {"attn_config": {"alibi_bias_max": 16}}
+    assert config_from_hf(longer).alibi_bias_max == 16
     with pytest.raises(InputError, match="has no 'hidden_size'"):
         config_from_hf({"model_type": "opt", "vocab_size": 4})
 

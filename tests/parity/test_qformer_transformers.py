@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from triptych.assets import part_path
 from triptych.blip2_losses import itc_similarity
-from triptych.blip2_tables import HF_BLIP2, load, load_bert
+from triptych.blip2_tables import HF_BLIP2, load_bert
 from triptych.checkpoint import load_tensors
 from triptych.errors import InputError
+from triptych.key_tables import load
 from triptych.qformer import QFormer, QFormerConfig, QFormerHeads
 from triptych.vit import ViT, ViTConfig
 from triptych.wordpiece import WordPieces

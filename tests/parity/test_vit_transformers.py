@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from triptych.blip2_tables import CLIP_VISION, HF_BLIP2, LAVIS, OPEN_CLIP_VISION, load, translate
+from triptych.blip2_tables import HF_BLIP2, LAVIS
 from triptych.errors import InputError
+from triptych.key_tables import CLIP_VISION, OPEN_CLIP_VISION, load, translate
 from triptych.vit import ViT, ViTConfig
 
 transformers = pytest.importorskip("transformers")

@@ -1,6 +1,7 @@
 """BLIP-2 put together: the ways through the model, and its training objective, on tiny random weights."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,12 +10,14 @@ from torch import Tensor, nn
 
 from triptych import masks
 from triptych.blip2 import Blip2, Blip2Config, GroundedText
-from triptych.blip2_losses import IGNORED, itc_similarity, itm_pairs
+from triptych.blip2_losses import itc_similarity, itm_pairs
 from triptych.decoder import Decoder, DecoderConfig
 from triptych.generate import Search, generate
+from triptych.prompt import DESCRIBE, IGNORED
 from triptych.qformer import ImageKeysValues, QFormerConfig, QFormerOutput
 from triptych.train.blip2 import Blip2Objective, Blip2Recipe
-from triptych.train.blip2_batches import PICTURE, Batch, Captions, Rows, crop_cells
+from triptych.train.blip2_batches import PICTURE, Batch, Captions, Rows
+from triptych.train.crops import crop_cells
 
 QUERIES, WORDS, TOKENS = 3, 40, 50
 
@@ -43,9 +46,22 @@ def model() -> Blip2:
     return random_(Blip2(Blip2Config(qformer, feature_dim=8), Pixels(), lm)).eval()
 
 
+class Instruction:
+    """Stands for the word pieces: [DEC], and the ids of the one text that is asked for."""
+
+    dec = WORDS - 1
+
+    def encode(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        assert texts == [DESCRIBE]
+        return torch.tensor([[1, 5, 6, 2]]), torch.ones(1, 4, dtype=torch.bool)
+
+
+INSTRUCTION: Any = Instruction()
+
+
 def objective(model: Blip2, **terms: float) -> Blip2Objective:
     recipe = Blip2Recipe(stage=3, weights=terms, label_smoothing=0.0)
-    return Blip2Objective(model, recipe, dec=WORDS - 1, prompt=(7, 8), gather=lambda x: x)
+    return Blip2Objective(model, recipe, INSTRUCTION, prompt=(7, 8), gather=lambda x: x)
 
 
 def test_frozen_parts_stay_in_eval_and_untrained(model: Blip2) -> None:
@@ -206,7 +222,7 @@ def test_processes_together_learn_what_one_learns(model: Blip2) -> None:
             None,
         )
         shapes = lambda x: everything[x.shape[0] if x.ndim == 1 else tuple(x.shape)]  # noqa: E731
-        one = Blip2Objective(model, alone.recipe, WORDS - 1, (), shapes, rank)
+        one = Blip2Objective(model, alone.recipe, INSTRUCTION, (), shapes, rank)
         halves.append(one.first_stage(*seen(model, own), own, seed=1)["itc"])
     torch.testing.assert_close(torch.stack(halves).mean(), expected, rtol=1e-5, atol=1e-6)
 

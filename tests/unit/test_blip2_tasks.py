@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 from tiny_blip2 import tiny_blip2
 
-from triptych.blip2_losses import IGNORED
 from triptych.errors import InputError
+from triptych.prompt import IGNORED
 from triptych.tasks import Blip2Tasks
 from triptych.tasks.blip2 import sentence
 from triptych.tasks.blip2_evidence import answer_maps, grounded_maps

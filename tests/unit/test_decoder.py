@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,13 +19,14 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from triptych import masks
 from triptych.assets import part_path
 from triptych.cache import KVCache
-from triptych.decoder import Decoder, DecoderConfig, Linear, Product, Prompt, left_pad
+from triptych.decoder import Decoder, DecoderConfig, Linear, Place, Product, Prompt, alibi, left_pad
 from triptych.errors import InputError
 from triptych.generate import Search, generate
 from triptych.gguf_file import read_gguf
-from triptych.lm_tables import build, from_directory, from_gguf, half_split, load_language_model
+from triptych.lm_tables import build, from_directory, from_gguf, half_split, load_language_model, part_by_part
 from triptych.tokenizers import TextTokenizer
 
 LLAMA = DecoderConfig(vocab_size=50, dim=24, layers=2, heads=6, ffn_dim=40, kv_heads=2, max_positions=64)
@@ -50,6 +52,37 @@ CONFIGS = {
         ffn_bias=True,
         max_positions=64,
     ),
+    "gpt_neox": DecoderConfig(
+        vocab_size=50,
+        dim=24,
+        layers=2,
+        heads=3,
+        ffn_dim=40,
+        rotary_dim=2,
+        norm="layer",
+        parallel=True,
+        activation="gelu",
+        gated=False,
+        qkv_bias=True,
+        out_bias=True,
+        ffn_bias=True,
+        tied=False,
+        max_positions=64,
+    ),
+    "mpt": DecoderConfig(
+        vocab_size=50,
+        dim=24,
+        layers=2,
+        heads=6,
+        ffn_dim=40,
+        positions="alibi",
+        norm="layer",
+        norm_bias=False,
+        activation="gelu",
+        gated=False,
+        max_positions=64,
+    ),
+    "alibi, window, grouped": replace(LLAMA, positions="alibi", window=4, alibi_bias_max=3),
 }
 
 
@@ -185,6 +218,41 @@ def test_blocks_may_be_run_from_outside(lm: Decoder) -> None:
             x = block(x, place, cache[i])
         hidden = lm.finish(x)
     torch.testing.assert_close(hidden, lm(text)[:, 4:])
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_branches_of_one_row(lm: Decoder, training: bool) -> None:
+    """Texts that share a beginning, side by side in one row, as ``enter`` places them: each as if it were alone."""
+    prefix, ends = ids(1, 2), ids(3, 2, seed=2)
+    places = torch.tensor([[0, 1] + [2, 3] * 3])
+    with torch.set_grad_enabled(training):
+        x, positions = lm.enter(lm.embed(torch.cat([prefix, ends.view(1, -1)], 1)), places)
+        for block in lm.blocks:
+            x = block(x, Place(masks.branches(2, 3, 2), False, positions))
+        alone = lm(torch.cat([prefix.expand(3, -1), ends], 1))
+    torch.testing.assert_close(lm.finish(x)[0, 2:], alone[:, 2:].flatten(0, 1))
+
+
+def test_alibi() -> None:
+    """The paper's slopes, of 8 heads and of 6, and its biases at places in any order."""
+    for heads, most, exponents in (
+        (8, 8, [1, 2, 3, 4, 5, 6, 7, 8]),
+        (8, 16, [2, 4, 6, 8, 10, 12, 14, 16]),
+        (6, 8, [2, 4, 6, 8, 1, 3]),
+        (1, 8, [8]),
+    ):
+        config = DecoderConfig(50, 24, 1, heads, 40, positions="alibi", alibi_bias_max=most)
+        places, seen = torch.tensor([[5, 6], [2, 3]]), torch.tensor([[6, 0, 4], [0, 1, 2]])
+        for b, (rows, columns) in enumerate(zip(places.tolist(), seen.tolist(), strict=True)):
+            expected = torch.tensor([[[-(2.0**-e) * (i - j) for j in columns] for i in rows] for e in exponents])
+            torch.testing.assert_close(alibi(places, seen, config)[b], expected)
+
+
+def test_alibi_stays_exact_far_from_the_beginning() -> None:
+    """Only distances count, to the last bit."""
+    config = replace(CONFIGS["mpt"], max_positions=4096)
+    near, far = torch.arange(8)[None], torch.arange(4000, 4008)[None]
+    assert torch.equal(alibi(near, near, config), alibi(far, far, config))
 
 
 def test_attention_maps(lm: Decoder) -> None:
@@ -423,6 +491,30 @@ def test_half_split_undoes_the_interleaving() -> None:
     assert not torch.equal(interleaved(rows, 3), rows)
     with pytest.raises(InputError, match="x has 10 rows"):
         half_split(torch.randn(10, 5), 4, "x")
+
+
+def test_part_by_part() -> None:
+    parts = torch.randn(3, 4, 2, 5)  # q, k, v of 4 heads
+    stored = parts.transpose(0, 1)
+    assert torch.equal(part_by_part(stored.reshape(24, 5), 4, "x"), parts.reshape(24, 5))
+    assert torch.equal(part_by_part(stored[..., 0].reshape(24), 4, "x"), parts[..., 0].reshape(24))
+    for wrong in (torch.randn(10, 5), torch.tensor(1.0)):
+        with pytest.raises(InputError, match=r"x has 10? rows"):
+            part_by_part(wrong, 4, "x")
+
+
+def test_configs_that_cannot_be() -> None:
+    for change, words in (
+        ({"rotary_dim": 0}, "rotary_dim = 0"),
+        ({"rotary_dim": 6}, "rotary_dim = 6"),
+        ({"rotary_dim": 3}, "even width"),
+        ({"rotary_dim": 2, "rope_factors": (1.0, 1.0)}, "2 rotary factors: a width of 2"),
+        ({"positions": "alibi", "alibi_bias_max": 0}, "alibi_bias_max above 0"),
+        ({"activation": "tanh"}, "the activation 'tanh'"),
+        ({"parallel": True, "pre_norm": False}, "parallel residual"),
+    ):
+        with pytest.raises(InputError, match=words):
+            replace(LLAMA, **change)
 
 
 def test_gguf_truncated(gguf_path: Path, tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from triptych.assets import part_path
 from triptych.blip2 import Blip2, Blip2Config
-from triptych.blip2_tables import HF_BLIP2, LAVIS, Table, load, translate
+from triptych.blip2_tables import HF_BLIP2, LAVIS
 from triptych.checkpoint import LoadReport, load_tensors, read_torch_pickle, sha256_of
 from triptych.decoder import Decoder
 from triptych.errors import InputError
+from triptych.key_tables import Table, load, translate
 from triptych.lm_tables import TABLES, WithoutInitialWeights, build, config_from_hf, load_language_model
 from triptych.lm_tables import translate as translate_lm
 from triptych.pretrained import Blip2Model, blip2_search, save_blip2

@@ -131,6 +131,13 @@ def read_caption(text: str) -> Caption:
     return Caption(shape + tags[end:].lower(), [*parts, *words[end:]], nouns)
 
 
+def with_article(name: str) -> str:
+    """A noun of `NOUNS` as one says that it is there: "a dog", "an umbrella", "snow", "shorts"."""
+    if FORMS[name].plural or name not in PLURALS:
+        return name
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
 def _gerund(verb: str) -> str:
     """run -> running, ride -> riding, lie -> lying."""
     if verb.endswith("ie"):

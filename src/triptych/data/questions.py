@@ -31,7 +31,17 @@ from heapq import nsmallest
 from itertools import chain, zip_longest
 from typing import Literal
 
-from triptych.data.caption_facts import DEEDS, FORMS, PARTICIPLES, PLURALS, Caption, Deed, Noun, read_caption
+from triptych.data.caption_facts import (
+    DEEDS,
+    FORMS,
+    PARTICIPLES,
+    PLURALS,
+    Caption,
+    Deed,
+    Noun,
+    read_caption,
+    with_article,
+)
 from triptych.data.photos import Photo, list_of, record_of, text_of
 from triptych.data.question_words import (
     ALIKE,
@@ -449,10 +459,7 @@ def _deeds_hinted(word: str) -> frozenset[str]:
 
 
 def _there_is(name: str) -> str:
-    if FORMS[name].plural:
-        return f"are there {name}"
-    article = "" if name not in PLURALS else "an " if name[0] in "aeiou" else "a "
-    return f"is there {article}{name}"
+    return f"{'are' if FORMS[name].plural else 'is'} there {with_article(name)}"
 
 
 THERE = {f"{_there_is(name).capitalize()} in the photo?": name for name in HINTS}

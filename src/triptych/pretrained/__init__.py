@@ -3,28 +3,31 @@
 from triptych.pretrained.blip2 import (
     Blip2Model,
     blip2_search,
-    embedded_lm,
     itg_search,
-    lm_fingerprint,
     load_blip2,
     save_blip2,
 )
+from triptych.pretrained.flamingo import FlamingoModel, load_flamingo, save_flamingo
+from triptych.pretrained.frozen import embedded_lm, lm_fingerprint
 from triptych.pretrained.parts import locate, part_fingerprint, published_encoder
 from triptych.pretrained.sat import Sat, load_sat, sat_search, save_sat
 
 __all__ = [
     "Blip2Model",
+    "FlamingoModel",
     "Sat",
     "blip2_search",
     "embedded_lm",
     "itg_search",
     "lm_fingerprint",
     "load_blip2",
+    "load_flamingo",
     "load_sat",
     "locate",
     "part_fingerprint",
     "published_encoder",
     "sat_search",
     "save_blip2",
+    "save_flamingo",
     "save_sat",
 ]

@@ -16,25 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from triptych.assets import PARTS, part_path
 from triptych.blip2 import Blip2, Blip2Config
-from triptych.checkpoint import LoadReport, load_checkpoint, load_strict, save_checkpoint, sha256_of
-from triptych.cnn import ENCODERS, ConvNet
-from triptych.decoder import DecoderConfig
+from triptych.checkpoint import load_checkpoint, load_strict, save_checkpoint
 from triptych.errors import InputError
 from triptych.generate import Search
-from triptych.lm_tables import LanguageModel, build, load_language_model
-from triptych.pretrained.parts import part_fingerprint, published_encoder
+from triptych.pretrained.frozen import FROZEN, frozen_encoder, frozen_lm
 from triptych.prompt import OURS, Prompts
 from triptych.qformer import QFormerConfig
 from triptych.quantize import stored_as
 from triptych.tokenizers import TextTokenizer
-from triptych.vit import ViT, ViTConfig
 from triptych.wordpiece import SPECIALS, WordPieces
-
-FROZEN = ("vision_encoder.", "lm.")
 
 
 @dataclass(frozen=True)
@@ -50,15 +42,6 @@ class Blip2Model:
     files: Mapping[str, bytes] = field(
         default_factory=dict
     )  # of the tokenizer, where the checkpoint holds the language model
-
-
-def embedded_lm(name: str) -> LanguageModel:
-    """A frozen language model: the name of an embedded part, a GGUF file, or a directory as transformers saves it."""
-    return load_language_model(part_path(name) if name in {part.name for part in PARTS} else Path(name))
-
-
-def lm_fingerprint(name: str, lm: LanguageModel) -> str:
-    return part_fingerprint(name) if name in {part.name for part in PARTS} else sha256_of(lm.decoder)
 
 
 def save_blip2(
@@ -113,30 +96,6 @@ def load_blip2(directory: Path) -> Blip2Model:
     load_strict(model, tensors, source=directory, optional_prefixes=optional)
     tokenizer = lm.tokenizer if lm else None
     return Blip2Model(model.eval().requires_grad_(False), words, tokenizer, search, config, prompts, files)
-
-
-def frozen_lm(directory: Path, spec: Mapping[str, Any], tensors: dict[str, Tensor]) -> LanguageModel:
-    """The language model that a checkpoint names, or holds: its tensors are taken out of ``tensors`` then."""
-    if "config" in spec:
-        own = {name.removeprefix("lm."): tensors.pop(name) for name in [*tensors] if name.startswith("lm.")}
-        factors = spec["config"]["rope_factors"]
-        config = DecoderConfig(**{**spec["config"], "rope_factors": factors and tuple(factors)})
-        tokenizer = replace(TextTokenizer.from_directory(directory), eos_ids=frozenset(spec["eos"]))
-        return LanguageModel(build(config, own, directory), tokenizer, LoadReport(tuple(own), (), ()))
-    lm = embedded_lm(spec["name"])
-    if lm_fingerprint(spec["name"], lm) != spec["sha256"]:
-        raise InputError(f"{directory} was trained with another {spec['name']} than is there now")
-    return lm
-
-
-def frozen_encoder(directory: Path, spec: Mapping[str, Any]) -> ConvNet | ViT:
-    if spec["name"] == ViT.name:
-        return ViT(ViTConfig(**spec["config"]), tuple(spec["mean"]), tuple(spec["std"]))
-    if spec["part"] is None:
-        return ENCODERS[spec["name"]](None, spec["image_size"])
-    if spec["part"] != part_fingerprint(spec["name"]):
-        raise InputError(f"{directory} was trained over another {spec['name']} than this version fetches")
-    return published_encoder(spec["name"], image_size=spec["image_size"])
 
 
 def blip2_search(tokenizer: TextTokenizer | None, **settings: Any) -> Search:

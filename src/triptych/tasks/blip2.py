@@ -20,7 +20,7 @@ from triptych.explain import Evidence
 from triptych.generate import Hypothesis, Search, generate, log_softmax, stream
 from triptych.images import ImageSource
 from triptych.pretrained import Blip2Model, itg_search
-from triptych.prompt import between_pictures, question_prompt, read_with
+from triptych.prompt import DESCRIBE, between_pictures, question_prompt, read_with
 from triptych.qformer import ImageKeysValues, QFormerOutput
 from triptych.tasks.answer import Answer, Match
 from triptych.tasks.blip2_evidence import answer_maps, grounded_maps, joined, match_maps
@@ -302,8 +302,8 @@ class Blip2Tasks:
         ids = [self.tokenizer.encode(text, begin=i == begins) for i, text in enumerate(texts)]
         row = [torch.tensor(piece, dtype=torch.long, device=self.device) for piece in ids]
         asked = None
-        instruction = prompt if prompts.whole else question
-        if instruction is not None and self.model.config.instructed:
+        instruction = prompt if prompts.whole else question or DESCRIBE
+        if self.model.config.instructed:
             alike = read_with(instruction, 1) * len(images)
             asked = self.word_pieces(alike if prompts.whole else read_with(instruction, len(images)))
         seen = self.model.read_photos(self.look(images), asked, explain)

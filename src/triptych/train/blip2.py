@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 
 from triptych import masks
-from triptych.blip2 import Blip2, GroundedText, caption_inputs
-from triptych.blip2_losses import IGNORED, itc_loss, itc_similarity, itg_loss, itm_loss, itm_pairs
+from triptych.blip2 import Blip2, GroundedText, caption_inputs, instruction
+from triptych.blip2_losses import itc_loss, itc_similarity, itg_loss, itm_loss, itm_pairs
 from triptych.data import Photo
 from triptych.data.questions import make_pairs, make_questions, stated_questions
 from triptych.decoder import Place
@@ -30,7 +30,7 @@ from triptych.evaluate.captions import score_captions
 from triptych.evaluate.retrieval import recall
 from triptych.generate import Search, generate
 from triptych.pretrained import Blip2Model, itg_search, save_blip2
-from triptych.prompt import CAPTION, between_pictures
+from triptych.prompt import CAPTION, IGNORED, between_pictures
 from triptych.qformer import ImageKeysValues, QFormerOutput
 from triptych.tokenizers import TextTokenizer
 from triptych.train.blip2_batches import (
@@ -41,9 +41,9 @@ from triptych.train.blip2_batches import (
     Texts,
     asked_pairs,
     choose_captions,
-    crop_cells,
     draw_questions,
 )
+from triptych.train.crops import cells_of, crop_cells
 from triptych.train.features import Features
 from triptych.train.loop import LoopConfig, fit, uses_bf16
 from triptych.wordpiece import WordPieces
@@ -108,11 +108,17 @@ class Blip2Objective(nn.Module):
     """The weighted sum of the terms; ``last`` keeps each for the log."""
 
     def __init__(
-        self, model: Blip2, recipe: Blip2Recipe, dec: int, prompt: Sequence[int], gather: Gather, rank: int = 0
+        self,
+        model: Blip2,
+        recipe: Blip2Recipe,
+        words: WordPieces,
+        prompt: Sequence[int],
+        gather: Gather,
+        rank: int = 0,
     ) -> None:
         """``prompt``: the ids between a photo and its caption; ``gather``, ``rank``: of the processes that train together."""
         super().__init__()
-        self.model, self.recipe, self.dec, self.gather, self.rank = model, recipe, dec, gather, rank
+        self.model, self.recipe, self.words, self.gather, self.rank = model, recipe, words, gather, rank
         self.prompt: Tensor
         self.register_buffer("prompt", torch.tensor(prompt, dtype=torch.long), persistent=False)
         self.last: dict[str, float] = {}
@@ -124,7 +130,12 @@ class Blip2Objective(nn.Module):
         if batch.captions is not None:
             losses |= self.first_stage(image, seen, batch, seed)
         if batch.lm_captions is not None:
-            soft = self.model.soft_prompt(seen.queries[: len(batch.lm_captions)]).float()
+            told = len(batch.lm_captions)
+            asked = instruction(self.model, self.words, told)
+            queries = seen.queries[:told]
+            if asked is not None:
+                queries = self.model.read_photos(image.select(torch.arange(told)), asked).queries
+            soft = self.model.soft_prompt(queries).float()
             losses["caption"] = self.caption_loss(soft, batch.lm_captions)
         for name, rows in (("question", batch.questions), ("pair", batch.pairs)):
             if rows is not None:
@@ -175,7 +186,7 @@ class Blip2Objective(nn.Module):
             losses["itm"] = itm_loss(heads.itm_logits(qformer.encode_both(pairs, texts, shown).queries))
         if terms.get("itg"):
             dec_ids = input_ids.clone()
-            dec_ids[:, 0] = self.dec
+            dec_ids[:, 0] = self.words.dec
             past = seen.past.reorder(torch.arange(photos, device=input_ids.device).repeat_interleave(k))
             text = qformer.continue_text(dec_ids, past).text
             logits = heads.lm_logits(text, qformer.word_embeddings.weight)
@@ -263,14 +274,9 @@ def generated(
             found = generate(GroundedText(model, words.dec), image, itg_search(words, search))
             texts += [words.decode(hypotheses[0].ids) for hypotheses in found]
         else:
-            found = generate(model.lm, caption_inputs(model, image, tokenizer), search)  # type: ignore[arg-type]
+            found = generate(model.lm, caption_inputs(model, image, words, tokenizer), search)  # type: ignore[arg-type]
             texts += [tokenizer.decode(hypotheses[0].ids).strip() for hypotheses in found]
     return texts
-
-
-def cells_of(maps: Tensor) -> Tensor:
-    """``[B, C, h, w]`` -> ``[B, L, C]``."""
-    return maps.flatten(2).transpose(1, 2)
 
 
 def all_processes(tensor: Tensor) -> Tensor:
@@ -305,7 +311,7 @@ def train(
     objective = Blip2Objective(
         model,
         recipe,
-        words.dec,
+        words,
         tokenizer.encode(between_pictures(CAPTION, 1)[1]) if tokenizer else (),
         all_processes if several else lambda tensor: tensor,
         torch.distributed.get_rank() if several else 0,

@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from triptych.blip2_losses import IGNORED
 from triptych.data import Photo
 from triptych.data.questions import PairQuestion, Question
-from triptych.prompt import between_pictures, question_prompt, read_with
-from triptych.tokenizers import TextTokenizer, split_words
+from triptych.prompt import IGNORED, between_pictures, question_prompt, read_with
+from triptych.tokenizers import TextTokenizer, plain_caption
 from triptych.wordpiece import WordPieces
 
 PICTURE = -1  # in ids: one query of a soft prompt stands here
@@ -46,31 +45,6 @@ class Batch(NamedTuple):
     lm_captions: Tensor | None  # [P, K, T] ids of the language model with the end token, IGNORED on padding
     questions: Rows | None
     pairs: Rows | None
-
-
-def crop_cells(image_features: Tensor, grid: tuple[int, int], share: float, window: float, seed: int) -> Tensor:
-    """Some cells of each photo, ``[P, L, Dv]`` -> ``[P, share * L, Dv]``: drawn from a random window of the grid.
-
-    A window keeps at least ``window`` of each side, and as many cells as are drawn.
-    """
-    (h, w), photos = grid, len(image_features)
-    keep = round(share * h * w)
-    generator = torch.Generator().manual_seed(seed)
-    inside = torch.ones(photos, h, w, dtype=torch.bool)
-    for axis, size in ((1, h), (2, w)):
-        span = torch.randint(-int(-window * size // 1), size + 1, (photos,), generator=generator)
-        start = (torch.rand(photos, generator=generator) * (size - span + 1)).long()
-        place = torch.arange(size)
-        within = (place >= start[:, None]) & (place < (start + span)[:, None])
-        inside &= within.unsqueeze(2 if axis == 1 else 1)
-    order = torch.rand(photos, h * w, generator=generator) + ~inside.flatten(1)
-    cells = order.topk(keep, largest=False).indices
-    return image_features.gather(1, cells[..., None].expand(-1, -1, image_features.shape[-1]))
-
-
-def plain_caption(caption: str) -> str:
-    """A caption as the language model learns to write it: ``"A dog 's ball ."`` -> ``"a dog's ball"``."""
-    return " ".join(split_words(caption)).replace(" '", "'")
 
 
 class Texts:

@@ -1,0 +1,252 @@
+"""Sequences of pictures and text made from captioned photos and named drawings: what Flamingo learns a task in a prompt from.
+
+A sequence is of one task, its examples one after the other, so that each is also a few-shot prompt for the next:
+
+- caption, name (of a drawing), question (one kind of question about several photos): each with its picture;
+- dialogue: several questions about one photo, then perhaps about another;
+- pair: which of two photos shows something; compare: what pictures have in common, how they differ;
+- binding: made-up names, or the names of other things, for two or three classes of pictures: only the sequence tells which is which
+  (the open-ended miniImageNet test of "Frozen", Tsimpoukelli et al. 2021). A name is learnt once every class has been shown with its own.
+
+The classes of photos are nouns that at least ``AGREE`` captions have; those in ``HELD_OUT`` never name a class in training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from triptych.data.caption_facts import read_caption, with_article
+from triptych.data.photos import Photo
+from triptych.data.questions import Question, make_pairs, make_questions, stated_questions
+from triptych.prompt import CAPTION, IMAGE, between_pictures, photo_names, question_prompt
+from triptych.tokenizers import plain_caption
+
+AGREE = 3
+HELD_OUT: Mapping[str, tuple[str, ...]] = {
+    "test": ("beach", "bike", "motorcycle", "pool", "snow", "table", "wave"),
+    "val": ("car", "horse", "street", "boat", "swing"),
+}
+TEMPLATES = ("", "This is a", "This is", "Name:", "Label:", "Class:", "It is called", "Here we see a")
+DESCRIBE = ("Describe the photo.", "What is in the photo?", "What do you see?", "What is happening?")
+COMMON = ("What do the photos have in common?", "What do these pictures have in common?", "What is in all of them?")
+DIFFER = ("How do the photos differ?", "How do these pictures differ?", "What is the difference?")
+ONSETS = "b bl d dr f fl g gr k kl l m n p pl r s sk sn t tr v w z".split()
+VOWELS, CODAS = "aeiou", "x g p t ck m n nt sh b".split()
+
+
+class Shown(NamedTuple):
+    """A picture, by its place among all pictures."""
+
+    picture: int
+
+
+class Said(NamedTuple):
+    """A text. ``learnt``: it counts in the loss; ``ends``: the end of an example follows, which counts with it."""
+
+    text: str
+    learnt: bool = False
+    ends: bool = False
+
+
+Interleaved = list[Shown | Said]
+
+
+def with_pictures(prompt: str, pictures: Sequence[int]) -> Interleaved:
+    """A prompt (``prompt.py``) with its pictures in their places."""
+    first, *others = between_pictures(prompt, len(pictures))
+    parts: Interleaved = [Said(first)] if first else []
+    for picture, text in zip(pictures, others, strict=True):
+        parts += [Shown(picture), *([Said(text)] if text else [])]
+    return parts
+
+
+def told(answer: str, learnt: bool = True) -> Said:
+    return Said(f" {answer}", learnt, ends=True)
+
+
+def example(picture: int, text: str, answer: str, learnt: bool = True) -> Interleaved:
+    """A picture, the text that asks for it, the answer."""
+    return [Shown(picture), *([Said(f" {text}")] if text else []), told(answer, learnt)]
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A few-shot prompt with a question whose right answer is ``choices[answer]``."""
+
+    prompt: Interleaved
+    choices: tuple[str, ...]
+    answer: int
+
+
+def classes(photos: Sequence[Photo], agree: int = AGREE) -> dict[str, list[int]]:
+    """Nouns -> the photos of which ``agree`` captions have them."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for place, counts in enumerate(map(noun_counts, photos)):
+        for noun, count in counts.items():
+            if count >= agree:
+                found[noun].append(place)
+    return dict(found)
+
+
+def noun_counts(photo: Photo) -> Counter[str]:
+    """How many captions of a photo have each noun."""
+    return Counter(noun for text in photo.captions for noun in {n.name for n in read_caption(text).nouns})
+
+
+def only(
+    left: Sequence[int], right: Sequence[int], mentions: Sequence[set[str]], names: tuple[str, str]
+) -> tuple[list[int], list[int]]:
+    """Of two classes the photos in whose captions the other's noun never stands."""
+    return [i for i in left if names[1] not in mentions[i]], [i for i in right if names[0] not in mentions[i]]
+
+
+def made_up_name(rng: random.Random, held_out: bool = False) -> str:
+    """A word that is none: "dax", "blicket". A third of them never occur in training (``held_out``)."""
+    while True:
+        syllables = [rng.choice(ONSETS) + rng.choice(VOWELS) for _ in range(rng.choice((1, 1, 2)))]
+        name = "".join(syllables) + rng.choice(CODAS)
+        if (hashlib.sha256(name.encode()).digest()[0] < 85) == held_out:
+            return name
+
+
+def binding(
+    rng: random.Random, groups: Sequence[Sequence[int]], names: Sequence[str], template: str, order: Sequence[int]
+) -> Interleaved:
+    """Pictures of the groups in this order (a group's number each), each with its group's name, learnt once all have been named."""
+    drawn = [rng.sample(list(group), len(group)) for group in groups]
+    used, parts = Counter[int](), Interleaved()
+    for group in order:
+        picture = drawn[group][used[group] % len(drawn[group])]
+        parts += example(picture, template, names[group], learnt=len(used) == len(groups))
+        used[group] += 1
+    return parts
+
+
+def episode(
+    rng: random.Random, groups: Sequence[Sequence[int]], names: Sequence[str], shots: int, template: str = "This is a"
+) -> Episode:
+    """``shots`` examples of each group in random order, then a picture that none of them showed."""
+    order = [group for group in range(len(groups)) for _ in range(shots)]
+    rng.shuffle(order)
+    answer = rng.randrange(len(groups))
+    parts = binding(rng, groups, names, template, [*order, answer])
+    return Episode(parts[:-1], tuple(names), answer)
+
+
+class Sequences:
+    """Makes sequences of pictures: photos with captions come first, then drawings, whose first caption is their name."""
+
+    def __init__(self, photos: Sequence[Photo], drawings: Sequence[Photo], seed: int = 0) -> None:
+        self.photos = photos
+        made = make_questions(photos, seed)
+        self.questions = [stated_questions(photo) or own for photo, own in zip(photos, made, strict=True)]
+        self.by_kind: dict[str, list[int]] = defaultdict(list)
+        for place, questions in enumerate(self.questions):
+            for kind in {question.kind for question in questions}:
+                self.by_kind[kind].append(place)
+        self.mentions = [set(noun_counts(photo)) for photo in photos]
+        held_out = {noun for nouns in HELD_OUT.values() for noun in nouns}
+        self.classes = {
+            noun: places for noun, places in classes(photos).items() if len(places) >= 6 and noun not in held_out
+        }
+        self.drawn: dict[str, list[int]] = defaultdict(list)
+        for place, drawing in enumerate(drawings):
+            self.drawn[drawing.captions[0]].append(len(photos) + place)
+        self.names = [*self.classes, *self.drawn]
+        self.makers: Mapping[str, Callable[[random.Random, int], Interleaved]] = {
+            "caption": self.captions,
+            "name": self.names_of_drawings,
+            "question": self.same_kind,
+            "dialogue": self.dialogue,
+            "pair": self.pair,
+            "compare": self.compare,
+            "binding": self.bound,
+        }
+
+    def captions(self, rng: random.Random, first: int) -> Interleaved:
+        parts = Interleaved()
+        for place in [first, *(rng.randrange(len(self.photos)) for _ in range(8))]:
+            parts += [*with_pictures(CAPTION, [place]), told(self.caption(rng, place))]
+        return parts
+
+    def caption(self, rng: random.Random, place: int) -> str:
+        return plain_caption(rng.choice(self.photos[place].captions))
+
+    def names_of_drawings(self, rng: random.Random, first: int) -> Interleaved:
+        template, parts = rng.choice(TEMPLATES), Interleaved()
+        for name in rng.sample([*self.drawn], min(8, len(self.drawn))):
+            parts += example(rng.choice(self.drawn[name]), template, name)
+        return parts
+
+    def same_kind(self, rng: random.Random, first: int) -> Interleaved:
+        if not self.questions[first]:
+            return []
+        kind = rng.choice(sorted({question.kind for question in self.questions[first]}))
+        parts = Interleaved()
+        for place in [first, *(rng.choice(self.by_kind[kind]) for _ in range(4))]:
+            parts += self.asked(rng.choice([q for q in self.questions[place] if q.kind == kind]), [place])
+        return parts
+
+    def asked(self, question: Question, pictures: Sequence[int]) -> Interleaved:
+        return [*with_pictures(question_prompt(question.question, 1), pictures), told(question.answer)]
+
+    def dialogue(self, rng: random.Random, first: int) -> Interleaved:
+        parts = Interleaved()
+        for place in [first, rng.randrange(len(self.photos))]:
+            asked = self.questions[place]
+            turns = [(q.question, q.answer) for q in rng.sample(asked, min(3, len(asked)))]
+            turns.insert(rng.randrange(len(turns) + 1), (rng.choice(DESCRIBE), self.caption(rng, place)))
+            for i, (question, answer) in enumerate(turns):
+                prompt = question_prompt(question, 1)
+                parts += with_pictures(prompt, [place]) if i == 0 else [Said(prompt.removeprefix(IMAGE))]
+                parts.append(told(answer))
+        return parts
+
+    def pair(self, rng: random.Random, first: int) -> Interleaved:
+        places = [first, *(rng.randrange(len(self.photos)) for _ in range(5))]
+        parts = Interleaved()
+        for pair in make_pairs([self.photos[place] for place in places], 2, rng.randrange(1 << 30)):
+            parts += with_pictures(question_prompt(pair.question, 2), [places[pair.left], places[pair.right]])
+            parts.append(told(pair.answer))
+        return parts
+
+    def compare(self, rng: random.Random, first: int) -> Interleaved:
+        """Two or three pictures: those of one class have it in common; each of those that differ shows something."""
+        count = rng.choice((2, 2, 3))
+        names = photo_names(count)
+        if rng.random() < 0.5:
+            noun = rng.choice([*self.classes])
+            pool = self.classes[noun] + self.drawn.get(noun, [])
+            answer = f"{'both' if count == 2 else 'all'} show {with_article(noun)}"
+            return [*with_pictures(question_prompt(rng.choice(COMMON), count), rng.sample(pool, count)), told(answer)]
+        places = [first, *(rng.randrange(len(self.photos)) for _ in range(count - 1))]
+        the = "the " if count == 2 else ""
+        shown = (self.caption(rng, place) for place in places)
+        answer = ", ".join(f"{the}{name.lower()} shows {text}" for name, text in zip(names, shown, strict=True))
+        return [*with_pictures(question_prompt(rng.choice(DIFFER), count), places), told(answer)]
+
+    def bound(self, rng: random.Random, first: int) -> Interleaved:
+        count = rng.choice((2, 2, 2, 3))
+        groups = self.drawings(rng, count) if self.drawn and rng.random() < 0.5 else self.nouns(rng)
+        other = rng.random() < 0.3  # names of other things, else of nothing
+        names = rng.sample(self.names, len(groups)) if other else []
+        while len(set(names)) < len(groups):
+            names = [made_up_name(rng) for _ in groups]
+        order = [group for _ in range(12 // len(groups)) for group in range(len(groups))]
+        rng.shuffle(order)
+        return binding(rng, groups, names, rng.choice(TEMPLATES), order)
+
+    def drawings(self, rng: random.Random, count: int) -> list[list[int]]:
+        return [self.drawn[name] for name in rng.sample([*self.drawn], count)]
+
+    def nouns(self, rng: random.Random) -> list[list[int]]:
+        while True:
+            left, right = rng.sample([*self.classes], 2)
+            groups = only(self.classes[left], self.classes[right], self.mentions, (left, right))
+            if min(map(len, groups)) >= 6:
+                return [*groups]
