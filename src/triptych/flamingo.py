@@ -170,9 +170,8 @@ class GatedBlock(nn.Module):
     def forward(self, x: Tensor, seen: KeysValues | None, media_mask: Tensor | None) -> Tensor:
         """``x [B, T, D]`` -> ``[B, T, D]``; ``seen`` None = there is no picture at all."""
         if seen is not None:
-            x = (
-                x + self.attention(self.norm(x), seen, media_mask) * self.attn_gate.tanh()
-            )  # Flamingo figure 4: attn_gate
+            looked = self.attention(self.norm(x), seen, media_mask)
+            x = x + looked * self.attn_gate.tanh()  # Flamingo section 2.2: gated cross-attention
         return x + self.ffw(x) * self.ffw_gate.tanh()  # Flamingo section 2.2: gated feed-forward
 
     def weights(self, x: Tensor, seen: KeysValues, media_mask: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,8 +36,9 @@ TEMPLATES = ("", "This is a", "This is", "Name:", "Label:", "Class:", "It is cal
 DESCRIBE = ("Describe the photo.", "What is in the photo?", "What do you see?", "What is happening?")
 COMMON = ("What do the photos have in common?", "What do these pictures have in common?", "What is in all of them?")
 DIFFER = ("How do the photos differ?", "How do these pictures differ?", "What is the difference?")
-ONSETS = "b bl d dr f fl g gr k kl l m n p pl r s sk sn t tr v w z".split()
-VOWELS, CODAS = "aeiou", "x g p t ck m n nt sh b".split()
+SYLLABLE = re.compile(r"\S+")
+ONSETS = SYLLABLE.findall("b bl d dr f fl g gr k kl l m n p pl r s sk sn t tr v w z")
+VOWELS, CODAS = "aeiou", SYLLABLE.findall("x g p t ck m n nt sh b")
 
 
 class Shown(NamedTuple):
