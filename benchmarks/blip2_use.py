@@ -104,7 +104,7 @@ def grid(model: str, repeats: int) -> dict[str, float]:
     import transformers
     from transformers import Blip2Config, Blip2ForImageTextRetrieval
 
-    from triptych.blip2_tables import HF_BLIP2, load as load_theirs  # isort: skip
+    from triptych.blip2_tables import HF_BLIP2, load as LOAD_theirs  # isort: skip
     from triptych.blip2 import Blip2
     from triptych.blip2 import Blip2Config as Ours
     from triptych.qformer import QFormerConfig

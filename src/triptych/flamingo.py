@@ -310,6 +310,7 @@ class Flamingo(nn.Module):
         padding_mask: Tensor | None = None,
         state: FlamingoState | None = None,
         maps: list[Tensor] | None = None,
+        text_maps: list[Tensor] | None = None,
     ) -> Tensor:
         """Text that looks at pictures.
 
@@ -319,6 +320,7 @@ class Flamingo(nn.Module):
             padding_mask: ``[B, T]``, True = a token; None = all are tokens.
             state: what came before.
             maps: takes how much each token looked at each latent, of each gated block ``[B, H, T, N * R]``.
+            text_maps: takes how much each token looked at each, of each block ``[B, H, T, T]``; not beside ``state``.
 
         Returns:
             the hidden states ``[B, T, E]``, for ``lm.logits``.
@@ -338,6 +340,8 @@ class Flamingo(nn.Module):
                 if maps is not None and seen is not None and media_mask is not None:
                     maps.append(gated.weights(x, seen, media_mask))
                 x = gated(x, seen, media_mask)
+            if text_maps is not None:
+                text_maps.append(block.attention_weights(x, place))  # type: ignore[operator]
             x = block(x, place, state.text[i] if state else None)
         return self.lm.finish(x)
 

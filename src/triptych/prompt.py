@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from triptych.errors import InputError
 
 IMAGE = "<image>"
+END = "<|endofchunk|>"  # ends an example within a prompt
 CAPTION = f"{IMAGE}\nCaption:"
 IGNORED = -100  # a label that does not count in the loss
 DESCRIBE = "describe the photo"  # what a Q-Former that reads questions reads for a caption
@@ -79,6 +81,23 @@ def between_pictures(prompt: str, pictures: int) -> list[str]:
             "each picture needs one"
         )
     return texts
+
+
+def few_shot(shots: Sequence[tuple[bool, str]], query: str) -> str:
+    """Examples, then what is asked (Flamingo, Alayrac et al. 2022, section 3.4): ``"<image> a shiba<|endofchunk|><image> This is"``.
+
+    ``shots``: whether each has a picture, and its text; ``query``: what follows the last picture, perhaps nothing.
+    Raises InputError: an example says nothing, or a text holds a placeholder of its own.
+    """
+    for text in (query, *(text for _, text in shots)):
+        if IMAGE in text or END in text:
+            raise InputError(
+                f"{text!r} holds {IMAGE} or {END}: an example has one picture and one end, which are put there"
+            )
+    if not all(text.strip() for _, text in shots):
+        raise InputError("an example has no text: say what its picture shows")
+    told = [f"{IMAGE if pictured else ''} {' '.join(text.split())}{END}" for pictured, text in shots]
+    return "".join(told) + f"{IMAGE} {' '.join(query.split())}".rstrip()
 
 
 WHICH = re.compile(

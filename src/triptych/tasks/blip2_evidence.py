@@ -14,8 +14,8 @@ from torch import Tensor
 
 from triptych.blip2 import Blip2
 from triptych.qformer import ImageKeysValues, QFormerOutput
+from triptych.tasks.writing import Spans
 
-Spans = Sequence[tuple[int, int]]
 Maps = NDArray[np.float32]
 
 

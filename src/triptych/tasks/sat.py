@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 
-from triptych.errors import InputError
 from triptych.explain import Evidence
 from triptych.generate import Hypothesis, Search, generate, stream
 from triptych.images import ImageSource
@@ -17,6 +15,7 @@ from triptych.pretrained import Sat
 from triptych.show_attend_tell import ShowAttendTell
 from triptych.tasks.answer import Answer
 from triptych.tasks.photos import PhotoMemory
+from triptych.tasks.writing import changed
 from triptych.tokenizers import BOS
 
 BATCH = 32  # photos decoded together
@@ -61,12 +60,7 @@ class Captioner:
 
     def search(self, **settings: Any) -> Search:
         """The model's own way of writing, with ``settings`` changed. Raises InputError for an unknown or impossible one."""
-        unknown = set(settings) - {field.name for field in fields(Search)}
-        if unknown:
-            raise InputError(f"unknown setting {', '.join(sorted(unknown))}")
-        if settings.get("temperature"):
-            settings = {"beams": 1} | settings  # to sample is not to search
-        return replace(self.sat.search, **settings)
+        return changed(self.sat.search, settings)
 
     def stream(self, image: ImageSource, **settings: Any) -> Iterator[str]:
         """The words of one photo's caption as they are written (greedy, or sampled with a ``temperature``)."""

@@ -1,0 +1,183 @@
+"""A dialogue over pictures, which may come at any turn. Earlier turns are not read again, as long as none leaves.
+
+A chat is kept as JSON, its pictures inside: ``{"triptych_chat": 1, "turns": [{"pictures": [data URL...], "question", "answer"}]}``.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from triptych.errors import InputError
+from triptych.explain import write_file
+from triptych.generate import Search
+from triptych.images import ImageSource, load_image
+from triptych.prompt import END, IMAGE, question_prompt
+from triptych.tasks.prefix import Row
+
+VERSION = 1
+MAX_TOKENS = 2048  # of the text that is remembered
+MAX_PICTURES = 32  # that are remembered
+MAX_FILE = 256 * 2**20  # bytes of a chat's file
+SIDE = 1024  # pixels: pictures are kept no larger than this
+
+
+@dataclass(frozen=True)
+class Turn:
+    """``pictures``: RGB, those that came with the question. ``answer``: as it was written, mostly with a space in front."""
+
+    pictures: tuple[Image.Image, ...]
+    question: str
+    answer: str
+
+    @property
+    def prompt(self) -> str:
+        """The question with its pictures in front."""
+        text = question_prompt(self.question, max(1, len(self.pictures)))
+        return text if self.pictures else text.removeprefix(IMAGE)
+
+
+class Speaker(Protocol):
+    """What a chat asks of a model; ``flamingo.FlamingoTasks`` is one."""
+
+    def row(self, text: str, images: Sequence[ImageSource]) -> Row: ...
+    def search(self, **settings: Any) -> Search: ...
+    def streamed(self, row: Row, search: Search) -> Iterator[str]: ...
+
+
+class Chat:
+    """``turns`` are all that was said; the model remembers the last ones, from ``first`` on."""
+
+    def __init__(self, model: Speaker, max_tokens: int = MAX_TOKENS, max_pictures: int = MAX_PICTURES) -> None:
+        self.model, self.max_tokens, self.max_pictures = model, max_tokens, max_pictures
+        self.turns: list[Turn] = []
+        self.first = 0
+        self.waiting: list[Image.Image] = []  # pictures that go with the next question
+
+    def add(self, image: ImageSource) -> None:
+        """A picture for the next question. Raises InputError: it cannot be read, or there are too many."""
+        if len(self.waiting) == self.max_pictures:
+            raise InputError(f"{len(self.waiting)} pictures wait for a question: ask one")
+        picture = load_image(image)
+        picture.thumbnail((SIDE, SIDE))
+        self.waiting.append(picture)
+
+    def ask(self, question: str, **settings: Any) -> str:
+        """The answer, whole; see ``stream``."""
+        return "".join(self.stream(question, **settings))
+
+    def stream(self, question: str, **settings: Any) -> Iterator[str]:
+        """The answer piece by piece; the turn is part of the dialogue when it is complete.
+
+        ``first`` moves on where the oldest turns leave, because the dialogue has more than ``max_tokens`` or ``max_pictures``.
+
+        Raises:
+            InputError: the question is empty or alone too long, there is no picture yet, or a setting is out of bounds.
+        """
+        turn = Turn(tuple(self.waiting), question, "")
+        if not any(old.pictures for old in [*self.turns, turn]):
+            raise InputError("there is no picture yet: add one, then ask")
+        search = self.model.search(**({"beams": 1} | settings))
+        first, row = self.remembered(turn, search.max_new_tokens)
+        pieces = []
+        for piece in self.model.streamed(row, search):
+            pieces.append(piece)
+            yield piece
+        self.first, self.waiting = first, []
+        self.turns.append(Turn(turn.pictures, question, "".join(pieces)))
+
+    def remembered(self, turn: Turn, new_tokens: int) -> tuple[int, Row]:
+        """The last turns and a new one, as many as fit: the first of them, and the prompt. The last pictures never leave."""
+        for first in range(self.first, len(self.turns) + 1):
+            kept = [*self.turns[first:], turn]
+            pictures = [picture for old in kept for picture in old.pictures]
+            if len(pictures) > self.max_pictures:
+                continue
+            if not pictures:
+                break
+            text = "".join(f"{old.prompt}{old.answer}{END}" for old in kept[:-1]) + turn.prompt
+            row = self.model.row(text, pictures)
+            if len(row.input_ids) + new_tokens <= self.max_tokens:
+                return first, row
+        raise InputError(
+            f"the question, or what was said since the last picture, is too long: a dialogue remembers {self.max_tokens} tokens "
+            f"and {self.max_pictures} pictures; show the picture again, or start anew"
+        )
+
+    def undo(self) -> Turn:
+        """Take back the last turn; its pictures wait again. Raises InputError: there is none."""
+        if not self.turns:
+            raise InputError("there is nothing to undo")
+        turn = self.turns.pop()
+        self.first = min(self.first, len(self.turns))
+        self.waiting = [*turn.pictures, *self.waiting]
+        return turn
+
+    def save(self, path: Path) -> None:
+        """Write the dialogue as JSON, all or nothing."""
+        turns = [
+            {"pictures": [as_url(p) for p in turn.pictures], "question": turn.question, "answer": turn.answer}
+            for turn in self.turns
+        ]
+        write_file(path, json.dumps({"triptych_chat": VERSION, "turns": turns}, ensure_ascii=False).encode())
+
+    def load(self, path: Path) -> None:
+        """Go on with a dialogue that was saved; this one is given up. Nothing changes where the file is refused.
+
+        Raises:
+            InputError: it cannot be read, is truncated, of another version, or no dialogue.
+        """
+        self.turns, self.first, self.waiting = read_chat(path), 0, []
+
+
+def as_url(picture: Image.Image) -> str:
+    buffer = BytesIO()
+    picture.save(buffer, "PNG")
+    return f"data:image/png;base64,{b64encode(buffer.getvalue()).decode()}"
+
+
+def read_chat(path: Path) -> list[Turn]:
+    try:
+        if path.stat().st_size > MAX_FILE:
+            raise InputError(f"{path} is larger than {MAX_FILE >> 20} MB: no chat is")
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{path} is not a whole chat file: it is truncated or of another kind") from None
+    version = content.get("triptych_chat") if isinstance(content, dict) else None
+    if version is None:
+        raise InputError(f"{path} is not a chat file")
+    if version != VERSION:
+        raise InputError(f"{path} is a chat file of version {version!r}: this program reads version {VERSION}")
+    try:
+        return [
+            Turn(
+                tuple(load_image(str(url)) for url in data_urls(turn["pictures"], path)),
+                said(turn["question"]),
+                said(turn["answer"]),
+            )
+            for turn in content["turns"]
+        ]
+    except (KeyError, TypeError):
+        raise InputError(f"{path}: a turn of this chat is not complete") from None
+
+
+def said(text: Any) -> str:
+    if not isinstance(text, str):
+        raise TypeError
+    return text
+
+
+def data_urls(urls: Any, path: Path) -> list[str]:
+    """A chat's pictures are in its file; nothing else is fetched for it."""
+    if not isinstance(urls, list) or not all(isinstance(url, str) and url.startswith("data:") for url in urls):
+        raise InputError(f"{path}: a picture of this chat is not in the file")
+    return urls

@@ -1,0 +1,338 @@
+"""Flamingo in use: captions, questions, and whatever examples in the prompt show how to do; dialogue is in ``chat``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from triptych.errors import InputError
+from triptych.flamingo import Flamingo, as_prompt
+from triptych.generate import Hypothesis, Search, generate, stream
+from triptych.images import ImageSource, content_hash, load_image
+from triptych.pretrained import FlamingoModel
+from triptych.prompt import CAPTION, END, between_pictures, few_shot, question_prompt
+from triptych.tasks.answer import Answer
+from triptych.tasks.chat import Chat
+from triptych.tasks.flamingo_evidence import answer_maps
+from triptych.tasks.photos import PhotoMemory
+from triptych.tasks.prefix import PrefixMemory, Row
+from triptych.tasks.writing import Photos, Spans, as_list, changed, check_choices, score_choices, to_answer
+from triptych.tokenizers import TextTokenizer
+
+BATCH = 16  # prompts decoded together
+MAX_PICTURES = 128  # of one prompt
+
+Shot = tuple[ImageSource | None, str]  # an example: a picture, or none, and its text
+
+
+class FlamingoTasks:
+    """A Flamingo in use. A picture is encoded once for as long as it is remembered (by content); a prompt that begins as the one before
+    is read only from where they part."""
+
+    def __init__(self, flamingo: FlamingoModel, name: str, device: torch.device) -> None:
+        self.name, self.flamingo, self.device = name, flamingo, device
+        self.model: Flamingo = flamingo.model.to(device)
+        encoder: Any = self.model.vision_encoder.to(memory_format=torch.channels_last)
+        self.encode = PhotoMemory(self.model.encode, encoder.image_size, encoder.mean, encoder.std, device)
+        self.prefix = PrefixMemory(self.model, flamingo.end_id)
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        return self.flamingo.tokenizer
+
+    def search(self, **settings: Any) -> Search:
+        """The model's own way of writing, with ``settings`` changed. Raises InputError for an unknown or impossible one."""
+        return changed(self.flamingo.search, settings)
+
+    # Translating
+
+    @overload
+    def caption(
+        self, images: Sequence[ImageSource], *, shots: Sequence[Shot] = ..., explain: bool = ..., **settings: Any
+    ) -> list[Answer]: ...
+    @overload
+    def caption(
+        self, images: ImageSource, *, shots: Sequence[Shot] = ..., explain: bool = ..., **settings: Any
+    ) -> Answer: ...
+    def caption(
+        self, images: Photos, *, shots: Sequence[Shot] = (), explain: bool = False, **settings: Any
+    ) -> Answer | list[Answer]:
+        """Caption one photo, or a list of photos (each answered as if it were alone).
+
+        Args:
+            shots: examples, pictures with their captions, in order.
+            explain: also return where the model looked at each word (``Answer.evidence``), in the examples' pictures too.
+            settings: fields of ``generate.Search``.
+
+        Raises:
+            InputError: a picture cannot be read, the examples are too many or too long, or a setting is out of bounds.
+        """
+        if not isinstance(images, list | tuple):
+            return self.caption([images], shots=shots, explain=explain, **settings)[0]  # type: ignore[list-item]
+        examples = "".join(f"{CAPTION if image is not None else 'Caption:'} {text}{END}" for image, text in shots)
+        shown = [image for image, _ in shots if image is not None]
+        prompts = [(examples + CAPTION, [*shown, image]) for image in images]
+        return self.write(prompts, self.search(**settings), explain, as_sentence=True)
+
+    # Referencing
+
+    @overload
+    def ask(
+        self,
+        images: Photos,
+        question: str,
+        choices: Sequence[str] | None = ...,
+        *,
+        explain: bool = ...,
+        **settings: Any,
+    ) -> Answer: ...
+    @overload
+    def ask(
+        self,
+        images: Sequence[Photos],
+        question: Sequence[str],
+        choices: Sequence[str] | None = ...,
+        *,
+        explain: bool = ...,
+        **settings: Any,
+    ) -> list[Answer]: ...
+    def ask(
+        self,
+        images: Any,
+        question: str | Sequence[str],
+        choices: Sequence[str] | None = None,
+        *,
+        explain: bool = False,
+        **settings: Any,
+    ) -> Answer | list[Answer]:
+        """Answer a question about one picture or several; with ``choices``, which of them is the likeliest answer. As BLIP-2's ``ask``."""
+        if isinstance(question, str):
+            return self.ask([images], [question], choices, explain=explain, **settings)[0]
+        if len(images) != len(question):
+            raise InputError(
+                f"{len(question)} questions for {len(images)} photos or lists of photos: each needs its own"
+            )
+        shown = [as_list(pictures) for pictures in images]
+        for pictures in shown:
+            self.check_count(len(pictures))
+        prompts = [(question_prompt(q, len(p)), p) for q, p in zip(question, shown, strict=True)]
+        if choices is not None:
+            kept = check_choices(choices)
+            return [self.choose(*prompt, kept, explain) for prompt in prompts]
+        return self.write(prompts, self.search(**settings), explain)
+
+    def compare(
+        self,
+        left: ImageSource,
+        right: ImageSource,
+        question: str,
+        choices: Sequence[str] = ("left", "right"),
+        *,
+        explain: bool = False,
+    ) -> Answer:
+        """Which of two photos: ``ask`` with both, and choices that tell them apart."""
+        return self.ask([left, right], question, choices, explain=explain)
+
+    def complete(
+        self,
+        image: ImageSource,
+        shots: Sequence[Shot] = (),
+        prompt: str = "",
+        choices: Sequence[str] | None = None,
+        *,
+        similar: int | None = None,
+        explain: bool = False,
+        **settings: Any,
+    ) -> Answer:
+        """Do with ``image`` what the examples show.
+
+        Args:
+            shots: pictures with their texts, in order; a text without a picture (None) is an example, too.
+            prompt: the beginning of the text for ``image``, as the examples' texts begin.
+            choices: texts of which the likeliest is taken (classification); nothing else is written then.
+            similar: use only so many examples, those whose pictures look most like ``image``, the most similar last (RICES).
+
+        Raises:
+            InputError: an example without a text, a picture that cannot be read, too many pictures or tokens.
+        """
+        if similar is not None:
+            shots = self.most_similar(image, shots, similar)
+        text = few_shot([(shot is not None, said) for shot, said in shots], prompt)
+        return self.interleaved([*(s for s, _ in shots if s is not None), image], text, choices, explain, **settings)
+
+    def interleaved(
+        self,
+        images: Sequence[ImageSource],
+        text: str,
+        choices: Sequence[str] | None = None,
+        explain: bool = False,
+        **settings: Any,
+    ) -> Answer:
+        """What follows any text with ``<image>`` where each picture stands and ``<|endofchunk|>`` behind each example."""
+        if choices is not None:
+            return self.choose(text, images, check_choices(choices), explain)
+        return self.write([(text, images)], self.search(**settings), explain)[0]
+
+    @torch.inference_mode()
+    def most_similar(self, image: ImageSource, shots: Sequence[Shot], count: int) -> list[Shot]:
+        """The ``count`` examples whose pictures are most like ``image`` by the cosine of their mean features, the most similar last
+        (Flamingo's RICES, after Yang et al. 2022)."""
+        pictured = [shot for shot in shots if shot[0] is not None]
+        if not 1 <= count <= len(pictured):
+            raise InputError(f"{count} similar examples of {len(pictured)} with pictures: choose 1 to {len(pictured)}")
+
+        def direction(source: Any) -> Tensor:
+            return torch.nn.functional.normalize(self.encode(source).mean(1)[0], dim=0)
+
+        likeness = [float(direction(image) @ direction(source)) for source, _ in pictured]
+        order = sorted(range(len(pictured)), key=likeness.__getitem__)
+        return [pictured[i] for i in order[-count:]]
+
+    def stream(self, images: Photos, question: str | None = None, **settings: Any) -> Iterator[str]:
+        """A caption, or the answer to a question, piece by piece as it is written (greedy, or sampled with a ``temperature``)."""
+        shown = as_list(images)
+        prompt = CAPTION if question is None else question_prompt(question, len(shown))
+        return self.streamed(self.row(prompt, shown), self.search(**({"beams": 1} | settings)))
+
+    @torch.inference_mode()
+    def streamed(self, row: Row, search: Search) -> Iterator[str]:
+        """What follows a prompt, piece by piece."""
+        text, ids = "", []
+        with self.prefix.begun(row) as begun:
+            for token, _ in stream(begun, None, search):
+                ids.append(token)
+                whole = self.tokenizer.decode(ids)
+                if not whole.endswith("\N{REPLACEMENT CHARACTER}"):
+                    yield whole[len(text) :]
+                    text = whole
+
+    def chat(self) -> Chat:
+        """A dialogue over any number of pictures."""
+        return Chat(self)
+
+    # The way from pictures and text to the language model and back
+
+    def check_count(self, pictures: int) -> None:
+        if not 1 <= pictures <= MAX_PICTURES:
+            raise InputError(f"a prompt with {pictures} pictures: give 1 to {MAX_PICTURES}")
+
+    @torch.inference_mode()
+    def row(self, text: str, images: Sequence[ImageSource]) -> Row:
+        """A text with its placeholders as ids, its pictures as visual tokens.
+
+        Raises:
+            InputError: pictures and placeholders do not match in number, a picture cannot be read, or the prompt is too long.
+        """
+        self.check_count(len(images))
+        texts = between_pictures(text, len(images))
+        ids: list[int] = []
+        signature: list[int | str] = []
+        photos = [load_image(image) for image in images]
+        for i, between in enumerate(texts):
+            if i:
+                ids.append(self.model.config.image_id)
+                signature.append(content_hash(photos[i - 1]))
+            for n, piece in enumerate(between.split(END)):
+                said = [self.flamingo.end_id] * (n > 0) + self.tokenizer.encode(piece)
+                ids += said
+                signature += said
+        limit = self.model.lm.config.max_positions
+        if len(ids) >= limit:
+            raise InputError(f"the prompt has {len(ids)} tokens: the language model reads {limit} at most")
+        return Row(ids, tuple(signature), self.visual_tokens(photos))
+
+    def features(self, images: Sequence[ImageSource]) -> Tensor:
+        """``[N, L, Dv]``."""
+        return torch.cat([self.encode(image) for image in images])
+
+    def visual_tokens(self, images: Sequence[ImageSource]) -> Tensor:
+        """``[N, R, D]``."""
+        numbers = torch.arange(1, len(images) + 1, device=self.device)
+        return self.model.resampler(self.features(images), numbers)
+
+    @torch.inference_mode()
+    def write(
+        self,
+        prompts: Sequence[tuple[str, Sequence[ImageSource]]],
+        search: Search,
+        explain: bool = False,
+        as_sentence: bool = False,
+    ) -> list[Answer]:
+        """What follows each prompt."""
+        answers = []
+        for first in range(0, len(prompts), BATCH):
+            part = prompts[first : first + BATCH]
+            rows = [self.row(*prompt) for prompt in part]
+            for row, (_, images), found in zip(rows, part, self.generate(rows, search), strict=True):
+                answers.append(self.answer(found, row, images if explain else None, as_sentence))
+        return answers
+
+    def generate(self, rows: Sequence[Row], search: Search) -> list[list[Hypothesis]]:
+        if len(rows) == 1:
+            with self.prefix.begun(rows[0]) as begun:
+                return generate(begun, None, search)
+        tokens = torch.cat([row.visual_tokens for row in rows])
+        counts = [len(row.visual_tokens) for row in rows]
+        prompt = as_prompt([row.input_ids for row in rows], tokens, counts, self.flamingo.end_id)
+        return generate(self.model, prompt, search)
+
+    def answer(
+        self,
+        hypotheses: Sequence[Hypothesis],
+        row: Row,
+        images: Sequence[ImageSource] | None = None,
+        as_sentence: bool = False,
+    ) -> Answer:
+        """``images``: of the prompt, to show where the model looked in them; None = no evidence."""
+
+        def maps(ids: Sequence[int], spans: Spans) -> NDArray[np.float32]:
+            return answer_maps(self.model, row.input_ids, self.features(images or ()), ids, spans)
+
+        return to_answer(self.name, self.tokenizer, hypotheses, maps if images else None, as_sentence)
+
+    @torch.inference_mode()
+    def choose(self, text: str, images: Sequence[ImageSource], choices: Sequence[str], explain: bool) -> Answer:
+        """The choice that the language model finds the likeliest to follow; the prompt is read once for all."""
+        row = self.row(text, images)
+        with self.prefix.begun(row) as begun:
+            rows = torch.zeros(1, len(choices), dtype=torch.long, device=self.device)
+            state = begun.state.reorder(rows) if len(choices) > 1 else begun.state
+            best, found = score_choices(
+                self.tokenizer,
+                self.flamingo.end_id,
+                choices,
+                begun.logits,
+                lambda ids: self.model.lm.logits(self.model(ids, state=state)),
+            )
+        answer = self.answer([found[best]], row, images if explain else None)
+        return replace(answer, text=choices[best], scores={c: h.logprob for c, h in zip(choices, found, strict=True)})
+
+    def info(self) -> dict[str, Any]:
+        """Parts, parameters, gates, memory, licence and figures."""
+        model, config = self.model, self.flamingo.config
+        count = {name: sum(p.numel() for p in module.parameters()) for name, module in model.named_children()}
+        frozen = count["vision_encoder"] + count["lm"]
+        gates = [(round(attn, 3), round(ffw, 3)) for attn, ffw in model.gates()]
+        return {
+            "model": self.name,
+            "system": "Flamingo",
+            "encoder": config["encoder"]["name"],
+            "language_model": config["lm"]["name"],
+            "grid": list(model.vision_encoder.grid),
+            "image_size": config["encoder"]["image_size"],
+            "latents": model.config.latents,
+            "gates": {f"before block {(i + 1) * model.config.every}": pair for i, pair in enumerate(gates)},
+            "parameters": count,
+            "parameters_trained": sum(count.values()) - frozen,
+            "parameters_frozen": frozen,
+            "memory_mb": round(sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20, 1),
+            "config": config["model"],
+            "search": config["search"],
+            "card": config["card"],
+        }

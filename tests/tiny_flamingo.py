@@ -1,0 +1,32 @@
+"""A Flamingo of tiny random parts with a real alphabet, for tests of what is done with a model."""
+
+import torch
+from tiny_blip2 import TinyNet, byte_tokenizer
+
+from triptych.decoder import Decoder, DecoderConfig
+from triptych.flamingo import Flamingo, FlamingoConfig
+from triptych.generate import Search
+from triptych.pretrained import FlamingoModel
+
+
+def tiny_flamingo(seed: int = 0, scale: float = 0.4, max_positions: int = 300) -> FlamingoModel:
+    """``scale``: of the random weights; 0 = as they begin when a model is trained. It writes letters."""
+    torch.manual_seed(seed)
+    tokenizer = byte_tokenizer()
+    image_id, end_id = tokenizer.encode("\x01")[0], min(tokenizer.eos_ids)
+    lm = Decoder(DecoderConfig(len(tokenizer), dim=16, layers=4, heads=2, ffn_dim=24, max_positions=max_positions))
+    sizes = {"dim": 8, "latents": 3, "resampler_layers": 2, "heads": 2, "head_dim": 4, "ffn_factor": 2, "every": 2}
+    model = Flamingo(FlamingoConfig(5, image_id, **sizes), TinyNet(), lm)
+    with torch.no_grad():
+        for parameter in model.parameters() if scale else ():
+            parameter.normal_(0, scale).add_(parameter.ndim == 1)
+    letters = {*tokenizer.encode("abcdefghijklmnopqrstuvwxyz"), end_id}
+    search = Search(frozenset({end_id}), max_new_tokens=6, banned=frozenset(range(len(tokenizer))) - letters)
+    config = {
+        "model": {},
+        "encoder": {"name": "tiny", "image_size": 12, "part": None},
+        "lm": {"name": "tiny"},
+        "search": {},
+        "card": {},
+    }
+    return FlamingoModel(model.eval().requires_grad_(False), tokenizer, search, end_id, config)

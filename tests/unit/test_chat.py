@@ -1,0 +1,161 @@
+"""A dialogue over pictures: what is remembered, taken back, kept in a file."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_flamingo import tiny_flamingo
+
+from triptych.errors import InputError
+from triptych.tasks.chat import Chat
+from triptych.tasks.flamingo import FlamingoTasks
+
+
+@pytest.fixture
+def model() -> FlamingoTasks:
+    return FlamingoTasks(tiny_flamingo(max_positions=2000), "tiny", torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def photos() -> list[Image.Image]:
+    rng = np.random.default_rng(1)
+    return [Image.fromarray(rng.integers(0, 255, (20, 20, 3), np.uint8)) for _ in range(4)]
+
+
+def ask(chat: Chat, question: str) -> str:
+    return chat.ask(question, max_new_tokens=4)
+
+
+def test_a_dialogue_is_one_interleaved_text(model: FlamingoTasks, photos: list[Image.Image]) -> None:
+    chat = model.chat()
+    chat.add(photos[0])
+    first = ask(chat, "what is it?")
+    second = ask(chat, "and now?")
+    chat.add(photos[1])
+    chat.add(photos[2])
+    third = ask(chat, "which?")
+    text = (
+        f"<image>\nQuestion: what is it?\nAnswer:{first}<|endofchunk|>"
+        f"\nQuestion: and now?\nAnswer:{second}<|endofchunk|>"
+        "Left photo: <image>\nRight photo: <image>\nQuestion: which?\nAnswer:"
+    )
+    expected = model.interleaved(photos[:3], text, max_new_tokens=4)
+    assert third.strip() == expected.text
+    assert [len(turn.pictures) for turn in chat.turns] == [1, 0, 2] and chat.first == 0
+
+
+def test_earlier_turns_are_not_read_again(
+    model: FlamingoTasks, photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = model.chat()
+    chat.add(photos[0])
+    ask(chat, "what is it?")
+    read: list[tuple[int, int]] = []
+    forward, media = model.model.forward, model.model.media
+
+    def counted(ids: torch.Tensor, *arguments: Any, **settings: Any) -> torch.Tensor:
+        read.append((ids.shape[1], 0))
+        return forward(ids, *arguments, **settings)
+
+    def projected(tokens: torch.Tensor, *arguments: Any) -> Any:
+        read.append((0, len(tokens)))
+        return media(tokens, *arguments)
+
+    monkeypatch.setattr(model.model, "forward", counted)
+    monkeypatch.setattr(model.model, "media", projected)
+    ask(chat, "and?")
+    new = len("\nQuestion: and?\nAnswer:")
+    assert new <= read[0][0] <= new + 2  # with the last token and the end of the answer before
+    assert all(pictures == 0 for _, pictures in read)
+    chat.add(photos[1])
+    read.clear()
+    ask(chat, "this?")
+    assert [pictures for _, pictures in read if pictures] == [1]
+
+
+def test_undo_takes_back_a_turn_with_its_pictures(model: FlamingoTasks, photos: list[Image.Image]) -> None:
+    chat = model.chat()
+    chat.add(photos[0])
+    ask(chat, "what?")
+    chat.add(photos[1])
+    second = ask(chat, "and this?")
+    assert chat.undo().question == "and this?"
+    assert len(chat.waiting) == 1 and len(chat.turns) == 1
+    assert ask(chat, "and this?") == second
+    chat.undo()
+    chat.undo()
+    with pytest.raises(InputError, match="nothing to undo"):
+        chat.undo()
+
+
+def test_the_oldest_turns_leave_and_are_counted(model: FlamingoTasks, photos: list[Image.Image]) -> None:
+    chat = Chat(model, max_tokens=120, max_pictures=2)
+    chat.add(photos[0])
+    ask(chat, "first?")
+    chat.add(photos[1])
+    ask(chat, "second?")
+    assert chat.first == 0
+    chat.add(photos[2])
+    third = ask(chat, "third?")
+    assert chat.first == 1 and len(chat.turns) == 3  # a third picture: the first turn has left
+    alone = Chat(model, max_tokens=120, max_pictures=2)
+    alone.turns = chat.turns[1:2]
+    alone.add(photos[2])
+    assert ask(alone, "third?") == third
+    ask(chat, "a longer question, so that there is no room for more than that?")
+    assert chat.first == 2  # no room in 120 tokens
+    with pytest.raises(InputError, match="too long"):
+        ask(chat, "one more, and the last picture would have to leave" * 2)
+    assert len(chat.turns) == 4 and chat.first == 2
+
+
+def test_a_question_needs_a_picture_and_words(model: FlamingoTasks, photos: list[Image.Image]) -> None:
+    chat = model.chat()
+    with pytest.raises(InputError, match="no picture yet"):
+        ask(chat, "what?")
+    chat.add(photos[0])
+    with pytest.raises(InputError, match="question is empty"):
+        ask(chat, "  ")
+    assert len(chat.waiting) == 1 and not chat.turns
+
+
+def test_a_saved_dialogue_goes_on(model: FlamingoTasks, photos: list[Image.Image], tmp_path: Path) -> None:
+    chat, path = model.chat(), tmp_path / "chat.json"
+    chat.add(photos[0])
+    ask(chat, "what?")
+    chat.save(path)
+    expected = ask(chat, "and?")
+    other = FlamingoTasks(tiny_flamingo(max_positions=2000), "tiny", torch.device("cpu")).chat()
+    other.load(path)
+    assert other.turns[0].pictures[0].tobytes() == photos[0].tobytes()
+    assert ask(other, "and?") == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda text: text[:-20], "truncated"),
+        (lambda text: "[]", "not a chat file"),
+        (lambda text: text.replace('"triptych_chat": 1', '"triptych_chat": 2'), "version 2"),
+        (lambda text: text.replace('"answer"', '"reply"'), "not complete"),
+        (lambda text: text.replace("data:image/png;base64,", "/etc/passwd"), "not in the file"),
+        (lambda text: text.replace("base64,iVBOR", "base64,AAAAA"), "data URL"),
+    ],
+)
+def test_a_chat_file_that_is_not_right_is_refused(
+    model: FlamingoTasks, photos: list[Image.Image], tmp_path: Path, change: Any, reason: str
+) -> None:
+    chat, path = model.chat(), tmp_path / "chat.json"
+    chat.add(photos[0])
+    ask(chat, "what?")
+    chat.save(path)
+    path.write_text(change(path.read_text()))
+    turns = chat.turns
+    with pytest.raises(InputError, match=reason):
+        chat.load(path)
+    assert chat.turns is turns
+    with pytest.raises(InputError, match="cannot read"):
+        chat.load(tmp_path / "none.json")

@@ -1,0 +1,182 @@
+"""What a person does with a Flamingo: prompts with examples, choices, what is read again and what is not, evidence."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_flamingo import tiny_flamingo
+
+from triptych.errors import InputError
+from triptych.tasks.flamingo import FlamingoTasks
+
+
+@pytest.fixture
+def model() -> FlamingoTasks:
+    return FlamingoTasks(tiny_flamingo(), "tiny", torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def photos() -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 255, (20, 20, 3), np.uint8)) for _ in range(5)]
+
+
+def fresh() -> FlamingoTasks:
+    return FlamingoTasks(tiny_flamingo(), "tiny", torch.device("cpu"))
+
+
+def test_a_batch_answers_as_its_items(model: FlamingoTasks, photos: list[Image.Image]) -> None:
+    together = model.caption(photos[:3])
+    assert [a.text for a in together] == [fresh().caption(p).text for p in photos[:3]]
+    questions = ["what?", "is it a dog?"]
+    shown = [photos[:1], photos[1:3]]
+    batch = model.ask(shown, questions)
+    for answer, pictures, question in zip(batch, shown, questions, strict=True):
+        alone = fresh().ask(pictures, question)
+        assert alone.text == answer.text
+        assert alone.logprob == pytest.approx(answer.logprob, abs=1e-4)
+
+
+def test_examples_and_their_order_and_pictures_count(model: FlamingoTasks, photos: list[Image.Image]) -> None:
+    shots = [(photos[0], "a dax"), (photos[1], "a blicket")]
+
+    def scores(shots: Sequence[Any], image: Any = photos[2]) -> dict[str, float]:
+        found = fresh().complete(image, shots, "this is", ["a dax", "a blicket"]).scores
+        assert found is not None
+        return dict(found)
+
+    given = scores(shots)
+    assert given != pytest.approx(scores(shots[::-1]))
+    assert given != pytest.approx(scores([(photos[3], "a dax"), shots[1]]))
+    assert given != pytest.approx(scores([(None, "a dax"), shots[1]]))
+    assert given != pytest.approx(scores(shots, photos[3]))
+    assert given == pytest.approx(scores(shots))
+
+
+def test_a_prompt_reads_as_it_is_written_out(model: FlamingoTasks, photos: list[Image.Image]) -> None:
+    shots = [(photos[0], "a dax"), (None, "no picture"), (photos[1], " a  blicket ")]
+    short = model.complete(photos[2], shots, "this is")
+    text = "<image> a dax<|endofchunk|> no picture<|endofchunk|><image> a blicket<|endofchunk|><image> this is"
+    long = fresh().interleaved([photos[0], photos[1], photos[2]], text)
+    assert short.text == long.text and short.logprob == pytest.approx(long.logprob, abs=1e-5)
+
+
+def test_captions_with_examples_differ_and_use_the_caption_prompt(
+    model: FlamingoTasks, photos: list[Image.Image]
+) -> None:
+    found = model.caption(photos[2], shots=[(photos[0], "a dog runs")])
+    text = "<image>\nCaption: a dog runs<|endofchunk|><image>\nCaption:"
+    assert fresh().interleaved([photos[0], photos[2]], text).logprob == pytest.approx(found.logprob, abs=1e-5)
+    assert model.caption(photos[2]).logprob != pytest.approx(found.logprob)
+
+
+def test_only_what_is_new_in_a_prompt_is_read(
+    model: FlamingoTasks, photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    forward = model.model.forward
+
+    def counted(ids: torch.Tensor, *arguments: Any, **settings: Any) -> torch.Tensor:
+        read.append(ids.shape[1])
+        return forward(ids, *arguments, **settings)
+
+    monkeypatch.setattr(model.model, "forward", counted)
+    shots = [(photos[i], "a word for it") for i in range(3)]
+    model.complete(photos[3], shots, max_new_tokens=1)
+    whole = read[0]
+    read.clear()
+    again = model.complete(photos[4], shots, "and", max_new_tokens=3)
+    assert read[0] == 1 + len(" and") < whole
+    assert again.logprob == pytest.approx(fresh().complete(photos[4], shots, "and", max_new_tokens=3).logprob, abs=1e-4)
+    read.clear()
+    changed = [shots[0], (photos[4], "a word for it"), shots[2]]
+    other = model.complete(photos[3], changed, max_new_tokens=1)
+    assert read[0] == whole - 1 - len(" a word for it") - 1
+    assert other.logprob == pytest.approx(fresh().complete(photos[3], changed, max_new_tokens=1).logprob, abs=1e-4)
+
+
+def test_beams_leave_the_kept_prompt_whole(model: FlamingoTasks, photos: list[Image.Image]) -> None:
+    for settings in ({"beams": 3}, {"beams": 1}, {"temperature": 1.0, "n_best": 2}, {"beams": 3}):
+        found = model.ask(photos[:2], "which?", **settings)
+        alone = fresh().ask(photos[:2], "which?", **settings)
+        assert found.text == alone.text and found.logprob == pytest.approx(alone.logprob, abs=1e-4)
+    choices = ["left", "right", "both"]
+    assert model.ask(photos[:2], "which?", choices).scores == pytest.approx(
+        fresh().ask(photos[:2], "which?", choices).scores, abs=1e-4
+    )
+
+
+def test_a_choice_scores_as_the_text_it_is(model: FlamingoTasks, photos: list[Image.Image]) -> None:
+    answer = model.ask(photos[0], "what?", ["a cat", "dogs"])
+    assert answer.scores is not None and answer.text == max(answer.scores, key=answer.scores.__getitem__)
+    row = model.row("<image>\nQuestion: what?\nAnswer:", [photos[0]])
+    for choice, score in answer.scores.items():
+        ids = [*row.input_ids, *model.tokenizer.encode(f" {choice}"), model.flamingo.end_id]
+        media = model.model.media(row.visual_tokens, [1])
+        logprobs = model.model.lm.logits(model.model(torch.tensor([ids]), media))[0].log_softmax(-1)
+        told = range(len(row.input_ids), len(ids))
+        assert score == pytest.approx(sum(float(logprobs[i - 1, ids[i]]) for i in told), abs=1e-4)
+
+
+def test_the_most_similar_examples_come_last(model: FlamingoTasks, photos: list[Image.Image]) -> None:
+    near = Image.fromarray(np.asarray(photos[0]) // 2 + np.asarray(photos[1]) // 2)
+    shots = [(photos[0], "zero"), (photos[2], "two"), (None, "text"), (near, "near"), (photos[3], "three")]
+    kept = model.most_similar(photos[0], shots, 2)
+    assert kept[-1] == shots[0] and len(kept) == 2
+    picked = [text for _, text in model.most_similar(photos[0], shots, 4)]
+    assert sorted(picked) == ["near", "three", "two", "zero"] and picked[-1] == "zero"
+    for count in (0, 5):
+        with pytest.raises(InputError, match="of 4 with pictures"):
+            model.most_similar(photos[0], shots, count)
+
+
+def test_streaming_writes_the_greedy_answer(model: FlamingoTasks, photos: list[Image.Image]) -> None:
+    whole = fresh().ask(photos[0], "what?", beams=1)
+    assert "".join(model.stream(photos[0], "what?")).strip() == whole.text
+    assert not torch.is_inference_mode_enabled()
+
+
+def test_evidence_is_over_every_picture(model: FlamingoTasks, photos: list[Image.Image]) -> None:
+    answer = model.caption(photos[2], shots=[(photos[0], "a dog"), (photos[1], "a cat")], explain=True)
+    assert answer.evidence is not None
+    maps = answer.evidence.maps
+    assert maps.shape == (len(answer.tokens), 3, 3, 3)
+    assert (maps.sum((1, 2, 3)) <= 1 + 1e-5).all() and (maps.sum((2, 3)) > 0).all()
+    assert (maps[:, 2].sum((1, 2)) >= maps[:, :2].sum((1, 2, 3)) * 0).all()
+    single = model.caption(photos[2], explain=True).evidence
+    assert single is not None and single.maps.shape[1] == 1
+
+
+@pytest.mark.parametrize(
+    ("shots", "prompt", "reason"),
+    [
+        ([(0, " ")], "", "has no text"),
+        ([(0, "a <image>")], "", "one picture and one end"),
+        ([(0, "a dog")], "x<|endofchunk|>", "one picture and one end"),
+        ([(0, "a word " * 60)], "", "reads 300 at most"),
+    ],
+)
+def test_bad_prompts_are_refused(
+    model: FlamingoTasks, photos: list[Image.Image], shots: list[Any], prompt: str, reason: str
+) -> None:
+    with pytest.raises(InputError, match=reason):
+        model.complete(photos[1], [(photos[i], text) for i, text in shots], prompt)
+
+
+def test_a_picture_that_cannot_be_read_spoils_nothing(
+    model: FlamingoTasks, photos: list[Image.Image], tmp_path: Path
+) -> None:
+    before = model.complete(photos[1], [(photos[0], "a dog")]).logprob
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"not a picture")
+    with pytest.raises(InputError, match=r"broken\.jpg"):
+        model.complete(photos[1], [(photos[0], "a dog"), (str(broken), "a cat"), (photos[2], "a bird")])
+    with pytest.raises(InputError, match="2 pictures but 1 <image>"):
+        model.interleaved(photos[:2], "<image> a dog")
+    with pytest.raises(InputError, match="give 1 to 128"):
+        model.ask([], "what?")
+    assert model.complete(photos[1], [(photos[0], "a dog")]).logprob == pytest.approx(before, abs=1e-5)
