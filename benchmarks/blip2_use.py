@@ -104,9 +104,10 @@ def grid(model: str, repeats: int) -> dict[str, float]:
     import transformers
     from transformers import Blip2Config, Blip2ForImageTextRetrieval
 
-    from triptych.blip2_tables import HF_BLIP2, load as LOAD_theirs  # isort: skip
     from triptych.blip2 import Blip2
     from triptych.blip2 import Blip2Config as Ours
+    from triptych.blip2_tables import HF_BLIP2
+    from triptych.key_tables import load as load_theirs
     from triptych.qformer import QFormerConfig
     from triptych.vit import ViT, ViTConfig
 

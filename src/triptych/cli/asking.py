@@ -9,7 +9,8 @@ import typer
 
 from triptych.cli.common import Beams, Json, app, emit, reading, write_page
 
-Model = Annotated[str, typer.Option("--model", help="blip2, or a checkpoint directory.")]
+Model = Annotated[str, typer.Option("--model", help="blip2, flamingo, or a checkpoint directory.")]
+Matcher = Annotated[str, typer.Option("--model", help="blip2, or a checkpoint directory.")]
 Question = Annotated[str, typer.Option("--question", "-q", help="<image> in it says where the photos stand.")]
 Figure = Annotated[
     Path | None, typer.Option("--explain", metavar="FILE.html", help="Also show where the model looked.")
@@ -55,9 +56,9 @@ def answer_question(
 ) -> None:
     from triptych.images import load_image
     from triptych.page import Entry
-    from triptych.tasks import load_matcher
+    from triptych.tasks import load_answerer
 
-    asked = load_matcher(model)
+    asked = load_answerer(model)
     photos = [load_image(image) for image in images]
     settings = {} if beams is None else {"beams": beams}
     answer = asked.ask(photos, question, choices, explain=explain is not None, **settings)
@@ -74,7 +75,7 @@ def answer_question(
 def match(
     images: Annotated[list[str], typer.Option("--image", "-i", help="A photo; repeat for each.")],
     texts: Annotated[list[str], typer.Option("--text", "-t", help="A text; repeat for each.")],
-    model: Model = "blip2",
+    model: Matcher = "blip2",
     explain: Figure = None,
     as_json: Json = False,
 ) -> None:

@@ -116,10 +116,12 @@ def draw(figure: Path, source: str, photo: Image, answer: Answer, seconds: float
 def explain(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="A photo: path or URL.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where to draw: a .png or .html file.")],
-    question: Annotated[str | None, typer.Option("--question", "-q", help="Answer it instead (blip2).")] = None,
+    question: Annotated[
+        str | None, typer.Option("--question", "-q", help="Answer it instead (flamingo, blip2).")
+    ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="sat, blip2 or a checkpoint directory.", show_default="sat; blip2 with a question"),
+        typer.Option(help="sat, flamingo, blip2 or a checkpoint directory.", show_default="sat; blip2 with a question"),
     ] = None,
     beams: Beams = None,
     as_json: Json = False,
@@ -128,7 +130,7 @@ def explain(
     from triptych.explain import draw_words, write_png
     from triptych.images import load_image
     from triptych.page import Entry
-    from triptych.tasks import load, load_matcher
+    from triptych.tasks import load, load_answerer
 
     if out.suffix.lower() not in (".png", ".html"):
         raise InputError(f"--out {out}: name a .png or an .html file")
@@ -138,7 +140,7 @@ def explain(
     if question is None:
         answer = load(model).caption(photo, explain=True, **settings)
     else:
-        answer = load_matcher(model).ask(photo, question, explain=True, **settings)
+        answer = load_answerer(model).ask(photo, question, explain=True, **settings)
     said = reading(answer)
     if out.suffix.lower() == ".png":
         write_png(out, draw_words(photo, said.evidence))

@@ -26,7 +26,7 @@ app = typer.Typer(
 )
 
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Photos: paths, folders or URLs.")]
-Model = Annotated[str, typer.Option("--model", help="sat, blip2, or a checkpoint directory.")]
+Model = Annotated[str, typer.Option("--model", help="sat, flamingo, blip2, or a checkpoint directory.")]
 Beams = Annotated[int | None, typer.Option(help="Beams of the search; 1 is greedy.", show_default="the model's")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per result, nothing else.")]
 Data = Annotated[Path, typer.Option("--data", help="Tar shards, a folder with metadata, Karpathy or COCO JSON.")]

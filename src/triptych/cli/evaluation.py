@@ -13,6 +13,7 @@ evaluation = typer.Typer(help="Measure a model on a data set.")
 app.add_typer(evaluation, name="eval")
 
 Blip2 = Annotated[str, typer.Option("--model", help="blip2, or a checkpoint directory.")]
+Answerer = Annotated[str, typer.Option("--model", help="blip2, flamingo, or a checkpoint directory.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the draw.")]
 
 
@@ -26,6 +27,7 @@ def eval_caption(
     writer: Annotated[
         str | None, typer.Option(help="BLIP-2: lm or qformer (grounded generation).", show_default="the model's")
     ] = None,
+    shots: Annotated[int, typer.Option(min=0, max=64, help="Flamingo: captioned training photos in the prompt.")] = 0,
     limit: Limit = None,
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write every caption, as JSON lines.")
@@ -36,7 +38,7 @@ def eval_caption(
     from triptych.evaluate.run import caption_metrics
 
     settings = {k: v for k, v in (("beams", beams), ("length_penalty", length_penalty)) if v is not None}
-    show(caption_metrics(model, data, split, limit, settings, output, writer), as_json)
+    show(caption_metrics(model, data, split, limit, settings, output, writer, shots), as_json)
 
 
 @evaluation.command("retrieval")
@@ -58,7 +60,7 @@ def eval_retrieval(
 def eval_choice(
     data: Data,
     split: Split = "test",
-    model: Blip2 = "blip2",
+    model: Answerer = "blip2",
     pairs: Annotated[int, typer.Option(min=1, help="How many; each is asked in both orders.")] = 250,
     seed: Seed = 0,
     limit: Limit = None,
@@ -74,7 +76,7 @@ def eval_choice(
 def eval_vqa(
     data: Data,
     split: Split = "test",
-    model: Blip2 = "blip2",
+    model: Answerer = "blip2",
     per_photo: Annotated[int, typer.Option(min=1, help="Questions made of a photo's captions.")] = 4,
     seed: Seed = 0,
     limit: Limit = None,
@@ -85,6 +87,26 @@ def eval_vqa(
     from triptych.evaluate.vqa import vqa_metrics
 
     show(vqa_metrics(model, data, split, limit, per_photo, seed, output), as_json)
+
+
+@evaluation.command("fewshot")
+def eval_fewshot(
+    data: Data,
+    split: Split = "test",
+    model: Annotated[str, typer.Option("--model", help="flamingo, or a checkpoint directory.")] = "flamingo",
+    shots: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=16, help="Examples of each name; repeat for several.", show_default="1, 3, 5"),
+    ] = None,
+    episodes: Annotated[int, typer.Option(min=1, help="How many prompts of each kind.")] = 200,
+    seed: Seed = 0,
+    limit: Limit = None,
+    as_json: Json = False,
+) -> None:
+    """Two new names for two kinds of pictures that training never named: how often the right one is found (chance: 50%)."""
+    from triptych.evaluate.fewshot import fewshot_metrics
+
+    show(fewshot_metrics(model, data, split, limit, shots or [1, 3, 5], episodes, seed), as_json)
 
 
 @evaluation.command("judgments")

@@ -24,7 +24,8 @@ def demo(
 
 @app.command()
 def info(
-    model: Annotated[str, typer.Argument(help="sat, or a checkpoint directory.")] = "sat", as_json: Json = False
+    model: Annotated[str, typer.Argument(help="sat, flamingo, blip2, or a checkpoint directory.")] = "sat",
+    as_json: Json = False,
 ) -> None:
     """What a model consists of: parts, parameters, memory, licences, figures."""
     from triptych.assets import parts

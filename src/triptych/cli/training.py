@@ -19,6 +19,13 @@ Run = Annotated[
 ]
 Encoder = Annotated[str, typer.Option(help="efficientnet-lite2, vgg19 or resnet101.")]
 EncoderWeights = Annotated[Path | None, typer.Option(metavar="FILE", help="torchvision's .pth of vgg19 or resnet101.")]
+ImageSize = Annotated[int, typer.Option(min=32, help="Photos are brought to this square, in pixels.")]
+LanguageModel = Annotated[
+    str,
+    typer.Option(
+        metavar="LM", help="The frozen language model: smollm2-135m, a GGUF file, or a directory of transformers'."
+    ),
+]
 Epochs = Annotated[int, typer.Option(min=1)]
 LearningRate = Annotated[float, typer.Option(min=0)]
 Patience = Annotated[int, typer.Option(min=1, help="Validations without a better one before stopping.")]
@@ -119,13 +126,8 @@ def train_blip2(
     ] = None,
     encoder: Encoder = "efficientnet-lite2",
     encoder_weights: EncoderWeights = None,
-    image_size: Annotated[int, typer.Option(min=32, help="Photos are brought to this square, in pixels.")] = 320,
-    lm: Annotated[
-        str,
-        typer.Option(
-            metavar="LM", help="The frozen language model: smollm2-135m, a GGUF file, or a directory of transformers'."
-        ),
-    ] = "smollm2-135m",
+    image_size: ImageSize = 320,
+    lm: LanguageModel = "smollm2-135m",
     queries: Annotated[int, typer.Option(min=1, max=256)] = 16,
     captions_per_photo: Annotated[int, typer.Option(min=1, help="Of each photo in a step.")] = 2,
     epochs: Epochs = 8,
@@ -152,7 +154,7 @@ def train_blip2(
     )
     recipe = Blip2Recipe(
         stage,
-        terms(weights) if weights else None,
+        named_numbers(weights, "--weight") if weights else None,
         captions_per_photo,
         bert_rate=bert_rate,
         validation_photos=validation_photos,
@@ -174,9 +176,100 @@ def train_blip2(
         emit(record, as_json, f"{run / 'best'}: {json.dumps(record)}")
 
 
-def terms(weights: list[str]) -> dict[str, float]:
+@training.command("flamingo")
+def train_flamingo(
+    data: Data,
+    run: Run,
+    drawings: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Also named pictures, such as `python -m triptych.data.emoji DIR` makes."),
+    ] = None,
+    init: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A checkpoint to go on from; its parts and sizes are kept.")
+    ] = None,
+    shares: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--share",
+            metavar="TASK=S",
+            help="How often a task is drawn: caption, name, question, dialogue, pair, compare or binding.",
+            show_default="a mixture of all",
+        ),
+    ] = None,
+    encoder: Encoder = "efficientnet-lite2",
+    encoder_weights: EncoderWeights = None,
+    image_size: ImageSize = 320,
+    lm: LanguageModel = "smollm2-135m",
+    image_token: Annotated[
+        str | None,
+        typer.Option(
+            help="The special token of the language model that stands for a picture.", show_default="a spare one"
+        ),
+    ] = None,
+    dim: Annotated[int, typer.Option(min=8, help="Width of the visual tokens.")] = 384,
+    latents: Annotated[int, typer.Option(min=1, max=1024, help="Visual tokens of a picture.")] = 32,
+    resampler_layers: Annotated[int, typer.Option(min=1)] = 2,
+    every: Annotated[int, typer.Option(min=1, help="A gated block before every n-th block.")] = 3,
+    ffn_factor: Annotated[int, typer.Option(min=1, help="Width of the feed-forward layers, relative.")] = 2,
+    look: Annotated[str, typer.Option(help="Text looks at the last picture before it, or at all.")] = "last",
+    max_tokens: Annotated[int, typer.Option(min=16, help="Of a training sequence.")] = 112,
+    epochs: Epochs = 3,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences per step.")] = 8,
+    learning_rate: LearningRate = 5e-4,
+    gate_rate: Annotated[float, typer.Option(min=0, help="Learning rate of the gates, relative.")] = 10.0,
+    patience: Patience = 4,
+    validation_photos: Annotated[int, typer.Option(min=1, help="Captioned at each validation.")] = 200,
+    precision: Precision = "auto",
+    seed: Seed = 0,
+    as_json: Json = False,
+) -> None:
+    """Train Flamingo; RUN/best is the checkpoint with the best CIDEr-D plus share of new names bound rightly."""
+    try:
+        from triptych.train.flamingo import SHARES, FlamingoRecipe
+        from triptych.train.loop import LoopConfig
+        from triptych.train.start_flamingo import flamingo_run
+    except ModuleNotFoundError as error:
+        raise TriptychError(f"training needs {error.name}: pip install 'triptych[train]'") from None
+
+    loop = LoopConfig(
+        epochs, batch_size, 1, learning_rate, patience=patience, precision=precision, seed=seed, save_minutes=3
+    )
+    recipe = FlamingoRecipe(
+        named_numbers(shares, "--share") if shares else SHARES,
+        max_tokens=max_tokens,
+        gate_rate=gate_rate,
+        validation_photos=validation_photos,
+        loop=loop,
+    )
+    sizes = {
+        "dim": dim,
+        "latents": latents,
+        "resampler_layers": resampler_layers,
+        "every": every,
+        "ffn_factor": ffn_factor,
+        "look": look,
+    }
+    make_folder(run)
+    record = flamingo_run(
+        data=data,
+        run=run,
+        recipe=recipe,
+        drawings=drawings,
+        init=init,
+        encoder=encoder,
+        encoder_weights=encoder_weights,
+        image_size=image_size,
+        lm=lm,
+        image_token=image_token,
+        sizes=sizes,
+    )
+    if record is not None:  # None in the processes beside the main one
+        emit(record, as_json, f"{run / 'best'}: {json.dumps(record)}")
+
+
+def named_numbers(given: list[str], option: str) -> dict[str, float]:
     """``["itc=1", "itm=0.5"]`` as a dict."""
     try:
-        return {name: float(value) for name, value in (weight.split("=") for weight in weights)}
+        return {name: float(value) for name, value in (pair.split("=") for pair in given)}
     except ValueError:
-        raise InputError("--weight takes TERM=NUMBER, such as --weight itc=1") from None
+        raise InputError(f"{option} takes NAME=NUMBER, such as {option} caption=1") from None

@@ -13,7 +13,7 @@ from triptych.data import open_dataset
 from triptych.data.questions import PairQuestion, make_pairs
 from triptych.errors import InputError
 from triptych.prompt import statement
-from triptych.tasks import load_matcher
+from triptych.tasks import Blip2Tasks, load_answerer
 
 SIDES = ("left", "right")
 
@@ -26,15 +26,16 @@ def choice_metrics(model: str, data: Path, split: str, limit: int | None, pairs:
     photos = [photo for photo in open_dataset(data, split) if photo.captions][:limit]
     if len(photos) < 2:
         raise InputError(f"{data}: pairs need at least two photos with captions in the split {split!r}")
-    chooser = load_matcher(model)
+    chooser = load_answerer(model)
     questions = make_pairs(photos, pairs, seed)
     both = [q for question in questions for q in (question, swapped(question))]
     matched, told = [], []
     console = Console(stderr=True)
     for question in track(both, "pairs", console=console, disable=not console.is_terminal):
         shown = [photos[question.left].image(), photos[question.right].image()]
-        scores = [match.rerank for match in chooser.match(shown, statement(question.question))]
-        matched.append(SIDES[scores[1] > scores[0]])
+        if isinstance(chooser, Blip2Tasks):
+            scores = [match.rerank for match in chooser.match(shown, statement(question.question))]
+            matched.append(SIDES[scores[1] > scores[0]])
         if chooser.model.lm is not None:
             told.append(chooser.compare(shown[0], shown[1], question.question).text)
     record = {"model": model, "data": data.name, "split": split, "pairs": len(questions), "seed": seed}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,8 @@ from triptych.errors import InputError
 from triptych.evaluate.captions import score_captions
 from triptych.evaluate.judgments import judgment_correlations
 from triptych.explain import write_file
-from triptych.tasks import Blip2Tasks, load
+from triptych.tasks import Blip2Tasks, FlamingoTasks, load
+from triptych.tokenizers import plain_caption
 
 CHUNK = 32  # photos captioned together
 JUDGMENTS = "expert-judgments.jsonl"
@@ -30,10 +32,12 @@ def caption_metrics(
     settings: Mapping[str, Any],
     output: Path | None = None,
     writer: str | None = None,
+    shots: int = 0,
 ) -> dict[str, Any]:
     """Caption the photos of ``split`` and score them; ``output`` gets every caption with its references, as JSON lines.
 
-    ``writer``: of BLIP-2's captions, ``lm`` or ``qformer`` (ITG); None = the model's own.
+    ``writer``: of BLIP-2's captions, ``lm`` or ``qformer`` (ITG); None = the model's own. ``shots``: photos of the training split with
+    a caption each, the same for all, as examples in Flamingo's prompt.
     """
     if output is not None and not output.parent.is_dir():
         raise InputError(f"cannot write {output}: there is no folder {output.parent}; create it first")
@@ -45,6 +49,11 @@ def caption_metrics(
         if not isinstance(captioner, Blip2Tasks):
             raise InputError(f"{model} has one way to write captions: --writer is for blip2")
         settings = {**settings, "writer": writer}
+    if shots:
+        if not isinstance(captioner, FlamingoTasks):
+            raise InputError(f"{model} takes no examples in its prompt: --shots is for flamingo")
+        given = random.Random(0).sample([photo for photo in open_dataset(data, "train") if photo.captions], shots)
+        settings = {**settings, "shots": [(photo.image(), plain_caption(photo.captions[0])) for photo in given]}
     started = time.perf_counter()
     answers = []
     batches = range(0, len(photos), CHUNK)
@@ -68,7 +77,8 @@ def caption_metrics(
         "photos": len(photos),
         **{name: None if value is None else round(value, 4) for name, value in scores.items()},
         "seconds": round(seconds, 1),
-        "search": {**recipe["search"], **settings},
+        "shots": shots,
+        "search": {**recipe["search"], **{name: value for name, value in settings.items() if name != "shots"}},
         "recipe": recipe["card"],
     }
 

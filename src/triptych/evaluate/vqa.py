@@ -17,7 +17,7 @@ from triptych.data import Photo, open_dataset
 from triptych.data.questions import Question, make_questions, question_prior, stated_questions
 from triptych.errors import InputError
 from triptych.explain import write_file
-from triptych.tasks import Blip2Tasks, load_matcher
+from triptych.tasks import Blip2Tasks, FlamingoTasks, load_answerer
 from triptych.tasks.blip2 import BATCH
 
 ENOUGH = 3  # of ten people who must have said it for full marks (VQA)
@@ -35,7 +35,7 @@ def vqa_metrics(
     they are made of its captions by rule (``data/questions.py``).
     """
     photos = [p for p in open_dataset(data, split) if p.captions or p.extra.get("vqa")][:limit]
-    chooser = load_matcher(model)
+    chooser = load_answerer(model)
     asked = questions_of(photos, seed, per_photo)
     if not asked:
         raise InputError(f"{data}: no question can be made of the captions of the split {split!r}")
@@ -67,7 +67,7 @@ def vqa_metrics(
     }
 
 
-def without_photo(chooser: Blip2Tasks, questions: Sequence[str]) -> list[str]:
+def without_photo(chooser: Blip2Tasks | FlamingoTasks, questions: Sequence[str]) -> list[str]:
     """What the model answers before a plain grey photo: what it has learnt about questions, without sight."""
     return [answer.text for answer in chooser.ask([BLANK] * len(questions), questions, beams=1)]
 

@@ -10,7 +10,7 @@ from triptych.cnn import ENCODERS, ConvNet
 from triptych.errors import InputError
 
 BUNDLED = Path(__file__).parents[1] / "weights"
-SHIPPED = ("sat", "blip2")
+SHIPPED = ("sat", "flamingo", "blip2")
 
 
 def locate(model: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""What a person does with a model: ``load`` one, then ``caption``, ``ask``, ``compare``, ``match``.
+"""What a person does with a model: ``load`` one, then ``caption``, ``ask``, ``compare``, ``match``, ``complete``, ``chat``.
 
 Pictures in, ``Answer`` out, with evidence when asked for.
 """
@@ -12,18 +12,33 @@ import torch
 
 from triptych.checkpoint import load_config
 from triptych.errors import InputError
-from triptych.pretrained import load_blip2, load_sat, locate
+from triptych.pretrained import load_blip2, load_flamingo, load_sat, locate
 from triptych.tasks.answer import Answer, Match
 from triptych.tasks.blip2 import Blip2Tasks
+from triptych.tasks.chat import Chat
+from triptych.tasks.flamingo import FlamingoTasks, Shot
 from triptych.tasks.sat import Captioner
 
-__all__ = ["Answer", "Blip2Tasks", "Captioner", "Match", "Model", "load", "load_matcher"]
+__all__ = [
+    "Answer",
+    "Blip2Tasks",
+    "Captioner",
+    "Chat",
+    "FlamingoTasks",
+    "Match",
+    "Model",
+    "Shot",
+    "load",
+    "load_answerer",
+    "load_completer",
+    "load_matcher",
+]
 
-Model: TypeAlias = Captioner | Blip2Tasks
+Model: TypeAlias = Captioner | FlamingoTasks | Blip2Tasks
 
 
 def load(model: str | Path = "sat", device: str | torch.device | None = None) -> Model:
-    """A model by its name (``"sat"``, ``"blip2"``) or checkpoint directory, on ``device`` (a GPU where there is one).
+    """A model by its name (``"sat"``, ``"flamingo"``, ``"blip2"``) or checkpoint directory, on ``device`` (a GPU where there is one).
 
     Raises:
         InputError: no such model, or its files are damaged.
@@ -34,14 +49,32 @@ def load(model: str | Path = "sat", device: str | torch.device | None = None) ->
     system = load_config(directory)["system"]
     if system == "sat":
         return Captioner(load_sat(directory), str(model), chosen)
+    if system == "flamingo":
+        return FlamingoTasks(load_flamingo(directory), str(model), chosen)
     if system == "blip2":
         return Blip2Tasks(load_blip2(directory), str(model), chosen)
     raise InputError(f"{directory} holds a {system} model, which this version cannot run")
 
 
+def load_answerer(model: str | Path = "blip2") -> FlamingoTasks | Blip2Tasks:
+    """A model that answers questions. Raises as ``load``, and InputError for one that cannot."""
+    loaded = load(model)
+    if isinstance(loaded, Captioner):
+        raise InputError(f"{model} writes captions only: it cannot answer questions; choose flamingo or blip2")
+    return loaded
+
+
 def load_matcher(model: str | Path = "blip2") -> Blip2Tasks:
-    """A model that matches and answers, not only captions. Raises as ``load``, and InputError for one that cannot."""
+    """A model that matches photos and texts. Raises as ``load``, and InputError for one that cannot."""
     loaded = load(model)
     if not isinstance(loaded, Blip2Tasks):
-        raise InputError(f"{model} writes captions only: it can neither answer questions nor match; choose blip2")
+        raise InputError(f"{model} writes texts only: it cannot match; choose blip2")
+    return loaded
+
+
+def load_completer(model: str | Path = "flamingo") -> FlamingoTasks:
+    """A model that learns from examples in its prompt, and talks. Raises as ``load``, and InputError for one that cannot."""
+    loaded = load(model)
+    if not isinstance(loaded, FlamingoTasks):
+        raise InputError(f"{model} takes no examples and holds no dialogue: choose flamingo")
     return loaded

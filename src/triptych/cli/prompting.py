@@ -1,0 +1,172 @@
+"""Flamingo's own commands: examples in the prompt, and dialogue."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from triptych.cli.common import Beams, Json, app, complain, emit, reading, write_page
+from triptych.errors import InputError
+
+if TYPE_CHECKING:
+    from triptych.tasks import Chat
+
+Model = Annotated[str, typer.Option("--model", help="flamingo, or a checkpoint directory.")]
+
+HELP = """/image PATH   add a picture to the next question
+/undo         take back the last question and answer
+/save FILE    keep the dialogue as JSON
+/load FILE    go on with a dialogue that was kept
+/quit         end (so does the end of input)"""
+
+
+@app.command()
+def complete(
+    image: Annotated[str, typer.Option("--image", "-i", help="The picture to do it with.")],
+    shots: Annotated[
+        list[str] | None,
+        typer.Option("--shot", "-s", metavar="IMAGE=TEXT", help="An example; repeat for each. =TEXT has no picture."),
+    ] = None,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="How the text begins, such as: This is")] = "",
+    choices: Annotated[
+        list[str] | None, typer.Option(help="A possible text; the likeliest is taken. Repeat for each.")
+    ] = None,
+    similar: Annotated[
+        int | None, typer.Option(min=1, help="Use only the N examples that look most like the picture (RICES).")
+    ] = None,
+    model: Model = "flamingo",
+    beams: Beams = None,
+    max_new_tokens: Annotated[int | None, typer.Option(show_default="the model's")] = None,
+    explain: Annotated[
+        Path | None, typer.Option("--explain", metavar="FILE.html", help="Also show where the model looked.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Do with a picture what the examples show: name it, caption it, answer about it."""
+    from triptych.images import load_image
+    from triptych.page import Entry
+    from triptych.tasks import load_completer
+
+    examples = [read_shot(shot) for shot in shots or ()]
+    pictures = [None if source is None else load_image(source) for source, _ in examples]
+    photo = load_image(image)
+    completer = load_completer(model)
+    given = list(zip(pictures, (text for _, text in examples), strict=True))
+    if similar is not None:
+        given = completer.most_similar(photo, given, similar)  # type: ignore[assignment]
+    settings = {k: v for k, v in (("beams", beams), ("max_new_tokens", max_new_tokens)) if v is not None}
+    answer = completer.complete(photo, given, prompt, choices, explain=explain is not None, **settings)
+    record: dict[str, Any] = {"image": image, "model": model, "text": answer.text, "logprob": round(answer.logprob, 4)}
+    if answer.scores is not None:
+        record["scores"] = {choice: round(score, 4) for choice, score in answer.scores.items()}
+    emit(record, as_json, answer.text)
+    if explain is not None:
+        shown = (*(picture for picture, _ in given if picture is not None), photo)
+        write_page(explain, [Entry(shown, (reading(answer),), question=prompt)], "Where the model looked")
+
+
+def read_shot(shot: str) -> tuple[str | None, str]:
+    """``a.jpg=a chinchilla`` -> the picture and its text; a path may hold an equals sign itself."""
+    places = [i for i, letter in enumerate(shot) if letter == "="]
+    if not places:
+        raise InputError(f"--shot {shot!r}: write IMAGE=TEXT, such as --shot a.jpg='a chinchilla'")
+    url = shot.startswith(("http://", "https://", "data:", "file:"))
+    files = [i for i in places if len(shot[:i]) < 4096 and Path(shot[:i]).is_file()]
+    cut = places[-1] if url else files[0] if files else places[0]
+    text = shot[cut + 1 :].strip()
+    if not text:
+        raise InputError(f"--shot {shot!r} has no text: say what its picture shows")
+    return shot[:cut] or None, text
+
+
+@app.command()
+def chat(
+    images: Annotated[list[str] | None, typer.Argument(metavar="[IMAGE]...", help="Pictures to begin with.")] = None,
+    model: Model = "flamingo",
+    max_new_tokens: Annotated[int | None, typer.Option(show_default="the model's")] = None,
+    as_json: Json = False,
+) -> None:
+    """Talk about pictures; /help lists what else can be typed."""
+    from triptych.tasks import load_completer
+
+    dialogue = load_completer(model).chat()
+    settings = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    for image in images or ():
+        dialogue.add(image)
+    terminal = sys.stdin.isatty()
+    failed: InputError | None = None
+    if terminal:
+        print("Ask about your pictures. /image PATH adds one, /help lists the rest.", file=sys.stderr)
+    for line in lines(terminal):
+        try:
+            if line.startswith("/"):
+                if command(dialogue, line) is None:
+                    break
+            elif line:
+                answer(dialogue, line, settings, as_json)
+        except InputError as error:  # a dialogue goes on after a mistake
+            complain(error)
+            failed = error
+    if failed is not None and not terminal:
+        raise typer.Exit(failed.exit_code)
+
+
+def lines(terminal: bool) -> Iterator[str]:
+    while True:
+        if terminal:
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        yield line.strip()
+
+
+def command(dialogue: Chat, line: str) -> str | None:
+    """Does what a line that begins with / says; None = the dialogue ends."""
+    name, _, rest = line.partition(" ")
+    rest = rest.strip()
+    if name in ("/image", "/save", "/load") and not rest:
+        raise InputError(f"{name} needs a file: {name} PATH")
+    match name:
+        case "/image":
+            dialogue.add(rest)
+            said = f"{len(dialogue.waiting)} pictures wait for a question" if dialogue.waiting[1:] else "added"
+        case "/undo":
+            said = f"taken back: {dialogue.undo().question}"
+        case "/save":
+            dialogue.save(Path(rest))
+            said = f"saved: {rest}"
+        case "/load":
+            dialogue.load(Path(rest))
+            said = f"{len(dialogue.turns)} turns"
+        case "/help":
+            said = HELP
+        case "/quit" | "/exit":
+            return None
+        case _:
+            raise InputError(f"{name} is no command: /help lists them")
+    print(said, file=sys.stderr)
+    return said
+
+
+def answer(dialogue: Chat, question: str, settings: dict[str, Any], as_json: bool) -> None:
+    """Ask, and print the answer as it is written."""
+    first, pieces = dialogue.first, []
+    try:
+        for piece in dialogue.stream(question, **settings):
+            pieces.append(piece)
+            if not as_json:
+                print(piece if pieces[1:] else piece.lstrip(), end="", flush=True)
+    finally:
+        if pieces and not as_json:
+            print(flush=True)
+    if as_json:
+        print(json.dumps({"question": question, "answer": "".join(pieces).strip()}, ensure_ascii=False), flush=True)
+    if dialogue.first > first:
+        left = dialogue.first - first
+        print(f"(the oldest {left} turns are no longer remembered: the dialogue has grown too long)", file=sys.stderr)
