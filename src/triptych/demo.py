@@ -13,16 +13,22 @@ from PIL.Image import Image
 from triptych.explain import draw_words, write_file, write_png
 from triptych.images import load_image
 from triptych.page import Entry, Reading, Table, html_page
-from triptych.tasks import Answer, Blip2Tasks, load
+from triptych.tasks import Answer, Blip2Tasks, FlamingoTasks, load
 
 EXAMPLES = Path(__file__).with_name("examples")
 TITLE = "Triptych: what the models said, and where they looked"
-SYSTEMS = {"sat": "Show, Attend and Tell", "blip2": "BLIP-2"}
+SYSTEMS = {"sat": "Show, Attend and Tell", "flamingo": "Flamingo", "blip2": "BLIP-2"}
 QUESTIONS = (("tennis.jpg", "What is the man doing?"), ("dog.jpg", "What animal is in the photo?"))
 PAIRS = (
     (("dog.jpg", "baseball.jpg"), "Which photo shows a dog?"),
     (("coast.jpg", "cyclist.jpg"), "Which photo shows a man riding a bike?"),
 )
+NAMES = (("owl-noto.png", "a dax"), ("penguin-noto.png", "a blicket"))
+NAMED = "owl-openmoji.png"
+TALKED_ABOUT = "baseball.jpg"
+TALK = ("What is in the photo?", "How many people are there?", "Is there a dog in the photo?")
+ALIKE = ("horse-noto.png", "horse-openmoji.png", "riders.jpg")
+ABOUT_ALIKE = ("What do the photos have in common?", "How do the photos differ?")
 TEXTS = (
     "a skateboarder does a trick in a pool",
     "a man on a bike on a road",
@@ -43,7 +49,8 @@ def run(out: Path) -> Path:
     said = {file: captions(file, photo, models, out) for file, photo in photos.items()}
     entries = [entry((photos[c["file"]],), said[c["file"]], c) for c in credits]
     report = out / "report.html"
-    asked, tables = questions(photos, models["blip2"]), [matching(photos, models["blip2"])]
+    asked = [*questions(photos, models), *examples(models["flamingo"]), *dialogue(photos, models["flamingo"])]
+    tables = [matching(photos, models["blip2"]), gates(models["flamingo"])]
     write_file(report, html_page([*entries, *asked], TITLE, tables).encode())
     return report.resolve()
 
@@ -61,17 +68,62 @@ def captions(file: str, photo: Image, models: dict[str, Any], out: Path) -> list
     return readings
 
 
-def questions(photos: dict[str, Image], model: Blip2Tasks) -> list[Entry]:
-    """Questions about one photo, and about which of two."""
-    print("BLIP-2: questions", flush=True)
+def questions(photos: dict[str, Image], models: dict[str, Any]) -> list[Entry]:
+    """Questions about one photo, and about which of two, by the systems that answer."""
+    print("questions", flush=True)
     entries = []
     asked = [((file,), question, None) for file, question in QUESTIONS]
     for files, question, choices in [*asked, *((files, question, ("left", "right")) for files, question in PAIRS)]:
         shown = tuple(photos[file] for file in files)
-        answer, seconds = timed(model.ask, list(shown), question, choices, explain=True)
-        print(f"  {' | '.join(files)}: {question} {answer.text}  ({seconds:.1f} s)", flush=True)
-        entries.append(Entry(shown, tuple(reading("BLIP-2", answer, seconds)), question=question))
+        readings = []
+        for name in ("flamingo", "blip2"):
+            answer, seconds = timed(models[name].ask, list(shown), question, choices, explain=True)
+            print(f"  {' | '.join(files)}: {question} {answer.text}  ({SYSTEMS[name]}, {seconds:.1f} s)", flush=True)
+            readings += reading(SYSTEMS[name], answer, seconds)
+        entries.append(Entry(shown, tuple(readings), question=question))
     return entries
+
+
+def examples(model: FlamingoTasks) -> list[Entry]:
+    """Flamingo names a picture from one example of each name."""
+    shots = [(drawing(file), name) for file, name in NAMES]
+    query = drawing(NAMED)
+    answer, seconds = timed(model.complete, query, shots, "This is", [name for _, name in NAMES], explain=True)
+    print(f"Flamingo: {NAMED} after {', '.join('='.join(shot) for shot in NAMES)}: {answer.text}", flush=True)
+    told = ", ".join(f"the {place} is {name}" for place, (_, name) in zip(("first", "second"), NAMES, strict=True))
+    shown = (*(picture for picture, _ in shots), query)
+    return [Entry(shown, tuple(reading("Flamingo", answer, seconds)), question=f"If {told}, what is the third?")]
+
+
+def dialogue(photos: dict[str, Image], model: FlamingoTasks) -> list[Entry]:
+    """Flamingo talks about a photo, and about three pictures of one animal."""
+    entries = []
+    for files, turns in (((TALKED_ABOUT,), TALK), (ALIKE, ABOUT_ALIKE)):
+        print(f"Flamingo: about {', '.join(files)}", flush=True)
+        shown = tuple(photos[file] if file in photos else drawing(file) for file in files)
+        chat = model.chat()
+        for picture in shown:
+            chat.add(picture)
+        for question in turns:
+            answer, seconds = timed(chat.answer, question, explain=True)
+            print(f"  {question} {answer.text}  ({seconds:.1f} s)", flush=True)
+            entries.append(Entry(shown, tuple(reading("Flamingo", answer, seconds)), question=question))
+    return entries
+
+
+def drawing(file: str) -> Image:
+    return load_image(EXAMPLES / "drawings" / file)
+
+
+def gates(model: FlamingoTasks) -> Table:
+    """How far the gates before the language model's blocks have opened."""
+    found = model.model.gates()
+    every = model.model.config.every
+    columns = tuple(f"block {(i + 1) * every}" for i in range(len(found)))
+    scores = tuple(tuple(abs(pair[kind]) for pair in found) for kind in (0, 1))
+    return Table(
+        "Flamingo: how far its gates are open, |tanh| in percent", ("attention", "feed-forward"), columns, scores
+    )
 
 
 def matching(photos: dict[str, Image], model: Blip2Tasks) -> Table:

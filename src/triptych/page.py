@@ -67,11 +67,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Table:
-    """How well photos (RGB) fit texts: ``scores[i][j]`` of photo i and text j, 0..1, shown in percent and as a shade."""
+    """Numbers 0..1, shown in percent and as a shade: ``scores[i][j]`` of row i, a photo (RGB) or a name, and column j."""
 
     title: str
-    photos: tuple[Image.Image, ...]
-    texts: tuple[str, ...]
+    rows: tuple[Image.Image | str, ...]
+    columns: tuple[str, ...]
     scores: tuple[tuple[float, ...], ...]
 
 
@@ -178,16 +178,17 @@ def panel(key: str, entry: int, reading: Reading) -> str:
 
 
 def table_section(table: Table) -> str:
-    """A row for each photo, a column for each text; the best text of a photo is bold."""
-    head = "".join(f"<th>{text(column)}</th>" for column in table.texts)
+    """The largest number of a row is bold."""
+    head = "".join(f"<th>{text(column)}</th>" for column in table.columns)
     rows = []
-    for photo, scores in zip(table.photos, table.scores, strict=True):
+    for row, scores in zip(table.rows, table.scores, strict=True):
+        label = text(row) if isinstance(row, str) else f'<img src="{thumbnail(row)}" alt="">'
         cells = "".join(
             f'<td style="--share:{100 * score:.0f}%">{"<b>" if score == max(scores) else ""}{100 * score:.0f}'
             f"{'</b>' if score == max(scores) else ''}</td>"
             for score in scores
         )
-        rows.append(f'<tr><th><img src="{thumbnail(photo)}" alt=""></th>{cells}</tr>')
+        rows.append(f"<tr><th>{label}</th>{cells}</tr>")
     body = "\n".join(rows)
     return f"<section>\n<h2>{text(table.title)}</h2>\n<table>\n<tr><td></td>{head}</tr>\n{body}\n</table>\n</section>\n"
 

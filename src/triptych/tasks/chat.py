@@ -20,7 +20,7 @@ from triptych.explain import write_file
 from triptych.generate import Search
 from triptych.images import ImageSource, load_image
 from triptych.prompt import END, IMAGE, question_prompt
-from triptych.tasks.prefix import Row
+from triptych.tasks.answer import Answer
 
 VERSION = 1
 MAX_TOKENS = 2048  # of the text that is remembered
@@ -47,9 +47,12 @@ class Turn:
 class Speaker(Protocol):
     """What a chat asks of a model; ``flamingo.FlamingoTasks`` is one."""
 
-    def row(self, text: str, images: Sequence[ImageSource]) -> Row: ...
     def search(self, **settings: Any) -> Search: ...
-    def streamed(self, row: Row, search: Search) -> Iterator[str]: ...
+    def length(self, text: str, pictures: int) -> int: ...
+    def streamed(self, text: str, images: Sequence[ImageSource], search: Search) -> Iterator[str]: ...
+    def write(
+        self, prompts: Sequence[tuple[str, Sequence[ImageSource]]], search: Search, explain: bool
+    ) -> list[Answer]: ...
 
 
 class Chat:
@@ -81,31 +84,46 @@ class Chat:
         Raises:
             InputError: the question is empty or alone too long, there is no picture yet, or a setting is out of bounds.
         """
+        turn = self.begin(question)
+        search = self.model.search(**({"beams": 1} | settings))
+        first, text, pictures = self.remembered(turn, search.max_new_tokens)
+        pieces = []
+        for piece in self.model.streamed(text, pictures, search):
+            pieces.append(piece)
+            yield piece
+        self.end(first, turn, "".join(pieces))
+
+    def answer(self, question: str, *, explain: bool = False, **settings: Any) -> Answer:
+        """The answer with its log-probabilities, and with ``explain`` where the model looked in all remembered pictures."""
+        turn = self.begin(question)
+        search = self.model.search(**settings)
+        first, text, pictures = self.remembered(turn, search.max_new_tokens)
+        (found,) = self.model.write([(text, pictures)], search, explain)
+        self.end(first, turn, f" {found.text}")
+        return found
+
+    def begin(self, question: str) -> Turn:
         turn = Turn(tuple(self.waiting), question, "")
         if not any(old.pictures for old in [*self.turns, turn]):
             raise InputError("there is no picture yet: add one, then ask")
-        search = self.model.search(**({"beams": 1} | settings))
-        first, row = self.remembered(turn, search.max_new_tokens)
-        pieces = []
-        for piece in self.model.streamed(row, search):
-            pieces.append(piece)
-            yield piece
-        self.first, self.waiting = first, []
-        self.turns.append(Turn(turn.pictures, question, "".join(pieces)))
+        return turn
 
-    def remembered(self, turn: Turn, new_tokens: int) -> tuple[int, Row]:
-        """The last turns and a new one, as many as fit: the first of them, and the prompt. The last pictures never leave."""
+    def end(self, first: int, turn: Turn, answer: str) -> None:
+        self.first, self.waiting = first, []
+        self.turns.append(Turn(turn.pictures, turn.question, answer))
+
+    def remembered(self, turn: Turn, new_tokens: int) -> tuple[int, str, list[ImageSource]]:
+        """The last turns and a new one, as many as fit: the first of them, the prompt and its pictures. The last pictures never leave."""
         for first in range(self.first, len(self.turns) + 1):
             kept = [*self.turns[first:], turn]
-            pictures = [picture for old in kept for picture in old.pictures]
+            pictures: list[ImageSource] = [picture for old in kept for picture in old.pictures]
             if len(pictures) > self.max_pictures:
                 continue
             if not pictures:
                 break
             text = "".join(f"{old.prompt}{old.answer}{END}" for old in kept[:-1]) + turn.prompt
-            row = self.model.row(text, pictures)
-            if len(row.input_ids) + new_tokens <= self.max_tokens:
-                return first, row
+            if self.model.length(text, len(pictures)) + new_tokens <= self.max_tokens:
+                return first, text, pictures
         raise InputError(
             f"the question, or what was said since the last picture, is too long: a dialogue remembers {self.max_tokens} tokens "
             f"and {self.max_pictures} pictures; show the picture again, or start anew"

@@ -198,19 +198,19 @@ class FlamingoTasks:
         """A caption, or the answer to a question, piece by piece as it is written (greedy, or sampled with a ``temperature``)."""
         shown = as_list(images)
         prompt = CAPTION if question is None else question_prompt(question, len(shown))
-        return self.streamed(self.row(prompt, shown), self.search(**({"beams": 1} | settings)))
+        return self.streamed(prompt, shown, self.search(**({"beams": 1} | settings)))
 
     @torch.inference_mode()
-    def streamed(self, row: Row, search: Search) -> Iterator[str]:
+    def streamed(self, text: str, images: Sequence[ImageSource], search: Search) -> Iterator[str]:
         """What follows a prompt, piece by piece."""
-        text, ids = "", []
-        with self.prefix.begun(row) as begun:
+        written, ids = "", []
+        with self.prefix.begun(self.row(text, images)) as begun:
             for token, _ in stream(begun, None, search):
                 ids.append(token)
                 whole = self.tokenizer.decode(ids)
                 if not whole.endswith("\N{REPLACEMENT CHARACTER}"):
-                    yield whole[len(text) :]
-                    text = whole
+                    yield whole[len(written) :]
+                    written = whole
 
     def chat(self) -> Chat:
         """A dialogue over any number of pictures."""
@@ -229,23 +229,28 @@ class FlamingoTasks:
         Raises:
             InputError: pictures and placeholders do not match in number, a picture cannot be read, or the prompt is too long.
         """
-        self.check_count(len(images))
-        texts = between_pictures(text, len(images))
-        ids: list[int] = []
-        signature: list[int | str] = []
-        photos = [load_image(image) for image in images]
-        for i, between in enumerate(texts):
-            if i:
-                ids.append(self.model.config.image_id)
-                signature.append(content_hash(photos[i - 1]))
-            for n, piece in enumerate(between.split(END)):
-                said = [self.flamingo.end_id] * (n > 0) + self.tokenizer.encode(piece)
-                ids += said
-                signature += said
+        ids = self.ids(text, len(images))
         limit = self.model.lm.config.max_positions
         if len(ids) >= limit:
             raise InputError(f"the prompt has {len(ids)} tokens: the language model reads {limit} at most")
-        return Row(ids, tuple(signature), self.visual_tokens(photos))
+        photos = [load_image(image) for image in images]
+        hashes = map(content_hash, photos)
+        signature = tuple(next(hashes) if i == self.model.config.image_id else i for i in ids)
+        return Row(ids, signature, self.visual_tokens(photos))
+
+    def ids(self, text: str, pictures: int) -> list[int]:
+        """Ids of a text, ``image_id`` where a picture stands, ``end_id`` behind an example."""
+        self.check_count(pictures)
+        ids = self.tokenizer.encode("", begin=True)
+        for i, between in enumerate(between_pictures(text, pictures)):
+            ids += [self.model.config.image_id] * (i > 0)
+            for n, piece in enumerate(between.split(END)):
+                ids += [self.flamingo.end_id] * (n > 0) + self.tokenizer.encode(piece)
+        return ids
+
+    def length(self, text: str, pictures: int) -> int:
+        """Tokens of a text with so many pictures."""
+        return len(self.ids(text, pictures))
 
     def features(self, images: Sequence[ImageSource]) -> Tensor:
         """``[N, L, Dv]``."""

@@ -204,7 +204,8 @@ def captions(flamingo: FlamingoModel, pictures: Pictures, photos: int, batch: in
     """Captions of the first photos, greedy, without an example."""
     model, tokenizer = flamingo.model, flamingo.tokenizer
     device = model.resampler.latents.device
-    ids = [model.config.image_id, *tokenizer.encode(between_pictures(CAPTION, 1)[1])]
+    begin, after = between_pictures(CAPTION, 1)
+    ids = [*tokenizer.encode(begin, begin=True), model.config.image_id, *tokenizer.encode(after)]
     search = replace(flamingo.search, beams=1)
     texts = []
     for first in range(0, photos, batch):

@@ -43,8 +43,8 @@ class Rows:
         return Rows(self.tokenizer, self.image_id, 1 << 30)([*asked, told(answer)])
 
     def __call__(self, parts: Interleaved) -> Row:
-        ids: list[int] = []
-        learnt: list[bool] = []
+        ids = self.tokenizer.encode("", begin=True)
+        learnt = [False] * len(ids)
         pictures: list[int] = []
         whole = (0, 0)  # tokens and pictures up to the last example that fits
         for part in parts:

@@ -1,0 +1,164 @@
+"""Sequences of pictures and text: what is learnt of them, and that names are bound by the sequence alone."""
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from tiny_blip2 import byte_tokenizer
+
+from triptych.data import Photo
+from triptych.data.interleaved import (
+    HELD_OUT,
+    Said,
+    Sequences,
+    Shown,
+    binding,
+    classes,
+    episode,
+    made_up_name,
+    noun_counts,
+    only,
+)
+from triptych.prompt import IGNORED
+from triptych.train.flamingo_batches import Mixture, Rows, padded
+
+
+def photo(i: int, *captions: str) -> Photo:
+    return Photo(str(i), "train", captions, {}, Path("none"))
+
+
+@pytest.fixture(scope="module")
+def sequences() -> Sequences:
+    photos = []
+    for i in range(8):
+        photos.append(photo(2 * i, *["a brown dog runs on the grass"] * 3, "a dog is running"))
+        photos.append(photo(2 * i + 1, *["two girls swim in the water"] * 3, "girls are swimming"))
+    photos += [photo(100 + i, *["a man rides a bike in the snow"] * 4) for i in range(8)]
+    drawings = [photo(200 + i, ("red apple", "green pear", "cat face")[i % 3]) for i in range(6)]
+    return Sequences(photos, drawings)
+
+
+def texts(parts: list[Shown | Said]) -> list[Said]:
+    return [part for part in parts if isinstance(part, Said)]
+
+
+@pytest.mark.parametrize("task", ["caption", "name", "question", "dialogue", "pair", "compare", "binding"])
+def test_every_task_shows_pictures_and_teaches_answers(sequences: Sequences, task: str) -> None:
+    for seed in range(20):
+        parts = sequences.makers[task](random.Random(seed), seed)
+        if not parts:
+            continue
+        assert isinstance(next(p for p in parts if isinstance(p, Shown)), Shown)
+        learnt = [said for said in texts(parts) if said.learnt]
+        assert learnt and all(said.ends for said in learnt)  # answers, not questions
+        assert all(said.text.startswith(" ") for said in learnt)
+        assert isinstance(parts[-1], Said) and parts[-1].ends
+        assert {p.picture for p in parts if isinstance(p, Shown)} <= set(range(len(sequences.photos) + 6))
+
+
+def test_the_same_seed_makes_the_same_sequence(sequences: Sequences) -> None:
+    for make in sequences.makers.values():
+        assert make(random.Random("1"), 3) == make(random.Random("1"), 3)
+
+
+def test_captions_are_of_their_pictures(sequences: Sequences) -> None:
+    parts = sequences.captions(random.Random(0), 5)
+    pairs = zip(
+        [p.picture for p in parts if isinstance(p, Shown)], [t.text for t in texts(parts) if t.learnt], strict=True
+    )
+    for picture, text in pairs:
+        assert text.strip() in sequences.photos[picture].captions
+
+
+def test_held_out_nouns_are_never_classes(sequences: Sequences) -> None:
+    held_out = {noun for nouns in HELD_OUT.values() for noun in nouns}
+    assert {"bike", "snow"} <= held_out
+    assert {"bike", "snow"} <= set(classes(sequences.photos))
+    assert not held_out & set(sequences.classes) and "dog" in sequences.classes
+    assert not held_out & set(sequences.names)
+    assert not set(HELD_OUT["test"]) & set(HELD_OUT["val"])
+
+
+def test_classes_are_what_captions_agree_on() -> None:
+    photos = [photo(0, "a dog", "a dog and a cat", "the dog", "a man"), photo(1, "a cat", "a cat", "a dog", "cats")]
+    assert classes(photos) == {"dog": [0], "cat": [1]}
+    assert set(classes(photos, agree=1)["dog"]) == {0, 1}
+    mentions = [set(noun_counts(p)) for p in photos]
+    assert only([0], [1], mentions, ("dog", "cat")) == ([], [])
+    assert only([0], [1], [{"dog"}, {"cat"}], ("dog", "cat")) == ([0], [1])
+
+
+def test_a_name_is_learnt_once_all_are_known() -> None:
+    parts = binding(random.Random(0), [[1, 2, 3], [7, 8, 9]], ["dax", "wug"], "This is a", [0, 0, 1, 0, 1])
+    shown = [p.picture for p in parts if isinstance(p, Shown)]
+    names = [t for t in texts(parts) if t.ends]
+    assert [t.text for t in names] == [" dax", " dax", " wug", " dax", " wug"]
+    assert [t.learnt for t in names] == [False, False, False, True, True]
+    assert [picture > 5 for picture in shown] == [False, False, True, False, True]
+    assert len(set(shown)) == 5  # each picture once
+
+
+def test_an_episode_asks_about_a_new_picture() -> None:
+    answers: Counter[int] = Counter()
+    for seed in range(40):
+        found = episode(random.Random(seed), [[1, 2, 3, 4], [5, 6, 7, 8]], ["dax", "wug"], 3)
+        shown = [p.picture for p in found.prompt if isinstance(p, Shown)]
+        named = [t.text.strip() for t in texts(found.prompt) if t.ends]
+        assert Counter(named) == {"dax": 3, "wug": 3} and len(set(shown)) == 7
+        assert (shown[-1] > 4) == (found.answer == 1)
+        assert not texts(found.prompt)[-1].ends  # what follows is asked
+        answers[found.answer] += 1
+    assert min(answers.values()) > 10
+
+
+def test_made_up_names_of_tests_are_not_those_of_training() -> None:
+    rng = random.Random(0)
+    train = {made_up_name(rng) for _ in range(500)}
+    test = {made_up_name(rng, held_out=True) for _ in range(500)}
+    assert not train & test and min(len(train), len(test)) > 300
+
+
+@pytest.fixture(scope="module")
+def rows() -> Rows:
+    tokenizer = byte_tokenizer()
+    return Rows(tokenizer, tokenizer.encode("\x01")[0], max_tokens=40)
+
+
+def test_rows_learn_answers_and_are_cut_behind_whole_examples(rows: Rows) -> None:
+    ids = rows.tokenizer.encode
+    parts = [Shown(4), Said(" is"), Said(" dog", True, True), Shown(7), Said(" cat", False, True)]
+    row = rows(parts)
+    assert row.pictures == [4, 7]
+    assert row.input_ids == [rows.image_id, *ids(" is dog"), rows.end, rows.image_id, *ids(" cat"), rows.end]
+    learnt = [i for i, label in enumerate(row.labels) if label != IGNORED]
+    assert [row.labels[i] for i in learnt] == [*ids(" dog"), rows.end]
+    assert all(row.labels[i] == row.input_ids[i + 1] for i in learnt)
+    long = rows([*parts, Shown(9), Said(" a long text that does not fit", True, True)])
+    assert long == row
+    assert rows([Shown(1), Said("x" * 50, True, True)]) == ([], [IGNORED], [])
+
+
+def test_scored_rows_learn_the_answer_alone(rows: Rows) -> None:
+    row = rows.scored([Shown(4), Said(" dog", True, True), Shown(5), Said(" a")], "wug")
+    told = [label for label in row.labels if label != IGNORED]
+    assert told == [*rows.tokenizer.encode(" wug"), rows.end] and row.pictures == [4, 5]
+
+
+def test_padding_stands_behind_and_counts_nowhere(rows: Rows) -> None:
+    made = [rows([Shown(1), Said(" dog", True, True)]), rows([Said(" a"), Said(" longer text", True, True)])]
+    ids, labels, counts = padded(made, rows.end)
+    assert ids.shape == labels.shape and counts.tolist() == [1, 0]
+    short = len(made[0].input_ids)
+    assert (ids[0, short:] == rows.end).all() and (labels[0, short - 1 :] == IGNORED).all()
+
+
+def test_a_mixture_draws_tasks_by_their_shares(sequences: Sequences) -> None:
+    tokenizer = byte_tokenizer()
+    rows = Rows(tokenizer, tokenizer.encode("\x01")[0], max_tokens=400)
+    mixture = Mixture(sequences, rows, {"caption": 3.0, "binding": 1.0, "pair": 0.0})
+    made, tasks = mixture(range(16), seed=1)
+    assert all(any(label != IGNORED for label in row.labels) for row in made)
+    assert mixture(range(16), seed=1) == (made, tasks) != mixture(range(16), seed=2)
+    drawn = Counter(task for seed in range(20) for task in mixture(range(16), seed)[1])
+    assert mixture.tasks == ["caption", "binding"] and 2 < drawn[0] / drawn[1] < 4.5
