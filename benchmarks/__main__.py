@@ -1,4 +1,5 @@
-"""``python -m benchmarks sat``: measures Show, Attend and Tell and prints a table; ``lm``: the language model; ``blip2``: BLIP-2.
+"""``python -m benchmarks sat``: measures Show, Attend and Tell and prints a table; ``lm``: the language model; ``blip2``: BLIP-2;
+``flamingo``: Flamingo.
 
 See README.md for what each row means.
 """
@@ -8,6 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -111,6 +114,38 @@ def blip2_rows(threads: int, repeats: int) -> list[Row]:
     return [*rows, Row("grid, ours / transformers", theirs / ours, "times")]
 
 
+def flamingo_rows(threads: int, repeats: int, quick: bool) -> list[Row]:
+    """Decoding behind 0 to 32 shots beside OpenFlamingo's way, a second question, and a training step beside the language model's."""
+
+    def measured(what: str, size: str) -> dict[str, float]:
+        run = run_python(["-m", "benchmarks.flamingo", what, size, "--repeats", str(repeats)], threads)
+        found: dict[str, float] = json.loads(run.stdout)
+        return found
+
+    rows = []
+    for size in ("tiny",) if quick else ("wide", "shipped"):
+        decoded = measured("decode", size)
+        shots = [name.removeprefix("ours_") for name in decoded if name.startswith("ours_")]
+        for n in shots:
+            ours, reference = decoded[f"ours_{n}"], decoded[f"reference_{n}"]
+            rows.append(Row(f"{size}, {n} shots, ours", 1 / ours, "tokens/s"))
+            rows.append(Row(f"{size}, {n} shots, projected again", 1 / reference, "tokens/s"))
+            rows.append(Row(f"{size}, {n} shots, ours / projected again", reference / ours, "times"))
+        first, last = shots[0], shots[-1]
+        ratio = decoded[f"ours_{last}"] / decoded[f"ours_{first}"]
+        rows.append(Row(f"{size}, time per token, {last} / {first} shots", ratio, "times"))
+        asked = measured("question", size)
+        rows.append(Row(f"{size}, second question, ours", 1000 * asked["ours"], "ms"))
+        rows.append(Row(f"{size}, second question, read anew", 1000 * asked["anew"], "ms"))
+        rows.append(Row(f"{size}, second question, ours / read anew", asked["anew"] / asked["ours"], "times"))
+        rows.append(Row(f"{size}, resampler, {asked['pictures']} pictures", 1000 * asked["resampler"], "ms"))
+    step = measured("train", "tiny" if quick else "shipped")
+    name = f"training step, {'bf16' if step['bf16'] else 'fp32'}"
+    rows.append(Row(f"{name}, ours", step["sequences"] / step["ours"], "sequences/s"))
+    rows.append(Row(f"{name}, language model alone", step["sequences"] / step["floor"], "sequences/s"))
+    return [*rows, Row(f"{name}, time, ours / language model", step["ours"] / step["floor"], "times")]
+
+
 def sat_rows(threads: int, repeats: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         model = "sat"
@@ -122,16 +157,22 @@ def sat_rows(threads: int, repeats: int) -> list[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    parser.add_argument("system", choices=("sat", "lm", "blip2"))
+    parser.add_argument("system", choices=("sat", "lm", "blip2", "flamingo"))
     parser.add_argument("--json", action="store_true", help="one JSON object per row")
     parser.add_argument("--threads", type=int, default=2, help="of torch (default: 2)")
     parser.add_argument(
         "--repeats", type=int, default=5, help="of searches, decoding and commands; warm captions: 4 times that"
     )
+    parser.add_argument("--quick", action="store_true", help="flamingo at tiny sizes: whether it runs, not how fast")
     arguments = parser.parse_args()
-    rows = {"sat": sat_rows, "lm": lm_rows, "blip2": blip2_rows}[arguments.system](arguments.threads, arguments.repeats)
-    for row in rows:
-        digits = 2 if row.unit == "times" else 1
+    systems: dict[str, Callable[[int, int], list[Row]]] = {
+        "sat": sat_rows,
+        "lm": lm_rows,
+        "blip2": blip2_rows,
+        "flamingo": partial(flamingo_rows, quick=arguments.quick),
+    }
+    for row in systems[arguments.system](arguments.threads, arguments.repeats):
+        digits = 2 if row.unit in ("times", "sequences/s") else 1
         print(json.dumps(row._asdict()) if arguments.json else f"{row.name:<48}{row.value:>10.{digits}f} {row.unit}")
 
 

@@ -54,6 +54,24 @@ def test_the_language_model_writes_what_transformers_does(texts, tied):
     assert all(record[f"{name}_{what}"] > 0 for name in ("ours", "theirs") for what in ("prompt", "all", "all_cpu"))
 
 
+def test_flamingo_writes_what_projecting_all_pictures_again_writes():
+    from benchmarks.flamingo import SIZES, Reference, decode
+
+    record = decode(SIZES["tiny"], repeats=1)
+    assert set(record) == {f"{who}_{shots}" for who in ("ours", "reference") for shots in SIZES["tiny"].shots}
+    assert all(seconds > 0 for seconds in record.values())
+    with pytest.raises(RuntimeError, match="different texts"):  # so pictures do matter
+        decode(SIZES["tiny"], 1, lambda model, visual_tokens: Reference(model, -visual_tokens))
+
+
+def test_flamingo_times_a_second_question_and_a_training_step():
+    from benchmarks.flamingo import SIZES, question, train
+
+    asked, step = question(SIZES["tiny"], repeats=1), train(SIZES["tiny"], repeats=1)
+    assert asked["pictures"] == 3 and all(asked[name] > 0 for name in ("ours", "anew", "resampler"))
+    assert step["sequences"] == 2 and step["ours"] > 0 and step["floor"] > 0
+
+
 DRIVER = """
 import sys
 import benchmarks.__main__

@@ -20,6 +20,7 @@ from triptych.data.interleaved import (
     noun_counts,
     only,
 )
+from triptych.errors import InputError
 from triptych.prompt import IGNORED
 from triptych.train.flamingo_batches import Mixture, Rows, padded
 
@@ -162,3 +163,11 @@ def test_a_mixture_draws_tasks_by_their_shares(sequences: Sequences) -> None:
     assert mixture(range(16), seed=1) == (made, tasks) != mixture(range(16), seed=2)
     drawn = Counter(task for seed in range(20) for task in mixture(range(16), seed)[1])
     assert mixture.tasks == ["caption", "binding"] and 2 < drawn[0] / drawn[1] < 4.5
+
+
+def test_tasks_that_nothing_can_be_made_of_are_refused(rows: Rows) -> None:
+    plain = Sequences([photo(i, "what a day") for i in range(3)], [])
+    assert plain.bound(random.Random(0), 0) == []
+    with pytest.raises(InputError, match="of binding, question none can be made"):
+        Mixture(plain, rows, {"binding": 1.0, "question": 1.0})([0], seed=0)
+    assert Mixture(plain, rows, {"binding": 1.0, "caption": 1.0})([0, 1], seed=0)[1] == [1, 1]

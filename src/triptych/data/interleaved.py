@@ -27,7 +27,8 @@ from triptych.data.questions import Question, make_pairs, make_questions, stated
 from triptych.prompt import CAPTION, IMAGE, between_pictures, photo_names, question_prompt
 from triptych.tokenizers import plain_caption
 
-AGREE = 3
+AGREE = 3  # or all, where a photo has fewer captions
+ENOUGH, TRIES = 6, 50  # photos of a class; pairs of classes that are drawn for one sequence
 HELD_OUT: Mapping[str, tuple[str, ...]] = {
     "test": ("beach", "bike", "motorcycle", "pool", "snow", "table", "wave"),
     "val": ("car", "horse", "street", "boat", "swing"),
@@ -86,13 +87,13 @@ class Episode:
 
 
 def classes(photos: Sequence[Photo], agree: int = AGREE) -> dict[str, list[int]]:
-    """Nouns -> the photos of which ``agree`` captions have them."""
+    """Nouns -> the photos of which ``agree`` captions, or all, have them."""
     found: dict[str, list[int]] = defaultdict(list)
     for place, counts in enumerate(map(noun_counts, photos)):
         for noun, count in counts.items():
-            if count >= agree:
+            if count >= min(agree, len(photos[place].captions)):
                 found[noun].append(place)
-    return dict(found)
+    return {noun: found[noun] for noun in sorted(found)}
 
 
 def noun_counts(photo: Photo) -> Counter[str]:
@@ -154,7 +155,7 @@ class Sequences:
         self.mentions = [set(noun_counts(photo)) for photo in photos]
         held_out = {noun for nouns in HELD_OUT.values() for noun in nouns}
         self.classes = {
-            noun: places for noun, places in classes(photos).items() if len(places) >= 6 and noun not in held_out
+            noun: places for noun, places in classes(photos).items() if len(places) >= ENOUGH and noun not in held_out
         }
         self.drawn: dict[str, list[int]] = defaultdict(list)
         for place, drawing in enumerate(drawings):
@@ -221,7 +222,7 @@ class Sequences:
         """Two or three pictures: those of one class have it in common; each of those that differ shows something."""
         count = rng.choice((2, 2, 3))
         names = photo_names(count)
-        if rng.random() < 0.5:
+        if self.classes and rng.random() < 0.5:
             noun = rng.choice([*self.classes])
             pool = self.classes[noun] + self.drawn.get(noun, [])
             answer = f"{'both' if count == 2 else 'all'} show {with_article(noun)}"
@@ -233,9 +234,12 @@ class Sequences:
         return [*with_pictures(question_prompt(rng.choice(DIFFER), count), places), told(answer)]
 
     def bound(self, rng: random.Random, first: int) -> Interleaved:
-        count = rng.choice((2, 2, 2, 3))
-        groups = self.drawings(rng, count) if self.drawn and rng.random() < 0.5 else self.nouns(rng)
-        other = rng.random() < 0.3  # names of other things, else of nothing
+        """Two or three kinds of drawings, or two kinds of photos; nothing where the data set has not two."""
+        drawn = min(rng.choice((2, 2, 2, 3)), len(self.drawn))
+        groups = self.drawings(rng, drawn) if drawn > 1 and rng.random() < 0.5 else self.nouns(rng)
+        if not groups:
+            return []
+        other = rng.random() < 0.3 and len(self.names) > len(groups)  # names of other things, else of nothing
         names = rng.sample(self.names, len(groups)) if other else []
         while len(set(names)) < len(groups):
             names = [made_up_name(rng) for _ in groups]
@@ -247,8 +251,10 @@ class Sequences:
         return [self.drawn[name] for name in rng.sample([*self.drawn], count)]
 
     def nouns(self, rng: random.Random) -> list[list[int]]:
-        while True:
+        """The photos of two nouns that show nothing of the other; none where hardly any are so."""
+        for _ in range(TRIES if len(self.classes) > 1 else 0):
             left, right = rng.sample([*self.classes], 2)
             groups = only(self.classes[left], self.classes[right], self.mentions, (left, right))
-            if min(map(len, groups)) >= 6:
+            if min(map(len, groups)) >= ENOUGH:
                 return [*groups]
+        return []

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from triptych.data.interleaved import Interleaved, Said, Sequences, Shown, told
+from triptych.errors import InputError
 from triptych.prompt import IGNORED
 from triptych.tokenizers import TextTokenizer
+
+TRIES = 200  # tasks drawn for one sequence
 
 
 class Row(NamedTuple):
@@ -84,10 +87,13 @@ class Mixture:
         found, tasks = [], []
         for photo in photos:
             rng = random.Random(f"{seed} {photo}")
-            row = Row([], [], [])
-            while all(label == IGNORED for label in row.labels):  # a task may have nothing to say about a photo
+            for _ in range(TRIES):  # a task may have nothing to say about a photo
                 (task,) = rng.choices(range(len(self.tasks)), self.shares)
                 row = self.rows(self.sequences.makers[self.tasks[task]](rng, photo))
+                if any(label != IGNORED for label in row.labels):
+                    break
+            else:
+                raise InputError(f"of {', '.join(self.tasks)} none can be made of these captions: draw other tasks too")
             found.append(row)
             tasks.append(task)
         return found, tasks

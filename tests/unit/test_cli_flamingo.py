@@ -1,0 +1,128 @@
+"""Flamingo's commands over a tiny model: what they print, and how they refuse."""
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_cli import Result, run  # noqa: F401  (a fixture)
+from tiny_flamingo import tiny_flamingo
+
+from triptych.cli.prompting import read_shot
+from triptych.errors import InputError
+from triptych.tasks import FlamingoTasks
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def model(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = FlamingoTasks(tiny_flamingo(max_positions=1000), "tiny", torch.device("cpu"))
+    monkeypatch.setattr("triptych.tasks.load", lambda name: tasks)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Path]:
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(path)
+    return paths
+
+
+def test_complete_prints_one_result(run: Run, photos: list[Path], tmp_path: Path) -> None:  # noqa: F811
+    shots = [x for i, name in enumerate(("a dax", "a wug")) for x in ("--shot", f"{photos[i]}={name}")]
+    found = run("complete", *shots, "--image", photos[2], "--json")
+    assert found.code == 0 and set(json.loads(found.out)) == {"image", "model", "text", "logprob"}
+    page = tmp_path / "page.html"
+    chosen = run(
+        "complete", *shots, "--image", photos[2], "--prompt", "This is", "--choices", "a dax", "--choices", "a wug",
+        "--json", "--explain", page,
+    )  # fmt: skip
+    record = json.loads(chosen.out)
+    assert record["text"] in ("a dax", "a wug") and set(record["scores"]) == {"a dax", "a wug"}
+    assert page.read_text().count("photo-0-2") > 1  # the examples' pictures and the asked one
+    assert run("complete", *shots, "--image", photos[2], "--similar", 1).code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--shot", "nothing"), "write IMAGE=TEXT"),
+        (("--shot", "0.png="), "has no text"),
+        (("--shot", "none.png=a dog"), "none.png"),
+        (("--similar", "2"), "2 similar examples of 0"),
+        (("--choices", "one"), "1 choices"),
+    ],
+)
+def test_complete_refuses(
+    run: Run,  # noqa: F811
+    photos: list[Path],
+    arguments: tuple[str, ...],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(photos[0].parent)
+    found = run("complete", "--image", "2.png", *arguments)
+    assert found.code == 2 and reason in found.err and found.err.count("\n") == 1 and not found.out
+
+
+def test_shots_are_split_where_the_file_ends(tmp_path: Path) -> None:
+    odd = tmp_path / "a=b.png"
+    odd.touch()
+    assert read_shot(f"{odd}=x = y") == (str(odd), "x = y")
+    assert read_shot("=a text alone") == (None, "a text alone")
+    assert read_shot("https://example.org/?a=b=a dog") == ("https://example.org/?a=b", "a dog")
+    assert read_shot("none.png=a=b") == ("none.png", "a=b")
+    with pytest.raises(InputError, match="has no text"):
+        read_shot("a.png= ")
+
+
+def chat(run: Run, monkeypatch: pytest.MonkeyPatch, text: str, *arguments: object) -> Result:  # noqa: F811
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    return run("chat", *arguments)
+
+
+def test_chat_answers_line_by_line(
+    run: Run,  # noqa: F811
+    photos: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept = tmp_path / "chat.json"
+    said = f"what is it?\n/image {photos[1]}\nand this?\n/undo\nand this?\n/save {kept}\n/quit\nnever read\n"
+    found = chat(run, monkeypatch, said, photos[0])
+    assert found.code == 0
+    answers = found.out.splitlines()
+    assert len(answers) == 3 and answers[1] == answers[2]
+    assert "taken back: and this?" in found.err and f"saved: {kept}" in found.err
+    again = chat(run, monkeypatch, f"/load {kept}\nand now?\n", "--json")
+    assert again.code == 0 and "2 turns" in again.err
+    assert set(json.loads(again.out)) == {"question", "answer"}
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("what?", "no picture yet"),
+        ("/image", "needs a file"),
+        ("/image none.png", "none.png"),
+        ("/undo", "nothing to undo"),
+        ("/load none.json", "cannot read"),
+        ("/dance", "no command"),
+    ],
+)
+def test_chat_goes_on_after_a_mistake(
+    run: Run,  # noqa: F811
+    photos: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    line: str,
+    reason: str,
+) -> None:
+    found = chat(run, monkeypatch, f"{line}\n/image {photos[0]}\nwhat is it?\n")
+    assert found.code == 2 and reason in found.err and len(found.out.splitlines()) == 1

@@ -1,0 +1,136 @@
+"""Flamingo's training objective on tiny random weights: what it sums, what it trains, what it is selected by."""
+
+import pytest
+import torch
+from tiny_flamingo import tiny_flamingo
+from torch import Tensor
+
+from triptych.data.interleaved import Episode, Said, Shown
+from triptych.errors import InputError
+from triptych.flamingo import Flamingo
+from triptych.pretrained import FlamingoModel
+from triptych.prompt import IGNORED
+from triptych.train.flamingo import (
+    FlamingoObjective,
+    FlamingoRecipe,
+    Pictures,
+    bound_rightly,
+    captions,
+    parameter_groups,
+    token_logprobs,
+)
+from triptych.train.flamingo_batches import Row, Rows, padded
+
+
+class Cells:
+    """Features of pictures, as ``train.features.Features`` has them."""
+
+    def __init__(self, count: int, seed: int = 0) -> None:
+        self.maps = torch.randn(count, 5, 3, 3, generator=torch.Generator().manual_seed(seed))
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def __getitem__(self, rows: tuple[list[int], list[int]]) -> Tensor:
+        return torch.stack([self.maps[p] * (-1) ** m for p, m in zip(*rows, strict=True)])
+
+
+@pytest.fixture
+def flamingo() -> FlamingoModel:
+    return tiny_flamingo()
+
+
+def rows_of(flamingo: FlamingoModel) -> list[Row]:
+    rows = Rows(flamingo.tokenizer, flamingo.model.config.image_id, 100)
+    return [
+        rows([Shown(0), Said(" a"), Said(" dog", True, True), Shown(1), Said(" cat", True, True)]),
+        rows([Said("no picture"), Said(" yes", True, True)]),
+        rows([Shown(2), Said(" a long text about it", True, True)]),
+    ]
+
+
+def logprobs(model: Flamingo, rows: list[Row], pictures: Pictures) -> Tensor:
+    ids, labels, counts = padded(rows, 0)
+    shown = [picture for row in rows for picture in row.pictures]
+    features = pictures.cells(shown) if shown else torch.zeros(0, 9, 5)
+    return token_logprobs(model, features, counts.tolist(), ids, labels)
+
+
+def test_a_padded_batch_learns_what_its_rows_learn(flamingo: FlamingoModel) -> None:
+    model, rows, pictures = flamingo.model, rows_of(flamingo), Pictures(Cells(3))  # type: ignore[arg-type]
+    together = logprobs(model, rows, pictures)
+    for row, found in zip(rows, together, strict=True):
+        alone = logprobs(model, [row], pictures)[0]
+        torch.testing.assert_close(found[: len(alone)], alone, atol=1e-5, rtol=1e-5)
+        assert not found[[label == IGNORED for label in row.labels] + [True] * (len(found) - len(alone))].any()
+        assert (alone[[label != IGNORED for label in row.labels]] < 0).all()
+
+
+def test_the_loss_is_the_weighted_mean_of_the_rows_means(flamingo: FlamingoModel) -> None:
+    model, rows, pictures = flamingo.model, rows_of(flamingo), Pictures(Cells(3))  # type: ignore[arg-type]
+    found = logprobs(model, rows, pictures)
+    ids, labels, counts = padded(rows, 0)
+    means = [-float(found[i].sum()) / sum(label != IGNORED for label in row.labels) for i, row in enumerate(rows)]
+    objective = FlamingoObjective(model, ["caption", "binding"], {"binding": 3.0})
+    loss = objective(pictures.cells([0, 1, 2]), counts, ids, labels, torch.tensor([0, 1, 1]))
+    assert float(loss) == pytest.approx((means[0] + 3 * means[1] + 3 * means[2]) / 3, rel=1e-5)
+    assert objective.last == pytest.approx({"caption": means[0], "binding": (means[1] + means[2]) / 2}, rel=1e-5)
+
+
+def test_shut_gates_open_and_the_frozen_parts_stay() -> None:
+    flamingo = tiny_flamingo(scale=0)
+    model = flamingo.model
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(("vision_encoder.", "lm.")))
+    groups = parameter_groups(model, FlamingoRecipe(gate_rate=10))
+    assert [group.get("lr_scale", 1.0) for group in groups] == [1.0, 10] and groups[1]["weight_decay"] == 0
+    assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in model.parameters())
+    assert len(groups[1]["params"]) == 2 * len(model.xattn)
+    frozen = {name: p.clone() for name, p in model.lm.named_parameters()}
+    optimizer = torch.optim.AdamW(groups, lr=0.01)
+    rows, pictures = rows_of(flamingo), Pictures(Cells(3))  # type: ignore[arg-type]
+    before = {name: p.clone() for name, p in model.resampler.named_parameters()}
+    for _ in range(2):  # at first only the gates have a gradient
+        (-logprobs(model, rows, pictures).sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert all(abs(gate) > 0.005 for pair in model.gates() for gate in pair)
+    assert all(not torch.equal(p, before[name]) for name, p in model.resampler.named_parameters())
+    assert all(torch.equal(p, frozen[name]) for name, p in model.lm.named_parameters())
+
+
+def test_pictures_of_two_sets_have_one_numbering() -> None:
+    photos, drawings = Cells(2, 1), Cells(3, 2)
+    pictures = Pictures(photos, drawings)  # type: ignore[arg-type]
+    found = pictures.cells([1, 4, 2], [0, 0, 1])
+    assert found.shape == (3, 9, 5)
+    expected = [photos.maps[1], drawings.maps[2], -drawings.maps[0]]
+    assert torch.equal(found, torch.stack(expected).flatten(2).mT)
+
+
+def test_validation_takes_the_likeliest_name(flamingo: FlamingoModel) -> None:
+    model = flamingo.model
+    rows = Rows(flamingo.tokenizer, model.config.image_id, 100)
+    pictures = Pictures(Cells(3))  # type: ignore[arg-type]
+    prompt = [Shown(0), Said(" dax", True, True), Shown(1), Said(" wug", True, True), Shown(2)]
+    scores = [float(logprobs(model, [rows.scored(prompt, name)], pictures).sum()) for name in ("dax", "wug")]
+    best = int(scores[1] > scores[0])
+    for answer in (0, 1):
+        found = Episode(prompt, ("dax", "wug"), answer)
+        assert bound_rightly(model, pictures, rows, 0, found) == (answer == best)
+
+
+def test_validation_captions_are_those_of_the_tasks(flamingo: FlamingoModel) -> None:
+    pictures = Pictures(Cells(3))  # type: ignore[arg-type]
+    with torch.inference_mode():
+        texts = captions(flamingo, pictures, 3, batch=2)
+    assert len(texts) == 3 and len(set(texts)) > 1
+    with torch.inference_mode():
+        assert captions(flamingo, pictures, 1) == texts[:1]
+
+
+def test_unknown_tasks_are_refused() -> None:
+    with pytest.raises(InputError, match="unknown task captoin"):
+        FlamingoRecipe({"captoin": 1.0})
+    with pytest.raises(InputError, match="no task is drawn"):
+        FlamingoRecipe({"caption": 0.0})
