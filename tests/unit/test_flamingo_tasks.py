@@ -74,6 +74,27 @@ def test_captions_with_examples_differ_and_use_the_caption_prompt(
     assert model.caption(photos[2]).logprob != pytest.approx(found.logprob)
 
 
+def test_examples_that_a_batch_shares_are_read_once(
+    model: FlamingoTasks, photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shots = [(photos[0], "a dog runs"), (photos[1], "a cat sleeps")]
+    read: list[tuple[int, ...]] = []
+    forward = model.model.forward
+
+    def counted(ids: torch.Tensor, *arguments: Any, **settings: Any) -> torch.Tensor:
+        read.append(tuple(ids.shape))
+        return forward(ids, *arguments, **settings)
+
+    monkeypatch.setattr(model.model, "forward", counted)
+    for settings in ({"beams": 1}, {"beams": 3}):
+        read.clear()
+        together = model.caption(photos[2:5], shots=shots, **settings)
+        assert read[0][0] == 1 and read[1] == (3, 1 + len("\nCaption:"))
+        for answer, photo in zip(together, photos[2:5], strict=True):
+            alone = fresh().caption(photo, shots=shots, **settings)
+            assert alone.text == answer.text and alone.logprob == pytest.approx(answer.logprob, abs=1e-4)
+
+
 def test_only_what_is_new_in_a_prompt_is_read(
     model: FlamingoTasks, photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, overload
 
@@ -21,7 +22,7 @@ from triptych.tasks.answer import Answer
 from triptych.tasks.chat import Chat
 from triptych.tasks.flamingo_evidence import answer_maps
 from triptych.tasks.photos import PhotoMemory
-from triptych.tasks.prefix import PrefixMemory, Row
+from triptych.tasks.prefix import PrefixMemory, Row, alike
 from triptych.tasks.writing import Photos, Spans, as_list, changed, check_choices, score_choices, to_answer
 from triptych.tokenizers import TextTokenizer
 
@@ -282,10 +283,23 @@ class FlamingoTasks:
         if len(rows) == 1:
             with self.prefix.begun(rows[0]) as begun:
                 return generate(begun, None, search)
-        tokens = torch.cat([row.visual_tokens for row in rows])
-        counts = [len(row.visual_tokens) for row in rows]
-        prompt = as_prompt([row.input_ids for row in rows], tokens, counts, self.flamingo.end_id)
-        return generate(self.model, prompt, search)
+        shared = min(alike(rows[0].signature, row.signature) for row in rows)
+        shared = min(shared, *(len(row.input_ids) - 1 for row in rows))
+        first = rows[0].until(shared)
+        with (
+            self.prefix.begun(first) if shared else nullcontext() as begun
+        ):  # examples that all rows begin with are read once
+            state = (
+                begun.state.reorder(torch.zeros(1, len(rows), dtype=torch.long, device=self.device)) if begun else None
+            )
+            pictures = len(first.visual_tokens)
+            prompt = as_prompt(
+                [row.input_ids[shared:] for row in rows],
+                torch.cat([row.visual_tokens[pictures:] for row in rows]),
+                [len(row.visual_tokens) - pictures for row in rows],
+                self.flamingo.end_id,
+            )
+            return generate(self.model, prompt._replace(state=state), search)
 
     def answer(
         self,

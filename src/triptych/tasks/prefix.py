@@ -19,6 +19,11 @@ class Row(NamedTuple):
     signature: tuple[int | str, ...]
     visual_tokens: Tensor  # [N, R, D]
 
+    def until(self, length: int) -> Row:
+        """Its beginning."""
+        pictures = sum(isinstance(x, str) for x in self.signature[:length])
+        return Row(self.input_ids[:length], self.signature[:length], self.visual_tokens[:pictures])
+
 
 @dataclass
 class Begun:
