@@ -28,6 +28,7 @@ from triptych.tokenizers import TextTokenizer
 
 BATCH = 16  # prompts decoded together
 MAX_PICTURES = 128  # of one prompt
+REMEMBERED = 512  # pictures whose visual tokens are kept
 
 Shot = tuple[ImageSource | None, str]  # an example: a picture, or none, and its text
 
@@ -42,6 +43,7 @@ class FlamingoTasks:
         encoder: Any = self.model.vision_encoder.to(memory_format=torch.channels_last)
         self.encode = PhotoMemory(self.model.encode, encoder.image_size, encoder.mean, encoder.std, device)
         self.prefix = PrefixMemory(self.model, flamingo.end_id)
+        self.resampled: dict[tuple[str, int], Tensor] = {}  # by content and place: [R, D]
 
     @property
     def tokenizer(self) -> TextTokenizer:
@@ -235,9 +237,10 @@ class FlamingoTasks:
         if len(ids) >= limit:
             raise InputError(f"the prompt has {len(ids)} tokens: the language model reads {limit} at most")
         photos = [load_image(image) for image in images]
-        hashes = map(content_hash, photos)
-        signature = tuple(next(hashes) if i == self.model.config.image_id else i for i in ids)
-        return Row(ids, signature, self.visual_tokens(photos))
+        hashes = [content_hash(photo) for photo in photos]
+        waiting = iter(hashes)
+        signature = tuple(next(waiting) if i == self.model.config.image_id else i for i in ids)
+        return Row(ids, signature, self.visual_tokens(photos, hashes))
 
     def ids(self, text: str, pictures: int) -> list[int]:
         """Ids of a text, ``image_id`` where a picture stands, ``end_id`` behind an example."""
@@ -257,10 +260,19 @@ class FlamingoTasks:
         """``[N, L, Dv]``."""
         return torch.cat([self.encode(image) for image in images])
 
-    def visual_tokens(self, images: Sequence[ImageSource]) -> Tensor:
-        """``[N, R, D]``."""
-        numbers = torch.arange(1, len(images) + 1, device=self.device)
-        return self.model.resampler(self.features(images), numbers)
+    def visual_tokens(self, photos: Sequence[ImageSource], hashes: Sequence[str]) -> Tensor:
+        """``[N, R, D]``, resampled once for as long as they are remembered. A picture's place counts where places have embeddings."""
+        places = self.model.config.max_pictures is not None
+        keys = [(key, number if places else 1) for number, key in enumerate(hashes, 1)]
+        new = {key: photo for key, photo in zip(keys, photos, strict=True) if key not in self.resampled}
+        kept = {key: self.resampled[key] for key in keys if key not in new}
+        if new:
+            numbers = torch.tensor([number for _, number in new], device=self.device)
+            kept |= zip(new, self.model.resampler(self.features(list(new.values())), numbers), strict=True)
+        self.resampled |= kept
+        for key in list(self.resampled)[: max(0, len(self.resampled) - REMEMBERED)]:
+            del self.resampled[key]
+        return torch.stack([kept[key] for key in keys])
 
     @torch.inference_mode()
     def write(
