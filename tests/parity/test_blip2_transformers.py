@@ -26,7 +26,7 @@ from triptych.errors import InputError
 from triptych.generate import Hypothesis, generate
 from triptych.pretrained import load_blip2, save_blip2
 from triptych.tasks import Blip2Tasks
-from triptych.tasks.blip2 import sentence
+from triptych.tasks.writing import sentence, words_of
 
 transformers = pytest.importorskip("transformers")
 
@@ -314,7 +314,7 @@ def test_instruct_blip(instruct: Pair, photos: list[Image.Image], beams: int, mo
 def test_words_of_an_answer_by_a_llama(instruct: Pair) -> None:
     """Its tokens decode without their spaces when alone."""
     ids = instruct.ours.tokenizer.encode("dog og d")
-    assert instruct.ours.words(ids) == (("dog", "og", "d"), [(0, 2), (2, 4), (4, 5)])
+    assert words_of(instruct.ours.tokenizer, ids) == (("dog", "og", "d"), [(0, 2), (2, 4), (4, 5)])
 
 
 def test_matching(retrieval: Pair, photos: list[Image.Image]) -> None:

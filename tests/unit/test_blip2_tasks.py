@@ -9,8 +9,8 @@ from tiny_blip2 import tiny_blip2
 from triptych.errors import InputError
 from triptych.prompt import IGNORED
 from triptych.tasks import Blip2Tasks
-from triptych.tasks.blip2 import sentence
 from triptych.tasks.blip2_evidence import answer_maps, grounded_maps
+from triptych.tasks.writing import sentence
 from triptych.train.blip2_batches import PICTURE, Asked, QuestionRows
 
 CPU = torch.device("cpu")

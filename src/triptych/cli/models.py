@@ -47,10 +47,17 @@ def convert(
     ] = None,
     vision: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="eva_vit_g.pth, for a LAVIS checkpoint without its image encoder."),
+        typer.Option(
+            metavar="FILE|DIR",
+            help="The image encoder that a checkpoint leaves out: LAVIS's eva_vit_g.pth; for OpenFlamingo OpenAI's CLIP, as "
+            "open_clip or transformers saves it.",
+        ),
     ] = None,
     lm: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The OPT of a LAVIS checkpoint, as transformers saves it.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="The language model of a LAVIS or OpenFlamingo checkpoint, as transformers saves it."
+        ),
     ] = None,
     half: Annotated[bool, typer.Option(help="Store 16-bit floats.")] = False,
     int8: Annotated[bool, typer.Option(help="Store 8-bit integers.")] = False,

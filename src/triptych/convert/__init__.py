@@ -6,8 +6,10 @@ from pathlib import Path
 
 import torch
 
-from triptych.checkpoint import LoadReport, load_checkpoint, present, save_checkpoint
-from triptych.convert.blip2 import convert_lavis, convert_transformers, read_json
+from triptych.checkpoint import LoadReport, load_checkpoint, present, read_torch_pickle, save_checkpoint
+from triptych.convert.blip2 import convert_lavis, convert_transformers
+from triptych.convert.flamingo import convert_openflamingo
+from triptych.convert.published import read_json, state_dict_in
 from triptych.convert.tutorial import convert_tutorial, read_tutorial, read_word_map, tutorial_config, tutorial_decoder
 from triptych.errors import InputError
 from triptych.quantize import stored_as
@@ -28,9 +30,9 @@ def convert_checkpoint(
 
     Args:
         source: one of our checkpoint directories, a directory of transformers' (BLIP-2, InstructBLIP), a BLIP-2 checkpoint of LAVIS
-            (``.pth``), or one of the Show, Attend and Tell tutorial (``BEST_checkpoint_*.pth.tar``).
+            (``.pth``), one of OpenFlamingo (``.pt``), or one of the Show, Attend and Tell tutorial (``BEST_checkpoint_*.pth.tar``).
         word_map: the ``WORDMAP_*.json`` of a tutorial checkpoint.
-        vision, lm: the frozen parts that a LAVIS checkpoint leaves out (``convert_lavis``).
+        vision, lm: the frozen parts that a checkpoint of LAVIS or OpenFlamingo leaves out (``convert_lavis``, ``convert_openflamingo``).
 
     Returns:
         The keys of ``source`` that were used (mapped) and those left aside (ignored), and the keys of ours that it had not (missing).
@@ -46,7 +48,7 @@ def convert_checkpoint(
         if word_map is not None:
             raise InputError(f"{source} has its own vocabulary: --word-map goes with a tutorial checkpoint")
         if vision or lm:
-            raise InputError(f"{source} has its own frozen parts: --vision and --lm go with a LAVIS checkpoint")
+            raise InputError(f"{source} has its own frozen parts: --vision and --lm go with LAVIS or OpenFlamingo")
         config = read_json(directory / "config.json")
         if "model_type" in config:
             return convert_transformers(directory, config, target, dtype)
@@ -55,7 +57,17 @@ def convert_checkpoint(
         raise InputError(f"cannot read {source}: no such file or directory")
     if word_map is not None:
         return convert_tutorial(source, target, word_map, dtype)
-    return convert_lavis(source, target, dtype, vision, lm)
+    try:
+        state = state_dict_in(read_torch_pickle(source))
+    except InputError as error:
+        raise InputError(f"{error} (a checkpoint of the Show, Attend and Tell tutorial goes with --word-map)") from None
+    if "perceiver.latents" in state:
+        return convert_openflamingo(source, state, target, dtype, vision, lm)
+    if "query_tokens" in state:
+        return convert_lavis(source, state, target, dtype, vision, lm)
+    raise InputError(
+        f"{source} is no checkpoint of LAVIS or OpenFlamingo: it has no query_tokens and no perceiver.latents"
+    )
 
 
 def rewrite(source: Path, target: Path, dtype: torch.dtype) -> LoadReport:

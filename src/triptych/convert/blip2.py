@@ -5,11 +5,9 @@ Sizes are read off the tensors, so that none is made which the file does not fil
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +17,20 @@ from torch import Tensor
 from triptych.assets import part_path
 from triptych.blip2 import Blip2, Blip2Config
 from triptych.blip2_tables import HF_BLIP2, LAVIS
-from triptych.checkpoint import LoadReport, load_tensors, read_torch_pickle, sha256_of
-from triptych.decoder import Decoder
+from triptych.checkpoint import LoadReport, read_torch_pickle
+from triptych.convert.published import (
+    HeldLM,
+    colours,
+    heads_and_epsilon,
+    held_lm,
+    known_layout,
+    layers,
+    read_json,
+    read_safetensors,
+    section,
+    vit_sizes,
+    vit_spec,
+)
 from triptych.errors import InputError
 from triptych.key_tables import Table, load, translate
 from triptych.lm_tables import TABLES, WithoutInitialWeights, build, config_from_hf, load_language_model
@@ -28,7 +38,6 @@ from triptych.lm_tables import translate as translate_lm
 from triptych.pretrained import Blip2Model, blip2_search, save_blip2
 from triptych.prompt import BLIP2_OPT, INSTRUCT_BLIP, OURS, Prompts
 from triptych.qformer import QFormerConfig
-from triptych.tokenizers import TextTokenizer
 from triptych.vit import CLIP_MEAN, CLIP_STD, Colour, ViT, ViTConfig
 from triptych.wordpiece import SPECIALS, WordPieces
 
@@ -64,7 +73,6 @@ LANGUAGE: Mapping[str, Mapping[str, Any]] = {
 LAVIS_BLIP2: Table = {**LAVIS, "ln_vision": "vision_norm"}  # which LAVIS trains: it is no part of the frozen encoder
 EVA_BLOCKS, EVA_HEAD, BERT_HEAD = 39, 88, 64  # LAVIS leaves out the encoder's last block; widths of a head
 SEARCH = {"beams": 5, "length_penalty": 1.0, "max_new_tokens": 30}
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja")
 
 
 class Unseen(NamedTuple):
@@ -74,15 +82,6 @@ class Unseen(NamedTuple):
     qformer: tuple[int, float]
     mean: Colour = CLIP_MEAN
     std: Colour = CLIP_STD
-
-
-class HeldLM(NamedTuple):
-    """A language model that goes into the checkpoint."""
-
-    decoder: Decoder
-    tokenizer: TextTokenizer
-    spec: Mapping[str, Any]
-    files: Mapping[str, bytes]  # of the tokenizer
 
 
 def convert_transformers(source: Path, config: Mapping[str, Any], target: Path, dtype: torch.dtype) -> LoadReport:
@@ -106,18 +105,18 @@ def convert_transformers(source: Path, config: Mapping[str, Any], target: Path, 
 
 
 def convert_lavis(
-    source: Path, target: Path, dtype: torch.dtype, vision: Path | None = None, lm: Path | None = None
+    source: Path, state: dict[str, Tensor], target: Path, dtype: torch.dtype, vision: Path | None, lm: Path | None
 ) -> LoadReport:
     """A checkpoint of LAVIS's first stage, or of its second with OPT.
 
     Args:
+        state: the state dict in ``source``.
         vision: LAVIS's ``eva_vit_g.pth``, where the checkpoint leaves its image encoder out.
         lm: the directory of the language model that the second stage was trained with.
     """
-    state = lavis_state(source)
     check_left_out(source, state, vision, lm)
     if vision is not None:
-        state |= eva_state(vision)
+        state = state | eva_state(vision)
     held = None
     if lm is not None:
         decoder, tokenizer, _ = load_language_model(lm)
@@ -139,7 +138,7 @@ def blip2_model(
 ) -> tuple[Blip2, LoadReport]:
     """The model of a published state dict, and what became of its keys."""
     found, _ = translate(state, table)
-    try:
+    with known_layout(source, "a BLIP-2"):
         vision, qformer = vit_config(found, unseen), qformer_config(found, unseen)
         head = found.get("heads.vision_proj.weight")
         config = Blip2Config(
@@ -151,23 +150,15 @@ def blip2_model(
         )
         with WithoutInitialWeights():
             model = Blip2(config, ViT(vision, unseen.mean, unseen.std), lm.decoder if lm else None)
-    except (KeyError, IndexError, ValueError, TypeError, ZeroDivisionError, RuntimeError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise InputError(f"{source} is not a BLIP-2 of the known layout ({type(error).__name__}: {why})") from None
     report = load(model, state, table, source=source, optional_prefixes=("lm.", "heads.temperature"))
     missing = tuple(key for key in report.missing if not key.startswith("lm."))
     return model.eval().requires_grad_(False), replace(report, missing=missing)
 
 
 def vit_config(found: Mapping[str, Tensor], unseen: Unseen) -> ViTConfig:
-    dim, _, patch, _ = found["vision_encoder.patches.weight"].shape
     return ViTConfig.blip2(
-        dim=dim,
-        layers=layers(found, "vision_encoder.blocks"),
+        **vit_sizes(found),
         heads=unseen.vision[0],
-        mlp_dim=len(found["vision_encoder.blocks.0.up.weight"]),
-        patch_size=patch,
-        image_size=patch * math.isqrt(found["vision_encoder.positions"].shape[-2] - 1),
         eps=unseen.vision[1],
         norm_after="vision_encoder.norm_after.weight" in found,
     )
@@ -192,10 +183,6 @@ def qformer_config(found: Mapping[str, Tensor], unseen: Unseen) -> QFormerConfig
     )
 
 
-def layers(names: Iterable[str], prefix: str) -> int:
-    return len({name.removeprefix(f"{prefix}.").partition(".")[0] for name in names if name.startswith(f"{prefix}.")})
-
-
 def write(
     target: Path,
     model: Blip2,
@@ -205,23 +192,15 @@ def write(
     origin: str,
     dtype: torch.dtype,
 ) -> None:
-    vit, known = model.vision_encoder, model.config.qformer.vocab_size
+    known = model.config.qformer.vocab_size
     if words and len(words) - 1 > known:  # [DEC] may be one more, where nothing is written with it
         raise InputError(f"{origin}: {len(words)} word pieces, but its Q-Former knows {known}")
-    encoder = {
-        "name": vit.name,
-        "config": asdict(vit.config),
-        "image_size": vit.image_size,
-        "mean": vit.mean,
-        "std": vit.std,
-        "part": None,
-    }
     blip2 = Blip2Model(
         model,
         words or WordPieces(SPECIALS),
         lm.tokenizer if lm else None,
         blip2_search(lm.tokenizer if lm else None, **SEARCH),
-        {"encoder": encoder, "lm": lm.spec if lm else None},
+        {"encoder": vit_spec(model.vision_encoder), "lm": lm.spec if lm else None},
         prompts,
         lm.files if lm else {},
     )
@@ -250,89 +229,13 @@ def language_model(
     return held, tuple(f"{prefix}{key}" for key in report.mapped)
 
 
-def held_lm(name: str, decoder: Decoder, directory: Path, eos: Any) -> HeldLM:
-    """A language model with the tokenizer in ``directory``. ``eos``: the ids that end a text; None = those of the tokenizer."""
-    tokenizer = TextTokenizer.from_directory(directory)
-    ends = sorted(tokenizer.eos_ids) if eos is None else eos if isinstance(eos, list) else [eos]
-    if not ends or not all(isinstance(i, int) and 0 <= i < decoder.config.vocab_size for i in ends):
-        raise InputError(f"{directory}: its language model ends a text with {ends}, which are no ids of its vocabulary")
-    files = {file: (directory / file).read_bytes() for file in TOKENIZER_FILES if (directory / file).exists()}
-    spec = {"name": name, "config": asdict(decoder.config), "eos": ends, "sha256": sha256_of(decoder)}
-    return HeldLM(decoder, replace(tokenizer, eos_ids=frozenset(ends)), spec, files)
-
-
 # Files of transformers
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is not a JSON object")
-    return content
-
-
-def section(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """A config within a config, what it leaves out filled in."""
-    found = config.get(name) or {}
-    if not isinstance(found, dict):
-        raise InputError(f"the {name} of config.json is not a JSON object")
-    return {**defaults, **found}
 
 
 def unseen_by_config(source: Path, config: Mapping[str, Any]) -> Unseen:
     parts = section(config, "vision_config", VISION), section(config, "qformer_config", QFORMER)
-    vision, qformer = (heads_and_epsilon(source, part) for part in parts)
+    vision, qformer = (heads_and_epsilon(source, part, "gelu") for part in parts)
     return Unseen(vision, qformer, *colours(source))
-
-
-def heads_and_epsilon(source: Path, part: Mapping[str, Any]) -> tuple[int, float]:
-    heads, eps = part["num_attention_heads"], part["layer_norm_eps"]
-    if part.get("hidden_act", "gelu") != "gelu":
-        raise InputError(f"{source}: a feed-forward with {part['hidden_act']!r} is not covered: only gelu is")
-    if not isinstance(heads, int) or heads < 1 or not isinstance(eps, float) or not 0 < eps < 1:
-        raise InputError(f"{source}: {heads!r} heads and an epsilon of {eps!r} make no sense")
-    return heads, eps
-
-
-def colours(directory: Path) -> tuple[Colour, Colour]:
-    """The mean and the standard deviation that pixels are normalised by; CLIP's where no file of the processor is there."""
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        settings = read_json(directory / name) if (directory / name).exists() else {}
-        settings = section(settings, "image_processor", settings)
-        if "image_mean" in settings:
-            try:
-                (r, g, b), (r_, g_, b_) = (map(float, settings[f"image_{x}"]) for x in ("mean", "std"))
-                if all(map(math.isfinite, (r, g, b))) and min(r_, g_, b_) > 0:
-                    return (r, g, b), (r_, g_, b_)
-            except (KeyError, TypeError, ValueError):
-                pass
-            raise InputError(f"{directory / name}: its image_mean and image_std make no sense")
-    return CLIP_MEAN, CLIP_STD
-
-
-def read_safetensors(directory: Path) -> dict[str, Tensor]:
-    """model.safetensors, or the files that its index names."""
-    whole, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if not index.exists():
-        if not whole.exists():
-            raise InputError(f"{directory} has no model.safetensors: save it as safetensors; pickles are not read")
-        return load_tensors(whole)
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(
-        isinstance(name, str) and Path(name).name == name for name in places.values()
-    ):
-        raise InputError(f"{index} does not say which files beside it hold the tensors")
-    state: dict[str, Tensor] = {}
-    for name in sorted(set(places.values())):
-        state |= load_tensors(directory / name)
-    if absent := sorted(places.keys() - state.keys()):
-        raise InputError(f"{index} names {absent[0]}, which is in none of its files")
-    return state
 
 
 def word_pieces(directory: Path) -> WordPieces:
@@ -350,17 +253,6 @@ def word_pieces(directory: Path) -> WordPieces:
 
 
 # Files of LAVIS
-
-
-def lavis_state(source: Path) -> dict[str, Tensor]:
-    try:
-        content = read_torch_pickle(source)
-    except InputError as error:
-        raise InputError(f"{error} (a checkpoint of the Show, Attend and Tell tutorial goes with --word-map)") from None
-    state = content.get("model", content)
-    if not isinstance(state, dict) or not isinstance(state.get("query_tokens"), Tensor):
-        raise InputError(f"{source} is not a BLIP-2 checkpoint of LAVIS: it has no query_tokens")
-    return {key: tensor for key, tensor in state.items() if isinstance(tensor, Tensor)}
 
 
 def check_left_out(source: Path, state: Mapping[str, Tensor], vision: Path | None, lm: Path | None) -> None:

@@ -1,0 +1,234 @@
+"""OpenFlamingo's checkpoints (``checkpoint.pt``), versions 1 and 2 over OPT, LLaMA, GPT-NeoX and MPT.
+
+They hold what was trained: the resampler, the gated blocks, mostly the word embeddings. The frozen parts come from other files.
+Sizes are read off the tensors, and tensors are taken over as they are, so that none is made which the files do not fill.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from triptych.checkpoint import LoadReport, load_tensors, read_torch_pickle
+from triptych.convert.published import (
+    HeldLM,
+    colours,
+    heads_and_epsilon,
+    held_lm,
+    known_layout,
+    layers,
+    read_json,
+    read_safetensors,
+    section,
+    state_dict_in,
+    vit_sizes,
+    vit_spec,
+)
+from triptych.errors import InputError
+from triptych.flamingo import Flamingo, FlamingoConfig
+from triptych.flamingo_tables import translate_flamingo
+from triptych.generate import Search
+from triptych.key_tables import CLIP_VISION, OPEN_CLIP_VISION, Table, translate
+from triptych.lm_tables import TABLES, WithoutInitialWeights, build, load_language_model
+from triptych.lm_tables import translate as translate_lm
+from triptych.pretrained import FlamingoModel, save_flamingo
+from triptych.pretrained.frozen import FROZEN
+from triptych.prompt import END, IMAGE
+from triptych.tokenizers import TextTokenizer
+from triptych.vit import ViT, ViTConfig
+
+TOWER, LM = "vision_encoder.", "lang_encoder."  # of their keys
+HEAD = 64  # width of a head, of OpenFlamingo's and of OpenAI's CLIP
+WIDEST = 1024  # of OpenAI's towers; open_clip's wider ones have other heads
+CLIP = {"num_attention_heads": 12, "layer_norm_eps": 1e-5, "hidden_act": "quick_gelu"}  # what transformers leaves out
+
+
+class Encoder(NamedTuple):
+    vit: ViT
+    used: tuple[str, ...]  # their keys
+
+
+class Written(NamedTuple):
+    """The language model, the tokens that were added to it, and which keys of the checkpoint it took."""
+
+    lm: HeldLM
+    end_id: int
+    image_id: int
+    used: tuple[str, ...]
+
+
+def convert_openflamingo(
+    source: Path, state: Mapping[str, Tensor], target: Path, dtype: torch.dtype, vision: Path | None, lm: Path | None
+) -> LoadReport:
+    """A checkpoint of OpenFlamingo.
+
+    Args:
+        state: the state dict in ``source``.
+        vision: OpenAI's CLIP, where the checkpoint leaves its image encoder out: a directory of transformers', or a state dict of
+            open_clip.
+        lm: the directory of the language model that it was trained over.
+    """
+    own = {f"visual.{key.removeprefix(TOWER)}": x for key, x in state.items() if key.startswith(TOWER)}
+    if own and vision:
+        raise InputError(f"{source} has its own image encoder: leave out --vision")
+    if not own and not vision:
+        raise InputError(f"{source} leaves out its image encoder: give OpenAI's CLIP with --vision")
+    if not (lm and lm.is_dir()):
+        raise InputError(
+            f"{source} leaves out its language model: give its directory, as transformers saves it, with --lm"
+        )
+    with known_layout(vision or source, "a CLIP"):
+        encoder = image_encoder(vision) if vision else open_clip_encoder(source, own)
+    with known_layout(source, "an OpenFlamingo"):
+        ours, every, left = translate_flamingo(state)
+        written = language_model(source, state, lm)
+        config = flamingo_config(ours, every, written.image_id)
+        if config.image_dim != encoder.vit.dim:
+            raise InputError(
+                f"{source} looks at features {config.image_dim} wide, and the image encoder's are {encoder.vit.dim}: "
+                "give the CLIP that it was trained over with --vision"
+            )
+        with torch.device("meta"), WithoutInitialWeights():
+            model = Flamingo(config, encoder.vit, written.lm.decoder)
+        frozen = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(FROZEN)}
+        fill(model, ours | frozen, f"{source} was trained over another language model than {lm}, or is incomplete")
+    end = frozenset([written.end_id])
+    flamingo = FlamingoModel(
+        model.eval(),
+        written.lm.tokenizer,
+        Search(end, beams=3, length_penalty=0.0, max_new_tokens=20, banned=frozenset([written.image_id])),
+        written.end_id,
+        {"encoder": vit_spec(encoder.vit), "lm": written.lm.spec},
+        written.lm.files,
+    )
+    card = {"recipe": f"converted from {source.name}, a checkpoint of OpenFlamingo"}
+    save_flamingo(target, flamingo, card, dtype=dtype)
+    used = {*written.used, *(key.replace("visual.", TOWER, 1) for key in encoder.used if own)}
+    mapped = tuple(key for key in state if key not in left or key in used)
+    return LoadReport(mapped, (), tuple(key for key in left if key not in used))
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], otherwise: str) -> None:
+    """Give a module exactly these tensors, as fp32. Raises InputError: ``otherwise``, and why."""
+    try:
+        module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
+    except RuntimeError as error:
+        raise InputError(f"{otherwise}: {' '.join(str(error).partition(':')[2].split())[:200]}") from None
+
+
+def flamingo_config(found: Mapping[str, Tensor], every: int, image_id: int) -> FlamingoConfig:
+    """It was trained with ``only_attend_immediate_media``: text looks at the last picture."""
+    latents, dim = found["resampler.latents"].shape
+    first = "resampler.layers.0"
+    return FlamingoConfig(
+        dim,
+        image_id,
+        latents=latents,
+        resampler_layers=layers(found, "resampler.layers"),
+        heads=len(found[f"{first}.attention.query.weight"]) // HEAD,
+        head_dim=HEAD,
+        ffn_factor=len(found[f"{first}.ffw.1.weight"]) // dim,
+        every=every,
+        max_pictures=len(found.get("resampler.picture_embeddings", ())) or None,
+        max_frames=len(found.get("resampler.frame_embeddings", ())) or None,
+    )
+
+
+# The image encoder
+
+
+def image_encoder(path: Path) -> Encoder:
+    """A CLIP of transformers, or a state dict of open_clip."""
+    if path.is_dir():
+        config = read_json(path / "config.json")
+        if (kind := config.get("model_type")) not in ("clip", "clip_vision_model"):
+            raise InputError(f"{path} holds a model of the type {kind!r}: give a CLIP with --vision")
+        settings = section(config, "vision_config", CLIP) if kind == "clip" else CLIP | config
+        heads, eps = heads_and_epsilon(path, settings, "quick_gelu", "gelu")
+        unseen = {"heads": heads, "eps": eps, "activation": settings["hidden_act"]}
+        return encoder_of(path, read_safetensors(path), CLIP_VISION, unseen, *colours(path))
+    stored = load_tensors(path) if path.suffix == ".safetensors" else state_dict_in(read_torch_pickle(path))
+    return open_clip_encoder(path, stored)
+
+
+def open_clip_encoder(source: Path, state: Mapping[str, Tensor]) -> Encoder:
+    """OpenAI's weights under open_clip's names."""
+    width = state["visual.class_embedding"].shape[-1] if "visual.class_embedding" in state else 0
+    if width % HEAD or not 0 < width <= WIDEST:
+        raise InputError(
+            f"{source}: its image encoder is none of OpenAI's CLIP: give a directory of transformers' with --vision"
+        )
+    return encoder_of(source, state, OPEN_CLIP_VISION, {"heads": width // HEAD, "activation": "quick_gelu"})
+
+
+def encoder_of(
+    source: Path, state: Mapping[str, Tensor], table: Table, unseen: Mapping[str, Any], *mean_and_std: Any
+) -> Encoder:
+    """``unseen``: what tensors do not show."""
+    # The published checkpoints were trained with open_clip 2.16, which normed the class token only, not the patch tokens
+    found, ignored = translate(state, table, ignored_prefixes=(f"{FROZEN[0]}norm_after",))
+    with torch.device("meta"), WithoutInitialWeights():
+        vit = ViT(ViTConfig(**vit_sizes(found), **unseen, norm_after=False), *mean_and_std)
+    own = {name.removeprefix(FROZEN[0]): tensor for name, tensor in found.items()}
+    fill(vit, own, f"{source} is not a CLIP of the known layout")
+    return Encoder(vit, tuple(state.keys() - {*ignored}))
+
+
+# The language model
+
+
+def language_model(source: Path, state: Mapping[str, Tensor], directory: Path) -> Written:
+    """The language model in ``directory``, with what the checkpoint has of it."""
+    decoder, tokenizer, _ = load_language_model(directory)
+    table = TABLES[read_json(directory / "config.json")["model_type"]]
+    blocks = table["blocks.*.attention_norm"][0].partition("*")[0]
+    names = {  # a layer may go by several: as it lies in the wrapper of version 2, or in version 1's list
+        key: key.removeprefix(LM).replace("old_decoder_blocks.", blocks).replace(".decoder_layer.", ".")
+        for key in state
+        if key.startswith(LM)
+    }
+    trained, report = translate_lm({name: state[key] for key, name in names.items()}, table, decoder.config)
+    tensors = decoder.state_dict() | {name: tensor.float() for name, tensor in trained.items()}
+    rows, width = tensors["embedding.weight"].shape
+    if width != decoder.config.embed_width:
+        raise InputError(
+            f"{source} has word embeddings {width} wide, and the language model in {directory} {decoder.config.embed_width}: "
+            "give the one that it was trained over with --lm"
+        )
+    end_id, image_id = added_tokens(tokenizer, "embedding.weight" in trained, source, directory)
+    if max(end_id, image_id) >= rows:
+        raise InputError(
+            f"{source} has {rows} word embeddings, too few for the tokenizer in {directory} with {END} and {IMAGE}: "
+            "give the language model that it was trained over with --lm"
+        )
+    if decoder.head is not None and "head.weight" not in trained:
+        tensors["head.weight"] = F.pad(tensors["head.weight"], (0, 0, 0, rows - decoder.config.vocab_size))
+    whole = build(replace(decoder.config, vocab_size=rows), tensors, f"{source} over {directory}")
+    used = {*report.mapped}
+    return Written(
+        held_lm(directory.name, whole, directory, end_id),
+        end_id,
+        image_id,
+        tuple(key for key, name in names.items() if name in used),
+    )
+
+
+def added_tokens(tokenizer: TextTokenizer, embedded: bool, source: Path, directory: Path) -> tuple[int, int]:
+    """What ends an example and what stands for a picture: the tokenizer's own, else added behind its words in this order.
+
+    ``embedded``: whether the checkpoint has word embeddings, and so such added ones.
+    """
+    if {END, IMAGE} <= tokenizer.specials.keys():
+        return tokenizer.specials[END], tokenizer.specials[IMAGE]
+    if not embedded:
+        raise InputError(
+            f"{source} has no word embeddings: give with --lm the language model whose tokenizer has {END} and {IMAGE}; "
+            f"{directory} has not"
+        )
+    return len(tokenizer), len(tokenizer) + 1
