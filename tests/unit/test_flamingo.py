@@ -161,6 +161,15 @@ def test_steps_equal_the_whole_text(model: Flamingo) -> None:
     torch.testing.assert_close(torch.stack(found, 1), whole[:, 4:], atol=1e-5, rtol=1e-5)
 
 
+def test_pictures_given_before_their_places_are_seen_in_time(model: Flamingo) -> None:
+    """All pictures at once, the text token by token: each is looked at from its own place on."""
+    ids, shown = text(7, (0, 3, 5)), tokens(model, 3)
+    state = state_of(model)
+    model.add_pictures(state, shown, [3])
+    found = [model.lm.logits(model(ids[:, i : i + 1], state=state)) for i in range(7)]
+    torch.testing.assert_close(torch.cat(found, 1), logits(model, ids, shown), atol=1e-5, rtol=1e-5)
+
+
 def test_going_back_forgets_text_and_pictures(model: Flamingo) -> None:
     ids, shown = text(8, (1, 5)), tokens(model, 2)
     state = state_of(model)

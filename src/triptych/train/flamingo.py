@@ -30,6 +30,7 @@ from triptych.train.crops import cells_of, crop_cells
 from triptych.train.features import Features
 from triptych.train.flamingo_batches import Batch, Mixture, Rows, padded
 from triptych.train.loop import LoopConfig, fit, uses_bf16
+from triptych.train.words import CaptionWords, WordObjective, caption_text, speak_words
 
 SHARES = {
     "caption": 0.3,
@@ -46,6 +47,7 @@ SHARES = {
 class FlamingoRecipe:
     """``shares``: how often each task is drawn; ``weights``: of its sequences in the loss, 1 unless told. ``gate_rate``: the learning
     rate of the gates as a multiple of the rest's: they begin shut. ``cells``, ``window``: see ``crop_cells``.
+    ``word_epochs``: of the warm start (``train.words``) before; 0 = none, as when a run goes on from another.
     ``validation_photos``: captioned without an example; ``validation_episodes``: of two new names, three examples each."""
 
     shares: Mapping[str, float] = field(default_factory=lambda: dict(SHARES))
@@ -55,6 +57,7 @@ class FlamingoRecipe:
     cells: float = 0.5
     window: float = 0.7
     gate_rate: float = 10.0
+    word_epochs: int = 6
     validation_photos: int = 200
     validation_episodes: int = 60
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -180,9 +183,47 @@ def train(
     data = hashlib.sha256(repr([(p.id, p.captions) for p in (*photos, *val_photos, *drawn)]).encode()).hexdigest()
     identity = {"recipe": asdict(recipe), "model": asdict(model.config), "data": data}
     run.mkdir(parents=True, exist_ok=True)
+    if recipe.word_epochs and not (run / "state.pt").exists():
+        learn_words(run / "words", flamingo, [*photos, *drawn], pictures, recipe)
     objective = FlamingoObjective(model, mixture.tasks, recipe.weights)
     groups = parameter_groups(model, recipe)
     return fit(run, objective, groups, len(photos), batch, validate, save_best, recipe.loop, identity, "score")
+
+
+def learn_words(
+    run: Path, flamingo: FlamingoModel, photos: Sequence[Photo], pictures: Pictures, recipe: FlamingoRecipe
+) -> None:
+    """The warm start: the resampler learns words, then the gated blocks begin by saying them. In a run of its own, resumed likewise."""
+    model = flamingo.model
+    words = CaptionWords(photos, flamingo.tokenizer)
+    objective = WordObjective(model, words)
+    device = model.resampler.latents.device
+
+    def batch(rows: Sequence[int], seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        mirrored = torch.randint(2 if recipe.mirror else 1, (len(rows),), generator=torch.Generator().manual_seed(seed))
+        cells = crop_cells(
+            pictures.cells(rows, mirrored.tolist()), model.vision_encoder.grid, recipe.cells, recipe.window, seed
+        )
+        return cells, torch.ones(len(rows), dtype=torch.long), words.targets[list(rows)]
+
+    loop = replace(
+        recipe.loop,
+        epochs=recipe.word_epochs,
+        batch_size=min(64, len(photos)),
+        learning_rate=1e-3,
+        patience=recipe.word_epochs,
+    )
+    identity = {"words": words.ids.tolist(), "model": asdict(model.config)}
+    run.mkdir(parents=True, exist_ok=True)
+    groups = [{"params": [p for p in objective.parameters() if p.requires_grad]}]
+    fit(run, objective.to(device), groups, len(photos), batch, dict, lambda record: None, loop, identity, "words")
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, uses_bf16(recipe.loop)):
+        shown = list(range(min(64, len(photos))))
+        tokens = model.resampler(
+            pictures.cells(shown).to(device), torch.ones(len(shown), dtype=torch.long, device=device)
+        )
+        text = caption_text(photos, flamingo.tokenizer).to(device)
+        speak_words(model, objective.head.weight.detach(), tokens.float(), text)
 
 
 def parameter_groups(model: Flamingo, recipe: FlamingoRecipe) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def flamingo_run(
         flamingo = new_flamingo(encoder, encoder_weights, image_size or IMAGE_SIZE, lm, image_token, sizes or {})
     else:
         flamingo = load_flamingo(locate(init))
+        recipe = replace(recipe, word_epochs=0)
     model = flamingo.model
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(("vision_encoder.", "lm.")))
