@@ -131,6 +131,16 @@ def test_beams_leave_the_kept_prompt_whole(model: FlamingoTasks, photos: list[Im
     )
 
 
+def test_what_beams_wrote_was_not_read(model: FlamingoTasks, photos: list[Image.Image]) -> None:
+    """A prompt that goes on with what beam search wrote, of which the kept state knows nothing."""
+    text = "<image> it is"
+    written = model.interleaved(photos[:1], text, beams=3)
+    longer = f"{text}{written.text} and more"
+    again = model.interleaved(photos[:1], longer)
+    alone = fresh().interleaved(photos[:1], longer)
+    assert again.text == alone.text and again.logprob == pytest.approx(alone.logprob, abs=1e-4)
+
+
 def test_a_choice_scores_as_the_text_it_is(model: FlamingoTasks, photos: list[Image.Image]) -> None:
     answer = model.ask(photos[0], "what?", ["a cat", "dogs"])
     assert answer.scores is not None and answer.text == max(answer.scores, key=answer.scores.__getitem__)

@@ -1,0 +1,112 @@
+"""The evaluation of new names: who is asked about what, and that only looking can answer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_flamingo import tiny_flamingo
+
+from triptych.errors import InputError
+from triptych.evaluate import fewshot
+from triptych.evaluate.fewshot import drawn_pairs, fewshot_metrics, noun_pairs
+from triptych.evaluate.run import caption_metrics
+from triptych.tasks import FlamingoTasks
+from triptych.tasks.answer import Answer
+
+
+def data_set(folder: Path, captions: list[list[str]], split: str = "test") -> Path:
+    """Photos whose brightness is their number."""
+    rows = []
+    for i, texts in enumerate(captions):
+        Image.fromarray(np.full((8, 8, 3), 3 * i, np.uint8)).save(folder / f"{i}.png")
+        rows += [{"file_name": f"{i}.png", "caption": text, "split": split} for text in texts]
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder
+
+
+class Seer:
+    """Knows by brightness what a picture is, and reads the names off the examples."""
+
+    def __init__(self, kind: Any) -> None:
+        self.kind, self.asked = kind, 0
+
+    def interleaved(self, images: list[Any], text: str, choices: tuple[str, ...]) -> Answer:
+        self.asked += 1
+        kinds = [self.kind(np.asarray(image)[0, 0, 0] // 3) for image in images]
+        names = [part.rpartition("This is a ")[2] for part in text.split("<|endofchunk|>")[:-1]]
+        told = dict(zip(kinds, names, strict=False))
+        assert len(images) == text.count("<image>") == len(names) + 1 and text.endswith("<image> This is a")
+        return Answer(told.get(kinds[-1], choices[0]), "seer", 0.0, (), ())
+
+    def info(self) -> dict[str, Any]:
+        return {"card": {}}
+
+
+def test_looking_binds_any_names_and_blindness_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = [["a man on a beach"] * 3] * 5 + [["a dog in the snow"] * 3] * 5 + [["a dog in the grass"] * 3] * 3
+    data = data_set(tmp_path, photos)
+    seer = Seer(lambda i: i // 5)
+    monkeypatch.setattr(fewshot, "load_completer", lambda model: seer)
+    found = fewshot_metrics("flamingo", data, "test", None, [1, 4, 5], 40, 0)
+    assert found["kinds"] == 2 and "5 examples" not in found  # five photos of each: four examples and a question
+    for k in (1, 4):
+        record = found[f"{k} examples"]
+        assert record["made-up names"] == record["exchanged names"] == 100
+        assert 20 < record["without photos"] < 80
+    assert seer.asked == 2 * 3 * 40
+
+
+def test_named_drawings_are_their_own_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = data_set(tmp_path, [[name] for name in ("owl", "cat", "pear", "boat") for _ in range(2)])
+    seer = Seer(lambda i: i // 2)
+    monkeypatch.setattr(fewshot, "load_completer", lambda model: seer)
+    found = fewshot_metrics("flamingo", data, "test", None, [1, 3], 20, 0)
+    assert found["kinds"] == 4 and found["1 examples"]["made-up names"] == 100 and "3 examples" not in found
+
+
+def test_pairs_are_apart() -> None:
+    from triptych.data import Photo
+
+    def photo(i: int, *captions: str) -> Photo:
+        return Photo(str(i), "test", captions, {}, Path("none"))
+
+    photos = [photo(i, *["a man on a beach"] * 2) for i in range(3)]
+    photos += [photo(9, *["a bike on a beach"] * 2), *(photo(20 + i, *["a man on a bike"] * 2) for i in range(2))]
+    ((names, groups),) = noun_pairs(photos, "test")
+    assert names == ("beach", "bike") and groups == ([0, 1, 2], [4, 5])
+    assert noun_pairs(photos, "train") == []
+    drawings = [photo(i, name) for i, name in enumerate(["a", "b", "a", "b", "c"])]
+    assert drawn_pairs(drawings) == [(("a", "b"), ([0, 2], [1, 3]))]
+
+
+def test_too_few_pictures_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="too few pictures"):
+        fewshot_metrics("flamingo", data_set(tmp_path, [["a man on a beach"] * 3] * 3), "test", None, [1], 5, 0)
+
+
+def test_captions_with_examples_from_the_training_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = []
+    for i in range(6):
+        Image.fromarray(np.full((8, 8, 3), 30 * i, np.uint8)).save(tmp_path / f"{i}.png")
+        split = "train" if i < 4 else "test"
+        rows += [{"file_name": f"{i}.png", "caption": f"a dog number {i}", "split": split} for _ in range(2)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    tasks = FlamingoTasks(tiny_flamingo(), "tiny", torch.device("cpu"))
+    given: list[Any] = []
+    caption = tasks.caption
+
+    def seen(images: Any, **settings: Any) -> Any:
+        given.append(settings["shots"])
+        return caption(images, **settings)
+
+    monkeypatch.setattr(tasks, "caption", seen)
+    monkeypatch.setattr("triptych.evaluate.run.load", lambda model: tasks)
+    found = caption_metrics("tiny", tmp_path, "test", None, {}, shots=3)
+    assert found["photos"] == 2 and found["shots"] == 3 and "shots" not in found["search"]
+    (shots,) = given
+    assert len({text for _, text in shots}) == 3 and all(text.startswith("a dog number ") for _, text in shots)
+    assert not {text[-1] for _, text in shots} & {"4", "5"}
