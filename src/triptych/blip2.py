@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,17 +24,6 @@ from triptych.prompt import CAPTION, DESCRIBE, between_pictures
 from triptych.qformer import ImageKeysValues, Past, QFormer, QFormerConfig, QFormerHeads, QFormerOutput, initialise
 from triptych.tokenizers import TextTokenizer
 from triptych.wordpiece import WordPieces
-
-
-class ImageEncoder(Protocol):
-    """What BLIP-2 asks of a vision encoder; ``cnn.ConvNet`` and ``vit.ViT`` are two."""
-
-    dim: int
-    grid: tuple[int, int]
-
-    def __call__(self, pixel_values: Tensor) -> Tensor:
-        """``[B, 3, H, W]`` -> ``image_features [B, L, Dv]``."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +54,10 @@ class MatchScores(NamedTuple):
 
 
 class Blip2(nn.Module):
-    """The trained parts between the frozen ones; ``lm`` None = the first stage alone."""
+    """The trained parts between the frozen ones; ``lm`` None = the first stage alone.
+
+    ``vision_encoder``: ``[B, 3, H, W]`` -> ``image_features [B, L, Dv]``, with a ``dim`` and a ``grid``, as ``cnn.ConvNet`` and ``vit.ViT``.
+    """
 
     def __init__(self, config: Blip2Config, vision_encoder: nn.Module, lm: Decoder | None) -> None:
         super().__init__()

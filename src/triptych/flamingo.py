@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,17 +25,6 @@ from triptych.decoder import Decoder
 from triptych.errors import InputError
 
 NOBODY = -1  # the number of a picture that only fills up its row
-
-
-class ImageEncoder(Protocol):
-    """What Flamingo asks of a vision encoder; ``cnn.ConvNet`` and ``vit.ViT`` are two."""
-
-    dim: int
-    grid: tuple[int, int]
-
-    def __call__(self, pixel_values: Tensor) -> Tensor:
-        """``[P, 3, H, W]`` -> ``image_features [P, L, Dv]``."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -258,7 +247,10 @@ class FlamingoPrompt(NamedTuple):
 
 
 class Flamingo(nn.Module):
-    """The trained parts between the frozen ones; a ``generate.StepModel``. It owns the loop over the language model's blocks."""
+    """The trained parts between the frozen ones; a ``generate.StepModel``. It owns the loop over the language model's blocks.
+
+    ``vision_encoder``: ``[P, 3, H, W]`` -> ``image_features [P, L, Dv]``, with a ``dim`` and a ``grid``, as ``cnn.ConvNet`` and ``vit.ViT``.
+    """
 
     def __init__(self, config: FlamingoConfig, vision_encoder: nn.Module, lm: Decoder) -> None:
         super().__init__()

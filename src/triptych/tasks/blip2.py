@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, overload
@@ -25,7 +25,17 @@ from triptych.qformer import ImageKeysValues, QFormerOutput
 from triptych.tasks.answer import Answer, Match
 from triptych.tasks.blip2_evidence import answer_maps, grounded_maps, joined, match_maps
 from triptych.tasks.photos import PhotoMemory
-from triptych.tasks.writing import Photos, Spans, as_list, changed, check_choices, score_choices, sentence, to_answer
+from triptych.tasks.writing import (
+    Answerer,
+    Photos,
+    Spans,
+    as_list,
+    changed,
+    pieces_of,
+    score_choices,
+    sentence,
+    to_answer,
+)
 from triptych.tokenizers import TextTokenizer
 
 BATCH = 16  # photos decoded together
@@ -34,7 +44,7 @@ MAX_PHOTOS = 16  # of one question
 WRITERS = ("lm", "qformer")
 
 
-class Blip2Tasks:
+class Blip2Tasks(Answerer):
     """A BLIP-2 model in use. A photo is encoded once for as long as it is remembered (by content)."""
 
     def __init__(self, blip2: Blip2Model, name: str, device: torch.device) -> None:
@@ -111,95 +121,35 @@ class Blip2Tasks:
         prompt = prompts.caption if question is None else question_prompt(question, 1, prompts)
         with torch.inference_mode():
             inputs = self.prompts([self.read(prompt, [image], question)])
-        text, ids = "", []
-        for token, _ in stream(self.lm, inputs, self.search(**({"beams": 1} | settings))):
-            ids.append(token)
-            whole = self.tokenizer.decode(ids)
-            if not whole.endswith("\N{REPLACEMENT CHARACTER}"):
-                yield whole[len(text) :]
-                text = whole
+        yield from pieces_of(self.tokenizer, stream(self.lm, inputs, self.search(**({"beams": 1} | settings))))
 
     # Referencing
 
-    @overload
-    def ask(
+    def answers(
         self,
-        images: Photos,
-        question: str,
-        choices: Sequence[str] | None = ...,
-        *,
-        explain: bool = ...,
-        **settings: Any,
-    ) -> Answer: ...
-    @overload
-    def ask(
-        self,
-        images: Sequence[Photos],
-        question: Sequence[str],
-        choices: Sequence[str] | None = ...,
-        *,
-        explain: bool = ...,
-        **settings: Any,
-    ) -> list[Answer]: ...
-    @torch.inference_mode()
-    def ask(
-        self,
-        images: Any,
-        question: str | Sequence[str],
-        choices: Sequence[str] | None = None,
-        *,
-        explain: bool = False,
-        **settings: Any,
-    ) -> Answer | list[Answer]:
-        """Answer a question about one photo or several; with ``choices``, which of them is the likeliest answer.
-
-        Args:
-            images: one photo, or a list of the photos that the question is about. Two are called left and right in the prompt.
-                ``<image>`` in the question says where the photos stand instead.
-            question: with a list of questions, ``images`` is a list of the same length, and so is the answer (each as if it were alone).
-            choices: scored by the log-probability of each as the whole answer (``Answer.scores``); nothing else is answered.
-
-        Raises:
-            InputError: no photo, an empty question, fewer than two choices or one given twice, placeholders that do not match the
-                photos, a question too long for the Q-Former or the language model, an unreadable photo.
-        """
-        if isinstance(question, str):
-            return self.ask([images], [question], choices, explain=explain, **settings)[0]
-        if len(images) != len(question):
-            raise InputError(
-                f"{len(question)} questions for {len(images)} photos or lists of photos: each needs its own"
-            )
-        kept = None if choices is None else check_choices(choices)
-        search = self.search(**({"max_new_tokens": 20} | settings))
+        images: Sequence[list[ImageSource]],
+        questions: Sequence[str],
+        choices: list[str] | None,
+        explain: bool,
+        settings: Mapping[str, Any],
+    ) -> list[Answer]:
+        search = self.search(**({"max_new_tokens": 20} | dict(settings)))
         answers: list[Answer] = []
-        for first in range(0, len(question), BATCH):
+        for first in range(0, len(questions), BATCH):
             part = slice(first, first + BATCH)
-            rows = [self.asked(shown, text, explain) for shown, text in zip(images[part], question[part], strict=True)]
-            if kept is not None:
-                answers += [self.choose(row, kept, explain) for row in rows]
+            rows = [self.asked(shown, text, explain) for shown, text in zip(images[part], questions[part], strict=True)]
+            if choices is not None:
+                answers += [self.choose(row, choices, explain) for row in rows]
                 continue
             found = generate(self.lm, self.prompts(rows), search)
             answers += [self.answer(h, row, explain) for h, row in zip(found, rows, strict=True)]
         return answers
 
-    def asked(self, images: Photos, question: str, explain: bool = False) -> Row:
+    def asked(self, photos: list[ImageSource], question: str, explain: bool = False) -> Row:
         """One question with its photos, read."""
-        photos = as_list(images)
         if not 1 <= len(photos) <= MAX_PHOTOS:
             raise InputError(f"a question about {len(photos)} photos: give 1 to {MAX_PHOTOS}")
         return self.read(question_prompt(question, len(photos), self.blip2.prompts), photos, question, explain)
-
-    def compare(
-        self,
-        left: ImageSource,
-        right: ImageSource,
-        question: str,
-        choices: Sequence[str] = ("left", "right"),
-        *,
-        explain: bool = False,
-    ) -> Answer:
-        """Which of two photos: ``ask`` with both, and choices that tell them apart."""
-        return self.ask([left, right], question, choices, explain=explain)
 
     # Matching
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, overload
@@ -23,7 +23,17 @@ from triptych.tasks.chat import Chat
 from triptych.tasks.flamingo_evidence import answer_maps
 from triptych.tasks.photos import PhotoMemory
 from triptych.tasks.prefix import PrefixMemory, Row, alike
-from triptych.tasks.writing import Photos, Spans, as_list, changed, check_choices, score_choices, to_answer
+from triptych.tasks.writing import (
+    Answerer,
+    Photos,
+    Spans,
+    as_list,
+    changed,
+    check_choices,
+    pieces_of,
+    score_choices,
+    to_answer,
+)
 from triptych.tokenizers import TextTokenizer
 
 BATCH = 16  # prompts decoded together
@@ -33,7 +43,7 @@ REMEMBERED = 512  # pictures whose visual tokens are kept
 Shot = tuple[ImageSource | None, str]  # an example: a picture, or none, and its text
 
 
-class FlamingoTasks:
+class FlamingoTasks(Answerer):
     """A Flamingo in use. A picture is encoded once for as long as it is remembered (by content); a prompt that begins as the one before
     is read only from where they part."""
 
@@ -85,62 +95,20 @@ class FlamingoTasks:
 
     # Referencing
 
-    @overload
-    def ask(
+    def answers(
         self,
-        images: Photos,
-        question: str,
-        choices: Sequence[str] | None = ...,
-        *,
-        explain: bool = ...,
-        **settings: Any,
-    ) -> Answer: ...
-    @overload
-    def ask(
-        self,
-        images: Sequence[Photos],
-        question: Sequence[str],
-        choices: Sequence[str] | None = ...,
-        *,
-        explain: bool = ...,
-        **settings: Any,
-    ) -> list[Answer]: ...
-    def ask(
-        self,
-        images: Any,
-        question: str | Sequence[str],
-        choices: Sequence[str] | None = None,
-        *,
-        explain: bool = False,
-        **settings: Any,
-    ) -> Answer | list[Answer]:
-        """Answer a question about one picture or several; with ``choices``, which of them is the likeliest answer. As BLIP-2's ``ask``."""
-        if isinstance(question, str):
-            return self.ask([images], [question], choices, explain=explain, **settings)[0]
-        if len(images) != len(question):
-            raise InputError(
-                f"{len(question)} questions for {len(images)} photos or lists of photos: each needs its own"
-            )
-        shown = [as_list(pictures) for pictures in images]
-        for pictures in shown:
-            self.check_count(len(pictures))
-        prompts = [(question_prompt(q, len(p)), p) for q, p in zip(question, shown, strict=True)]
+        images: Sequence[list[ImageSource]],
+        questions: Sequence[str],
+        choices: list[str] | None,
+        explain: bool,
+        settings: Mapping[str, Any],
+    ) -> list[Answer]:
+        for shown in images:
+            self.check_count(len(shown))
+        prompts = [(question_prompt(q, len(shown)), shown) for q, shown in zip(questions, images, strict=True)]
         if choices is not None:
-            kept = check_choices(choices)
-            return [self.choose(*prompt, kept, explain) for prompt in prompts]
+            return [self.choose(*prompt, choices, explain) for prompt in prompts]
         return self.write(prompts, self.search(**settings), explain)
-
-    def compare(
-        self,
-        left: ImageSource,
-        right: ImageSource,
-        question: str,
-        choices: Sequence[str] = ("left", "right"),
-        *,
-        explain: bool = False,
-    ) -> Answer:
-        """Which of two photos: ``ask`` with both, and choices that tell them apart."""
-        return self.ask([left, right], question, choices, explain=explain)
 
     def complete(
         self,
@@ -206,14 +174,8 @@ class FlamingoTasks:
     @torch.inference_mode()
     def streamed(self, text: str, images: Sequence[ImageSource], search: Search) -> Iterator[str]:
         """What follows a prompt, piece by piece."""
-        written, ids = "", []
         with self.prefix.begun(self.row(text, images)) as begun:
-            for token, _ in stream(begun, None, search):
-                ids.append(token)
-                whole = self.tokenizer.decode(ids)
-                if not whole.endswith("\N{REPLACEMENT CHARACTER}"):
-                    yield whole[len(written) :]
-                    written = whole
+            yield from pieces_of(self.tokenizer, stream(begun, None, search))
 
     def chat(self) -> Chat:
         """A dialogue over any number of pictures."""

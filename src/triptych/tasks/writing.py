@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, TypeVar
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -20,7 +20,95 @@ from triptych.tokenizers import TextTokenizer
 
 Photos = ImageSource | Sequence[ImageSource]
 Spans = Sequence[tuple[int, int]]
-T = TypeVar("T")
+
+
+class Answerer:
+    """How a system is asked. What it does with a question is its ``answers``."""
+
+    @overload
+    def ask(
+        self,
+        images: Photos,
+        question: str,
+        choices: Sequence[str] | None = ...,
+        *,
+        explain: bool = ...,
+        **settings: Any,
+    ) -> Answer: ...
+    @overload
+    def ask(
+        self,
+        images: Sequence[Photos],
+        question: Sequence[str],
+        choices: Sequence[str] | None = ...,
+        *,
+        explain: bool = ...,
+        **settings: Any,
+    ) -> list[Answer]: ...
+    @torch.inference_mode()
+    def ask(
+        self,
+        images: Any,
+        question: str | Sequence[str],
+        choices: Sequence[str] | None = None,
+        *,
+        explain: bool = False,
+        **settings: Any,
+    ) -> Answer | list[Answer]:
+        """Answer a question about one picture or several; with ``choices``, which of them is the likeliest answer.
+
+        Args:
+            images: one picture, or a list of the pictures that the question is about. Two are called left and right in the prompt.
+                ``<image>`` in the question says where they stand instead.
+            question: with a list of questions, ``images`` is a list of the same length, and so is the answer (each as if it were alone).
+            choices: scored by the log-probability of each as the whole answer (``Answer.scores``); nothing else is answered.
+
+        Raises:
+            InputError: no picture, an empty question, fewer than two choices or one given twice, placeholders that do not match the
+                pictures, a question that is too long, an unreadable picture.
+        """
+        if isinstance(question, str):
+            return self.ask([images], [question], choices, explain=explain, **settings)[0]
+        if len(images) != len(question):
+            raise InputError(
+                f"{len(question)} questions for {len(images)} photos or lists of photos: each needs its own"
+            )
+        kept = None if choices is None else check_choices(choices)
+        return self.answers([as_list(shown) for shown in images], question, kept, explain, settings)
+
+    def compare(
+        self,
+        left: ImageSource,
+        right: ImageSource,
+        question: str,
+        choices: Sequence[str] = ("left", "right"),
+        *,
+        explain: bool = False,
+    ) -> Answer:
+        """Which of two photos: ``ask`` with both, and choices that tell them apart."""
+        return self.ask([left, right], question, choices, explain=explain)
+
+    def answers(
+        self,
+        images: Sequence[list[ImageSource]],
+        questions: Sequence[str],
+        choices: list[str] | None,
+        explain: bool,
+        settings: Mapping[str, Any],
+    ) -> list[Answer]:
+        """The answer to each question about its pictures."""
+        raise NotImplementedError
+
+
+def pieces_of(tokenizer: TextTokenizer, tokens: Iterable[tuple[int, float]]) -> Iterator[str]:
+    """The text of ids (with log-probabilities) piece by piece, whole characters at a time."""
+    text, ids = "", []
+    for token, _ in tokens:
+        ids.append(token)
+        whole = tokenizer.decode(ids)
+        if not whole.endswith("\N{REPLACEMENT CHARACTER}"):
+            yield whole[len(text) :]
+            text = whole
 
 
 def as_list(images: Photos) -> list[ImageSource]:
