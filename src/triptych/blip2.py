@@ -56,7 +56,7 @@ class MatchScores(NamedTuple):
 class Blip2(nn.Module):
     """The trained parts between the frozen ones; ``lm`` None = the first stage alone.
 
-    ``vision_encoder``: ``[B, 3, H, W]`` -> ``image_features [B, L, Dv]``, with a ``dim`` and a ``grid``, as ``cnn.ConvNet`` and ``vit.ViT``.
+    ``vision_encoder``: ``[B, 3, H, W]`` -> ``image_features [B, L, Dv]``, with ``dim`` and ``grid``, as ``cnn.ConvNet`` and ``vit.ViT``.
     """
 
     def __init__(self, config: Blip2Config, vision_encoder: nn.Module, lm: Decoder | None) -> None:

@@ -249,7 +249,7 @@ class FlamingoPrompt(NamedTuple):
 class Flamingo(nn.Module):
     """The trained parts between the frozen ones; a ``generate.StepModel``. It owns the loop over the language model's blocks.
 
-    ``vision_encoder``: ``[P, 3, H, W]`` -> ``image_features [P, L, Dv]``, with a ``dim`` and a ``grid``, as ``cnn.ConvNet`` and ``vit.ViT``.
+    ``vision_encoder``: ``[P, 3, H, W]`` -> ``image_features [P, L, Dv]``, with ``dim`` and ``grid``, as ``cnn.ConvNet`` and ``vit.ViT``.
     """
 
     def __init__(self, config: FlamingoConfig, vision_encoder: nn.Module, lm: Decoder) -> None:

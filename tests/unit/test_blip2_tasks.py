@@ -59,7 +59,7 @@ def test_choices_are_scored_as_whole_answers(model: Blip2Tasks, photos: list[Ima
     answer = model.ask(photos[0], "what?", ["a cat", "no", "yes it is"])
     assert answer.scores is not None and answer.text == max(answer.scores, key=lambda c: answer.scores[c])
     assert answer.logprob == pytest.approx(answer.scores[answer.text])
-    row, tokenizer, lm = model.asked(photos[0], "what?"), model.tokenizer, model.lm
+    row, tokenizer, lm = model.asked(photos[:1], "what?"), model.tokenizer, model.lm
     for choice, score in answer.scores.items():  # the same without a cache, one at a time
         ids = torch.tensor([*tokenizer.encode(f" {choice}"), *tokenizer.eos_ids])
         inputs = model.model.prompt([[*row.pieces, ids]]).inputs
