@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import triptych
 from triptych.cli import app
 from triptych.demo import EXAMPLES
-from triptych.tasks import Blip2Tasks, Captioner
+from triptych.tasks import Blip2Tasks, Captioner, FlamingoTasks
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.parts
@@ -20,6 +20,11 @@ pytestmark = pytest.mark.parts
 @pytest.fixture(scope="module")
 def blip2() -> Blip2Tasks:
     return triptych.load("blip2", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def flamingo() -> FlamingoTasks:
+    return triptych.load("flamingo", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +52,7 @@ def test_the_demo_writes_its_report(tmp_path: Path) -> None:
     for credit in json.loads((EXAMPLES / "credits.json").read_text(encoding="utf-8")):
         assert credit["photo"] in page
         assert credit["licence"] in page
-        for system in ("sat", "blip2"):
+        for system in ("sat", "flamingo", "blip2"):
             figure = tmp_path / "new" / f"{Path(credit['file']).stem}-{system}.png"
             assert figure.stat().st_size > 10_000
     assert not re.search(r'(?:src|srcset|data)="https?:', page)
@@ -106,6 +111,32 @@ def test_pairs_of_test_photos_are_told_apart_as_the_card_says(blip2: Blip2Tasks,
 def test_the_readme_and_the_card_state_the_figures_of_blip2(blip2: Blip2Tasks) -> None:
     stated = blip2.blip2.config["card"]["test"]
     for page in ("README.md", "docs/model-cards/blip2.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for name, figure in stated.items():
+            assert str(figure) in text, f"{page}: {name}"
+
+
+def test_flamingo_has_learnt_to_look(flamingo: FlamingoTasks) -> None:
+    assert all(abs(attention) > 0.1 for attention, _ in flamingo.model.gates())
+    photos = [EXAMPLES / f"{name}.jpg" for name in ("riders", "baseball", "coast")]
+    captions = [answer.text for answer in flamingo.caption(photos)]
+    assert len(set(captions)) == 3, captions
+
+
+def test_flamingo_is_asked_again_at_the_price_of_the_question(flamingo: FlamingoTasks) -> None:
+    """Behind eight examples only the new tokens are read."""
+    shots = [(EXAMPLES / f"{name}.jpg", name) for name in (*TEXTS, *TEXTS)]
+    flamingo.complete(EXAMPLES / "dog.jpg", shots, max_new_tokens=1)
+    read = []
+    handle = flamingo.model.xattn[0].register_forward_hook(lambda _, inputs, __: read.append(inputs[0].shape[1]))
+    flamingo.complete(EXAMPLES / "coast.jpg", shots, max_new_tokens=1)
+    handle.remove()
+    assert read == [1]
+
+
+def test_the_readme_and_the_card_state_the_figures_of_flamingo(flamingo: FlamingoTasks) -> None:
+    stated = flamingo.flamingo.config["card"]["test"]
+    for page in ("README.md", "docs/model-cards/flamingo.md"):
         text = (ROOT / page).read_text(encoding="utf-8")
         for name, figure in stated.items():
             assert str(figure) in text, f"{page}: {name}"

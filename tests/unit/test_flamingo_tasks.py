@@ -10,8 +10,11 @@ import torch
 from PIL import Image
 from tiny_flamingo import tiny_flamingo
 
+from triptych.data.interleaved import example, told, with_pictures
 from triptych.errors import InputError
+from triptych.prompt import CAPTION, END, few_shot, question_prompt
 from triptych.tasks.flamingo import FlamingoTasks
+from triptych.train.flamingo_batches import Rows
 
 
 @pytest.fixture
@@ -128,6 +131,24 @@ def test_beams_leave_the_kept_prompt_whole(model: FlamingoTasks, photos: list[Im
     choices = ["left", "right", "both"]
     assert model.ask(photos[:2], "which?", choices).scores == pytest.approx(
         fresh().ask(photos[:2], "which?", choices).scores, abs=1e-4
+    )
+
+
+def test_prompts_are_read_as_in_training(model: FlamingoTasks, photos: list[Image.Image]) -> None:
+    """What training makes of a sequence, and what a prompt makes of it: the same ids."""
+    rows = Rows(model.tokenizer, model.model.config.image_id, 1000)
+    question = [*with_pictures(question_prompt("which one?", 2), [0, 1]), told("left")]
+    caption = [*with_pictures(CAPTION, [2]), told("a dog runs")]
+    named = [*example(3, "This is", "a dax"), *example(4, "", "a wug")]
+    row = rows([*question, *caption, *named])
+    text = (
+        "Left photo: <image>\nRight photo: <image>\nQuestion: which one?\nAnswer: left<|endofchunk|>"
+        "<image>\nCaption: a dog runs<|endofchunk|><image> This is a dax<|endofchunk|><image> a wug<|endofchunk|>"
+    )
+    assert model.ids(text, 5) == row.input_ids
+    assert (
+        few_shot([(True, "This is a dax"), (True, "a wug")], "") + END
+        == text[text.index("<image> This") :] + "<image><|endofchunk|>"
     )
 
 
