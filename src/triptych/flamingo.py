@@ -215,6 +215,7 @@ class FlamingoState:
         self.text = text
         self.media: Media | None = None
         self.seen = torch.zeros(rows, dtype=torch.long, device=device)  # [B]: pictures whose token the text has had
+        self.beams = 1  # rows of each input
         self.newest: Media | None = None  # of each row the picture seen last; None = not known yet
 
     def reorder(self, rows: Tensor) -> FlamingoState:
@@ -222,8 +223,8 @@ class FlamingoState:
         flat, k = rows.flatten(), rows.shape[1]
         here = torch.arange(len(flat), device=rows.device)
         new = FlamingoState(self.text.reorder(rows), 0, rows.device)
-        new.seen, new.media, new.newest = self.seen, self.media, self.newest
-        if len(flat) != len(self.seen) or not torch.equal(flat // k, here // k):
+        new.seen, new.media, new.newest, new.beams = self.seen, self.media, self.newest, k
+        if len(flat) != len(self.seen) or k != self.beams or not torch.equal(flat // k, here // k):
             new.seen = self.seen[flat]
             new.media, new.newest = (x.select(flat) if x else None for x in (self.media, self.newest))
         return new
@@ -254,6 +255,10 @@ class Flamingo(nn.Module):
 
     def __init__(self, config: FlamingoConfig, vision_encoder: nn.Module, lm: Decoder) -> None:
         super().__init__()
+        if config.every > lm.config.layers:
+            raise InputError(
+                f"a gated block before every {config.every}th of {lm.config.layers} blocks is none: choose a smaller every"
+            )
         self.config = config
         self.vision_encoder: Any = vision_encoder.requires_grad_(False)
         self.lm = lm.requires_grad_(False)
@@ -311,8 +316,8 @@ class Flamingo(nn.Module):
             media: of all pictures of these rows; beside ``state``, its own are taken.
             padding_mask: ``[B, T]``, True = a token; None = all are tokens.
             state: what came before.
-            maps: takes how much each token looked at each latent, of each gated block ``[B, H, T, N * R]``.
-            text_maps: takes how much each token looked at each, of each block ``[B, H, T, T]``; not beside ``state``.
+            maps: takes how much each token looked at each latent, of each gated block ``[B, T, N * R]``, the mean over heads.
+            text_maps: takes how much each token looked at each, of each block ``[B, T, T]``; not beside ``state``.
 
         Returns:
             the hidden states ``[B, T, E]``, for ``lm.logits``.
@@ -330,10 +335,10 @@ class Flamingo(nn.Module):
                 gated: Any = self.xattn[i // self.config.every]
                 seen = media.blocks[i // self.config.every] if media is not None and media.blocks else None
                 if maps is not None and seen is not None and media_mask is not None:
-                    maps.append(gated.weights(x, seen, media_mask))
+                    maps.append(gated.weights(x, seen, media_mask).mean(1))
                 x = gated(x, seen, media_mask)
             if text_maps is not None:
-                text_maps.append(block.attention_weights(x, place))  # type: ignore[operator]
+                text_maps.append(block.attention_weights(x, place).mean(1))  # type: ignore[operator]
             x = block(x, place, state.text[i] if state else None)
         return self.lm.finish(x)
 

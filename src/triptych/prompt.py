@@ -39,9 +39,11 @@ def question_prompt(question: str, pictures: int, prompts: Prompts = OURS) -> st
     """The prompt of a question about photos. A question that says itself where they stand (``<image>``) keeps them there.
 
     Raises:
-        InputError: the question is empty.
+        InputError: the question is empty, or holds the mark that ends an example.
     """
     question = " ".join(question.split())
+    if END in question:
+        raise InputError(f"the question holds {END}, which ends an example: leave it out")
     if not question.replace(IMAGE, "").strip():
         raise InputError("the question is empty: ask something about the photo")
     text = prompts.question.replace("{}", question)
@@ -89,15 +91,19 @@ def few_shot(shots: Sequence[tuple[bool, str]], query: str) -> str:
     ``shots``: whether each has a picture, and its text; ``query``: what follows the last picture, perhaps nothing.
     Raises InputError: an example says nothing, or a text holds a placeholder of its own.
     """
-    for text in (query, *(text for _, text in shots)):
-        if IMAGE in text or END in text:
-            raise InputError(
-                f"{text!r} holds {IMAGE} or {END}: an example has one picture and one end, which are put there"
-            )
-    if not all(text.strip() for _, text in shots):
+    told = [f"{IMAGE if pictured else ''} {shot_text(text)}{END}" for pictured, text in shots]
+    return "".join(told) + f"{IMAGE} {shot_text(query) if query.strip() else ''}".rstrip()
+
+
+def shot_text(text: str) -> str:
+    """What an example says. Raises InputError: nothing, or a text with a placeholder of its own."""
+    if IMAGE in text or END in text:
+        raise InputError(
+            f"{text!r} holds {IMAGE} or {END}: an example has one picture and one end, which are put there"
+        )
+    if not text.strip():
         raise InputError("an example has no text: say what its picture shows")
-    told = [f"{IMAGE if pictured else ''} {' '.join(text.split())}{END}" for pictured, text in shots]
-    return "".join(told) + f"{IMAGE} {' '.join(query.split())}".rstrip()
+    return " ".join(text.split())
 
 
 WHICH = re.compile(

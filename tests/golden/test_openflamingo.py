@@ -145,14 +145,12 @@ def test_tail_over_cached_pictures(whole: tuple[Flamingo, dict[str, Tensor]]) ->
     """More text over the pictures of the prompt, which are not given again."""
     model, golden = whole
     media = model.media(model.resampler(model.encode(golden["in/vision_x"].flatten(0, 2))), [3, 3])
-    ids, mask = golden["in/input_ids"], golden["in/attention_mask"].bool()
-    text_time = (ids == model.config.image_id).sum(1)
+    text_time = (golden["in/input_ids"] == model.config.image_id).sum(1)
     last = media.of_number(text_time)
     x, place = model.lm.begin(golden["in/tail_ids"])
     for gated, seen, block in zip(model.xattn, last.blocks, model.lm.blocks, strict=True):
         x = block(gated(x, seen, None), place)
     close(model.lm.logits(model.lm.finish(x)), golden["out/cached_media.logits"])
-    assert mask.any()
 
 
 @pytest.mark.parametrize(("beams", "name"), [(1, "greedy"), (3, "beam3")])

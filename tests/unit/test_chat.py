@@ -87,6 +87,9 @@ def test_undo_takes_back_a_turn_with_its_pictures(model: FlamingoTasks, photos: 
     assert ask(chat, "and this?") == second
     chat.undo()
     chat.undo()
+    assert len(chat.waiting) == 2
+    chat.drop()
+    assert not chat.waiting
     with pytest.raises(InputError, match="nothing to undo"):
         chat.undo()
 
@@ -110,6 +113,11 @@ def test_the_oldest_turns_leave_and_are_counted(model: FlamingoTasks, photos: li
     with pytest.raises(InputError, match="too long"):
         ask(chat, "one more, and the last picture would have to leave" * 2)
     assert len(chat.turns) == 4 and chat.first == 2
+    chat.undo()
+    chat.undo()
+    chat.drop()
+    ask(chat, "more?")
+    assert chat.first == 0  # there is room again for what had left
 
 
 def test_a_question_needs_a_picture_and_words(model: FlamingoTasks, photos: list[Image.Image]) -> None:
@@ -141,6 +149,7 @@ def test_a_saved_dialogue_goes_on(model: FlamingoTasks, photos: list[Image.Image
         (lambda text: "[]", "not a chat file"),
         (lambda text: text.replace('"triptych_chat": 1', '"triptych_chat": 2'), "version 2"),
         (lambda text: text.replace('"answer"', '"reply"'), "not complete"),
+        (lambda text: text.replace("what?", "<image> what?"), "not complete"),
         (lambda text: text.replace("data:image/png;base64,", "/etc/passwd"), "not in the file"),
         (lambda text: text.replace("base64,iVBOR", "base64,AAAAA"), "data URL"),
     ],

@@ -36,11 +36,14 @@ class Seer:
 
     def interleaved(self, images: list[Any], text: str, choices: tuple[str, ...]) -> Answer:
         self.asked += 1
-        kinds = [self.kind(np.asarray(image)[0, 0, 0] // 3) for image in images]
+        kinds = [self.kind_of(image) for image in images]
         names = [part.rpartition("This is a ")[2] for part in text.split("<|endofchunk|>")[:-1]]
         told = dict(zip(kinds, names, strict=False))
         assert len(images) == text.count("<image>") == len(names) + 1 and text.endswith("<image> This is a")
         return Answer(told.get(kinds[-1], choices[0]), "seer", 0.0, (), ())
+
+    def kind_of(self, image: Any) -> Any:
+        return self.kind(np.asarray(image)[0, 0, 0] // 3)
 
     def info(self) -> dict[str, Any]:
         return {"card": {}}
@@ -52,20 +55,35 @@ def test_looking_binds_any_names_and_blindness_none(tmp_path: Path, monkeypatch:
     seer = Seer(lambda i: i // 5)
     monkeypatch.setattr(fewshot, "load_completer", lambda model: seer)
     found = fewshot_metrics("flamingo", data, "test", None, [1, 4, 5], 40, 0)
-    assert found["kinds"] == 2 and "5 examples" not in found  # five photos of each: four examples and a question
+    assert "5 examples" not in found  # five photos of each: four examples and a question
     for k in (1, 4):
         record = found[f"{k} examples"]
+        assert record["kinds"] == 2
         assert record["made-up names"] == record["exchanged names"] == 100
         assert 20 < record["without photos"] < 80
     assert seer.asked == 2 * 3 * 40
 
 
-def test_named_drawings_are_their_own_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drawings_are_shown_in_views_and_asked_about_by_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = data_set(tmp_path, [[name] for name in ("owl", "cat", "pear", "boat") for _ in range(2)])
-    seer = Seer(lambda i: i // 2)
-    monkeypatch.setattr(fewshot, "load_completer", lambda model: seer)
-    found = fewshot_metrics("flamingo", data, "test", None, [1, 3], 20, 0)
-    assert found["kinds"] == 4 and found["1 examples"]["made-up names"] == 100 and "3 examples" not in found
+    shown: list[list[int]] = []
+
+    class Watcher(Seer):
+        def interleaved(self, images: list[Any], text: str, choices: tuple[str, ...]) -> Answer:
+            shown.append([int(np.asarray(image)[4, 4, 0]) // 3 for image in images])
+            return super().interleaved(images, text, choices)
+
+        def kind_of(self, image: Any) -> int:
+            return int(np.asarray(image)[4, 4, 0]) // 6
+
+    monkeypatch.setattr(fewshot, "load_completer", lambda model: Watcher(None))
+    found = fewshot_metrics("flamingo", data, "test", None, [1, 5, 6], 20, 0)
+    assert found["1 examples"]["kinds"] == 4 and found["1 examples"]["made-up names"] == 100
+    assert found["5 examples"]["made-up names"] == 100 and "6 examples" not in found  # five views of one drawing
+    for *examples, query in (pictures for pictures in shown if 42 not in pictures):
+        assert query not in examples and query ^ 1 in examples
 
 
 def test_pairs_are_apart() -> None:

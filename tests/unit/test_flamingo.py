@@ -213,3 +213,21 @@ def test_pictures_and_places_must_match(model: Flamingo, places: int) -> None:
         model.prefill(as_prompt([ids], tokens(model, 2), [2], PAD))
     with pytest.raises(InputError, match="give one for each"):
         model.media(tokens(model, 2), [1])
+
+
+def test_rows_of_other_inputs_take_their_pictures_along(model: Flamingo) -> None:
+    """Of four inputs two leave, and as many rows as before go on: two of each that stays."""
+    prompt = as_prompt([text(4, (0,), seed=i)[0].tolist() for i in range(4)], tokens(model, 4), [1] * 4, PAD)
+    _, state = model.prefill(prompt)
+    media = state.media
+    assert media is not None
+    going = state.reorder(torch.tensor([[0, 0], [2, 2]]))
+    assert going.media is not None
+    assert torch.equal(going.media.blocks[0].keys, media.blocks[0].keys[[0, 0, 2, 2]])
+    again = going.reorder(torch.tensor([[1, 0], [2, 2]]))
+    assert again.media is going.media  # within an input nothing moves
+
+
+def test_gated_blocks_must_fit_the_language_model() -> None:
+    with pytest.raises(InputError, match="before every 5th of 4 blocks"):
+        build(every=5)

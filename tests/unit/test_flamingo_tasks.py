@@ -198,7 +198,8 @@ def test_evidence_is_over_every_picture(model: FlamingoTasks, photos: list[Image
     maps = answer.evidence.maps
     assert maps.shape == (len(answer.tokens), 3, 3, 3)
     assert (maps.sum((1, 2, 3)) <= 1 + 1e-5).all() and (maps.sum((2, 3)) > 0).all()
-    assert (maps[:, 2].sum((1, 2)) >= maps[:, :2].sum((1, 2, 3)) * 0).all()
+    direct = maps[:, 2].sum((1, 2))
+    assert (direct > 0.3).all() and (maps[:, :2].sum((1, 2, 3)) < 0.5).all()  # half of it is the own picture's
     single = model.caption(photos[2], explain=True).evidence
     assert single is not None and single.maps.shape[1] == 1
 

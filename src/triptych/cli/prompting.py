@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 Model = Annotated[str, typer.Option("--model", help="flamingo, or a checkpoint directory.")]
 
 HELP = """/image PATH   add a picture to the next question
+/drop         give up the pictures that wait
 /undo         take back the last question and answer
 /save FILE    keep the dialogue as JSON
 /load FILE    go on with a dialogue that was kept
@@ -76,7 +78,7 @@ def read_shot(shot: str) -> tuple[str | None, str]:
     if not places:
         raise InputError(f"--shot {shot!r}: write IMAGE=TEXT, such as --shot a.jpg='a chinchilla'")
     url = shot.startswith(("http://", "https://", "data:", "file:"))
-    files = [i for i in places if len(shot[:i]) < 4096 and Path(shot[:i]).is_file()]
+    files = [i for i in places if os.path.isfile(shot[:i])]  # noqa: PTH113  (Path.is_file raises for long names)
     cut = places[-1] if url else files[0] if files else places[0]
     text = shot[cut + 1 :].strip()
     if not text:
@@ -136,6 +138,9 @@ def command(dialogue: Chat, line: str) -> str | None:
         case "/image":
             dialogue.add(rest)
             said = f"{len(dialogue.waiting)} pictures wait for a question" if dialogue.waiting[1:] else "added"
+        case "/drop":
+            dialogue.drop()
+            said = "no picture waits"
         case "/undo":
             said = f"taken back: {dialogue.undo().question}"
         case "/save":

@@ -8,7 +8,8 @@ A sequence is of one task, its examples one after the other, so that each is als
 - binding: made-up names, or the names of other things, for two or three classes of pictures: only the sequence tells which is which
   (the open-ended miniImageNet test of "Frozen", Tsimpoukelli et al. 2021). A name is learnt once every class has been shown with its own.
 
-The classes of photos are nouns that at least ``AGREE`` captions have; those in ``HELD_OUT`` never name a class in training.
+The classes of photos are nouns that at least ``AGREE`` captions have. Those in ``HELD_OUT`` never make a class nor a name in training,
+and drawings of them are left out; captions and questions may still mention them.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ HELD_OUT: Mapping[str, tuple[str, ...]] = {
     "test": ("beach", "bike", "motorcycle", "pool", "snow", "table", "wave"),
     "val": ("car", "horse", "street", "boat", "swing"),
 }
+ALL_HELD_OUT = frozenset(noun for nouns in HELD_OUT.values() for noun in nouns)
 TEMPLATES = ("", "This is a", "This is", "Name:", "Label:", "Class:", "It is called", "Here we see a")
 DESCRIBE = ("Describe the photo.", "What is in the photo?", "What do you see?", "What is happening?")
 COMMON = ("What do the photos have in common?", "What do these pictures have in common?", "What is in all of them?")
@@ -117,6 +119,15 @@ def made_up_name(rng: random.Random, held_out: bool = False) -> str:
             return name
 
 
+def made_up_names(rng: random.Random, count: int, held_out: bool = False) -> list[str]:
+    """Different ones."""
+    names: list[str] = []
+    while len(names) < count:
+        if (name := made_up_name(rng, held_out)) not in names:
+            names.append(name)
+    return names
+
+
 def binding(
     rng: random.Random, groups: Sequence[Sequence[int]], names: Sequence[str], template: str, order: Sequence[int]
 ) -> Interleaved:
@@ -131,14 +142,22 @@ def binding(
 
 
 def episode(
-    rng: random.Random, groups: Sequence[Sequence[int]], names: Sequence[str], shots: int, template: str = "This is a"
+    rng: random.Random,
+    groups: Sequence[Sequence[int]],
+    names: Sequence[str],
+    shots: int,
+    template: str = "This is a",
+    queries: Sequence[int] | None = None,
 ) -> Episode:
-    """``shots`` examples of each group in random order, then a picture that none of them showed."""
+    """``shots`` examples of each group in random order, then a picture that none showed: the group's of ``queries``, if given."""
     order = [group for group in range(len(groups)) for _ in range(shots)]
     rng.shuffle(order)
     answer = rng.randrange(len(groups))
-    parts = binding(rng, groups, names, template, [*order, answer])
-    return Episode(parts[:-1], tuple(names), answer)
+    *prompt, _ = binding(rng, groups, names, template, [*order, answer])
+    if queries is not None:
+        last = max(place for place, part in enumerate(prompt) if isinstance(part, Shown))
+        prompt[last] = Shown(queries[answer])
+    return Episode(prompt, tuple(names), answer)
 
 
 class Sequences:
@@ -153,13 +172,15 @@ class Sequences:
             for kind in {question.kind for question in questions}:
                 self.by_kind[kind].append(place)
         self.mentions = [set(noun_counts(photo)) for photo in photos]
-        held_out = {noun for nouns in HELD_OUT.values() for noun in nouns}
         self.classes = {
-            noun: places for noun, places in classes(photos).items() if len(places) >= ENOUGH and noun not in held_out
+            noun: places
+            for noun, places in classes(photos).items()
+            if len(places) >= ENOUGH and noun not in ALL_HELD_OUT
         }
         self.drawn: dict[str, list[int]] = defaultdict(list)
         for place, drawing in enumerate(drawings):
-            self.drawn[drawing.captions[0]].append(len(photos) + place)
+            if not ALL_HELD_OUT & set(noun_counts(drawing)):
+                self.drawn[drawing.captions[0]].append(len(photos) + place)
         self.names = [*self.classes, *self.drawn]
         self.makers: Mapping[str, Callable[[random.Random, int], Interleaved]] = {
             "caption": self.captions,
@@ -240,9 +261,7 @@ class Sequences:
         if not groups:
             return []
         other = rng.random() < 0.3 and len(self.names) > len(groups)  # names of other things, else of nothing
-        names = rng.sample(self.names, len(groups)) if other else []
-        while len(set(names)) < len(groups):
-            names = [made_up_name(rng) for _ in groups]
+        names = rng.sample(self.names, len(groups)) if other else made_up_names(rng, len(groups))
         order = [group for _ in range(12 // len(groups)) for group in range(len(groups))]
         rng.shuffle(order)
         return binding(rng, groups, names, rng.choice(TEMPLATES), order)

@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import track
 
 from triptych.data import Photo, open_dataset
-from triptych.data.interleaved import HELD_OUT, Episode, Said, Shown, classes, episode, made_up_name, noun_counts, only
+from triptych.data.interleaved import HELD_OUT, Episode, Said, classes, episode, made_up_names, noun_counts, only
 from triptych.errors import InputError
 from triptych.images import ImageSource
 from triptych.prompt import END, IMAGE
@@ -23,6 +23,7 @@ from triptych.tasks import FlamingoTasks, load_completer
 GREY = Image.new("RGB", (32, 32), (127, 127, 127))
 AGREED = 2  # captions that must have a noun
 
+View = Callable[[Image.Image], Image.Image]
 Pair = tuple[tuple[str, str], tuple[list[int], list[int]]]  # what two kinds of pictures are called, and where they are
 
 
@@ -32,40 +33,55 @@ def fewshot_metrics(
     """Accuracy in percent for each number of examples: with made-up names, with the two kinds' own names exchanged, and with made-up
     names before grey pictures (blind). Chance is 50%.
 
-    The kinds are nouns of captions that training never used as classes (``HELD_OUT``); or, of a data set of named pictures, the names.
+    The kinds are nouns of captions that are no classes in training (``HELD_OUT``). Of a data set of named drawings they are the names: the
+    examples are views of all of a name's drawings but one, the question shows that one.
     """
     photos = [photo for photo in open_dataset(data, split) if photo.captions][:limit]
-    pairs = drawn_pairs(photos) if all(len(p.captions) == 1 for p in photos) else noun_pairs(photos, split)
-    usable = [k for k in shots if any(min(map(len, groups)) > k for _, groups in pairs)]
+    drawn = all(len(photo.captions) == 1 for photo in photos)
+    pairs = drawn_pairs(photos) if drawn else noun_pairs(photos, split)
+    usable = {k: found for k in shots if (found := [pair for pair in pairs if has_enough(pair, k, drawn)])}
     if not usable:
         raise InputError(
             f"{data}: the split {split!r} has too few pictures of two kinds for {min(shots)} examples of each"
         )
     completer = load_completer(model)
     record: dict[str, Any] = {"model": model, "data": data.name, "split": split, "episodes": episodes, "seed": seed}
-    record["kinds"] = len({name for names, _ in pairs for name in names})
     console = Console(stderr=True)
-    for k in usable:
-        enough = [pair for pair in pairs if min(map(len, pair[1])) > k]
+    for k, enough in usable.items():
         right: dict[str, list[bool]] = defaultdict(list)
         for i in track(range(episodes), f"{k} examples", console=console, disable=not console.is_terminal):
             rng = random.Random(f"{seed} {k} {i}")
             names, groups = rng.choice(enough)
-            new = made_up_names(rng)
+            queries = None
+            if drawn:
+                groups, queries = views_but_one(rng, groups, len(photos))
+            new = made_up_names(rng, 2, held_out=True)
             for name, given in (("made-up names", new), ("exchanged names", names[::-1])):
-                found = episode(random.Random(f"{seed} {i}"), groups, given, k)
-                right[name].append(chosen(completer, found, photos) == found.answer)
+                asked = episode(random.Random(f"{seed} {i}"), groups, given, k, queries=queries)
+                right[name].append(chosen(completer, asked, photos) == asked.answer)
                 if given is new:
-                    right["without photos"].append(chosen(completer, found, None) == found.answer)
-        record[f"{k} examples"] = {name: round(100 * sum(x) / len(x), 1) for name, x in right.items()}
+                    right["without photos"].append(chosen(completer, asked, None) == asked.answer)
+        kinds = {"kinds": float(len({name for names, _ in enough for name in names}))}
+        record[f"{k} examples"] = kinds | {name: round(100 * sum(x) / len(x), 1) for name, x in right.items()}
     return record | {"recipe": completer.info()["card"]}
 
 
-def made_up_names(rng: random.Random) -> tuple[str, str]:
-    while True:
-        names = made_up_name(rng, held_out=True), made_up_name(rng, held_out=True)
-        if names[0] != names[1]:
-            return names
+def has_enough(pair: Pair, shots: int, drawn: bool) -> bool:
+    """Whether both kinds have so many examples and one picture more."""
+    fewest = min(map(len, pair[1]))
+    return shots <= len(VIEWS) * (fewest - 1) if drawn else shots < fewest
+
+
+def views_but_one(
+    rng: random.Random, groups: tuple[list[int], list[int]], pictures: int
+) -> tuple[tuple[list[int], list[int]], list[int]]:
+    """Of each kind the views of all drawings but one (view v of picture p is number p + v * ``pictures``), and that one."""
+    kept, queries = [], []
+    for group in groups:
+        query, *others = rng.sample(group, len(group))
+        queries.append(query)
+        kept.append([place + view * pictures for view in range(len(VIEWS)) for place in others])
+    return (kept[0], kept[1]), queries
 
 
 def noun_pairs(photos: Sequence[Photo], split: str) -> list[Pair]:
@@ -78,7 +94,8 @@ def noun_pairs(photos: Sequence[Photo], split: str) -> list[Pair]:
 
 
 def drawn_pairs(pictures: Sequence[Photo]) -> list[Pair]:
-    """Every two neighbours among the names that several pictures have, in alphabetical order of the names' ends."""
+    """The names that several drawings have in pairs that have nothing to do with one another: each with the one half of them further on in
+    the order of their ends ("cat face" and "dog face" are neighbours there)."""
     named: dict[str, list[int]] = defaultdict(list)
     for place, picture in enumerate(pictures):
         named[picture.captions[0]].append(place)
@@ -92,14 +109,30 @@ def chosen(completer: FlamingoTasks, found: Episode, photos: Sequence[Photo] | N
     shown: list[ImageSource] = []
     text = ""
     for part in found.prompt:
-        if isinstance(part, Shown):
-            shown.append(photos[part.picture].image() if photos is not None else GREY)
-            text += IMAGE
+        if isinstance(part, Said):
+            text += part.text + END * part.ends
+            continue
+        text += IMAGE
+        if photos is None:
+            shown.append(GREY)
         else:
-            text += written(part)
+            view, place = divmod(part.picture, len(photos))
+            shown.append(VIEWS[view](photos[place].image()))
     answer = completer.interleaved(shown, text, found.choices)
     return found.choices.index(answer.text)
 
 
-def written(part: Said) -> str:
-    return part.text + END * part.ends
+def turned(degrees: float) -> View:
+    return lambda picture: picture.rotate(degrees, Image.Resampling.BICUBIC, fillcolor=(255, 255, 255))
+
+
+def smaller(picture: Image.Image) -> Image.Image:
+    """Two thirds of the size, on white."""
+    width, height = picture.size
+    small = picture.resize((width * 2 // 3, height * 2 // 3))
+    framed = Image.new("RGB", picture.size, (255, 255, 255))
+    framed.paste(small, (width // 6, height // 6))
+    return framed
+
+
+VIEWS: tuple[View, ...] = (lambda picture: picture, ImageOps.mirror, turned(12), turned(-12), smaller)

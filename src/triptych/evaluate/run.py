@@ -52,7 +52,12 @@ def caption_metrics(
     if shots:
         if not isinstance(captioner, FlamingoTasks):
             raise InputError(f"{model} takes no examples in its prompt: --shots is for flamingo")
-        given = random.Random(0).sample([photo for photo in open_dataset(data, "train") if photo.captions], shots)
+        if split == "train":
+            raise InputError("--shots takes its examples from the training split: measure on another one")
+        captioned = [photo for photo in open_dataset(data, "train") if photo.captions]
+        if shots > len(captioned):
+            raise InputError(f"{data} has {len(captioned)} captioned training photos: --shots {shots} are too many")
+        given = random.Random(0).sample(captioned, shots)
         settings = {**settings, "shots": [(photo.image(), plain_caption(photo.captions[0])) for photo in given]}
     started = time.perf_counter()
     answers = []

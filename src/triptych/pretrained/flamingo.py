@@ -75,13 +75,17 @@ def load_flamingo(directory: Path) -> FlamingoModel:
         encoder = frozen_encoder(directory, config["encoder"])
         lm = frozen_lm(directory, config["lm"], tensors)
         end_id = int(config["end_id"])
+        if not (
+            0 <= end_id < lm.decoder.config.vocab_size and 0 <= model_config.image_id < lm.decoder.config.vocab_size
+        ):
+            raise InputError(f"{directory}: its image_id or end_id is no token of its language model")
+        model = Flamingo(model_config, encoder, lm.decoder)
         search = Search(frozenset({end_id}), banned=frozenset({model_config.image_id}), **config["search"])
     except (KeyError, TypeError, AttributeError, ZeroDivisionError, RuntimeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{directory / 'config.json'} is not a complete flamingo config ({error})") from None
     files = {name: (directory / name).read_bytes() for name in config["files"] if name != "model.safetensors"}
-    model = Flamingo(model_config, encoder, lm.decoder)
     optional = ("lm.",) if config["encoder"]["part"] is None else FROZEN
     load_strict(model, tensors, source=directory, optional_prefixes=optional)
     return FlamingoModel(model.eval().requires_grad_(False), lm.tokenizer, search, end_id, config, files)

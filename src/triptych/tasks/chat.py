@@ -25,7 +25,7 @@ from triptych.tasks.answer import Answer
 VERSION = 1
 MAX_TOKENS = 2048  # of the text that is remembered
 MAX_PICTURES = 32  # that are remembered
-MAX_FILE = 256 * 2**20  # bytes of a chat's file
+MAX_FILE = 64 * 2**20  # bytes of a chat's file
 SIDE = 1024  # pixels: pictures are kept no larger than this
 
 
@@ -68,9 +68,11 @@ class Chat:
         """A picture for the next question. Raises InputError: it cannot be read, or there are too many."""
         if len(self.waiting) == self.max_pictures:
             raise InputError(f"{len(self.waiting)} pictures wait for a question: ask one")
-        picture = load_image(image)
-        picture.thumbnail((SIDE, SIDE))
-        self.waiting.append(picture)
+        self.waiting.append(small(image))
+
+    def drop(self) -> None:
+        """Give up the pictures that wait for a question."""
+        self.waiting = []
 
     def ask(self, question: str, **settings: Any) -> str:
         """The answer, whole; see ``stream``."""
@@ -110,6 +112,8 @@ class Chat:
 
     def end(self, first: int, turn: Turn, answer: str) -> None:
         self.first, self.waiting = first, []
+        for mark in (IMAGE, END):  # written out letter by letter they would stand for pictures that are not there
+            answer = answer.replace(mark, "")
         self.turns.append(Turn(turn.pictures, turn.question, answer))
 
     def remembered(self, turn: Turn, new_tokens: int) -> tuple[int, str, list[ImageSource]]:
@@ -130,11 +134,11 @@ class Chat:
         )
 
     def undo(self) -> Turn:
-        """Take back the last turn; its pictures wait again. Raises InputError: there is none."""
+        """Take back the last turn: its pictures wait again, turns that left for it come back. Raises InputError: there is none."""
         if not self.turns:
             raise InputError("there is nothing to undo")
         turn = self.turns.pop()
-        self.first = min(self.first, len(self.turns))
+        self.first = 0  # the next question finds out how many fit
         self.waiting = [*turn.pictures, *self.waiting]
         return turn
 
@@ -153,6 +157,13 @@ class Chat:
             InputError: it cannot be read, is truncated, of another version, or no dialogue.
         """
         self.turns, self.first, self.waiting = read_chat(path), 0, []
+
+
+def small(image: ImageSource) -> Image.Image:
+    """A picture as it is kept."""
+    picture = load_image(image)
+    picture.thumbnail((SIDE, SIDE))
+    return picture
 
 
 def as_url(picture: Image.Image) -> str:
@@ -178,7 +189,7 @@ def read_chat(path: Path) -> list[Turn]:
     try:
         return [
             Turn(
-                tuple(load_image(str(url)) for url in data_urls(turn["pictures"], path)),
+                tuple(small(url) for url in data_urls(turn["pictures"], path)),
                 said(turn["question"]),
                 said(turn["answer"]),
             )
@@ -189,7 +200,7 @@ def read_chat(path: Path) -> list[Turn]:
 
 
 def said(text: Any) -> str:
-    if not isinstance(text, str):
+    if not isinstance(text, str) or IMAGE in text or END in text:
         raise TypeError
     return text
 

@@ -17,9 +17,10 @@ from triptych.flamingo import Flamingo, as_prompt
 from triptych.generate import Hypothesis, Search, generate, stream
 from triptych.images import ImageSource, content_hash, load_image
 from triptych.pretrained import FlamingoModel
-from triptych.prompt import CAPTION, END, between_pictures, few_shot, question_prompt
+from triptych.prompt import CAPTION, END, between_pictures, few_shot, question_prompt, shot_text
 from triptych.tasks.answer import Answer
-from triptych.tasks.chat import Chat
+from triptych.tasks.chat import MAX_PICTURES as CHAT_PICTURES
+from triptych.tasks.chat import MAX_TOKENS, Chat
 from triptych.tasks.flamingo_evidence import answer_maps
 from triptych.tasks.photos import PhotoMemory
 from triptych.tasks.prefix import PrefixMemory, Row, alike
@@ -88,8 +89,8 @@ class FlamingoTasks(Answerer):
         """
         if not isinstance(images, list | tuple):
             return self.caption([images], shots=shots, explain=explain, **settings)[0]  # type: ignore[list-item]
-        examples = "".join(f"{CAPTION if image is not None else 'Caption:'} {text}{END}" for image, text in shots)
-        shown = [image for image, _ in shots if image is not None]
+        told = (f"{CAPTION if image is not None else 'Caption:'} {shot_text(text)}{END}" for image, text in shots)
+        examples, shown = "".join(told), [load_image(image) for image, _ in shots if image is not None]
         prompts = [(examples + CAPTION, [*shown, image]) for image in images]
         return self.write(prompts, self.search(**settings), explain, as_sentence=True)
 
@@ -161,7 +162,8 @@ class FlamingoTasks(Answerer):
         def direction(source: Any) -> Tensor:
             return torch.nn.functional.normalize(self.encode(source).mean(1)[0], dim=0)
 
-        likeness = [float(direction(image) @ direction(source)) for source, _ in pictured]
+        query = direction(image)
+        likeness = [float(query @ direction(source)) for source, _ in pictured]
         order = sorted(range(len(pictured)), key=likeness.__getitem__)
         return [pictured[i] for i in order[-count:]]
 
@@ -179,7 +181,8 @@ class FlamingoTasks(Answerer):
 
     def chat(self) -> Chat:
         """A dialogue over any number of pictures."""
-        return Chat(self)
+        tokens, pictures = self.model.lm.config.max_positions, self.model.config.max_pictures or CHAT_PICTURES
+        return Chat(self, min(MAX_TOKENS, tokens), min(CHAT_PICTURES, pictures))
 
     # The way from pictures and text to the language model and back
 
@@ -226,14 +229,14 @@ class FlamingoTasks(Answerer):
         """``[N, R, D]``, resampled once for as long as they are remembered. A picture's place counts where places have embeddings."""
         places = self.model.config.max_pictures is not None
         keys = [(key, number if places else 1) for number, key in enumerate(hashes, 1)]
-        new = {key: photo for key, photo in zip(keys, photos, strict=True) if key not in self.resampled}
-        kept = {key: self.resampled[key] for key in keys if key not in new}
+        known = self.resampled
+        kept = {key: known[key] for key in keys if key in known}
+        new = {key: photo for key, photo in zip(keys, photos, strict=True) if key not in kept}
         if new:
             numbers = torch.tensor([number for _, number in new], device=self.device)
             kept |= zip(new, self.model.resampler(self.features(list(new.values())), numbers), strict=True)
-        self.resampled |= kept
-        for key in list(self.resampled)[: max(0, len(self.resampled) - REMEMBERED)]:
-            del self.resampled[key]
+        latest = list((known | kept).items())[-max(REMEMBERED, len(kept)) :]
+        self.resampled = dict(latest)  # a new one: other threads may be reading the old one
         return torch.stack([kept[key] for key in keys])
 
     @torch.inference_mode()
@@ -295,7 +298,7 @@ class FlamingoTasks(Answerer):
         row = self.row(text, images)
         with self.prefix.begun(row) as begun:
             rows = torch.zeros(1, len(choices), dtype=torch.long, device=self.device)
-            state = begun.state.reorder(rows) if len(choices) > 1 else begun.state
+            state = begun.state.reorder(rows)
             best, found = score_choices(
                 self.tokenizer,
                 self.flamingo.end_id,

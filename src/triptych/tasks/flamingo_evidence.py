@@ -14,8 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from triptych.errors import InputError
 from triptych.flamingo import Flamingo
 from triptych.tasks.writing import Spans
+
+MAX_TOKENS = 2048  # the memory for attention grows with their square
 
 
 def answer_maps(
@@ -23,6 +26,8 @@ def answer_maps(
 ) -> NDArray[np.float32]:
     """Of what was written (``ids``, the words' ``spans``) behind a prompt with the pictures ``image_features [N, L, Dv]``:
     ``[words, N, h, w]``; what a word has from each picture sums to at most 1 over all."""
+    if len(prompt_ids) + len(ids) > MAX_TOKENS:
+        raise InputError(f"where the model looked is shown for texts of {MAX_TOKENS} tokens at most")
     pictures = len(image_features)
     device = image_features.device
     seen: list[Tensor] = []
@@ -32,8 +37,8 @@ def answer_maps(
     read: list[Tensor] = []
     text = torch.tensor([[*prompt_ids, *ids[:-1]]], dtype=torch.long, device=device)
     model(text, model.media(tokens, [pictures]), maps=looked, text_maps=read)
-    direct = torch.stack([x[0].mean(0) for x in looked]).mean(0).view(text.shape[1], pictures, -1)  # [S, N, R]
-    through = torch.stack([x[0].mean(0) for x in read]).mean(0)  # [S, S]
+    direct = torch.stack([x[0] for x in looked]).mean(0).view(text.shape[1], pictures, -1)  # [S, N, R]
+    through = torch.stack([x[0] for x in read]).mean(0)  # [S, S]
     made = slice(-len(ids), None)
     latents = (direct[made] + torch.einsum("ts,snr->tnr", through[made], direct)) / 2
     cells = torch.einsum("tnr,nrl->tnl", latents, cells_of_latents(model, seen))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -27,15 +28,20 @@ class PhotoMemory:
         """``encode``: ``pixel_values [1, 3, size, size]`` -> features; ``mean``, ``std``: of its pixels."""
         self.encode, self.size, self.mean, self.std, self.device = encode, size, mean, std, device
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
+        self._lock = Lock()
 
     @torch.inference_mode()
     def __call__(self, image: ImageSource) -> Tensor:
         photo = load_image(image)
         key = content_hash(photo)
-        if key not in self._kept:
+        with self._lock:
+            found = self._kept.get(key)
+        if found is None:
             pixels = pixel_values(photo, self.size, self.mean, self.std)[None].to(self.device)
-            self._kept[key] = self.encode(pixels.contiguous(memory_format=torch.channels_last)).contiguous()
-        self._kept.move_to_end(key)
-        while len(self._kept) * self._kept[key].nbytes > max(REMEMBERED_BYTES, self._kept[key].nbytes):
-            self._kept.popitem(last=False)
-        return self._kept[key]
+            found = self.encode(pixels.contiguous(memory_format=torch.channels_last)).contiguous()
+        with self._lock:
+            self._kept[key] = found
+            self._kept.move_to_end(key)
+            while len(self._kept) * found.nbytes > max(REMEMBERED_BYTES, found.nbytes):
+                self._kept.popitem(last=False)
+        return found

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.data import Photo
-from triptych.data.interleaved import HELD_OUT, Episode, Sequences, classes, episode, made_up_name, noun_counts, only
+from triptych.data.interleaved import HELD_OUT, Episode, Sequences, classes, episode, made_up_names, noun_counts, only
 from triptych.decoder import Decoder, Linear
 from triptych.errors import InputError
 from triptych.evaluate.captions import score_captions
@@ -141,7 +141,9 @@ def train(
         if not photo.captions:
             raise InputError(f"{photo.name} has no captions: remove it from the data or give it some")
     model, tokenizer = flamingo.model, flamingo.tokenizer
-    shares = {task: share for task, share in recipe.shares.items() if drawn or task != "name"}
+    shares = {task: share for task, share in recipe.shares.items() if share > 0 and (drawn or task != "name")}
+    if not shares:
+        raise InputError("names are learnt from drawings: give some with --drawings, or draw other tasks too")
     rows = Rows(tokenizer, model.config.image_id, recipe.max_tokens)
     mixture = Mixture(Sequences(photos, drawn, recipe.loop.seed), rows, shares)
     pictures = Pictures(features, *([drawings[1]] if drawings else []))
@@ -183,6 +185,7 @@ def train(
     data = hashlib.sha256(repr([(p.id, p.captions) for p in (*photos, *val_photos, *drawn)]).encode()).hexdigest()
     identity = {"recipe": asdict(recipe), "model": asdict(model.config), "data": data}
     run.mkdir(parents=True, exist_ok=True)
+    batch(range(min(recipe.loop.batch_size, len(photos))), 0)  # says now if no sequence can be made of these captions
     if recipe.word_epochs and not (run / "state.pt").exists():
         learn_words(run / "words", flamingo, [*photos, *drawn], pictures, recipe)
     objective = FlamingoObjective(model, mixture.tasks, recipe.weights)
@@ -259,7 +262,7 @@ def captions(flamingo: FlamingoModel, pictures: Pictures, photos: int, batch: in
 
 
 def validation_episodes(photos: Sequence[Photo], count: int, seed: int) -> list[Episode]:
-    """Two made-up names for two kinds of photos that training never named, three examples of each."""
+    """Two made-up names for two kinds of photos that are no classes in training, three examples of each."""
     rng = random.Random(seed)
     nouns = {noun: places for noun, places in classes(photos, 2).items() if noun in HELD_OUT["val"]}
     mentions = [set(noun_counts(photo)) for photo in photos]
@@ -267,8 +270,7 @@ def validation_episodes(photos: Sequence[Photo], count: int, seed: int) -> list[
     groups = [only(nouns[a], nouns[b], mentions, (a, b)) for a, b in pairs]
     usable = [group for group in groups if min(map(len, group)) >= 4]
     return [
-        episode(rng, rng.choice(usable), [made_up_name(rng, held_out=True) for _ in range(2)], 3)
-        for _ in range(count if usable else 0)
+        episode(rng, rng.choice(usable), made_up_names(rng, 2, held_out=True), 3) for _ in range(count if usable else 0)
     ]
 
 

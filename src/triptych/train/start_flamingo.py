@@ -10,6 +10,7 @@ import torch
 from accelerate import PartialState
 
 from triptych.assets import PARTS
+from triptych.cnn import ConvNet
 from triptych.data import open_dataset
 from triptych.errors import InputError
 from triptych.flamingo import Flamingo, FlamingoConfig
@@ -62,6 +63,8 @@ def flamingo_run(
         flamingo = new_flamingo(encoder, encoder_weights, image_size or IMAGE_SIZE, lm, image_token, sizes or {})
     else:
         flamingo = load_flamingo(locate(init))
+        if not isinstance(flamingo.model.vision_encoder, ConvNet):
+            raise InputError(f"{init} looks with a vision transformer: training goes on from models with a CNN")
         recipe = replace(recipe, word_epochs=0)
     model = flamingo.model
     for name, parameter in model.named_parameters():
@@ -87,6 +90,10 @@ def new_flamingo(
     if token not in specials:
         known = ", ".join(sorted(specials)[:12])
         raise InputError(f"name a token that can stand for a picture with --image-token: {lm} has {known}...")
+    if not language.tokenizer.eos_ids:
+        raise InputError(f"{lm} has no token that ends a text: its tokenizer must name one")
+    if specials[token] in language.tokenizer.eos_ids:
+        raise InputError(f"{token} ends a text: choose another --image-token")
     config = FlamingoConfig(vision.dim, specials[token], **sizes)
     embedded = encoder in {part.name for part in PARTS}
     spec = {
