@@ -141,6 +141,11 @@ def part_path(name: str, member: str | None = None) -> Path:
     wanted = next((m for m in part.members if member in (None, m.file)), None)
     if wanted is None:
         raise InputError(f"part {name} has no file {member!r}: it has {', '.join(m.file for m in part.members)}")
+    return fetched(part, wanted)
+
+
+def fetched(part: Part, wanted: Member) -> Path:
+    """The verified local file of any part; errors as ``part_path``'s."""
     path = _folder(part) / wanted.file
     try:
         if not _verified(path, wanted):

