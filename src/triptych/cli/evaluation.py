@@ -46,7 +46,7 @@ def eval_retrieval(
     data: Data,
     split: Split = "test",
     model: Blip2 = "blip2",
-    candidates: Annotated[int, typer.Option(min=1, help="The best of contrast that matching ranks again.")] = 16,
+    candidates: Annotated[int, typer.Option(min=1, help="The best of contrast that matching ranks again.")] = 6,
     limit: Limit = None,
     as_json: Json = False,
 ) -> None:
