@@ -171,3 +171,12 @@ def test_tasks_that_nothing_can_be_made_of_are_refused(rows: Rows) -> None:
     with pytest.raises(InputError, match="of binding, question none can be made"):
         Mixture(plain, rows, {"binding": 1.0, "question": 1.0})([0], seed=0)
     assert Mixture(plain, rows, {"binding": 1.0, "caption": 1.0})([0, 1], seed=0)[1] == [1, 1]
+
+
+def test_answers_about_pairs_do_not_tell_one_another(sequences: Sequences) -> None:
+    """Among the sequences of two answers, alike ones are as frequent as different ones."""
+    answers = [
+        [said.text for said in texts(sequences.pair(random.Random(seed), seed % 20)) if said.ends] for seed in range(200)
+    ]
+    alike = [first == second for first, second, *_ in (found for found in answers if len(found) > 1)]
+    assert 0.35 < sum(alike) / len(alike) < 0.65

@@ -232,11 +232,13 @@ class Sequences:
         return parts
 
     def pair(self, rng: random.Random, first: int) -> Interleaved:
-        places = [first, *(rng.randrange(len(self.photos)) for _ in range(5))]
+        """Each question for itself: drawn together they would have as many left as right answers, and the last would give itself away."""
         parts = Interleaved()
-        for pair in make_pairs([self.photos[place] for place in places], 2, rng.randrange(1 << 30)):
-            parts += with_pictures(question_prompt(pair.question, 2), [places[pair.left], places[pair.right]])
-            parts.append(told(pair.answer))
+        for _ in range(3):
+            places = [first, *(rng.randrange(len(self.photos)) for _ in range(3))]
+            for pair in make_pairs([self.photos[place] for place in places], 1, rng.randrange(1 << 30)):
+                parts += with_pictures(question_prompt(pair.question, 2), [places[pair.left], places[pair.right]])
+                parts.append(told(pair.answer))
         return parts
 
     def compare(self, rng: random.Random, first: int) -> Interleaved:

@@ -23,6 +23,7 @@ from triptych.prompt import END, IMAGE, question_prompt
 from triptych.tasks.answer import Answer
 
 VERSION = 1
+ANSWER_TOKENS = 48  # of an answer at most: how two pictures differ takes a sentence
 MAX_TOKENS = 2048  # of the text that is remembered
 MAX_PICTURES = 32  # that are remembered
 MAX_FILE = 64 * 2**20  # bytes of a chat's file
@@ -87,7 +88,7 @@ class Chat:
             InputError: the question is empty or alone too long, there is no picture yet, or a setting is out of bounds.
         """
         turn = self.begin(question)
-        search = self.model.search(**({"beams": 1} | settings))
+        search = self.model.search(**({"beams": 1, "max_new_tokens": ANSWER_TOKENS} | settings))
         first, text, pictures = self.remembered(turn, search.max_new_tokens)
         pieces = []
         for piece in self.model.streamed(text, pictures, search):
@@ -98,7 +99,7 @@ class Chat:
     def answer(self, question: str, *, explain: bool = False, **settings: Any) -> Answer:
         """The answer with its log-probabilities, and with ``explain`` where the model looked in all remembered pictures."""
         turn = self.begin(question)
-        search = self.model.search(**settings)
+        search = self.model.search(**({"max_new_tokens": ANSWER_TOKENS} | settings))
         first, text, pictures = self.remembered(turn, search.max_new_tokens)
         (found,) = self.model.write([(text, pictures)], search, explain)
         self.end(first, turn, f" {found.text}")

@@ -20,7 +20,7 @@ from triptych.pretrained import FlamingoModel
 from triptych.prompt import CAPTION, END, between_pictures, few_shot, question_prompt, shot_text
 from triptych.tasks.answer import Answer
 from triptych.tasks.chat import MAX_PICTURES as CHAT_PICTURES
-from triptych.tasks.chat import MAX_TOKENS, Chat
+from triptych.tasks.chat import ANSWER_TOKENS, MAX_TOKENS, Chat
 from triptych.tasks.flamingo_evidence import answer_maps
 from triptych.tasks.photos import PhotoMemory
 from triptych.tasks.prefix import PrefixMemory, Row, alike
@@ -109,7 +109,7 @@ class FlamingoTasks(Answerer):
         prompts = [(question_prompt(q, len(shown)), shown) for q, shown in zip(questions, images, strict=True)]
         if choices is not None:
             return [self.choose(*prompt, choices, explain) for prompt in prompts]
-        return self.write(prompts, self.search(**settings), explain)
+        return self.write(prompts, self.search(**({"max_new_tokens": ANSWER_TOKENS} | dict(settings))), explain)
 
     def complete(
         self,
@@ -171,7 +171,8 @@ class FlamingoTasks(Answerer):
         """A caption, or the answer to a question, piece by piece as it is written (greedy, or sampled with a ``temperature``)."""
         shown = as_list(images)
         prompt = CAPTION if question is None else question_prompt(question, len(shown))
-        return self.streamed(prompt, shown, self.search(**({"beams": 1} | settings)))
+        own = {} if question is None else {"max_new_tokens": ANSWER_TOKENS}
+        return self.streamed(prompt, shown, self.search(**({"beams": 1} | own | settings)))
 
     @torch.inference_mode()
     def streamed(self, text: str, images: Sequence[ImageSource], search: Search) -> Iterator[str]:
