@@ -176,7 +176,8 @@ def test_tasks_that_nothing_can_be_made_of_are_refused(rows: Rows) -> None:
 def test_answers_about_pairs_do_not_tell_one_another(sequences: Sequences) -> None:
     """Among the sequences of two answers, alike ones are as frequent as different ones."""
     answers = [
-        [said.text for said in texts(sequences.pair(random.Random(seed), seed % 20)) if said.ends] for seed in range(200)
+        [said.text for said in texts(sequences.pair(random.Random(seed), seed % 20)) if said.ends]
+        for seed in range(200)
     ]
     alike = [first == second for first, second, *_ in (found for found in answers if len(found) > 1)]
     assert 0.35 < sum(alike) / len(alike) < 0.65

@@ -19,8 +19,8 @@ from triptych.images import ImageSource, content_hash, load_image
 from triptych.pretrained import FlamingoModel
 from triptych.prompt import CAPTION, END, between_pictures, few_shot, question_prompt, shot_text
 from triptych.tasks.answer import Answer
-from triptych.tasks.chat import MAX_PICTURES as CHAT_PICTURES
 from triptych.tasks.chat import ANSWER_TOKENS, MAX_TOKENS, Chat
+from triptych.tasks.chat import MAX_PICTURES as CHAT_PICTURES
 from triptych.tasks.flamingo_evidence import answer_maps
 from triptych.tasks.photos import PhotoMemory
 from triptych.tasks.prefix import PrefixMemory, Row, alike
