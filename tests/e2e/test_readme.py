@@ -19,6 +19,10 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def folder(tmp_path: Path) -> Path:
     """Where a reader might stand: a photo, and a folder of them."""
     shutil.copy(EXAMPLES / "dog.jpg", tmp_path / "photo.jpg")
+    for name, source in (("owl", "owl-noto"), ("penguin", "penguin-noto"), ("bird", "owl-openmoji")):
+        shutil.copy(EXAMPLES / "drawings" / f"{source}.png", tmp_path / f"{name}.png")
+    for name, source in (("a", "baseball"), ("b", "cyclist"), ("c", "tennis")):
+        shutil.copy(EXAMPLES / f"{source}.jpg", tmp_path / f"{name}.jpg")
     (tmp_path / "holidays").mkdir()
     for name in ("gull", "riders"):
         shutil.copy(EXAMPLES / f"{name}.jpg", tmp_path / "holidays")
@@ -38,6 +42,7 @@ def commands() -> list[str]:
         "README.ko.md",
         "docs/model-cards/sat.md",
         "docs/model-cards/blip2.md",
+        "docs/model-cards/flamingo.md",
         "docs/architecture.md",
         "benchmarks/README.md",
     ],
@@ -59,7 +64,9 @@ def test_there_are_commands_to_run() -> None:
 def test_command(line: str, folder: Path) -> None:
     program, *arguments = shlex.split(line)
     assert program == "triptych"
-    finished = subprocess.run([sys.executable, "-m", program, *arguments], cwd=folder, capture_output=True, text=True)
+    command = [sys.executable, "-m", program, *arguments]
+    typed = "What is in the photo?\n"  # for chat
+    finished = subprocess.run(command, cwd=folder, capture_output=True, text=True, input=typed)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout
 
@@ -68,10 +75,10 @@ def test_command(line: str, folder: Path) -> None:
 def test_python(folder: Path) -> None:
     block = README.split("## From Python")[1].split("```python\n")[1].split("```")[0]
     code = block.split('model.caption(["a.jpg"')[0]  # the last line needs a network
-    probe = "print(answer.text, len(answer.logprobs), answer.evidence.maps.shape)"
+    probe = "print()\nprint(answer.text, len(answer.logprobs), answer.evidence.maps.shape)"
     finished = subprocess.run([sys.executable, "-c", code + probe], cwd=folder, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
-    text, words, *shape = re.fullmatch(r"(.+\.) (\d+) \((\d+), 1, 14, 14\)\n", finished.stdout).groups()  # type: ignore[union-attr]
+    text, words, *shape = re.fullmatch(r"(.+\.) (\d+) \((\d+), 1, 14, 14\)", finished.stdout.splitlines()[-1]).groups()  # type: ignore[union-attr]
     assert [words] == shape
     assert len(text.split()) == int(words)
 
