@@ -9,14 +9,16 @@ from triptych.generate import Search
 from triptych.pretrained import FlamingoModel
 
 
-def tiny_flamingo(seed: int = 0, scale: float = 0.4, max_positions: int = 300) -> FlamingoModel:
+def tiny_flamingo(
+    seed: int = 0, scale: float = 0.4, max_positions: int = 300, max_pictures: int | None = None
+) -> FlamingoModel:
     """``scale``: of the random weights; 0 = as they begin when a model is trained. It writes letters."""
     torch.manual_seed(seed)
     tokenizer = byte_tokenizer()
     image_id, end_id = tokenizer.encode("\x01")[0], min(tokenizer.eos_ids)
     lm = Decoder(DecoderConfig(len(tokenizer), dim=16, layers=4, heads=2, ffn_dim=24, max_positions=max_positions))
     sizes = {"dim": 8, "latents": 3, "resampler_layers": 2, "heads": 2, "head_dim": 4, "ffn_factor": 2, "every": 2}
-    model = Flamingo(FlamingoConfig(5, image_id, **sizes), TinyNet(), lm)
+    model = Flamingo(FlamingoConfig(5, image_id, max_pictures=max_pictures, **sizes), TinyNet(), lm)
     with torch.no_grad():
         for parameter in model.parameters() if scale else ():
             parameter.normal_(0, scale).add_(parameter.ndim == 1)

@@ -92,7 +92,8 @@ def examples(model: FlamingoTasks) -> list[Entry]:
     print(f"Flamingo: {NAMED} after {', '.join('='.join(shot) for shot in NAMES)}: {answer.text}", flush=True)
     told = ", ".join(f"the {place} is {name}" for place, (_, name) in zip(("first", "second"), NAMES, strict=True))
     shown = (*(picture for picture, _ in shots), query)
-    return [Entry(shown, tuple(reading("Flamingo", answer, seconds)), question=f"If {told}, what is the third?")]
+    question = f"If {told}, what is the third?"
+    return [Entry(shown, tuple(reading("Flamingo", answer, seconds)), question=question, credit=drawn_by())]
 
 
 def dialogue(photos: dict[str, Image], model: FlamingoTasks) -> list[Entry]:
@@ -107,8 +108,15 @@ def dialogue(photos: dict[str, Image], model: FlamingoTasks) -> list[Entry]:
         for question in turns:
             answer, seconds = timed(chat.answer, question, explain=True)
             print(f"  {question} {answer.text}  ({seconds:.1f} s)", flush=True)
-            entries.append(Entry(shown, tuple(reading("Flamingo", answer, seconds)), question=question))
+            credit = drawn_by() if any(file not in photos for file in files) else ""
+            entries.append(Entry(shown, tuple(reading("Flamingo", answer, seconds)), question=question, credit=credit))
     return entries
+
+
+def drawn_by() -> str:
+    """Whose the drawings are, and their licences."""
+    credits = json.loads((EXAMPLES / "drawings" / "credits.json").read_text(encoding="utf-8"))
+    return "; ".join(sorted({f"{credit['source']} ({credit['licence']})" for credit in credits}))
 
 
 def drawing(file: str) -> Image:

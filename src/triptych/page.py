@@ -137,7 +137,8 @@ def credit_line(entry: Entry) -> str:
     if entry.credit_url.startswith(("https://", "http://")):
         credit = f'<a href="{text(entry.credit_url)}" rel="noreferrer">{credit or text(entry.credit_url)}</a>'
     parts = [part for part in (credit, text(entry.licence)) if part]
-    return f'<p class="credit">Photo: {", ".join(parts)}</p>\n' if parts else ""
+    kind = "Pictures" if entry.images[1:] else "Photo"
+    return f'<p class="credit">{kind}: {", ".join(parts)}</p>\n' if parts else ""
 
 
 def panel(key: str, entry: int, reading: Reading) -> str:

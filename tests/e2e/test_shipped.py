@@ -55,6 +55,8 @@ def test_the_demo_writes_its_report(tmp_path: Path) -> None:
         for system in ("sat", "flamingo", "blip2"):
             figure = tmp_path / "new" / f"{Path(credit['file']).stem}-{system}.png"
             assert figure.stat().st_size > 10_000
+    for credit in json.loads((EXAMPLES / "drawings" / "credits.json").read_text(encoding="utf-8")):
+        assert f"{credit['source']} ({credit['licence']})" in page
     assert not re.search(r'(?:src|srcset|data)="https?:', page)
 
 

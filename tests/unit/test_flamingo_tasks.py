@@ -174,6 +174,18 @@ def test_a_choice_scores_as_the_text_it_is(model: FlamingoTasks, photos: list[Im
         assert score == pytest.approx(sum(float(logprobs[i - 1, ids[i]]) for i in told), abs=1e-4)
 
 
+def test_a_remembered_picture_counts_by_its_place_where_places_have_embeddings(photos: list[Image.Image]) -> None:
+    def tasks() -> FlamingoTasks:
+        return FlamingoTasks(tiny_flamingo(max_pictures=3), "tiny", torch.device("cpu"))
+
+    model = tasks()
+    model.ask(photos[0], "what?")
+    again = model.ask([photos[1], photos[0]], "which?")
+    assert again.logprob == pytest.approx(tasks().ask([photos[1], photos[0]], "which?").logprob, abs=1e-5)
+    with pytest.raises(InputError, match="3 at most"):
+        model.ask(photos[:4], "which?")
+
+
 def test_the_most_similar_examples_come_last(model: FlamingoTasks, photos: list[Image.Image]) -> None:
     near = Image.fromarray(np.asarray(photos[0]) // 2 + np.asarray(photos[1]) // 2)
     shots = [(photos[0], "zero"), (photos[2], "two"), (None, "text"), (near, "near"), (photos[3], "three")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, overload
@@ -27,6 +27,7 @@ from triptych.tasks.blip2_evidence import answer_maps, grounded_maps, joined, ma
 from triptych.tasks.photos import PhotoMemory
 from triptych.tasks.writing import (
     Answerer,
+    Asked,
     Photos,
     Spans,
     as_list,
@@ -125,24 +126,17 @@ class Blip2Tasks(Answerer):
 
     # Referencing
 
-    def answers(
-        self,
-        images: Sequence[list[ImageSource]],
-        questions: Sequence[str],
-        choices: list[str] | None,
-        explain: bool,
-        settings: Mapping[str, Any],
-    ) -> list[Answer]:
-        search = self.search(**({"max_new_tokens": 20} | dict(settings)))
+    def answers(self, asked: Asked) -> list[Answer]:
+        search = self.search(**({"max_new_tokens": 20} | dict(asked.settings)))
         answers: list[Answer] = []
-        for first in range(0, len(questions), BATCH):
-            part = slice(first, first + BATCH)
-            rows = [self.asked(shown, text, explain) for shown, text in zip(images[part], questions[part], strict=True)]
-            if choices is not None:
-                answers += [self.choose(row, choices, explain) for row in rows]
+        about = list(zip(asked.images, asked.questions, strict=True))
+        for first in range(0, len(about), BATCH):
+            rows = [self.asked(shown, text, asked.explain) for shown, text in about[first : first + BATCH]]
+            if asked.choices is not None:
+                answers += [self.choose(row, asked.choices, asked.explain) for row in rows]
                 continue
             found = generate(self.lm, self.prompts(rows), search)
-            answers += [self.answer(h, row, explain) for h, row in zip(found, rows, strict=True)]
+            answers += [self.answer(h, row, asked.explain) for h, row in zip(found, rows, strict=True)]
         return answers
 
     def asked(self, photos: list[ImageSource], question: str, explain: bool = False) -> Row:

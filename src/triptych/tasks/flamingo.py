@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, overload
@@ -26,6 +26,7 @@ from triptych.tasks.photos import PhotoMemory
 from triptych.tasks.prefix import PrefixMemory, Row, alike
 from triptych.tasks.writing import (
     Answerer,
+    Asked,
     Photos,
     Spans,
     as_list,
@@ -96,20 +97,15 @@ class FlamingoTasks(Answerer):
 
     # Referencing
 
-    def answers(
-        self,
-        images: Sequence[list[ImageSource]],
-        questions: Sequence[str],
-        choices: list[str] | None,
-        explain: bool,
-        settings: Mapping[str, Any],
-    ) -> list[Answer]:
-        for shown in images:
+    def answers(self, asked: Asked) -> list[Answer]:
+        for shown in asked.images:
             self.check_count(len(shown))
-        prompts = [(question_prompt(q, len(shown)), shown) for q, shown in zip(questions, images, strict=True)]
-        if choices is not None:
-            return [self.choose(*prompt, choices, explain) for prompt in prompts]
-        return self.write(prompts, self.search(**({"max_new_tokens": ANSWER_TOKENS} | dict(settings))), explain)
+        about = zip(asked.questions, asked.images, strict=True)
+        prompts = [(question_prompt(question, len(shown)), shown) for question, shown in about]
+        if asked.choices is not None:
+            return [self.choose(*prompt, asked.choices, asked.explain) for prompt in prompts]
+        search = self.search(**({"max_new_tokens": ANSWER_TOKENS} | dict(asked.settings)))
+        return self.write(prompts, search, asked.explain)
 
     def complete(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -20,6 +20,16 @@ from triptych.tokenizers import TextTokenizer
 
 Photos = ImageSource | Sequence[ImageSource]
 Spans = Sequence[tuple[int, int]]
+
+
+class Asked(NamedTuple):
+    """Questions, each about its own pictures, and how to answer them."""
+
+    images: Sequence[list[ImageSource]]
+    questions: Sequence[str]
+    choices: list[str] | None  # the possible answers to each; None = free
+    explain: bool
+    settings: Mapping[str, Any]
 
 
 class Answerer:
@@ -74,7 +84,7 @@ class Answerer:
                 f"{len(question)} questions for {len(images)} photos or lists of photos: each needs its own"
             )
         kept = None if choices is None else check_choices(choices)
-        return self.answers([as_list(shown) for shown in images], question, kept, explain, settings)
+        return self.answers(Asked([as_list(shown) for shown in images], question, kept, explain, settings))
 
     def compare(
         self,
@@ -88,14 +98,7 @@ class Answerer:
         """Which of two photos: ``ask`` with both, and choices that tell them apart."""
         return self.ask([left, right], question, choices, explain=explain)
 
-    def answers(
-        self,
-        images: Sequence[list[ImageSource]],
-        questions: Sequence[str],
-        choices: list[str] | None,
-        explain: bool,
-        settings: Mapping[str, Any],
-    ) -> list[Answer]:
+    def answers(self, asked: Asked) -> list[Answer]:
         """The answer to each question about its pictures."""
         raise NotImplementedError
 
