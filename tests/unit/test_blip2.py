@@ -266,3 +266,16 @@ def test_cells_are_drawn_from_a_window() -> None:
         assert (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1) >= 40
     spans = [(c // 10).max() - (c // 10).min() + 1 for c in drawn.long()]
     assert min(spans) < 9 and len({tuple(c.tolist()) for c in drawn}) == 50
+
+
+def test_captions_of_the_language_model_are_learnt_behind_the_instruction(model: Blip2) -> None:
+    """Of three photos the first two are captioned; the Q-Former reads what is asked."""
+    told = torch.randint(TOKENS, (2, 2, 5))
+    one = objective(model, caption=1.0)
+    loss = one(batch(3, 1)._replace(captions=None, lm_captions=told), seed=0)
+    image = model.look(batch(3, 1).image_features[:2])
+    ids, mask = INSTRUCTION.encode([DESCRIBE])
+    queries = model.read_photos(image, (ids.expand(2, -1), mask.expand(2, -1))).queries
+    torch.testing.assert_close(loss, one.caption_loss(model.soft_prompt(queries), told))
+    blind = one.caption_loss(model.soft_prompt(model.read_photos(image).queries), told)
+    assert not torch.allclose(loss, blind)

@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 from tiny_blip2 import tiny_blip2
 
+from triptych.blip2 import caption_inputs, instruction
 from triptych.errors import InputError
-from triptych.prompt import IGNORED
+from triptych.prompt import CAPTION, DESCRIBE, IGNORED
 from triptych.tasks import Blip2Tasks
 from triptych.tasks.blip2_evidence import answer_maps, grounded_maps
 from triptych.tasks.writing import sentence
@@ -189,3 +190,14 @@ def test_the_first_stage_alone_writes_but_does_not_answer(photos: list[Image.Ima
 
 def test_sentences() -> None:
     assert sentence("a dog runs") == "A dog runs." and sentence("") == ""
+
+
+def test_captions_are_read_with_the_instruction_of_training(model: Blip2Tasks, photos: list[Image.Image]) -> None:
+    image = model.look(photos[:1])
+    asked = instruction(model.model, model.blip2.words, 1)
+    assert asked is not None and torch.equal(asked[0], model.blip2.words.encode([DESCRIBE])[0])
+    expected = model.model.read_photos(image, asked).queries
+    torch.testing.assert_close(model.read(CAPTION, photos[:1]).seen.queries, expected)
+    assert not torch.allclose(model.model.read_photos(image).queries, expected)
+    validated = caption_inputs(model.model, image, model.blip2.words, model.tokenizer).inputs
+    torch.testing.assert_close(model.prompts([model.read(CAPTION, photos[:1])]).inputs, validated)

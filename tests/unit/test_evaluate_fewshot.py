@@ -33,12 +33,14 @@ class Seer:
 
     def __init__(self, kind: Any) -> None:
         self.kind, self.asked = kind, 0
+        self.told: list[dict[Any, str]] = []  # what each kind was called, prompt by prompt
 
     def interleaved(self, images: list[Any], text: str, choices: tuple[str, ...]) -> Answer:
         self.asked += 1
         kinds = [self.kind_of(image) for image in images]
         names = [part.rpartition("This is a ")[2] for part in text.split("<|endofchunk|>")[:-1]]
         told = dict(zip(kinds, names, strict=False))
+        self.told.append(told)
         assert len(images) == text.count("<image>") == len(names) + 1 and text.endswith("<image> This is a")
         return Answer(told.get(kinds[-1], choices[0]), "seer", 0.0, (), ())
 
@@ -62,6 +64,8 @@ def test_looking_binds_any_names_and_blindness_none(tmp_path: Path, monkeypatch:
         assert record["made-up names"] == record["exchanged names"] == 100
         assert 20 < record["without photos"] < 80
     assert seer.asked == 2 * 3 * 40
+    own = [told for told in seer.told if {"beach", "snow"} == set(told.values())]
+    assert len(own) == 2 * 40 and all(told[0] == "snow" and told[1] == "beach" for told in own)
 
 
 def test_drawings_are_shown_in_views_and_asked_about_by_another_one(

@@ -14,6 +14,7 @@ from triptych.data.interleaved import example, told, with_pictures
 from triptych.errors import InputError
 from triptych.prompt import CAPTION, END, few_shot, question_prompt
 from triptych.tasks.flamingo import FlamingoTasks
+from triptych.tasks.flamingo_evidence import cells_of_latents
 from triptych.train.flamingo_batches import Rows
 
 
@@ -214,6 +215,11 @@ def test_evidence_is_over_every_picture(model: FlamingoTasks, photos: list[Image
     assert (direct > 0.3).all() and (maps[:, :2].sum((1, 2, 3)) < 0.5).all()  # half of it is the own picture's
     single = model.caption(photos[2], explain=True).evidence
     assert single is not None and single.maps.shape[1] == 1
+
+
+def test_maps_are_of_cells_not_of_latents_nor_of_a_class_token(model: FlamingoTasks) -> None:
+    maps = torch.rand(2, 2, 3, 1 + 9 + 3)  # [P, H, R, class token + cells + latents]
+    torch.testing.assert_close(cells_of_latents(model.model, [maps]), maps.mean(1)[..., 1:10])
 
 
 @pytest.mark.parametrize(
