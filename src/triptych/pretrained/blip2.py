@@ -21,7 +21,7 @@ from triptych.blip2 import Blip2, Blip2Config
 from triptych.checkpoint import load_checkpoint, load_strict, save_checkpoint
 from triptych.errors import InputError
 from triptych.generate import Search
-from triptych.pretrained.frozen import FROZEN, frozen_encoder, frozen_lm
+from triptych.pretrained.frozen import FROZEN, frozen_encoder, frozen_lm, held_tensors, stated
 from triptych.prompt import OURS, Prompts
 from triptych.qformer import QFormerConfig
 from triptych.quantize import stored_as
@@ -53,16 +53,11 @@ def save_blip2(
 ) -> None:
     """Write a checkpoint of the trained tensors; of the frozen parts too where they come from no other place. ``dtype`` int8: see
     ``quantize``."""
-    encoder, lm = blip2.config["encoder"], blip2.config["lm"]
-    held = {"vision_encoder": encoder["part"] is None, "lm": lm is not None and "config" in lm}
-    tensors = {k: v for k, v in blip2.model.state_dict().items() if held.get(k.partition(".")[0], True)}
-    stored = stored_as(tensors, dtype)
+    stored = stored_as(held_tensors(blip2.model, blip2.config), dtype)
     config = {
         "system": "blip2",
         "model": asdict(blip2.model.config),
-        "encoder": encoder,
-        "lm": lm,
-        "search": {name: getattr(blip2.search, name) for name in ("beams", "length_penalty", "max_new_tokens")},
+        **stated(blip2.config, blip2.search),
         "prompts": asdict(blip2.prompts),
         "card": dict(card),
     }

@@ -19,7 +19,7 @@ from triptych.checkpoint import load_checkpoint, load_strict, save_checkpoint
 from triptych.errors import InputError
 from triptych.flamingo import Flamingo, FlamingoConfig
 from triptych.generate import Search
-from triptych.pretrained.frozen import FROZEN, frozen_encoder, frozen_lm
+from triptych.pretrained.frozen import FROZEN, frozen_encoder, frozen_lm, held_tensors, stated
 from triptych.quantize import stored_as
 from triptych.tokenizers import TextTokenizer
 
@@ -43,15 +43,11 @@ def save_flamingo(
 ) -> None:
     """Write a checkpoint of the trained tensors; of the frozen parts too where they come from no other place. ``dtype`` int8: see
     ``quantize``."""
-    encoder, lm = flamingo.config["encoder"], flamingo.config["lm"]
-    held = {"vision_encoder": encoder["part"] is None, "lm": "config" in lm}
-    tensors = {k: v for k, v in flamingo.model.state_dict().items() if held.get(k.partition(".")[0], True)}
+    tensors = held_tensors(flamingo.model, flamingo.config)
     config = {
         "system": "flamingo",
         "model": asdict(flamingo.model.config),
-        "encoder": encoder,
-        "lm": lm,
-        "search": {name: getattr(flamingo.search, name) for name in ("beams", "length_penalty", "max_new_tokens")},
+        **stated(flamingo.config, flamingo.search),
         "end_id": flamingo.end_id,
         "card": dict(card),
     }

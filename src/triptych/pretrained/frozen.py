@@ -7,19 +7,33 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from triptych.assets import PARTS, part_path
 from triptych.checkpoint import LoadReport, sha256_of
 from triptych.cnn import ENCODERS, ConvNet
 from triptych.decoder import DecoderConfig
 from triptych.errors import InputError
+from triptych.generate import Search
 from triptych.lm_tables import LanguageModel, build, load_language_model
 from triptych.pretrained.parts import part_fingerprint, published_encoder
 from triptych.tokenizers import TextTokenizer
 from triptych.vit import ViT, ViTConfig
 
 FROZEN = ("vision_encoder.", "lm.")
+
+
+def held_tensors(model: nn.Module, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What a checkpoint holds: the trained tensors, and those of frozen parts that come from no other place."""
+    encoder, lm = config["encoder"], config["lm"]
+    held = {"vision_encoder": encoder["part"] is None, "lm": lm is not None and "config" in lm}
+    return {name: x for name, x in model.state_dict().items() if held.get(name.partition(".")[0], True)}
+
+
+def stated(config: Mapping[str, Any], search: Search) -> dict[str, Any]:
+    """What a checkpoint's config says of its frozen parts and of how text is made by default."""
+    made = {name: getattr(search, name) for name in ("beams", "length_penalty", "max_new_tokens")}
+    return {"encoder": config["encoder"], "lm": config["lm"], "search": made}
 
 
 def embedded_lm(name: str) -> LanguageModel:
