@@ -59,6 +59,18 @@ def photo_lines(pictures: int) -> str:
     return "\n".join(f"{name}: {IMAGE}" for name in photo_names(pictures))
 
 
+def one_by_one(pictures: int, captions: Sequence[str]) -> str:
+    """Pictures by name with their captions, as far as they are known; the next one's caption, if any, is asked for."""
+    names = photo_names(pictures)
+    told = "".join(f"{name}: {CAPTION} {text}{END}" for name, text in zip(names, captions, strict=False))
+    return told if len(captions) == pictures else f"{told}{names[len(captions)]}: {CAPTION}"
+
+
+def asked_behind(question: str) -> str:
+    """A question about pictures that stand further up."""
+    return question_prompt(question, 1).removeprefix(IMAGE)
+
+
 def read_with(question: str, pictures: int) -> list[str]:
     """What the Q-Former reads with each photo: the question without places, behind the photo's name where there are several."""
     words = " ".join(question.replace(IMAGE, " ").split())

@@ -1,4 +1,4 @@
-"""Flamingo's warm start: which words count, what a picture's visual tokens propose, and what a gated block begins by saying."""
+"""The warm start: which words count, what a picture's visual tokens propose, and what the way into the language model begins by saying."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from tiny_blip2 import byte_tokenizer
 from tiny_flamingo import tiny_flamingo
 
 from triptych.data import Photo
-from triptych.train.words import CaptionWords, WordObjective, caption_text, residual_sizes, speak_words
+from triptych.train.words import CaptionWords, WordObjective, begin_as_words, caption_text, residual_sizes, speak_words
 
 
 def photo(i: int, *captions: str) -> Photo:
@@ -51,17 +51,17 @@ def test_the_loss_is_of_the_mixture_of_all_visual_tokens() -> None:
     model = tiny_flamingo().model
     words = CaptionWords([photo(i, "dcb"[i % 3]) for i in range(60)], Words())  # type: ignore[arg-type]
     words.ids, words.targets = torch.tensor([40, 41, 42]), torch.rand(60, 3)
-    objective = WordObjective(model, words)
-    features, targets = torch.randn(4, 9, 5), torch.rand(4, 3)
     numbers = torch.ones(4, dtype=torch.long)
-    directions = model.lm.embedding.weight[words.ids]
-    directions = torch.nn.functional.normalize(directions - directions.mean(0), dim=-1)
+    embeddings = model.lm.embedding.weight[words.ids]
+    objective = WordObjective(model.resampler, lambda x: model.resampler(x, numbers), 8, embeddings, words)
+    features, targets = torch.randn(4, 9, 5), torch.rand(4, 3)
+    directions = torch.nn.functional.normalize(embeddings - embeddings.mean(0), dim=-1)
     expected = 0.0
     for picture, target in zip(features, targets, strict=True):
         proposed = torch.nn.functional.normalize(objective.head(model.resampler(picture[None], numbers[:1]))[0], dim=-1)
         chances = (objective.scale * proposed @ directions.T + objective.bias).softmax(-1).mean(0)
         expected -= float((target * chances.log()).sum().detach()) / 4
-    assert float(objective(features, numbers, targets).detach()) == pytest.approx(expected, rel=1e-5)
+    assert float(objective(features, targets).detach()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_an_opening_gate_says_what_the_head_says() -> None:
@@ -78,6 +78,17 @@ def test_an_opening_gate_says_what_the_head_says() -> None:
         seen = attention.keys_values(tokens)
         found = attention(torch.randn(6, 1, 16), seen)[:, 0]
         torch.testing.assert_close(found, tokens.mean(1) @ head.T * size / said, atol=1e-4, rtol=1e-4)
+
+
+def test_a_soft_prompt_begins_as_words_do() -> None:
+    """Around the words' mean, as far off as they are, in the directions that the head gives."""
+    projection, head = torch.nn.Linear(6, 10), torch.randn(10, 6)
+    queries, embeddings = torch.randn(5, 3, 6), torch.randn(40, 10) * 0.2 + torch.linspace(-1, 1, 10)
+    begin_as_words(projection, head, queries, embeddings)
+    away = (projection(queries) - embeddings.mean(0)).detach()
+    words_away = embeddings - embeddings.mean(0)
+    assert away.square().mean() == pytest.approx(float(words_away.square().mean()), rel=1e-4)
+    torch.testing.assert_close(torch.cosine_similarity(away, queries @ head.T, dim=-1), torch.ones(5, 3))
 
 
 def test_sizes_are_of_what_enters_each_block() -> None:

@@ -4,9 +4,12 @@ A sequence is of one task, its examples one after the other, so that each is als
 
 - caption, name (of a drawing), question (one kind of question about several photos): each with its picture;
 - dialogue: several questions about one photo, then perhaps about another;
-- pair: which of two photos shows something; compare: what pictures have in common, how they differ;
-- binding: made-up names, or the names of other things, for two or three classes of pictures: only the sequence tells which is which
-  (the open-ended miniImageNet test of "Frozen", Tsimpoukelli et al. 2021). A name is learnt once every class has been shown with its own.
+- pair: which of two photos shows something;
+- compare: several pictures are captioned one by one (``prompt.one_by_one``), then what they have in common is asked, how they differ, or
+  which shows something;
+- binding: made-up names, the names of other things, or their own names exchanged, for two or three classes of pictures: only the sequence
+  tells which is which (the open-ended miniImageNet test of "Frozen", Tsimpoukelli et al. 2021). A name is learnt once every class has
+  been shown with its own.
 
 The classes of photos are nouns that at least ``AGREE`` captions have. Those in ``HELD_OUT`` never make a class nor a name in training,
 and drawings of them are left out; captions and questions may still mention them.
@@ -25,7 +28,7 @@ from typing import NamedTuple
 from triptych.data.caption_facts import read_caption, with_article
 from triptych.data.photos import Photo
 from triptych.data.questions import Question, make_pairs, make_questions, stated_questions
-from triptych.prompt import CAPTION, IMAGE, between_pictures, photo_names, question_prompt
+from triptych.prompt import CAPTION, asked_behind, between_pictures, photo_names, question_prompt
 from triptych.tokenizers import plain_caption
 
 AGREE = 3  # or all, where a photo has fewer captions
@@ -38,6 +41,7 @@ ALL_HELD_OUT = frozenset(noun for nouns in HELD_OUT.values() for noun in nouns)
 TEMPLATES = ("", "This is a", "This is", "Name:", "Label:", "Class:", "It is called", "Here we see a")
 DESCRIBE = ("Describe the photo.", "What is in the photo?", "What do you see?", "What is happening?")
 COMMON = ("What do the photos have in common?", "What do these pictures have in common?", "What is in all of them?")
+NOTHING_MUCH = "nothing much"
 DIFFER = ("How do the photos differ?", "How do these pictures differ?", "What is the difference?")
 SYLLABLE = re.compile(r"\S+")
 ONSETS = SYLLABLE.findall("b bl d dr f fl g gr k kl l m n p pl r s sk sn t tr v w z")
@@ -198,8 +202,12 @@ class Sequences:
             parts += [*with_pictures(CAPTION, [place]), told(self.caption(rng, place))]
         return parts
 
-    def caption(self, rng: random.Random, place: int) -> str:
-        return plain_caption(rng.choice(self.photos[place].captions))
+    def caption(self, rng: random.Random, place: int, noun: str | None = None) -> str:
+        """One of a photo's captions; with ``noun``, one that has it."""
+        told = self.photos[place].captions
+        if noun is not None:
+            told = tuple(text for text in told if noun in {n.name for n in read_caption(text).nouns})
+        return plain_caption(rng.choice(told))
 
     def names_of_drawings(self, rng: random.Random, first: int) -> Interleaved:
         template, parts = rng.choice(TEMPLATES), Interleaved()
@@ -226,8 +234,9 @@ class Sequences:
             turns = [(q.question, q.answer) for q in rng.sample(asked, min(3, len(asked)))]
             turns.insert(rng.randrange(len(turns) + 1), (rng.choice(DESCRIBE), self.caption(rng, place)))
             for i, (question, answer) in enumerate(turns):
-                prompt = question_prompt(question, 1)
-                parts += with_pictures(prompt, [place]) if i == 0 else [Said(prompt.removeprefix(IMAGE))]
+                parts += (
+                    with_pictures(question_prompt(question, 1), [place]) if i == 0 else [Said(asked_behind(question))]
+                )
                 parts.append(told(answer))
         return parts
 
@@ -242,19 +251,30 @@ class Sequences:
         return parts
 
     def compare(self, rng: random.Random, first: int) -> Interleaved:
-        """Two or three pictures: those of one class have it in common; each of those that differ shows something."""
-        count = rng.choice((2, 2, 3))
-        names = photo_names(count)
-        if self.classes and rng.random() < 0.5:
-            noun = rng.choice([*self.classes])
-            pool = self.classes[noun] + self.drawn.get(noun, [])
-            answer = f"{'both' if count == 2 else 'all'} show {with_article(noun)}"
-            return [*with_pictures(question_prompt(rng.choice(COMMON), count), rng.sample(pool, count)), told(answer)]
-        places = [first, *(rng.randrange(len(self.photos)) for _ in range(count - 1))]
-        the = "the " if count == 2 else ""
-        shown = (self.caption(rng, place) for place in places)
-        answer = ", ".join(f"{the}{name.lower()} shows {text}" for name, text in zip(names, shown, strict=True))
-        return [*with_pictures(question_prompt(rng.choice(DIFFER), count), places), told(answer)]
+        """Two or three pictures, captioned one by one, and a question that their captions answer."""
+        places, captions = [first], [self.caption(rng, first)]
+        nouns = sorted(self.mentions[first] & self.classes.keys())
+        alike = (
+            rng.choice(nouns) if nouns and rng.random() < 0.5 else None
+        )  # show one thing at least, or whatever they do
+        for _ in range(rng.choice((1, 1, 2))):
+            places.append(rng.choice(self.classes[alike]) if alike else rng.randrange(len(self.photos)))
+            captions.append(self.caption(rng, places[-1], alike))
+        names = photo_names(len(places))
+        parts = Interleaved()
+        for name, place, caption in zip(names, places, captions, strict=True):
+            parts += [*with_pictures(f"{name}: {CAPTION}", [place]), told(caption)]
+        pairs = (
+            make_pairs([self.photos[place] for place in places], 1, rng.randrange(1 << 30)) if len(places) == 2 else []
+        )
+        if pairs and rng.random() < 0.4:
+            shown = pairs[0].left if pairs[0].answer == "left" else pairs[0].right
+            return [*parts, Said(asked_behind(pairs[0].question)), told(("left", "right")[shown])]
+        if rng.random() < 0.5:
+            return [*parts, Said(asked_behind(rng.choice(COMMON))), told(in_common(captions))]
+        the = "the " if len(places) == 2 else ""
+        differ = ", ".join(f"{the}{name.lower()} shows {text}" for name, text in zip(names, captions, strict=True))
+        return [*parts, Said(asked_behind(rng.choice(DIFFER))), told(differ)]
 
     def bound(self, rng: random.Random, first: int) -> Interleaved:
         """Two or three kinds of drawings, or two kinds of photos; nothing where the data set has not two."""
@@ -262,20 +282,39 @@ class Sequences:
         groups = self.drawings(rng, drawn) if drawn > 1 and rng.random() < 0.5 else self.nouns(rng)
         if not groups:
             return []
-        other = rng.random() < 0.3 and len(self.names) > len(groups)  # names of other things, else of nothing
-        names = rng.sample(self.names, len(groups)) if other else made_up_names(rng, len(groups))
-        order = [group for _ in range(12 // len(groups)) for group in range(len(groups))]
+        own, kind = [*groups], rng.random()
+        if kind < 0.25:
+            names = [*own[1:], own[0]]
+        elif kind < 0.4 and len(self.names) > len(own):
+            names = rng.sample(self.names, len(own))
+        else:
+            names = made_up_names(rng, len(own))
+        order = [group for _ in range(12 // len(own)) for group in range(len(own))]
         rng.shuffle(order)
-        return binding(rng, groups, names, rng.choice(TEMPLATES), order)
+        return binding(rng, [*groups.values()], names, rng.choice(TEMPLATES), order)
 
-    def drawings(self, rng: random.Random, count: int) -> list[list[int]]:
-        return [self.drawn[name] for name in rng.sample([*self.drawn], count)]
+    def drawings(self, rng: random.Random, count: int) -> dict[str, list[int]]:
+        return {name: self.drawn[name] for name in rng.sample([*self.drawn], count)}
 
-    def nouns(self, rng: random.Random) -> list[list[int]]:
+    def nouns(self, rng: random.Random) -> dict[str, list[int]]:
         """The photos of two nouns that show nothing of the other; none where hardly any are so."""
         for _ in range(TRIES if len(self.classes) > 1 else 0):
-            left, right = rng.sample([*self.classes], 2)
+            names = left, right = rng.sample([*self.classes], 2)
             groups = only(self.classes[left], self.classes[right], self.mentions, (left, right))
             if min(map(len, groups)) >= ENOUGH:
-                return [*groups]
-        return []
+                return dict(zip(names, groups, strict=True))
+        return {}
+
+
+def in_common(captions: Sequence[str]) -> str:
+    """What all captions name: ``"both show a dog and grass"``; else the people or animals that all speak of."""
+    both = "both" if len(captions) == 2 else "all"
+    told = [read_caption(text).nouns for text in captions]
+    names = [{noun.name for noun in nouns} for nouns in told]
+    shared = [n.name for n in told[0] if n.name not in ALL_HELD_OUT and all(n.name in found for found in names)]
+    if shared:
+        return f"{both} show {' and '.join(with_article(name) for name in dict.fromkeys(shared[:2]))}"
+    for kind, named in (("human", "people"), ("animal", "animals")):
+        if all(any(noun.kind == kind for noun in nouns) for nouns in told):
+            return f"{both} show {named}"
+    return NOTHING_MUCH

@@ -46,6 +46,7 @@ from triptych.train.blip2_batches import (
 from triptych.train.crops import cells_of, crop_cells
 from triptych.train.features import Features
 from triptych.train.loop import LoopConfig, fit, uses_bf16
+from triptych.train.words import CaptionWords, WordObjective, begin_as_words, learn_words
 from triptych.wordpiece import WordPieces
 
 STAGES = {
@@ -64,7 +65,8 @@ class Blip2Recipe:
     anew for each photo and step inside a window of at least ``window`` of the grid's sides. ``bert_rate``: the learning rate of what
     begins as BERT, as a share of the rest's; ``projection_rate``: likewise of the projection, which the frozen language model waits
     for. ``questions``, ``pairs``: of each batch, as shares of its photos. ``easy_negatives``: see ``hard_negatives``. ``itm_photos``,
-    ``lm_photos``: the share of a batch's photos that are matched, and that the language model captions: both cost more than contrast."""
+    ``lm_photos``: the share of a batch's photos that are matched, and that the language model captions: both cost more than contrast.
+    ``word_epochs``: of the warm start (``train.words``) before stage 2; 0 = none."""
 
     stage: int = 1
     weights: Mapping[str, float] | None = None
@@ -82,6 +84,7 @@ class Blip2Recipe:
     itm_photos: float = 1.0
     easy_negatives: float = 0.5
     lm_photos: float = 1.0
+    word_epochs: int = 4
     validation_photos: int = 500
     validation_captions: int = 200
     beams: int = 3
@@ -323,14 +326,17 @@ def train(
         made = make_questions(photos, recipe.loop.seed)
         questions = [stated_questions(photo) or own for photo, own in zip(photos, made, strict=True)]
 
-    def batch(rows: Sequence[int], seed: int) -> tuple[Batch, int]:
+    def cells(rows: Sequence[int], seed: int) -> Tensor:
         mirrored = torch.randint(2 if recipe.mirror else 1, (len(rows),), generator=torch.Generator().manual_seed(seed))
         maps = cells_of(features[rows, mirrored.tolist()])
+        return crop_cells(maps, grid, recipe.cells, recipe.window, seed)
+
+    def batch(rows: Sequence[int], seed: int) -> tuple[Batch, int]:
         told = math.ceil(recipe.lm_photos * len(rows))
         choice = choose_captions([counts[row] for row in rows], recipe.captions_per_photo, seed)
         first_stage = any(terms.get(name) for name in FIRST_STAGE)
         return Batch(
-            crop_cells(maps, grid, recipe.cells, recipe.window, seed),
+            cells(rows, seed),
             torch.tensor(rows),
             texts.captions(rows, choice, recipe.max_pieces if several else None) if first_stage else None,
             texts.lm_captions(rows[:told], choice[:told]) if terms.get("caption") else None,
@@ -364,9 +370,40 @@ def train(
     data = hashlib.sha256(repr([(p.id, p.captions) for p in (*photos, *val_photos)]).encode()).hexdigest()
     identity = {"recipe": asdict(recipe), "model": asdict(model.config), "data": data}
     run.mkdir(parents=True, exist_ok=True)
+    if recipe.stage == 2 and recipe.word_epochs and not (run / "state.pt").exists():
+        words_first(run / "words", blip2, photos, cells, recipe)
     metric = "CIDEr-D" if told_by_lm else "R@1"
     groups = parameter_groups(model, recipe)
     return fit(run, objective, groups, len(photos), batch, validate, save_best, recipe.loop, identity, metric)
+
+
+def words_first(
+    run: Path,
+    blip2: Blip2Model,
+    photos: Sequence[Photo],
+    cells: Callable[[Sequence[int], int], Tensor],
+    recipe: Blip2Recipe,
+) -> None:
+    """The warm start of stage 2: the Q-Former learns words, then the projection begins as what said them."""
+    model, tokenizer = blip2.model, blip2.tokenizer
+    assert model.lm is not None and model.projection is not None and tokenizer is not None
+    device = model.qformer.query_tokens.device
+    words = CaptionWords(photos, tokenizer)
+    if not len(words.ids):
+        return  # no word tells some of the pictures from the others
+    embeddings = model.lm.embed(words.ids.to(device)).float()
+
+    def see(image_features: Tensor) -> Tensor:
+        asked = instruction(model, blip2.words, len(image_features))
+        return model.read_photos(model.look(image_features), asked).queries
+
+    trained = nn.ModuleList([model.vision_norm, model.qformer])
+    objective = WordObjective(trained, see, model.config.qformer.dim, embeddings, words).to(device)
+    loop = replace(recipe.loop, epochs=recipe.word_epochs)
+    learn_words(run, objective, words, cells, loop, {"model": asdict(model.config)}, recipe.bert_rate)
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, uses_bf16(recipe.loop)):
+        queries = see(cells(range(min(64, len(photos))), 0).to(device)).float()
+    begin_as_words(model.projection, objective.head.weight.detach(), queries, embeddings)
 
 
 def parameter_groups(model: Blip2, recipe: Blip2Recipe) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ from triptych.train.crops import cells_of, crop_cells
 from triptych.train.features import Features
 from triptych.train.flamingo_batches import Batch, Mixture, Rows, padded
 from triptych.train.loop import LoopConfig, fit, uses_bf16
-from triptych.train.words import CaptionWords, WordObjective, caption_text, speak_words
+from triptych.train.words import CaptionWords, WordObjective, caption_text, learn_words, speak_words
 
 SHARES = {
     "caption": 0.3,
@@ -187,44 +187,35 @@ def train(
     run.mkdir(parents=True, exist_ok=True)
     batch(range(min(recipe.loop.batch_size, len(photos))), 0)  # says now if no sequence can be made of these captions
     if recipe.word_epochs and not (run / "state.pt").exists():
-        learn_words(run / "words", flamingo, [*photos, *drawn], pictures, recipe)
+        words_first(run / "words", flamingo, [*photos, *drawn], pictures, recipe)
     objective = FlamingoObjective(model, mixture.tasks, recipe.weights)
     groups = parameter_groups(model, recipe)
     return fit(run, objective, groups, len(photos), batch, validate, save_best, recipe.loop, identity, "score")
 
 
-def learn_words(
+def words_first(
     run: Path, flamingo: FlamingoModel, photos: Sequence[Photo], pictures: Pictures, recipe: FlamingoRecipe
 ) -> None:
-    """The warm start: the resampler learns words, then the gated blocks begin by saying them. In a run of its own, resumed likewise."""
-    model = flamingo.model
-    words = CaptionWords(photos, flamingo.tokenizer)
-    objective = WordObjective(model, words)
+    """The warm start: the resampler learns words, then the gated blocks begin by saying them."""
+    model, grid = flamingo.model, flamingo.model.vision_encoder.grid
     device = model.resampler.latents.device
+    words = CaptionWords(photos, flamingo.tokenizer)
+    if not len(words.ids):
+        return  # no word tells some of the pictures from the others
 
-    def batch(rows: Sequence[int], seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    def see(image_features: Tensor) -> Tensor:
+        return model.resampler(image_features, torch.ones(len(image_features), dtype=torch.long, device=device))
+
+    def cells(rows: Sequence[int], seed: int) -> Tensor:
         mirrored = torch.randint(2 if recipe.mirror else 1, (len(rows),), generator=torch.Generator().manual_seed(seed))
-        cells = crop_cells(
-            pictures.cells(rows, mirrored.tolist()), model.vision_encoder.grid, recipe.cells, recipe.window, seed
-        )
-        return cells, torch.ones(len(rows), dtype=torch.long), words.targets[list(rows)]
+        return crop_cells(pictures.cells(rows, mirrored.tolist()), grid, recipe.cells, recipe.window, seed)
 
-    loop = replace(
-        recipe.loop,
-        epochs=recipe.word_epochs,
-        batch_size=min(64, len(photos)),
-        learning_rate=1e-3,
-        patience=recipe.word_epochs,
-    )
-    identity = {"words": words.ids.tolist(), "model": asdict(model.config)}
-    run.mkdir(parents=True, exist_ok=True)
-    groups = [{"params": [p for p in objective.parameters() if p.requires_grad]}]
-    fit(run, objective.to(device), groups, len(photos), batch, dict, lambda record: None, loop, identity, "words")
+    embeddings = model.lm.project_in(model.lm.embedding.weight[words.ids])
+    objective = WordObjective(model.resampler, see, model.config.visual_dim, embeddings, words).to(device)
+    loop = replace(recipe.loop, epochs=recipe.word_epochs)
+    learn_words(run, objective, words, cells, loop, {"model": asdict(model.config)})
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, uses_bf16(recipe.loop)):
-        shown = list(range(min(64, len(photos))))
-        tokens = model.resampler(
-            pictures.cells(shown).to(device), torch.ones(len(shown), dtype=torch.long, device=device)
-        )
+        tokens = see(pictures.cells(range(min(64, len(photos)))).to(device))
         text = caption_text(photos, flamingo.tokenizer).to(device)
         speak_words(model, objective.head.weight.detach(), tokens.float(), text)
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,9 +26,11 @@ from triptych.data.interleaved import ALL_HELD_OUT
 from triptych.decoder import Decoder
 from triptych.flamingo import Flamingo
 from triptych.tokenizers import TextTokenizer, plain_caption, split_words
+from triptych.train.loop import LoopConfig, fit
 
 RARE = 5  # a word must occur in so many pictures' captions
 COMMON = 0.25  # and in no larger share of them
+BATCH, RATE = 64, 1e-3
 
 
 class CaptionWords:
@@ -56,21 +60,63 @@ def held_out(word: str) -> bool:
 class WordObjective(nn.Module):
     """-sum_w t_w log p(w | picture), the mean over pictures."""
 
-    def __init__(self, model: Flamingo, words: CaptionWords) -> None:
+    def __init__(
+        self, trained: nn.Module, see: Callable[[Tensor], Tensor], dim: int, embeddings: Tensor, words: CaptionWords
+    ) -> None:
+        """``see``: ``image_features [P, L, Dv]`` -> visual tokens ``[P, R, dim]``, by what is ``trained``; ``embeddings [W, E]``: of the
+        words in the language model."""
         super().__init__()
-        self.resampler = model.resampler
-        self.head = nn.Linear(model.config.visual_dim, model.lm.config.dim, bias=False)
+        self.trained, self.see = trained, see
+        self.head = nn.Linear(dim, embeddings.shape[1], bias=False)
         self.bias = nn.Parameter(words.targets.mean(0).clamp_min(1e-6).log())
         self.scale = nn.Parameter(torch.tensor(10.0))
-        self.embeddings: Tensor
-        directions = model.lm.project_in(model.lm.embedding.weight[words.ids]).detach().float()
-        self.register_buffer("embeddings", F.normalize(directions - directions.mean(0), dim=-1), persistent=False)
+        self.directions: Tensor
+        directions = embeddings.detach().float()
+        self.register_buffer("directions", F.normalize(directions - directions.mean(0), dim=-1), persistent=False)
 
-    def forward(self, image_features: Tensor, numbers: Tensor, targets: Tensor) -> Tensor:
-        proposed = F.normalize(self.head(self.resampler(image_features, numbers)), dim=-1)  # [P, R, D]
-        logprobs = (self.scale * proposed @ self.embeddings.T + self.bias).float().log_softmax(-1)
+    def forward(self, image_features: Tensor, targets: Tensor) -> Tensor:
+        proposed = F.normalize(self.head(self.see(image_features)), dim=-1)  # [P, R, E]
+        logprobs = (self.scale * proposed @ self.directions.T + self.bias).float().log_softmax(-1)
         mixture = logprobs.logsumexp(1) - math.log(proposed.shape[1])
         return -(targets * mixture).sum(-1).mean()
+
+
+def learn_words(
+    run: Path,
+    objective: WordObjective,
+    words: CaptionWords,
+    cells: Callable[[Sequence[int], int], Tensor],
+    loop: LoopConfig,
+    identity: Mapping[str, Any],
+    rate: float = 1.0,
+) -> None:
+    """Train ``objective`` in a run of its own, which is resumed like any other.
+
+    Args:
+        cells: (places of pictures, a seed) -> ``[P, L, Dv]``.
+        rate: the learning rate of what proposes the words as a share of the head's.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    trained = [p for p in objective.trained.parameters() if p.requires_grad]
+    head = [*objective.head.parameters(), objective.bias, objective.scale]
+    groups: list[dict[str, Any]] = [{"params": trained, "lr_scale": rate}, {"params": head}]
+    loop = replace(loop, batch_size=min(BATCH, len(words.targets)), learning_rate=RATE, patience=loop.epochs)
+
+    def batch(rows: Sequence[int], seed: int) -> tuple[Tensor, Tensor]:
+        return cells(rows, seed), words.targets[list(rows)]
+
+    known = {"words": words.ids.tolist(), **identity}
+    fit(run, objective, groups, len(words.targets), batch, dict, lambda record: None, loop, known, "words")
+
+
+@torch.no_grad()
+def begin_as_words(projection: nn.Linear, head: Tensor, query_output: Tensor, embeddings: Tensor) -> None:
+    """Begin BLIP-2's projection as ``head [E, D]``, so that soft prompts stand around the mean of the words' ``embeddings [W, E]`` as far
+    off as words do. ``query_output [B, Q, D]`` is what it reads."""
+    mean = embeddings.mean(0)
+    size = (embeddings - mean).square().mean().sqrt() / (query_output @ head.T).square().mean().sqrt()
+    projection.weight.copy_(size * head)
+    projection.bias.copy_(mean)
 
 
 @torch.no_grad()

@@ -1,0 +1,43 @@
+"""Stage 2 begins with a projection by which soft prompts say what the photos show."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_blip2 import tiny_blip2
+from tiny_blip2_training import THINGS, data
+
+from triptych.blip2 import instruction
+from triptych.train.blip2 import Blip2Recipe, words_first
+from triptych.train.crops import cells_of
+from triptych.train.loop import LoopConfig
+
+
+class Initials:
+    """A tokenizer that knows words by their first letters."""
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(text.strip()[0])]
+
+
+def test_soft_prompts_begin_near_the_words_for_what_a_photo_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("triptych.train.words.RATE", 0.01)  # for a model of a few numbers
+    initials: Any = Initials()
+    blip2 = replace(tiny_blip2(scale=0.3), tokenizer=initials)
+    photos, features = data(320, "train", 0)
+    photos = [replace(photo, captions=(photo.captions[0].split()[1],)) for photo in photos]
+    recipe = Blip2Recipe(2, word_epochs=30, bert_rate=1.0, loop=LoopConfig(precision="fp32"))
+    words_first(tmp_path, blip2, photos, lambda rows, seed: cells_of(features[rows, [0] * len(rows)]), recipe)
+    model = blip2.model
+    assert model.lm is not None
+    image = model.look(cells_of(features[range(40), [0] * 40]))
+    soft = model.soft_prompt(model.read_photos(image, instruction(model, blip2.words, 40)).queries).detach()
+    named = [i for i in range(40) if THINGS[i % 4] != "horse"]  # a class of few-shot tests
+    said = model.lm.embed(torch.tensor([ord(word[0]) for word in ("dog", "cat", "bird")])).detach()
+    away = (soft[named] - said.mean(0)).mean(1)
+    likeness = torch.cosine_similarity(away[:, None], said - said.mean(0), dim=-1)
+    assert likeness.argmax(1).tolist() == [(0, None, 1, 2)[i % 4] for i in named]
