@@ -13,6 +13,7 @@ from tiny_flamingo import tiny_flamingo
 from triptych.data.interleaved import example, told, with_pictures
 from triptych.errors import InputError
 from triptych.prompt import CAPTION, END, few_shot, question_prompt
+from triptych.tasks.chat import ANSWER_TOKENS
 from triptych.tasks.flamingo import FlamingoTasks
 from triptych.tasks.flamingo_evidence import cells_of_latents
 from triptych.train.flamingo_batches import Rows
@@ -251,3 +252,20 @@ def test_a_picture_that_cannot_be_read_spoils_nothing(
     with pytest.raises(InputError, match="give 1 to 128"):
         model.ask([], "what?")
     assert model.complete(photos[1], [(photos[0], "a dog")]).logprob == pytest.approx(before, abs=1e-5)
+
+
+def test_several_pictures_are_captioned_one_by_one_before_a_free_answer(
+    model: FlamingoTasks, photos: list[Image.Image]
+) -> None:
+    text = "Left photo: <image>\nCaption:"
+    first = fresh().interleaved(photos[:1], text).text
+    text += f" {first}{END}Right photo: <image>\nCaption:"
+    second = fresh().interleaved(photos[:2], text).text
+    text += f" {second}{END}\nQuestion: which?\nAnswer:"
+    alone = fresh().interleaved(photos[:2], text, max_new_tokens=ANSWER_TOKENS)
+    found = model.ask(photos[:2], "which?")
+    assert (found.text, found.logprob) == (alone.text, pytest.approx(alone.logprob, abs=1e-4))
+    assert "".join(model.stream(photos[:2], "which?")).strip() == model.ask(photos[:2], "which?", beams=1).text
+    placed = model.ask(photos[:2], "<image> or <image>?")  # as it says itself
+    written = fresh().interleaved(photos[:2], question_prompt("<image> or <image>?", 2), max_new_tokens=ANSWER_TOKENS)
+    assert placed.logprob == pytest.approx(written.logprob, abs=1e-4)

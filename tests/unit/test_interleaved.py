@@ -16,12 +16,13 @@ from triptych.data.interleaved import (
     binding,
     classes,
     episode,
+    in_common,
     made_up_name,
     noun_counts,
     only,
 )
 from triptych.errors import InputError
-from triptych.prompt import IGNORED
+from triptych.prompt import END, IGNORED, one_by_one
 from triptych.train.flamingo_batches import Mixture, Rows, padded
 
 
@@ -181,3 +182,61 @@ def test_answers_about_pairs_do_not_tell_one_another(sequences: Sequences) -> No
     ]
     alike = [first == second for first, second, *_ in (found for found in answers if len(found) > 1)]
     assert 0.35 < sum(alike) / len(alike) < 0.65
+
+
+def test_pictures_are_compared_by_what_is_said_of_them(sequences: Sequences) -> None:
+    """Each is captioned as ``prompt.one_by_one`` asks, then the question is answered from the captions."""
+    kinds: Counter[str] = Counter()
+    for seed in range(120):
+        parts = sequences.compare(random.Random(seed), seed % 20)
+        pictures = [p.picture for p in parts if isinstance(p, Shown)]
+        *captions, answer = (said.text.strip() for said in texts(parts) if said.learnt)
+        assert len(captions) == len(pictures) in (2, 3)
+        assert all(text in sequences.photos[i].captions for i, text in zip(pictures, captions, strict=True))
+        written = "".join("<image>" if isinstance(p, Shown) else p.text + END * p.ends for p in parts)
+        assert written.startswith(one_by_one(len(pictures), captions) + "\nQuestion: ")
+        if answer in ("left", "right"):
+            kinds["which"] += 1
+        elif " shows " in answer:
+            kinds["differ"] += 1
+            assert all(text in answer for text in captions)
+        else:
+            kinds["common"] += 1
+            assert answer == in_common(captions)
+    assert min(kinds.values()) > 10 and len(kinds) == 3
+
+
+@pytest.mark.parametrize(
+    ("captions", "answer"),
+    [
+        (["a dog runs on the grass", "two dogs on grass"], "both show a dog and grass"),
+        (["a dog runs", "a dog", "the brown dog"], "all show a dog"),
+        (["a man runs", "two girls swim"], "both show people"),
+        (["a dog", "a cat"], "both show animals"),
+        (["a dog", "a man"], "nothing much"),
+        (["a beach", "a beach"], "nothing much"),  # a class that few-shot tests ask about
+    ],
+)
+def test_what_captions_have_in_common(captions: list[str], answer: str) -> None:
+    assert in_common(captions) == answer
+
+
+def test_names_are_bound_to_nothing_to_others_or_exchanged(sequences: Sequences) -> None:
+    kinds: Counter[str] = Counter()
+    for seed in range(300):
+        parts = sequences.bound(random.Random(seed), 0)
+        pairs = zip(
+            [p.picture for p in parts if isinstance(p, Shown)], [t for t in texts(parts) if t.ends], strict=True
+        )
+        meant: dict[str, set[str]] = {}
+        for picture, name in pairs:
+            own = {noun for noun, places in (sequences.classes | sequences.drawn).items() if picture in places}
+            meant.setdefault(name.text.strip(), set()).update(own)
+        if not set(meant) & set(sequences.names):
+            kinds["made up"] += 1
+        elif all(any(name in own for other, own in meant.items() if other != name) for name in meant):
+            kinds["exchanged"] += 1
+            assert all(name not in own for name, own in meant.items())
+        else:
+            kinds["others"] += 1
+    assert kinds["made up"] > kinds["exchanged"] > kinds["others"] > 15

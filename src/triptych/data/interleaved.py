@@ -283,10 +283,11 @@ class Sequences:
         if not groups:
             return []
         own, kind = [*groups], rng.random()
+        others = [name for name in self.names if name not in groups]
         if kind < 0.25:
             names = [*own[1:], own[0]]
-        elif kind < 0.4 and len(self.names) > len(own):
-            names = rng.sample(self.names, len(own))
+        elif kind < 0.4 and len(others) >= len(own):
+            names = rng.sample(others, len(own))
         else:
             names = made_up_names(rng, len(own))
         order = [group for _ in range(12 // len(own)) for group in range(len(own))]

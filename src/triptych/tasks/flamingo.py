@@ -17,7 +17,17 @@ from triptych.flamingo import Flamingo, as_prompt
 from triptych.generate import Hypothesis, Search, generate, stream
 from triptych.images import ImageSource, content_hash, load_image
 from triptych.pretrained import FlamingoModel
-from triptych.prompt import CAPTION, END, between_pictures, few_shot, question_prompt, shot_text
+from triptych.prompt import (
+    CAPTION,
+    END,
+    IMAGE,
+    asked_behind,
+    between_pictures,
+    few_shot,
+    one_by_one,
+    question_prompt,
+    shot_text,
+)
 from triptych.tasks.answer import Answer
 from triptych.tasks.chat import ANSWER_TOKENS, MAX_TOKENS, Chat
 from triptych.tasks.chat import MAX_PICTURES as CHAT_PICTURES
@@ -100,12 +110,24 @@ class FlamingoTasks(Answerer):
     def answers(self, asked: Asked) -> list[Answer]:
         for shown in asked.images:
             self.check_count(len(shown))
-        about = zip(asked.questions, asked.images, strict=True)
-        prompts = [(question_prompt(question, len(shown)), shown) for question, shown in about]
+        about = list(zip(asked.questions, asked.images, strict=True))
         if asked.choices is not None:
+            prompts = [(question_prompt(question, len(shown)), shown) for question, shown in about]
             return [self.choose(*prompt, asked.choices, asked.explain) for prompt in prompts]
+        prompts = [(self.question(question, shown), shown) for question, shown in about]
         search = self.search(**({"max_new_tokens": ANSWER_TOKENS} | dict(asked.settings)))
         return self.write(prompts, search, asked.explain)
+
+    def question(self, question: str, images: Sequence[ImageSource]) -> str:
+        """The prompt of a question with a free answer. Text looks at the picture before it alone, so several pictures are captioned
+        one by one first, and the answer can draw on what was said of each; unless the question says itself where they stand."""
+        if len(images) == 1 or IMAGE in question:
+            return question_prompt(question, len(images))
+        behind, captions = asked_behind(question), list[str]()
+        while len(captions) < len(images):
+            shown = images[: len(captions) + 1]
+            captions.append(self.write([(one_by_one(len(images), captions), shown)], self.search())[0].text)
+        return one_by_one(len(images), captions) + behind
 
     def complete(
         self,
@@ -166,7 +188,7 @@ class FlamingoTasks(Answerer):
     def stream(self, images: Photos, question: str | None = None, **settings: Any) -> Iterator[str]:
         """A caption, or the answer to a question, piece by piece as it is written (greedy, or sampled with a ``temperature``)."""
         shown = as_list(images)
-        prompt = CAPTION if question is None else question_prompt(question, len(shown))
+        prompt = CAPTION if question is None else self.question(question, shown)
         own = {} if question is None else {"max_new_tokens": ANSWER_TOKENS}
         return self.streamed(prompt, shown, self.search(**({"beams": 1} | own | settings)))
 
