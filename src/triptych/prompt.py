@@ -124,6 +124,17 @@ WHICH = re.compile(
 )
 
 
+def asks_which(question: str, choices: Sequence[str], pictures: int) -> list[int] | None:
+    """The photo that each choice names, where a question asks which of the photos shows something and every photo is one of the choices
+    ("left" and "the right one", "photo 3"); else None."""
+    sides = {"left": 0, "right": 1} if pictures == 2 else {}
+    named = sides | {str(n + 1): n for n in range(pictures)}
+    found = [{named[word] for word in re.findall(r"\w+", choice.lower()) if word in named} for choice in choices]
+    places = [min(places) for places in found if len(places) == 1]
+    asked = WHICH.match(question.strip()) and IMAGE not in question
+    return places if asked and len(choices) == pictures and sorted(places) == list(range(pictures)) else None
+
+
 def statement(question: str) -> str:
     """What a photo must show to be the answer: ``"Which photo shows a dog in the snow?"`` -> ``"a dog in the snow"``.
 

@@ -269,3 +269,33 @@ def test_several_pictures_are_captioned_one_by_one_before_a_free_answer(
     placed = model.ask(photos[:2], "<image> or <image>?")  # as it says itself
     written = fresh().interleaved(photos[:2], question_prompt("<image> or <image>?", 2), max_new_tokens=ANSWER_TOKENS)
     assert placed.logprob == pytest.approx(written.logprob, abs=1e-4)
+
+
+def test_which_photo_shows_something_is_told_by_how_its_caption_would_begin(
+    model: FlamingoTasks, photos: list[Image.Image]
+) -> None:
+    def begins(photo: Image.Image, text: str) -> float:
+        """log p(text | photo), token by token."""
+        row = fresh().row(CAPTION, [photo])
+        ids = row.input_ids + model.tokenizer.encode(f" {text}")
+        media = model.model.media(row.visual_tokens, [1])
+        with torch.no_grad():
+            logprobs = model.model.lm.logits(model.model(torch.tensor([ids]), media)).log_softmax(-1)[0]
+        return sum(float(logprobs[t - 1, ids[t]]) for t in range(len(row.input_ids), len(ids)))
+
+    found = model.compare(photos[0], photos[1], "Which photo shows a dog?")
+    expected = {side: begins(photo, "a dog") for side, photo in zip(("left", "right"), photos, strict=False)}
+    assert found.scores == pytest.approx(expected, abs=1e-4)
+    assert found.text == max(expected, key=expected.__getitem__)
+    assert found.logprob == pytest.approx(max(expected.values()), abs=1e-4)
+    turned = model.ask(photos[:2], "which one is it?", ["the right one", "a: left"], explain=True)
+    assert turned.scores is not None and list(turned.scores) == ["a: left", "the right one"]
+    assert turned.evidence is not None and turned.evidence.maps.shape[1] == 2
+    many = model.ask(photos[:3], "In which picture is x?", ["2", "photo 3", "photo 1"]).scores
+    assert many == pytest.approx({n: begins(p, "x") for n, p in zip(("photo 1", "2", "photo 3"), photos, strict=False)})
+
+
+def test_other_choices_are_told_by_the_answer(model: FlamingoTasks, photos: list[Image.Image]) -> None:
+    for question, choices in (("Which photo shows a dog?", ["left", "both"]), ("Is it left?", ["left", "right"])):
+        plain = fresh().interleaved(photos[:2], question_prompt(question, 2), choices)
+        assert model.ask(photos[:2], question, choices).scores == pytest.approx(plain.scores, abs=1e-4)

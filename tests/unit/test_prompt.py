@@ -3,7 +3,16 @@
 import pytest
 
 from triptych.errors import InputError
-from triptych.prompt import between_pictures, question_prompt, read_with, statement
+from triptych.prompt import (
+    END,
+    asked_behind,
+    asks_which,
+    between_pictures,
+    one_by_one,
+    question_prompt,
+    read_with,
+    statement,
+)
 
 
 def test_one_text_more_than_pictures() -> None:
@@ -49,3 +58,33 @@ def test_an_empty_question_is_refused(question: str) -> None:
 )
 def test_statements(question: str, expected: str) -> None:
     assert statement(question) == expected
+
+
+@pytest.mark.parametrize(
+    ("question", "choices", "pictures", "places"),
+    [
+        ("Which photo shows a dog?", ["left", "right"], 2, [0, 1]),
+        ("in which photo is a pizza in the oven?", ["b: Right", "a: left"], 2, [1, 0]),
+        ("Which picture is it?", ["photo 2", "photo 1"], 2, [1, 0]),
+        ("Which one is red?", ["3", "1", "2"], 3, [2, 0, 1]),
+        ("Which photo shows a dog?", ["left", "none"], 2, None),
+        ("Which photo shows a dog?", ["left", "left one"], 2, None),
+        ("Which photo shows a dog?", ["left", "right", "none"], 2, None),
+        ("Which photo shows a dog?", ["left or right", "right"], 2, None),
+        ("Which photo shows a dog?", ["left", "right", "3"], 3, None),
+        ("What do they show?", ["left", "right"], 2, None),
+        ("Which photo is it, <image> or <image>?", ["left", "right"], 2, None),
+    ],
+)
+def test_choices_that_name_photos(question: str, choices: list[str], pictures: int, places: list[int] | None) -> None:
+    assert asks_which(question, choices, pictures) == places
+
+
+def test_pictures_are_captioned_one_by_one() -> None:
+    assert one_by_one(2, []) == "Left photo: <image>\nCaption:"
+    first = f"Left photo: <image>\nCaption: a dog{END}Right photo: <image>\nCaption:"
+    assert one_by_one(2, ["a dog"]) == first
+    assert one_by_one(2, ["a dog", "a cat"]) == f"{first} a cat{END}"
+    assert asked_behind("Which?") == "\nQuestion: Which?\nAnswer:"
+    with pytest.raises(InputError, match="empty"):
+        asked_behind(" ")

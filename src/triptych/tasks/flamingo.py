@@ -22,18 +22,20 @@ from triptych.prompt import (
     END,
     IMAGE,
     asked_behind,
+    asks_which,
     between_pictures,
     few_shot,
     one_by_one,
     question_prompt,
     shot_text,
+    statement,
 )
 from triptych.tasks.answer import Answer
 from triptych.tasks.chat import ANSWER_TOKENS, MAX_TOKENS, Chat
 from triptych.tasks.chat import MAX_PICTURES as CHAT_PICTURES
 from triptych.tasks.flamingo_evidence import answer_maps
 from triptych.tasks.photos import PhotoMemory
-from triptych.tasks.prefix import PrefixMemory, Row, alike
+from triptych.tasks.prefix import Begun, PrefixMemory, Row, alike
 from triptych.tasks.writing import (
     Answerer,
     Asked,
@@ -112,11 +114,39 @@ class FlamingoTasks(Answerer):
             self.check_count(len(shown))
         about = list(zip(asked.questions, asked.images, strict=True))
         if asked.choices is not None:
-            prompts = [(question_prompt(question, len(shown)), shown) for question, shown in about]
-            return [self.choose(*prompt, asked.choices, asked.explain) for prompt in prompts]
+            return [self.chosen(question, shown, asked.choices, asked.explain) for question, shown in about]
         prompts = [(self.question(question, shown), shown) for question, shown in about]
         search = self.search(**({"max_new_tokens": ANSWER_TOKENS} | dict(asked.settings)))
         return self.write(prompts, search, asked.explain)
+
+    def chosen(self, question: str, images: Sequence[ImageSource], choices: Sequence[str], explain: bool) -> Answer:
+        """The likeliest choice; of a question that asks which of the photos shows something, by ``which``."""
+        places = asks_which(question, choices, len(images)) if len(images) > 1 else None
+        if places is None:
+            return self.choose(question_prompt(question, len(images)), images, choices, explain)
+        return self.which(statement(question), images, [choices[places.index(n)] for n in range(len(images))], explain)
+
+    @torch.inference_mode()
+    def which(self, text: str, images: Sequence[ImageSource], names: Sequence[str], explain: bool) -> Answer:
+        """The photo whose caption would sooner begin with ``text``, by its log-probability (``Answer.scores``, by ``names``).
+
+        The paper, too, classifies by the likelihood of texts (section 3.4). A small language model is much better at saying what a photo
+        shows than at answering "left" or "right".
+        """
+        rows = [self.row(CAPTION, [image]) for image in images]
+        found = []
+        for row in rows:
+            with self.prefix.begun(row) as begun:
+                found.append(self.scored(begun, [text], whole=False)[1][0])
+        best = max(range(len(found)), key=lambda n: found[n].logprob)
+
+        def maps(ids: Sequence[int], spans: Spans) -> NDArray[np.float32]:
+            seen = zip(rows, images, strict=True)
+            shown = [answer_maps(self.model, row.input_ids, self.features([image]), ids, spans) for row, image in seen]
+            return np.concatenate(shown, 1)
+
+        answer = to_answer(self.name, self.tokenizer, [found[best]], maps if explain else None)
+        return replace(answer, text=names[best], scores={n: h.logprob for n, h in zip(names, found, strict=True)})
 
     def question(self, question: str, images: Sequence[ImageSource]) -> str:
         """The prompt of a question with a free answer. Text looks at the picture before it alone, so several pictures are captioned
@@ -316,17 +346,22 @@ class FlamingoTasks(Answerer):
         """The choice that the language model finds the likeliest to follow; the prompt is read once for all."""
         row = self.row(text, images)
         with self.prefix.begun(row) as begun:
-            rows = torch.zeros(1, len(choices), dtype=torch.long, device=self.device)
-            state = begun.state.reorder(rows)
-            best, found = score_choices(
-                self.tokenizer,
-                self.flamingo.end_id,
-                choices,
-                begun.logits,
-                lambda ids: self.model.lm.logits(self.model(ids, state=state)),
-            )
+            best, found = self.scored(begun, choices)
         answer = self.answer([found[best]], row, images if explain else None)
         return replace(answer, text=choices[best], scores={c: h.logprob for c, h in zip(choices, found, strict=True)})
+
+    def scored(self, begun: Begun, texts: Sequence[str], whole: bool = True) -> tuple[int, list[Hypothesis]]:
+        """What may follow a prompt that has been read: see ``score_choices``."""
+        state = begun.state.reorder(torch.zeros(1, len(texts), dtype=torch.long, device=self.device))
+        lm = self.model.lm
+        return score_choices(
+            self.tokenizer,
+            self.flamingo.end_id,
+            texts,
+            begun.logits,
+            lambda ids: lm.logits(self.model(ids, state=state)),
+            whole,
+        )
 
     def info(self) -> dict[str, Any]:
         """Parts, parameters, gates, memory, licence and figures."""

@@ -185,9 +185,14 @@ def check_choices(choices: Sequence[str]) -> list[str]:
 
 
 def score_choices(
-    tokenizer: TextTokenizer, end: int, choices: Sequence[str], first: Tensor, go_on: Callable[[Tensor], Tensor]
+    tokenizer: TextTokenizer,
+    end: int,
+    choices: Sequence[str],
+    first: Tensor,
+    go_on: Callable[[Tensor], Tensor],
+    whole: bool = True,
 ) -> tuple[int, list[Hypothesis]]:
-    """Each choice as the whole answer to one prompt, which was read once for all.
+    """Each choice as the whole answer to one prompt, which was read once for all; or as its beginning (``whole`` false).
 
     Args:
         end: the token that ends an answer.
@@ -197,10 +202,12 @@ def score_choices(
     Returns:
         The place of the likeliest, and all with their log-probabilities.
     """
-    ids = [[*tokenizer.encode(f" {choice}"), end] for choice in choices]
+    ids = [[*tokenizer.encode(f" {choice}"), *[end] * whole] for choice in choices]
     longest = max(map(len, ids))
     padded = torch.tensor([[*row, *[end] * (longest - len(row))] for row in ids], device=first.device)
-    logits = torch.cat([first.expand(len(ids), -1)[:, None], go_on(padded[:, :-1])], 1)
+    begin = first.expand(len(ids), -1)[:, None]
+    logits = torch.cat([begin, go_on(padded[:, :-1])], 1) if longest > 1 else begin
     told = log_softmax(logits, Search(frozenset({end}))).gather(2, padded[..., None])[..., 0]
-    found = [Hypothesis(tuple(row[:-1]), tuple(told[i, : len(row)].tolist()), True) for i, row in enumerate(ids)]
+    texts = [tuple(row[:-1] if whole else row) for row in ids]
+    found = [Hypothesis(text, tuple(told[i, : len(ids[i])].tolist()), whole) for i, text in enumerate(texts)]
     return max(range(len(found)), key=lambda i: found[i].logprob), found
