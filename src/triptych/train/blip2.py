@@ -23,7 +23,7 @@ from triptych import masks
 from triptych.blip2 import Blip2, GroundedText, caption_inputs, instruction
 from triptych.blip2_losses import itc_loss, itc_similarity, itg_loss, itm_loss, itm_pairs
 from triptych.data import Photo
-from triptych.data.questions import make_pairs, make_questions, stated_questions
+from triptych.data.questions import Question, make_pairs, make_questions, stated_questions
 from triptych.decoder import Place
 from triptych.errors import InputError
 from triptych.evaluate.captions import score_captions
@@ -103,6 +103,11 @@ class Blip2Recipe:
     def terms(self) -> Mapping[str, float]:
         return STAGES[self.stage] if self.weights is None else self.weights
 
+    @property
+    def questions_alone(self) -> bool:
+        """No term needs captions: the photos come with questions and answers."""
+        return {name for name, weight in self.terms.items() if weight} == {"question"}
+
 
 Gather = Callable[[Tensor], Tensor]  # [B, ...] of this process -> [N, ...] of all, with the gradient of its own part
 
@@ -144,6 +149,8 @@ class Blip2Objective(nn.Module):
             if rows is not None:
                 losses[name] = self.answer_loss(image, rows)
         self.last = {name: loss.item() for name, loss in losses.items()}
+        if not losses:
+            return torch.zeros((), requires_grad=True)  # of these photos nothing is asked
         return torch.stack([self.recipe.terms[name] * loss for name, loss in losses.items()]).sum()
 
     def first_stage(self, image: ImageKeysValues, seen: QFormerOutput, batch: Batch, seed: int) -> dict[str, Tensor]:
@@ -222,18 +229,26 @@ class Blip2Objective(nn.Module):
 
     def answer_loss(self, image: ImageKeysValues, rows: Rows) -> Tensor:
         """-log p(answer | photos, question) of the frozen language model, the mean over answers' tokens."""
-        lm = self.model.lm
-        assert lm is not None
-        question = (rows.question_ids, rows.question_mask) if self.model.config.instructed else None
-        queries = self.model.read_photos(image.select(rows.photos), question).queries
-        soft_prompts = (
-            self.model.soft_prompt(queries).flatten(0, 1).float()
-        )  # as the residual stream, also under autocast
-        x = lm.embed(rows.input_ids.clamp_min(0))
-        x = x.masked_scatter((rows.input_ids == PICTURE)[..., None], soft_prompts)
-        told = rows.labels != IGNORED
-        logits = lm.logits(lm(x, rows.token_mask)[told]).float()
-        return F.cross_entropy(logits, rows.labels[told])
+        return F.cross_entropy(answer_logits(self.model, image, rows), rows.labels[rows.labels != IGNORED])
+
+
+def answer_logits(model: Blip2, image: ImageKeysValues, rows: Rows) -> Tensor:
+    """``[N, V]``: of the frozen language model, for the N tokens of all answers."""
+    lm = model.lm
+    assert lm is not None
+    question = (rows.question_ids, rows.question_mask) if model.config.instructed else None
+    queries = model.read_photos(image.select(rows.photos), question).queries
+    soft_prompts = model.soft_prompt(queries).flatten(0, 1).float()  # as the residual stream, also under autocast
+    x = lm.embed(rows.input_ids.clamp_min(0))
+    x = x.masked_scatter((rows.input_ids == PICTURE)[..., None], soft_prompts)
+    return lm.logits(lm(x, rows.token_mask)[rows.labels != IGNORED]).float()
+
+
+def right_answers(model: Blip2, image: ImageKeysValues, rows: Rows) -> int:
+    """How many answers greedy decoding gives word for word: those of which each token is the likeliest."""
+    told = rows.labels != IGNORED
+    wrong = answer_logits(model, image, rows).argmax(-1) != rows.labels[told]
+    return len(rows.labels) - len(set(told.nonzero()[wrong, 0].tolist()))
 
 
 def retrieval_recall(
@@ -282,6 +297,33 @@ def generated(
     return texts
 
 
+def asked_of(photos: Sequence[Photo], seed: int) -> list[list[Question]]:
+    """The questions that each photo comes with, else those made of its captions."""
+    made = make_questions(photos, seed)
+    return [stated_questions(photo) or own for photo, own in zip(photos, made, strict=True)]
+
+
+def answered(
+    model: Blip2,
+    features: Features,
+    questions: Sequence[Sequence[Question]],
+    as_rows: QuestionRows,
+    seed: int,
+    batch: int = 25,
+) -> float:
+    """Percent of questions, one of each photo, that are answered word for word."""
+    device = model.qformer.query_tokens.device
+    right = asked = 0
+    for first in range(0, len(questions), batch):
+        rows = range(first, min(first + batch, len(questions)))
+        drawn = draw_questions(rows, questions, len(rows), seed)
+        if drawn:
+            image = model.look(cells_of(features[rows, [0] * len(rows)]).to(device))
+            right += right_answers(model, image, Rows(*(x.to(device) for x in as_rows(drawn))))
+            asked += len(drawn)
+    return 100 * right / max(1, asked)
+
+
 def all_processes(tensor: Tensor) -> Tensor:
     """What every process has, in the order of their ranks; gradients flow to each one's own part."""
     return torch.cat(all_gather(tensor))  # type: ignore[no-untyped-call]
@@ -297,17 +339,21 @@ def train(
 ) -> dict[str, Any]:
     """Train in ``run``; ``run/best`` is the checkpoint that did best on the validation photos.
 
-    Best: CIDEr-D of generated captions where the language model learns to write them; else the mean of both directions' R@1 without
-    re-ranking. ``notes`` go into the
-    checkpoint's card. Returns the record of the best validation.
+    Best: CIDEr-D of generated captions where the language model learns to write them; the share of questions answered word for word where
+    nothing else is learnt, and the photos need no captions; else the mean of both directions' R@1 without re-ranking. ``notes`` go into
+    the checkpoint's card. Returns the record of the best validation.
     """
     photos, features = train_data
     val_photos, val_features = val_data[0][: recipe.validation_photos], val_data[1]
+    alone = recipe.questions_alone
     for photo in (*photos, *val_photos):
-        if not photo.captions:
-            raise InputError(f"{photo.name} has no captions: remove it from the data or give it some")
+        if not photo.captions and not alone:
+            raise InputError(
+                f"{photo.name} has no captions: remove it from the data, give it some, or learn its questions alone (weight question=1)"
+            )
     model, words, tokenizer = blip2.model, blip2.words, blip2.tokenizer
-    texts = Texts(photos, words, tokenizer, recipe.max_pieces, recipe.max_tokens)
+    captioned = [] if alone else photos
+    texts = Texts(captioned, words, tokenizer, recipe.max_pieces, recipe.max_tokens)
     counts = [len(photo.captions) for photo in photos]
     grid, terms = model.vision_encoder.grid, recipe.terms
     several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
@@ -323,8 +369,7 @@ def train(
     as_rows = None
     if terms.get("question") and tokenizer is not None:
         as_rows = QuestionRows(words, tokenizer, model.config.qformer.queries)
-        made = make_questions(photos, recipe.loop.seed)
-        questions = [stated_questions(photo) or own for photo, own in zip(photos, made, strict=True)]
+        questions, val_questions = (asked_of(items, recipe.loop.seed) for items in (photos, val_photos))
 
     def cells(rows: Sequence[int], seed: int) -> Tensor:
         mirrored = torch.randint(2 if recipe.mirror else 1, (len(rows),), generator=torch.Generator().manual_seed(seed))
@@ -333,7 +378,7 @@ def train(
 
     def batch(rows: Sequence[int], seed: int) -> tuple[Batch, int]:
         told = math.ceil(recipe.lm_photos * len(rows))
-        choice = choose_captions([counts[row] for row in rows], recipe.captions_per_photo, seed)
+        choice = choose_captions([counts[row] for row in rows], recipe.captions_per_photo, seed) if captioned else []
         first_stage = any(terms.get(name) for name in FIRST_STAGE)
         return Batch(
             cells(rows, seed),
@@ -347,13 +392,19 @@ def train(
         if as_rows is None:
             return None, None
         asked = draw_questions(rows, questions, round(recipe.questions * len(rows)), seed)
-        pairs = make_pairs([photos[row] for row in rows], round(recipe.pairs * len(rows)), seed)
+        count = round(recipe.pairs * len(rows)) if terms.get("pair") else 0
+        pairs = make_pairs([photos[row] for row in rows], count, seed)
         return as_rows(asked) if asked else None, as_rows(asked_pairs(pairs)) if pairs else None
 
     def validate() -> dict[str, float]:
+        metrics: dict[str, float] = {}
+        judged = val_photos[: recipe.validation_captions]
         with torch.inference_mode(), torch.autocast(model.qformer.query_tokens.device.type, torch.bfloat16, bf16):
-            metrics = retrieval_recall(model, val_features, val_photos, words, recipe)
-            judged = val_photos[: recipe.validation_captions]
+            if as_rows is not None:
+                metrics["accuracy"] = answered(model, val_features, val_questions, as_rows, recipe.loop.seed)
+            if alone:
+                return metrics
+            metrics |= retrieval_recall(model, val_features, val_photos, words, recipe)
             captions = generated(model, val_features, len(judged), words, tokenizer if told_by_lm else None, search)
         references = {photo.id: photo.captions for photo in judged}
         scores = score_captions(dict(zip(references, captions, strict=True)), references, meteor=False)
@@ -372,7 +423,7 @@ def train(
     run.mkdir(parents=True, exist_ok=True)
     if recipe.stage == 2 and recipe.word_epochs and not (run / "state.pt").exists():
         words_first(run / "words", blip2, photos, cells, recipe)
-    metric = "CIDEr-D" if told_by_lm else "R@1"
+    metric = "accuracy" if alone else "CIDEr-D" if told_by_lm else "R@1"
     groups = parameter_groups(model, recipe)
     return fit(run, objective, groups, len(photos), batch, validate, save_best, recipe.loop, identity, metric)
 

@@ -27,9 +27,9 @@ FEATURES_TIMEOUT = timedelta(days=2)  # how long other processes wait while one 
 HELD_OUT = 10  # without a validation split, every tenth photo is held out for it
 
 
-def split_photos(data: Path) -> tuple[list[Photo], list[Photo]]:
-    """Training and validation photos with captions; test photos are never touched."""
-    photos = [photo for photo in open_dataset(data) if photo.captions]
+def split_photos(data: Path, asked: bool = False) -> tuple[list[Photo], list[Photo]]:
+    """Training and validation photos with captions (``asked``: or with questions); test photos are never touched."""
+    photos = [photo for photo in open_dataset(data) if photo.captions or (asked and photo.extra.get("vqa"))]
     train_photos = [photo for photo in photos if photo.split == "train"]
     val_photos = [photo for photo in photos if photo.split == "val"]
     if not val_photos:

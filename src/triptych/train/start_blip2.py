@@ -53,7 +53,7 @@ def blip2_run(
     if recipe.stage > 1 and init is None:
         raise InputError(f"stage {recipe.stage} goes on from an earlier one: name its checkpoint with --init")
     state = PartialState(timeout=FEATURES_TIMEOUT)
-    train_photos, val_photos = split_photos(data)
+    train_photos, val_photos = split_photos(data, recipe.questions_alone)
     torch.manual_seed(recipe.loop.seed)
     blip2 = new_blip2(encoder, encoder_weights, image_size, queries) if init is None else load_blip2(locate(init))
     if recipe.stage > 1 and blip2.model.lm is None:
