@@ -141,7 +141,10 @@ def train_blip2(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Train BLIP-2; RUN/best is the checkpoint that did best on the validation photos (stage 1: R@1, later: CIDEr-D)."""
+    """Train BLIP-2; RUN/best is the checkpoint that did best on the validation photos (stage 1: R@1, later: CIDEr-D).
+
+    With --weight question=1 alone, the photos need questions with answers and no captions (judged by right answers).
+    """
     try:
         from triptych.train.blip2 import Blip2Recipe
         from triptych.train.loop import LoopConfig
