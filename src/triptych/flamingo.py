@@ -232,7 +232,7 @@ class FlamingoState:
     def truncate(self, length: int, pictures: int) -> None:
         """Go back to the first ``length`` positions, of one row, which had had so many pictures."""
         self.text.truncate(length)
-        self.seen = self.seen.clamp_max(pictures)
+        self.seen = torch.full_like(self.seen, pictures)
         self.media = self.media.first(pictures) if self.media and pictures else None
         self.newest = None
 
@@ -308,6 +308,7 @@ class Flamingo(nn.Module):
         state: FlamingoState | None = None,
         maps: list[Tensor] | None = None,
         text_maps: list[Tensor] | None = None,
+        away: int | None = None,
     ) -> Tensor:
         """Text that looks at pictures.
 
@@ -318,6 +319,7 @@ class Flamingo(nn.Module):
             state: what came before.
             maps: takes how much each token looked at each latent, of each gated block ``[B, T, N * R]``, the mean over heads.
             text_maps: takes how much each token looked at each, of each block ``[B, T, T]``; not beside ``state``.
+            away: from this place on the text looks at no picture, until the next one; what goes on from ``state`` likewise.
 
         Returns:
             the hidden states ``[B, T, E]``, for ``lm.logits``.
@@ -326,6 +328,9 @@ class Flamingo(nn.Module):
         text_time = (input_ids == self.config.image_id).cumsum(1)  # Flamingo section 2.3: pictures before each token
         if state is not None:
             text_time = text_time + state.seen[:, None]
+        if away is not None:
+            text_time[:, away:] = 0  # there is no picture of this number
+        if state is not None:
             media = self.looked_at(state, text_time)
         media_mask = None
         if media is not None and media.blocks:

@@ -261,11 +261,25 @@ def test_several_pictures_are_captioned_one_by_one_before_a_free_answer(
     first = fresh().interleaved(photos[:1], text).text
     text += f" {first}{END}Right photo: <image>\nCaption:"
     second = fresh().interleaved(photos[:2], text).text
-    text += f" {second}{END}\nQuestion: which?\nAnswer:"
-    alone = fresh().interleaved(photos[:2], text, max_new_tokens=ANSWER_TOKENS)
-    found = model.ask(photos[:2], "which?")
-    assert (found.text, found.logprob) == (alone.text, pytest.approx(alone.logprob, abs=1e-4))
-    assert "".join(model.stream(photos[:2], "which?")).strip() == model.ask(photos[:2], "which?", beams=1).text
+    head = fresh().row(text + f" {second}{END}", photos[:2])
+    with torch.inference_mode(), model.told("which?", photos[:2]) as (row, begun):
+        logits = begun.logits.clone()
+    assert row.input_ids == head.input_ids + model.tokenizer.encode("\nQuestion: which?\nAnswer:")
+    ids, media = torch.tensor([row.input_ids]), model.model.media(head.visual_tokens, [2])
+
+    def follows(away: int | None) -> torch.Tensor:
+        with torch.no_grad():
+            return model.model.lm.logits(model.model(ids, media, away=away))[:, -1]
+
+    torch.testing.assert_close(logits, follows(len(head.input_ids)), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(logits, follows(None), atol=1e-2)
+    assert "".join(model.stream(photos[:2], "which?")).strip() == model.ask(photos[:2], "which?", beams=1).text.strip()
+    alone = fresh().interleaved(
+        photos[:2], f"{text} {second}{END}"
+    )  # what was read without a look is not taken for this
+    assert model.interleaved(photos[:2], f"{text} {second}{END}").logprob == pytest.approx(alone.logprob, abs=1e-4)
+    shown = model.ask(photos[:2], "which?", explain=True).evidence
+    assert shown is not None and shown.maps.shape[1] == 2
     placed = model.ask(photos[:2], "<image> or <image>?")  # as it says itself
     written = fresh().interleaved(photos[:2], question_prompt("<image> or <image>?", 2), max_new_tokens=ANSWER_TOKENS)
     assert placed.logprob == pytest.approx(written.logprob, abs=1e-4)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, overload
 
@@ -55,6 +55,11 @@ MAX_PICTURES = 128  # of one prompt
 REMEMBERED = 512  # pictures whose visual tokens are kept
 
 Shot = tuple[ImageSource | None, str]  # an example: a picture, or none, and its text
+
+
+def compared(question: str, images: Sequence[ImageSource]) -> bool:
+    """Whether a question is about several pictures and does not say itself where they stand."""
+    return len(images) > 1 and IMAGE not in question
 
 
 class FlamingoTasks(Answerer):
@@ -115,9 +120,37 @@ class FlamingoTasks(Answerer):
         about = list(zip(asked.questions, asked.images, strict=True))
         if asked.choices is not None:
             return [self.chosen(question, shown, asked.choices, asked.explain) for question, shown in about]
-        prompts = [(self.question(question, shown), shown) for question, shown in about]
+        if any(compared(question, shown) for question, shown in about):
+            return [self.answered(question, shown, asked.explain, asked.settings) for question, shown in about]
         search = self.search(**({"max_new_tokens": ANSWER_TOKENS} | dict(asked.settings)))
+        prompts = [(question_prompt(question, len(shown)), shown) for question, shown in about]
         return self.write(prompts, search, asked.explain)
+
+    def answered(
+        self, question: str, images: Sequence[ImageSource], explain: bool, settings: Mapping[str, Any]
+    ) -> Answer:
+        """A free answer. Several pictures are captioned one by one first, and the answer draws on what was said of each."""
+        if not compared(question, images):
+            return self.answers(Asked([list(images)], [question], None, explain, settings))[0]
+        search = self.search(**({"max_new_tokens": ANSWER_TOKENS * len(images)} | dict(settings)))
+        with self.told(question, images) as (row, begun):
+            (found,) = generate(begun, None, search)
+        return self.answer(found, row, images if explain else None)
+
+    @contextmanager
+    def told(self, question: str, images: Sequence[ImageSource]) -> Iterator[tuple[Row, Begun]]:
+        """Pictures with their captions and then a question, read. From there on the text looks at no picture: it would see the last one
+        alone, and say of all what it sees in that."""
+        ids, captions = self.tokenizer.encode(asked_behind(question)), list[str]()
+        while len(captions) < len(images):
+            shown = images[: len(captions) + 1]
+            captions.append(self.write([(one_by_one(len(images), captions), shown)], self.search())[0].text)
+        row = self.row(one_by_one(len(images), captions), images)
+        with self.prefix.begun(row) as begun:
+            hidden = self.model(torch.tensor([ids], device=self.device), state=begun.state, away=0)
+            logits = self.model.lm.logits(hidden[:, -1:])[:, 0]
+            whole = row._replace(input_ids=row.input_ids + ids, away=len(row.input_ids))
+            yield whole, Begun(self.model, logits, begun.state)
 
     def chosen(self, question: str, images: Sequence[ImageSource], choices: Sequence[str], explain: bool) -> Answer:
         """The likeliest choice; of a question that asks which of the photos shows something, by ``which``."""
@@ -147,17 +180,6 @@ class FlamingoTasks(Answerer):
 
         answer = to_answer(self.name, self.tokenizer, [found[best]], maps if explain else None)
         return replace(answer, text=names[best], scores={n: h.logprob for n, h in zip(names, found, strict=True)})
-
-    def question(self, question: str, images: Sequence[ImageSource]) -> str:
-        """The prompt of a question with a free answer. Text looks at the picture before it alone, so several pictures are captioned
-        one by one first, and the answer can draw on what was said of each; unless the question says itself where they stand."""
-        if len(images) == 1 or IMAGE in question:
-            return question_prompt(question, len(images))
-        behind, captions = asked_behind(question), list[str]()
-        while len(captions) < len(images):
-            shown = images[: len(captions) + 1]
-            captions.append(self.write([(one_by_one(len(images), captions), shown)], self.search())[0].text)
-        return one_by_one(len(images), captions) + behind
 
     def complete(
         self,
@@ -218,14 +240,25 @@ class FlamingoTasks(Answerer):
     def stream(self, images: Photos, question: str | None = None, **settings: Any) -> Iterator[str]:
         """A caption, or the answer to a question, piece by piece as it is written (greedy, or sampled with a ``temperature``)."""
         shown = as_list(images)
-        prompt = CAPTION if question is None else self.question(question, shown)
-        own = {} if question is None else {"max_new_tokens": ANSWER_TOKENS}
-        return self.streamed(prompt, shown, self.search(**({"beams": 1} | own | settings)))
+        if question is None:
+            return self.streamed(CAPTION, shown, self.search(**({"beams": 1} | settings)))
+        several = compared(question, shown)
+        room = ANSWER_TOKENS * (len(shown) if several else 1)
+        search = self.search(**({"beams": 1, "max_new_tokens": room} | settings))
+        if several:
+            return self.streamed_answer(question, shown, search)
+        return self.streamed(question_prompt(question, len(shown)), shown, search)
 
     @torch.inference_mode()
     def streamed(self, text: str, images: Sequence[ImageSource], search: Search) -> Iterator[str]:
         """What follows a prompt, piece by piece."""
         with self.prefix.begun(self.row(text, images)) as begun:
+            yield from pieces_of(self.tokenizer, stream(begun, None, search))
+
+    @torch.inference_mode()
+    def streamed_answer(self, question: str, images: Sequence[ImageSource], search: Search) -> Iterator[str]:
+        """The answer to a question about several pictures, piece by piece."""
+        with self.told(question, images) as (_, begun):
             yield from pieces_of(self.tokenizer, stream(begun, None, search))
 
     def chat(self) -> Chat:
@@ -337,7 +370,7 @@ class FlamingoTasks(Answerer):
         """``images``: of the prompt, to show where the model looked in them; None = no evidence."""
 
         def maps(ids: Sequence[int], spans: Spans) -> NDArray[np.float32]:
-            return answer_maps(self.model, row.input_ids, self.features(images or ()), ids, spans)
+            return answer_maps(self.model, row.input_ids, self.features(images or ()), ids, spans, row.away)
 
         return to_answer(self.name, self.tokenizer, hypotheses, maps if images else None, as_sentence)
 

@@ -22,10 +22,16 @@ MAX_TOKENS = 2048  # the memory for attention grows with their square
 
 
 def answer_maps(
-    model: Flamingo, prompt_ids: Sequence[int], image_features: Tensor, ids: Sequence[int], spans: Spans
+    model: Flamingo,
+    prompt_ids: Sequence[int],
+    image_features: Tensor,
+    ids: Sequence[int],
+    spans: Spans,
+    away: int | None = None,
 ) -> NDArray[np.float32]:
     """Of what was written (``ids``, the words' ``spans``) behind a prompt with the pictures ``image_features [N, L, Dv]``:
-    ``[words, N, h, w]``; what a word has from each picture sums to at most 1 over all."""
+    ``[words, N, h, w]``; what a word has from each picture sums to at most 1 over all. ``away``: see
+    ``Flamingo.forward``."""
     if len(prompt_ids) + len(ids) > MAX_TOKENS:
         raise InputError(f"where the model looked is shown for texts of {MAX_TOKENS} tokens at most")
     pictures = len(image_features)
@@ -36,7 +42,7 @@ def answer_maps(
     looked: list[Tensor] = []
     read: list[Tensor] = []
     text = torch.tensor([[*prompt_ids, *ids[:-1]]], dtype=torch.long, device=device)
-    model(text, model.media(tokens, [pictures]), maps=looked, text_maps=read)
+    model(text, model.media(tokens, [pictures]), maps=looked, text_maps=read, away=away)
     direct = torch.stack([x[0] for x in looked]).mean(0).view(text.shape[1], pictures, -1)  # [S, N, R]
     through = torch.stack([x[0] for x in read]).mean(0)  # [S, S]
     made = slice(-len(ids), None)

@@ -13,11 +13,13 @@ from triptych.flamingo import Flamingo, FlamingoState, as_prompt
 
 
 class Row(NamedTuple):
-    """One prompt. ``signature``: its tokens, each picture by its content, so that like prompts are alike."""
+    """One prompt. ``signature``: its tokens, each picture by its content, so that like prompts are alike. ``away``: the place from which on
+    its text looks at no picture."""
 
     input_ids: list[int]
     signature: tuple[int | str, ...]
     visual_tokens: Tensor  # [N, R, D]
+    away: int | None = None
 
     def until(self, length: int) -> Row:
         """Its beginning."""
