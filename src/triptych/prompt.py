@@ -59,11 +59,11 @@ def photo_lines(pictures: int) -> str:
     return "\n".join(f"{name}: {IMAGE}" for name in photo_names(pictures))
 
 
-def one_by_one(pictures: int, captions: Sequence[str]) -> str:
-    """Pictures by name with their captions, as far as they are known; the next one's caption, if any, is asked for."""
-    names = photo_names(pictures)
-    told = "".join(f"{name}: {CAPTION} {text}{END}" for name, text in zip(names, captions, strict=False))
-    return told if len(captions) == pictures else f"{told}{names[len(captions)]}: {CAPTION}"
+def one_by_one(captions: Sequence[str]) -> str:
+    """Pictures by name, each with its caption."""
+    return "".join(
+        f"{name}: {CAPTION} {text}{END}" for name, text in zip(photo_names(len(captions)), captions, strict=True)
+    )
 
 
 def asked_behind(question: str) -> str:

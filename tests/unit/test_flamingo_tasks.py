@@ -12,7 +12,7 @@ from tiny_flamingo import tiny_flamingo
 
 from triptych.data.interleaved import example, told, with_pictures
 from triptych.errors import InputError
-from triptych.prompt import CAPTION, END, few_shot, question_prompt
+from triptych.prompt import CAPTION, END, few_shot, one_by_one, question_prompt
 from triptych.tasks.chat import ANSWER_TOKENS
 from triptych.tasks.flamingo import FlamingoTasks
 from triptych.tasks.flamingo_evidence import cells_of_latents
@@ -257,11 +257,9 @@ def test_a_picture_that_cannot_be_read_spoils_nothing(
 def test_several_pictures_are_captioned_one_by_one_before_a_free_answer(
     model: FlamingoTasks, photos: list[Image.Image]
 ) -> None:
-    text = "Left photo: <image>\nCaption:"
-    first = fresh().interleaved(photos[:1], text).text
-    text += f" {first}{END}Right photo: <image>\nCaption:"
-    second = fresh().interleaved(photos[:2], text).text
-    head = fresh().row(text + f" {second}{END}", photos[:2])
+    captions = [fresh().interleaved([photo], CAPTION).text for photo in photos[:2]]
+    text = one_by_one(captions)
+    head = fresh().row(text, photos[:2])
     with torch.inference_mode(), model.told("which?", photos[:2]) as (row, begun):
         logits = begun.logits.clone()
     assert row.input_ids == head.input_ids + model.tokenizer.encode("\nQuestion: which?\nAnswer:")
@@ -274,10 +272,8 @@ def test_several_pictures_are_captioned_one_by_one_before_a_free_answer(
     torch.testing.assert_close(logits, follows(len(head.input_ids)), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(logits, follows(None), atol=1e-2)
     assert "".join(model.stream(photos[:2], "which?")).strip() == model.ask(photos[:2], "which?", beams=1).text.strip()
-    alone = fresh().interleaved(
-        photos[:2], f"{text} {second}{END}"
-    )  # what was read without a look is not taken for this
-    assert model.interleaved(photos[:2], f"{text} {second}{END}").logprob == pytest.approx(alone.logprob, abs=1e-4)
+    alone = fresh().interleaved(photos[:2], text)  # what was read without a look is not taken for this
+    assert model.interleaved(photos[:2], text).logprob == pytest.approx(alone.logprob, abs=1e-4)
     shown = model.ask(photos[:2], "which?", explain=True).evidence
     assert shown is not None and shown.maps.shape[1] == 2
     placed = model.ask(photos[:2], "<image> or <image>?")  # as it says itself

@@ -194,7 +194,7 @@ def test_pictures_are_compared_by_what_is_said_of_them(sequences: Sequences) -> 
         assert len(captions) == len(pictures) in (2, 3)
         assert all(text in sequences.photos[i].captions for i, text in zip(pictures, captions, strict=True))
         written = "".join("<image>" if isinstance(p, Shown) else p.text + END * p.ends for p in parts)
-        assert written.startswith(one_by_one(len(pictures), captions) + "\nQuestion: ")
+        assert written.startswith(one_by_one(captions) + "\nQuestion: ")
         if answer in ("left", "right"):
             kinds["which"] += 1
         elif " shows " in answer:

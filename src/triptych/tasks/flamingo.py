@@ -139,13 +139,11 @@ class FlamingoTasks(Answerer):
 
     @contextmanager
     def told(self, question: str, images: Sequence[ImageSource]) -> Iterator[tuple[Row, Begun]]:
-        """Pictures with their captions and then a question, read. From there on the text looks at no picture: it would see the last one
-        alone, and say of all what it sees in that."""
-        ids, captions = self.tokenizer.encode(asked_behind(question)), list[str]()
-        while len(captions) < len(images):
-            shown = images[: len(captions) + 1]
-            captions.append(self.write([(one_by_one(len(images), captions), shown)], self.search())[0].text)
-        row = self.row(one_by_one(len(images), captions), images)
+        """Pictures with their captions (each written as if it were alone, or the first would tell what the others show) and then a
+        question, read. From there on the text looks at no picture: it would see the last one alone, and say of all what it sees in that."""
+        ids = self.tokenizer.encode(asked_behind(question))
+        captions = self.write([(CAPTION, [image]) for image in images], self.search())
+        row = self.row(one_by_one([caption.text for caption in captions]), images)
         with self.prefix.begun(row) as begun:
             hidden = self.model(torch.tensor([ids], device=self.device), state=begun.state, away=0)
             logits = self.model.lm.logits(hidden[:, -1:])[:, 0]
