@@ -309,3 +309,13 @@ def test_other_choices_are_told_by_the_answer(model: FlamingoTasks, photos: list
     for question, choices in (("Which photo shows a dog?", ["left", "both"]), ("Is it left?", ["left", "right"])):
         plain = fresh().interleaved(photos[:2], question_prompt(question, 2), choices)
         assert model.ask(photos[:2], question, choices).scores == pytest.approx(plain.scores, abs=1e-4)
+
+
+def test_long_questions_about_several_pictures_are_refused(model: FlamingoTasks, photos: list[Image.Image]) -> None:
+    """With choices, by ``which``, and free."""
+    long = f"Which photo shows {'x' * 400}?"
+    for choices in (["left", "right"], None):
+        with pytest.raises(InputError, match="the language model reads 300 at most"):
+            model.ask(photos[:2], long, choices)
+    with pytest.raises(InputError, match="ends an example"):
+        model.compare(photos[0], photos[1], f"Which photo shows {END}?")

@@ -8,6 +8,7 @@ import pytest
 from tiny_blip2 import byte_tokenizer
 
 from triptych.data import Photo
+from triptych.data.caption_facts import read_caption
 from triptych.data.interleaved import (
     HELD_OUT,
     Said,
@@ -22,7 +23,7 @@ from triptych.data.interleaved import (
     only,
 )
 from triptych.errors import InputError
-from triptych.prompt import END, IGNORED, one_by_one
+from triptych.prompt import END, IGNORED, one_by_one, statement
 from triptych.train.flamingo_batches import Mixture, Rows, padded
 
 
@@ -187,7 +188,7 @@ def test_answers_about_pairs_do_not_tell_one_another(sequences: Sequences) -> No
 def test_pictures_are_compared_by_what_is_said_of_them(sequences: Sequences) -> None:
     """Each is captioned as ``prompt.one_by_one`` asks, then the question is answered from the captions."""
     kinds: Counter[str] = Counter()
-    for seed in range(120):
+    for seed in range(240):
         parts = sequences.compare(random.Random(seed), seed % 20)
         pictures = [p.picture for p in parts if isinstance(p, Shown)]
         *captions, answer = (said.text.strip() for said in texts(parts) if said.learnt)
@@ -197,6 +198,10 @@ def test_pictures_are_compared_by_what_is_said_of_them(sequences: Sequences) -> 
         assert written.startswith(one_by_one(captions) + "\nQuestion: ")
         if answer in ("left", "right"):
             kinds["which"] += 1
+            question = texts(parts)[-2].text.removeprefix("\nQuestion: ").removesuffix("\nAnswer:")
+            asked = {noun.name for noun in read_caption(statement(question)).nouns}
+            shown = [asked <= sequences.mentions[picture] for picture in pictures]
+            assert asked and shown == [answer == "left", answer == "right"]
         elif " shows " in answer:
             kinds["differ"] += 1
             assert all(text in answer for text in captions)

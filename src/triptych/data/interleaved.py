@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from triptych.data.caption_facts import read_caption, with_article
 from triptych.data.photos import Photo
-from triptych.data.questions import Question, make_pairs, make_questions, stated_questions
+from triptych.data.questions import SIDES, Question, make_pairs, make_questions, stated_questions
 from triptych.prompt import CAPTION, asked_behind, between_pictures, photo_names, question_prompt
 from triptych.tokenizers import plain_caption
 
@@ -252,11 +252,9 @@ class Sequences:
 
     def compare(self, rng: random.Random, first: int) -> Interleaved:
         """Two or three pictures, captioned one by one, and a question that their captions answer."""
-        places, captions = [first], [self.caption(rng, first)]
         nouns = sorted(self.mentions[first] & self.classes.keys())
-        alike = (
-            rng.choice(nouns) if nouns and rng.random() < 0.5 else None
-        )  # show one thing at least, or whatever they do
+        alike = rng.choice(nouns) if nouns and rng.random() < 0.5 else None  # all show this, or whatever they do
+        places, captions = [first], [self.caption(rng, first, alike)]
         for _ in range(rng.choice((1, 1, 2))):
             places.append(rng.choice(self.classes[alike]) if alike else rng.randrange(len(self.photos)))
             captions.append(self.caption(rng, places[-1], alike))
@@ -264,12 +262,10 @@ class Sequences:
         parts = Interleaved()
         for name, place, caption in zip(names, places, captions, strict=True):
             parts += [*with_pictures(f"{name}: {CAPTION}", [place]), told(caption)]
-        pairs = (
-            make_pairs([self.photos[place] for place in places], 1, rng.randrange(1 << 30)) if len(places) == 2 else []
-        )
-        if pairs and rng.random() < 0.4:
-            shown = pairs[0].left if pairs[0].answer == "left" else pairs[0].right
-            return [*parts, Said(asked_behind(pairs[0].question)), told(("left", "right")[shown])]
+        if len(places) == 2 and rng.random() < 0.4:
+            for pair in make_pairs([self.photos[place] for place in places], 1, rng.randrange(1 << 30)):
+                side = pair.answer if pair.left == 0 else SIDES[pair.answer == "left"]  # as they stand here
+                return [*parts, Said(asked_behind(pair.question)), told(side)]
         if rng.random() < 0.5:
             return [*parts, Said(asked_behind(rng.choice(COMMON))), told(in_common(captions))]
         the = "the " if len(places) == 2 else ""

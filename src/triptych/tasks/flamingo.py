@@ -120,18 +120,18 @@ class FlamingoTasks(Answerer):
         about = list(zip(asked.questions, asked.images, strict=True))
         if asked.choices is not None:
             return [self.chosen(question, shown, asked.choices, asked.explain) for question, shown in about]
-        if any(compared(question, shown) for question, shown in about):
-            return [self.answered(question, shown, asked.explain, asked.settings) for question, shown in about]
         search = self.search(**({"max_new_tokens": ANSWER_TOKENS} | dict(asked.settings)))
-        prompts = [(question_prompt(question, len(shown)), shown) for question, shown in about]
-        return self.write(prompts, search, asked.explain)
+        plain = [(question_prompt(q, len(shown)), shown) for q, shown in about if not compared(q, shown)]
+        written = iter(self.write(plain, search, asked.explain))
+        return [
+            self.by_captions(q, shown, asked.explain, asked.settings) if compared(q, shown) else next(written)
+            for q, shown in about
+        ]
 
-    def answered(
+    def by_captions(
         self, question: str, images: Sequence[ImageSource], explain: bool, settings: Mapping[str, Any]
     ) -> Answer:
-        """A free answer. Several pictures are captioned one by one first, and the answer draws on what was said of each."""
-        if not compared(question, images):
-            return self.answers(Asked([list(images)], [question], None, explain, settings))[0]
+        """A free answer about several pictures: they are captioned first, and it draws on what was said of each."""
         search = self.search(**({"max_new_tokens": ANSWER_TOKENS * len(images)} | dict(settings)))
         with self.told(question, images) as (row, begun):
             (found,) = generate(begun, None, search)
@@ -144,6 +144,7 @@ class FlamingoTasks(Answerer):
         ids = self.tokenizer.encode(asked_behind(question))
         captions = self.write([(CAPTION, [image]) for image in images], self.search())
         row = self.row(one_by_one([caption.text for caption in captions]), images)
+        self.check_length(len(row.input_ids) + len(ids))
         with self.prefix.begun(row) as begun:
             hidden = self.model(torch.tensor([ids], device=self.device), state=begun.state, away=0)
             logits = self.model.lm.logits(hidden[:, -1:])[:, 0]
@@ -152,9 +153,10 @@ class FlamingoTasks(Answerer):
 
     def chosen(self, question: str, images: Sequence[ImageSource], choices: Sequence[str], explain: bool) -> Answer:
         """The likeliest choice; of a question that asks which of the photos shows something, by ``which``."""
-        places = asks_which(question, choices, len(images)) if len(images) > 1 else None
+        prompt = question_prompt(question, len(images))
+        places = asks_which(question, choices, len(images))
         if places is None:
-            return self.choose(question_prompt(question, len(images)), images, choices, explain)
+            return self.choose(prompt, images, choices, explain)
         return self.which(statement(question), images, [choices[places.index(n)] for n in range(len(images))], explain)
 
     @torch.inference_mode()
@@ -164,6 +166,7 @@ class FlamingoTasks(Answerer):
         The paper, too, classifies by the likelihood of texts (section 3.4). A small language model is much better at saying what a photo
         shows than at answering "left" or "right".
         """
+        self.check_length(self.length(f"{CAPTION} {text}", 1))
         rows = [self.row(CAPTION, [image]) for image in images]
         found = []
         for row in rows:
@@ -270,6 +273,11 @@ class FlamingoTasks(Answerer):
         if not 1 <= pictures <= MAX_PICTURES:
             raise InputError(f"a prompt with {pictures} pictures: give 1 to {MAX_PICTURES}")
 
+    def check_length(self, tokens: int) -> None:
+        limit = self.model.lm.config.max_positions
+        if tokens >= limit:
+            raise InputError(f"the prompt has {tokens} tokens: the language model reads {limit} at most")
+
     @torch.inference_mode()
     def row(self, text: str, images: Sequence[ImageSource]) -> Row:
         """A text with its placeholders as ids, its pictures as visual tokens.
@@ -278,9 +286,7 @@ class FlamingoTasks(Answerer):
             InputError: pictures and placeholders do not match in number, a picture cannot be read, or the prompt is too long.
         """
         ids = self.ids(text, len(images))
-        limit = self.model.lm.config.max_positions
-        if len(ids) >= limit:
-            raise InputError(f"the prompt has {len(ids)} tokens: the language model reads {limit} at most")
+        self.check_length(len(ids))
         photos = [load_image(image) for image in images]
         hashes = [content_hash(photo) for photo in photos]
         waiting = iter(hashes)

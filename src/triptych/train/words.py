@@ -1,10 +1,11 @@
-"""A warm start for Flamingo without its language model: visual tokens learn to say which words a picture's captions have.
+"""A warm start without the language model: visual tokens learn to say which words a picture's captions have.
 
-The language model costs ten times what the resampler does, and through gates that are still shut it teaches the resampler little. So
-each visual token first proposes words, p(w | picture) = mean over tokens r of softmax_w(s e_w . H v_r + b_w), with e_w the frozen
-language model's embeddings. Rarer words count more; the classes that few-shot tests ask about do not count. Then each gated block
-begins with values and an output that add up to H, as large as the text's own vectors there: an opening gate lets in words that the
-picture suggests. No paper of the three does this.
+The language model costs ten times what reads the pictures for it, and as long as it does not listen it teaches little. So each visual
+token v_r (of Flamingo's resampler, of BLIP-2's Q-Former) first proposes words, p(w | picture) = mean over tokens r of
+softmax_w(s e_w . H v_r + b_w), with e_w the frozen language model's embeddings. Rarer words count more; the classes that few-shot tests
+ask about do not count. Then H becomes the way into the language model: the values of Flamingo's gated blocks, whose opening gates let in
+words that the picture suggests; BLIP-2's projection, so that a soft prompt begins as a list of such words. No paper of the three does
+this.
 """
 
 from __future__ import annotations
