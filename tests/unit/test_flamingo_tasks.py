@@ -276,6 +276,7 @@ def test_several_pictures_are_captioned_one_by_one_before_a_free_answer(
     assert model.interleaved(photos[:2], text).logprob == pytest.approx(alone.logprob, abs=1e-4)
     shown = model.ask(photos[:2], "which?", explain=True).evidence
     assert shown is not None and shown.maps.shape[1] == 2
+    assert 0 < shown.maps.sum((1, 2, 3)).max() <= 0.5  # what was read had looked; what is written did not
     placed = model.ask(photos[:2], "<image> or <image>?")  # as it says itself
     written = fresh().interleaved(photos[:2], question_prompt("<image> or <image>?", 2), max_new_tokens=ANSWER_TOKENS)
     assert placed.logprob == pytest.approx(written.logprob, abs=1e-4)
@@ -319,3 +320,11 @@ def test_long_questions_about_several_pictures_are_refused(model: FlamingoTasks,
             model.ask(photos[:2], long, choices)
     with pytest.raises(InputError, match="ends an example"):
         model.compare(photos[0], photos[1], f"Which photo shows {END}?")
+
+
+def test_text_looks_at_no_picture_from_a_place_on(model: FlamingoTasks, photos: list[Image.Image]) -> None:
+    row = model.row("<image> a dog<image> a cat", photos[:2])
+    media, away, maps = model.model.media(row.visual_tokens, [2]), len(row.input_ids) - 3, list[torch.Tensor]()
+    model.model(torch.tensor([row.input_ids]), media, maps=maps, away=away)
+    for looked in maps:
+        assert not looked[:, away:].any() and looked[:, away - 1].sum() == pytest.approx(1, abs=1e-5)
