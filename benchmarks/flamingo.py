@@ -228,14 +228,15 @@ def question(case: Case, repeats: int) -> dict[str, float]:
 def train(case: Case, repeats: int) -> dict[str, float]:
     """Seconds of a forward and backward pass over a batch, as training does it, in turns with the ``floor``: those of the frozen language
     model alone, with a gradient down to its embeddings."""
+    from triptych.pretrained import in_bfloat16
     from triptych.prompt import IGNORED
-    from triptych.train.flamingo import FlamingoObjective, in_bfloat16
+    from triptych.train.flamingo import FlamingoObjective
     from triptych.train.loop import has_fast_bf16
 
     model, image, bf16 = build(case), case.flamingo.image_id, has_fast_bf16()
     model.train()
     if bf16:
-        in_bfloat16(model.lm)
+        in_bfloat16(model.lm, {"lm": {}})
     objective = FlamingoObjective(model, ["all"], {})
     ids = torch.randint(1, image, (case.batch, case.pictures * case.trained))
     ids[:, :: case.trained] = image

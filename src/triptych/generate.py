@@ -146,17 +146,24 @@ def decode(
     order = torch.arange(batch, device=logprobs.device)[:, None].expand(-1, rows)
     if rows > 1:
         state, logprobs = state.reorder(order), logprobs.repeat_interleave(rows, 0)
-    alive = torch.ones(batch * rows, dtype=torch.bool)
+    inputs_left, alive = list(range(batch)), [[True] * rows for _ in range(batch)]
     for position in range(search.max_new_tokens):
-        ids = choose(logprobs, generators, search)
+        ids = choose(logprobs, [generators[source] for source in inputs_left], search)
         chosen = logprobs.gather(1, ids[:, None]).squeeze(1)
-        tokens: list[tuple[int, float] | None] = [
-            (i, p) if a else None for i, p, a in zip(ids.tolist(), chosen.tolist(), alive.tolist(), strict=True)
-        ]
-        yield [tokens[b * rows : (b + 1) * rows] for b in range(batch)]
-        alive &= torch.tensor([i not in search.eos for i in ids.tolist()])
-        if not alive.any() or position + 1 == search.max_new_tokens:
+        tokens: list[list[tuple[int, float] | None]] = [[None] * rows for _ in range(batch)]
+        for index, (token, logprob) in enumerate(zip(ids.tolist(), chosen.tolist(), strict=True)):
+            source, row = inputs_left[index // rows], index % rows
+            if alive[source][row]:
+                tokens[source][row] = (token, logprob)
+                alive[source][row] = token not in search.eos
+        yield tokens
+        kept = [index for index, source in enumerate(inputs_left) if any(alive[source])]
+        if not kept or position + 1 == search.max_new_tokens:
             return
+        if len(kept) < len(inputs_left):
+            order = torch.tensor(kept, device=ids.device)[:, None] * rows + torch.arange(rows, device=ids.device)
+            ids, state = ids[order.flatten()], state.reorder(order)
+            inputs_left = [inputs_left[index] for index in kept]
         logits, state = model.step(ids, state)
         logprobs = log_softmax(logits, search)
 
@@ -173,8 +180,11 @@ def choose(logprobs: Tensor, generators: Sequence[torch.Generator], search: Sear
         beyond = ordered.cumsum(-1) - ordered >= search.top_p  # keeps the token that crosses the line
         scores = scores.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
     rows = len(scores) // len(generators)
-    noise = torch.cat([torch.empty(rows, scores.shape[-1]).exponential_(generator=g) for g in generators])
-    return (scores - noise.log().to(scores.device)).argmax(-1)  # Gumbel's trick: a draw from softmax(scores)
+    uniform = torch.cat([torch.rand(rows, 1, dtype=torch.float64, generator=g) for g in generators]).to(scores.device)
+    below = scores.softmax(-1).cumsum(
+        -1, dtype=torch.float64
+    )  # the inverse of the distribution function, at a random place
+    return torch.searchsorted(below, uniform * below[:, -1:], right=True).squeeze(1).clamp_max(scores.shape[-1] - 1)
 
 
 def beam_search(model: StepModel, inputs: Any, search: Search) -> list[list[Hypothesis]]:

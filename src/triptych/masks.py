@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -162,10 +163,11 @@ def media(text_time: Tensor, numbers: Tensor, latents: int, look: str = "last") 
     return seen.repeat_interleave(latents, -1)
 
 
-def branches(prefix: int, count: int, length: int, device: torch.device | None = None) -> Tensor:
+def branches(prefix: int, branch: Tensor | Sequence[int]) -> Tensor:
     """Several texts that go on from one beginning, in one row: each sees the beginning and itself, causally, and no other text.
 
-    P = ``prefix`` tokens, then ``count`` texts of ``length`` tokens each: ``[P + count * length] * 2``. ``branches(2, 2, 2)``:
+    P = ``prefix`` tokens, then N, of the texts that ``branch [.., N]`` numbers from 0: ``[.., P + N, P + N]``.
+    ``branches(2, [0, 0, 1, 1])``:
 
         # . . . . .
         # # . . . .
@@ -174,7 +176,6 @@ def branches(prefix: int, count: int, length: int, device: torch.device | None =
         # # . . # .
         # # . . # #
     """
-    place = torch.arange(prefix + count * length, device=device)
-    branch = torch.div(place - prefix, length, rounding_mode="floor").clamp_min(-1)
-    seen = (branch < 0) | (branch == branch[:, None])
-    return seen & causal(len(place), device=device)
+    owner = F.pad(torch.as_tensor(branch), (prefix, 0), value=-1)
+    seen = (owner < 0)[..., None, :] | (owner[..., None, :] == owner[..., None])
+    return seen & causal(owner.shape[-1], device=owner.device)

@@ -272,6 +272,7 @@ def test_captions_of_the_language_model_are_learnt_behind_the_instruction(model:
     """Of three photos the first two are captioned; the Q-Former reads what is asked."""
     told = torch.randint(TOKENS, (2, 2, 5))
     one = objective(model, caption=1.0)
+    one.recipe = replace(one.recipe, lm_photos=0.6)
     loss = one(batch(3, 1)._replace(captions=None, lm_captions=told), seed=0)
     image = model.look(batch(3, 1).image_features[:2])
     ids, mask = INSTRUCTION.encode([DESCRIBE])

@@ -228,7 +228,7 @@ def test_branches_of_one_row(lm: Decoder, training: bool) -> None:
     with torch.set_grad_enabled(training):
         x, positions = lm.enter(lm.embed(torch.cat([prefix, ends.view(1, -1)], 1)), places)
         for block in lm.blocks:
-            x = block(x, Place(masks.branches(2, 3, 2), False, positions))
+            x = block(x, Place(masks.branches(2, [0, 0, 1, 1, 2, 2]), False, positions))
         alone = lm(torch.cat([prefix.expand(3, -1), ends], 1))
     torch.testing.assert_close(lm.finish(x)[0, 2:], alone[:, 2:].flatten(0, 1))
 

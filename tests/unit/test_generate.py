@@ -347,9 +347,10 @@ def test_any_of_several_end_tokens_ends_a_text() -> None:
             assert not {EOS, 2} & set(h.ids)
 
 
-def test_beam_search_drops_inputs_that_are_done() -> None:
-    model, inputs = TinyLM(7, 2, eos_bias=3), inputs_of(2, 8)
-    generate(model, inputs, search(beams=2, max_new_tokens=12))
+@pytest.mark.parametrize("mode", [{}, {"beams": 2}, {"temperature": 1.0, "n_best": 2}])
+def test_inputs_that_are_done_are_dropped(mode: dict[str, Any]) -> None:
+    model, inputs = TinyLM(7, 2, eos_bias=2), inputs_of(2, 8)
+    generate(model, inputs, search(**mode, max_new_tokens=12))
     assert model.rows_stepped == sorted(model.rows_stepped, reverse=True)
     assert model.rows_stepped[-1] < model.rows_stepped[0] <= 16
 

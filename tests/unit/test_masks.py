@@ -19,7 +19,7 @@ MASKS = {
     "itg": masks.itg(3, 4),
     "right padding": masks.right_padding([2, 5]).expand(2, 5, 5),
     "left padding": masks.left_padding([2, 5]).expand(2, 5, 5),
-    "branches": masks.branches(2, 3, 2),
+    "branches": masks.branches(2, [0, 0, 1, 1, 1, 2]),
     "itg, padded": masks.both(masks.itg(2, 3), masks.right_padding([3, 5])),
 }
 

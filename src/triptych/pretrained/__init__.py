@@ -8,7 +8,7 @@ from triptych.pretrained.blip2 import (
     save_blip2,
 )
 from triptych.pretrained.flamingo import FlamingoModel, load_flamingo, save_flamingo
-from triptych.pretrained.frozen import embedded_lm, lm_fingerprint
+from triptych.pretrained.frozen import embedded_lm, in_bfloat16, lm_fingerprint
 from triptych.pretrained.parts import locate, part_fingerprint, published_encoder
 from triptych.pretrained.sat import Sat, load_sat, sat_search, save_sat
 
@@ -18,6 +18,7 @@ __all__ = [
     "Sat",
     "blip2_search",
     "embedded_lm",
+    "in_bfloat16",
     "itg_search",
     "lm_fingerprint",
     "load_blip2",

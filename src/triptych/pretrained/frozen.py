@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from triptych.assets import PARTS, part_path
 from triptych.checkpoint import LoadReport, sha256_of
 from triptych.cnn import ENCODERS, ConvNet
-from triptych.decoder import DecoderConfig
+from triptych.decoder import Decoder, DecoderConfig, Linear
 from triptych.errors import InputError
 from triptych.generate import Search
 from triptych.lm_tables import LanguageModel, build, load_language_model
@@ -34,6 +35,14 @@ def stated(config: Mapping[str, Any], search: Search) -> dict[str, Any]:
     """What a checkpoint's config says of its frozen parts and of how text is made by default."""
     made = {name: getattr(search, name) for name in ("beams", "length_penalty", "max_new_tokens")}
     return {"encoder": config["encoder"], "lm": config["lm"], "search": made}
+
+
+def in_bfloat16(lm: Decoder, config: Mapping[str, Any]) -> None:
+    """The layers of a frozen language model as autocast would take them at every step; not of one that is saved with the checkpoint."""
+    if "config" not in config["lm"]:
+        for module in lm.modules():
+            if isinstance(module, Linear):
+                module.to(torch.bfloat16)
 
 
 def embedded_lm(name: str) -> LanguageModel:

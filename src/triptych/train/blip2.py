@@ -24,12 +24,12 @@ from triptych.blip2 import Blip2, GroundedText, caption_inputs, instruction
 from triptych.blip2_losses import itc_loss, itc_similarity, itg_loss, itm_loss, itm_pairs
 from triptych.data import Photo
 from triptych.data.questions import Question, make_pairs, make_questions, stated_questions
-from triptych.decoder import Place
+from triptych.decoder import Place, Prompt
 from triptych.errors import InputError
 from triptych.evaluate.captions import score_captions
 from triptych.evaluate.retrieval import recall
 from triptych.generate import Search, generate
-from triptych.pretrained import Blip2Model, itg_search, save_blip2
+from triptych.pretrained import Blip2Model, in_bfloat16, itg_search, save_blip2
 from triptych.prompt import CAPTION, IGNORED, between_pictures
 from triptych.qformer import ImageKeysValues, QFormerOutput
 from triptych.tokenizers import TextTokenizer
@@ -46,6 +46,7 @@ from triptych.train.blip2_batches import (
 from triptych.train.crops import cells_of, crop_cells
 from triptych.train.features import Features
 from triptych.train.loop import LoopConfig, fit, uses_bf16
+from triptych.train.self_critical import CaptionReward, independent_seeds, self_critical_loss, to_labels
 from triptych.train.words import CaptionWords, WordObjective, begin_as_words, learn_words
 from triptych.wordpiece import WordPieces
 
@@ -55,7 +56,7 @@ STAGES = {
     3: {"itc": 0.5, "itm": 1.0, "caption": 1.0, "question": 1.0, "pair": 1.0},
 }
 
-TERMS = ("itc", "itm", "itg", "caption", "question", "pair")
+TERMS = ("itc", "itm", "itg", "caption", "scst", "question", "pair")
 FIRST_STAGE = frozenset(TERMS[:3])
 
 
@@ -66,7 +67,9 @@ class Blip2Recipe:
     begins as BERT, as a share of the rest's; ``projection_rate``: likewise of the projection, which the frozen language model waits
     for. ``questions``, ``pairs``: of each batch, as shares of its photos. ``easy_negatives``: see ``hard_negatives``. ``itm_photos``,
     ``lm_photos``: the share of a batch's photos that are matched, and that the language model captions: both cost more than contrast.
-    ``word_epochs``: of the warm start (``train.words``) before stage 2; 0 = none."""
+    ``word_epochs``: of the warm start (``train.words``) before stage 2; 0 = none. ``temperature``, ``bleu_weight``: of the term
+    ``scst``, self-critical training of the language model's captions (``train.self_critical``): what it samples from, and the weight of
+    the mean of BLEU-1 to 4 beside CIDEr-D in its reward."""
 
     stage: int = 1
     weights: Mapping[str, float] | None = None
@@ -85,6 +88,8 @@ class Blip2Recipe:
     easy_negatives: float = 0.5
     lm_photos: float = 1.0
     word_epochs: int = 4
+    temperature: float = 0.5
+    bleu_weight: float = 1.0
     validation_photos: int = 500
     validation_captions: int = 200
     beams: int = 3
@@ -98,6 +103,8 @@ class Blip2Recipe:
             raise InputError(f"unknown term {min(strange)!r}: the loss has {', '.join(TERMS)}")
         if self.stage == 1 and not FIRST_STAGE.issuperset(self.terms):
             raise InputError(f"stage 1 has no language model: its terms are {', '.join(sorted(FIRST_STAGE))}")
+        if self.terms.get("scst") and self.captions_per_photo < 2:
+            raise InputError("samples of a photo are compared with one another: captions_per_photo must be 2 or more")
 
     @property
     def terms(self) -> Mapping[str, float]:
@@ -123,10 +130,13 @@ class Blip2Objective(nn.Module):
         prompt: Sequence[int],
         gather: Gather,
         rank: int = 0,
+        judge: CaptionReward | None = None,
     ) -> None:
-        """``prompt``: the ids between a photo and its caption; ``gather``, ``rank``: of the processes that train together."""
+        """``prompt``: the ids between a photo and its caption; ``gather``, ``rank``: of the processes that train together; ``judge``: of
+        sampled captions."""
         super().__init__()
         self.model, self.recipe, self.words, self.gather, self.rank = model, recipe, words, gather, rank
+        self.judge, self.rewarded = judge, 0.0
         self.prompt: Tensor
         self.register_buffer("prompt", torch.tensor(prompt, dtype=torch.long), persistent=False)
         self.last: dict[str, float] = {}
@@ -137,18 +147,23 @@ class Blip2Objective(nn.Module):
         losses: dict[str, Tensor] = {}
         if batch.captions is not None:
             losses |= self.first_stage(image, seen, batch, seed)
-        if batch.lm_captions is not None:
-            told = len(batch.lm_captions)
+        told = math.ceil(self.recipe.lm_photos * len(batch.image_ids))
+        if batch.lm_captions is not None or self.judge is not None:
             asked = instruction(self.model, self.words, told)
             queries = seen.queries[:told]
             if asked is not None:
                 queries = self.model.read_photos(image.select(torch.arange(told)), asked).queries
             soft = self.model.soft_prompt(queries).float()
-            losses["caption"] = self.caption_loss(soft, batch.lm_captions)
+            if batch.lm_captions is not None:
+                losses["caption"] = self.caption_loss(soft, batch.lm_captions)
+            if self.judge is not None:
+                losses["scst"] = self.reward_loss(soft, batch.image_ids[:told].tolist(), self.judge, seed)
         for name, rows in (("question", batch.questions), ("pair", batch.pairs)):
             if rows is not None:
                 losses[name] = self.answer_loss(image, rows)
         self.last = {name: loss.item() for name, loss in losses.items()}
+        if self.judge is not None:
+            self.last["reward"] = self.rewarded
         if not losses:
             return torch.zeros((), requires_grad=True)  # of these photos nothing is asked
         return torch.stack([self.recipe.terms[name] * loss for name, loss in losses.items()]).sum()
@@ -204,28 +219,54 @@ class Blip2Objective(nn.Module):
         return losses
 
     def caption_loss(self, soft_prompt: Tensor, captions: Tensor) -> Tensor:
-        """-log p(caption | photo) of the frozen language model, the mean over words (BLIP-2 section 3.2).
+        """-log p(caption | photo) of the frozen language model, the mean over words (BLIP-2 section 3.2)."""
+        logits = self.caption_logits(soft_prompt, captions)
+        # BLIP-2 section 3.2: language modelling loss of the frozen language model behind the soft prompt
+        return F.cross_entropy(logits, captions[captions != IGNORED])
 
-        The K captions of a photo share what stands before them: they are branches of one row, so that it is read once.
+    def reward_loss(self, soft_prompt: Tensor, photos: Sequence[int], judge: CaptionReward, seed: int) -> Tensor:
+        """Of captions that the frozen language model draws behind the soft prompts (``train.self_critical``)."""
+        lm, recipe = self.model.lm, self.recipe
+        assert lm is not None
+        prompt = Prompt(torch.cat([soft_prompt, lm.embed(self.prompt).expand(len(photos), -1, -1)], 1).detach())
+        sampling = Search(
+            frozenset({judge.end}), recipe.max_tokens, n_best=recipe.captions_per_photo, temperature=recipe.temperature
+        )
+        found = generate(lm, prompt, sampling, independent_seeds(len(photos), seed))
+        labels = to_labels(found, judge.end).to(soft_prompt.device)
+        reward = judge(found, photos).to(soft_prompt.device)
+        logits = self.caption_logits(soft_prompt, labels) / recipe.temperature
+        losses = torch.zeros(labels.shape, device=labels.device)
+        told = labels != IGNORED
+        losses[told] = F.cross_entropy(logits, labels[told], reduction="none")
+        self.rewarded = reward.mean().item()
+        return self_critical_loss(losses, labels, reward)
+
+    def caption_logits(self, soft_prompt: Tensor, captions: Tensor) -> Tensor:
+        """``[N, V]``, for the N tokens of all ``captions [P, K, T]`` that are not IGNORED.
+
+        The K captions of a photo share what stands before them: they are branches of one row, packed behind it, so that it is read once
+        and padding hardly at all.
         """
         lm = self.model.lm
         assert lm is not None
         photos, count, length = captions.shape
         begin = lm.embed(self.prompt[:-1]).expand(photos, -1, -1)
         prefix = torch.cat([soft_prompt, begin], 1)
-        shifted = torch.cat([self.prompt[-1:].expand(photos, count, 1), captions[..., :-1].clamp_min(0)], 2)
-        x = torch.cat([prefix, lm.embed(shifted).flatten(1, 2)], 1)
         start = prefix.shape[1]
-        places = torch.cat([torch.arange(start), start + torch.arange(length).repeat(count)]).to(x.device)
-        x, turn = lm.enter(x, places[None])
-        place = Place(masks.branches(start, count, length, x.device), False, turn)
+        padding = captions.flatten(1) == IGNORED
+        longest = int((~padding).sum(1).max())
+        packed = padding.int().argsort(dim=1, stable=True)[
+            :, :longest
+        ]  # the captions' tokens in their order, then padding
+        shifted = torch.cat([self.prompt[-1:].expand(photos, count, 1), captions[..., :-1].clamp_min(0)], 2)
+        x = torch.cat([prefix, lm.embed(shifted.flatten(1).gather(1, packed))], 1)
+        before = torch.arange(start, device=x.device).expand(photos, -1)
+        x, turn = lm.enter(x, torch.cat([before, start + packed % length], 1))
+        place = Place(masks.branches(start, packed // length), False, turn)
         for block in lm.blocks:
             x = block(x, place)
-        labels = captions.flatten(1)
-        told = labels != IGNORED
-        logits = lm.logits(lm.finish(x[:, start:])[told]).float()
-        # BLIP-2 section 3.2: language modelling loss of the frozen language model behind the soft prompt
-        return F.cross_entropy(logits, labels[told])
+        return lm.logits(lm.finish(x[:, start:])[~padding.gather(1, packed)]).float()
 
     def answer_loss(self, image: ImageKeysValues, rows: Rows) -> Tensor:
         """-log p(answer | photos, question) of the frozen language model, the mean over answers' tokens."""
@@ -364,6 +405,7 @@ def train(
         tokenizer.encode(between_pictures(CAPTION, 1)[1]) if tokenizer else (),
         all_processes if several else lambda tensor: tensor,
         torch.distributed.get_rank() if several else 0,
+        CaptionReward(photos, tokenizer, recipe.bleu_weight) if terms.get("scst") and tokenizer else None,
     )
 
     as_rows = None
@@ -415,9 +457,11 @@ def train(
         card = {"recipe": asdict(recipe), "validation": record, "photos": len(photos), **(notes or {})}
         save_blip2(run / "best", replace(blip2, search=search), card)
 
-    told_by_lm = bool(terms.get("caption"))
+    told_by_lm = bool(terms.get("caption") or terms.get("scst"))
     search = replace(blip2.search, beams=recipe.beams, length_penalty=recipe.length_penalty)
     bf16 = uses_bf16(recipe.loop)
+    if bf16 and model.lm is not None:
+        in_bfloat16(model.lm, blip2.config)
     data = hashlib.sha256(repr([(p.id, p.captions) for p in (*photos, *val_photos)]).encode()).hexdigest()
     identity = {"recipe": asdict(recipe), "model": asdict(model.config), "data": data}
     run.mkdir(parents=True, exist_ok=True)

@@ -19,12 +19,11 @@ from torch import Tensor, nn
 
 from triptych.data import Photo
 from triptych.data.interleaved import HELD_OUT, Episode, Sequences, classes, episode, made_up_names, noun_counts, only
-from triptych.decoder import Decoder, Linear
 from triptych.errors import InputError
 from triptych.evaluate.captions import score_captions
 from triptych.flamingo import Flamingo, as_prompt
 from triptych.generate import generate
-from triptych.pretrained import FlamingoModel, save_flamingo
+from triptych.pretrained import FlamingoModel, in_bfloat16, save_flamingo
 from triptych.prompt import CAPTION, IGNORED, between_pictures
 from triptych.train.crops import cells_of, crop_cells
 from triptych.train.features import Features
@@ -150,7 +149,7 @@ def train(
     grid, end = model.vision_encoder.grid, flamingo.end_id
     bf16 = uses_bf16(recipe.loop)
     if bf16:
-        in_bfloat16(model.lm)
+        in_bfloat16(model.lm, flamingo.config)
 
     def batch(chosen: Sequence[int], seed: int) -> Batch:
         made, tasks = mixture(chosen, seed)
@@ -226,13 +225,6 @@ def parameter_groups(model: Flamingo, recipe: FlamingoRecipe) -> list[dict[str, 
     gates = [p for name, p in named if name.endswith("_gate")]
     rest = [p for name, p in named if not name.endswith("_gate")]
     return [{"params": rest}, {"params": gates, "lr_scale": recipe.gate_rate, "weight_decay": 0.0}]
-
-
-def in_bfloat16(lm: Decoder) -> None:
-    """The frozen layers as autocast would take them at every step."""
-    for module in lm.modules():
-        if isinstance(module, Linear):
-            module.to(torch.bfloat16)
 
 
 def captions(flamingo: FlamingoModel, pictures: Pictures, photos: int, batch: int = 25) -> list[str]:

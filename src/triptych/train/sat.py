@@ -1,8 +1,7 @@
 """Recipe of Show, Attend and Tell: cross-entropy (soft or hard attention), then self-critical training.
 
 Two objectives over one model. ``xe``: SAT eq. 14, or with hard attention the bound of eq. 10 with its REINFORCE gradient.
-``scst``: samples of each photo, rewarded by CIDEr-D and BLEU against the mean of the photo's other samples (Rennie et al. 2017; the
-baseline is Luo's, 2020).
+``scst``: samples of each photo, rewarded by CIDEr-D and BLEU against the mean of the photo's other samples (``train.self_critical``).
 """
 
 from __future__ import annotations
@@ -18,17 +17,15 @@ from torch import Tensor, nn
 
 from triptych.data import Photo
 from triptych.errors import InputError
-from triptych.evaluate.bleu import bleu
 from triptych.evaluate.captions import score_captions
-from triptych.evaluate.cider import CiderD
 from triptych.generate import Search, generate
 from triptych.pretrained import sat_search, save_sat
+from triptych.prompt import IGNORED
 from triptych.show_attend_tell import HardAttentionLoss, ShowAttendTell, caption_loss, doubly_stochastic_penalty
 from triptych.tokenizers import BOS, EOS, PAD, WordVocabulary
 from triptych.train.features import Features
 from triptych.train.loop import LoopConfig, fit
-
-IGNORED = -100
+from triptych.train.self_critical import Reward, independent_seeds, self_critical_loss
 
 
 @dataclass(frozen=True)
@@ -88,9 +85,9 @@ class CrossEntropy(nn.Module):
 
 
 class SelfCritical(nn.Module):
-    """-(r - b) log p(sample): r its reward, b the mean reward of the photo's other samples. Without dropout: on-policy.
+    """``train.self_critical`` over the model's samples. Without dropout: on-policy.
 
-    ``references``: ids of the captions of each training photo, the end token included, so that a text must also end well.
+    ``references``: ids of the captions of each training photo, the end token included.
     """
 
     def __init__(self, model: ShowAttendTell, recipe: SatRecipe, references: Sequence[Sequence[Sequence[int]]]) -> None:
@@ -99,7 +96,7 @@ class SelfCritical(nn.Module):
             raise InputError(
                 "self-critical training is for soft attention: hard attention has its own REINFORCE gradient"
             )
-        self.model, self.recipe, self.references, self.cider = model, recipe, references, CiderD(references)
+        self.model, self.recipe, self.reward = model, recipe, Reward(references, recipe.bleu_weight)
 
     def forward(self, maps: Tensor, rows: Sequence[int], seed: int) -> Tensor:
         samples = self.recipe.captions_per_photo
@@ -111,24 +108,16 @@ class SelfCritical(nn.Module):
             max_new_tokens=self.recipe.max_words,
         )
         self.model.eval()
-        seeds = torch.randint(2**62, (len(maps),), generator=torch.Generator().manual_seed(seed)).tolist()
-        found = generate(self.model, maps, sampling, seeds)
+        found = generate(self.model, maps, sampling, independent_seeds(len(maps), seed))
         texts = [h.ids + ((EOS,) if h.finished else ()) for hypotheses in found for h in hypotheses]
         reward = self.reward(texts, [row for row in rows for _ in range(samples)]).to(maps.device).view(-1, samples)
-        baseline = (reward.sum(1, keepdim=True) - reward) / (samples - 1)
-        input_ids, labels = to_batch([texts[i : i + samples] for i in range(0, len(texts), samples)])
-        logits = self.model(maps, input_ids.to(maps.device)).logits.float() / self.recipe.temperature
+        input_ids, labels = (
+            x.to(maps.device) for x in to_batch([texts[i : i + samples] for i in range(0, len(texts), samples)])
+        )
+        logits = self.model(maps, input_ids).logits.float() / self.recipe.temperature
         logits[..., sorted(sampling.banned)] = -torch.inf
-        losses = nn.functional.cross_entropy(logits.flatten(0, 2), labels.to(maps.device).flatten(), reduction="none")
-        return ((reward - baseline)[..., None] * losses.view(labels.shape)).sum() / (labels != IGNORED).sum()
-
-    def reward(self, texts: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:
-        """CIDEr-D plus weighted BLEU of each text against the captions of its photo, ``[len(texts)]``."""
-        scores = self.cider.score_items(texts, rows)
-        if self.recipe.bleu_weight:
-            _, each = bleu(texts, [self.references[row] for row in rows])
-            scores = scores + self.recipe.bleu_weight * each.mean(1)
-        return torch.from_numpy(scores).float()
+        losses = nn.functional.cross_entropy(logits.flatten(0, 2), labels.flatten(), reduction="none")
+        return self_critical_loss(losses.view(labels.shape), labels, reward)
 
 
 def to_batch(captions: Sequence[Sequence[Sequence[int]]]) -> tuple[Tensor, Tensor]:

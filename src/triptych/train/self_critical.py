@@ -1,0 +1,80 @@
+"""Self-critical training: samples of a photo's captions, each made likelier as far as it is better than the photo's other samples.
+
+Rennie et al. 2017, "Self-critical sequence training for image captioning"; the baseline, the mean reward of the others, is Luo's
+(2020, "A better variant of self-critical sequence training"). Shapes: P photos, K samples of each, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from triptych.data import Photo
+from triptych.evaluate.bleu import bleu
+from triptych.evaluate.cider import CiderD, Tokens
+from triptych.evaluate.tokenize import ptb_tokenize
+from triptych.generate import Hypothesis
+from triptych.prompt import IGNORED
+from triptych.tokenizers import TextTokenizer
+
+
+class Reward:
+    """CIDEr-D plus ``bleu_weight`` times the mean of BLEU-1 to 4.
+
+    ``references``: the captions of each training photo as tokens, an end token included, so that a text must also end well.
+    """
+
+    def __init__(self, references: Sequence[Sequence[Tokens]], bleu_weight: float) -> None:
+        self.references, self.bleu_weight, self.cider = references, bleu_weight, CiderD(references)
+
+    def __call__(self, texts: Sequence[Tokens], photos: Sequence[int]) -> Tensor:
+        """Of each text against the captions of its photo, ``[len(texts)]``."""
+        scores = self.cider.score_items(texts, photos)
+        if self.bleu_weight:
+            _, each = bleu(texts, [self.references[photo] for photo in photos])
+            scores = scores + self.bleu_weight * each.mean(1)
+        return torch.from_numpy(scores).float()
+
+
+class CaptionReward:
+    """The reward of what a language model samples, over the words that caption metrics count."""
+
+    def __init__(self, photos: Sequence[Photo], tokenizer: TextTokenizer, bleu_weight: float) -> None:
+        self.decode, self.end = tokenizer.decode, min(tokenizer.eos_ids)
+        self.reward = Reward([[[*ptb_tokenize(c), self.end] for c in photo.captions] for photo in photos], bleu_weight)
+
+    def __call__(self, found: Sequence[Sequence[Hypothesis]], photos: Sequence[int]) -> Tensor:
+        """``[P, K]``: of the K samples of each photo (its row in the training photos)."""
+        texts: list[Tokens] = []
+        for hypothesis in chain.from_iterable(found):
+            words: list[str | int] = [*ptb_tokenize(self.decode(hypothesis.ids))]
+            texts.append([*words, self.end] if hypothesis.finished else words)
+        owners = [photo for photo, samples in zip(photos, found, strict=True) for _ in samples]
+        return self.reward(texts, owners).view(len(photos), -1)
+
+
+def independent_seeds(photos: int, seed: int) -> list[int]:
+    """One for each photo: with the same noise for all, a step would draw K times, not P * K times."""
+    return torch.randint(2**62, (photos,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def to_labels(found: Sequence[Sequence[Hypothesis]], end: int) -> Tensor:
+    """``[P, K, T]``: the ids of the samples, ``end`` where one ended, IGNORED behind."""
+    texts = [[[*h.ids, end] if h.finished else [*h.ids] for h in samples] for samples in found]
+    longest = max(len(ids) for samples in texts for ids in samples)
+    return torch.tensor([[ids + [IGNORED] * (longest - len(ids)) for ids in samples] for samples in texts])
+
+
+def self_critical_loss(losses: Tensor, labels: Tensor, reward: Tensor) -> Tensor:
+    """-(r - b) log p(sample), the mean over tokens.
+
+    Args:
+        losses: -log p of each token ``[P, K, T]``; what ``labels`` ignore counts nothing.
+        reward: ``[P, K]``; b is the mean of the photo's other samples.
+    """
+    baseline = (reward.sum(1, keepdim=True) - reward) / (reward.shape[1] - 1)
+    told = labels != IGNORED
+    return ((reward - baseline)[..., None] * losses.masked_fill(~told, 0)).sum() / told.sum()
