@@ -12,7 +12,7 @@ from test_training import LAUNCH, finish, log, losses
 SCRIPT = Path(__file__).with_name("tiny_blip2_training.py")
 
 
-def start(run: Path, stage: int, epochs: int) -> "subprocess.Popen[str]":
+def start(run: Path, stage: int | str, epochs: int) -> "subprocess.Popen[str]":
     command = [sys.executable, str(SCRIPT), str(run), str(stage), str(epochs)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -28,6 +28,13 @@ def test_stage_1_learns_to_retrieve(tmp_path: Path) -> None:
     assert best(tmp_path, "R@1") > 40
     first, *_, last = losses(tmp_path).values()
     assert last < 0.7 * first
+
+
+def test_self_critical_training_raises_the_reward(tmp_path: Path) -> None:
+    finish(start(tmp_path, "scst", 12))
+    rewards = [record["reward"] for record in log(tmp_path) if "reward" in record]
+    assert len(rewards) == 36
+    assert sum(rewards[-9:]) > 1.5 * sum(rewards[:9])
 
 
 @pytest.mark.parametrize("stage", [1, 3])

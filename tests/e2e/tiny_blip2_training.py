@@ -1,4 +1,7 @@
-"""A BLIP-2 run small enough for a test: ``python tiny_blip2_training.py RUN STAGE EPOCHS``. Started by ``test_training_blip2.py``."""
+"""A BLIP-2 run small enough for a test: ``python tiny_blip2_training.py RUN STAGE EPOCHS``; STAGE may be ``scst``.
+
+Started by ``test_training_blip2.py``.
+"""
 
 import sys
 from pathlib import Path
@@ -29,7 +32,7 @@ def data(photos: int, split: str, seed: int) -> tuple[list[Photo], Features]:
     return items, Features(maps)
 
 
-def main(run: Path, stage: int, epochs: int) -> None:
+def main(run: Path, stage: int, epochs: int, weights: dict[str, float] | None = None) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     blip2 = tiny_blip2(with_lm=stage > 1, scale=0.15)
@@ -38,9 +41,12 @@ def main(run: Path, stage: int, epochs: int) -> None:
     loop = LoopConfig(
         epochs=epochs, batch_size=8, learning_rate=0.003, patience=epochs, save_minutes=0, precision="fp32"
     )
-    recipe = Blip2Recipe(stage, cells=0.7, bert_rate=1.0, questions=1.0, pairs=0.5, beams=1, loop=loop)
+    recipe = Blip2Recipe(stage, weights, cells=0.7, bert_rate=1.0, questions=1.0, pairs=0.5, beams=1, loop=loop)
     print(train(run, blip2, data(24, "train", 0), data(8, "val", 1), recipe))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    if sys.argv[2] == "scst":
+        main(Path(sys.argv[1]), 3, int(sys.argv[3]), {"scst": 1.0})
+    else:
+        main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -120,7 +120,7 @@ def train_blip2(
         typer.Option(
             "--weight",
             metavar="TERM=W",
-            help="A term of the loss: itc, itm, itg, caption, question or pair.",
+            help="A term of the loss: itc, itm, itg, caption, scst (captions, self-critical), question or pair.",
             show_default="the stage's",
         ),
     ] = None,
