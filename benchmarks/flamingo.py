@@ -230,26 +230,26 @@ def train(case: Case, repeats: int) -> dict[str, float]:
     model alone, with a gradient down to its embeddings."""
     from triptych.pretrained import in_bfloat16
     from triptych.prompt import IGNORED
-    from triptych.train.flamingo import FlamingoObjective
+    from triptych.train.flamingo import FlamingoObjective, FlamingoRecipe
     from triptych.train.loop import has_fast_bf16
 
     model, image, bf16 = build(case), case.flamingo.image_id, has_fast_bf16()
     model.train()
     if bf16:
         in_bfloat16(model.lm, {"lm": {}})
-    objective = FlamingoObjective(model, ["all"], {})
+    objective = FlamingoObjective(model, ["caption"], FlamingoRecipe())
     ids = torch.randint(1, image, (case.batch, case.pictures * case.trained))
     ids[:, :: case.trained] = image
     labels = F.pad(ids[:, 1:], (0, 1), value=IGNORED)
     labels[labels == image] = IGNORED
     told = labels != IGNORED
-    counts = torch.full((case.batch,), case.pictures)
+    counts, which = torch.full((case.batch,), case.pictures), torch.zeros(case.batch, dtype=torch.long)
     features = torch.randn(case.batch * case.pictures, case.cells // 2, case.flamingo.image_dim)
 
     def ours() -> None:
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, bf16):
-            loss = objective(features, counts, ids, labels, torch.zeros(case.batch, dtype=torch.long))
+            loss = objective(features, counts, ids, labels, which, which, 0)
         loss.backward()
 
     def floor() -> None:

@@ -11,8 +11,10 @@ from test_training import LAUNCH, finish, log, losses
 SCRIPT = Path(__file__).with_name("tiny_flamingo_training.py")
 
 
-def start(run: Path, epochs: int, launcher: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
-    command = [sys.executable, *launcher, str(SCRIPT), str(run), str(epochs)]
+def start(
+    run: Path, epochs: int, launcher: tuple[str, ...] = (), shares: tuple[str, ...] = ()
+) -> "subprocess.Popen[str]":
+    command = [sys.executable, *launcher, str(SCRIPT), str(run), str(epochs), *shares]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -20,6 +22,13 @@ def test_it_learns(tmp_path: Path) -> None:
     finish(start(tmp_path, 40))
     first, *_, last = losses(tmp_path).values()
     assert last < 0.8 * first
+
+
+def test_self_critical_training_raises_the_reward(tmp_path: Path) -> None:
+    finish(start(tmp_path, 20, shares=("scst=1",)))
+    rewards = [record["reward"] for record in log(tmp_path) if "reward" in record]
+    assert len(rewards) == 60
+    assert sum(rewards[-9:]) > 1.5 * sum(rewards[:9])
 
 
 def test_a_killed_run_goes_on_with_the_same_losses(tmp_path: Path) -> None:

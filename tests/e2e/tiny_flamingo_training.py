@@ -1,4 +1,7 @@
-"""A Flamingo run small enough for a test: ``python tiny_flamingo_training.py RUN EPOCHS``. Started by ``test_training_flamingo.py``."""
+"""A Flamingo run small enough for a test: ``python tiny_flamingo_training.py RUN EPOCHS [TASK=SHARE ...]``.
+
+Started by ``test_training_flamingo.py``.
+"""
 
 import sys
 from pathlib import Path
@@ -12,8 +15,10 @@ from tiny_flamingo import tiny_flamingo
 from triptych.train.flamingo import FlamingoRecipe, train
 from triptych.train.loop import LoopConfig
 
+SHARES = {"caption": 1.0, "question": 0.5, "binding": 0.5}
 
-def main(run: Path, epochs: int) -> None:
+
+def main(run: Path, epochs: int, shares: dict[str, float]) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     flamingo = tiny_flamingo(scale=0.15)
@@ -22,9 +27,10 @@ def main(run: Path, epochs: int) -> None:
     loop = LoopConfig(
         epochs=epochs, batch_size=8, learning_rate=0.01, patience=epochs, save_minutes=0, precision="fp32"
     )
-    recipe = FlamingoRecipe({"caption": 1.0, "question": 0.5, "binding": 0.5}, cells=0.7, gate_rate=3.0, loop=loop)
+    recipe = FlamingoRecipe(shares, cells=0.7, gate_rate=3.0, loop=loop)
     print(train(run, flamingo, data(24, "train", 0), data(8, "val", 1), None, recipe))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    given = (argument.split("=") for argument in sys.argv[3:])
+    main(Path(sys.argv[1]), int(sys.argv[2]), {task: float(share) for task, share in given} or SHARES)

@@ -1,13 +1,17 @@
 """Flamingo's training objective on tiny random weights: what it sums, what it trains, what it is selected by."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tiny_flamingo import tiny_flamingo
 from torch import Tensor
 
+from triptych.data import Photo
 from triptych.data.interleaved import Episode, Said, Shown
 from triptych.errors import InputError
 from triptych.flamingo import Flamingo
+from triptych.generate import Hypothesis
 from triptych.pretrained import FlamingoModel
 from triptych.prompt import IGNORED
 from triptych.train.flamingo import (
@@ -15,11 +19,13 @@ from triptych.train.flamingo import (
     FlamingoRecipe,
     Pictures,
     bound_rightly,
+    caption_prompt,
     captions,
     parameter_groups,
     token_logprobs,
 )
 from triptych.train.flamingo_batches import Row, Rows, padded
+from triptych.train.self_critical import CaptionReward
 
 
 class Cells:
@@ -71,10 +77,69 @@ def test_the_loss_is_the_weighted_mean_of_the_rows_means(flamingo: FlamingoModel
     found = logprobs(model, rows, pictures)
     ids, labels, counts = padded(rows, 0)
     means = [-float(found[i].sum()) / sum(label != IGNORED for label in row.labels) for i, row in enumerate(rows)]
-    objective = FlamingoObjective(model, ["caption", "binding"], {"binding": 3.0})
-    loss = objective(pictures.cells([0, 1, 2]), counts, ids, labels, torch.tensor([0, 1, 1]))
+    objective = FlamingoObjective(model, ["caption", "binding"], FlamingoRecipe(weights={"binding": 3.0}))
+    loss = objective(
+        pictures.cells([0, 1, 2]), counts, ids, labels, torch.tensor([0, 1, 1]), torch.tensor([0, 1, 2]), 0
+    )
     assert float(loss) == pytest.approx((means[0] + 3 * means[1] + 3 * means[2]) / 3, rel=1e-5)
     assert objective.last == pytest.approx({"caption": means[0], "binding": (means[1] + means[2]) / 2}, rel=1e-5)
+
+
+def rewarding(flamingo: FlamingoModel, **recipe: float) -> FlamingoObjective:
+    """An objective that wants a photo's captions to say what its three photos' captions say."""
+    photos = [Photo(str(i), "train", (text,), {}, Path("none")) for i, text in enumerate(("a dog", "a cat", "an owl"))]
+    made = FlamingoRecipe({"scst": 0.5, "caption": 0.5}, samples=4, max_sampled=60, temperature=1.0, **recipe)  # type: ignore[arg-type]
+    judge = CaptionReward(photos, flamingo.tokenizer, 1.0)
+    return FlamingoObjective(flamingo.model, ["caption", "scst"], made, caption_prompt(flamingo), judge)
+
+
+def test_sampled_captions_are_as_likely_as_they_were_when_drawn(
+    flamingo: FlamingoModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss with a reward that is 1 for one sample and 0 for the others, from the log-probabilities that ``generate`` gave."""
+    objective, cells = rewarding(flamingo), Pictures(Cells(2)).cells([0, 1])  # type: ignore[arg-type]
+    found: list[list[list[Hypothesis]]] = []
+
+    def judged(samples: list[list[Hypothesis]], photos: list[int]) -> Tensor:
+        found.append(samples)
+        assert photos == [7, 8]
+        return torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0]])
+
+    monkeypatch.setattr(CaptionReward, "__call__", lambda self, samples, photos: judged(samples, photos))
+    loss, reward = objective.reward_loss(cells, [7, 8], seed=3)
+    [[first, other]] = found
+    assert len({h.finished for h in (*first, *other)}) == 2 and len({h.ids for h in (*first, *other)}) == 8
+    tokens = sum(len(h.logprobs) for h in (*first, *other))
+    expected = -(first[0].logprob - sum(h.logprob for h in first[1:]) / 3) / tokens
+    assert float(loss) == pytest.approx(expected, rel=1e-4) and reward == pytest.approx(1 / 8)
+
+
+def test_rewarded_photos_stand_beside_sequences(flamingo: FlamingoModel) -> None:
+    model, rows, pictures = flamingo.model, rows_of(flamingo), Pictures(Cells(5))  # type: ignore[arg-type]
+    objective = rewarding(flamingo, weights={"scst": 3.0})  # type: ignore[arg-type]
+    mixed = [rows[0], Row([], [], [3]), rows[1], Row([], [], [4]), rows[2]]
+    ids, labels, counts = padded(mixed, 0)
+    shown = [picture for row in mixed for picture in row.pictures]
+    photos = torch.tensor([0, 1, 0, 2, 0])
+    loss = objective(pictures.cells(shown), counts, ids, labels, torch.tensor([0, 1, 0, 1, 0]), photos, 5)
+    means = -logprobs(model, rows, pictures).sum(1) / torch.tensor([sum(i != IGNORED for i in r.labels) for r in rows])
+    rewarded, reward = objective.reward_loss(pictures.cells([3, 4]), [1, 2], 5)
+    torch.testing.assert_close(loss, (means.sum() + 3 * 2 * rewarded) / 5)
+    assert objective.last == pytest.approx(
+        {"caption": float(means.mean()), "scst": float(rewarded), "reward": reward}, rel=1e-5
+    )
+
+
+def test_sampling_leaves_autocast_the_gradients(flamingo: FlamingoModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that autocast has cast while captions are drawn, without a gradient, must not be those of the loss."""
+    monkeypatch.setattr(CaptionReward, "__call__", lambda self, samples, photos: torch.tensor([[1.0, 0, 0, 0]]))
+    trained = dict(flamingo.model.xattn.named_parameters()) | dict(flamingo.model.resampler.named_parameters())
+    for parameter in trained.values():
+        parameter.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = rewarding(flamingo).reward_loss(Pictures(Cells(1)).cells([0]), [0], seed=3)  # type: ignore[arg-type]
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert [name for name, p in trained.items() if p.grad is None or not p.grad.any()] == []
 
 
 def test_shut_gates_open_and_the_frozen_parts_stay() -> None:
@@ -134,3 +199,5 @@ def test_unknown_tasks_are_refused() -> None:
         FlamingoRecipe({"captoin": 1.0})
     with pytest.raises(InputError, match="no task is drawn"):
         FlamingoRecipe({"caption": 0.0})
+    with pytest.raises(InputError, match="samples must be 2 or more"):
+        FlamingoRecipe({"scst": 1.0}, samples=1)

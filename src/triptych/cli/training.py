@@ -195,7 +195,7 @@ def train_flamingo(
         typer.Option(
             "--share",
             metavar="TASK=S",
-            help="How often a task is drawn: caption, name, question, dialogue, pair, compare or binding.",
+            help="How often a task is drawn: caption, name, question, dialogue, pair, compare, binding or scst (captions, self-critical).",
             show_default="a mixture of all",
         ),
     ] = None,

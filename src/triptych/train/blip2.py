@@ -46,7 +46,7 @@ from triptych.train.blip2_batches import (
 from triptych.train.crops import cells_of, crop_cells
 from triptych.train.features import Features
 from triptych.train.loop import LoopConfig, fit, uses_bf16
-from triptych.train.self_critical import CaptionReward, independent_seeds, self_critical_loss, to_labels
+from triptych.train.self_critical import CaptionReward, drawn, self_critical_loss
 from triptych.train.words import CaptionWords, WordObjective, begin_as_words, learn_words
 from triptych.wordpiece import WordPieces
 
@@ -232,9 +232,7 @@ class Blip2Objective(nn.Module):
         sampling = Search(
             frozenset({judge.end}), recipe.max_tokens, n_best=recipe.captions_per_photo, temperature=recipe.temperature
         )
-        found = generate(lm, prompt, sampling, independent_seeds(len(photos), seed))
-        labels = to_labels(found, judge.end).to(soft_prompt.device)
-        reward = judge(found, photos).to(soft_prompt.device)
+        labels, reward = (x.to(soft_prompt.device) for x in drawn(lm, prompt, judge, photos, sampling, seed))
         logits = self.caption_logits(soft_prompt, labels) / recipe.temperature
         losses = torch.zeros(labels.shape, device=labels.device)
         told = labels != IGNORED

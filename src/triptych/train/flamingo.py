@@ -1,7 +1,8 @@
 """Recipe of Flamingo: cross-entropy over interleaved sequences of several tasks (``data.interleaved``).
 
 Each sequence counts as much as the others, by the mean over its learnt tokens times its task's weight. Only the resampler and the
-gated blocks are trained.
+gated blocks are trained. The task ``scst`` is no sequence: a photo's captions are sampled, and those better than the others become
+likelier (``train.self_critical``).
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ from triptych.data import Photo
 from triptych.data.interleaved import HELD_OUT, Episode, Sequences, classes, episode, made_up_names, noun_counts, only
 from triptych.errors import InputError
 from triptych.evaluate.captions import score_captions
-from triptych.flamingo import Flamingo, as_prompt
-from triptych.generate import generate
+from triptych.flamingo import Flamingo, FlamingoPrompt, as_prompt
+from triptych.generate import Search, generate
 from triptych.pretrained import FlamingoModel, in_bfloat16, save_flamingo
 from triptych.prompt import CAPTION, IGNORED, between_pictures
 from triptych.train.crops import cells_of, crop_cells
 from triptych.train.features import Features
-from triptych.train.flamingo_batches import Batch, Mixture, Rows, padded
+from triptych.train.flamingo_batches import REWARDED, Batch, Mixture, Rows, padded
 from triptych.train.loop import LoopConfig, fit, uses_bf16
+from triptych.train.self_critical import CaptionReward, drawn, self_critical_loss
 from triptych.train.words import CaptionWords, WordObjective, caption_text, learn_words, speak_words
 
 SHARES = {
@@ -40,6 +42,7 @@ SHARES = {
     "compare": 0.06,
     "binding": 0.24,
 }
+TASKS = (*SHARES, REWARDED)
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class FlamingoRecipe:
     """``shares``: how often each task is drawn; ``weights``: of its sequences in the loss, 1 unless told. ``gate_rate``: the learning
     rate of the gates as a multiple of the rest's: they begin shut. ``cells``, ``window``: see ``crop_cells``.
     ``word_epochs``: of the warm start (``train.words``) before; 0 = none, as when a run goes on from another.
+    ``samples``, ``temperature``, ``bleu_weight``: of the task ``scst``: captions drawn of each photo, what they are drawn from, and the
+    weight of the mean of BLEU-1 to 4 beside CIDEr-D in their reward.
     ``validation_photos``: captioned without an example; ``validation_episodes``: of two new names, three examples each."""
 
     shares: Mapping[str, float] = field(default_factory=lambda: dict(SHARES))
@@ -57,34 +62,94 @@ class FlamingoRecipe:
     window: float = 0.7
     gate_rate: float = 10.0
     word_epochs: int = 6
+    samples: int = 5
+    max_sampled: int = 16
+    temperature: float = 0.5
+    bleu_weight: float = 1.0
     validation_photos: int = 200
     validation_episodes: int = 60
     loop: LoopConfig = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
-        if unknown := (set(self.shares) | set(self.weights)) - set(SHARES):
-            raise InputError(f"unknown task {', '.join(sorted(unknown))}: choose {', '.join(SHARES)}")
+        if unknown := (set(self.shares) | set(self.weights)) - set(TASKS):
+            raise InputError(f"unknown task {', '.join(sorted(unknown))}: choose {', '.join(TASKS)}")
         if not any(share > 0 for share in self.shares.values()):
             raise InputError("no task is drawn: give one a share above 0")
+        if self.shares.get(REWARDED) and self.samples < 2:
+            raise InputError("samples of a photo are compared with one another: samples must be 2 or more")
 
 
 class FlamingoObjective(nn.Module):
     """-log p(text | what came before, pictures), over the learnt tokens of each row; ``last`` keeps each task's mean for the log."""
 
-    def __init__(self, model: Flamingo, tasks: Sequence[str], weights: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        model: Flamingo,
+        tasks: Sequence[str],
+        recipe: FlamingoRecipe,
+        prompt: Sequence[int] = (),
+        judge: CaptionReward | None = None,
+    ) -> None:
+        """``prompt``: the ids that ask for a photo's caption; ``judge``: of sampled captions, where ``tasks`` sample any."""
         super().__init__()
-        self.model, self.tasks = model, tasks
-        self.weights = [weights.get(task, 1.0) for task in tasks]
+        self.model, self.tasks, self.recipe, self.judge = model, tasks, recipe, judge
+        self.weights = [recipe.weights.get(task, 1.0) for task in tasks]
+        self.prompt: Tensor
+        self.register_buffer("prompt", torch.tensor(prompt, dtype=torch.long), persistent=False)
         self.last: dict[str, float] = {}
 
     def forward(
-        self, image_features: Tensor, counts: Tensor, input_ids: Tensor, labels: Tensor, tasks: Tensor
+        self,
+        image_features: Tensor,
+        counts: Tensor,
+        input_ids: Tensor,
+        labels: Tensor,
+        tasks: Tensor,
+        photos: Tensor,
+        seed: int,
     ) -> Tensor:
-        logprobs = token_logprobs(self.model, image_features, counts.tolist(), input_ids, labels)
-        losses = -logprobs.sum(1) / (labels != IGNORED).sum(1)
-        self.last = {self.tasks[i]: losses[tasks == i].mean().item() for i in set(tasks.tolist())}
+        losses = torch.zeros(len(tasks), device=image_features.device)
+        sampled = torch.tensor([self.tasks[i] == REWARDED for i in tasks.tolist()], device=losses.device)
+        of_sampled = sampled.repeat_interleave(counts)
+        reward = {}
+        if not sampled.all():
+            rows = [x[~sampled] for x in (counts, input_ids, labels)]
+            logprobs = token_logprobs(self.model, image_features[~of_sampled], rows[0].tolist(), *rows[1:])
+            losses[~sampled] = -logprobs.sum(1) / (rows[2] != IGNORED).sum(1)
+        if sampled.any():
+            losses[sampled], reward["reward"] = self.reward_loss(
+                image_features[of_sampled], photos[sampled].tolist(), seed
+            )
+        self.last = {self.tasks[i]: losses[tasks == i].mean().item() for i in set(tasks.tolist())} | reward
         weights = torch.tensor(self.weights, device=losses.device)[tasks]
         return (weights * losses).mean()  # Flamingo eq. 2: weighted sum over the data sets, here the tasks
+
+    def reward_loss(self, image_features: Tensor, photos: Sequence[int], seed: int) -> tuple[Tensor, float]:
+        """Of captions that the model draws of photos ``[P, L, Dv]``: the loss (``train.self_critical``) and the mean reward."""
+        model, recipe, judge, count = self.model, self.recipe, self.judge, len(photos)
+        assert judge is not None
+        device = image_features.device
+        tokens = model.resampler(image_features, torch.ones(count, dtype=torch.long, device=device))
+        prompt = self.prompt.expand(count, -1)
+        sampling = Search(
+            frozenset({judge.end}),
+            recipe.max_sampled,
+            n_best=recipe.samples,
+            temperature=recipe.temperature,
+            banned=frozenset({model.config.image_id}),
+        )
+        asked = FlamingoPrompt(prompt, tokens.detach(), [1] * count)
+        labels, reward = (x.to(device) for x in drawn(model, asked, judge, photos, sampling, seed))
+        rows = torch.arange(count, device=device).repeat_interleave(recipe.samples)
+        flat = labels.flatten(0, 1)
+        input_ids = torch.cat([prompt[rows], flat[:, :-1].clamp_min(0)], 1)
+        hidden = model(input_ids, model.media(tokens, [1] * count).select(rows))[:, prompt.shape[1] - 1 :]
+        told = flat != IGNORED
+        logits = model.lm.logits(hidden[told]).float()
+        logits[:, model.config.image_id] = -torch.inf  # as where it is sampled
+        losses = torch.zeros(flat.shape, device=device)
+        losses[told] = F.cross_entropy(logits / recipe.temperature, flat[told], reduction="none")
+        return self_critical_loss(losses.view(labels.shape), labels, reward), reward.mean().item()
 
 
 def token_logprobs(
@@ -159,7 +224,7 @@ def train(
         )
         cells = crop_cells(pictures.cells(shown, mirrored.tolist()), grid, recipe.cells, recipe.window, seed)
         ids, labels, counts = padded(made, end)
-        return Batch(cells, counts, ids, labels, torch.tensor(tasks))
+        return Batch(cells, counts, ids, labels, torch.tensor(tasks), torch.tensor(chosen), seed)
 
     episodes = validation_episodes(val_photos, recipe.validation_episodes, recipe.loop.seed)
     judged = val_photos[: recipe.validation_photos]
@@ -187,7 +252,8 @@ def train(
     batch(range(min(recipe.loop.batch_size, len(photos))), 0)  # says now if no sequence can be made of these captions
     if recipe.word_epochs and not (run / "state.pt").exists():
         words_first(run / "words", flamingo, [*photos, *drawn], pictures, recipe)
-    objective = FlamingoObjective(model, mixture.tasks, recipe.weights)
+    judge = CaptionReward(photos, tokenizer, recipe.bleu_weight) if REWARDED in shares else None
+    objective = FlamingoObjective(model, mixture.tasks, recipe, caption_prompt(flamingo), judge)
     groups = parameter_groups(model, recipe)
     return fit(run, objective, groups, len(photos), batch, validate, save_best, recipe.loop, identity, "score")
 
@@ -227,12 +293,18 @@ def parameter_groups(model: Flamingo, recipe: FlamingoRecipe) -> list[dict[str, 
     return [{"params": rest}, {"params": gates, "lr_scale": recipe.gate_rate, "weight_decay": 0.0}]
 
 
+def caption_prompt(flamingo: FlamingoModel) -> list[int]:
+    """The ids that ask for a photo's caption."""
+    begin, after = between_pictures(CAPTION, 1)
+    encode = flamingo.tokenizer.encode
+    return [*encode(begin, begin=True), flamingo.model.config.image_id, *encode(after)]
+
+
 def captions(flamingo: FlamingoModel, pictures: Pictures, photos: int, batch: int = 25) -> list[str]:
     """Captions of the first photos, greedy, without an example."""
     model, tokenizer = flamingo.model, flamingo.tokenizer
     device = model.resampler.latents.device
-    begin, after = between_pictures(CAPTION, 1)
-    ids = [*tokenizer.encode(begin, begin=True), model.config.image_id, *tokenizer.encode(after)]
+    ids = caption_prompt(flamingo)
     search = replace(flamingo.search, beams=1)
     texts = []
     for first in range(0, photos, batch):

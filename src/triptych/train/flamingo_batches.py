@@ -15,6 +15,7 @@ from triptych.prompt import IGNORED
 from triptych.tokenizers import TextTokenizer
 
 TRIES = 200  # tasks drawn for one sequence
+REWARDED = "scst"  # the task of a photo that is captioned by the model itself (``train.self_critical``): its row is only the picture
 
 
 class Row(NamedTuple):
@@ -31,6 +32,8 @@ class Batch(NamedTuple):
     input_ids: Tensor  # [B, T]
     labels: Tensor  # [B, T] what follows each token; IGNORED where it does not count
     tasks: Tensor  # [B] which task each row is of
+    photos: Tensor  # [B] the photo that each row is made around
+    seed: int  # of what is sampled
 
 
 class Rows:
@@ -71,7 +74,8 @@ def padded(rows: Sequence[Row], pad: int) -> tuple[Tensor, Tensor, Tensor]:
     width = max(len(row.input_ids) for row in rows)
     ids = [row.input_ids + [pad] * (width - len(row.input_ids)) for row in rows]
     labels = [row.labels + [IGNORED] * (width - len(row.labels)) for row in rows]
-    return torch.tensor(ids), torch.tensor(labels), torch.tensor([len(row.pictures) for row in rows])
+    counts = [len(row.pictures) for row in rows]
+    return torch.tensor(ids, dtype=torch.long), torch.tensor(labels, dtype=torch.long), torch.tensor(counts)
 
 
 class Mixture:
@@ -89,6 +93,9 @@ class Mixture:
             rng = random.Random(f"{seed} {photo}")
             for _ in range(TRIES):  # a task may have nothing to say about a photo
                 (task,) = rng.choices(range(len(self.tasks)), self.shares)
+                if self.tasks[task] == REWARDED:
+                    row = Row([], [], [photo])
+                    break
                 row = self.rows(self.sequences.makers[self.tasks[task]](rng, photo))
                 if any(label != IGNORED for label in row.labels):
                     break

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from triptych.data import Photo
 from triptych.evaluate.bleu import bleu
 from triptych.evaluate.cider import CiderD, Tokens
 from triptych.evaluate.tokenize import ptb_tokenize
-from triptych.generate import Hypothesis
+from triptych.generate import Hypothesis, Search, StepModel, generate
 from triptych.prompt import IGNORED
 from triptych.tokenizers import TextTokenizer
 
@@ -54,6 +55,14 @@ class CaptionReward:
             texts.append([*words, self.end] if hypothesis.finished else words)
         owners = [photo for photo, samples in zip(photos, found, strict=True) for _ in samples]
         return self.reward(texts, owners).view(len(photos), -1)
+
+
+def drawn(
+    model: StepModel, prompt: Any, judge: CaptionReward, photos: Sequence[int], search: Search, seed: int
+) -> tuple[Tensor, Tensor]:
+    """``search.n_best`` captions of each of ``photos``, and what they are worth: labels ``[P, K, T]`` and rewards ``[P, K]``."""
+    found = generate(model, prompt, search, independent_seeds(len(photos), seed))
+    return to_labels(found, judge.end), judge(found, photos)
 
 
 def independent_seeds(photos: int, seed: int) -> list[int]:

@@ -25,6 +25,7 @@ from triptych.pretrained import (
     published_encoder,
 )
 from triptych.train.flamingo import FlamingoRecipe, train
+from triptych.train.flamingo_batches import REWARDED
 from triptych.train.start import FEATURES_TIMEOUT, features, split_photos
 
 IMAGE_SIZE = 320  # pixels; 10 x 10 cells of EfficientNet-Lite2
@@ -60,6 +61,8 @@ def flamingo_run(
     photos, val_photos = split_photos(data)
     torch.manual_seed(recipe.loop.seed)
     if init is None:
+        if recipe.shares.get(REWARDED):
+            raise InputError("self-critical training starts from a trained model: name one with --init")
         flamingo = new_flamingo(encoder, encoder_weights, image_size or IMAGE_SIZE, lm, image_token, sizes or {})
     else:
         flamingo = load_flamingo(locate(init))
