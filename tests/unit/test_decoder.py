@@ -27,6 +27,7 @@ from triptych.errors import InputError
 from triptych.generate import Search, generate
 from triptych.gguf_file import read_gguf
 from triptych.lm_tables import build, from_directory, from_gguf, half_split, load_language_model, part_by_part
+from triptych.pretrained import in_bfloat16
 from triptych.tokenizers import TextTokenizer
 
 LLAMA = DecoderConfig(vocab_size=50, dim=24, layers=2, heads=6, ffn_dim=40, kv_heads=2, max_positions=64)
@@ -384,6 +385,17 @@ def test_gradients_pass_the_frozen_model(lm: Decoder, autocast: bool) -> None:
         found = gradient(model, soft)
     expected = gradient(model.double(), soft.detach().double().requires_grad_())
     assert (found - expected).abs().max() <= (0.1 if autocast else 1e-4) * expected.abs().max()
+
+
+def test_a_frozen_model_trains_in_bfloat16_unless_a_checkpoint_holds_it(lm: Decoder) -> None:
+    text, held = ids(2, 4), copy.deepcopy(lm)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = lm.logits(lm(text))
+        in_bfloat16(lm, {"lm": {"name": "smollm2-135m"}})
+        torch.testing.assert_close(lm.logits(lm(text)), expected, atol=0, rtol=0)
+    assert {m.weight.dtype for m in lm.modules() if isinstance(m, Linear)} == {torch.bfloat16}
+    in_bfloat16(held, {"lm": {"config": {}}})
+    assert {p.dtype for p in held.parameters()} == {torch.float32}
 
 
 # GGUF files. The library writes them; ours reads them.
