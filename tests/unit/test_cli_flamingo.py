@@ -16,6 +16,7 @@ from tiny_flamingo import tiny_flamingo
 from triptych.cli.prompting import read_shot
 from triptych.errors import InputError
 from triptych.tasks import FlamingoTasks
+from triptych.train.flamingo import SHARES
 
 Run = Callable[..., Result]
 
@@ -126,3 +127,21 @@ def test_chat_goes_on_after_a_mistake(
 ) -> None:
     found = chat(run, monkeypatch, f"{line}\n/image {photos[0]}\nwhat is it?\n")
     assert found.code == 2 and reason in found.err and len(found.out.splitlines()) == 1
+
+
+def test_training_takes_its_tasks_and_their_weights(
+    run: Run,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipes = []
+    monkeypatch.setattr("triptych.train.start_flamingo.flamingo_run", lambda *, recipe, **_: recipes.append(recipe))
+    train = ("train", "flamingo", "--data", tmp_path, "--run", tmp_path / "run")
+    assert run(*train).code == 0
+    assert run(*train, "--share", "scst=0.7", "--share", "caption=0.3", "--weight", "caption=0.2").code == 0
+    plain, told = recipes
+    assert plain.shares == SHARES and plain.weights == {}
+    assert told.shares == {"scst": 0.7, "caption": 0.3} and told.weights == {"caption": 0.2}
+    for wrong in (("--share", "captions=1"), ("--weight", "caption"), ("--weight", "dialog=1")):
+        refused = run(*train, *wrong)
+        assert refused.code == 2 and len(refused.err.splitlines()) == 1

@@ -199,6 +199,10 @@ def train_flamingo(
             show_default="a mixture of all",
         ),
     ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option("--weight", metavar="TASK=W", help="Of a task's sequences in the loss.", show_default="1 each"),
+    ] = None,
     encoder: Encoder = "efficientnet-lite2",
     encoder_weights: EncoderWeights = None,
     image_size: ImageSize = 320,
@@ -239,6 +243,7 @@ def train_flamingo(
     )
     recipe = FlamingoRecipe(
         named_numbers(shares, "--share") if shares else SHARES,
+        named_numbers(weights or [], "--weight"),
         max_tokens=max_tokens,
         gate_rate=gate_rate,
         validation_photos=validation_photos,
