@@ -142,7 +142,10 @@ def decode(
     logits, state = model.prefill(inputs)
     logprobs = log_softmax(logits, search)
     batch, rows = len(logprobs), search.n_best if search.temperature > 0 else 1
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds or [search.seed] * batch]
+    seeds = [search.seed] * batch if seeds is None else seeds
+    if len(seeds) != batch:
+        raise ValueError(f"{len(seeds)} seeds for {batch} inputs")
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     order = torch.arange(batch, device=logprobs.device)[:, None].expand(-1, rows)
     if rows > 1:
         state, logprobs = state.reorder(order), logprobs.repeat_interleave(rows, 0)
@@ -180,11 +183,12 @@ def choose(logprobs: Tensor, generators: Sequence[torch.Generator], search: Sear
         beyond = ordered.cumsum(-1) - ordered >= search.top_p  # keeps the token that crosses the line
         scores = scores.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
     rows = len(scores) // len(generators)
-    uniform = torch.cat([torch.rand(rows, 1, dtype=torch.float64, generator=g) for g in generators]).to(scores.device)
-    below = scores.softmax(-1).cumsum(
-        -1, dtype=torch.float64
-    )  # the inverse of the distribution function, at a random place
-    return torch.searchsorted(below, uniform * below[:, -1:], right=True).squeeze(1).clamp_max(scores.shape[-1] - 1)
+    device = torch.device("cpu") if scores.device.type == "mps" else scores.device  # MPS has no float64
+    uniform = torch.cat([torch.rand(rows, 1, dtype=torch.float64, generator=g) for g in generators]).to(device)
+    # the inverse of the cumulative distribution, at a random place
+    below = scores.softmax(-1).to(device).cumsum(-1, dtype=torch.float64)
+    drawn = torch.searchsorted(below, uniform * below[:, -1:], right=True).squeeze(1)
+    return drawn.clamp_max(scores.shape[-1] - 1).to(scores.device)
 
 
 def beam_search(model: StepModel, inputs: Any, search: Search) -> list[list[Hypothesis]]:

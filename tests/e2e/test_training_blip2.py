@@ -1,5 +1,6 @@
 """Training of BLIP-2 from end to end on features of a few numbers: it learns, a killed run goes on exactly, processes agree."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -7,7 +8,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from test_training import LAUNCH, finish, log, losses
+from tiny_blip2 import tiny_blip2
+from tiny_blip2_training import data
+
+from triptych.errors import InputError
+from triptych.train import start_blip2
+from triptych.train.blip2 import Blip2Recipe, train
+from triptych.train.loop import LoopConfig
 
 SCRIPT = Path(__file__).with_name("tiny_blip2_training.py")
 
@@ -35,6 +44,37 @@ def test_self_critical_training_raises_the_reward(tmp_path: Path) -> None:
     rewards = [record["reward"] for record in log(tmp_path) if "reward" in record]
     assert len(rewards) == 36
     assert sum(rewards[-9:]) > 1.5 * sum(rewards[:9])
+    config = json.loads((tmp_path / "best" / "config.json").read_text())
+    assert config["model"]["writer"] == "lm"  # whoever was trained to caption writes
+
+
+def test_the_warm_start_is_for_a_projection_that_has_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes: list[Blip2Recipe] = []
+
+    def begin(with_lm: bool, **weights: float) -> None:
+        monkeypatch.setattr(start_blip2, "load_blip2", lambda name: tiny_blip2(with_lm))
+        recipe = Blip2Recipe(2, weights or None, captions_per_photo=5)
+        start_blip2.blip2_run(data=tmp_path, run=tmp_path / "run", recipe=recipe, init="one")
+
+    monkeypatch.setattr(start_blip2, "locate", lambda name: name)
+    monkeypatch.setattr(start_blip2, "split_photos", lambda *_: ([], []))
+    monkeypatch.setattr(start_blip2, "features", lambda *_: None)
+    monkeypatch.setattr(start_blip2, "with_lm", lambda blip2, lm: tiny_blip2())
+    monkeypatch.setattr(start_blip2, "train", lambda run, blip2, train, val, recipe, notes: recipes.append(recipe))
+    begin(with_lm=False)
+    begin(with_lm=True)
+    begin(with_lm=True, scst=1.0)
+    assert [recipe.word_epochs for recipe in recipes] == [4, 0, 0]
+    with pytest.raises(InputError, match="train its captions first"):
+        begin(with_lm=False, scst=1.0)
+
+
+def test_photos_that_processes_cannot_share_evenly_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    recipe = Blip2Recipe(1, loop=LoopConfig(batch_size=8))
+    with pytest.raises(InputError, match="8 photos a step are not the same number for each of 3 processes"):
+        train(tmp_path, tiny_blip2(with_lm=False), data(24, "train", 0), data(8, "val", 1), recipe)
 
 
 @pytest.mark.parametrize("stage", [1, 3])

@@ -142,6 +142,13 @@ def test_training_takes_its_tasks_and_their_weights(
     plain, told = recipes
     assert plain.shares == SHARES and plain.weights == {}
     assert told.shares == {"scst": 0.7, "caption": 0.3} and told.weights == {"caption": 0.2}
-    for wrong in (("--share", "captions=1"), ("--weight", "caption"), ("--weight", "dialog=1")):
+    for wrong in (
+        ("--share", "captions=1"),
+        ("--weight", "caption"),
+        ("--weight", "dialog=1"),
+        ("--weight", "caption=-1"),
+        ("--weight", "caption=nan"),
+        ("--share", "caption=1", "--share", "caption=2"),
+    ):
         refused = run(*train, *wrong)
         assert refused.code == 2 and len(refused.err.splitlines()) == 1

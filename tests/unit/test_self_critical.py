@@ -4,29 +4,36 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_blip2 import byte_tokenizer
+import torch.nn.functional as F
+from tiny_blip2 import byte_tokenizer, tiny_blip2
+from torch import Tensor
 
 from triptych.data import Photo
 from triptych.errors import InputError
 from triptych.evaluate.bleu import bleu
 from triptych.evaluate.cider import CiderD
-from triptych.generate import Hypothesis
+from triptych.generate import Hypothesis, Search
+from triptych.pretrained import Blip2Model
 from triptych.prompt import IGNORED
-from triptych.train.blip2 import Blip2Recipe
+from triptych.train.blip2 import Blip2Objective, Blip2Recipe
+from triptych.train.blip2_batches import Batch
 from triptych.train.self_critical import CaptionReward, Reward, independent_seeds, self_critical_loss, to_labels
 
 REFERENCES = [[["a", "dog", "runs", "on", "grass", "."]], [["a", "man", "rides", "one", "horse", "."]]]
 
 
 def test_the_loss_makes_what_beats_the_other_samples_likelier() -> None:
-    losses = torch.full((1, 3, 2), 2.0, requires_grad=True)
     labels = torch.tensor([[[5, 6], [5, IGNORED], [7, 8]]])
     reward = torch.tensor([[3.0, 1.0, 2.0]])
-    loss = self_critical_loss(losses, labels, reward)
-    # over the mean of the other two: 3 - 1.5, 1 - 2.5, 2 - 2; five tokens
-    expected = torch.tensor([[[1.5, 1.5], [-1.5, 0.0], [0.0, 0.0]]]) / 5
-    torch.testing.assert_close(torch.autograd.grad(loss, losses)[0], expected)
-    torch.testing.assert_close(loss.detach(), (2 * expected).sum())
+    sampling = Search(frozenset({8}), n_best=3, temperature=0.5, banned=frozenset({0}))
+    logits = torch.randn(5, 9, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    loss = self_critical_loss(logits, labels, reward, sampling)
+    # over the mean of the other two: 3 - 1.5, 1 - 2.5, 2 - 2; five tokens, drawn from softmax(2 x) without the first
+    advantage, tokens = torch.tensor([1.5, 1.5, -1.5, 0, 0]), torch.tensor([5, 6, 5, 7, 8])
+    nll = F.cross_entropy(2 * logits[:, 1:], tokens - 1, reduction="none")
+    torch.testing.assert_close(loss, (advantage * nll).mean())
+    [gradient] = torch.autograd.grad(loss, logits)
+    assert (gradient[range(5), tokens].sign() == -advantage.sign()).all() and not gradient[:, 0].any()
 
 
 @pytest.mark.parametrize("weight", [0.0, 2.0])
@@ -69,3 +76,59 @@ def test_photos_draw_independently_and_again_alike() -> None:
 def test_one_sample_has_no_others_to_be_compared_with() -> None:
     with pytest.raises(InputError, match="captions_per_photo must be 2 or more"):
         Blip2Recipe(3, {"scst": 1.0}, captions_per_photo=1)
+
+
+class Told:
+    """Stands for ``CaptionReward``: the first sample of the first photo is worth 1, all others nothing."""
+
+    def __init__(self, end: int) -> None:
+        self.end, self.asked, self.samples = end, [], []  # type: ignore[var-annotated]
+
+    def __call__(self, found: list[list[Hypothesis]], photos: list[int]) -> Tensor:
+        self.asked.append(photos)
+        self.samples.append(found)
+        reward = torch.zeros(len(photos), len(found[0]))
+        reward[0, 0] = 1
+        return reward
+
+
+def blip2_objective(blip2: Blip2Model, reward_fn: Told, weight: float = 1.0) -> Blip2Objective:
+    recipe = Blip2Recipe(
+        3, {"scst": weight}, captions_per_photo=4, max_tokens=40, temperature=0.6, lm_photos=0.6, cells=1.0
+    )
+    return Blip2Objective(blip2.model, recipe, blip2.words, (7, 8), lambda x: x, reward_fn=reward_fn)  # type: ignore[arg-type]
+
+
+def test_blip2_learns_the_samples_that_it_drew() -> None:
+    blip2 = tiny_blip2()
+    lm = blip2.model.lm
+    assert lm is not None
+    reward_fn = Told(min(blip2.search.eos))
+    objective = blip2_objective(blip2, reward_fn)
+    soft = torch.randn(2, 3, 16)
+    loss, reward = objective.reward_loss(soft, [3, 1], seed=5)
+    objective.reward_loss(soft, [3, 1], seed=6)
+    (first, other), (again, _) = reward_fn.samples
+    assert reward == pytest.approx(1 / 8) and len({h.ids for h in (*first, *again)}) == 8
+    assert len({h.finished for h in (*first, *other)}) == 2
+
+    totals = []
+    for sample in first:
+        written = [*sample.ids, *([reward_fn.end] * sample.finished)]
+        x = torch.cat([soft[:1], lm.embed(torch.tensor([[7, 8, *written]]))], 1)
+        logprobs = (lm.logits(lm(x))[0] / 0.6).log_softmax(-1)
+        totals.append(sum(logprobs[3 + 1 + t, token] for t, token in enumerate(written)))
+    tokens = sum(len(h.logprobs) for h in (*first, *other))
+    torch.testing.assert_close(loss, -(totals[0] - sum(totals[1:]) / 3) / tokens, rtol=1e-4, atol=1e-6)
+
+
+def test_blip2_is_rewarded_for_the_photos_that_it_captions() -> None:
+    """The language model captions 0.6 of the batch's photos, which stand in any order among the training photos."""
+    blip2 = tiny_blip2()
+    reward_fn = Told(min(blip2.search.eos))
+    objective = blip2_objective(blip2, reward_fn, weight=3.0)
+    batch = Batch(torch.randn(3, 9, 5), torch.tensor([40, 2, 17]), None, None, None, None)
+    loss = objective(batch, 5)
+    assert reward_fn.asked == [[40, 2]]
+    assert set(objective.last) == {"scst", "reward"} and objective.last["reward"] == pytest.approx(1 / 8)
+    assert float(loss) == pytest.approx(3 * objective.last["scst"], rel=1e-5) and float(loss)

@@ -8,7 +8,7 @@ from tiny_flamingo import tiny_flamingo
 from torch import Tensor
 
 from triptych.data import Photo
-from triptych.data.interleaved import Episode, Said, Shown
+from triptych.data.interleaved import Episode, Said, Sequences, Shown
 from triptych.errors import InputError
 from triptych.flamingo import Flamingo
 from triptych.generate import Hypothesis
@@ -24,7 +24,7 @@ from triptych.train.flamingo import (
     parameter_groups,
     token_logprobs,
 )
-from triptych.train.flamingo_batches import Row, Rows, padded
+from triptych.train.flamingo_batches import Mixture, Row, Rows, padded
 from triptych.train.self_critical import CaptionReward
 
 
@@ -88,30 +88,42 @@ def test_the_loss_is_the_weighted_mean_of_the_rows_means(flamingo: FlamingoModel
 def rewarding(flamingo: FlamingoModel, **recipe: float) -> FlamingoObjective:
     """An objective that wants a photo's captions to say what its three photos' captions say."""
     photos = [Photo(str(i), "train", (text,), {}, Path("none")) for i, text in enumerate(("a dog", "a cat", "an owl"))]
-    made = FlamingoRecipe({"scst": 0.5, "caption": 0.5}, samples=4, max_sampled=60, temperature=1.0, **recipe)  # type: ignore[arg-type]
-    judge = CaptionReward(photos, flamingo.tokenizer, 1.0)
-    return FlamingoObjective(flamingo.model, ["caption", "scst"], made, caption_prompt(flamingo), judge)
+    made = FlamingoRecipe({"scst": 0.5, "caption": 0.5}, samples=4, max_new_tokens=60, temperature=0.8, **recipe)  # type: ignore[arg-type]
+    reward_fn = CaptionReward(photos, flamingo.tokenizer, 1.0)
+    return FlamingoObjective(flamingo.model, ["caption", "scst"], made, caption_prompt(flamingo), reward_fn)
 
 
 def test_sampled_captions_are_as_likely_as_they_were_when_drawn(
     flamingo: FlamingoModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loss with a reward that is 1 for one sample and 0 for the others, from the log-probabilities that ``generate`` gave."""
+    """The loss with a reward that is 1 for one sample and 0 for the others, from what ``generate`` draws at the recipe's temperature."""
     objective, cells = rewarding(flamingo), Pictures(Cells(2)).cells([0, 1])  # type: ignore[arg-type]
-    found: list[list[list[Hypothesis]]] = []
+    drawn: list[list[list[Hypothesis]]] = []
 
-    def judged(samples: list[list[Hypothesis]], photos: list[int]) -> Tensor:
-        found.append(samples)
+    def rewarded(samples: list[list[Hypothesis]], photos: list[int]) -> Tensor:
+        drawn.append(samples)
         assert photos == [7, 8]
         return torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0]])
 
-    monkeypatch.setattr(CaptionReward, "__call__", lambda self, samples, photos: judged(samples, photos))
+    monkeypatch.setattr(CaptionReward, "__call__", lambda self, samples, photos: rewarded(samples, photos))
     loss, reward = objective.reward_loss(cells, [7, 8], seed=3)
-    [[first, other]] = found
+    [first, other] = drawn[0]
     assert len({h.finished for h in (*first, *other)}) == 2 and len({h.ids for h in (*first, *other)}) == 8
-    tokens = sum(len(h.logprobs) for h in (*first, *other))
-    expected = -(first[0].logprob - sum(h.logprob for h in first[1:]) / 3) / tokens
-    assert float(loss) == pytest.approx(expected, rel=1e-4) and reward == pytest.approx(1 / 8)
+    objective.reward_loss(cells, [7, 8], seed=4)
+    assert not {h.ids for h in first} & {h.ids for h in drawn[1][0]}
+
+    end, pad = flamingo.end_id, 0
+    rows = [Row([*objective.prompt.tolist(), *h.ids, *([end] * h.finished)], [], [0]) for h in first]
+    ids, _, _ = padded(rows, pad)
+    tokens = flamingo.model.resampler(cells[:1], torch.ones(1, dtype=torch.long)).expand(4, -1, -1)
+    logits = flamingo.model.lm.logits(flamingo.model(ids, flamingo.model.media(tokens, [1] * 4)))[:, :-1] / 0.8
+    logits[..., flamingo.model.config.image_id] = -torch.inf
+    each = logits.log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+    start = len(objective.prompt) - 1
+    totals = [row[start : len(made.input_ids) - 1].sum() for row, made in zip(each, rows, strict=True)]
+    written = sum(len(h.logprobs) for h in (*first, *other))
+    torch.testing.assert_close(loss, -(totals[0] - sum(totals[1:]) / 3) / written, rtol=1e-4, atol=1e-6)
+    assert reward == pytest.approx(1 / 8)
 
 
 def test_rewarded_photos_stand_beside_sequences(flamingo: FlamingoModel) -> None:
@@ -128,6 +140,17 @@ def test_rewarded_photos_stand_beside_sequences(flamingo: FlamingoModel) -> None
     assert objective.last == pytest.approx(
         {"caption": float(means.mean()), "scst": float(rewarded), "reward": reward}, rel=1e-5
     )
+
+
+def test_a_rewarded_photo_is_a_row_of_its_picture_alone() -> None:
+    photos = [Photo(str(i), "train", (f"a dog and {i} cats",), {}, Path("none")) for i in range(6)]
+    flamingo = tiny_flamingo()
+    rows = Rows(flamingo.tokenizer, flamingo.model.config.image_id, 100)
+    made, tasks = Mixture(Sequences(photos, [], 0), rows, {"caption": 0.5, "scst": 0.5})([5, 2, 4, 0, 3, 1], seed=1)
+    assert 0 < sum(tasks) < 6
+    for photo, row, task in zip([5, 2, 4, 0, 3, 1], made, tasks, strict=True):
+        assert row.pictures[0] == photo
+        assert (row == Row([], [], [photo])) == (task == 1)
 
 
 def test_sampling_leaves_autocast_the_gradients(flamingo: FlamingoModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -129,7 +130,9 @@ def train_blip2(
     image_size: ImageSize = 320,
     lm: LanguageModel = "smollm2-135m",
     queries: Annotated[int, typer.Option(min=1, max=256)] = 16,
-    captions_per_photo: Annotated[int, typer.Option(min=1, help="Of each photo in a step.")] = 2,
+    captions_per_photo: Annotated[
+        int, typer.Option(min=1, help="Of each photo in a step; with scst: captions drawn of it.")
+    ] = 2,
     epochs: Epochs = 8,
     batch_size: Annotated[int, typer.Option(min=2, help="Photos per step.")] = 64,
     learning_rate: LearningRate = 5e-4,
@@ -141,7 +144,8 @@ def train_blip2(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Train BLIP-2; RUN/best is the checkpoint that did best on the validation photos (stage 1: R@1, later: CIDEr-D).
+    """Train BLIP-2; RUN/best is the checkpoint that did best on the validation photos: by CIDEr-D where the language model learns to
+    caption, else by R@1.
 
     With --weight question=1 alone, the photos need questions with answers and no captions (judged by right answers).
     """
@@ -196,7 +200,7 @@ def train_flamingo(
             "--share",
             metavar="TASK=S",
             help="How often a task is drawn: caption, name, question, dialogue, pair, compare, binding or scst (captions, self-critical).",
-            show_default="a mixture of all",
+            show_default="a mixture of all but scst, which needs --init",
         ),
     ] = None,
     weights: Annotated[
@@ -276,8 +280,13 @@ def train_flamingo(
 
 
 def named_numbers(given: list[str], option: str) -> dict[str, float]:
-    """``["itc=1", "itm=0.5"]`` as a dict."""
+    """``["itc=1", "itm=0.5"]`` as a dict. Raises InputError for what is no number of 0 or more, or said twice."""
     try:
-        return {name: float(value) for name, value in (pair.split("=") for pair in given)}
+        numbers = {name: float(value) for name, value in (pair.split("=") for pair in given)}
     except ValueError:
-        raise InputError(f"{option} takes NAME=NUMBER, such as {option} caption=1") from None
+        numbers = {}
+    if len(numbers) < len(given) or not all(0 <= number < math.inf for number in numbers.values()):
+        raise InputError(
+            f"{option} takes NAME=NUMBER, each name once and no number below 0, such as {option} caption=1"
+        )
+    return numbers

@@ -46,7 +46,7 @@ from triptych.train.blip2_batches import (
 from triptych.train.crops import cells_of, crop_cells
 from triptych.train.features import Features
 from triptych.train.loop import LoopConfig, fit, uses_bf16
-from triptych.train.self_critical import CaptionReward, drawn, self_critical_loss
+from triptych.train.self_critical import CaptionReward, sample_captions, self_critical_loss
 from triptych.train.words import CaptionWords, WordObjective, begin_as_words, learn_words
 from triptych.wordpiece import WordPieces
 
@@ -130,13 +130,13 @@ class Blip2Objective(nn.Module):
         prompt: Sequence[int],
         gather: Gather,
         rank: int = 0,
-        judge: CaptionReward | None = None,
+        reward_fn: CaptionReward | None = None,
     ) -> None:
-        """``prompt``: the ids between a photo and its caption; ``gather``, ``rank``: of the processes that train together; ``judge``: of
-        sampled captions."""
+        """``prompt``: the ids between a photo and its caption; ``gather``, ``rank``: of the processes that train together; ``reward_fn``:
+        of sampled captions."""
         super().__init__()
         self.model, self.recipe, self.words, self.gather, self.rank = model, recipe, words, gather, rank
-        self.judge, self.rewarded = judge, 0.0
+        self.reward_fn = reward_fn
         self.prompt: Tensor
         self.register_buffer("prompt", torch.tensor(prompt, dtype=torch.long), persistent=False)
         self.last: dict[str, float] = {}
@@ -145,10 +145,11 @@ class Blip2Objective(nn.Module):
         image = self.model.look(batch.image_features)
         seen = self.model.read_photos(image)
         losses: dict[str, Tensor] = {}
+        reward: dict[str, float] = {}
         if batch.captions is not None:
             losses |= self.first_stage(image, seen, batch, seed)
         told = math.ceil(self.recipe.lm_photos * len(batch.image_ids))
-        if batch.lm_captions is not None or self.judge is not None:
+        if batch.lm_captions is not None or self.reward_fn is not None:
             asked = instruction(self.model, self.words, told)
             queries = seen.queries[:told]
             if asked is not None:
@@ -156,14 +157,12 @@ class Blip2Objective(nn.Module):
             soft = self.model.soft_prompt(queries).float()
             if batch.lm_captions is not None:
                 losses["caption"] = self.caption_loss(soft, batch.lm_captions)
-            if self.judge is not None:
-                losses["scst"] = self.reward_loss(soft, batch.image_ids[:told].tolist(), self.judge, seed)
+            if self.reward_fn is not None:
+                losses["scst"], reward["reward"] = self.reward_loss(soft, batch.image_ids[:told].tolist(), seed)
         for name, rows in (("question", batch.questions), ("pair", batch.pairs)):
             if rows is not None:
                 losses[name] = self.answer_loss(image, rows)
-        self.last = {name: loss.item() for name, loss in losses.items()}
-        if self.judge is not None:
-            self.last["reward"] = self.rewarded
+        self.last = {name: loss.item() for name, loss in losses.items()} | reward
         if not losses:
             return torch.zeros((), requires_grad=True)  # of these photos nothing is asked
         return torch.stack([self.recipe.terms[name] * loss for name, loss in losses.items()]).sum()
@@ -224,21 +223,22 @@ class Blip2Objective(nn.Module):
         # BLIP-2 section 3.2: language modelling loss of the frozen language model behind the soft prompt
         return F.cross_entropy(logits, captions[captions != IGNORED])
 
-    def reward_loss(self, soft_prompt: Tensor, photos: Sequence[int], judge: CaptionReward, seed: int) -> Tensor:
-        """Of captions that the frozen language model draws behind the soft prompts (``train.self_critical``)."""
-        lm, recipe = self.model.lm, self.recipe
-        assert lm is not None
+    def reward_loss(self, soft_prompt: Tensor, photos: Sequence[int], seed: int) -> tuple[Tensor, float]:
+        """Of captions that the frozen language model draws behind the soft prompts of ``photos``: the loss (``train.self_critical``) and
+        the mean reward."""
+        lm, recipe, reward_fn = self.model.lm, self.recipe, self.reward_fn
+        assert lm is not None and reward_fn is not None
         prompt = Prompt(torch.cat([soft_prompt, lm.embed(self.prompt).expand(len(photos), -1, -1)], 1).detach())
         sampling = Search(
-            frozenset({judge.end}), recipe.max_tokens, n_best=recipe.captions_per_photo, temperature=recipe.temperature
+            frozenset({reward_fn.end}),
+            recipe.max_tokens,
+            n_best=recipe.captions_per_photo,
+            temperature=recipe.temperature,
         )
-        labels, reward = (x.to(soft_prompt.device) for x in drawn(lm, prompt, judge, photos, sampling, seed))
-        logits = self.caption_logits(soft_prompt, labels) / recipe.temperature
-        losses = torch.zeros(labels.shape, device=labels.device)
-        told = labels != IGNORED
-        losses[told] = F.cross_entropy(logits, labels[told], reduction="none")
-        self.rewarded = reward.mean().item()
-        return self_critical_loss(losses, labels, reward)
+        sampled = sample_captions(lm, prompt, reward_fn, photos, sampling, seed)
+        labels, reward = (x.to(soft_prompt.device) for x in sampled)
+        logits = self.caption_logits(soft_prompt, labels)
+        return self_critical_loss(logits, labels, reward, sampling), reward.mean().item()
 
     def caption_logits(self, soft_prompt: Tensor, captions: Tensor) -> Tensor:
         """``[N, V]``, for the N tokens of all ``captions [P, K, T]`` that are not IGNORED.
@@ -395,7 +395,10 @@ def train(
     texts = Texts(captioned, words, tokenizer, recipe.max_pieces, recipe.max_tokens)
     counts = [len(photo.captions) for photo in photos]
     grid, terms = model.vision_encoder.grid, recipe.terms
-    several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    several, together = processes > 1, min(len(photos), recipe.loop.batch_size)
+    if together % processes:
+        raise InputError(f"{together} photos a step are not the same number for each of {processes} processes")
     objective = Blip2Objective(
         model,
         recipe,
@@ -456,15 +459,17 @@ def train(
         save_blip2(run / "best", replace(blip2, search=search), card)
 
     told_by_lm = bool(terms.get("caption") or terms.get("scst"))
+    if told_by_lm:
+        model.config = replace(model.config, writer="lm")
     search = replace(blip2.search, beams=recipe.beams, length_penalty=recipe.length_penalty)
     bf16 = uses_bf16(recipe.loop)
-    if bf16 and model.lm is not None:
-        in_bfloat16(model.lm, blip2.config)
     data = hashlib.sha256(repr([(p.id, p.captions) for p in (*photos, *val_photos)]).encode()).hexdigest()
     identity = {"recipe": asdict(recipe), "model": asdict(model.config), "data": data}
     run.mkdir(parents=True, exist_ok=True)
     if recipe.stage == 2 and recipe.word_epochs and not (run / "state.pt").exists():
         words_first(run / "words", blip2, photos, cells, recipe)
+    if bf16 and model.lm is not None:
+        in_bfloat16(model.lm, blip2.config)
     metric = "accuracy" if alone else "CIDEr-D" if told_by_lm else "R@1"
     groups = parameter_groups(model, recipe)
     return fit(run, objective, groups, len(photos), batch, validate, save_best, recipe.loop, identity, metric)

@@ -30,7 +30,7 @@ from triptych.train.crops import cells_of, crop_cells
 from triptych.train.features import Features
 from triptych.train.flamingo_batches import REWARDED, Batch, Mixture, Rows, padded
 from triptych.train.loop import LoopConfig, fit, uses_bf16
-from triptych.train.self_critical import CaptionReward, drawn, self_critical_loss
+from triptych.train.self_critical import CaptionReward, sample_captions, self_critical_loss
 from triptych.train.words import CaptionWords, WordObjective, caption_text, learn_words, speak_words
 
 SHARES = {
@@ -50,8 +50,9 @@ class FlamingoRecipe:
     """``shares``: how often each task is drawn; ``weights``: of its sequences in the loss, 1 unless told. ``gate_rate``: the learning
     rate of the gates as a multiple of the rest's: they begin shut. ``cells``, ``window``: see ``crop_cells``.
     ``word_epochs``: of the warm start (``train.words``) before; 0 = none, as when a run goes on from another.
-    ``samples``, ``temperature``, ``bleu_weight``: of the task ``scst``: captions drawn of each photo, what they are drawn from, and the
-    weight of the mean of BLEU-1 to 4 beside CIDEr-D in their reward.
+    ``samples``, ``max_new_tokens``, ``temperature``, ``bleu_weight``: of the task ``scst``: captions drawn of each photo, their tokens at
+    most with the end (one that has not ended by then lacks it in its reward), what they are drawn from, and the weight of the mean of
+    BLEU-1 to 4 beside CIDEr-D in their reward.
     ``validation_photos``: captioned without an example; ``validation_episodes``: of two new names, three examples each."""
 
     shares: Mapping[str, float] = field(default_factory=lambda: dict(SHARES))
@@ -63,7 +64,7 @@ class FlamingoRecipe:
     gate_rate: float = 10.0
     word_epochs: int = 6
     samples: int = 5
-    max_sampled: int = 16
+    max_new_tokens: int = 16
     temperature: float = 0.5
     bleu_weight: float = 1.0
     validation_photos: int = 200
@@ -88,11 +89,11 @@ class FlamingoObjective(nn.Module):
         tasks: Sequence[str],
         recipe: FlamingoRecipe,
         prompt: Sequence[int] = (),
-        judge: CaptionReward | None = None,
+        reward_fn: CaptionReward | None = None,
     ) -> None:
-        """``prompt``: the ids that ask for a photo's caption; ``judge``: of sampled captions, where ``tasks`` sample any."""
+        """``prompt``: the ids that ask for a photo's caption; ``reward_fn``: of sampled captions, where ``tasks`` sample any."""
         super().__init__()
-        self.model, self.tasks, self.recipe, self.judge = model, tasks, recipe, judge
+        self.model, self.tasks, self.recipe, self.reward_fn = model, tasks, recipe, reward_fn
         self.weights = [recipe.weights.get(task, 1.0) for task in tasks]
         self.prompt: Tensor
         self.register_buffer("prompt", torch.tensor(prompt, dtype=torch.long), persistent=False)
@@ -126,30 +127,26 @@ class FlamingoObjective(nn.Module):
 
     def reward_loss(self, image_features: Tensor, photos: Sequence[int], seed: int) -> tuple[Tensor, float]:
         """Of captions that the model draws of photos ``[P, L, Dv]``: the loss (``train.self_critical``) and the mean reward."""
-        model, recipe, judge, count = self.model, self.recipe, self.judge, len(photos)
-        assert judge is not None
+        model, recipe, reward_fn, count = self.model, self.recipe, self.reward_fn, len(photos)
+        assert reward_fn is not None
         device = image_features.device
         tokens = model.resampler(image_features, torch.ones(count, dtype=torch.long, device=device))
         prompt = self.prompt.expand(count, -1)
         sampling = Search(
-            frozenset({judge.end}),
-            recipe.max_sampled,
+            frozenset({reward_fn.end}),
+            recipe.max_new_tokens,
             n_best=recipe.samples,
             temperature=recipe.temperature,
             banned=frozenset({model.config.image_id}),
         )
         asked = FlamingoPrompt(prompt, tokens.detach(), [1] * count)
-        labels, reward = (x.to(device) for x in drawn(model, asked, judge, photos, sampling, seed))
+        labels, reward = (x.to(device) for x in sample_captions(model, asked, reward_fn, photos, sampling, seed))
         rows = torch.arange(count, device=device).repeat_interleave(recipe.samples)
         flat = labels.flatten(0, 1)
         input_ids = torch.cat([prompt[rows], flat[:, :-1].clamp_min(0)], 1)
         hidden = model(input_ids, model.media(tokens, [1] * count).select(rows))[:, prompt.shape[1] - 1 :]
-        told = flat != IGNORED
-        logits = model.lm.logits(hidden[told]).float()
-        logits[:, model.config.image_id] = -torch.inf  # as where it is sampled
-        losses = torch.zeros(flat.shape, device=device)
-        losses[told] = F.cross_entropy(logits / recipe.temperature, flat[told], reduction="none")
-        return self_critical_loss(losses.view(labels.shape), labels, reward), reward.mean().item()
+        logits = model.lm.logits(hidden[flat != IGNORED])
+        return self_critical_loss(logits, labels, reward, sampling), reward.mean().item()
 
 
 def token_logprobs(
@@ -213,8 +210,6 @@ def train(
     pictures = Pictures(features, *([drawings[1]] if drawings else []))
     grid, end = model.vision_encoder.grid, flamingo.end_id
     bf16 = uses_bf16(recipe.loop)
-    if bf16:
-        in_bfloat16(model.lm, flamingo.config)
 
     def batch(chosen: Sequence[int], seed: int) -> Batch:
         made, tasks = mixture(chosen, seed)
@@ -252,8 +247,10 @@ def train(
     batch(range(min(recipe.loop.batch_size, len(photos))), 0)  # says now if no sequence can be made of these captions
     if recipe.word_epochs and not (run / "state.pt").exists():
         words_first(run / "words", flamingo, [*photos, *drawn], pictures, recipe)
-    judge = CaptionReward(photos, tokenizer, recipe.bleu_weight) if REWARDED in shares else None
-    objective = FlamingoObjective(model, mixture.tasks, recipe, caption_prompt(flamingo), judge)
+    if bf16:
+        in_bfloat16(model.lm, flamingo.config)
+    reward_fn = CaptionReward(photos, tokenizer, recipe.bleu_weight) if REWARDED in shares else None
+    objective = FlamingoObjective(model, mixture.tasks, recipe, caption_prompt(flamingo), reward_fn)
     groups = parameter_groups(model, recipe)
     return fit(run, objective, groups, len(photos), batch, validate, save_best, recipe.loop, identity, "score")
 

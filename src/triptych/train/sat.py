@@ -114,10 +114,7 @@ class SelfCritical(nn.Module):
         input_ids, labels = (
             x.to(maps.device) for x in to_batch([texts[i : i + samples] for i in range(0, len(texts), samples)])
         )
-        logits = self.model(maps, input_ids).logits.float() / self.recipe.temperature
-        logits[..., sorted(sampling.banned)] = -torch.inf
-        losses = nn.functional.cross_entropy(logits.flatten(0, 2), labels.flatten(), reduction="none")
-        return self_critical_loss(losses.view(labels.shape), labels, reward)
+        return self_critical_loss(self.model(maps, input_ids).logits[labels != IGNORED], labels, reward, sampling)
 
 
 def to_batch(captions: Sequence[Sequence[Sequence[int]]]) -> tuple[Tensor, Tensor]:

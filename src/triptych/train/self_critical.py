@@ -17,7 +17,7 @@ from triptych.data import Photo
 from triptych.evaluate.bleu import bleu
 from triptych.evaluate.cider import CiderD, Tokens
 from triptych.evaluate.tokenize import ptb_tokenize
-from triptych.generate import Hypothesis, Search, StepModel, generate
+from triptych.generate import Hypothesis, Search, StepModel, generate, log_softmax
 from triptych.prompt import IGNORED
 from triptych.tokenizers import TextTokenizer
 
@@ -57,12 +57,12 @@ class CaptionReward:
         return self.reward(texts, owners).view(len(photos), -1)
 
 
-def drawn(
-    model: StepModel, prompt: Any, judge: CaptionReward, photos: Sequence[int], search: Search, seed: int
+def sample_captions(
+    model: StepModel, prompt: Any, reward_fn: CaptionReward, photos: Sequence[int], sampling: Search, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """``search.n_best`` captions of each of ``photos``, and what they are worth: labels ``[P, K, T]`` and rewards ``[P, K]``."""
-    found = generate(model, prompt, search, independent_seeds(len(photos), seed))
-    return to_labels(found, judge.end), judge(found, photos)
+    """``sampling.n_best`` captions of each of ``photos``, and what they are worth: labels ``[P, K, T]`` and rewards ``[P, K]``."""
+    found = generate(model, prompt, sampling, independent_seeds(len(photos), seed))
+    return to_labels(found, reward_fn.end), reward_fn(found, photos)
 
 
 def independent_seeds(photos: int, seed: int) -> list[int]:
@@ -77,13 +77,15 @@ def to_labels(found: Sequence[Sequence[Hypothesis]], end: int) -> Tensor:
     return torch.tensor([[ids + [IGNORED] * (longest - len(ids)) for ids in samples] for samples in texts])
 
 
-def self_critical_loss(losses: Tensor, labels: Tensor, reward: Tensor) -> Tensor:
+def self_critical_loss(logits: Tensor, labels: Tensor, reward: Tensor, sampling: Search) -> Tensor:
     """-(r - b) log p(sample), the mean over tokens.
 
     Args:
-        losses: -log p of each token ``[P, K, T]``; what ``labels`` ignore counts nothing.
+        logits: ``[N, V]``, for the N tokens of all ``labels [P, K, T]`` that are not IGNORED, in their order.
         reward: ``[P, K]``; b is the mean of the photo's other samples.
+        sampling: how the samples were drawn: p is what they were drawn from.
     """
-    baseline = (reward.sum(1, keepdim=True) - reward) / (reward.shape[1] - 1)
+    advantage = reward - (reward.sum(1, keepdim=True) - reward) / (reward.shape[1] - 1)
     told = labels != IGNORED
-    return ((reward - baseline)[..., None] * losses.masked_fill(~told, 0)).sum() / told.sum()
+    logprobs = log_softmax(logits.float() / sampling.temperature, sampling).gather(1, labels[told][:, None])[:, 0]
+    return -(advantage[..., None].expand(labels.shape)[told] * logprobs).mean()

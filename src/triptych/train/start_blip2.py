@@ -56,7 +56,11 @@ def blip2_run(
     train_photos, val_photos = split_photos(data, recipe.questions_alone)
     torch.manual_seed(recipe.loop.seed)
     blip2 = new_blip2(encoder, encoder_weights, image_size, queries) if init is None else load_blip2(locate(init))
-    if recipe.stage > 1 and blip2.model.lm is None:
+    if blip2.model.lm is not None:
+        recipe = replace(recipe, word_epochs=0)  # its projection has begun
+    elif recipe.stage > 1:
+        if recipe.terms.get("scst"):
+            raise InputError("self-critical training starts from a model that captions: train its captions first")
         blip2 = with_lm(blip2, lm)
     model = blip2.model
     for name, parameter in model.named_parameters():
