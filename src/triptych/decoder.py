@@ -399,7 +399,7 @@ class Decoder(nn.Module):
 
         ``seen [B or 1, S]``: the places of all tokens that may be looked at; None = of these T alone.
         """
-        x = self.project_in(x)
+        x = self.project_in(x).to(x.dtype)  # the residual stream stays as exact as the embeddings, also under autocast
         if self.config.positions == "rotary":
             return x, Positions(rotation=rotation(places, self.config))
         if self.config.positions == "alibi":

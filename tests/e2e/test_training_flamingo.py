@@ -4,9 +4,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from test_training import LAUNCH, finish, log, losses
+from tiny_blip2 import TinyNet
+from tiny_blip2_training import data
+from tiny_flamingo import tiny_flamingo
+
+from triptych.decoder import Decoder, DecoderConfig
+from triptych.flamingo import Flamingo
+from triptych.tokenizers import TextTokenizer
+from triptych.train.flamingo import FlamingoRecipe, train
+from triptych.train.loop import LoopConfig
 
 SCRIPT = Path(__file__).with_name("tiny_flamingo_training.py")
 
@@ -29,6 +39,27 @@ def test_self_critical_training_raises_the_reward(tmp_path: Path) -> None:
     rewards = [record["reward"] for record in log(tmp_path) if "reward" in record]
     assert len(rewards) == 60
     assert sum(rewards[-9:]) > 1.5 * sum(rewards[:9])
+
+
+class Unspaced(TextTokenizer):
+    """No space before a word, so that words differ in their first bytes."""
+
+    def encode(self, text: str, **options: bool) -> list[int]:
+        return super().encode(text.lstrip(), **options)
+
+
+def test_bfloat16_through_the_warm_start_of_a_model_with_narrow_embeddings(tmp_path: Path) -> None:
+    """As OPT-350m: what enters the language model is projected first."""
+    tiny = tiny_flamingo(scale=0.15)
+    sizes = {"dim": 16, "embed_dim": 10, "layers": 4, "heads": 2, "ffn_dim": 24, "max_positions": 300}
+    lm = Decoder(DecoderConfig(len(tiny.tokenizer), **sizes))
+    tokenizer = Unspaced(tiny.tokenizer.tokenizer, tiny.tokenizer.specials, eos_ids=tiny.tokenizer.eos_ids)
+    flamingo = replace(tiny, model=Flamingo(tiny.model.config, TinyNet(), lm), tokenizer=tokenizer)
+    loop = LoopConfig(epochs=1, batch_size=8, learning_rate=0.01, precision="bf16")
+    recipe = FlamingoRecipe({"caption": 0.5, "scst": 0.5}, word_epochs=1, validation_photos=2, loop=loop)
+    train(tmp_path, flamingo, data(24, "train", 0), data(8, "val", 1), None, recipe)
+    assert len(losses(tmp_path)) == 3 and len(losses(tmp_path / "words")) == 1
+    assert all(gate for pair in flamingo.model.gates() for gate in pair)
 
 
 def test_a_killed_run_goes_on_with_the_same_losses(tmp_path: Path) -> None:
