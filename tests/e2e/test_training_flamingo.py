@@ -7,6 +7,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+import torch
 from test_training import LAUNCH, finish, log, losses
 from tiny_blip2 import TinyNet
 from tiny_blip2_training import data
@@ -15,7 +17,9 @@ from tiny_flamingo import tiny_flamingo
 from triptych.decoder import Decoder, DecoderConfig
 from triptych.flamingo import Flamingo
 from triptych.tokenizers import TextTokenizer
+from triptych.train.crops import cells_of
 from triptych.train.flamingo import FlamingoRecipe, train
+from triptych.train.flamingo_batches import Batch
 from triptych.train.loop import LoopConfig
 
 SCRIPT = Path(__file__).with_name("tiny_flamingo_training.py")
@@ -39,6 +43,19 @@ def test_self_critical_training_raises_the_reward(tmp_path: Path) -> None:
     rewards = [record["reward"] for record in log(tmp_path) if "reward" in record]
     assert len(rewards) == 60
     assert sum(rewards[-9:]) > 1.5 * sum(rewards[:9])
+
+
+def test_each_row_knows_the_photo_it_is_made_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Batch] = []
+    monkeypatch.setattr("triptych.train.flamingo.fit", lambda *given: made.append(given[4]([5, 20, 3, 11], 7)) or {})
+    recipe = FlamingoRecipe({"caption": 0.5, "scst": 0.5}, word_epochs=0, cells=1.0, window=1.0, mirror=False)
+    photos, features = data(24, "train", 0)
+    train(tmp_path, tiny_flamingo(), (photos, features), data(8, "val", 1), None, recipe)
+    [batch] = made
+    assert batch.photos.tolist() == [5, 20, 3, 11] and batch.seed == 7 and set(batch.tasks.tolist()) == {0, 1}
+    first = batch.counts.cumsum(0) - batch.counts
+    shown = cells_of(features[[5, 20, 3, 11], [0] * 4])
+    torch.testing.assert_close(batch.image_features[first].mean(1), shown.mean(1))  # in any order
 
 
 class Unspaced(TextTokenizer):

@@ -116,8 +116,10 @@ def test_blip2_learns_the_samples_that_it_drew() -> None:
     for sample in first:
         written = [*sample.ids, *([reward_fn.end] * sample.finished)]
         x = torch.cat([soft[:1], lm.embed(torch.tensor([[7, 8, *written]]))], 1)
-        logprobs = (lm.logits(lm(x))[0] / 0.6).log_softmax(-1)
-        totals.append(sum(logprobs[3 + 1 + t, token] for t, token in enumerate(written)))
+        logits = lm.logits(lm(x))[0, 3 + 1 : -1]
+        totals.append((logits / 0.6).log_softmax(-1)[range(len(written)), written].sum())
+        drawn_from = logits.log_softmax(-1)[range(len(written)), written]
+        torch.testing.assert_close(drawn_from, torch.tensor(sample.logprobs), rtol=1e-4, atol=1e-4)
     tokens = sum(len(h.logprobs) for h in (*first, *other))
     torch.testing.assert_close(loss, -(totals[0] - sum(totals[1:]) / 3) / tokens, rtol=1e-4, atol=1e-6)
 
