@@ -4,11 +4,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from test_training import LAUNCH, finish, log, losses
 from tiny_blip2 import TinyNet
 from tiny_blip2_training import data
@@ -65,6 +67,15 @@ class Unspaced(TextTokenizer):
         return super().encode(text.lstrip(), **options)
 
 
+@pytest.fixture
+def own_accelerator() -> Iterator[None]:
+    """A process has one precision for all its runs."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("own_accelerator")
 def test_bfloat16_through_the_warm_start_of_a_model_with_narrow_embeddings(tmp_path: Path) -> None:
     """As OPT-350m: what enters the language model is projected first."""
     tiny = tiny_flamingo(scale=0.15)
