@@ -23,8 +23,8 @@ PAIRS = (
     (("dog.jpg", "baseball.jpg"), "Which photo shows a dog?"),
     (("coast.jpg", "cyclist.jpg"), "Which photo shows a man riding a bike?"),
 )
-NAMES = (("owl-noto.png", "a dax"), ("penguin-noto.png", "a blicket"))
-NAMED = "owl-openmoji.png"
+NAMES = (("horse-noto.png", "a dax"), ("owl-noto.png", "a blicket"))
+NAMED = "horse-openmoji.png"
 TALKED_ABOUT = "baseball.jpg"
 TALK = ("What is in the photo?", "How many people are there?", "Is there a dog in the photo?")
 ALIKE = ("horse-noto.png", "horse-openmoji.png", "riders.jpg")
@@ -49,7 +49,8 @@ def run(out: Path) -> Path:
     said = {file: captions(file, photo, models, out) for file, photo in photos.items()}
     entries = [entry((photos[c["file"]],), said[c["file"]], c) for c in credits]
     report = out / "report.html"
-    asked = [*questions(photos, models), *examples(models["flamingo"]), *dialogue(photos, models["flamingo"])]
+    flamingo = models["flamingo"]
+    asked = [*questions(photos, models), *examples(flamingo), *dialogue(photos, flamingo), *alike(photos, flamingo)]
     tables = [matching(photos, models["blip2"]), gates(models["flamingo"])]
     write_file(report, html_page([*entries, *asked], TITLE, tables).encode())
     return report.resolve()
@@ -97,19 +98,25 @@ def examples(model: FlamingoTasks) -> list[Entry]:
 
 
 def dialogue(photos: dict[str, Image], model: FlamingoTasks) -> list[Entry]:
-    """Flamingo talks about a photo, and about three pictures of one animal."""
-    entries = []
-    for files, turns in (((TALKED_ABOUT,), TALK), (ALIKE, ABOUT_ALIKE)):
-        print(f"Flamingo: about {', '.join(files)}", flush=True)
-        shown = tuple(photos[file] if file in photos else drawing(file) for file in files)
-        chat = model.chat()
-        for picture in shown:
-            chat.add(picture)
-        for question in turns:
-            answer, seconds = timed(chat.answer, question, explain=True)
-            print(f"  {question} {answer.text}  ({seconds:.1f} s)", flush=True)
-            credit = drawn_by() if any(file not in photos for file in files) else ""
-            entries.append(Entry(shown, tuple(reading("Flamingo", answer, seconds)), question=question, credit=credit))
+    """Flamingo talks about a photo."""
+    print(f"Flamingo: about {TALKED_ABOUT}", flush=True)
+    chat, entries = model.chat(), []
+    chat.add(photos[TALKED_ABOUT])
+    for question in TALK:
+        answer, seconds = timed(chat.answer, question, explain=True)
+        print(f"  {question} {answer.text}  ({seconds:.1f} s)", flush=True)
+        entries.append(Entry((photos[TALKED_ABOUT],), tuple(reading("Flamingo", answer, seconds)), question=question))
+    return entries
+
+
+def alike(photos: dict[str, Image], model: FlamingoTasks) -> list[Entry]:
+    """Flamingo compares three pictures of one animal, from what it says of each."""
+    print(f"Flamingo: about {', '.join(ALIKE)}", flush=True)
+    shown, entries = tuple(photos[file] if file in photos else drawing(file) for file in ALIKE), []
+    for question in ABOUT_ALIKE:
+        answer, seconds = timed(model.ask, list(shown), question, explain=True)
+        print(f"  {question} {answer.text}  ({seconds:.1f} s)", flush=True)
+        entries.append(Entry(shown, tuple(reading("Flamingo", answer, seconds)), question=question, credit=drawn_by()))
     return entries
 
 
