@@ -40,8 +40,8 @@ def random_photos(count: int, seed: int = 0) -> list[Image.Image]:
 
 def ask(model: str, repeats: int) -> dict[str, float]:
     """A question about a photo not seen before: the whole answer, and its parts run again one by one."""
-    from triptych.prompt import question_prompt
     from triptych.tasks import load_matcher
+    from triptych.text.prompt import question_prompt
 
     found: dict[str, list[float]] = {}
     started = time.perf_counter()
@@ -103,12 +103,12 @@ def grid(model: str, repeats: int) -> dict[str, float]:
     import transformers
     from transformers import Blip2Config, Blip2ForImageTextRetrieval
 
-    from triptych.blip2 import Blip2
-    from triptych.blip2 import Blip2Config as Ours
-    from triptych.blip2_tables import HF_BLIP2
-    from triptych.key_tables import load as load_theirs
-    from triptych.qformer import QFormerConfig
-    from triptych.vit import ViT, ViTConfig
+    from triptych.checkpoints.tables.blip2 import HF_BLIP2
+    from triptych.checkpoints.tables.keys import load as load_theirs
+    from triptych.nn.qformer import QFormerConfig
+    from triptych.nn.vit import ViT, ViTConfig
+    from triptych.systems.blip2 import Blip2
+    from triptych.systems.blip2 import Blip2Config as Ours
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     vision = {

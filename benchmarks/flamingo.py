@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from triptych import masks
-from triptych.decoder import Decoder, DecoderConfig
-from triptych.flamingo import Flamingo, FlamingoConfig, FlamingoState, as_prompt
 from triptych.generate import Search, StepModel, stream
+from triptych.nn import masks
+from triptych.nn.decoder import Decoder, DecoderConfig
+from triptych.systems.flamingo import Flamingo, FlamingoConfig, FlamingoState, as_prompt
 
 PAD = 0
 
@@ -228,9 +228,9 @@ def question(case: Case, repeats: int) -> dict[str, float]:
 def train(case: Case, repeats: int) -> dict[str, float]:
     """Seconds of a forward and backward pass over a batch, as training does it, in turns with the ``floor``: those of the frozen language
     model alone, with a gradient down to its embeddings."""
-    from triptych.pretrained import in_bfloat16
-    from triptych.prompt import IGNORED
-    from triptych.train.flamingo import FlamingoObjective, FlamingoRecipe
+    from triptych.models import in_bfloat16
+    from triptych.text.prompt import IGNORED
+    from triptych.train.flamingo.objective import FlamingoObjective, FlamingoRecipe
     from triptych.train.loop import has_fast_bf16
 
     model, image, bf16 = build(case), case.flamingo.image_id, has_fast_bf16()

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triptych.assets import part_path
-from triptych.decoder import Decoder
+from triptych.checkpoints.language_models import load_language_model
+from triptych.checkpoints.parts import part_path
+from triptych.checkpoints.tables.language import LLAMA
 from triptych.generate import Search, generate
-from triptych.lm_tables import LLAMA, load_language_model
+from triptych.nn.decoder import Decoder
 
 PART = "smollm2-135m"
 

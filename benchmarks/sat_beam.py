@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from triptych.generate import Search, generate
-from triptych.show_attend_tell import Decoder, ShowAttendTellConfig
-from triptych.tokenizers import BOS, EOS
+from triptych.systems.show_attend_tell import Decoder, ShowAttendTellConfig
+from triptych.text.vocabulary import BOS, EOS
 
 TUTORIAL = ShowAttendTellConfig.tutorial(9490)
 

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 
 from benchmarks.sat_beam import add_clock
-from triptych.cnn import EfficientNetLite
 from triptych.generate import generate
-from triptych.images import load_image, pixel_values
-from triptych.pretrained import sat_search, save_sat
-from triptych.show_attend_tell import ShowAttendTell, ShowAttendTellConfig
+from triptych.io.images import load_image, pixel_values
+from triptych.models import sat_search, save_sat
+from triptych.nn.cnn import EfficientNetLite
+from triptych.systems.show_attend_tell import ShowAttendTell, ShowAttendTellConfig
 from triptych.tasks import Answer, Captioner, load
-from triptych.tokenizers import SPECIALS, WordVocabulary
+from triptych.text.vocabulary import SPECIALS, WordVocabulary
 
 
 def sample_checkpoint(directory: Path, vocab_size: int = 2541, attention_dim: int = 256) -> None:

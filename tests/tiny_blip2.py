@@ -5,14 +5,14 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from torch import nn
 
-from triptych.blip2 import Blip2, Blip2Config
-from triptych.cnn import ConvNet
-from triptych.decoder import Decoder, DecoderConfig
 from triptych.generate import Search
-from triptych.pretrained import Blip2Model
-from triptych.qformer import QFormerConfig
-from triptych.tokenizers import TextTokenizer
-from triptych.wordpiece import WordPieces
+from triptych.models import Blip2Model
+from triptych.nn.cnn import ConvNet
+from triptych.nn.decoder import Decoder, DecoderConfig
+from triptych.nn.qformer import QFormerConfig
+from triptych.systems.blip2 import Blip2, Blip2Config
+from triptych.text.tokenizer import TextTokenizer
+from triptych.text.wordpiece import WordPieces
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WHOLE = ("the", "is", "on", "grass", "one", "running", "dog", "horse", "cat", "bird")

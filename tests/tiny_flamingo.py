@@ -3,10 +3,10 @@
 import torch
 from tiny_blip2 import TinyNet, byte_tokenizer
 
-from triptych.decoder import Decoder, DecoderConfig
-from triptych.flamingo import Flamingo, FlamingoConfig
 from triptych.generate import Search
-from triptych.pretrained import FlamingoModel
+from triptych.models import FlamingoModel
+from triptych.nn.decoder import Decoder, DecoderConfig
+from triptych.systems.flamingo import Flamingo, FlamingoConfig
 
 
 def tiny_flamingo(

@@ -10,9 +10,10 @@ from typing import Any
 
 from PIL.Image import Image
 
-from triptych.explain import draw_words, write_file, write_png
-from triptych.images import load_image
-from triptych.page import Entry, Reading, Table, html_page
+from triptych.figures.maps import draw_words, write_png
+from triptych.figures.page import Entry, Reading, Table, html_page
+from triptych.io.files import write_file
+from triptych.io.images import load_image
 from triptych.tasks import Answer, Blip2Tasks, FlamingoTasks, load
 
 EXAMPLES = Path(__file__).with_name("examples")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from triptych.decoder import Decoder, DecoderConfig
-from triptych.show_attend_tell import ShowAttendTellConfig
+from triptych.nn.decoder import Decoder, DecoderConfig
+from triptych.systems.show_attend_tell import ShowAttendTellConfig
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from triptych.assets import home, part_path
+from triptych.checkpoints.parts import home, part_path
 
 SCRIPT = Path(__file__).with_name("tiny_training.py")
 LAUNCH = [

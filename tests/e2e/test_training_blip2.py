@@ -14,8 +14,8 @@ from tiny_blip2 import tiny_blip2
 from tiny_blip2_training import data
 
 from triptych.errors import InputError
-from triptych.train import start_blip2
-from triptych.train.blip2 import Blip2Recipe, train
+from triptych.train.blip2 import start as start_blip2
+from triptych.train.blip2.objective import Blip2Recipe, train
 from triptych.train.loop import LoopConfig
 
 SCRIPT = Path(__file__).with_name("tiny_blip2_training.py")

@@ -16,12 +16,12 @@ from tiny_blip2 import TinyNet
 from tiny_blip2_training import data
 from tiny_flamingo import tiny_flamingo
 
-from triptych.decoder import Decoder, DecoderConfig
-from triptych.flamingo import Flamingo
-from triptych.tokenizers import TextTokenizer
+from triptych.nn.decoder import Decoder, DecoderConfig
+from triptych.systems.flamingo import Flamingo
+from triptych.text.tokenizer import TextTokenizer
 from triptych.train.crops import cells_of
-from triptych.train.flamingo import FlamingoRecipe, train
-from triptych.train.flamingo_batches import Batch
+from triptych.train.flamingo.batches import Batch
+from triptych.train.flamingo.objective import FlamingoRecipe, train
 from triptych.train.loop import LoopConfig
 
 SCRIPT = Path(__file__).with_name("tiny_flamingo_training.py")
@@ -49,7 +49,9 @@ def test_self_critical_training_raises_the_reward(tmp_path: Path) -> None:
 
 def test_each_row_knows_the_photo_it_is_made_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Batch] = []
-    monkeypatch.setattr("triptych.train.flamingo.fit", lambda *given: made.append(given[4]([5, 20, 3, 11], 7)) or {})
+    monkeypatch.setattr(
+        "triptych.train.flamingo.objective.fit", lambda *given: made.append(given[4]([5, 20, 3, 11], 7)) or {}
+    )
     recipe = FlamingoRecipe({"caption": 0.5, "scst": 0.5}, word_epochs=0, cells=1.0, window=1.0, mirror=False)
     photos, features = data(24, "train", 0)
     train(tmp_path, tiny_flamingo(), (photos, features), data(8, "val", 1), None, recipe)

@@ -9,12 +9,12 @@ from test_training import log
 from tiny_blip2 import tiny_blip2
 from tiny_blip2_training import THINGS, data
 
-from triptych.checkpoint import load_checkpoint
-from triptych.data.questions import Question
+from triptych.checkpoints.format import load_checkpoint
+from triptych.data.english.questions import Question
 from triptych.errors import InputError
-from triptych.prompt import IGNORED
-from triptych.train.blip2 import Blip2Recipe, answer_logits, answered, right_answers, train
-from triptych.train.blip2_batches import Asked, QuestionRows
+from triptych.text.prompt import IGNORED
+from triptych.train.blip2.batches import Asked, QuestionRows
+from triptych.train.blip2.objective import Blip2Recipe, answer_logits, answered, right_answers, train
 from triptych.train.crops import cells_of
 from triptych.train.loop import LoopConfig
 

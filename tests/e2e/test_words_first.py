@@ -9,8 +9,8 @@ import torch
 from tiny_blip2 import tiny_blip2
 from tiny_blip2_training import THINGS, data
 
-from triptych.blip2 import instruction
-from triptych.train.blip2 import Blip2Recipe, words_first
+from triptych.systems.blip2 import instruction
+from triptych.train.blip2.objective import Blip2Recipe, words_first
 from triptych.train.crops import cells_of
 from triptych.train.loop import LoopConfig
 

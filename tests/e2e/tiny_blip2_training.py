@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_blip2 import tiny_blip2
 
 from triptych.data import Photo
-from triptych.train.blip2 import Blip2Recipe, train
+from triptych.train.blip2.objective import Blip2Recipe, train
 from triptych.train.features import Features
 from triptych.train.loop import LoopConfig
 

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_blip2_training import data
 from tiny_flamingo import tiny_flamingo
 
-from triptych.train.flamingo import FlamingoRecipe, train
+from triptych.train.flamingo.objective import FlamingoRecipe, train
 from triptych.train.loop import LoopConfig
 
 SHARES = {"caption": 1.0, "question": 0.5, "binding": 0.5}

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from triptych.cnn import ConvNet
 from triptych.data import Photo
-from triptych.show_attend_tell import ShowAttendTell, ShowAttendTellConfig
-from triptych.tokenizers import WordVocabulary
+from triptych.nn.cnn import ConvNet
+from triptych.systems.show_attend_tell import ShowAttendTell, ShowAttendTellConfig
+from triptych.text.vocabulary import WordVocabulary
 from triptych.train.features import Features
 from triptych.train.loop import LoopConfig
 from triptych.train.sat import SatRecipe, train

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from triptych import masks
-from triptych.blip2_losses import itc_similarity, itg_loss
-from triptych.blip2_tables import LAVIS
+from triptych.checkpoints.tables.blip2 import LAVIS
+from triptych.checkpoints.tables.keys import load
 from triptych.errors import InputError
-from triptych.key_tables import load
-from triptych.qformer import ImageKeysValues, QFormer, QFormerConfig, QFormerHeads
+from triptych.nn import masks
+from triptych.nn.qformer import ImageKeysValues, QFormer, QFormerConfig, QFormerHeads
+from triptych.systems.blip2_losses import itc_similarity, itg_loss
 
 Golden = dict[str, Tensor]
 Q, T = 5, 8

@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
-from triptych import masks
-from triptych.decoder import Decoder, DecoderConfig
-from triptych.flamingo import Flamingo, FlamingoConfig, GatedBlock, Resampler, as_prompt
-from triptych.flamingo_tables import OPENFLAMINGO, translate_flamingo
+from triptych.checkpoints.tables.flamingo import OPENFLAMINGO, translate_flamingo
+from triptych.checkpoints.tables.keys import OPEN_CLIP_VISION, load, translate
+from triptych.checkpoints.tables.language import OPT
+from triptych.checkpoints.tables.language import translate as translate_lm
 from triptych.generate import Search, generate
-from triptych.key_tables import OPEN_CLIP_VISION, load, translate
-from triptych.lm_tables import OPT
-from triptych.lm_tables import translate as translate_lm
-from triptych.vit import ViT, ViTConfig
+from triptych.nn import masks
+from triptych.nn.decoder import Decoder, DecoderConfig
+from triptych.nn.vit import ViT, ViTConfig
+from triptych.systems.flamingo import Flamingo, FlamingoConfig, GatedBlock, Resampler, as_prompt
 
 
 def read(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

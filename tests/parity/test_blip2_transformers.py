@@ -19,12 +19,12 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor
 
 from triptych import load
-from triptych.checkpoint import LoadReport, load_checkpoint
+from triptych.checkpoints.format import LoadReport, load_checkpoint
 from triptych.convert import convert_checkpoint
 from triptych.convert.blip2 import LANGUAGE, QFORMER, VISION
 from triptych.errors import InputError
 from triptych.generate import Hypothesis, generate
-from triptych.pretrained import load_blip2, save_blip2
+from triptych.models import load_blip2, save_blip2
 from triptych.tasks import Blip2Tasks
 from triptych.tasks.writing import sentence, words_of
 

@@ -11,12 +11,13 @@ import transformers
 from tokenizers import Tokenizer, models
 from torch import Tensor
 
-from triptych.assets import part_path
-from triptych.cache import KVCache
-from triptych.decoder import Decoder, Prompt, left_pad
+from triptych.checkpoints.language_models import LoadReport, from_directory, load_language_model
+from triptych.checkpoints.parts import part_path
+from triptych.checkpoints.tables.language import TABLES, config_from_hf, translate
 from triptych.errors import InputError
 from triptych.generate import Search, generate
-from triptych.lm_tables import TABLES, LoadReport, config_from_hf, from_directory, load_language_model, translate
+from triptych.nn.cache import KVCache
+from triptych.nn.decoder import Decoder, Prompt, left_pad
 
 SMALL: dict[str, Any] = {"vocab_size": 97, "hidden_size": 48, "num_attention_heads": 6, "max_position_embeddings": 128}
 LLAMA = SMALL | {"num_hidden_layers": 3, "intermediate_size": 80, "num_key_value_heads": 2, "rope_theta": 5000.0}

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from triptych.assets import part_path
-from triptych.checkpoint import read_torch_pickle
-from triptych.cnn import VGG19, EfficientNetLite, ResNet101, fold_batch_norms
+from triptych.checkpoints.format import read_torch_pickle
+from triptych.checkpoints.parts import part_path
 from triptych.errors import InputError
+from triptych.nn.cnn import VGG19, EfficientNetLite, ResNet101, fold_batch_norms
 
 LITE2 = Path(__file__).parents[1] / "golden" / "efficientnet_lite2.safetensors"
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from triptych.evaluate.captions import CaptionScores, score_each
 from triptych.evaluate.judgments import judgment_correlations
-from triptych.evaluate.meteor import meteor
-from triptych.evaluate.tokenize import ptb_tokenize
+from triptych.metrics.captions import CaptionScores, score_each
+from triptych.metrics.meteor import meteor
+from triptych.metrics.tokenize import ptb_tokenize
 
 pytestmark = pytest.mark.data
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="needs Java")

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from triptych.assets import part_path
-from triptych.blip2_losses import itc_similarity
-from triptych.blip2_tables import HF_BLIP2, load_bert
-from triptych.checkpoint import load_tensors
+from triptych.checkpoints.format import load_tensors
+from triptych.checkpoints.parts import part_path
+from triptych.checkpoints.tables.blip2 import HF_BLIP2, load_bert
+from triptych.checkpoints.tables.keys import load
 from triptych.errors import InputError
-from triptych.key_tables import load
-from triptych.qformer import QFormer, QFormerConfig, QFormerHeads
-from triptych.vit import ViT, ViTConfig
-from triptych.wordpiece import WordPieces
+from triptych.nn.qformer import QFormer, QFormerConfig, QFormerHeads
+from triptych.nn.vit import ViT, ViTConfig
+from triptych.systems.blip2_losses import itc_similarity
+from triptych.text.wordpiece import WordPieces
 
 transformers = pytest.importorskip("transformers")
 

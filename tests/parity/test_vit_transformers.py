@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from triptych.blip2_tables import HF_BLIP2, LAVIS
+from triptych.checkpoints.tables.blip2 import HF_BLIP2, LAVIS
+from triptych.checkpoints.tables.keys import CLIP_VISION, OPEN_CLIP_VISION, load, translate
 from triptych.errors import InputError
-from triptych.key_tables import CLIP_VISION, OPEN_CLIP_VISION, load, translate
-from triptych.vit import ViT, ViTConfig
+from triptych.nn.vit import ViT, ViTConfig
 
 transformers = pytest.importorskip("transformers")
 

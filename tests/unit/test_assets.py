@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from triptych import assets
-from triptych.assets import Member, Part, part_path, parts
+from triptych.checkpoints import parts
+from triptych.checkpoints.parts import Member, Part, list_parts, part_path
 from triptych.errors import InputError, TriptychError
 
 GOOD_PIP = """
@@ -40,7 +40,7 @@ class World:
 
     def use(self, part: Part) -> None:
         self.part = part
-        self.monkeypatch.setattr(assets, "PARTS", (part,))
+        self.monkeypatch.setattr(parts, "PARTS", (part,))
 
     def pip(self, body: str = GOOD_PIP) -> None:
         """What `pip download` does from now on: Python that may name {wheel}, {requirement} and {home}."""
@@ -49,7 +49,7 @@ class World:
         calls = self.wheel.parent / "calls"
         body = body.format(wheel=str(self.wheel), requirement=requirement, home=str(self.home))
         script.write_text(f"import os, shutil, signal, sys, time\nopen({str(calls)!r}, 'a').write('x')\n{body}")
-        self.monkeypatch.setattr(assets, "PIP", (sys.executable, "-I", str(script)))
+        self.monkeypatch.setattr(parts, "PIP", (sys.executable, "-I", str(script)))
 
     @property
     def calls(self) -> int:
@@ -109,12 +109,12 @@ def forbid(world: World, *names: str) -> None:
         raise AssertionError("must not be called")
 
     for name in names:
-        target = assets.subprocess if name == "Popen" else assets
+        target = parts.subprocess if name == "Popen" else parts
         world.monkeypatch.setattr(target, name, refuse)
 
 
 def test_fetches_all_files_of_a_part_once(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    assert [state for _, state in parts()] == ["absent"]
+    assert [state for _, state in list_parts()] == ["absent"]
     path = part_path("toy")
     assert path.read_bytes() == world.contents["a.bin"]
     captured = capsys.readouterr()
@@ -125,16 +125,16 @@ def test_fetches_all_files_of_a_part_once(world: World, capsys: pytest.CaptureFi
     assert part_path("toy", "b.txt").read_bytes() == world.contents["b.txt"]
     assert world.files() == COMPLETE
     assert not list(world.home.glob("fetch-*"))
-    assert [state for _, state in parts()] == ["ready"]
+    assert [state for _, state in list_parts()] == ["ready"]
     assert capsys.readouterr().err == ""
 
 
 def test_home_is_the_variable_or_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TRIPTYCH_HOME", "~/somewhere")
-    assert assets.home() == Path.home() / "somewhere"
+    assert parts.home() == Path.home() / "somewhere"
     monkeypatch.setenv("TRIPTYCH_HOME", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert assets.home().name == "triptych"
+    assert parts.home().name == "triptych"
 
 
 def test_unknown_names_are_refused_with_the_known_ones(world: World) -> None:
@@ -151,7 +151,7 @@ def test_a_changed_file_is_noticed_and_fetched_again(world: World, capsys: pytes
     path.write_bytes(damaged)  # the same size: the time tells
     os.utime(path, ns=(1, 1))
     capsys.readouterr()
-    assert [state for _, state in parts()] == ["unverified"]
+    assert [state for _, state in list_parts()] == ["unverified"]
     assert part_path("toy").read_bytes() == world.contents["a.bin"]
     assert "its sha256 is wrong" in capsys.readouterr().err
     assert world.calls == 2
@@ -262,7 +262,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(world: World) -> None:
     def full(handle: int) -> None:
         raise OSError(28, "No space left on device")
 
-    world.monkeypatch.setattr(assets.os, "fsync", full)
+    world.monkeypatch.setattr(parts.os, "fsync", full)
     world.refuses("the disk is full", "TRIPTYCH_HOME")
     assert world.files() == set()
 
@@ -274,7 +274,7 @@ def test_a_home_that_is_a_file_is_said(world: World) -> None:
 
 
 def test_the_leavings_of_a_killed_process_are_swept_after_a_day(world: World) -> None:
-    for name, age in (("fetch-old", 2 * assets.DAY), ("fetch-new", 60.0)):
+    for name, age in (("fetch-old", 2 * parts.DAY), ("fetch-new", 60.0)):
         (world.home / name).mkdir(parents=True)
         os.utime(world.home / name, (time.time() - age,) * 2)
     part_path("toy")
@@ -289,9 +289,9 @@ def test_a_bar_is_drawn_on_a_terminal(world: World, monkeypatch: pytest.MonkeyPa
 def test_processes_at_once_do_not_clash(world: World) -> None:
     driver = world.wheel.parent / "driver.py"
     driver.write_text(
-        "from triptych import assets\nfrom triptych.assets import Member, Part\n"
-        f"assets.PARTS, assets.PIP = ({world.part!r},), {assets.PIP!r}\n"
-        "print(assets.part_path('toy'), assets.part_path('toy', 'b.txt'))\n"
+        "from triptych.checkpoints import parts\nfrom triptych.checkpoints.parts import Member, Part\n"
+        f"parts.PARTS, parts.PIP = ({world.part!r},), {parts.PIP!r}\n"
+        "print(parts.part_path('toy'), parts.part_path('toy', 'b.txt'))\n"
     )
     command = [sys.executable, str(driver)]
     path = os.pathsep.join(entry for entry in sys.path if entry)
@@ -307,11 +307,11 @@ def test_processes_at_once_do_not_clash(world: World) -> None:
 
 
 def test_the_table_names_each_file_once() -> None:
-    for part in assets.PARTS:
+    for part in parts.PARTS:
         assert len({member.file for member in part.members}) == len(part.members)
         for sha256 in (part.wheel_sha256, *(member.sha256 for member in part.members)):
             assert len(bytes.fromhex(sha256)) == 32
-    assert len({part.name for part in assets.PARTS}) == 3
+    assert len({part.name for part in parts.PARTS}) == 3
 
 
 @pytest.mark.parts

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from triptych import masks
-from triptych.attention import MultiHeadAttention, attend, attention_weights
-from triptych.cache import KVCache, LayerCache
+from triptych.nn import masks
+from triptych.nn.attention import MultiHeadAttention, attend, attention_weights
+from triptych.nn.cache import KVCache, LayerCache
 
 
 @pytest.fixture(autouse=True, params=[False, True], ids=["fused", "training"])

@@ -8,15 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from triptych import masks
-from triptych.blip2 import Blip2, Blip2Config, GroundedText
-from triptych.blip2_losses import itc_similarity, itm_pairs
-from triptych.decoder import Decoder, DecoderConfig
 from triptych.generate import Search, generate
-from triptych.prompt import DESCRIBE, IGNORED
-from triptych.qformer import ImageKeysValues, QFormerConfig, QFormerOutput
-from triptych.train.blip2 import Blip2Objective, Blip2Recipe
-from triptych.train.blip2_batches import PICTURE, Batch, Captions, Rows
+from triptych.nn import masks
+from triptych.nn.decoder import Decoder, DecoderConfig
+from triptych.nn.qformer import ImageKeysValues, QFormerConfig, QFormerOutput
+from triptych.systems.blip2 import Blip2, Blip2Config, GroundedText
+from triptych.systems.blip2_losses import itc_similarity, itm_pairs
+from triptych.text.prompt import DESCRIBE, IGNORED
+from triptych.train.blip2.batches import PICTURE, Batch, Captions, Rows
+from triptych.train.blip2.objective import Blip2Objective, Blip2Recipe
 from triptych.train.crops import crop_cells
 
 QUERIES, WORDS, TOKENS = 3, 40, 50

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from triptych.blip2_losses import hard_negatives, itc_loss, itc_similarity, itg_loss, itm_loss, itm_pairs
 from triptych.errors import InputError
+from triptych.systems.blip2_losses import hard_negatives, itc_loss, itc_similarity, itg_loss, itm_loss, itm_pairs
 
 
 @pytest.fixture

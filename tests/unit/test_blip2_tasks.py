@@ -6,13 +6,13 @@ import torch
 from PIL import Image
 from tiny_blip2 import tiny_blip2
 
-from triptych.blip2 import caption_inputs, instruction
 from triptych.errors import InputError
-from triptych.prompt import CAPTION, DESCRIBE, IGNORED
+from triptych.systems.blip2 import caption_inputs, instruction
 from triptych.tasks import Blip2Tasks
 from triptych.tasks.blip2_evidence import answer_maps, grounded_maps
 from triptych.tasks.writing import sentence
-from triptych.train.blip2_batches import PICTURE, Asked, QuestionRows
+from triptych.text.prompt import CAPTION, DESCRIBE, IGNORED
+from triptych.train.blip2.batches import PICTURE, Asked, QuestionRows
 
 CPU = torch.device("cpu")
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
-from triptych import checkpoint
-from triptych.checkpoint import (
+from triptych.checkpoints import format as checkpoint
+from triptych.checkpoints.format import (
     load_checkpoint,
     load_config,
     load_strict,

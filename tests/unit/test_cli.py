@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from triptych.cli import main
-from triptych.cnn import EfficientNetLite
-from triptych.pretrained import sat_search, save_sat
-from triptych.show_attend_tell import ShowAttendTell, ShowAttendTellConfig
-from triptych.tokenizers import EOS, SPECIALS, WordVocabulary
+from triptych.models import sat_search, save_sat
+from triptych.nn.cnn import EfficientNetLite
+from triptych.systems.show_attend_tell import ShowAttendTell, ShowAttendTellConfig
+from triptych.text.vocabulary import EOS, SPECIALS, WordVocabulary
 
 
 @pytest.fixture(scope="session")

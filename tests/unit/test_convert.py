@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from triptych.cnn import ResNet101
 from triptych.convert import convert_checkpoint, read_tutorial, read_word_map
 from triptych.errors import InputError
-from triptych.pretrained import load_sat
-from triptych.tokenizers import BOS, EOS, PAD, SPECIALS, UNK
+from triptych.models import load_sat
+from triptych.nn.cnn import ResNet101
+from triptych.text.vocabulary import BOS, EOS, PAD, SPECIALS, UNK
 
 REPEATS = (1, 2, 1, 1)  # a shorter ResNet-101: the same code, less time
 FORMATS = {"zip": True, "legacy": False}  # of PyTorch from 1.6 on, and before

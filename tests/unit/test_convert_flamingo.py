@@ -19,13 +19,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 
 from triptych import InputError, load
-from triptych.checkpoint import load_checkpoint
+from triptych.checkpoints.format import load_checkpoint
 from triptych.cli import main
 from triptych.convert import convert_checkpoint
-from triptych.flamingo import Flamingo
-from triptych.pretrained import load_flamingo
-from triptych.prompt import END, IMAGE
+from triptych.models import load_flamingo
+from triptych.systems.flamingo import Flamingo
 from triptych.tasks import FlamingoTasks
+from triptych.text.prompt import END, IMAGE
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "openflamingo_opt.safetensors"
 WORDS = 257  # of the small tokenizer

@@ -19,20 +19,20 @@ from tiny_blip2 import WORDS, byte_tokenizer
 from torch import Tensor, nn
 
 from triptych import InputError, load
-from triptych.blip2 import Blip2, Blip2Config
-from triptych.checkpoint import load_checkpoint, save_checkpoint
+from triptych.checkpoints.format import load_checkpoint, save_checkpoint
+from triptych.checkpoints.tables.language import OPT
 from triptych.cli import main
 from triptych.convert import blip2 as convert_blip2
 from triptych.convert import convert_checkpoint
-from triptych.decoder import Decoder, DecoderConfig
-from triptych.lm_tables import OPT
-from triptych.pretrained import Blip2Model, blip2_search, load_blip2
-from triptych.prompt import BLIP2_OPT, OURS
-from triptych.qformer import QFormerConfig
+from triptych.models import Blip2Model, blip2_search, load_blip2
+from triptych.nn.decoder import Decoder, DecoderConfig
+from triptych.nn.qformer import QFormerConfig
+from triptych.nn.vit import ViT, ViTConfig
+from triptych.systems.blip2 import Blip2, Blip2Config
 from triptych.tasks import Blip2Tasks
-from triptych.tokenizers import TextTokenizer
-from triptych.vit import ViT, ViTConfig
-from triptych.wordpiece import WordPieces
+from triptych.text.prompt import BLIP2_OPT, OURS
+from triptych.text.tokenizer import TextTokenizer
+from triptych.text.wordpiece import WordPieces
 
 VIT = ViTConfig.blip2(dim=176, layers=2, heads=2, mlp_dim=40, patch_size=4, image_size=12, norm_after=False)
 SIZES = {"dim": 128, "layers": 3, "heads": 2, "mlp_dim": 40, "queries": 5}
@@ -233,7 +233,7 @@ def test_second_stage_with_its_frozen_parts_in_other_files(tmp_path: Path, photo
 
 
 def pixels(ours: Blip2Tasks, photo: Image.Image) -> Tensor:
-    from triptych.images import pixel_values
+    from triptych.io.images import pixel_values
 
     encoder = ours.model.vision_encoder
     return pixel_values(photo, encoder.image_size, encoder.mean, encoder.std)[None]

@@ -19,16 +19,17 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from triptych import masks
-from triptych.assets import part_path
-from triptych.cache import KVCache
-from triptych.decoder import Decoder, DecoderConfig, Linear, Place, Product, Prompt, alibi, left_pad
+from triptych.checkpoints.gguf import read_gguf
+from triptych.checkpoints.language_models import build, from_directory, from_gguf, load_language_model
+from triptych.checkpoints.parts import part_path
+from triptych.checkpoints.tables.language import half_split, part_by_part
 from triptych.errors import InputError
 from triptych.generate import Search, generate
-from triptych.gguf_file import read_gguf
-from triptych.lm_tables import build, from_directory, from_gguf, half_split, load_language_model, part_by_part
-from triptych.pretrained import in_bfloat16
-from triptych.tokenizers import TextTokenizer
+from triptych.models import in_bfloat16
+from triptych.nn import masks
+from triptych.nn.cache import KVCache
+from triptych.nn.decoder import Decoder, DecoderConfig, Linear, Place, Product, Prompt, alibi, left_pad
+from triptych.text.tokenizer import TextTokenizer
 
 LLAMA = DecoderConfig(vocab_size=50, dim=24, layers=2, heads=6, ffn_dim=40, kv_heads=2, max_positions=64)
 CONFIGS = {
@@ -703,7 +704,7 @@ def test_build_names_what_is_missing() -> None:
 def test_loading_stays_light(gguf_path: Path) -> None:
     """No peer library, and none of torch's compiler, comes in with a model."""
     probe = (
-        "import sys; from triptych.lm_tables import load_language_model; load_language_model(sys.argv[1]);"
+        "import sys; from triptych.checkpoints.language_models import load_language_model; load_language_model(sys.argv[1]);"
         "print(*{'transformers', 'sympy', 'torch._inductor', 'jinja2'} & set(sys.modules))"
     )
     run = subprocess.run([sys.executable, "-c", probe, str(gguf_path)], capture_output=True, text=True, check=True)

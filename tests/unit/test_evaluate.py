@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triptych.errors import InputError
-from triptych.evaluate.bleu import bleu
-from triptych.evaluate.captions import score_captions, score_each
-from triptych.evaluate.cider import CiderD
 from triptych.evaluate.judgments import judgment_correlations, kendall_tau_c
-from triptych.evaluate.rouge import longest_common_subsequence, rouge_l
-from triptych.evaluate.tokenize import ptb_tokenize
+from triptych.metrics.bleu import bleu
+from triptych.metrics.captions import score_captions, score_each
+from triptych.metrics.cider import CiderD
+from triptych.metrics.rouge import longest_common_subsequence, rouge_l
+from triptych.metrics.tokenize import ptb_tokenize
 
 sentences = st.lists(st.sampled_from(["a", "dog", "cat", "runs", "on", "the", "red", "ball"]), max_size=9)
 corpora = st.lists(st.tuples(sentences, st.lists(sentences, min_size=1, max_size=4)), min_size=1, max_size=6)

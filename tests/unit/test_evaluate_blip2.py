@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_blip2 import tiny_blip2
 
 from triptych.data import Photo
-from triptych.data.questions import PairQuestion, Question
+from triptych.data.english.questions import PairQuestion, Question
 from triptych.evaluate.choice import accuracy, swapped
 from triptych.evaluate.retrieval import recall, reranked
 from triptych.evaluate.vqa import by_kind, marked, without_photo

@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from triptych.errors import InputError, TriptychError
-from triptych.explain import Evidence, draw_words, heat, light, plain, veiled, wrap, write_file, write_png
-from triptych.page import Entry, Reading, html_page
+from triptych.evidence import Evidence
+from triptych.figures.maps import draw_words, heat, light, plain, veiled, wrap, write_png
+from triptych.figures.page import Entry, Reading, html_page
+from triptych.io.files import write_file
 
 WIDE, TALL = (300, 160), (150, 260)
 VOID = {"meta", "img", "link", "br", "hr", "input"}

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from triptych.cnn import ConvNet
 from triptych.data import Photo
 from triptych.errors import InputError, TriptychError
-from triptych.images import load_image, pixel_values
+from triptych.io.images import load_image, pixel_values
+from triptych.nn.cnn import ConvNet
 from triptych.train import features
 from triptych.train.features import cached_features, features_key
 

@@ -12,11 +12,11 @@ from tiny_flamingo import tiny_flamingo
 
 from triptych.data.interleaved import example, told, with_pictures
 from triptych.errors import InputError
-from triptych.prompt import CAPTION, END, few_shot, one_by_one, question_prompt
 from triptych.tasks.chat import ANSWER_TOKENS
 from triptych.tasks.flamingo import FlamingoTasks
 from triptych.tasks.flamingo_evidence import cells_of_latents
-from triptych.train.flamingo_batches import Rows
+from triptych.text.prompt import CAPTION, END, few_shot, one_by_one, question_prompt
+from triptych.train.flamingo.batches import Rows
 
 
 @pytest.fixture

@@ -23,9 +23,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from triptych import images
 from triptych.errors import InputError
-from triptych.images import content_hash, find_images, load_image, pixel_values
+from triptych.io import images
+from triptych.io.images import content_hash, find_images, load_image, pixel_values
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (13, 17, 3), dtype=np.uint8)

@@ -8,7 +8,7 @@ import pytest
 from tiny_blip2 import byte_tokenizer
 
 from triptych.data import Photo
-from triptych.data.caption_facts import read_caption
+from triptych.data.english.caption_facts import read_caption
 from triptych.data.interleaved import (
     HELD_OUT,
     Said,
@@ -23,8 +23,8 @@ from triptych.data.interleaved import (
     only,
 )
 from triptych.errors import InputError
-from triptych.prompt import END, IGNORED, one_by_one, statement
-from triptych.train.flamingo_batches import Mixture, Rows, padded
+from triptych.text.prompt import END, IGNORED, one_by_one, statement
+from triptych.train.flamingo.batches import Mixture, Rows, padded
 
 
 def photo(i: int, *captions: str) -> Photo:

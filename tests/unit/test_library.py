@@ -19,7 +19,7 @@ from PIL import Image
 
 from triptych.cli import main
 from triptych.errors import InputError, TriptychError
-from triptych.images import load_image
+from triptych.io.images import load_image
 from triptych.library import Found, Library, Report, as_matcher, find, index_photos, open_library, scan, sheet_page
 from triptych.library import index as index_module
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from triptych import masks
-from triptych.attention import MultiHeadAttention
+from triptych.nn import masks
+from triptych.nn.attention import MultiHeadAttention
 
 MASKS = {
     "causal": masks.causal(6),

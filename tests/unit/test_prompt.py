@@ -3,7 +3,7 @@
 import pytest
 
 from triptych.errors import InputError
-from triptych.prompt import (
+from triptych.text.prompt import (
     END,
     asked_behind,
     asks_which,

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from triptych import masks
 from triptych.errors import InputError
 from triptych.generate import Search, generate
-from triptych.qformer import ImageKeysValues, Past, QFormer, QFormerConfig, QFormerHeads, QFormerOutput
+from triptych.nn import masks
+from triptych.nn.qformer import ImageKeysValues, Past, QFormer, QFormerConfig, QFormerHeads, QFormerOutput
 
 Q, T, L = 3, 5, 7
 CONFIG = QFormerConfig(image_dim=8, dim=16, layers=3, heads=4, mlp_dim=24, queries=Q, vocab_size=20, max_positions=9)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from triptych.checkpoint import load_checkpoint, save_checkpoint
-from triptych.quantize import SCALE, dequantize, quantize, stored_as
+from triptych.checkpoints.format import load_checkpoint, save_checkpoint
+from triptych.checkpoints.quantize import SCALE, dequantize, quantize, stored_as
 
 
 def test_a_matrix_comes_back_within_half_a_step_of_its_row() -> None:

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from triptych.data import Photo, open_dataset
-from triptych.data import question_words as words
-from triptych.data.caption_facts import DEEDS, FORMS, read_caption
-from triptych.data.questions import (
+from triptych.data.english import question_words as words
+from triptych.data.english.caption_facts import DEEDS, FORMS, read_caption
+from triptych.data.english.questions import (
     KINDS,
     MOST,
     Question,
@@ -151,7 +151,7 @@ def test_questions_are_the_same_in_another_process() -> None:
     captions = [photo.captions for photo in photos]
     code = (
         "import json, sys; from pathlib import Path; from triptych.data import Photo\n"
-        "from triptych.data.questions import make_questions, make_pairs\n"
+        "from triptych.data.english.questions import make_questions, make_pairs\n"
         "photos = [Photo(str(i), 'train', tuple(own), {}, Path('a.jpg')) for i, own in enumerate(json.load(sys.stdin))]\n"
         "print(make_questions(photos), make_pairs(photos, 9))"
     )

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from triptych.data import Photo
 from triptych.errors import InputError
-from triptych.evaluate.bleu import bleu
-from triptych.evaluate.cider import CiderD
 from triptych.generate import Hypothesis, Search
-from triptych.pretrained import Blip2Model
-from triptych.prompt import IGNORED
-from triptych.train.blip2 import Blip2Objective, Blip2Recipe
-from triptych.train.blip2_batches import Batch
+from triptych.metrics.bleu import bleu
+from triptych.metrics.cider import CiderD
+from triptych.models import Blip2Model
+from triptych.text.prompt import IGNORED
+from triptych.train.blip2.batches import Batch
+from triptych.train.blip2.objective import Blip2Objective, Blip2Recipe
 from triptych.train.self_critical import CaptionReward, Reward, independent_seeds, self_critical_loss, to_labels
 
 REFERENCES = [[["a", "dog", "runs", "on", "grass", "."]], [["a", "man", "rides", "one", "horse", "."]]]

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from triptych.cnn import ConvNet
 from triptych.errors import InputError
-from triptych.show_attend_tell import (
+from triptych.nn.cnn import ConvNet
+from triptych.systems.show_attend_tell import (
     Decoder,
     HardAttentionLoss,
     Output,
@@ -21,7 +21,7 @@ from triptych.show_attend_tell import (
     caption_loss,
     doubly_stochastic_penalty,
 )
-from triptych.tokenizers import BOS
+from triptych.text.vocabulary import BOS
 
 V, D, M, N, A = 11, 6, 5, 7, 4
 B, K, T, L = 3, 2, 4, 5

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from triptych.errors import InputError
-from triptych.tokenizers import BOS, EOS, PAD, SPECIALS, UNK, WordVocabulary, split_words
+from triptych.text.vocabulary import BOS, EOS, PAD, SPECIALS, UNK, WordVocabulary, split_words
 
 WORDS = ("a", "dog", "'s", "long-haired", "pup", "runs", "2", "don", "'t")
 VOCABULARY = WordVocabulary((*SPECIALS, *WORDS))

@@ -10,11 +10,12 @@ from torch import Tensor
 from triptych.data import Photo
 from triptych.data.interleaved import Episode, Said, Sequences, Shown
 from triptych.errors import InputError
-from triptych.flamingo import Flamingo
 from triptych.generate import Hypothesis
-from triptych.pretrained import FlamingoModel
-from triptych.prompt import IGNORED
-from triptych.train.flamingo import (
+from triptych.models import FlamingoModel
+from triptych.systems.flamingo import Flamingo
+from triptych.text.prompt import IGNORED
+from triptych.train.flamingo.batches import Mixture, Row, Rows, padded
+from triptych.train.flamingo.objective import (
     FlamingoObjective,
     FlamingoRecipe,
     Pictures,
@@ -24,7 +25,6 @@ from triptych.train.flamingo import (
     parameter_groups,
     token_logprobs,
 )
-from triptych.train.flamingo_batches import Mixture, Row, Rows, padded
 from triptych.train.self_critical import CaptionReward
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from triptych.errors import InputError
-from triptych.wordpiece import SPECIALS, WordPieces
+from triptych.text.wordpiece import SPECIALS, WordPieces
 
 PIECES = "a dog ' s two man runs long - haired ball . , ? ##ning run ##s un ##i ##code it isn t [ ] cls sep 日"
 WORDS = (*SPECIALS, *PIECES.split())

@@ -54,8 +54,8 @@ def answer_question(
     explain: Path | None,
     as_json: bool,
 ) -> None:
-    from triptych.images import load_image
-    from triptych.page import Entry
+    from triptych.figures.page import Entry
+    from triptych.io.images import load_image
     from triptych.tasks import load_answerer
 
     asked = load_answerer(model)
@@ -80,8 +80,8 @@ def match(
     as_json: Json = False,
 ) -> None:
     """How well each photo fits each text: cosine of contrast, probability of a match, and the score that ranks."""
-    from triptych.images import load_image
-    from triptych.page import Entry, Reading
+    from triptych.figures.page import Entry, Reading
+    from triptych.io.images import load_image
     from triptych.tasks import load_matcher
 
     matcher = load_matcher(model)

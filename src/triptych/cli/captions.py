@@ -28,7 +28,7 @@ from triptych.errors import InputError, TriptychError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from triptych.page import Entry
+    from triptych.figures.page import Entry
     from triptych.tasks import Answer
 
 
@@ -46,7 +46,7 @@ def caption(
     as_json: Json = False,
 ) -> None:
     """Write a caption for each photo."""
-    from triptych.images import load_image
+    from triptych.io.images import load_image
     from triptych.tasks import load
 
     sources = pictures(images)
@@ -104,8 +104,8 @@ def figure_name(source: str, drawn: set[str]) -> str:
 
 def draw(figure: Path, source: str, photo: Image, answer: Answer, seconds: float) -> Entry:
     """Write the photo's figure; returns its section of the page, which keeps the photo at the page's size only."""
-    from triptych.explain import draw_words, fit, write_png
-    from triptych.page import PHOTO_BOX, Entry
+    from triptych.figures.maps import draw_words, fit, write_png
+    from triptych.figures.page import PHOTO_BOX, Entry
 
     said = reading(answer, seconds)
     write_png(figure, draw_words(photo, said.evidence))
@@ -127,9 +127,9 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Draw where the model looked at each word of its caption, or of its answer to a question."""
-    from triptych.explain import draw_words, write_png
-    from triptych.images import load_image
-    from triptych.page import Entry
+    from triptych.figures.maps import draw_words, write_png
+    from triptych.figures.page import Entry
+    from triptych.io.images import load_image
     from triptych.tasks import load, load_answerer
 
     if out.suffix.lower() not in (".png", ".html"):

@@ -13,7 +13,7 @@ import typer
 from triptych.errors import InputError, TriptychError
 
 if TYPE_CHECKING:
-    from triptych.page import Entry, Reading
+    from triptych.figures.page import Entry, Reading
     from triptych.tasks import Answer
 
 app = typer.Typer(
@@ -49,13 +49,13 @@ def show(record: dict[str, Any], as_json: bool) -> None:
 
 def pictures(sources: Iterable[str]) -> list[str]:
     """The sources with each folder replaced by its photos."""
-    from triptych.images import find_images
+    from triptych.io.images import find_images
 
     return [str(source) for source in find_images(sources)]
 
 
 def reading(answer: Answer, seconds: float | None = None) -> Reading:
-    from triptych.page import Reading
+    from triptych.figures.page import Reading
 
     if answer.evidence is None:
         raise TriptychError(f"{answer.model} wrote no word, so there is no map to draw")
@@ -63,8 +63,8 @@ def reading(answer: Answer, seconds: float | None = None) -> Reading:
 
 
 def write_page(path: Path, entries: list[Entry], title: str) -> None:
-    from triptych.explain import write_file
-    from triptych.page import html_page
+    from triptych.figures.page import html_page
+    from triptych.io.files import write_file
 
     write_file(path, html_page(entries, title).encode())
 

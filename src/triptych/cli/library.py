@@ -42,7 +42,7 @@ def find(
     as_json: Json = False,
 ) -> None:
     """Find the photos of a library that a text describes, the best first."""
-    from triptych.explain import write_file
+    from triptych.io.files import write_file
     from triptych.library import as_matcher, open_library, sheet_page
     from triptych.library import find as find_photos
     from triptych.tasks import load

@@ -28,11 +28,13 @@ def info(
     as_json: Json = False,
 ) -> None:
     """What a model consists of: parts, parameters, memory, licences, figures."""
-    from triptych.assets import parts
+    from triptych.checkpoints.parts import list_parts
     from triptych.tasks import load
 
     record = load(model).info()
-    record["parts"] = {part.name: {"use": part.use, "licence": part.licence, "state": state} for part, state in parts()}
+    record["parts"] = {
+        part.name: {"use": part.use, "licence": part.licence, "state": state} for part, state in list_parts()
+    }
     emit(
         record, as_json, "\n".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in record.items())
     )

@@ -50,8 +50,8 @@ def complete(
     as_json: Json = False,
 ) -> None:
     """Do with a picture what the examples show: name it, caption it, answer about it."""
-    from triptych.images import load_image
-    from triptych.page import Entry
+    from triptych.figures.page import Entry
+    from triptych.io.images import load_image
     from triptych.tasks import load_completer
 
     examples = [read_shot(shot) for shot in shots or ()]

@@ -150,9 +150,9 @@ def train_blip2(
     With --weight question=1 alone, the photos need questions with answers and no captions (judged by right answers).
     """
     try:
-        from triptych.train.blip2 import Blip2Recipe
+        from triptych.train.blip2.objective import Blip2Recipe
+        from triptych.train.blip2.start import blip2_run
         from triptych.train.loop import LoopConfig
-        from triptych.train.start_blip2 import blip2_run
     except ModuleNotFoundError as error:
         raise TriptychError(f"training needs {error.name}: pip install 'triptych[train]'") from None
 
@@ -236,9 +236,9 @@ def train_flamingo(
 ) -> None:
     """Train Flamingo; RUN/best is the checkpoint with the best CIDEr-D plus share of new names bound rightly."""
     try:
-        from triptych.train.flamingo import SHARES, FlamingoRecipe
+        from triptych.train.flamingo.objective import SHARES, FlamingoRecipe
+        from triptych.train.flamingo.start import flamingo_run
         from triptych.train.loop import LoopConfig
-        from triptych.train.start_flamingo import flamingo_run
     except ModuleNotFoundError as error:
         raise TriptychError(f"training needs {error.name}: pip install 'triptych[train]'") from None
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from triptych.checkpoint import LoadReport, load_checkpoint, present, read_torch_pickle, save_checkpoint
+from triptych.checkpoints.format import LoadReport, load_checkpoint, present, read_torch_pickle, save_checkpoint
+from triptych.checkpoints.quantize import stored_as
 from triptych.convert.blip2 import convert_lavis, convert_transformers
 from triptych.convert.flamingo import convert_openflamingo
 from triptych.convert.published import read_json, state_dict_in
 from triptych.convert.tutorial import convert_tutorial, read_tutorial, read_word_map, tutorial_config, tutorial_decoder
 from triptych.errors import InputError
-from triptych.quantize import stored_as
 
 __all__ = ["convert_checkpoint", "read_tutorial", "read_word_map", "tutorial_config", "tutorial_decoder"]
 

@@ -14,10 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from triptych.assets import part_path
-from triptych.blip2 import Blip2, Blip2Config
-from triptych.blip2_tables import HF_BLIP2, LAVIS
-from triptych.checkpoint import LoadReport, read_torch_pickle
+from triptych.checkpoints.format import LoadReport, read_torch_pickle
+from triptych.checkpoints.language_models import WithoutInitialWeights, build, load_language_model
+from triptych.checkpoints.parts import part_path
+from triptych.checkpoints.tables.blip2 import HF_BLIP2, LAVIS
+from triptych.checkpoints.tables.keys import Table, load, translate
+from triptych.checkpoints.tables.language import TABLES, config_from_hf
+from triptych.checkpoints.tables.language import translate as translate_lm
 from triptych.convert.published import (
     HeldLM,
     colours,
@@ -32,14 +35,12 @@ from triptych.convert.published import (
     vit_spec,
 )
 from triptych.errors import InputError
-from triptych.key_tables import Table, load, translate
-from triptych.lm_tables import TABLES, WithoutInitialWeights, build, config_from_hf, load_language_model
-from triptych.lm_tables import translate as translate_lm
-from triptych.pretrained import Blip2Model, blip2_search, save_blip2
-from triptych.prompt import BLIP2_OPT, INSTRUCT_BLIP, OURS, Prompts
-from triptych.qformer import QFormerConfig
-from triptych.vit import CLIP_MEAN, CLIP_STD, Colour, ViT, ViTConfig
-from triptych.wordpiece import SPECIALS, WordPieces
+from triptych.models import Blip2Model, blip2_search, save_blip2
+from triptych.nn.qformer import QFormerConfig
+from triptych.nn.vit import CLIP_MEAN, CLIP_STD, Colour, ViT, ViTConfig
+from triptych.systems.blip2 import Blip2, Blip2Config
+from triptych.text.prompt import BLIP2_OPT, INSTRUCT_BLIP, OURS, Prompts
+from triptych.text.wordpiece import SPECIALS, WordPieces
 
 GENERATION, RETRIEVAL, INSTRUCT = (
     "Blip2ForConditionalGeneration",

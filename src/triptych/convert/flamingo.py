@@ -15,7 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from triptych.checkpoint import LoadReport, load_tensors, read_torch_pickle
+from triptych.checkpoints.format import LoadReport, load_tensors, read_torch_pickle
+from triptych.checkpoints.language_models import WithoutInitialWeights, build, load_language_model
+from triptych.checkpoints.tables.flamingo import translate_flamingo
+from triptych.checkpoints.tables.keys import CLIP_VISION, OPEN_CLIP_VISION, Table, translate
+from triptych.checkpoints.tables.language import TABLES
+from triptych.checkpoints.tables.language import translate as translate_lm
 from triptych.convert.published import (
     HeldLM,
     colours,
@@ -31,17 +36,13 @@ from triptych.convert.published import (
     vit_spec,
 )
 from triptych.errors import InputError
-from triptych.flamingo import Flamingo, FlamingoConfig
-from triptych.flamingo_tables import translate_flamingo
 from triptych.generate import Search
-from triptych.key_tables import CLIP_VISION, OPEN_CLIP_VISION, Table, translate
-from triptych.lm_tables import TABLES, WithoutInitialWeights, build, load_language_model
-from triptych.lm_tables import translate as translate_lm
-from triptych.pretrained import FlamingoModel, save_flamingo
-from triptych.pretrained.frozen import FROZEN
-from triptych.prompt import END, IMAGE
-from triptych.tokenizers import TextTokenizer
-from triptych.vit import ViT, ViTConfig
+from triptych.models import FlamingoModel, save_flamingo
+from triptych.models.frozen import FROZEN
+from triptych.nn.vit import ViT, ViTConfig
+from triptych.systems.flamingo import Flamingo, FlamingoConfig
+from triptych.text.prompt import END, IMAGE
+from triptych.text.tokenizer import TextTokenizer
 
 TOWER, LM = "vision_encoder.", "lang_encoder."  # of their keys
 HEAD = 64  # width of a head, of OpenFlamingo's and of OpenAI's CLIP

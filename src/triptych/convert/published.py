@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from triptych.checkpoint import load_tensors, sha256_of
-from triptych.decoder import Decoder
+from triptych.checkpoints.format import load_tensors, sha256_of
 from triptych.errors import InputError
-from triptych.tokenizers import TextTokenizer
-from triptych.vit import CLIP_MEAN, CLIP_STD, Colour, ViT
+from triptych.nn.decoder import Decoder
+from triptych.nn.vit import CLIP_MEAN, CLIP_STD, Colour, ViT
+from triptych.text.tokenizer import TextTokenizer
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja")
 

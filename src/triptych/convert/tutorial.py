@@ -22,12 +22,12 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from triptych.checkpoint import LoadReport
-from triptych.cnn import ResNet101
+from triptych.checkpoints.format import LoadReport
 from triptych.errors import InputError
-from triptych.pretrained import sat_search, save_sat
-from triptych.show_attend_tell import ShowAttendTell, ShowAttendTellConfig
-from triptych.tokenizers import SPECIALS, WordVocabulary
+from triptych.models import sat_search, save_sat
+from triptych.nn.cnn import ResNet101
+from triptych.systems.show_attend_tell import ShowAttendTell, ShowAttendTellConfig
+from triptych.text.vocabulary import SPECIALS, WordVocabulary
 
 TUTORIAL_DECODER = {
     "attention.encoder_att": "attention.annotation_proj",

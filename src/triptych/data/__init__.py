@@ -4,11 +4,11 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-from triptych.data.annotations import annotation_files, read_annotations
-from triptych.data.easy_vqa import easy_vqa_files, read_easy_vqa
-from triptych.data.folder import metadata_files, read_folder
+from triptych.data.formats.annotations import annotation_files, read_annotations
+from triptych.data.formats.easy_vqa import easy_vqa_files, read_easy_vqa
+from triptych.data.formats.folder import metadata_files, read_folder
+from triptych.data.formats.tar import read_shards
 from triptych.data.photos import SPLITS, Photo, is_file
-from triptych.data.tar import read_shards
 from triptych.errors import InputError
 
 __all__ = ["Photo", "open_dataset"]

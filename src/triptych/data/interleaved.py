@@ -25,11 +25,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from triptych.data.caption_facts import read_caption, with_article
+from triptych.data.english.caption_facts import read_caption, with_article
+from triptych.data.english.questions import SIDES, Question, make_pairs, make_questions, stated_questions
 from triptych.data.photos import Photo
-from triptych.data.questions import SIDES, Question, make_pairs, make_questions, stated_questions
-from triptych.prompt import CAPTION, asked_behind, between_pictures, photo_names, question_prompt
-from triptych.tokenizers import plain_caption
+from triptych.text.prompt import CAPTION, asked_behind, between_pictures, photo_names, question_prompt
+from triptych.text.vocabulary import plain_caption
 
 AGREE = 3  # or all, where a photo has fewer captions
 ENOUGH, TRIES = 6, 50  # photos of a class; pairs of classes that are drawn for one sequence

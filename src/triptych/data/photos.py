@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from triptych.errors import InputError
-from triptych.images import MAX_BYTES, load_image
+from triptych.io.images import MAX_BYTES, load_image
 
 MAX_TEXT = 2 * 2**30
 """The largest file of captions that is read, in bytes (LLaVA's 665,000 conversations take one GB)."""
@@ -50,7 +50,7 @@ class Photo:
         return str(self.path) if self.size is None else f"{self.path}: {self.id}"
 
     def read(self) -> bytes:
-        """The encoded file. Raises InputError where it is gone, cut short, or larger than `triptych.images.MAX_BYTES`."""
+        """The encoded file. Raises InputError where it is gone, cut short, or larger than `triptych.io.images.MAX_BYTES`."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self.offset)

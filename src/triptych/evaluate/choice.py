@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.progress import track
 
 from triptych.data import open_dataset
-from triptych.data.questions import PairQuestion, make_pairs
+from triptych.data.english.questions import PairQuestion, make_pairs
 from triptych.errors import InputError
-from triptych.prompt import statement
 from triptych.tasks import Blip2Tasks, load_answerer
+from triptych.text.prompt import statement
 
 SIDES = ("left", "right")
 

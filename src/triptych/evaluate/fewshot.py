@@ -16,9 +16,9 @@ from rich.progress import track
 from triptych.data import Photo, open_dataset
 from triptych.data.interleaved import HELD_OUT, Episode, Said, classes, episode, made_up_names, noun_counts, only
 from triptych.errors import InputError
-from triptych.images import ImageSource
-from triptych.prompt import END, IMAGE
+from triptych.io.images import ImageSource
 from triptych.tasks import FlamingoTasks, load_completer
+from triptych.text.prompt import END, IMAGE
 
 GREY = Image.new("RGB", (32, 32), (127, 127, 127))
 AGREED = 2  # captions that must have a noun

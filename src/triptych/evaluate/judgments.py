@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from triptych.errors import InputError
-from triptych.evaluate.captions import score_each
+from triptych.metrics.captions import score_each
 
 
 def judgment_correlations(

@@ -14,11 +14,11 @@ from rich.progress import track
 
 from triptych.data import open_dataset
 from triptych.errors import InputError
-from triptych.evaluate.captions import score_captions
 from triptych.evaluate.judgments import judgment_correlations
-from triptych.explain import write_file
+from triptych.io.files import write_file
+from triptych.metrics.captions import score_captions
 from triptych.tasks import Blip2Tasks, FlamingoTasks, load
-from triptych.tokenizers import plain_caption
+from triptych.text.vocabulary import plain_caption
 
 CHUNK = 32  # photos captioned together
 JUDGMENTS = "expert-judgments.jsonl"

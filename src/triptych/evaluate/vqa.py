@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.progress import track
 
 from triptych.data import Photo, open_dataset
-from triptych.data.questions import Question, make_questions, question_prior, stated_questions
+from triptych.data.english.questions import Question, make_questions, question_prior, stated_questions
 from triptych.errors import InputError
-from triptych.explain import write_file
+from triptych.io.files import write_file
 from triptych.tasks import Blip2Tasks, FlamingoTasks, load_answerer
 from triptych.tasks.blip2 import BATCH
 

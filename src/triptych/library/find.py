@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from triptych.errors import InputError
-from triptych.images import load_image
+from triptych.io.images import load_image
 from triptych.library.matcher import TOGETHER, Match, Matcher, Notice
 from triptych.library.table import check_model, described, open_table, read_features
 

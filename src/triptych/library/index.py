@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from triptych.errors import InputError
-from triptych.images import SUFFIXES, load_image
+from triptych.io.images import SUFFIXES, load_image
 from triptych.library.matcher import TOGETHER, Matcher, Notice
 from triptych.library.table import (
     Half,

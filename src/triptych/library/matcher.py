@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from triptych.errors import InputError, TriptychError
-from triptych.images import ImageSource
+from triptych.io.images import ImageSource
 
 TOGETHER = 8  # photos in memory, and in the model, at a time
 

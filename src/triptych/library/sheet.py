@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from triptych.images import load_image
+from triptych.figures.page import document, text, thumbnail
+from triptych.io.images import load_image
 from triptych.library.find import Found
-from triptych.page import document, text, thumbnail
 
 BOX = (360, 360)
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -28,7 +28,7 @@ b { margin-right: .4rem; }
 
 
 def sheet_page(query: str, found: Sequence[Found]) -> str:
-    """The page as text; write it as UTF-8 (``triptych.explain.write_file``). All texts are escaped.
+    """The page as text; write it as UTF-8 (``triptych.figures.maps.write_file``). All texts are escaped.
 
     Raises InputError where a photo has gone since it was found.
     """

@@ -10,9 +10,9 @@ from typing import TypeAlias
 
 import torch
 
-from triptych.checkpoint import load_config
+from triptych.checkpoints.format import load_config
 from triptych.errors import InputError
-from triptych.pretrained import load_blip2, load_flamingo, load_sat, locate
+from triptych.models import load_blip2, load_flamingo, load_sat, locate
 from triptych.tasks.answer import Answer, Match
 from triptych.tasks.blip2 import Blip2Tasks
 from triptych.tasks.chat import Chat

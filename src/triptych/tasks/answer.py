@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from triptych.explain import Evidence
+from triptych.evidence import Evidence
 
 
 @dataclass(frozen=True)

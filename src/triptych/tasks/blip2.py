@@ -12,16 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from triptych.blip2 import Blip2, GroundedText
-from triptych.checkpoint import sha256_of
-from triptych.decoder import Decoder, Prompt
+from triptych.checkpoints.format import sha256_of
 from triptych.errors import InputError
-from triptych.explain import Evidence
+from triptych.evidence import Evidence
 from triptych.generate import Hypothesis, Search, generate, stream
-from triptych.images import ImageSource
-from triptych.pretrained import Blip2Model, itg_search
-from triptych.prompt import DESCRIBE, between_pictures, question_prompt, read_with
-from triptych.qformer import ImageKeysValues, QFormerOutput
+from triptych.io.images import ImageSource
+from triptych.models import Blip2Model, itg_search
+from triptych.nn.decoder import Decoder, Prompt
+from triptych.nn.qformer import ImageKeysValues, QFormerOutput
+from triptych.systems.blip2 import Blip2, GroundedText
 from triptych.tasks.answer import Answer, Match
 from triptych.tasks.blip2_evidence import answer_maps, grounded_maps, joined, match_maps
 from triptych.tasks.photos import PhotoMemory
@@ -37,7 +36,8 @@ from triptych.tasks.writing import (
     sentence,
     to_answer,
 )
-from triptych.tokenizers import TextTokenizer
+from triptych.text.prompt import DESCRIBE, between_pictures, question_prompt, read_with
+from triptych.text.tokenizer import TextTokenizer
 
 BATCH = 16  # photos decoded together
 PAIRS = 256  # photos with texts that are matched together

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from triptych.blip2 import Blip2
-from triptych.qformer import ImageKeysValues, QFormerOutput
+from triptych.nn.qformer import ImageKeysValues, QFormerOutput
+from triptych.systems.blip2 import Blip2
 from triptych.tasks.writing import Spans
 
 Maps = NDArray[np.float32]

@@ -16,11 +16,11 @@ from typing import Any, Protocol
 from PIL import Image
 
 from triptych.errors import InputError
-from triptych.explain import write_file
 from triptych.generate import Search
-from triptych.images import ImageSource, load_image
-from triptych.prompt import END, IMAGE, question_prompt
+from triptych.io.files import write_file
+from triptych.io.images import ImageSource, load_image
 from triptych.tasks.answer import Answer
+from triptych.text.prompt import END, IMAGE, question_prompt
 
 VERSION = 1
 ANSWER_TOKENS = 48  # of an answer at most: how two pictures differ takes a sentence

@@ -13,23 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from triptych.errors import InputError
-from triptych.flamingo import Flamingo, as_prompt
 from triptych.generate import Hypothesis, Search, generate, stream
-from triptych.images import ImageSource, content_hash, load_image
-from triptych.pretrained import FlamingoModel
-from triptych.prompt import (
-    CAPTION,
-    END,
-    IMAGE,
-    asked_behind,
-    asks_which,
-    between_pictures,
-    few_shot,
-    one_by_one,
-    question_prompt,
-    shot_text,
-    statement,
-)
+from triptych.io.images import ImageSource, content_hash, load_image
+from triptych.models import FlamingoModel
+from triptych.systems.flamingo import Flamingo, as_prompt
 from triptych.tasks.answer import Answer
 from triptych.tasks.chat import ANSWER_TOKENS, MAX_TOKENS, Chat
 from triptych.tasks.chat import MAX_PICTURES as CHAT_PICTURES
@@ -48,7 +35,20 @@ from triptych.tasks.writing import (
     score_choices,
     to_answer,
 )
-from triptych.tokenizers import TextTokenizer
+from triptych.text.prompt import (
+    CAPTION,
+    END,
+    IMAGE,
+    asked_behind,
+    asks_which,
+    between_pictures,
+    few_shot,
+    one_by_one,
+    question_prompt,
+    shot_text,
+    statement,
+)
+from triptych.text.tokenizer import TextTokenizer
 
 BATCH = 16  # prompts decoded together
 MAX_PICTURES = 128  # of one prompt

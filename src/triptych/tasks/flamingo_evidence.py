@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from triptych.errors import InputError
-from triptych.flamingo import Flamingo
+from triptych.systems.flamingo import Flamingo
 from triptych.tasks.writing import Spans
 
 MAX_TOKENS = 2048  # the memory for attention grows with their square

@@ -9,7 +9,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from triptych.images import ImageSource, content_hash, load_image, pixel_values
+from triptych.io.images import ImageSource, content_hash, load_image, pixel_values
 
 REMEMBERED_BYTES = 128 * 2**20  # of photos' features that a model keeps
 

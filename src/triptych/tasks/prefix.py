@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from triptych.flamingo import Flamingo, FlamingoState, as_prompt
+from triptych.systems.flamingo import Flamingo, FlamingoState, as_prompt
 
 
 class Row(NamedTuple):

@@ -8,15 +8,15 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from triptych.explain import Evidence
+from triptych.evidence import Evidence
 from triptych.generate import Hypothesis, Search, generate, stream
-from triptych.images import ImageSource
-from triptych.pretrained import Sat
-from triptych.show_attend_tell import ShowAttendTell
+from triptych.io.images import ImageSource
+from triptych.models import Sat
+from triptych.systems.show_attend_tell import ShowAttendTell
 from triptych.tasks.answer import Answer
 from triptych.tasks.photos import PhotoMemory
 from triptych.tasks.writing import changed
-from triptych.tokenizers import BOS
+from triptych.text.vocabulary import BOS
 
 BATCH = 32  # photos decoded together
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from triptych.errors import InputError
-from triptych.explain import Evidence
+from triptych.evidence import Evidence
 from triptych.generate import Hypothesis, Search, log_softmax
-from triptych.images import ImageSource
+from triptych.io.images import ImageSource
 from triptych.tasks.answer import Answer
-from triptych.tokenizers import TextTokenizer
+from triptych.text.tokenizer import TextTokenizer
 
 Photos = ImageSource | Sequence[ImageSource]
 Spans = Sequence[tuple[int, int]]

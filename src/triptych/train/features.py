@@ -16,11 +16,11 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from triptych.checkpoint import sha256_of
-from triptych.cnn import ConvNet
+from triptych.checkpoints.format import sha256_of
 from triptych.data import Photo
 from triptych.errors import TriptychError
-from triptych.images import pixel_values
+from triptych.io.images import pixel_values
+from triptych.nn.cnn import ConvNet
 
 FLUSH_EVERY = 64  # photos between two records of progress: what an interruption can cost
 

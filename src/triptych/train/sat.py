@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from triptych.data import Photo
 from triptych.errors import InputError
-from triptych.evaluate.captions import score_captions
 from triptych.generate import Search, generate
-from triptych.pretrained import sat_search, save_sat
-from triptych.prompt import IGNORED
-from triptych.show_attend_tell import HardAttentionLoss, ShowAttendTell, caption_loss, doubly_stochastic_penalty
-from triptych.tokenizers import BOS, EOS, PAD, WordVocabulary
+from triptych.metrics.captions import score_captions
+from triptych.models import sat_search, save_sat
+from triptych.systems.show_attend_tell import HardAttentionLoss, ShowAttendTell, caption_loss, doubly_stochastic_penalty
+from triptych.text.prompt import IGNORED
+from triptych.text.vocabulary import BOS, EOS, PAD, WordVocabulary
 from triptych.train.features import Features
 from triptych.train.loop import LoopConfig, fit
 from triptych.train.self_critical import Reward, independent_seeds, self_critical_loss

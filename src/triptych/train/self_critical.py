@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from triptych.data import Photo
-from triptych.evaluate.bleu import bleu
-from triptych.evaluate.cider import CiderD, Tokens
-from triptych.evaluate.tokenize import ptb_tokenize
 from triptych.generate import Hypothesis, Search, StepModel, generate, log_softmax
-from triptych.prompt import IGNORED
-from triptych.tokenizers import TextTokenizer
+from triptych.metrics.bleu import bleu
+from triptych.metrics.cider import CiderD, Tokens
+from triptych.metrics.tokenize import ptb_tokenize
+from triptych.text.prompt import IGNORED
+from triptych.text.tokenizer import TextTokenizer
 
 
 class Reward:

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from triptych.assets import home
-from triptych.cnn import ConvNet
+from triptych.checkpoints.parts import home
 from triptych.data import Photo, open_dataset
 from triptych.errors import InputError
-from triptych.pretrained import load_sat, locate, published_encoder
-from triptych.show_attend_tell import CHOICES, ShowAttendTell, ShowAttendTellConfig
-from triptych.tokenizers import SPECIALS, WordVocabulary
+from triptych.models import load_sat, locate, published_encoder
+from triptych.nn.cnn import ConvNet
+from triptych.systems.show_attend_tell import CHOICES, ShowAttendTell, ShowAttendTellConfig
+from triptych.text.vocabulary import SPECIALS, WordVocabulary
 from triptych.train.features import Features, cached_features
 from triptych.train.loop import LoopConfig, has_fast_bf16
 from triptych.train.sat import SatRecipe, train

@@ -22,11 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.data import Photo
-from triptych.data.caption_facts import FORMS
+from triptych.data.english.caption_facts import FORMS
 from triptych.data.interleaved import ALL_HELD_OUT
-from triptych.decoder import Decoder
-from triptych.flamingo import Flamingo
-from triptych.tokenizers import TextTokenizer, plain_caption, split_words
+from triptych.nn.decoder import Decoder
+from triptych.systems.flamingo import Flamingo
+from triptych.text.tokenizer import TextTokenizer
+from triptych.text.vocabulary import plain_caption, split_words
 from triptych.train.loop import LoopConfig, fit
 
 RARE = 5  # a word must occur in so many pictures' captions

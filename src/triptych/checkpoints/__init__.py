@@ -1,0 +1,1 @@
+"""What lies on disk: formats, pretrained parts, key tables, language models."""

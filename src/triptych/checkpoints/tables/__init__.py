@@ -1,0 +1,1 @@
+"""Key tables: published names of tensors -> ours."""

@@ -1,0 +1,74 @@
+"""The table of keys for OpenFlamingo's checkpoints, versions 1 and 2 over any language model (how to read it: ``key_tables``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from triptych.checkpoints.tables.keys import Table, translate
+
+BLOCKS = (  # where a gated block lies: version 1, then version 2 over MPT, GPT-NeoX, LLaMA, OPT
+    "gated_cross_attn_layers.*",
+    "transformer.blocks.*.gated_cross_attn_layer",
+    "gpt_neox.layers.*.gated_cross_attn_layer",
+    "model.layers.*.gated_cross_attn_layer",
+    "model.decoder.layers.*.gated_cross_attn_layer",
+)
+
+
+def feed_forward(theirs: str, ours: str) -> Table:
+    """Norm, up and down, by their places; the GELU between has no weights."""
+    return {f"{theirs}.{i}": f"{ours}.{i}" for i in (0, 1, 3)}
+
+
+def gated(theirs: str, ours: str) -> Table:
+    return {
+        f"{theirs}.attn.norm": f"{ours}.norm",
+        f"{theirs}.attn.to_q": f"{ours}.attention.query",
+        f"{theirs}.attn.to_kv": (f"{ours}.attention.key", f"{ours}.attention.value"),
+        f"{theirs}.attn.to_out": f"{ours}.attention.out",
+        f"{theirs}.attn_gate": f"{ours}.attn_gate",
+        f"{theirs}.ff_gate": f"{ours}.ffw_gate",
+        **feed_forward(f"{theirs}.ff", f"{ours}.ffw"),
+    }
+
+
+def resampler(theirs: str, ours: str) -> Table:
+    layer, own = f"{theirs}.layers.*", f"{ours}.layers.*"
+    return {
+        f"{theirs}.latents": f"{ours}.latents",
+        f"{theirs}.frame_embs": f"{ours}.frame_embeddings",
+        f"{theirs}.media_time_embs": f"{ours}.picture_embeddings",
+        f"{theirs}.norm": f"{ours}.norm",
+        f"{layer}.0.norm_media": f"{own}.media_norm",
+        f"{layer}.0.norm_latents": f"{own}.latents_norm",
+        f"{layer}.0.to_q": f"{own}.attention.query",
+        f"{layer}.0.to_kv": (f"{own}.attention.key", f"{own}.attention.value"),
+        f"{layer}.0.to_out": f"{own}.attention.out",
+        **feed_forward(f"{layer}.1", f"{own}.ffw"),
+    }
+
+
+OPENFLAMINGO: Table = {  # a gated block is numbered by the language model's block that it stands before
+    **resampler("perceiver", "resampler"),
+    **{k: v for place in BLOCKS for k, v in gated(f"lang_encoder.{place}", "xattn.*").items()},
+}
+
+
+def translate_flamingo(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int, tuple[str, ...]]:
+    """An OpenFlamingo state dict under our names, every how many blocks a gated one stands, and the keys that were left aside.
+
+    Raises:
+        KeyError: it has no gated block.
+    """
+    found, ignored = translate(state, OPENFLAMINGO)
+    numbers = sorted({int(name.split(".")[1]) for name in found if name.startswith("xattn.")})
+    if not numbers:
+        raise KeyError("gated_cross_attn_layers")
+    places = {number: place for place, number in enumerate(numbers)}
+    ours = {}
+    for name, tensor in found.items():
+        part, number, rest = (*name.split(".", 2), "")[:3]
+        ours[f"xattn.{places[int(number)]}.{rest}" if part == "xattn" else name] = tensor
+    return ours, numbers[0] + 1, ignored

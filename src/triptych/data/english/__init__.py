@@ -1,0 +1,1 @@
+"""Questions and facts made from English captions by rule."""

@@ -1,0 +1,44 @@
+"""What a model attended to: the evidence that an answer may carry."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triptych.errors import TriptychError
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a model looked at for each of the T words that it produced, over N pictures.
+
+    words:    T words; one that spans several tokens is merged by the caller.
+    maps:     [T, N, h, w], >= 0: how much of word t's looking fell on each grid cell of picture n.
+    logprobs: T natural logarithms of the words' probabilities.
+    Raises TriptychError where the three disagree or a map holds negative or non-finite values.
+    """
+
+    words: tuple[str, ...]
+    maps: Floats
+    logprobs: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if (
+            self.maps.ndim != 4
+            or not (len(self.words) == len(self.logprobs) == len(self.maps))
+            or 0 in self.maps.shape[1:]
+        ):
+            raise TriptychError(
+                f"evidence needs maps [T, N, h, w] for its {len(self.words)} words and {len(self.logprobs)} "
+                f"log probabilities, not {list(self.maps.shape)}"
+            )
+        if not (np.isfinite(self.maps).all() and (self.maps >= 0).all()):
+            raise TriptychError("evidence maps must be finite and not negative")
+
+
+def check_pictures(count: int, evidence: Evidence) -> None:
+    """Raises TriptychError where the evidence is not about `count` pictures."""
+    if count != evidence.maps.shape[1]:
+        raise TriptychError(f"evidence is about {evidence.maps.shape[1]} pictures, but {count} were given")

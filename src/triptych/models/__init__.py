@@ -1,0 +1,34 @@
+"""Whole systems on disk: what a checkpoint holds of each, and putting it together again with its frozen parts."""
+
+from triptych.models.blip2 import (
+    Blip2Model,
+    blip2_search,
+    itg_search,
+    load_blip2,
+    save_blip2,
+)
+from triptych.models.flamingo import FlamingoModel, load_flamingo, save_flamingo
+from triptych.models.frozen import embedded_lm, in_bfloat16, lm_fingerprint
+from triptych.models.locate import locate, part_fingerprint, published_encoder
+from triptych.models.sat import Sat, load_sat, sat_search, save_sat
+
+__all__ = [
+    "Blip2Model",
+    "FlamingoModel",
+    "Sat",
+    "blip2_search",
+    "embedded_lm",
+    "in_bfloat16",
+    "itg_search",
+    "lm_fingerprint",
+    "load_blip2",
+    "load_flamingo",
+    "load_sat",
+    "locate",
+    "part_fingerprint",
+    "published_encoder",
+    "sat_search",
+    "save_blip2",
+    "save_flamingo",
+    "save_sat",
+]

@@ -1,0 +1,56 @@
+"""Where checkpoints are, and the frozen parts with their published weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from triptych.checkpoints.format import present, read_torch_pickle
+from triptych.checkpoints.parts import PARTS, part_path
+from triptych.errors import InputError
+from triptych.nn.cnn import ENCODERS, ConvNet
+
+BUNDLED = Path(__file__).parents[1] / "weights"
+SHIPPED = ("sat", "flamingo", "blip2")
+
+
+def locate(model: str | Path) -> Path:
+    """The checkpoint directory of ``model``: the name of a shipped one, or a directory.
+
+    Raises:
+        InputError: neither.
+    """
+    if str(model) in SHIPPED:
+        return BUNDLED / str(model)
+    if (directory := present(Path(model))).is_dir():
+        return directory
+    raise InputError(f"unknown model {str(model)!r}: choose {', '.join(SHIPPED)} or name a checkpoint directory")
+
+
+def published_encoder(
+    name: str, cut: int | None = None, weights: Path | None = None, image_size: int | None = None
+) -> ConvNet:
+    """An image encoder with its published weights.
+
+    Args:
+        name: ``efficientnet-lite2`` (embedded), ``vgg19`` or ``resnet101`` (``weights`` = torchvision's state dict, a .pth file).
+        cut: the number of frozen layers; all when None.
+        image_size: of the square that photos are brought to, in pixels; the encoder's own when None.
+    """
+    if name not in ENCODERS:
+        raise InputError(f"unknown encoder {name!r}: choose {', '.join(ENCODERS)}")
+    embedded = {part.name for part in PARTS}
+    if weights is not None and name in embedded:
+        raise InputError(f"{name} is embedded with its own weights: leave out --encoder-weights")
+    if weights is None and name not in embedded:
+        raise InputError(f"{name} is not embedded: give torchvision's state dict of it with --encoder-weights")
+    encoder = ENCODERS[name](cut, image_size)
+    try:
+        encoder.load_published(read_torch_pickle(weights or part_path(name)))
+    except (KeyError, RuntimeError) as error:
+        raise InputError(f"{weights} does not hold torchvision's {name}: {str(error).splitlines()[0]}") from None
+    return encoder.eval()
+
+
+def part_fingerprint(name: str) -> str:
+    """The sha256 of a part's main file: the frozen weights that a checkpoint was trained with."""
+    return next(part.members[0].sha256 for part in PARTS if part.name == name)

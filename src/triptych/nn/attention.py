@@ -1,0 +1,140 @@
+"""Multi-head attention for every model of the package: self, cross, cached, with boolean masks.
+
+The shape legend of the package:
+
+    B  batch              L  grid cells of a picture      T  tokens of text     D  width of a vector
+    N  pictures           R  latents (Flamingo)           V  vocabulary         H  heads
+    K  rows of one input  Q  queries (BLIP-2)             S  keys, what a token may look at
+
+Masks are boolean, True = may attend, shaped ``[T, S]`` or ``[B, T, S]`` (axes of 1 broadcast); ``masks.py`` draws them all.
+A row that may see nothing gets exactly 0: it is neither NaN nor the mean of what it must not see.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from triptych.nn import masks
+
+
+class KeysValues(NamedTuple):
+    """What is looked at: ``keys`` and ``values``, each ``[B, H, S, D / H]``."""
+
+    keys: Tensor
+    values: Tensor
+
+
+class Cache(Protocol):
+    """The keys and values of earlier tokens in one layer; ``cache.LayerCache`` is one."""
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add the newest tokens' ``[B, H, T, D / H]`` and return all of them ``[B, H, S, D / H]``."""
+        ...
+
+
+def attend(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None = None,
+    *,
+    causal: bool = False,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """softmax(Q K^T / sqrt(d) + bias) V (Vaswani et al. 2017, equation 1) by the fused kernel.
+
+    Training on a CPU takes plain products: the fused kernel's backward is five to ten times slower there on short texts.
+
+    Args:
+        queries: ``[B, H, T, d]``.
+        keys, values: ``[B, G, S, d]``; G divides H, and each of the G heads serves H / G heads of the queries.
+        mask: ``[T, S]`` or ``[B, T, S]``, True = may attend; None = everything.
+        causal: each of T = S tokens sees itself and the earlier ones (a mask that need not be built); not beside ``mask``.
+        bias: ``[B or 1, H, T, S]``, added to the scores; None = 0.
+
+    Returns:
+        ``[B, H, T, d]``, exactly 0 in rows that may see nothing.
+    """
+    training = torch.is_grad_enabled() and queries.device.type == "cpu"
+    if causal and (training or bias is not None):  # the kernel takes no bias beside its own causal mask
+        mask, causal = masks.causal(queries.shape[2], device=queries.device), False
+    if training:
+        groups = queries.shape[1] // keys.shape[1]
+        return attention_weights(queries, keys, mask, bias).to(values.dtype) @ values.repeat_interleave(groups, dim=1)
+    over_heads = None if mask is None else mask.unsqueeze(-3)
+    if bias is not None:
+        bias = bias.to(queries.dtype)
+        over_heads = bias if over_heads is None else torch.where(over_heads, bias, -torch.inf)
+    grouped = queries.shape[1] != keys.shape[1]
+    return F.scaled_dot_product_attention(queries, keys, values, over_heads, is_causal=causal, enable_gqa=grouped)
+
+
+def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    """The weights behind ``attend``, ``[B, H, T, S]``: rows sum to 1, or to 0 where a row may see nothing."""
+    keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
+    scores = queries * queries.shape[-1] ** -0.5 @ keys.mT
+    if bias is not None:
+        scores = scores + bias
+    if mask is None:
+        return scores.softmax(-1)
+    hidden = ~mask.unsqueeze(-3)
+    return scores.masked_fill(hidden, -1e30).softmax(-1).masked_fill(hidden, 0)
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """``[B, T, D]`` -> ``[B, H, T, D / H]``."""
+    return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """``[B, H, T, D / H]`` -> ``[B, T, D]``."""
+    return x.transpose(1, 2).flatten(2)
+
+
+class MultiHeadAttention(nn.Module):
+    """Queries from ``x``, keys and values from ``x`` itself or from a source of another width."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        kv_dim: int | None = None,
+        head_dim: int | None = None,
+        bias: bool = True,
+    ) -> None:
+        """``dim`` is the width of ``x`` and of the output, ``kv_dim`` of the source; heads are ``dim / heads`` wide unless told."""
+        super().__init__()
+        inner = heads * (head_dim or dim // heads)
+        self.heads = heads
+        self.query = nn.Linear(dim, inner, bias)
+        self.key = nn.Linear(kv_dim or dim, inner, bias)
+        self.value = nn.Linear(kv_dim or dim, inner, bias)
+        self.out = nn.Linear(inner, dim, bias)
+
+    def keys_values(self, source: Tensor) -> KeysValues:
+        """``source [B, S, kv_dim]`` -> what ``forward`` takes as ``kv``: computed once, looked at as often as one likes."""
+        return KeysValues(split_heads(self.key(source), self.heads), split_heads(self.value(source), self.heads))
+
+    def forward(
+        self, x: Tensor, kv: KeysValues | None = None, mask: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        """``x [B, T, D]`` -> ``[B, T, D]``.
+
+        Args:
+            kv: of the source, from ``keys_values``; None = self-attention.
+            mask: ``[T, S]`` or ``[B, T, S]``, True = may attend.
+            cache: the earlier tokens; takes the keys and values of ``x`` too. With it S counts earlier and new tokens.
+        """
+        keys, values = kv or self.keys_values(x)
+        if cache is not None:
+            keys, values = cache.append(keys, values)
+        return self.out(merge_heads(attend(split_heads(self.query(x), self.heads), keys, values, mask)))
+
+    def weights(self, x: Tensor, kv: KeysValues | None = None, mask: Tensor | None = None) -> Tensor:
+        """How much each token of ``x`` looked at each key in ``forward``: ``[B, H, T, S]``."""
+        return attention_weights(split_heads(self.query(x), self.heads), (kv or self.keys_values(x)).keys, mask)

@@ -1,0 +1,1 @@
+"""The three papers, one file each; every equation is tagged at its line."""

@@ -1,0 +1,177 @@
+"""BLIP-2 (Li et al. 2023): a Q-Former between a frozen image encoder and a frozen language model.
+
+    pixel_values -> vision_encoder (frozen) -> image_features [B, L, Dv]
+      -> Q-Former (learned queries, maybe a question) -> query_output [B, Q, D]
+         -> heads:      features for contrast, match or no match, the next word          (first stage)
+         -> projection: soft_prompt [B, Q, E], read by lm (frozen) where the photo stands (second stage)
+
+A prompt may hold several photos: each photo's soft prompt stands at its own place in the text. That is an extension of the paper,
+which trains and tests with one photo. That the Q-Former may read the question too is InstructBLIP's (Dai et al. 2023).
+Shapes (legend in ``attention.py``): B photos, K texts of each, R = B * K rows, E width of the language model's embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from triptych.nn.decoder import Decoder, Prompt, left_pad
+from triptych.nn.qformer import ImageKeysValues, Past, QFormer, QFormerConfig, QFormerHeads, QFormerOutput, initialise
+from triptych.text.prompt import CAPTION, DESCRIBE, between_pictures
+from triptych.text.tokenizer import TextTokenizer
+from triptych.text.wordpiece import WordPieces
+
+
+@dataclass(frozen=True)
+class Blip2Config:
+    """``feature_dim``: width of the features for contrast; None = without the heads of the first stage.
+    ``normalise``: a LayerNorm before the Q-Former, for encoders that end without one (CNNs).
+    ``contrast_weight``: of the cosine in the score that retrieval re-ranks by (published: 1; chosen on validation photos for a model
+    whose matching is weaker than its contrast). ``instructed``: the Q-Former reads the question.
+    ``writer``: of captions by default, the language model or the Q-Former itself (ITG).
+    ``writes``: the heads can write captions, too (transformers' files have lost that)."""
+
+    qformer: QFormerConfig
+    feature_dim: int | None = 256
+    normalise: bool = True
+    contrast_weight: float = 1.0
+    instructed: bool = True
+    writer: Literal["lm", "qformer"] = "lm"
+    writes: bool = True
+
+
+class MatchScores(NamedTuple):
+    """How well photos and texts fit, each ``[B, K]``."""
+
+    itc_cosine: Tensor  # of the best query, -1 to 1
+    itc_scaled: Tensor  # the same over the temperature: what contrast compares
+    itm_prob: Tensor  # that they match, 0 to 1
+    rerank: Tensor  # logit of a match + contrast_weight * itc_cosine: what retrieval sorts by
+
+
+class Blip2(nn.Module):
+    """The trained parts between the frozen ones; ``lm`` None = the first stage alone.
+
+    ``vision_encoder``: ``[B, 3, H, W]`` -> ``image_features [B, L, Dv]``, with ``dim`` and ``grid``, as ``cnn.ConvNet`` and ``vit.ViT``.
+    """
+
+    def __init__(self, config: Blip2Config, vision_encoder: nn.Module, lm: Decoder | None) -> None:
+        super().__init__()
+        self.config = config
+        self.vision_encoder: Any = vision_encoder.requires_grad_(False)
+        self.vision_norm = nn.LayerNorm(config.qformer.image_dim) if config.normalise else nn.Identity()
+        self.qformer = QFormer(config.qformer)
+        self.heads = QFormerHeads(config.qformer, config.feature_dim, config.writes) if config.feature_dim else None
+        self.lm = lm.requires_grad_(False) if lm else None
+        self.projection = nn.Linear(config.qformer.dim, lm.config.embed_width) if lm else None
+        if self.projection:
+            initialise(self.projection)
+
+    def train(self, mode: bool = True) -> Blip2:
+        """The frozen parts stay in eval."""
+        super().train(mode)
+        self.vision_encoder.eval()
+        if self.lm:
+            self.lm.eval()
+        return self
+
+    @torch.no_grad()
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """The frozen part of the way: ``[B, 3, H, W]`` -> ``image_features [B, L, Dv]``."""
+        return self.vision_encoder(pixel_values)
+
+    def look(self, image_features: Tensor) -> ImageKeysValues:
+        """``image_features [B, L, Dv]`` -> what the Q-Former attends to, computed once for any number of texts."""
+        return self.qformer.image_keys_values(self.vision_norm(image_features))
+
+    def match(
+        self, image: ImageKeysValues, queries: Tensor, text_features: Tensor, input_ids: Tensor, text_mask: Tensor
+    ) -> MatchScores:
+        """Every photo with every text.
+
+        Args:
+            image: B photos.
+            queries: ``[B, Q, D]``, of ``qformer.encode_image``.
+            text_features: ``[K, E]``, of ``text_features``.
+            input_ids, text_mask: the K texts, ``[K, T]``.
+        """
+        assert self.heads is not None
+        cosine = (self.heads.image_features(queries) @ text_features.T).amax(1)
+        photos, texts = cosine.shape
+        pairs = self.qformer.encode_both(image, input_ids.repeat(photos, 1), text_mask.repeat(photos, 1))
+        logits = self.heads.itm_logits(pairs.queries).view(photos, texts, 2)
+        scaled = cosine / self.heads.temperature
+        return MatchScores(
+            cosine, scaled, logits.softmax(-1)[..., 1], logits[..., 1] + self.config.contrast_weight * cosine
+        )
+
+    def text_features(self, input_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """``[K, T]`` -> features for contrast ``[K, E]``, of length 1."""
+        assert self.heads is not None
+        return self.heads.text_features(self.qformer.encode_text(input_ids, text_mask).text)
+
+    def read_photos(
+        self, image: ImageKeysValues, question: tuple[Tensor, Tensor] | None = None, with_maps: bool = False
+    ) -> QFormerOutput:
+        """The Q-Former over photos, reading a ``question`` (ids and mask ``[R, T]``) where it is given."""
+        if question is None:
+            return self.qformer.encode_image(image, with_maps)
+        return self.qformer.encode_both(image, *question, with_maps)
+
+    def soft_prompt(self, query_output: Tensor) -> Tensor:
+        """``[R, Q, D]`` -> ``[R, Q, E]``: what the language model reads in the place of a photo."""
+        assert self.projection is not None
+        return self.projection(query_output)  # BLIP-2 section 3.2: soft visual prompt
+
+    def prompt(self, rows: Sequence[Sequence[Tensor]]) -> Prompt:
+        """Interleaved photos and text for the language model.
+
+        Args:
+            rows: of each row its pieces in order: ids ``[n]``, or the soft prompt ``[Q, E]`` of a photo.
+        """
+        assert self.lm is not None
+        lm = self.lm
+        pieces = [[piece if piece.is_floating_point() else lm.embed(piece) for piece in row] for row in rows]
+        return left_pad([torch.cat([piece.to(row[0].dtype) for piece in row]) for row in pieces])
+
+
+class GroundedText:
+    """Captions written by the Q-Former itself, as the first stage learns to (ITG): a ``generate.StepModel`` over photos."""
+
+    def __init__(self, model: Blip2, dec: int) -> None:
+        """``dec``: the id of [DEC], with which a text begins."""
+        self.model, self.dec = model, dec
+
+    def prefill(self, inputs: ImageKeysValues) -> tuple[Tensor, Past]:
+        past = self.model.qformer.encode_image(inputs).past
+        keys = past.layers[0].keys
+        return self.step(torch.full((len(keys),), self.dec, device=keys.device), past)
+
+    def step(self, ids: Tensor, state: Past) -> tuple[Tensor, Past]:
+        qformer, heads = self.model.qformer, self.model.heads
+        assert heads is not None
+        output = qformer.continue_text(ids[:, None], state)
+        return heads.lm_logits(output.text[:, -1], qformer.word_embeddings.weight), output.past
+
+
+def instruction(model: Blip2, words: WordPieces, photos: int) -> tuple[Tensor, Tensor] | None:
+    """What the Q-Former reads for the captions of B photos, ids and mask ``[B, T]``; None if it reads nothing."""
+    if not model.config.instructed:
+        return None
+    device = model.qformer.query_tokens.device
+    ids, mask = (x.to(device).expand(photos, -1) for x in words.encode([DESCRIBE]))
+    return ids, mask
+
+
+def caption_inputs(model: Blip2, image: ImageKeysValues, words: WordPieces, tokenizer: TextTokenizer) -> Prompt:
+    """The prompts for captions of B photos."""
+    photos = next(len(kv.keys) for kv in image.layers if kv)
+    soft = model.soft_prompt(model.read_photos(image, instruction(model, words, photos)).queries)
+    before, after = (
+        torch.tensor(tokenizer.encode(t), dtype=torch.long, device=soft.device) for t in between_pictures(CAPTION, 1)
+    )
+    return model.prompt([[before, photo, after] for photo in soft])

@@ -1,0 +1,408 @@
+"""Flamingo (Alayrac et al. 2022): pictures and text interleaved, read by a frozen language model that looks at the pictures.
+
+    pixel_values -> vision_encoder (frozen) -> image_features [P, L, Dv]
+      -> Perceiver Resampler: R latents look at the features and at one another -> visual_tokens [P, R, D]
+      -> keys and values of each gated block, once for each picture
+    text -> the blocks of lm (frozen), a gated block before every n-th: text looks at visual_tokens; both its gates begin at tanh(0) = 0
+
+A text token looks at the last picture before it (the paper's way), or at all of them. One with no picture before it looks at nothing
+and gets exactly 0. Shapes (legend in ``attention.py``): P pictures in all, N of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from triptych.errors import InputError
+from triptych.nn import masks
+from triptych.nn.attention import KeysValues, MultiHeadAttention
+from triptych.nn.cache import KVCache
+from triptych.nn.decoder import Decoder
+
+NOBODY = -1  # the number of a picture that only fills up its row
+
+
+@dataclass(frozen=True)
+class FlamingoConfig:
+    """The defaults are OpenFlamingo's.
+
+    ``image_id``: the token that stands for a picture. ``dim``: width of the visual tokens; None = that of the encoder's features, else a
+    norm and a projection lead there. ``every``: a gated block stands before every n-th block of the language model. ``look``: at the
+    last picture, or at all before a token. ``max_pictures``, ``max_frames``: how many places in the prompt, and frames of a video, have
+    an embedding of their own; None = there are no such embeddings.
+    """
+
+    image_dim: int
+    image_id: int
+    dim: int | None = None
+    latents: int = 64
+    resampler_layers: int = 6
+    heads: int = 8
+    head_dim: int = 64
+    ffn_factor: int = 4
+    every: int = 4
+    look: Literal["last", "all"] = "last"
+    max_pictures: int | None = None
+    max_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("image_dim", "latents", "resampler_layers", "heads", "head_dim", "ffn_factor", "every"):
+            if not 1 <= getattr(self, name) <= 1 << 16:
+                raise InputError(f"a Flamingo with {name} = {getattr(self, name)} cannot be: it must be above 0")
+        if self.look not in ("last", "all"):
+            raise InputError(f"text looks at the last picture or at all, not at {self.look!r}")
+
+    @property
+    def visual_dim(self) -> int:
+        return self.dim or self.image_dim
+
+
+class FeedForward(nn.Sequential):
+    """Norm, up, GELU, down, without biases."""
+
+    def __init__(self, dim: int, factor: int) -> None:
+        super().__init__(
+            nn.LayerNorm(dim),
+            nn.Linear(dim, factor * dim, bias=False),
+            nn.GELU(),
+            nn.Linear(factor * dim, dim, bias=False),
+        )
+
+
+class ResamplerLayer(nn.Module):
+    def __init__(self, config: FlamingoConfig) -> None:
+        super().__init__()
+        dim = config.visual_dim
+        self.media_norm, self.latents_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attention = MultiHeadAttention(dim, config.heads, head_dim=config.head_dim, bias=False)
+        self.ffw = FeedForward(dim, config.ffn_factor)
+
+    def forward(self, latents: Tensor, media: Tensor, maps: list[Tensor] | None = None) -> Tensor:
+        """``latents [P, R, D]`` look at ``media [P, S, D]`` and at themselves; how much at which, ``[P, H, R, S + R]``, joins ``maps``."""
+        queries = self.latents_norm(latents)
+        # Flamingo section 2.1: keys and values of the features and the latents
+        seen = self.attention.keys_values(torch.cat([self.media_norm(media), queries], 1))
+        if maps is not None:
+            maps.append(self.attention.weights(queries, seen))
+        latents = latents + self.attention(queries, seen)
+        return latents + self.ffw(latents)
+
+
+class Resampler(nn.Module):
+    """The Perceiver Resampler: any number of features -> R visual tokens."""
+
+    def __init__(self, config: FlamingoConfig) -> None:
+        super().__init__()
+        dim = config.visual_dim
+        narrow = nn.Sequential(nn.LayerNorm(config.image_dim), nn.Linear(config.image_dim, dim))
+        self.enter = narrow if config.dim else nn.Identity()
+        self.latents = nn.Parameter(torch.randn(config.latents, dim))
+        self.picture_embeddings = embeddings(config.max_pictures, 1, dim)
+        self.frame_embeddings = embeddings(config.max_frames, dim)
+        self.layers = nn.ModuleList(ResamplerLayer(config) for _ in range(config.resampler_layers))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(
+        self, image_features: Tensor, numbers: Tensor | None = None, maps: list[Tensor] | None = None
+    ) -> Tensor:
+        """Pictures ``[P, L, Dv]``, or videos of F frames ``[P, F, L, Dv]``, -> ``visual_tokens [P, R, D]``.
+
+        Args:
+            numbers: ``[P]``, the place of each picture in its prompt, from 1; needed where places have embeddings.
+            maps: takes how much each latent looked at each feature, of each layer ``[P, H, R, F * L + R]``.
+
+        Raises:
+            InputError: more pictures or frames than there are embeddings for.
+        """
+        x = self.enter(image_features if image_features.dim() == 4 else image_features[:, None])
+        if self.frame_embeddings is not None:
+            if x.shape[1] > len(self.frame_embeddings):
+                raise InputError(f"{x.shape[1]} frames: this model reads {len(self.frame_embeddings)} at most")
+            x = x + self.frame_embeddings[: x.shape[1], None]
+        x = x.flatten(1, 2)
+        if self.picture_embeddings is not None:
+            if numbers is None:
+                raise ValueError("this model needs to know each picture's place in the prompt")
+            if len(numbers) and int(numbers.max()) > len(self.picture_embeddings):
+                raise InputError(
+                    f"{int(numbers.max())} pictures: this model reads {len(self.picture_embeddings)} at most"
+                )
+            x = x + self.picture_embeddings[numbers - 1]
+        latents = self.latents.expand(len(x), -1, -1)
+        for layer in self.layers:
+            latents = layer(latents, x, maps)
+        return self.norm(latents)
+
+
+def embeddings(count: int | None, *shape: int) -> nn.Parameter | None:
+    return nn.Parameter(torch.randn(count, *shape)) if count else None
+
+
+class GatedBlock(nn.Module):
+    """Text looks at pictures, as far as two gates let it."""
+
+    def __init__(self, config: FlamingoConfig, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.attention = MultiHeadAttention(
+            dim, config.heads, kv_dim=config.visual_dim, head_dim=config.head_dim, bias=False
+        )
+        self.attn_gate = nn.Parameter(torch.zeros(1))
+        self.ffw = FeedForward(dim, config.ffn_factor)
+        self.ffw_gate = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor, seen: KeysValues | None, media_mask: Tensor | None) -> Tensor:
+        """``x [B, T, D]`` -> ``[B, T, D]``; ``seen`` None = there is no picture at all."""
+        if seen is not None:
+            looked = self.attention(self.norm(x), seen, media_mask)
+            x = x + looked * self.attn_gate.tanh()  # Flamingo section 2.2: gated cross-attention
+        return x + self.ffw(x) * self.ffw_gate.tanh()  # Flamingo section 2.2: gated feed-forward
+
+    def weights(self, x: Tensor, seen: KeysValues, media_mask: Tensor) -> Tensor:
+        """How much each token of ``x`` looks at each latent of each picture: ``[B, H, T, N * R]``."""
+        return self.attention.weights(self.norm(x), seen, media_mask)
+
+
+def by_picture(x: Tensor, latents: int) -> Tensor:
+    """``[B, H, N * R, d]`` -> ``[B, H, N, R, d]``."""
+    return x.view(*x.shape[:2], -1, latents, x.shape[-1])
+
+
+class Media(NamedTuple):
+    """What text looks at: of each gated block the keys and values of the pictures, ``[B, H, N * R, d]``, computed once."""
+
+    numbers: Tensor  # [B, N]: the place of each picture in its row, from 1; NOBODY where a row has fewer
+    blocks: tuple[KeysValues, ...]
+
+    def select(self, rows: Tensor) -> Media:
+        """The pictures of the rows ``rows [R]``."""
+        return Media(self.numbers[rows], tuple(KeysValues(k[rows], v[rows]) for k, v in self.blocks))
+
+    def and_then(self, later: Media) -> Media:
+        """These pictures, then later ones."""
+        blocks = (
+            KeysValues(torch.cat([a.keys, b.keys], 2), torch.cat([a.values, b.values], 2))
+            for a, b in zip(self.blocks, later.blocks, strict=True)
+        )
+        return Media(torch.cat([self.numbers, later.numbers], 1), tuple(blocks))
+
+    def first(self, pictures: int) -> Media:
+        """The first pictures of each row."""
+        latents = self.blocks[0].keys.shape[2] // max(1, self.numbers.shape[1])
+        cut = pictures * latents
+        return Media(
+            self.numbers[:, :pictures], tuple(KeysValues(k[:, :, :cut], v[:, :, :cut]) for k, v in self.blocks)
+        )
+
+    def of_number(self, numbers: Tensor) -> Media:
+        """Of each row the picture with the number ``numbers [B]`` alone; a row without it gets some other, as NOBODY."""
+        here = self.numbers == numbers[:, None]
+        slot, rows = here.long().argmax(1), torch.arange(len(numbers), device=numbers.device)
+        latents = self.blocks[0].keys.shape[2] // self.numbers.shape[1]
+        blocks = (KeysValues(*(by_picture(x, latents)[rows, :, slot] for x in pair)) for pair in self.blocks)
+        return Media(numbers.masked_fill(~here.any(1), NOBODY)[:, None], tuple(blocks))
+
+
+class FlamingoState:
+    """A text being read or written: a ``generate.State``. Pictures may join at any time (``Flamingo.add_pictures``)."""
+
+    def __init__(self, text: KVCache, rows: int, device: torch.device) -> None:
+        self.text = text
+        self.media: Media | None = None
+        self.seen = torch.zeros(rows, dtype=torch.long, device=device)  # [B]: pictures whose token the text has had
+        self.beams = 1  # rows of each input
+        self.newest: Media | None = None  # of each row the picture seen last; None = not known yet
+
+    def reorder(self, rows: Tensor) -> FlamingoState:
+        """Row ``[b, k]`` continues the old row ``rows[b, k]``; uses up this state. The rows of an input look at the same pictures."""
+        flat, k = rows.flatten(), rows.shape[1]
+        here = torch.arange(len(flat), device=rows.device)
+        new = FlamingoState(self.text.reorder(rows), 0, rows.device)
+        new.seen, new.media, new.newest, new.beams = self.seen, self.media, self.newest, k
+        if len(flat) != len(self.seen) or k != self.beams or not torch.equal(flat // k, here // k):
+            new.seen = self.seen[flat]
+            new.media, new.newest = (x.select(flat) if x else None for x in (self.media, self.newest))
+        return new
+
+    def truncate(self, length: int, pictures: int) -> None:
+        """Go back to the first ``length`` positions, of one row, which had had so many pictures."""
+        self.text.truncate(length)
+        self.seen = torch.full_like(self.seen, pictures)
+        self.media = self.media.first(pictures) if self.media and pictures else None
+        self.newest = None
+
+
+class FlamingoPrompt(NamedTuple):
+    """What a text begins with, for ``Flamingo.prefill``."""
+
+    input_ids: Tensor  # [B, T], image_id where a picture stands
+    visual_tokens: Tensor  # [P, R, D] of all rows' pictures, in order
+    counts: Sequence[int]  # pictures of each row
+    padding_mask: Tensor | None = None  # [B, T], True = a token; padding stands in front
+    state: FlamingoState | None = None  # what was read before; it is continued in place
+
+
+class Flamingo(nn.Module):
+    """The trained parts between the frozen ones; a ``generate.StepModel``. It owns the loop over the language model's blocks.
+
+    ``vision_encoder``: ``[P, 3, H, W]`` -> ``image_features [P, L, Dv]``, with ``dim`` and ``grid``, as ``cnn.ConvNet`` and ``vit.ViT``.
+    """
+
+    def __init__(self, config: FlamingoConfig, vision_encoder: nn.Module, lm: Decoder) -> None:
+        super().__init__()
+        if config.every > lm.config.layers:
+            raise InputError(
+                f"a gated block before every {config.every}th of {lm.config.layers} blocks is none: choose a smaller every"
+            )
+        self.config = config
+        self.vision_encoder: Any = vision_encoder.requires_grad_(False)
+        self.lm = lm.requires_grad_(False)
+        self.resampler = Resampler(config)
+        self.xattn = nn.ModuleList(GatedBlock(config, lm.config.dim) for _ in range(lm.config.layers // config.every))
+
+    def train(self, mode: bool = True) -> Flamingo:
+        """The frozen parts stay in eval."""
+        super().train(mode)
+        self.vision_encoder.eval()
+        self.lm.eval()
+        return self
+
+    @torch.no_grad()
+    def encode(self, pixel_values: Tensor) -> Tensor:
+        """The frozen part of the way: ``[P, 3, H, W]`` -> ``image_features [P, L, Dv]``."""
+        return self.vision_encoder(pixel_values)
+
+    def media(self, visual_tokens: Tensor, counts: Sequence[int], before: Sequence[int] | None = None) -> Media:
+        """The keys and values of pictures for every gated block.
+
+        Args:
+            visual_tokens: ``[P, R, D]``, of all rows in order.
+            counts: pictures of each row; their sum is P.
+            before: pictures that each row has had already.
+
+        Raises:
+            InputError: the counts do not add up to the pictures.
+        """
+        if sum(counts) != len(visual_tokens):
+            raise InputError(f"{len(visual_tokens)} pictures for {sum(counts)} places in the text: give one for each")
+        device, most = visual_tokens.device, max(counts)
+        count, start = (torch.tensor(x, device=device)[:, None] for x in (counts, before or [0] * len(counts)))
+        place = torch.arange(most, device=device)
+        real = place < count  # [B, N]
+        slot = (count.cumsum(0) - count + place).where(real, 0)
+        tokens = visual_tokens[slot].flatten(1, 2) if len(visual_tokens) else visual_tokens.new_zeros(len(counts), 0, 1)
+        numbers = (start + 1 + place).where(real, NOBODY)
+        gated: list[Any] = [*self.xattn] if most else []
+        return Media(numbers, tuple(block.attention.keys_values(tokens) for block in gated))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        media: Media | None = None,
+        padding_mask: Tensor | None = None,
+        state: FlamingoState | None = None,
+        maps: list[Tensor] | None = None,
+        text_maps: list[Tensor] | None = None,
+        away: int | None = None,
+    ) -> Tensor:
+        """Text that looks at pictures.
+
+        Args:
+            input_ids: ``[B, T]``, image_id where a picture stands.
+            media: of all pictures of these rows; beside ``state``, its own are taken.
+            padding_mask: ``[B, T]``, True = a token; None = all are tokens.
+            state: what came before.
+            maps: takes how much each token looked at each latent, of each gated block ``[B, T, N * R]``, the mean over heads.
+            text_maps: takes how much each token looked at each, of each block ``[B, T, T]``; not beside ``state``.
+            away: from this place on the text looks at no picture, until the next one; what goes on from ``state`` likewise.
+
+        Returns:
+            the hidden states ``[B, T, E]``, for ``lm.logits``.
+        """
+        x, place = self.lm.begin(input_ids, padding_mask, state.text if state else None)
+        text_time = (input_ids == self.config.image_id).cumsum(1)  # Flamingo section 2.3: pictures before each token
+        if state is not None:
+            text_time = text_time + state.seen[:, None]
+        if away is not None:
+            text_time[:, away:] = 0  # there is no picture of this number
+        if state is not None:
+            media = self.looked_at(state, text_time)
+        media_mask = None
+        if media is not None and media.blocks:
+            media_mask = masks.media(text_time, media.numbers, self.config.latents, self.config.look)
+        for i, block in enumerate(self.lm.blocks):
+            if (i + 1) % self.config.every == 0:
+                gated: Any = self.xattn[i // self.config.every]
+                seen = media.blocks[i // self.config.every] if media is not None and media.blocks else None
+                if maps is not None and seen is not None and media_mask is not None:
+                    maps.append(gated.weights(x, seen, media_mask).mean(1))
+                x = gated(x, seen, media_mask)
+            if text_maps is not None:
+                text_maps.append(block.attention_weights(x, place).mean(1))  # type: ignore[operator]
+            x = block(x, place, state.text[i] if state else None)
+        return self.lm.finish(x)
+
+    def looked_at(self, state: FlamingoState, text_time: Tensor) -> Media | None:
+        """What the tokens of one call may look at; of one token that looks at one picture, that picture alone, however many came before."""
+        if not torch.equal(text_time[:, -1], state.seen):
+            state.seen, state.newest = text_time[:, -1], None
+        if state.media is None or text_time.shape[1] > 1 or self.config.look == "all":
+            return state.media
+        if state.newest is None:
+            state.newest = state.media.of_number(state.seen)
+        return state.newest
+
+    def add_pictures(self, state: FlamingoState, visual_tokens: Tensor, counts: Sequence[int]) -> None:
+        """Pictures whose tokens come in the next text. ``visual_tokens [P, R, D]``, ``counts`` of each row."""
+        if not len(visual_tokens):
+            return
+        before = [0] * len(counts)
+        if state.media is not None:
+            before = (state.media.numbers != NOBODY).sum(1).tolist()
+        new = self.media(visual_tokens, counts, before)
+        state.media = new if state.media is None else state.media.and_then(new)
+        state.newest = None
+
+    def prefill(self, inputs: FlamingoPrompt) -> tuple[Tensor, FlamingoState]:
+        """Read prompts: the logits ``[B, V]`` of what follows, and the state to go on with.
+
+        Raises:
+            InputError: pictures and their tokens do not match in number; the prompt is empty or too long.
+        """
+        ids, visual_tokens, counts, padding_mask, state = inputs
+        places = (ids == self.config.image_id).sum(1).tolist()
+        if places != list(counts):
+            raise InputError(f"{sum(counts)} pictures for {sum(places)} places in the text: give one for each")
+        if ids.shape[1] == 0:
+            raise InputError("the prompt is empty: the language model needs at least one token to go on from")
+        if state is None:
+            cache = KVCache(self.lm.config.layers, capacity=ids.shape[1] + 64)
+            state = FlamingoState(cache, len(ids), ids.device)
+        self.add_pictures(state, visual_tokens, counts)
+        hidden = self(ids, padding_mask=padding_mask, state=state)
+        return self.lm.logits(hidden[:, -1:])[:, 0], state
+
+    def step(self, ids: Tensor, state: FlamingoState) -> tuple[Tensor, FlamingoState]:
+        """One more token of each row: ``ids [B * K]`` -> the logits ``[B * K, V]`` of the next."""
+        return self.lm.logits(self(ids[:, None], state=state))[:, 0], state
+
+    def gates(self) -> list[tuple[float, float]]:
+        """tanh of both gates (attention, feed-forward) of each gated block; 0 = shut."""
+        blocks: list[Any] = [*self.xattn]
+        return [(b.attn_gate.detach().tanh().item(), b.ffw_gate.detach().tanh().item()) for b in blocks]
+
+
+def as_prompt(
+    rows: Sequence[Sequence[int]], visual_tokens: Tensor, counts: Sequence[int], pad_id: int
+) -> FlamingoPrompt:
+    """Texts of several lengths, each a list of ids, as one batch that ends together."""
+    longest = max(len(row) for row in rows)
+    device = visual_tokens.device
+    ids = torch.tensor([[pad_id] * (longest - len(row)) + list(row) for row in rows], dtype=torch.long, device=device)
+    mask = masks.left_padding([len(row) for row in rows])[:, 0].to(device)
+    return FlamingoPrompt(ids, visual_tokens, counts, None if bool(mask.all()) else mask)

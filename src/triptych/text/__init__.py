@@ -1,0 +1,1 @@
+"""Text: prompts, vocabularies and tokenizers."""

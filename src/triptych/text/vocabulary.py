@@ -1,0 +1,58 @@
+"""Whole words as the vocabulary of Show, Attend and Tell."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from triptych.errors import InputError
+
+PAD, BOS, EOS, UNK = range(4)
+SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
+WORD = re.compile(r"[^\W_]+(?:-[^\W_]+)*|'[^\W\d_]+")  # letters of any script
+
+
+def split_words(text: str) -> list[str]:
+    """``"A dog's long-haired pup."`` -> ``["a", "dog", "'s", "long-haired", "pup"]``: lower case, punctuation dropped."""
+    return WORD.findall(text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
+
+
+def plain_caption(caption: str) -> str:
+    """A caption as a language model learns to write it: ``"A dog 's ball ."`` -> ``"a dog's ball"``."""
+    return " ".join(split_words(caption)).replace(" '", "'")
+
+
+@dataclass(frozen=True)
+class WordVocabulary:
+    """``words[i]`` is the word of id i; the first four are ``<pad> <start> <end> <unk>``."""
+
+    words: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.words[:4] != SPECIALS:
+            raise InputError(f"a vocabulary begins with {' '.join(SPECIALS)}")
+        if len(set(self.words)) != len(self.words):
+            raise InputError("the vocabulary holds a word twice")
+        object.__setattr__(self, "_ids", {word: i for i, word in enumerate(self.words)})
+
+    @classmethod
+    def build(cls, captions: Iterable[str], min_count: int = 5) -> WordVocabulary:
+        """All words that occur at least ``min_count`` times, the most frequent first."""
+        counts = Counter(word for caption in captions for word in split_words(caption))
+        kept = sorted((w for w, n in counts.items() if n >= min_count), key=lambda w: (-counts[w], w))
+        return cls((*SPECIALS, *kept))
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the words, without start and end."""
+        ids: dict[str, int] = self._ids  # type: ignore[attr-defined]
+        return [ids.get(word, UNK) for word in split_words(text)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """A sentence: ``"A dog's ball."``"""
+        text = " ".join(self.words[i] for i in ids if i not in (PAD, BOS, EOS)).replace(" '", "'")
+        return f"{text[:1].upper()}{text[1:]}." if text else ""

@@ -1,0 +1,106 @@
+"""What a training step of Flamingo reads: sequences of pictures and text as ids, and the features of their pictures."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from triptych.data.interleaved import Interleaved, Said, Sequences, Shown, told
+from triptych.errors import InputError
+from triptych.text.prompt import IGNORED
+from triptych.text.tokenizer import TextTokenizer
+
+TRIES = 200  # tasks drawn for one sequence
+REWARDED = "scst"  # the task of a photo that is captioned by the model itself (``train.self_critical``): its row is only the picture
+
+
+class Row(NamedTuple):
+    """One sequence: ``labels`` say what follows each token; ``pictures`` by their places among all."""
+
+    input_ids: list[int]
+    labels: list[int]
+    pictures: list[int]
+
+
+class Batch(NamedTuple):
+    image_features: Tensor  # [P, L, Dv]
+    counts: Tensor  # [B] pictures of each row
+    input_ids: Tensor  # [B, T]
+    labels: Tensor  # [B, T] what follows each token; IGNORED where it does not count
+    tasks: Tensor  # [B] which task each row is of
+    photos: Tensor  # [B] the photo that each row is made around
+    seed: int  # of what is sampled
+
+
+class Rows:
+    """Turns sequences into ids. A text longer than ``max_tokens`` is cut behind its last whole example."""
+
+    def __init__(self, tokenizer: TextTokenizer, image_id: int, max_tokens: int) -> None:
+        self.tokenizer, self.image_id, self.max_tokens = tokenizer, image_id, max_tokens
+        self.end = min(tokenizer.eos_ids)
+
+    def scored(self, prompt: Interleaved, answer: str) -> Row:
+        """A prompt and an answer, which alone is learnt; nothing is cut."""
+        asked = [part._replace(learnt=False) if isinstance(part, Said) else part for part in prompt]
+        return Rows(self.tokenizer, self.image_id, 1 << 30)([*asked, told(answer)])
+
+    def __call__(self, parts: Interleaved) -> Row:
+        ids = self.tokenizer.encode("", begin=True)
+        learnt = [False] * len(ids)
+        pictures: list[int] = []
+        whole = (0, 0)  # tokens and pictures up to the last example that fits
+        for part in parts:
+            if isinstance(part, Shown):
+                ids.append(self.image_id)
+                learnt.append(False)
+                pictures.append(part.picture)
+            else:
+                text = self.tokenizer.encode(part.text) + [self.end] * part.ends
+                ids += text
+                learnt += [part.learnt] * len(text)
+                if part.ends and len(ids) <= self.max_tokens:
+                    whole = len(ids), len(pictures)
+        ids, learnt = ids[: whole[0]], learnt[: whole[0]]
+        labels = [i if told else IGNORED for i, told in zip(ids, learnt, strict=True)]
+        return Row(ids, [*labels[1:], IGNORED], pictures[: whole[1]])
+
+
+def padded(rows: Sequence[Row], pad: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids and labels ``[B, T]``, padded at the end, and the pictures' counts ``[B]``."""
+    width = max(len(row.input_ids) for row in rows)
+    ids = [row.input_ids + [pad] * (width - len(row.input_ids)) for row in rows]
+    labels = [row.labels + [IGNORED] * (width - len(row.labels)) for row in rows]
+    counts = [len(row.pictures) for row in rows]
+    return torch.tensor(ids, dtype=torch.long), torch.tensor(labels, dtype=torch.long), torch.tensor(counts)
+
+
+class Mixture:
+    """Draws sequences: of each row its task by ``shares``, around the photo that the epoch has come to."""
+
+    def __init__(self, sequences: Sequences, rows: Rows, shares: Mapping[str, float]) -> None:
+        self.sequences, self.rows = sequences, rows
+        self.tasks = [name for name, share in shares.items() if share > 0]
+        self.shares = [shares[name] for name in self.tasks]
+
+    def __call__(self, photos: Sequence[int], seed: int) -> tuple[list[Row], list[int]]:
+        """A row for each of ``photos``, and the place of its task in ``tasks``."""
+        found, tasks = [], []
+        for photo in photos:
+            rng = random.Random(f"{seed} {photo}")
+            for _ in range(TRIES):  # a task may have nothing to say about a photo
+                (task,) = rng.choices(range(len(self.tasks)), self.shares)
+                if self.tasks[task] == REWARDED:
+                    row = Row([], [], [photo])
+                    break
+                row = self.rows(self.sequences.makers[self.tasks[task]](rng, photo))
+                if any(label != IGNORED for label in row.labels):
+                    break
+            else:
+                raise InputError(f"of {', '.join(self.tasks)} none can be made of these captions: draw other tasks too")
+            found.append(row)
+            tasks.append(task)
+        return found, tasks
