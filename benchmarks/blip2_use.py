@@ -131,7 +131,7 @@ def grid(model: str, repeats: int) -> dict[str, float]:
     ids, mask = torch.randint(1000, 30000, (GRID, 12)), torch.ones(GRID, 12, dtype=torch.bool)
 
     def our_row(i: int) -> torch.Tensor:
-        image = ours.look(ours.encode(pixels[i : i + 1]))
+        image = ours.image_keys_values(ours.encode(pixels[i : i + 1]))
         assert ours.heads is not None
         return ours.heads.itm_logits(ours.qformer.encode_both(image, ids, mask).queries)
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from triptych.generate import Search, StepModel, stream
 from triptych.nn import masks
 from triptych.nn.decoder import Decoder, DecoderConfig
-from triptych.systems.flamingo import Flamingo, FlamingoConfig, FlamingoState, as_prompt
+from triptych.systems.flamingo import Flamingo, FlamingoConfig, FlamingoState, flamingo_prompt
 
 PAD = 0
 
@@ -110,14 +110,14 @@ class Reference:
 
     def step(self, ids: Tensor, state: FlamingoState) -> tuple[Tensor, FlamingoState]:
         lm, config = self.model.lm, self.model.config
-        x, place = lm.begin(ids[:, None], cache=state.text)
-        media_mask = masks.media(state.seen[:, None], self.numbers, config.latents)
+        x, place = lm.embed_inputs(ids[:, None], cache=state.text)
+        media_mask = masks.media(state.pictures_read[:, None], self.numbers, config.latents)
         for i, block in enumerate(lm.blocks):
             if (i + 1) % config.every == 0:
                 gated: Any = self.model.xattn[i // config.every]
                 x = gated(x, gated.attention.keys_values(self.media), media_mask)
             x = block(x, place, state.text[i])
-        return lm.logits(lm.finish(x))[:, 0], state
+        return lm.logits(lm.final_hidden(x))[:, 0], state
 
 
 @dataclass
@@ -170,7 +170,7 @@ def decode(
     writers: dict[str, Read] = {}
     for shots in case.shots:
         tokens = torch.randn(shots + 1, case.flamingo.latents, case.flamingo.visual_dim)
-        logits, state = model.prefill(as_prompt([shots_and_picture(case, shots)], tokens, [shots + 1], PAD))
+        logits, state = model.prefill(flamingo_prompt([shots_and_picture(case, shots)], tokens, [shots + 1], PAD))
         both = {"ours": model.step, "reference": reference(model, tokens).step}
         readers = {who: Read(logits, state, shots + 1, step) for who, step in both.items()}
         check_alike(*(write(reader, search)[0] for reader in readers.values()))  # warm-up, too

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from triptych.generate import Search, generate
-from triptych.systems.show_attend_tell import Decoder, ShowAttendTellConfig
+from triptych.systems.show_attend_tell import CaptionDecoder, ShowAttendTellConfig
 from triptych.text.vocabulary import BOS, EOS
 
 TUTORIAL = ShowAttendTellConfig.tutorial(9490)
@@ -35,7 +35,7 @@ class Case:
     end_bias: float = -10.0
 
 
-def add_clock(decoder: Decoder, end_bias: float) -> None:
+def add_clock(decoder: CaptionDecoder, end_bias: float) -> None:
     """Make one unit of the LSTM a clock that raises the logit of ``<end>`` word by word.
 
     As in a trained model, random weights then write captions of about the same length, none of them empty.
@@ -54,10 +54,10 @@ def add_clock(decoder: Decoder, end_bias: float) -> None:
         decoder.output.weight[EOS, 0], decoder.output.bias[EOS] = 20, end_bias
 
 
-def build(case: Case, seed: int = 0) -> tuple[Decoder, Tensor]:
+def build(case: Case, seed: int = 0) -> tuple[CaptionDecoder, Tensor]:
     """Random weights, spread enough that the words depend on the photo, and features ``[B, L, D]``, none negative."""
     torch.manual_seed(seed)
-    decoder = Decoder(case.config).eval().requires_grad_(False)
+    decoder = CaptionDecoder(case.config).eval().requires_grad_(False)
     decoder.embedding.weight.mul_(10)
     decoder.output.weight.mul_(5)
     add_clock(decoder, case.end_bias)
@@ -65,17 +65,17 @@ def build(case: Case, seed: int = 0) -> tuple[Decoder, Tensor]:
     return decoder, (photos + torch.randn(case.photos, case.cells, case.config.feature_dim)).relu()
 
 
-def ours(decoder: Decoder, features: Tensor, case: Case) -> list[tuple[int, ...]]:
+def ours(decoder: CaptionDecoder, features: Tensor, case: Case) -> list[tuple[int, ...]]:
     search = Search(eos=frozenset({EOS}), beams=case.beams, max_new_tokens=case.max_words)
     return [hypotheses[0].ids for hypotheses in generate(decoder, features, search)]
 
 
 @torch.inference_mode()
-def plain(decoder: Decoder, features: Tensor, case: Case) -> list[tuple[int, ...]]:
+def plain(decoder: CaptionDecoder, features: Tensor, case: Case) -> list[tuple[int, ...]]:
     return [plain_search(decoder, photo[None], case) for photo in features]
 
 
-def plain_search(decoder: Decoder, photo: Tensor, case: Case) -> tuple[int, ...]:
+def plain_search(decoder: CaptionDecoder, photo: Tensor, case: Case) -> tuple[int, ...]:
     """Beam search over one photo ``[1, L, D]``, written as the tutorial writes it.
 
     The grid is repeated for each beam and projected again at every step; a hypothesis that ends gives up its beam. Where the

@@ -52,7 +52,7 @@ def test_an_answer_is_right_if_each_of_its_tokens_is_the_likeliest() -> None:
     assert blip2.tokenizer is not None
     as_rows = QuestionRows(blip2.words, blip2.tokenizer, blip2.model.config.qformer.queries)
     _, features = data(3, "val", 1)
-    image = blip2.model.look(cells_of(features[range(3), [0] * 3]))
+    image = blip2.model.image_keys_values(cells_of(features[range(3), [0] * 3]))
     rows = as_rows([Asked((i,), "what is it?", answer) for i, answer in enumerate(("ab", "c", "defg"))])
     told = rows.labels != IGNORED
     rows.labels[told] = answer_logits(blip2.model, image, rows).argmax(-1)

@@ -34,7 +34,7 @@ def test_soft_prompts_begin_near_the_words_for_what_a_photo_shows(
     words_first(tmp_path, blip2, photos, lambda rows, seed: cells_of(features[rows, [0] * len(rows)]), recipe)
     model = blip2.model
     assert model.lm is not None
-    image = model.look(cells_of(features[range(40), [0] * 40]))
+    image = model.image_keys_values(cells_of(features[range(40), [0] * 40]))
     soft = model.soft_prompt(model.read_photos(image, instruction(model, blip2.words, 40)).queries).detach()
     named = [i for i in range(40) if THINGS[i % 4] != "horse"]  # a class of few-shot tests
     said = model.lm.embed(torch.tensor([ord(word[0]) for word in ("dog", "cat", "bird")])).detach()

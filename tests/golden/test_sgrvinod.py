@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from triptych.convert import read_word_map, tutorial_config, tutorial_decoder
 from triptych.generate import Search, beam_search
-from triptych.systems.show_attend_tell import Decoder, ShowAttendTellConfig
+from triptych.systems.show_attend_tell import CaptionDecoder, ShowAttendTellConfig
 from triptych.text.vocabulary import BOS, EOS, PAD, UNK
 
 PEER = Path(__file__).with_name("sgrvinod_decoder.safetensors")
@@ -40,7 +40,7 @@ def golden(tmp_path_factory):
         attention_dim=sizes["attention_dim"],
     )
     assert tutorial_config(state) == config
-    decoder = Decoder(config).eval()
+    decoder = CaptionDecoder(config).eval()
     decoder.load_state_dict(state)
     ours = torch.empty_like(rows)
     ours[rows] = torch.arange(len(rows))  # the tutorial's id -> ours

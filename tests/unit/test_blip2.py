@@ -14,7 +14,7 @@ from triptych.nn.decoder import Decoder, DecoderConfig
 from triptych.nn.qformer import ImageKeysValues, QFormerConfig, QFormerOutput
 from triptych.systems.blip2 import Blip2, Blip2Config, GroundedText
 from triptych.systems.blip2_losses import itc_similarity, itm_pairs
-from triptych.text.prompt import DESCRIBE, IGNORED
+from triptych.text.prompt import CAPTION_INSTRUCTION, IGNORED
 from triptych.train.blip2.batches import PICTURE, Batch, Captions, Rows
 from triptych.train.blip2.objective import Blip2Objective, Blip2Recipe
 from triptych.train.crops import crop_cells
@@ -52,7 +52,7 @@ class Instruction:
     dec = WORDS - 1
 
     def encode(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        assert texts == [DESCRIBE]
+        assert texts == [CAPTION_INSTRUCTION]
         return torch.tensor([[1, 5, 6, 2]]), torch.ones(1, 4, dtype=torch.bool)
 
 
@@ -111,20 +111,22 @@ def question_rows(pictures: int, seed: int = 0) -> Rows:
 def test_every_photo_and_its_question_reach_the_answer(model: Blip2) -> None:
     features, rows = torch.randn(2, 4, 3), question_rows(2)
     ask = objective(model, question=1.0)
-    loss = ask.answer_loss(model.look(features), rows)
+    loss = ask.answer_loss(model.image_keys_values(features), rows)
     for photo in range(2):
         other = features.clone()
         other[photo] = torch.randn(4, 3)
-        assert not torch.isclose(ask.answer_loss(model.look(other), rows), loss)
-    assert not torch.isclose(ask.answer_loss(model.look(features.flip(0)), rows), loss)  # which is left matters
+        assert not torch.isclose(ask.answer_loss(model.image_keys_values(other), rows), loss)
+    assert not torch.isclose(
+        ask.answer_loss(model.image_keys_values(features.flip(0)), rows), loss
+    )  # which is left matters
     question = rows._replace(question_ids=(rows.question_ids + 1) % WORDS)
-    assert not torch.isclose(ask.answer_loss(model.look(features), question), loss)
+    assert not torch.isclose(ask.answer_loss(model.image_keys_values(features), question), loss)
 
 
 def test_answer_loss_reads_the_soft_prompts_in_their_places(model: Blip2) -> None:
     features, rows = torch.randn(2, 4, 3), question_rows(2)
-    loss = objective(model, question=1.0).answer_loss(model.look(features), rows)
-    queries = model.read_photos(model.look(features), (rows.question_ids, rows.question_mask)).queries
+    loss = objective(model, question=1.0).answer_loss(model.image_keys_values(features), rows)
+    queries = model.read_photos(model.image_keys_values(features), (rows.question_ids, rows.question_mask)).queries
     soft = model.soft_prompt(queries)
     ids = rows.input_ids[0]
     left, right, begin = soft[0], soft[1], torch.tensor([5])
@@ -136,7 +138,7 @@ def test_answer_loss_reads_the_soft_prompts_in_their_places(model: Blip2) -> Non
 
 
 def test_a_batch_of_prompts_equals_its_rows(model: Blip2) -> None:
-    image = model.look(torch.randn(3, 4, 3))
+    image = model.image_keys_values(torch.randn(3, 4, 3))
     soft = model.soft_prompt(model.read_photos(image).queries)
     rows = [
         [soft[0], torch.tensor([1, 2])],
@@ -149,7 +151,7 @@ def test_a_batch_of_prompts_equals_its_rows(model: Blip2) -> None:
 
 
 def test_grounded_text_steps_equal_one_pass(model: Blip2) -> None:
-    image = model.look(torch.randn(2, 4, 3))
+    image = model.image_keys_values(torch.randn(2, 4, 3))
     dec = WORDS - 1
     writer = GroundedText(model, dec)
     ids = torch.randint(WORDS - 1, (2, 5))
@@ -169,7 +171,7 @@ def test_grounded_text_steps_equal_one_pass(model: Blip2) -> None:
 @pytest.mark.parametrize("weight", [1.0, 7.0])
 def test_match_scores_by_name(model: Blip2, weight: float) -> None:
     model.config = replace(model.config, contrast_weight=weight)
-    image = model.look(torch.randn(2, 4, 3))
+    image = model.image_keys_values(torch.randn(2, 4, 3))
     ids, mask = torch.randint(WORDS, (3, 5)), torch.ones(3, 5, dtype=torch.bool)
     mask[1, 3:] = False
     queries = model.read_photos(image).queries
@@ -196,7 +198,7 @@ def batch(photos: int, k: int) -> Batch:
 
 
 def seen(model: Blip2, batch: Batch) -> tuple[ImageKeysValues, QFormerOutput]:
-    image = model.look(batch.image_features)
+    image = model.image_keys_values(batch.image_features)
     return image, model.read_photos(image)
 
 
@@ -207,7 +209,9 @@ def test_processes_together_learn_what_one_learns(model: Blip2) -> None:
     expected = alone.first_stage(*seen(model, whole), whole, seed=1)["itc"]
     halves = []
     with torch.no_grad():
-        image_features = model.heads.image_features(model.read_photos(model.look(whole.image_features)).queries)
+        image_features = model.heads.image_features(
+            model.read_photos(model.image_keys_values(whole.image_features)).queries
+        )
         text_features = model.text_features(*whole.captions)
     everything = {3: whole.image_ids, (3, QUERIES, 8): image_features, (3 * k, 8): text_features}
     for rank in range(2):
@@ -274,8 +278,8 @@ def test_captions_of_the_language_model_are_learnt_behind_the_instruction(model:
     one = objective(model, caption=1.0)
     one.recipe = replace(one.recipe, lm_photos=0.6)
     loss = one(batch(3, 1)._replace(captions=None, lm_captions=told), seed=0)
-    image = model.look(batch(3, 1).image_features[:2])
-    ids, mask = INSTRUCTION.encode([DESCRIBE])
+    image = model.image_keys_values(batch(3, 1).image_features[:2])
+    ids, mask = INSTRUCTION.encode([CAPTION_INSTRUCTION])
     queries = model.read_photos(image, (ids.expand(2, -1), mask.expand(2, -1))).queries
     torch.testing.assert_close(loss, one.caption_loss(model.soft_prompt(queries), told))
     blind = one.caption_loss(model.soft_prompt(model.read_photos(image).queries), told)

@@ -11,7 +11,7 @@ from triptych.systems.blip2 import caption_inputs, instruction
 from triptych.tasks import Blip2Tasks
 from triptych.tasks.blip2_evidence import answer_maps, grounded_maps
 from triptych.tasks.writing import sentence
-from triptych.text.prompt import CAPTION, DESCRIBE, IGNORED
+from triptych.text.prompt import CAPTION, CAPTION_INSTRUCTION, IGNORED
 from triptych.train.blip2.batches import PICTURE, Asked, QuestionRows
 
 CPU = torch.device("cpu")
@@ -112,7 +112,9 @@ def test_a_question_is_read_as_in_training(model: Blip2Tasks, photos: list[Image
     queries = model.model.config.qformer.queries
     rows = QuestionRows(model.blip2.words, model.tokenizer, queries)([Asked(tuple(range(pictures)), question, "x")])
     features = torch.cat([model.encode(photo) for photo in shown])
-    read = model.model.read_photos(model.model.look(features), (rows.question_ids, rows.question_mask)).queries
+    read = model.model.read_photos(
+        model.model.image_keys_values(features), (rows.question_ids, rows.question_mask)
+    ).queries
     asked = model.asked(shown, question)
     torch.testing.assert_close(asked.seen.queries, read)
     ids = [[PICTURE] * len(p) if p.is_floating_point() else p.tolist() for p in asked.pieces]
@@ -127,7 +129,11 @@ def test_a_question_is_read_as_in_training(model: Blip2Tasks, photos: list[Image
 
 def test_evidence_of_a_word_comes_from_its_making(model: Blip2Tasks, photos: list[Image.Image]) -> None:
     """The map of a word depends on the words before it, and neither on itself nor on what follows."""
-    row, image, dec = model.read("<image>a", photos[:1], explain=True), model.look(photos[:1]), model.blip2.words.dec
+    row, image, dec = (
+        model.read("<image>a", photos[:1], explain=True),
+        model.image_keys_values(photos[:1]),
+        model.blip2.words.dec,
+    )
     spans = [(i, i + 1) for i in range(4)]
 
     def maps(ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -193,9 +199,9 @@ def test_sentences() -> None:
 
 
 def test_captions_are_read_with_the_instruction_of_training(model: Blip2Tasks, photos: list[Image.Image]) -> None:
-    image = model.look(photos[:1])
+    image = model.image_keys_values(photos[:1])
     asked = instruction(model.model, model.blip2.words, 1)
-    assert asked is not None and torch.equal(asked[0], model.blip2.words.encode([DESCRIBE])[0])
+    assert asked is not None and torch.equal(asked[0], model.blip2.words.encode([CAPTION_INSTRUCTION])[0])
     expected = model.model.read_photos(image, asked).queries
     torch.testing.assert_close(model.read(CAPTION, photos[:1]).seen.queries, expected)
     assert not torch.allclose(model.model.read_photos(image).queries, expected)

@@ -302,7 +302,7 @@ Edit = Callable[[State], Any]
         (lambda s: s.pop("perceiver.latents"), "has no query_tokens and no perceiver.latents"),
         (lambda s: s.update({"perceiver.latents": torch.zeros(3)}), "not an OpenFlamingo of the known layout"),
         (lambda s: s.update({"perceiver.latents": torch.zeros(3, 32)}), "features 32 wide, .* 64: give the CLIP"),
-        (lambda s: s.update({"perceiver.latents": torch.zeros(0, 64)}), "latents = 0 cannot be"),
+        (lambda s: s.update({"perceiver.latents": torch.zeros(0, 64)}), "latents is 0"),
         (lambda s: [s.pop(k) for k in [*s] if "gated" in k], "not an OpenFlamingo of the known layout"),
         (lambda s: s.pop(f"{GATE}attn.to_q.weight"), "another language model .* incomplete: Missing .*attention.query"),
         (lambda s: s.update({f"{GATE}attn_gate": torch.zeros(2)}), "incomplete: size mismatch for xattn.0.attn_gate"),

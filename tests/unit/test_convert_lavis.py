@@ -30,7 +30,7 @@ from triptych.nn.qformer import QFormerConfig
 from triptych.nn.vit import ViT, ViTConfig
 from triptych.systems.blip2 import Blip2, Blip2Config
 from triptych.tasks import Blip2Tasks
-from triptych.text.prompt import BLIP2_OPT, OURS
+from triptych.text.prompt import BLIP2_OPT, DEFAULT_PROMPTS
 from triptych.text.tokenizer import TextTokenizer
 from triptych.text.wordpiece import WordPieces
 
@@ -203,7 +203,7 @@ def test_first_stage(tmp_path: Path, photos: list[Image.Image]) -> None:
         expected.caption(photos, max_new_tokens=6, length_penalty=1.0),
     )
     assert [(a.text, a.logprob) for a in mine] == [(a.text, a.logprob) for a in theirs]
-    assert mine[0].text and ours.blip2.prompts == OURS
+    assert mine[0].text and ours.blip2.prompts == DEFAULT_PROMPTS
 
 
 def test_second_stage_with_its_frozen_parts_in_other_files(tmp_path: Path, photos: list[Image.Image]) -> None:
@@ -226,7 +226,9 @@ def test_second_stage_with_its_frozen_parts_in_other_files(tmp_path: Path, photo
     row = ours.read(ours.blip2.prompts.caption, photos[:1])
     [end] = tokenizer.eos_ids
     assert row.pieces[2].tolist() == [end, *tokenizer.encode("a photo of")]  # <end> begins a text, as </s> does for OPT
-    soft = original.soft_prompt(original.read_photos(original.look(original.encode(pixels(ours, photos[0])))).queries)
+    soft = original.soft_prompt(
+        original.read_photos(original.image_keys_values(original.encode(pixels(ours, photos[0])))).queries
+    )
     torch.testing.assert_close(row.pieces[1], soft[0], atol=1e-5, rtol=1e-5)
     assert len({answer.text for answer in ours.caption(photos, beams=1)}) > 1
     assert ours.ask(photos[:2], "what?", ["yes", "no"]).scores
@@ -242,11 +244,11 @@ def pixels(ours: Blip2Tasks, photo: Image.Image) -> Tensor:
 def test_a_checkpoint_without_prompts_is_asked_as_before(tmp_path: Path) -> None:
     convert_checkpoint(saved(tmp_path / "blip2.pth", in_lavis_layout(stage1())), tmp_path / "ours")
     config, tensors = load_checkpoint(tmp_path / "ours")
-    assert config["prompts"] == asdict(OURS)
+    assert config["prompts"] == asdict(DEFAULT_PROMPTS)
     files = {"vocab.txt": (tmp_path / "ours" / "vocab.txt").read_text()}
     del config["prompts"]
     save_checkpoint(tmp_path / "older", config=config, tensors=tensors, extra_files=files)
-    assert load_blip2(tmp_path / "older").prompts == OURS
+    assert load_blip2(tmp_path / "older").prompts == DEFAULT_PROMPTS
 
 
 Edit = Callable[[dict[str, Tensor]], Any]

@@ -28,7 +28,8 @@ from triptych.generate import Search, generate
 from triptych.models import in_bfloat16
 from triptych.nn import masks
 from triptych.nn.cache import KVCache
-from triptych.nn.decoder import Decoder, DecoderConfig, Linear, Place, Product, Prompt, alibi, left_pad
+from triptych.nn.decoder import Decoder, DecoderConfig, Prompt, TokenContext, alibi, left_pad
+from triptych.nn.linear import CpuProduct, Linear
 from triptych.text.tokenizer import TextTokenizer
 
 LLAMA = DecoderConfig(vocab_size=50, dim=24, layers=2, heads=6, ffn_dim=40, kv_heads=2, max_positions=64)
@@ -215,10 +216,10 @@ def test_a_ragged_prefix_goes_on(lm: Decoder) -> None:
 def test_blocks_may_be_run_from_outside(lm: Decoder) -> None:
     text, cache = ids(2, 7), KVCache(lm.config.layers)
     for part in text.split([4, 3], 1):
-        x, place = lm.begin(part, cache=cache)
+        x, place = lm.embed_inputs(part, cache=cache)
         for i, block in enumerate(lm.blocks):
             x = block(x, place, cache[i])
-        hidden = lm.finish(x)
+        hidden = lm.final_hidden(x)
     torch.testing.assert_close(hidden, lm(text)[:, 4:])
 
 
@@ -228,11 +229,11 @@ def test_branches_of_one_row(lm: Decoder, training: bool) -> None:
     prefix, ends = ids(1, 2), ids(3, 2, seed=2)
     places = torch.tensor([[0, 1] + [2, 3] * 3])
     with torch.set_grad_enabled(training):
-        x, positions = lm.enter(lm.embed(torch.cat([prefix, ends.view(1, -1)], 1)), places)
+        x, positions = lm.add_positions(lm.embed(torch.cat([prefix, ends.view(1, -1)], 1)), places)
         for block in lm.blocks:
-            x = block(x, Place(masks.branches(2, [0, 0, 1, 1, 2, 2]), False, positions))
+            x = block(x, TokenContext(masks.branches(2, [0, 0, 1, 1, 2, 2]), False, positions))
         alone = lm(torch.cat([prefix.expand(3, -1), ends], 1))
-    torch.testing.assert_close(lm.finish(x)[0, 2:], alone[:, 2:].flatten(0, 1))
+    torch.testing.assert_close(lm.final_hidden(x)[0, 2:], alone[:, 2:].flatten(0, 1))
 
 
 def test_alibi() -> None:
@@ -287,7 +288,7 @@ ONEDNN = torch.backends.mkldnn.is_available()
 
 
 def packs(model: torch.nn.Module) -> int:
-    return sum(part._packed is not None for part in model.modules() if isinstance(part, Product))
+    return sum(part._packed is not None for part in model.modules() if isinstance(part, CpuProduct))
 
 
 def loaded(lm: Decoder) -> Decoder:
@@ -315,7 +316,7 @@ def test_loading_lays_out_wide_weights() -> None:
     tensors = random_decoder(LLAMA).state_dict()
     model = build(LLAMA, tensors, "the test")
     for module in model.modules():
-        if isinstance(module, Product):
+        if isinstance(module, CpuProduct):
             rows, columns = module.weight.shape
             assert module.weight.stride() == ((1, rows) if rows >= columns else (columns, 1))
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in model.state_dict().items())
@@ -518,8 +519,8 @@ def test_part_by_part() -> None:
 
 def test_configs_that_cannot_be() -> None:
     for change, words in (
-        ({"rotary_dim": 0}, "rotary_dim = 0"),
-        ({"rotary_dim": 6}, "rotary_dim = 6"),
+        ({"rotary_dim": 0}, "rotary_dim is 0"),
+        ({"rotary_dim": 6}, "rotary_dim is 6"),
         ({"rotary_dim": 3}, "even width"),
         ({"rotary_dim": 2, "rope_factors": (1.0, 1.0)}, "2 rotary factors: a width of 2"),
         ({"positions": "alibi", "alibi_bias_max": 0}, "alibi_bias_max above 0"),

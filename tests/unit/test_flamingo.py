@@ -11,7 +11,7 @@ from triptych.generate import Search, generate
 from triptych.nn import masks
 from triptych.nn.cache import KVCache
 from triptych.nn.decoder import Decoder, DecoderConfig
-from triptych.systems.flamingo import NOBODY, Flamingo, FlamingoConfig, FlamingoState, as_prompt
+from triptych.systems.flamingo import NO_PICTURE, Flamingo, FlamingoConfig, FlamingoState, flamingo_prompt
 
 IMAGE, PAD, WORDS, R = 9, 0, 20, 3
 
@@ -141,11 +141,11 @@ def test_a_batch_answers_as_its_rows(model: Flamingo) -> None:
     rows = [text(8, (0, 3, 6), seed=3), text(5, (1,), seed=4), text(4, (), seed=5), text(6, (0, 5), seed=6)]
     counts = [int((row == IMAGE).sum()) for row in rows]
     shown = [tokens(model, count, seed=count) if count else torch.zeros(0, R, 8) for count in counts]
-    prompt = as_prompt([row[0].tolist() for row in rows], torch.cat(shown), counts, PAD)
+    prompt = flamingo_prompt([row[0].tolist() for row in rows], torch.cat(shown), counts, PAD)
     for search in (Search(frozenset(), max_new_tokens=6), Search(frozenset(), max_new_tokens=6, beams=3)):
         together = generate(model, prompt, search)
         for row, pictures, count, found in zip(rows, shown, counts, together, strict=True):
-            (alone,) = generate(model, as_prompt([row[0].tolist()], pictures, [count], PAD), search)
+            (alone,) = generate(model, flamingo_prompt([row[0].tolist()], pictures, [count], PAD), search)
             assert alone[0].ids == found[0].ids
             assert alone[0].logprobs == pytest.approx(found[0].logprobs, abs=5e-5)
 
@@ -153,7 +153,7 @@ def test_a_batch_answers_as_its_rows(model: Flamingo) -> None:
 def test_steps_equal_the_whole_text(model: Flamingo) -> None:
     ids, shown = text(10, (1, 3)), tokens(model, 2)
     whole = logits(model, ids, shown)
-    first, state = model.prefill(as_prompt([ids[0, :5].tolist()], shown, [2], PAD))
+    first, state = model.prefill(flamingo_prompt([ids[0, :5].tolist()], shown, [2], PAD))
     found = [first]
     for i in range(5, 10):
         step, state = model.step(ids[:, i], state)
@@ -201,7 +201,7 @@ def test_places_and_frames_have_embeddings() -> None:
 def test_media_of_ragged_rows() -> None:
     model = build()
     media = model.media(tokens(model, 3), [1, 0, 2])
-    assert media.numbers.tolist() == [[1, NOBODY], [NOBODY, NOBODY], [1, 2]]
+    assert media.numbers.tolist() == [[1, NO_PICTURE], [NO_PICTURE, NO_PICTURE], [1, 2]]
     single = model.media(tokens(model, 3)[1:], [2])
     torch.testing.assert_close(media.blocks[1].keys[2], single.blocks[1].keys[0])
 
@@ -210,14 +210,14 @@ def test_media_of_ragged_rows() -> None:
 def test_pictures_and_places_must_match(model: Flamingo, places: int) -> None:
     ids = text(5, tuple(range(places)))[0].tolist()
     with pytest.raises(InputError, match=f"2 pictures for {places} places"):
-        model.prefill(as_prompt([ids], tokens(model, 2), [2], PAD))
+        model.prefill(flamingo_prompt([ids], tokens(model, 2), [2], PAD))
     with pytest.raises(InputError, match="give one for each"):
         model.media(tokens(model, 2), [1])
 
 
 def test_rows_of_other_inputs_take_their_pictures_along(model: Flamingo) -> None:
     """Of four inputs two leave, and as many rows as before go on: two of each that stays."""
-    prompt = as_prompt([text(4, (0,), seed=i)[0].tolist() for i in range(4)], tokens(model, 4), [1] * 4, PAD)
+    prompt = flamingo_prompt([text(4, (0,), seed=i)[0].tolist() for i in range(4)], tokens(model, 4), [1] * 4, PAD)
     _, state = model.prefill(prompt)
     media = state.media
     assert media is not None
@@ -229,5 +229,5 @@ def test_rows_of_other_inputs_take_their_pictures_along(model: Flamingo) -> None
 
 
 def test_gated_blocks_must_fit_the_language_model() -> None:
-    with pytest.raises(InputError, match="before every 5th of 4 blocks"):
+    with pytest.raises(InputError, match="every=5 leaves no gated block"):
         build(every=5)

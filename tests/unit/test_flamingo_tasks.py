@@ -15,7 +15,7 @@ from triptych.errors import InputError
 from triptych.tasks.chat import ANSWER_TOKENS
 from triptych.tasks.flamingo import FlamingoTasks
 from triptych.tasks.flamingo_evidence import cells_of_latents
-from triptych.text.prompt import CAPTION, END, few_shot, one_by_one, question_prompt
+from triptych.text.prompt import CAPTION, END, captions_by_picture, few_shot, question_prompt
 from triptych.train.flamingo.batches import Rows
 
 
@@ -258,7 +258,7 @@ def test_several_pictures_are_captioned_one_by_one_before_a_free_answer(
     model: FlamingoTasks, photos: list[Image.Image]
 ) -> None:
     captions = [fresh().interleaved([photo], CAPTION).text for photo in photos[:2]]
-    text = one_by_one(captions)
+    text = captions_by_picture(captions)
     head = fresh().row(text, photos[:2])
     with torch.inference_mode(), model.told("which?", photos[:2]) as (row, begun):
         logits = begun.logits.clone()
@@ -267,7 +267,7 @@ def test_several_pictures_are_captioned_one_by_one_before_a_free_answer(
 
     def follows(away: int | None) -> torch.Tensor:
         with torch.no_grad():
-            return model.model.lm.logits(model.model(ids, media, away=away))[:, -1]
+            return model.model.lm.logits(model.model(ids, media, blind_from=away))[:, -1]
 
     torch.testing.assert_close(logits, follows(len(head.input_ids)), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(logits, follows(None), atol=1e-2)
@@ -325,6 +325,6 @@ def test_long_questions_about_several_pictures_are_refused(model: FlamingoTasks,
 def test_text_looks_at_no_picture_from_a_place_on(model: FlamingoTasks, photos: list[Image.Image]) -> None:
     row = model.row("<image> a dog<image> a cat", photos[:2])
     media, away, maps = model.model.media(row.visual_tokens, [2]), len(row.input_ids) - 3, list[torch.Tensor]()
-    model.model(torch.tensor([row.input_ids]), media, maps=maps, away=away)
+    model.model(torch.tensor([row.input_ids]), media, maps=maps, blind_from=away)
     for looked in maps:
         assert not looked[:, away:].any() and looked[:, away - 1].sum() == pytest.approx(1, abs=1e-5)

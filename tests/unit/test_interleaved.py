@@ -23,7 +23,7 @@ from triptych.data.interleaved import (
     only,
 )
 from triptych.errors import InputError
-from triptych.text.prompt import END, IGNORED, one_by_one, statement
+from triptych.text.prompt import END, IGNORED, captions_by_picture, statement
 from triptych.train.flamingo.batches import Mixture, Rows, padded
 
 
@@ -186,7 +186,7 @@ def test_answers_about_pairs_do_not_tell_one_another(sequences: Sequences) -> No
 
 
 def test_pictures_are_compared_by_what_is_said_of_them(sequences: Sequences) -> None:
-    """Each is captioned as ``prompt.one_by_one`` asks, then the question is answered from the captions."""
+    """Each is captioned as ``prompt.captions_by_picture`` asks, then the question is answered from the captions."""
     kinds: Counter[str] = Counter()
     for seed in range(240):
         parts = sequences.compare(random.Random(seed), seed % 20)
@@ -195,7 +195,7 @@ def test_pictures_are_compared_by_what_is_said_of_them(sequences: Sequences) -> 
         assert len(captions) == len(pictures) in (2, 3)
         assert all(text in sequences.photos[i].captions for i, text in zip(pictures, captions, strict=True))
         written = "".join("<image>" if isinstance(p, Shown) else p.text + END * p.ends for p in parts)
-        assert written.startswith(one_by_one(captions) + "\nQuestion: ")
+        assert written.startswith(captions_by_picture(captions) + "\nQuestion: ")
         if answer in ("left", "right"):
             kinds["which"] += 1
             question = texts(parts)[-2].text.removeprefix("\nQuestion: ").removesuffix("\nAnswer:")

@@ -5,25 +5,25 @@ import pytest
 from triptych.errors import InputError
 from triptych.text.prompt import (
     END,
-    asked_behind,
-    asks_which,
-    between_pictures,
-    one_by_one,
+    captions_by_picture,
+    pictures_named_by,
+    qformer_texts,
+    question_after_pictures,
     question_prompt,
-    read_with,
+    split_at_images,
     statement,
 )
 
 
 def test_one_text_more_than_pictures() -> None:
-    assert between_pictures("a <image> b<image>", 2) == ["a ", " b", ""]
-    assert between_pictures("no picture", 0) == ["no picture"]
+    assert split_at_images("a <image> b<image>", 2) == ["a ", " b", ""]
+    assert split_at_images("no picture", 0) == ["no picture"]
 
 
 @pytest.mark.parametrize(("prompt", "pictures"), [("<image>", 0), ("<image>", 2), ("none", 1), ("<image><image>", 1)])
 def test_more_or_fewer_pictures_than_placeholders_are_refused(prompt: str, pictures: int) -> None:
     with pytest.raises(InputError, match="each picture needs one"):
-        between_pictures(prompt, pictures)
+        split_at_images(prompt, pictures)
 
 
 def test_photos_are_named_where_there_are_several() -> None:
@@ -34,9 +34,9 @@ def test_photos_are_named_where_there_are_several() -> None:
 
 
 def test_the_qformer_reads_which_photo_it_looks_at() -> None:
-    assert read_with("what is <image> here?", 1) == ["what is here?"]
-    assert read_with("which?", 2) == ["left photo: which?", "right photo: which?"]
-    assert read_with("which?", 3)[2] == "photo 3: which?"
+    assert qformer_texts("what is <image> here?", 1) == ["what is here?"]
+    assert qformer_texts("which?", 2) == ["left photo: which?", "right photo: which?"]
+    assert qformer_texts("which?", 3)[2] == "photo 3: which?"
 
 
 @pytest.mark.parametrize("question", ["", " \n", "<image>", " <image> <image> "])
@@ -77,13 +77,13 @@ def test_statements(question: str, expected: str) -> None:
     ],
 )
 def test_choices_that_name_photos(question: str, choices: list[str], pictures: int, places: list[int] | None) -> None:
-    assert asks_which(question, choices, pictures) == places
+    assert pictures_named_by(question, choices, pictures) == places
 
 
 def test_pictures_are_captioned_one_by_one() -> None:
     first = f"Left photo: <image>\nCaption: a dog{END}Right photo: <image>\nCaption: a cat{END}"
-    assert one_by_one(["a dog", "a cat"]) == first
-    assert one_by_one(["a"] * 3).endswith(f"Photo 3: <image>\nCaption: a{END}")
-    assert asked_behind("Which?") == "\nQuestion: Which?\nAnswer:"
+    assert captions_by_picture(["a dog", "a cat"]) == first
+    assert captions_by_picture(["a"] * 3).endswith(f"Photo 3: <image>\nCaption: a{END}")
+    assert question_after_pictures("Which?") == "\nQuestion: Which?\nAnswer:"
     with pytest.raises(InputError, match="empty"):
-        asked_behind(" ")
+        question_after_pictures(" ")

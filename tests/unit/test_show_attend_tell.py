@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from triptych.errors import InputError
 from triptych.nn.cnn import ConvNet
 from triptych.systems.show_attend_tell import (
-    Decoder,
+    CaptionDecoder,
+    CaptionState,
     HardAttentionLoss,
     Output,
     ShowAttendTell,
     ShowAttendTellConfig,
-    State,
     caption_loss,
     doubly_stochastic_penalty,
 )
@@ -29,11 +29,11 @@ VARIANTS = ("paper", "tutorial")
 KINDS: tuple[Literal["soft", "hard"], ...] = ("soft", "hard")
 
 
-def make(variant: str = "paper", attention: Literal["soft", "hard"] = "soft", seed: int = 0) -> Decoder:
+def make(variant: str = "paper", attention: Literal["soft", "hard"] = "soft", seed: int = 0) -> CaptionDecoder:
     """A decoder whose weights are large enough for sharp, uneven attention."""
     torch.manual_seed(seed)
     build = getattr(ShowAttendTellConfig, variant)
-    decoder = Decoder(build(V, D, embed_dim=M, hidden_dim=N, attention_dim=A, attention=attention))
+    decoder = CaptionDecoder(build(V, D, embed_dim=M, hidden_dim=N, attention_dim=A, attention=attention))
     for parameter in decoder.parameters():
         nn.init.normal_(parameter, std=0.7)
     return decoder.eval()
@@ -50,7 +50,7 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-def slow(decoder: Decoder, a: np.ndarray, words: list[int]) -> tuple[np.ndarray, np.ndarray]:
+def slow(decoder: CaptionDecoder, a: np.ndarray, words: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """The paper's equations (or the tutorial's) for one photo ``a [L, D]`` and one caption, cell by cell and gate by gate."""
     config = decoder.config
     w = {name: p.detach().double().numpy() for name, p in decoder.named_parameters()}
@@ -220,7 +220,7 @@ def test_moving_the_cells_moves_alpha_and_nothing_else(variant: str, attention: 
     torch.testing.assert_close(after.logits, before.logits, atol=1e-5, rtol=1e-5)
 
 
-def open_gate(decoder: Decoder) -> Decoder:
+def open_gate(decoder: CaptionDecoder) -> CaptionDecoder:
     nn.init.zeros_(decoder.beta.weight)
     nn.init.constant_(decoder.beta.bias, 50)
     return decoder
@@ -242,7 +242,7 @@ def test_hard_attention_looks_at_the_likeliest_cell_when_it_does_not_draw() -> N
     decoder, (annotations, _) = open_gate(make(attention="hard")), data()
     torch.manual_seed(2)
     state = decoder.start(annotations, K)._replace(h=torch.randn(B, K, N))
-    z_hat, alpha, logprob = decoder.look(state)
+    z_hat, alpha, logprob = decoder.attend(state)
     for b, k in itertools.product(range(B), range(K)):
         row = alpha[b, k].tolist()
         cell = row.index(max(row))
@@ -253,14 +253,14 @@ def test_hard_attention_looks_at_the_likeliest_cell_when_it_does_not_draw() -> N
 def test_hard_attention_draws_single_cells_as_often_as_alpha_says() -> None:
     decoder, (annotations, _) = open_gate(make(attention="hard", seed=4)), data()
     rows = 4000
-    z_hat, alpha, logprob = decoder.look(decoder.start(annotations, rows), torch.Generator().manual_seed(0))
+    z_hat, alpha, logprob = decoder.attend(decoder.start(annotations, rows), torch.Generator().manual_seed(0))
     equal = (z_hat[:, :, None] == annotations[:, None]).all(-1)  # [B, K, L]
     assert (equal.sum(-1) == 1).all()  # exactly one annotation vector, of the row's own photo
     torch.testing.assert_close(logprob, (alpha * equal).sum(-1).log())
     expected = alpha[:, 0] * rows
     statistic = ((equal.sum(1) - expected) ** 2 / expected).sum(-1)
     assert (statistic < 23.5).all()  # chi-square, 4 degrees of freedom: exceeded once in 10,000
-    again = decoder.look(decoder.start(annotations, rows), torch.Generator().manual_seed(0))[0]
+    again = decoder.attend(decoder.start(annotations, rows), torch.Generator().manual_seed(0))[0]
     assert torch.equal(z_hat, again)
 
 
@@ -317,7 +317,7 @@ def test_penalty_against_a_loop(reduction: Literal["sum", "mean"]) -> None:
     assert float(doubly_stochastic_penalty(even, torch.ones(1, 1, L, dtype=torch.bool), reduction)) < 1e-10
 
 
-def all_draws(decoder: Decoder, annotations: Tensor, ids: Tensor, count: int) -> dict[tuple[int, ...], Output]:
+def all_draws(decoder: CaptionDecoder, annotations: Tensor, ids: Tensor, count: int) -> dict[tuple[int, ...], Output]:
     """Teacher forcing under each of the ``count`` ways to draw the cells of one caption, found by trying seeds."""
     found: dict[tuple[int, ...], Output] = {}
     for seed in range(5000):
@@ -334,7 +334,7 @@ def test_reinforce_equals_the_enumerated_gradient(baseline: float) -> None:
     """Over all draws of 3 cells at 2 words: the surrogate's expected gradient is eq. 11, with any baseline."""
     torch.manual_seed(3)
     config = ShowAttendTellConfig.paper(V, D, embed_dim=M, hidden_dim=N, attention_dim=A, attention="hard")
-    decoder = Decoder(config).eval()
+    decoder = CaptionDecoder(config).eval()
     for parameter in decoder.parameters():
         nn.init.normal_(parameter, std=0.5)
     annotations, ids = torch.randn(1, 3, D), torch.tensor([[[BOS, 6]]])
@@ -420,7 +420,7 @@ def test_entropy_term_pushes_towards_even_attention() -> None:
     assert (plain - rewarded).item() == pytest.approx(0.3 * entropy, rel=1e-4)
 
 
-# State
+# CaptionState
 
 
 @pytest.mark.parametrize(
@@ -436,7 +436,7 @@ def test_entropy_term_pushes_towards_even_attention() -> None:
 )
 def test_reorder_against_plain_lists(per_photo: int, rows: list[list[int]]) -> None:
     torch.manual_seed(0)
-    state = State(
+    state = CaptionState(
         torch.randn(B, L, D), torch.randn(B, L, A), torch.randn(B, per_photo, N), torch.randn(B, per_photo, N)
     )
     new = state.reorder(torch.tensor(rows))

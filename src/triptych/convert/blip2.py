@@ -39,7 +39,7 @@ from triptych.models import Blip2Model, blip2_search, save_blip2
 from triptych.nn.qformer import QFormerConfig
 from triptych.nn.vit import CLIP_MEAN, CLIP_STD, Colour, ViT, ViTConfig
 from triptych.systems.blip2 import Blip2, Blip2Config
-from triptych.text.prompt import BLIP2_OPT, INSTRUCT_BLIP, OURS, Prompts
+from triptych.text.prompt import BLIP2_OPT, DEFAULT_PROMPTS, INSTRUCT_BLIP, Prompts
 from triptych.text.wordpiece import SPECIALS, WordPieces
 
 GENERATION, RETRIEVAL, INSTRUCT = (
@@ -99,7 +99,7 @@ def convert_transformers(source: Path, config: Mapping[str, Any], target: Path, 
     words = None
     if model.config.qformer.vocab_size:
         words = word_pieces(source / "qformer_tokenizer" if kind == INSTRUCT else source)
-    prompts = {GENERATION: BLIP2_OPT, RETRIEVAL: OURS, INSTRUCT: INSTRUCT_BLIP}[kind]
+    prompts = {GENERATION: BLIP2_OPT, RETRIEVAL: DEFAULT_PROMPTS, INSTRUCT: INSTRUCT_BLIP}[kind]
     write(target, model, words, lm, prompts, f"{source.name}, a {kind} of transformers", dtype)
     ignored = tuple(key for key in report.ignored if key not in {*used})
     return LoadReport((*report.mapped, *used), report.missing, ignored)
@@ -129,7 +129,7 @@ def convert_lavis(
     unseen = Unseen((widths[0] // EVA_HEAD, 1e-6), (widths[1] // BERT_HEAD, 1e-12))
     model, report = blip2_model(state, LAVIS_BLIP2, unseen, held, source)
     words = WordPieces.read(part_path("minilm-l6", "vocab.txt")) if model.config.qformer.vocab_size else None
-    prompts = BLIP2_OPT if held else OURS
+    prompts = BLIP2_OPT if held else DEFAULT_PROMPTS
     write(target, model, words, held, prompts, f"{source.name}, a BLIP-2 checkpoint of LAVIS", dtype)
     return report
 

@@ -5,7 +5,7 @@ A sequence is of one task, its examples one after the other, so that each is als
 - caption, name (of a drawing), question (one kind of question about several photos): each with its picture;
 - dialogue: several questions about one photo, then perhaps about another;
 - pair: which of two photos shows something;
-- compare: several pictures are captioned one by one (``prompt.one_by_one``), then what they have in common is asked, how they differ, or
+- compare: several pictures are captioned one by one (``captions_by_picture``), then what they have in common is asked, how they differ, or
   which shows something;
 - binding: made-up names, the names of other things, or their own names exchanged, for two or three classes of pictures: only the sequence
   tells which is which (the open-ended miniImageNet test of "Frozen", Tsimpoukelli et al. 2021). A name is learnt once every class has
@@ -28,7 +28,7 @@ from typing import NamedTuple
 from triptych.data.english.caption_facts import read_caption, with_article
 from triptych.data.english.questions import SIDES, Question, make_pairs, make_questions, stated_questions
 from triptych.data.photos import Photo
-from triptych.text.prompt import CAPTION, asked_behind, between_pictures, photo_names, question_prompt
+from triptych.text.prompt import CAPTION, photo_names, question_after_pictures, question_prompt, split_at_images
 from triptych.text.vocabulary import plain_caption
 
 AGREE = 3  # or all, where a photo has fewer captions
@@ -39,7 +39,7 @@ HELD_OUT: Mapping[str, tuple[str, ...]] = {
 }
 ALL_HELD_OUT = frozenset(noun for nouns in HELD_OUT.values() for noun in nouns)
 TEMPLATES = ("", "This is a", "This is", "Name:", "Label:", "Class:", "It is called", "Here we see a")
-DESCRIBE = ("Describe the photo.", "What is in the photo?", "What do you see?", "What is happening?")
+CAPTION_INSTRUCTION = ("Describe the photo.", "What is in the photo?", "What do you see?", "What is happening?")
 COMMON = ("What do the photos have in common?", "What do these pictures have in common?", "What is in all of them?")
 NOTHING_MUCH = "nothing much"
 DIFFER = ("How do the photos differ?", "How do these pictures differ?", "What is the difference?")
@@ -67,7 +67,7 @@ Interleaved = list[Shown | Said]
 
 def with_pictures(prompt: str, pictures: Sequence[int]) -> Interleaved:
     """A prompt (``prompt.py``) with its pictures in their places."""
-    first, *others = between_pictures(prompt, len(pictures))
+    first, *others = split_at_images(prompt, len(pictures))
     parts: Interleaved = [Said(first)] if first else []
     for picture, text in zip(pictures, others, strict=True):
         parts += [Shown(picture), *([Said(text)] if text else [])]
@@ -232,10 +232,12 @@ class Sequences:
         for place in [first, rng.randrange(len(self.photos))]:
             asked = self.questions[place]
             turns = [(q.question, q.answer) for q in rng.sample(asked, min(3, len(asked)))]
-            turns.insert(rng.randrange(len(turns) + 1), (rng.choice(DESCRIBE), self.caption(rng, place)))
+            turns.insert(rng.randrange(len(turns) + 1), (rng.choice(CAPTION_INSTRUCTION), self.caption(rng, place)))
             for i, (question, answer) in enumerate(turns):
                 parts += (
-                    with_pictures(question_prompt(question, 1), [place]) if i == 0 else [Said(asked_behind(question))]
+                    with_pictures(question_prompt(question, 1), [place])
+                    if i == 0
+                    else [Said(question_after_pictures(question))]
                 )
                 parts.append(told(answer))
         return parts
@@ -265,12 +267,12 @@ class Sequences:
         if len(places) == 2 and rng.random() < 0.4:
             for pair in make_pairs([self.photos[place] for place in places], 1, rng.randrange(1 << 30)):
                 side = pair.answer if pair.left == 0 else SIDES[pair.answer == "left"]  # as they stand here
-                return [*parts, Said(asked_behind(pair.question)), told(side)]
+                return [*parts, Said(question_after_pictures(pair.question)), told(side)]
         if rng.random() < 0.5:
-            return [*parts, Said(asked_behind(rng.choice(COMMON))), told(in_common(captions))]
+            return [*parts, Said(question_after_pictures(rng.choice(COMMON))), told(in_common(captions))]
         the = "the " if len(places) == 2 else ""
         differ = ", ".join(f"{the}{name.lower()} shows {text}" for name, text in zip(names, captions, strict=True))
-        return [*parts, Said(asked_behind(rng.choice(DIFFER))), told(differ)]
+        return [*parts, Said(question_after_pictures(rng.choice(DIFFER))), told(differ)]
 
     def bound(self, rng: random.Random, first: int) -> Interleaved:
         """Two or three kinds of drawings, or two kinds of photos; nothing where the data set has not two."""

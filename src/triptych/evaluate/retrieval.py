@@ -84,7 +84,7 @@ def reranked(
     scores = torch.full_like(cosine, -torch.inf)
     console = Console(stderr=True)
     for i, photo in track(list(enumerate(photos)), "re-ranking", console=console, disable=not console.is_terminal):
-        image = matcher.look([photo()])
+        image = matcher.image_keys_values([photo()])
         queries = model.read_photos(image).queries
         for rows in torch.split((for_photo[i] | for_text[i]).nonzero()[:, 0], 128):
             width = int(text_mask[rows].sum(1).max())

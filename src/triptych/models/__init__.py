@@ -8,7 +8,7 @@ from triptych.models.blip2 import (
     save_blip2,
 )
 from triptych.models.flamingo import FlamingoModel, load_flamingo, save_flamingo
-from triptych.models.frozen import embedded_lm, in_bfloat16, lm_fingerprint
+from triptych.models.frozen import find_language_model, in_bfloat16, language_model_fingerprint
 from triptych.models.locate import locate, part_fingerprint, published_encoder
 from triptych.models.sat import Sat, load_sat, sat_search, save_sat
 
@@ -17,10 +17,10 @@ __all__ = [
     "FlamingoModel",
     "Sat",
     "blip2_search",
-    "embedded_lm",
+    "find_language_model",
     "in_bfloat16",
     "itg_search",
-    "lm_fingerprint",
+    "language_model_fingerprint",
     "load_blip2",
     "load_flamingo",
     "load_sat",

@@ -21,10 +21,10 @@ from triptych.checkpoints.format import load_checkpoint, load_strict, save_check
 from triptych.checkpoints.quantize import stored_as
 from triptych.errors import InputError
 from triptych.generate import Search
-from triptych.models.frozen import FROZEN, frozen_encoder, frozen_lm, held_tensors, stated
+from triptych.models.frozen import FROZEN, frozen_encoder, frozen_entries, frozen_lm, tensors_to_save
 from triptych.nn.qformer import QFormerConfig
 from triptych.systems.blip2 import Blip2, Blip2Config
-from triptych.text.prompt import OURS, Prompts
+from triptych.text.prompt import DEFAULT_PROMPTS, Prompts
 from triptych.text.tokenizer import TextTokenizer
 from triptych.text.wordpiece import SPECIALS, WordPieces
 
@@ -38,7 +38,7 @@ class Blip2Model:
     tokenizer: TextTokenizer | None  # of the language model; None = the first stage alone
     search: Search
     config: Mapping[str, Any]
-    prompts: Prompts = OURS
+    prompts: Prompts = DEFAULT_PROMPTS
     files: Mapping[str, bytes] = field(
         default_factory=dict
     )  # of the tokenizer, where the checkpoint holds the language model
@@ -53,11 +53,11 @@ def save_blip2(
 ) -> None:
     """Write a checkpoint of the trained tensors; of the frozen parts too where they come from no other place. ``dtype`` int8: see
     ``quantize``."""
-    stored = stored_as(held_tensors(blip2.model, blip2.config), dtype)
+    stored = stored_as(tensors_to_save(blip2.model, blip2.config), dtype)
     config = {
         "system": "blip2",
         "model": asdict(blip2.model.config),
-        **stated(blip2.config, blip2.search),
+        **frozen_entries(blip2.config, blip2.search),
         "prompts": asdict(blip2.prompts),
         "card": dict(card),
     }

@@ -19,7 +19,7 @@ from triptych.checkpoints.format import load_checkpoint, load_strict, save_check
 from triptych.checkpoints.quantize import stored_as
 from triptych.errors import InputError
 from triptych.generate import Search
-from triptych.models.frozen import FROZEN, frozen_encoder, frozen_lm, held_tensors, stated
+from triptych.models.frozen import FROZEN, frozen_encoder, frozen_entries, frozen_lm, tensors_to_save
 from triptych.systems.flamingo import Flamingo, FlamingoConfig
 from triptych.text.tokenizer import TextTokenizer
 
@@ -43,11 +43,11 @@ def save_flamingo(
 ) -> None:
     """Write a checkpoint of the trained tensors; of the frozen parts too where they come from no other place. ``dtype`` int8: see
     ``quantize``."""
-    tensors = held_tensors(flamingo.model, flamingo.config)
+    tensors = tensors_to_save(flamingo.model, flamingo.config)
     config = {
         "system": "flamingo",
         "model": asdict(flamingo.model.config),
-        **stated(flamingo.config, flamingo.search),
+        **frozen_entries(flamingo.config, flamingo.search),
         "end_id": flamingo.end_id,
         "card": dict(card),
     }

@@ -17,21 +17,22 @@ from triptych.errors import InputError
 from triptych.generate import Search
 from triptych.models.locate import part_fingerprint, published_encoder
 from triptych.nn.cnn import ENCODERS, ConvNet
-from triptych.nn.decoder import Decoder, DecoderConfig, Linear
+from triptych.nn.decoder import Decoder, DecoderConfig
+from triptych.nn.linear import Linear
 from triptych.nn.vit import ViT, ViTConfig
 from triptych.text.tokenizer import TextTokenizer
 
 FROZEN = ("vision_encoder.", "lm.")
 
 
-def held_tensors(model: nn.Module, config: Mapping[str, Any]) -> dict[str, Tensor]:
+def tensors_to_save(model: nn.Module, config: Mapping[str, Any]) -> dict[str, Tensor]:
     """What a checkpoint holds: the trained tensors, and those of frozen parts that come from no other place."""
     encoder, lm = config["encoder"], config["lm"]
     held = {"vision_encoder": encoder["part"] is None, "lm": lm is not None and "config" in lm}
     return {name: x for name, x in model.state_dict().items() if held.get(name.partition(".")[0], True)}
 
 
-def stated(config: Mapping[str, Any], search: Search) -> dict[str, Any]:
+def frozen_entries(config: Mapping[str, Any], search: Search) -> dict[str, Any]:
     """What a checkpoint's config says of its frozen parts and of how text is made by default."""
     made = {name: getattr(search, name) for name in ("beams", "length_penalty", "max_new_tokens")}
     return {"encoder": config["encoder"], "lm": config["lm"], "search": made}
@@ -45,12 +46,12 @@ def in_bfloat16(lm: Decoder, config: Mapping[str, Any]) -> None:
                 module.to(torch.bfloat16)
 
 
-def embedded_lm(name: str) -> LanguageModel:
+def find_language_model(name: str) -> LanguageModel:
     """A frozen language model: the name of an embedded part, a GGUF file, or a directory as transformers saves it."""
     return load_language_model(part_path(name) if name in {part.name for part in PARTS} else Path(name))
 
 
-def lm_fingerprint(name: str, lm: LanguageModel) -> str:
+def language_model_fingerprint(name: str, lm: LanguageModel) -> str:
     return part_fingerprint(name) if name in {part.name for part in PARTS} else sha256_of(lm.decoder)
 
 
@@ -62,8 +63,8 @@ def frozen_lm(directory: Path, spec: Mapping[str, Any], tensors: dict[str, Tenso
         config = DecoderConfig(**{**spec["config"], "rope_factors": factors and tuple(factors)})
         tokenizer = replace(TextTokenizer.from_directory(directory), eos_ids=frozenset(spec["eos"]))
         return LanguageModel(build(config, own, directory), tokenizer, LoadReport(tuple(own), (), ()))
-    lm = embedded_lm(spec["name"])
-    if lm_fingerprint(spec["name"], lm) != spec["sha256"]:
+    lm = find_language_model(spec["name"])
+    if language_model_fingerprint(spec["name"], lm) != spec["sha256"]:
         raise InputError(f"{directory} was trained with another {spec['name']} than is there now")
     return lm
 

@@ -4,10 +4,10 @@ GPT-NeoX (Black et al. 2022; Pythia) and MPT.
 The cache of earlier tokens is passed in, so one model serves many runs at once. The loop over the blocks may be owned from
 outside, with other layers in between:
 
-    x, place = lm.begin(input_ids, cache=cache)
+    x, context = lm.embed_inputs(input_ids, cache=cache)
     for i, block in enumerate(lm.blocks):
-        x = block(x, place, cache[i])
-    logits = lm.logits(lm.finish(x))
+        x = block(x, context, cache[i])
+    logits = lm.logits(lm.final_hidden(x))
 
 Shapes (legend in ``attention.py``): G heads of keys and values, d width of a head, r of its rotary part, E width of the
 embeddings (D, but for OPT-350m).
@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ from triptych.errors import InputError
 from triptych.nn import masks
 from triptych.nn.attention import Cache, attend, attention_weights, merge_heads
 from triptych.nn.cache import KVCache
+from triptych.nn.linear import Embedding, Linear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -85,13 +86,13 @@ class DecoderConfig:
         }
         for name, (size, most) in sizes.items():
             if not 1 <= size <= most:
-                raise InputError(f"a language model with {name} = {size} cannot be: it must lie between 1 and {most}")
+                raise InputError(f"invalid language model config: {name} is {size}, expected 1 to {most}")
         if self.heads % self.groups or (self.head_dim is None and self.dim % self.heads):
             raise InputError(
                 f"{self.heads} heads fit neither a width of {self.dim} nor {self.groups} heads of keys: they must divide"
             )
         if self.positions == "rotary" and (self.rotary_width % 2 or self.rope_theta <= 0):
-            raise InputError("rotary positions need an even width to turn and a theta above 0")
+            raise InputError("rotary positions need an even width to rotary and a theta above 0")
         if self.positions == "alibi" and self.alibi_bias_max <= 0:
             raise InputError(f"ALiBi needs an alibi_bias_max above 0, not {self.alibi_bias_max}")
         if self.rope_factors is not None and len(self.rope_factors) != self.rotary_width // 2:
@@ -127,8 +128,8 @@ class Positions(NamedTuple):
     bias: Tensor | None = None  # ALiBi's, [B or 1, H, T, S]
 
 
-class Place(NamedTuple):
-    """Where the tokens of one call stand, the same for all blocks."""
+class TokenContext(NamedTuple):
+    """Mask and positions of the tokens of one call, the same for all blocks."""
 
     mask: Tensor | None  # [T, S] or [B, T, S]; None = no more than ``causal`` says
     causal: bool  # each token sees itself and the earlier ones of this call
@@ -140,7 +141,7 @@ class Prompt(NamedTuple):
 
     inputs: Tensor  # ids [B, T] or embeddings [B, T, E]
     padding_mask: Tensor | None = None  # [B, T], True = a token; padding stands in front. None = no padding
-    cache: KVCache | None = None  # what was read before; it is continued in place
+    cache: KVCache | None = None  # what was read before; it is continued in context
 
 
 def left_pad(rows: Sequence[Tensor]) -> Prompt:
@@ -152,114 +153,42 @@ def left_pad(rows: Sequence[Tensor]) -> Prompt:
     return Prompt(padded, mask.to(padded.device))
 
 
-def rotation(places: Tensor, config: DecoderConfig) -> tuple[Tensor, Tensor]:
-    """Rotary positions (Su et al. 2021): ``places [B, T]`` -> cosines ``[B, 1, T, r]`` and sines, the first half negated."""
+def rotation(position_ids: Tensor, config: DecoderConfig) -> tuple[Tensor, Tensor]:
+    """Rotary positions (Su et al. 2021): ``position_ids [B, T]`` -> cosines ``[B, 1, T, r]`` and sines, the first half negated."""
     width = config.rotary_width
-    frequencies = 1.0 / config.rope_theta ** (torch.arange(0, width, 2, device=places.device).float() / width)
+    frequencies = 1.0 / config.rope_theta ** (torch.arange(0, width, 2, device=position_ids.device).float() / width)
     if config.rope_factors is not None:
-        frequencies = frequencies / torch.tensor(config.rope_factors, device=places.device)
-    angles = (places[..., None] * frequencies)[:, None]
+        frequencies = frequencies / torch.tensor(config.rope_factors, device=position_ids.device)
+    angles = (position_ids[..., None] * frequencies)[:, None]
     sines = angles.sin()
     return angles.cos().repeat(1, 1, 1, 2), torch.cat([-sines, sines], -1)
 
 
-def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     """Turn each pair (i, i + r/2) of ``x [B, H, T, d]`` by its token's angle; what lies behind the first r components stays."""
-    cosines, sines = turn
+    cosines, sines = rotary
     if (width := cosines.shape[-1]) < x.shape[-1]:
-        return torch.cat([rotate(x[..., :width], turn), x[..., width:]], -1)
+        return torch.cat([rotate(x[..., :width], rotary), x[..., width:]], -1)
     return torch.addcmul(x * cosines, x.roll(x.shape[-1] // 2, -1), sines)
 
 
-def alibi(places: Tensor, seen: Tensor, config: DecoderConfig) -> Tensor:
-    """Linear biases (Press et al. 2022): -slope * (i - j) where a token at place i looks at one at place j.
+def alibi(positions: Tensor, key_positions: Tensor, config: DecoderConfig) -> Tensor:
+    """Linear biases (Press et al. 2022): -slope * (i - j) where a token at position i attends to one at position j.
 
-    ``places [B, T]`` of those that look, ``seen [B, S]`` of those looked at -> ``[B, H, T, S]``. The slopes of a power of two of
+    ``positions [B, T]`` of the queries, ``key_positions [B, S]`` of the keys -> ``[B, H, T, S]``. The slopes of a power of two of
     heads are a geometric sequence down to 2 ** -alibi_bias_max; other numbers take theirs from the next power's, every second first.
     """
     power = 1 << (config.heads - 1).bit_length()
-    slopes = 2.0 ** -(torch.arange(1, power + 1, device=places.device) * (config.alibi_bias_max / power))
+    slopes = 2.0 ** -(torch.arange(1, power + 1, device=positions.device) * (config.alibi_bias_max / power))
     if config.heads < power:
         slopes = torch.cat([slopes[1::2], slopes[::2]])[: config.heads]
-    return slopes[:, None, None] * (seen[:, None, None] - places[:, None, :, None])
+    return slopes[:, None, None] * (key_positions[:, None, None] - positions[:, None, :, None])
 
 
 def norm(config: DecoderConfig) -> nn.Module:
     if config.norm == "rms":
         return nn.RMSNorm(config.dim, config.eps)
     return nn.LayerNorm(config.dim, config.eps, bias=config.norm_bias)
-
-
-class Packed(NamedTuple):
-    """A weight as oneDNN likes it best, and what it was made from."""
-
-    weight: Tensor
-    source: Tensor  # the same memory as the weight's, kept so that no other tensor can come to lie there
-    version: int
-
-    def of(self, weight: Tensor) -> bool:
-        return self.source.data_ptr() == weight.data_ptr() and self.version == weight._version
-
-
-class Product(nn.Module):
-    """A module whose ``weight [N, D]`` is multiplied with, fast in decoding on a CPU (fp32, without gradients).
-
-    One row is as fast as memory can be read where the weight lies there as ``[D, N]``: so it is loaded. Several rows go to oneDNN, which
-    on some processors is nearly twice as fast as MKL, and in one step of several texts take a packed copy of the weight, which is
-    half as fast again. The copy is as large as the weight. It is made at the first such step, made anew when the weight has changed,
-    dropped when the module moves, and never copied or saved. Where oneDNN is switched off (``torch.backends.mkldnn``), there is none.
-    """
-
-    weight: Tensor
-    _packed: Packed | None = None
-
-    def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """``x [.., T, D]`` -> ``x weight^T + bias [.., T, N]``."""
-        if x.shape[:-1].numel() == 1 or not onednn_multiplies(x, self.weight):
-            return F.linear(x, self.weight, bias)
-        one_step = x.shape[-2] == 1 and not self.weight.is_inference()  # inference tensors do not tell when they change
-        weight = self.packed() if one_step else self.weight
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-    def packed(self) -> Tensor:
-        if self._packed is None or not self._packed.of(self.weight):
-            source = self.weight.detach()
-            self._packed = Packed(torch.ops.mkldnn._reorder_linear_weight(source), source, self.weight._version)
-        return self._packed.weight
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Product:
-        self._packed = None
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        rows, columns = self.weight.shape
-        if rows >= columns:  # MKL takes few long sums faster as they are
-            self.weight.data = self.weight.data.t().contiguous().t()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_packed": None}
-
-
-def onednn_multiplies(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN may: it knows no gradients, and here no other device or type."""
-    return (
-        not torch.is_grad_enabled()
-        and x.dtype == weight.dtype == torch.float32
-        and x.device.type == weight.device.type == "cpu"
-        and not torch.is_autocast_enabled("cpu")
-        and torch._C._has_mkldnn
-        and torch._C._get_mkldnn_enabled()
-    )
-
-
-class Linear(Product, nn.Linear):
-    def forward(self, x: Tensor) -> Tensor:
-        return self.product(x, self.bias)
-
-
-class Embedding(Product, nn.Embedding):
-    """Word embeddings that are the output layer, too."""
 
 
 class SelfAttention(nn.Module):
@@ -271,30 +200,30 @@ class SelfAttention(nn.Module):
         self.qkv = Linear(config.dim, (self.heads + 2 * self.groups) * self.width, config.qkv_bias)
         self.out = Linear(self.heads * self.width, config.dim, config.out_bias)
 
-    def project(self, x: Tensor, place: Place) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries ``[B, H, T, d]``, keys and values ``[B, G, T, d]``; the first two turned to their places."""
+    def project(self, x: Tensor, context: TokenContext) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``[B, H, T, d]``, keys and values ``[B, G, T, d]``; the first two turned to their position_ids."""
         turned = self.heads + self.groups
         heads = self.qkv(x).view(*x.shape[:2], turned + self.groups, self.width).transpose(1, 2)
         queries_keys = heads[:, :turned]
-        if place.positions.rotation is not None:
-            queries_keys = rotate(queries_keys, place.positions.rotation)
+        if context.positions.rotation is not None:
+            queries_keys = rotate(queries_keys, context.positions.rotation)
         return queries_keys[:, : self.heads], queries_keys[:, self.heads :], heads[:, turned:]
 
-    def forward(self, x: Tensor, place: Place, cache: Cache | None = None) -> Tensor:
-        queries, keys, values = self.project(x, place)
+    def forward(self, x: Tensor, context: TokenContext, cache: Cache | None = None) -> Tensor:
+        queries, keys, values = self.project(x, context)
         if cache is not None:
             keys, values = cache.append(keys, values)
-        found = attend(queries, keys, values, place.mask, causal=place.causal, bias=place.positions.bias)
+        found = attend(queries, keys, values, context.mask, causal=context.causal, bias=context.positions.bias)
         return self.out(merge_heads(found))
 
-    def weights(self, x: Tensor, place: Place) -> Tensor:
+    def weights(self, x: Tensor, context: TokenContext) -> Tensor:
         """How much each token looked at each, ``[B, H, T, T]``, in a run without a cache."""
-        queries, keys, _ = self.project(x, place)
-        mask = masks.causal(x.shape[1], device=x.device) if place.causal else place.mask
-        return attention_weights(queries, keys, mask, place.positions.bias)
+        queries, keys, _ = self.project(x, context)
+        mask = masks.causal(x.shape[1], device=x.device) if context.causal else context.mask
+        return attention_weights(queries, keys, mask, context.positions.bias)
 
 
-class FeedForward(nn.Module):
+class DecoderFeedForward(nn.Module):
     """down(act(gate x) * up x), gate and up in one product; or down(act(up x))."""
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -317,21 +246,21 @@ class Block(nn.Module):
         super().__init__()
         self.pre_norm, self.parallel = config.pre_norm, config.parallel
         self.attention_norm, self.attention = norm(config), SelfAttention(config)
-        self.ffn_norm, self.ffn = norm(config), FeedForward(config)
+        self.ffn_norm, self.ffn = norm(config), DecoderFeedForward(config)
 
-    def forward(self, x: Tensor, place: Place, cache: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: TokenContext, cache: Cache | None = None) -> Tensor:
         """``x [B, T, D]`` -> ``[B, T, D]``; ``cache`` is this layer's."""
         if self.parallel:
-            return x + self.attention(self.attention_norm(x), place, cache) + self.ffn(self.ffn_norm(x))
+            return x + self.attention(self.attention_norm(x), context, cache) + self.ffn(self.ffn_norm(x))
         if self.pre_norm:
-            x = x + self.attention(self.attention_norm(x), place, cache)
+            x = x + self.attention(self.attention_norm(x), context, cache)
             return x + self.ffn(self.ffn_norm(x))
-        x = self.attention_norm(x + self.attention(x, place, cache))
+        x = self.attention_norm(x + self.attention(x, context, cache))
         return self.ffn_norm(x + self.ffn(x))
 
-    def attention_weights(self, x: Tensor, place: Place) -> Tensor:
+    def attention_weights(self, x: Tensor, context: TokenContext) -> Tensor:
         """How much each token of ``x`` looks at each in this block, without a cache: ``[B, H, T, T]``."""
-        return self.attention.weights(self.attention_norm(x) if self.pre_norm else x, place)
+        return self.attention.weights(self.attention_norm(x) if self.pre_norm else x, context)
 
 
 class Decoder(nn.Module):
@@ -355,9 +284,9 @@ class Decoder(nn.Module):
         """``[B, T]`` -> ``[B, T, E]``: what may be mixed with soft prompts and given to ``forward`` or ``prefill``."""
         return self.embedding(input_ids)
 
-    def begin(
+    def embed_inputs(
         self, inputs: Tensor, padding_mask: Tensor | None = None, cache: KVCache | None = None
-    ) -> tuple[Tensor, Place]:
+    ) -> tuple[Tensor, TokenContext]:
         """What enters the first block.
 
         Args:
@@ -366,7 +295,7 @@ class Decoder(nn.Module):
             cache: what came before. Every block must be run on this call's tokens before the next call.
 
         Returns:
-            ``x [B, T, D]`` and the place of its tokens.
+            ``x [B, T, D]`` and the context of its tokens, the same for all blocks.
 
         Raises:
             InputError: the text becomes longer than the model can read; it is never cut.
@@ -377,45 +306,51 @@ class Decoder(nn.Module):
             raise InputError(
                 f"the text has {past + new} tokens: the language model reads {self.config.max_positions} at most"
             )
-        places, visible = (cache or KVCache(1)).advance(new, padding_mask)
-        if places is None:
-            places = torch.arange(past, past + new, device=x.device)[None]
+        position_ids, visible = (cache or KVCache(1)).advance(new, padding_mask)
+        if position_ids is None:
+            position_ids = torch.arange(past, past + new, device=x.device)[None]
         window = self.config.window if past + new > (self.config.window or past + new) else None
-        seen: Tensor | None = None  # [B or 1, S]: the places of all that may be looked at, where they matter
+        key_positions: Tensor | None = None  # [B or 1, S], where ALiBi or a window needs them
         if window is not None or self.config.positions == "alibi":
-            seen = torch.arange(past + new, device=x.device)[None] if visible is None else visible.cumsum(1) - 1
-        x, positions = self.enter(x, places, seen)
+            key_positions = (
+                torch.arange(past + new, device=x.device)[None] if visible is None else visible.cumsum(1) - 1
+            )
+        x, positions = self.add_positions(x, position_ids, key_positions)
         if visible is None and window is None and (past == 0 or new == 1):
-            return x, Place(None, new > 1, positions)
+            return x, TokenContext(None, new > 1, positions)
         mask = masks.causal(new, past, x.device) if new > 1 else None
         if visible is not None:
             mask = masks.both(mask, masks.padding(visible))
-        if window is not None and seen is not None:
-            mask = masks.both(mask, masks.window(places, seen, window))
-        return x, Place(mask, False, positions)
+        if window is not None and key_positions is not None:
+            mask = masks.both(mask, masks.window(position_ids, key_positions, window))
+        return x, TokenContext(mask, False, positions)
 
-    def enter(self, x: Tensor, places: Tensor, seen: Tensor | None = None) -> tuple[Tensor, Positions]:
-        """Embeddings ``[B, T, E]`` at their places in the text, ``[B or 1, T]`` -> ``[B, T, D]``, and what attention takes of these.
+    def add_positions(
+        self, x: Tensor, position_ids: Tensor, key_positions: Tensor | None = None
+    ) -> tuple[Tensor, Positions]:
+        """Embeddings ``[B, T, E]`` at ``position_ids [B or 1, T]`` -> ``[B, T, D]``, and what attention takes of the positions.
 
-        ``seen [B or 1, S]``: the places of all tokens that may be looked at; None = of these T alone.
+        ``key_positions [B or 1, S]``: of all keys; None = of these T tokens alone.
         """
         x = self.project_in(x).to(x.dtype)  # the residual stream stays as exact as the embeddings, also under autocast
         if self.config.positions == "rotary":
-            return x, Positions(rotation=rotation(places, self.config))
+            return x, Positions(rotation=rotation(position_ids, self.config))
         if self.config.positions == "alibi":
-            return x, Positions(bias=alibi(places, places if seen is None else seen, self.config))
-        return x + self.position_embedding(places + OPT_OFFSET), Positions()
+            return x, Positions(
+                bias=alibi(position_ids, position_ids if key_positions is None else key_positions, self.config)
+            )
+        return x + self.position_embedding(position_ids + OPT_OFFSET), Positions()
 
-    def finish(self, x: Tensor) -> Tensor:
+    def final_hidden(self, x: Tensor) -> Tensor:
         """What leaves the last block, ``[B, T, D]`` -> what ``logits`` takes, ``[B, T, E]``."""
         return self.project_out(self.final_norm(x))
 
     def forward(self, inputs: Tensor, padding_mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
-        """The hidden states ``[B, T, E]`` of ids or embeddings; arguments and errors as ``begin``'s."""
-        x, place = self.begin(inputs, padding_mask, cache)
+        """The hidden states ``[B, T, E]`` of ids or embeddings; arguments and errors as ``embed_inputs``."""
+        x, context = self.embed_inputs(inputs, padding_mask, cache)
         for i, block in enumerate(self.blocks):
-            x = block(x, place, cache[i] if cache else None)
-        return self.finish(x)
+            x = block(x, context, cache[i] if cache else None)
+        return self.final_hidden(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[.., E]`` -> ``[.., V]``."""
@@ -423,12 +358,12 @@ class Decoder(nn.Module):
 
     def attention_maps(self, inputs: Tensor, padding_mask: Tensor | None = None) -> list[Tensor]:
         """How much each token looked at each: ``[B, H, T, T]`` of every block. ``inputs`` is the whole text."""
-        x, place = self.begin(inputs, padding_mask)
+        x, context = self.embed_inputs(inputs, padding_mask)
         maps = []
         for block in self.blocks:
             assert isinstance(block, Block)
-            maps.append(block.attention_weights(x, place))
-            x = block(x, place)
+            maps.append(block.attention_weights(x, context))
+            x = block(x, context)
         return maps
 
     def prefill(self, inputs: Prompt | Tensor) -> tuple[Tensor, KVCache]:

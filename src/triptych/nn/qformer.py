@@ -44,7 +44,7 @@ class QFormerConfig:
         return cls(image_dim, **(published | others))  # type: ignore[arg-type]
 
 
-class SelfAttention(nn.Module):
+class QFormerSelfAttention(nn.Module):
     """BERT's, with its residual, for queries and text alike: norm(x + attention(x))."""
 
     def __init__(self, config: QFormerConfig) -> None:
@@ -85,7 +85,7 @@ class CrossAttention(nn.Module):
         return x.reshape(len(image.keys), -1, x.shape[-1])
 
 
-class FeedForward(nn.Module):
+class QFormerFeedForward(nn.Module):
     """BERT's, with its residual: norm(x + down(gelu(up(x))))."""
 
     def __init__(self, config: QFormerConfig) -> None:
@@ -109,10 +109,10 @@ class Maps(NamedTuple):
 class QFormerLayer(nn.Module):
     def __init__(self, config: QFormerConfig, cross: bool) -> None:
         super().__init__()
-        self.self_attention = SelfAttention(config)
+        self.self_attention = QFormerSelfAttention(config)
         self.cross_attention = CrossAttention(config) if cross else None
-        self.query_mlp = FeedForward(config)
-        self.text_mlp = FeedForward(config) if config.vocab_size else nn.Identity()
+        self.query_mlp = QFormerFeedForward(config)
+        self.text_mlp = QFormerFeedForward(config) if config.vocab_size else nn.Identity()
 
     def forward(
         self,
@@ -306,5 +306,5 @@ def initialise(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
-    if isinstance(module, QFormerLayer) and isinstance(module.text_mlp, FeedForward):
+    if isinstance(module, QFormerLayer) and isinstance(module.text_mlp, QFormerFeedForward):
         module.query_mlp.load_state_dict(module.text_mlp.state_dict())

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from triptych.nn.decoder import Decoder, Prompt, left_pad
 from triptych.nn.qformer import ImageKeysValues, Past, QFormer, QFormerConfig, QFormerHeads, QFormerOutput, initialise
-from triptych.text.prompt import CAPTION, DESCRIBE, between_pictures
+from triptych.text.prompt import CAPTION, CAPTION_INSTRUCTION, split_at_images
 from triptych.text.tokenizer import TextTokenizer
 from triptych.text.wordpiece import WordPieces
 
@@ -84,7 +84,7 @@ class Blip2(nn.Module):
         """The frozen part of the way: ``[B, 3, H, W]`` -> ``image_features [B, L, Dv]``."""
         return self.vision_encoder(pixel_values)
 
-    def look(self, image_features: Tensor) -> ImageKeysValues:
+    def image_keys_values(self, image_features: Tensor) -> ImageKeysValues:
         """``image_features [B, L, Dv]`` -> what the Q-Former attends to, computed once for any number of texts."""
         return self.qformer.image_keys_values(self.vision_norm(image_features))
 
@@ -163,7 +163,7 @@ def instruction(model: Blip2, words: WordPieces, photos: int) -> tuple[Tensor, T
     if not model.config.instructed:
         return None
     device = model.qformer.query_tokens.device
-    ids, mask = (x.to(device).expand(photos, -1) for x in words.encode([DESCRIBE]))
+    ids, mask = (x.to(device).expand(photos, -1) for x in words.encode([CAPTION_INSTRUCTION]))
     return ids, mask
 
 
@@ -172,6 +172,6 @@ def caption_inputs(model: Blip2, image: ImageKeysValues, words: WordPieces, toke
     photos = next(len(kv.keys) for kv in image.layers if kv)
     soft = model.soft_prompt(model.read_photos(image, instruction(model, words, photos)).queries)
     before, after = (
-        torch.tensor(tokenizer.encode(t), dtype=torch.long, device=soft.device) for t in between_pictures(CAPTION, 1)
+        torch.tensor(tokenizer.encode(t), dtype=torch.long, device=soft.device) for t in split_at_images(CAPTION, 1)
     )
     return model.prompt([[before, photo, after] for photo in soft])

@@ -24,7 +24,7 @@ from triptych.nn.attention import KeysValues, MultiHeadAttention
 from triptych.nn.cache import KVCache
 from triptych.nn.decoder import Decoder
 
-NOBODY = -1  # the number of a picture that only fills up its row
+NO_PICTURE = -1  # the number of a picture that only fills up its row
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,16 @@ class FlamingoConfig:
     def __post_init__(self) -> None:
         for name in ("image_dim", "latents", "resampler_layers", "heads", "head_dim", "ffn_factor", "every"):
             if not 1 <= getattr(self, name) <= 1 << 16:
-                raise InputError(f"a Flamingo with {name} = {getattr(self, name)} cannot be: it must be above 0")
+                raise InputError(f"invalid Flamingo config: {name} is {getattr(self, name)}, expected 1 to 65536")
         if self.look not in ("last", "all"):
-            raise InputError(f"text looks at the last picture or at all, not at {self.look!r}")
+            raise InputError(f"invalid Flamingo config: look is {self.look!r}, expected 'last' or 'all'")
 
     @property
     def visual_dim(self) -> int:
         return self.dim or self.image_dim
 
 
-class FeedForward(nn.Sequential):
+class FlamingoFeedForward(nn.Sequential):
     """Norm, up, GELU, down, without biases."""
 
     def __init__(self, dim: int, factor: int) -> None:
@@ -80,16 +80,16 @@ class ResamplerLayer(nn.Module):
         dim = config.visual_dim
         self.media_norm, self.latents_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.attention = MultiHeadAttention(dim, config.heads, head_dim=config.head_dim, bias=False)
-        self.ffw = FeedForward(dim, config.ffn_factor)
+        self.ffw = FlamingoFeedForward(dim, config.ffn_factor)
 
     def forward(self, latents: Tensor, media: Tensor, maps: list[Tensor] | None = None) -> Tensor:
         """``latents [P, R, D]`` look at ``media [P, S, D]`` and at themselves; how much at which, ``[P, H, R, S + R]``, joins ``maps``."""
         queries = self.latents_norm(latents)
         # Flamingo section 2.1: keys and values of the features and the latents
-        seen = self.attention.keys_values(torch.cat([self.media_norm(media), queries], 1))
+        keys_values = self.attention.keys_values(torch.cat([self.media_norm(media), queries], 1))
         if maps is not None:
-            maps.append(self.attention.weights(queries, seen))
-        latents = latents + self.attention(queries, seen)
+            maps.append(self.attention.weights(queries, keys_values))
+        latents = latents + self.attention(queries, keys_values)
         return latents + self.ffw(latents)
 
 
@@ -153,19 +153,19 @@ class GatedBlock(nn.Module):
             dim, config.heads, kv_dim=config.visual_dim, head_dim=config.head_dim, bias=False
         )
         self.attn_gate = nn.Parameter(torch.zeros(1))
-        self.ffw = FeedForward(dim, config.ffn_factor)
+        self.ffw = FlamingoFeedForward(dim, config.ffn_factor)
         self.ffw_gate = nn.Parameter(torch.zeros(1))
 
-    def forward(self, x: Tensor, seen: KeysValues | None, media_mask: Tensor | None) -> Tensor:
-        """``x [B, T, D]`` -> ``[B, T, D]``; ``seen`` None = there is no picture at all."""
-        if seen is not None:
-            looked = self.attention(self.norm(x), seen, media_mask)
-            x = x + looked * self.attn_gate.tanh()  # Flamingo section 2.2: gated cross-attention
+    def forward(self, x: Tensor, image_keys_values: KeysValues | None, media_mask: Tensor | None) -> Tensor:
+        """``x [B, T, D]`` -> ``[B, T, D]``; ``image_keys_values`` None = there is no picture at all."""
+        if image_keys_values is not None:
+            attended = self.attention(self.norm(x), image_keys_values, media_mask)
+            x = x + attended * self.attn_gate.tanh()  # Flamingo section 2.2: gated cross-attention
         return x + self.ffw(x) * self.ffw_gate.tanh()  # Flamingo section 2.2: gated feed-forward
 
-    def weights(self, x: Tensor, seen: KeysValues, media_mask: Tensor) -> Tensor:
+    def weights(self, x: Tensor, image_keys_values: KeysValues, media_mask: Tensor) -> Tensor:
         """How much each token of ``x`` looks at each latent of each picture: ``[B, H, T, N * R]``."""
-        return self.attention.weights(self.norm(x), seen, media_mask)
+        return self.attention.weights(self.norm(x), image_keys_values, media_mask)
 
 
 def by_picture(x: Tensor, latents: int) -> Tensor:
@@ -176,14 +176,14 @@ def by_picture(x: Tensor, latents: int) -> Tensor:
 class Media(NamedTuple):
     """What text looks at: of each gated block the keys and values of the pictures, ``[B, H, N * R, d]``, computed once."""
 
-    numbers: Tensor  # [B, N]: the place of each picture in its row, from 1; NOBODY where a row has fewer
+    numbers: Tensor  # [B, N]: the place of each picture in its row, from 1; NO_PICTURE where a row has fewer
     blocks: tuple[KeysValues, ...]
 
     def select(self, rows: Tensor) -> Media:
         """The pictures of the rows ``rows [R]``."""
         return Media(self.numbers[rows], tuple(KeysValues(k[rows], v[rows]) for k, v in self.blocks))
 
-    def and_then(self, later: Media) -> Media:
+    def append(self, later: Media) -> Media:
         """These pictures, then later ones."""
         blocks = (
             KeysValues(torch.cat([a.keys, b.keys], 2), torch.cat([a.values, b.values], 2))
@@ -191,7 +191,7 @@ class Media(NamedTuple):
         )
         return Media(torch.cat([self.numbers, later.numbers], 1), tuple(blocks))
 
-    def first(self, pictures: int) -> Media:
+    def first_pictures(self, pictures: int) -> Media:
         """The first pictures of each row."""
         latents = self.blocks[0].keys.shape[2] // max(1, self.numbers.shape[1])
         cut = pictures * latents
@@ -199,13 +199,13 @@ class Media(NamedTuple):
             self.numbers[:, :pictures], tuple(KeysValues(k[:, :, :cut], v[:, :, :cut]) for k, v in self.blocks)
         )
 
-    def of_number(self, numbers: Tensor) -> Media:
-        """Of each row the picture with the number ``numbers [B]`` alone; a row without it gets some other, as NOBODY."""
+    def with_number(self, numbers: Tensor) -> Media:
+        """Of each row the picture with the number ``numbers [B]`` alone; a row without it gets some other, as NO_PICTURE."""
         here = self.numbers == numbers[:, None]
         slot, rows = here.long().argmax(1), torch.arange(len(numbers), device=numbers.device)
         latents = self.blocks[0].keys.shape[2] // self.numbers.shape[1]
         blocks = (KeysValues(*(by_picture(x, latents)[rows, :, slot] for x in pair)) for pair in self.blocks)
-        return Media(numbers.masked_fill(~here.any(1), NOBODY)[:, None], tuple(blocks))
+        return Media(numbers.masked_fill(~here.any(1), NO_PICTURE)[:, None], tuple(blocks))
 
 
 class FlamingoState:
@@ -214,27 +214,29 @@ class FlamingoState:
     def __init__(self, text: KVCache, rows: int, device: torch.device) -> None:
         self.text = text
         self.media: Media | None = None
-        self.seen = torch.zeros(rows, dtype=torch.long, device=device)  # [B]: pictures whose token the text has had
+        self.pictures_read = torch.zeros(
+            rows, dtype=torch.long, device=device
+        )  # [B]: pictures whose token the text has had
         self.beams = 1  # rows of each input
-        self.newest: Media | None = None  # of each row the picture seen last; None = not known yet
+        self.last_media: Media | None = None  # of each row the picture seen last; None = not known yet
 
     def reorder(self, rows: Tensor) -> FlamingoState:
         """Row ``[b, k]`` continues the old row ``rows[b, k]``; uses up this state. The rows of an input look at the same pictures."""
         flat, k = rows.flatten(), rows.shape[1]
         here = torch.arange(len(flat), device=rows.device)
         new = FlamingoState(self.text.reorder(rows), 0, rows.device)
-        new.seen, new.media, new.newest, new.beams = self.seen, self.media, self.newest, k
-        if len(flat) != len(self.seen) or k != self.beams or not torch.equal(flat // k, here // k):
-            new.seen = self.seen[flat]
-            new.media, new.newest = (x.select(flat) if x else None for x in (self.media, self.newest))
+        new.pictures_read, new.media, new.last_media, new.beams = self.pictures_read, self.media, self.last_media, k
+        if len(flat) != len(self.pictures_read) or k != self.beams or not torch.equal(flat // k, here // k):
+            new.pictures_read = self.pictures_read[flat]
+            new.media, new.last_media = (x.select(flat) if x else None for x in (self.media, self.last_media))
         return new
 
     def truncate(self, length: int, pictures: int) -> None:
         """Go back to the first ``length`` positions, of one row, which had had so many pictures."""
         self.text.truncate(length)
-        self.seen = torch.full_like(self.seen, pictures)
-        self.media = self.media.first(pictures) if self.media and pictures else None
-        self.newest = None
+        self.pictures_read = torch.full_like(self.pictures_read, pictures)
+        self.media = self.media.first_pictures(pictures) if self.media and pictures else None
+        self.last_media = None
 
 
 class FlamingoPrompt(NamedTuple):
@@ -257,7 +259,7 @@ class Flamingo(nn.Module):
         super().__init__()
         if config.every > lm.config.layers:
             raise InputError(
-                f"a gated block before every {config.every}th of {lm.config.layers} blocks is none: choose a smaller every"
+                f"every={config.every} leaves no gated block in a model of {lm.config.layers} blocks; choose at most {lm.config.layers}"
             )
         self.config = config
         self.vision_encoder: Any = vision_encoder.requires_grad_(False)
@@ -296,7 +298,7 @@ class Flamingo(nn.Module):
         real = place < count  # [B, N]
         slot = (count.cumsum(0) - count + place).where(real, 0)
         tokens = visual_tokens[slot].flatten(1, 2) if len(visual_tokens) else visual_tokens.new_zeros(len(counts), 0, 1)
-        numbers = (start + 1 + place).where(real, NOBODY)
+        numbers = (start + 1 + place).where(real, NO_PICTURE)
         gated: list[Any] = [*self.xattn] if most else []
         return Media(numbers, tuple(block.attention.keys_values(tokens) for block in gated))
 
@@ -308,7 +310,7 @@ class Flamingo(nn.Module):
         state: FlamingoState | None = None,
         maps: list[Tensor] | None = None,
         text_maps: list[Tensor] | None = None,
-        away: int | None = None,
+        blind_from: int | None = None,
     ) -> Tensor:
         """Text that looks at pictures.
 
@@ -319,43 +321,43 @@ class Flamingo(nn.Module):
             state: what came before.
             maps: takes how much each token looked at each latent, of each gated block ``[B, T, N * R]``, the mean over heads.
             text_maps: takes how much each token looked at each, of each block ``[B, T, T]``; not beside ``state``.
-            away: from this place on the text looks at no picture, until the next one; what goes on from ``state`` likewise.
+            blind_from: from this place on the text looks at no picture, until the next one; what goes on from ``state`` likewise.
 
         Returns:
             the hidden states ``[B, T, E]``, for ``lm.logits``.
         """
-        x, place = self.lm.begin(input_ids, padding_mask, state.text if state else None)
+        x, context = self.lm.embed_inputs(input_ids, padding_mask, state.text if state else None)
         text_time = (input_ids == self.config.image_id).cumsum(1)  # Flamingo section 2.3: pictures before each token
         if state is not None:
-            text_time = text_time + state.seen[:, None]
-        if away is not None:
-            text_time[:, away:] = 0  # there is no picture of this number
+            text_time = text_time + state.pictures_read[:, None]
+        if blind_from is not None:
+            text_time[:, blind_from:] = 0  # there is no picture of this number
         if state is not None:
-            media = self.looked_at(state, text_time)
+            media = self.media_for(state, text_time)
         media_mask = None
         if media is not None and media.blocks:
             media_mask = masks.media(text_time, media.numbers, self.config.latents, self.config.look)
         for i, block in enumerate(self.lm.blocks):
             if (i + 1) % self.config.every == 0:
                 gated: Any = self.xattn[i // self.config.every]
-                seen = media.blocks[i // self.config.every] if media is not None and media.blocks else None
-                if maps is not None and seen is not None and media_mask is not None:
-                    maps.append(gated.weights(x, seen, media_mask).mean(1))
-                x = gated(x, seen, media_mask)
+                image_keys_values = media.blocks[i // self.config.every] if media is not None and media.blocks else None
+                if maps is not None and image_keys_values is not None and media_mask is not None:
+                    maps.append(gated.weights(x, image_keys_values, media_mask).mean(1))
+                x = gated(x, image_keys_values, media_mask)
             if text_maps is not None:
-                text_maps.append(block.attention_weights(x, place).mean(1))  # type: ignore[operator]
-            x = block(x, place, state.text[i] if state else None)
-        return self.lm.finish(x)
+                text_maps.append(block.attention_weights(x, context).mean(1))  # type: ignore[operator]
+            x = block(x, context, state.text[i] if state else None)
+        return self.lm.final_hidden(x)
 
-    def looked_at(self, state: FlamingoState, text_time: Tensor) -> Media | None:
+    def media_for(self, state: FlamingoState, text_time: Tensor) -> Media | None:
         """What the tokens of one call may look at; of one token that looks at one picture, that picture alone, however many came before."""
-        if not torch.equal(text_time[:, -1], state.seen):
-            state.seen, state.newest = text_time[:, -1], None
+        if not torch.equal(text_time[:, -1], state.pictures_read):
+            state.pictures_read, state.last_media = text_time[:, -1], None
         if state.media is None or text_time.shape[1] > 1 or self.config.look == "all":
             return state.media
-        if state.newest is None:
-            state.newest = state.media.of_number(state.seen)
-        return state.newest
+        if state.last_media is None:
+            state.last_media = state.media.with_number(state.pictures_read)
+        return state.last_media
 
     def add_pictures(self, state: FlamingoState, visual_tokens: Tensor, counts: Sequence[int]) -> None:
         """Pictures whose tokens come in the next text. ``visual_tokens [P, R, D]``, ``counts`` of each row."""
@@ -363,10 +365,10 @@ class Flamingo(nn.Module):
             return
         before = [0] * len(counts)
         if state.media is not None:
-            before = (state.media.numbers != NOBODY).sum(1).tolist()
+            before = (state.media.numbers != NO_PICTURE).sum(1).tolist()
         new = self.media(visual_tokens, counts, before)
-        state.media = new if state.media is None else state.media.and_then(new)
-        state.newest = None
+        state.media = new if state.media is None else state.media.append(new)
+        state.last_media = None
 
     def prefill(self, inputs: FlamingoPrompt) -> tuple[Tensor, FlamingoState]:
         """Read prompts: the logits ``[B, V]`` of what follows, and the state to go on with.
@@ -397,7 +399,7 @@ class Flamingo(nn.Module):
         return [(b.attn_gate.detach().tanh().item(), b.ffw_gate.detach().tanh().item()) for b in blocks]
 
 
-def as_prompt(
+def flamingo_prompt(
     rows: Sequence[Sequence[int]], visual_tokens: Tensor, counts: Sequence[int], pad_id: int
 ) -> FlamingoPrompt:
     """Texts of several lengths, each a list of ids, as one batch that ends together."""

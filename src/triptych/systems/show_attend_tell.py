@@ -85,7 +85,7 @@ class Attention(nn.Module):
         return e.squeeze(-1).softmax(-1)  # SAT eq. 5: alpha
 
 
-class State(NamedTuple):
+class CaptionState(NamedTuple):
     """What decoding carries along: the photos' annotations and projections, and the LSTM's ``h`` and ``c`` [B, K, n]."""
 
     annotations: Tensor
@@ -93,7 +93,7 @@ class State(NamedTuple):
     h: Tensor
     c: Tensor
 
-    def reorder(self, rows: Tensor) -> State:
+    def reorder(self, rows: Tensor) -> CaptionState:
         """Row ``[b, k]`` of the new state continues the old row ``rows[b, k]`` (rows are counted through all photos).
 
         The rows of one photo stay together; photos may be dropped or change places, and their number of rows may change.
@@ -102,7 +102,7 @@ class State(NamedTuple):
         photos = rows[:, 0] // self.h.shape[1]
         if not torch.equal(photos, torch.arange(len(annotations), device=photos.device)):
             annotations, keys = annotations[photos], keys[photos]
-        return State(annotations, keys, self.h.flatten(0, 1)[rows], self.c.flatten(0, 1)[rows])
+        return CaptionState(annotations, keys, self.h.flatten(0, 1)[rows], self.c.flatten(0, 1)[rows])
 
 
 class Step(NamedTuple):
@@ -119,7 +119,7 @@ class Output(NamedTuple):
     location_logprob: Tensor  # [B, K, T]
 
 
-class Decoder(nn.Module):
+class CaptionDecoder(nn.Module):
     """Annotation vectors in, words out."""
 
     def __init__(self, config: ShowAttendTellConfig) -> None:
@@ -139,16 +139,16 @@ class Decoder(nn.Module):
         nn.init.uniform_(self.output.weight, -0.1, 0.1)
         nn.init.zeros_(self.output.bias)
 
-    def start(self, annotations: Tensor, rows: int) -> State:
+    def start(self, annotations: Tensor, rows: int) -> CaptionState:
         """The state before the first word, ``rows`` captions a photo. ``annotations [B, L, D]``."""
         mean = annotations.mean(1)
         h, c = self.init_h(mean), self.init_c(mean)  # SAT section 3.1.2: initial states
         if self.config.initial_state == "tanh":
             h, c = h.tanh(), c.tanh()
         keys = self.attention.annotation_proj(annotations)
-        return State(annotations, keys, *(x[:, None].expand(-1, rows, -1) for x in (h, c)))
+        return CaptionState(annotations, keys, *(x[:, None].expand(-1, rows, -1) for x in (h, c)))
 
-    def look(self, state: State, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def attend(self, state: CaptionState, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Where to look next and what is seen there: ``z_hat [B, K, D]``, ``alpha [B, K, L]``, log p(s) ``[B, K]``.
 
         Hard attention looks at one cell: drawn from ``alpha`` when a ``generator`` is given, else the likeliest.
@@ -169,9 +169,9 @@ class Decoder(nn.Module):
             location_logprob = alpha.gather(-1, cell).squeeze(-1).clamp_min(1e-12).log()
         return torch.sigmoid(self.beta(state.h)) * z_hat, alpha, location_logprob  # SAT section 4.2.1: beta
 
-    def advance(self, word_gates: Tensor, state: State, generator: torch.Generator | None = None) -> Step:
+    def advance(self, word_gates: Tensor, state: CaptionState, generator: torch.Generator | None = None) -> Step:
         """One LSTM step. ``word_gates [B, K, 4n]``: the previous word's share of the gates (``word_gates`` below)."""
-        z_hat, alpha, location_logprob = self.look(state, generator)
+        z_hat, alpha, location_logprob = self.attend(state, generator)
         context = F.linear(z_hat, self.lstm.weight_ih[:, self.config.embed_dim :])
         gates = word_gates + context + F.linear(state.h, self.lstm.weight_hh)
         i, f, g, o = gates.float().chunk(4, -1)  # SAT eq. 1: gates
@@ -207,12 +207,12 @@ class Decoder(nn.Module):
         h, _, z_hat, alpha, location_logprob = (torch.stack(x, 2) for x in zip(*steps, strict=True))
         return Output(self.words(embedded, h, z_hat), alpha, location_logprob)
 
-    def prefill(self, annotations: Tensor) -> tuple[Tensor, State]:
+    def prefill(self, annotations: Tensor) -> tuple[Tensor, CaptionState]:
         """``annotations [B, L, D]`` -> logits of the first word ``[B, V]`` and the state after BOS (one row a photo)."""
         bos = torch.full((len(annotations),), BOS, device=annotations.device)
         return self.step(bos, self.start(annotations, 1))
 
-    def step(self, ids: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, ids: Tensor, state: CaptionState) -> tuple[Tensor, CaptionState]:
         """``ids [B * K]``, one word for each row -> logits of the next ``[B * K, V]`` and the state after it."""
         embedded = self.embedding(ids).view(*state.h.shape[:2], -1)
         h, c, z_hat, _, _ = self.advance(self.word_gates(embedded), state)
@@ -227,7 +227,7 @@ class ShowAttendTell(nn.Module):
         if config.feature_dim != encoder.dim:
             raise InputError(f"the decoder expects {config.feature_dim} channels, {encoder.name} gives {encoder.dim}")
         self.config = config
-        self.encoder, self.decoder = encoder, Decoder(config)
+        self.encoder, self.decoder = encoder, CaptionDecoder(config)
         self.unfreeze()
 
     def unfreeze(self) -> None:
@@ -236,15 +236,15 @@ class ShowAttendTell(nn.Module):
         self.encoder.layers[: self.encoder.cut].requires_grad_(False)
 
     def forward(self, maps: Tensor, input_ids: Tensor, generator: torch.Generator | None = None) -> Output:
-        """Teacher forcing over what the encoder's trunk made of the photos, ``maps [B, C, h, w]``; see ``Decoder.forward``."""
+        """Teacher forcing over what the encoder's trunk made of the photos, ``maps [B, C, h, w]``; see ``CaptionDecoder.forward``."""
         return self.decoder(self.encoder.tail(maps), input_ids, generator)
 
-    def prefill(self, maps: Tensor) -> tuple[Tensor, State]:
+    def prefill(self, maps: Tensor) -> tuple[Tensor, CaptionState]:
         """``maps [B, C, h, w]`` of the encoder's trunk -> logits of the first word ``[B, V]``, the state after BOS."""
         return self.decoder.prefill(self.encoder.tail(maps))
 
-    def step(self, ids: Tensor, state: State) -> tuple[Tensor, State]:
-        """See ``Decoder.step``."""
+    def step(self, ids: Tensor, state: CaptionState) -> tuple[Tensor, CaptionState]:
+        """See ``CaptionDecoder.step``."""
         return self.decoder.step(ids, state)
 
 

@@ -36,7 +36,7 @@ from triptych.tasks.writing import (
     sentence,
     to_answer,
 )
-from triptych.text.prompt import DESCRIBE, between_pictures, question_prompt, read_with
+from triptych.text.prompt import CAPTION_INSTRUCTION, qformer_texts, question_prompt, split_at_images
 from triptych.text.tokenizer import TextTokenizer
 
 BATCH = 16  # photos decoded together
@@ -101,7 +101,7 @@ class Blip2Tasks(Answerer):
         words, search = self.blip2.words, itg_search(self.blip2.words, self.search(**settings))
         answers = []
         for first in range(0, len(images), BATCH):
-            image = self.look(images[first : first + BATCH])
+            image = self.image_keys_values(images[first : first + BATCH])
             for i, (best, *others) in enumerate(generate(GroundedText(self.model, words.dec), image, search)):
                 texts = [sentence(words.decode(h.ids)) for h in (best, *others)]
                 told, spans = joined([words.words[piece] for piece in best.ids])
@@ -165,7 +165,7 @@ class Blip2Tasks(Answerer):
         text_features = self.model.text_features(input_ids, text_mask)
         matches = []
         for i, photo in enumerate(photos):
-            image = self.look([photo])
+            image = self.image_keys_values([photo])
             queries = self.model.read_photos(image).queries
             for first in range(0, len(texts), PAIRS):
                 part = slice(first, first + PAIRS)
@@ -195,7 +195,7 @@ class Blip2Tasks(Answerer):
         """Features for contrast of each photo's queries, ``[B, Q, E]``, of length 1."""
         self.check_matches()
         assert self.model.heads is not None
-        queries = self.model.read_photos(self.look(images)).queries
+        queries = self.model.read_photos(self.image_keys_values(images)).queries
         return self.model.heads.image_features(queries).float().cpu().numpy()
 
     @torch.inference_mode()
@@ -221,9 +221,9 @@ class Blip2Tasks(Answerer):
         """The model's own way of writing, with ``settings`` changed. Raises InputError for an unknown or impossible one."""
         return changed(self.blip2.search, settings)
 
-    def look(self, images: Sequence[ImageSource]) -> ImageKeysValues:
+    def image_keys_values(self, images: Sequence[ImageSource]) -> ImageKeysValues:
         """Photos as the Q-Former attends to them."""
-        return self.model.look(torch.cat([self.encode(image) for image in images]))
+        return self.model.image_keys_values(torch.cat([self.encode(image) for image in images]))
 
     def word_pieces(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids and mask for the Q-Former. Raises InputError: a text is empty or too long."""
@@ -236,16 +236,16 @@ class Blip2Tasks(Answerer):
         self, prompt: str, images: Sequence[ImageSource], question: str | None = None, explain: bool = False
     ) -> Row:
         """Look at the photos of one prompt, with the question if the Q-Former reads it."""
-        lm, texts, prompts = self.lm, between_pictures(prompt, len(images)), self.blip2.prompts
+        lm, texts, prompts = self.lm, split_at_images(prompt, len(images)), self.blip2.prompts
         begins = next((i for i, text in enumerate(texts) if text), len(images)) if prompts.published else None
         ids = [self.tokenizer.encode(text, begin=i == begins) for i, text in enumerate(texts)]
         row = [torch.tensor(piece, dtype=torch.long, device=self.device) for piece in ids]
         asked = None
-        instruction = prompt if prompts.whole else question or DESCRIBE
+        instruction = prompt if prompts.whole else question or CAPTION_INSTRUCTION
         if self.model.config.instructed:
-            alike = read_with(instruction, 1) * len(images)
-            asked = self.word_pieces(alike if prompts.whole else read_with(instruction, len(images)))
-        seen = self.model.read_photos(self.look(images), asked, explain)
+            alike = qformer_texts(instruction, 1) * len(images)
+            asked = self.word_pieces(alike if prompts.whole else qformer_texts(instruction, len(images)))
+        seen = self.model.read_photos(self.image_keys_values(images), asked, explain)
         soft = self.model.soft_prompt(seen.queries)
         row = [row[0], *(piece for pair in zip(soft, row[1:], strict=True) for piece in pair)]
         length = sum(map(len, row))
@@ -268,7 +268,7 @@ class Blip2Tasks(Answerer):
         """Where each word of a text was looked for in a photo; behind them, as one word, where the best query of contrast looked."""
         input_ids, text_mask = self.word_pieces([text])
         words, spans = joined([self.blip2.words.words[i] for i in input_ids[0, 1:-1].tolist()])
-        maps = match_maps(self.model, self.look([image]), input_ids, text_mask, spans)
+        maps = match_maps(self.model, self.image_keys_values([image]), input_ids, text_mask, spans)
         return Evidence((*words, "(whole text)"), maps, (0.0,) * len(maps))
 
     def choose(self, row: Row, choices: Sequence[str], explain: bool) -> Answer:

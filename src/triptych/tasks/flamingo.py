@@ -16,7 +16,7 @@ from triptych.errors import InputError
 from triptych.generate import Hypothesis, Search, generate, stream
 from triptych.io.images import ImageSource, content_hash, load_image
 from triptych.models import FlamingoModel
-from triptych.systems.flamingo import Flamingo, as_prompt
+from triptych.systems.flamingo import Flamingo, flamingo_prompt
 from triptych.tasks.answer import Answer
 from triptych.tasks.chat import ANSWER_TOKENS, MAX_TOKENS, Chat
 from triptych.tasks.chat import MAX_PICTURES as CHAT_PICTURES
@@ -39,13 +39,13 @@ from triptych.text.prompt import (
     CAPTION,
     END,
     IMAGE,
-    asked_behind,
-    asks_which,
-    between_pictures,
+    captions_by_picture,
     few_shot,
-    one_by_one,
+    pictures_named_by,
+    question_after_pictures,
     question_prompt,
     shot_text,
+    split_at_images,
     statement,
 )
 from triptych.text.tokenizer import TextTokenizer
@@ -141,20 +141,20 @@ class FlamingoTasks(Answerer):
     def told(self, question: str, images: Sequence[ImageSource]) -> Iterator[tuple[Row, Begun]]:
         """Pictures with their captions (each written as if it were alone, or the first would tell what the others show) and then a
         question, read. From there on the text looks at no picture: it would see the last one alone, and say of all what it sees in that."""
-        ids = self.tokenizer.encode(asked_behind(question))
+        ids = self.tokenizer.encode(question_after_pictures(question))
         captions = self.write([(CAPTION, [image]) for image in images], self.search())
-        row = self.row(one_by_one([caption.text for caption in captions]), images)
+        row = self.row(captions_by_picture([caption.text for caption in captions]), images)
         self.check_length(len(row.input_ids) + len(ids))
         with self.prefix.begun(row) as begun:
-            hidden = self.model(torch.tensor([ids], device=self.device), state=begun.state, away=0)
+            hidden = self.model(torch.tensor([ids], device=self.device), state=begun.state, blind_from=0)
             logits = self.model.lm.logits(hidden[:, -1:])[:, 0]
-            whole = row._replace(input_ids=row.input_ids + ids, away=len(row.input_ids))
+            whole = row._replace(input_ids=row.input_ids + ids, blind_from=len(row.input_ids))
             yield whole, Begun(self.model, logits, begun.state)
 
     def chosen(self, question: str, images: Sequence[ImageSource], choices: Sequence[str], explain: bool) -> Answer:
         """The likeliest choice; of a question that asks which of the photos shows something, by ``which``."""
         prompt = question_prompt(question, len(images))
-        places = asks_which(question, choices, len(images))
+        places = pictures_named_by(question, choices, len(images))
         if places is None:
             return self.choose(prompt, images, choices, explain)
         return self.which(statement(question), images, [choices[places.index(n)] for n in range(len(images))], explain)
@@ -297,7 +297,7 @@ class FlamingoTasks(Answerer):
         """Ids of a text, ``image_id`` where a picture stands, ``end_id`` behind an example."""
         self.check_count(pictures)
         ids = self.tokenizer.encode("", begin=True)
-        for i, between in enumerate(between_pictures(text, pictures)):
+        for i, between in enumerate(split_at_images(text, pictures)):
             ids += [self.model.config.image_id] * (i > 0)
             for n, piece in enumerate(between.split(END)):
                 ids += [self.flamingo.end_id] * (n > 0) + self.tokenizer.encode(piece)
@@ -356,7 +356,7 @@ class FlamingoTasks(Answerer):
                 begun.state.reorder(torch.zeros(1, len(rows), dtype=torch.long, device=self.device)) if begun else None
             )
             pictures = len(first.visual_tokens)
-            prompt = as_prompt(
+            prompt = flamingo_prompt(
                 [row.input_ids[shared:] for row in rows],
                 torch.cat([row.visual_tokens[pictures:] for row in rows]),
                 [len(row.visual_tokens) - pictures for row in rows],
@@ -374,7 +374,7 @@ class FlamingoTasks(Answerer):
         """``images``: of the prompt, to show where the model looked in them; None = no evidence."""
 
         def maps(ids: Sequence[int], spans: Spans) -> NDArray[np.float32]:
-            return answer_maps(self.model, row.input_ids, self.features(images or ()), ids, spans, row.away)
+            return answer_maps(self.model, row.input_ids, self.features(images or ()), ids, spans, row.blind_from)
 
         return to_answer(self.name, self.tokenizer, hypotheses, maps if images else None, as_sentence)
 

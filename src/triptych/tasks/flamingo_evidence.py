@@ -42,7 +42,7 @@ def answer_maps(
     looked: list[Tensor] = []
     read: list[Tensor] = []
     text = torch.tensor([[*prompt_ids, *ids[:-1]]], dtype=torch.long, device=device)
-    model(text, model.media(tokens, [pictures]), maps=looked, text_maps=read, away=away)
+    model(text, model.media(tokens, [pictures]), maps=looked, text_maps=read, blind_from=away)
     direct = torch.stack([x[0] for x in looked]).mean(0).view(text.shape[1], pictures, -1)  # [S, N, R]
     through = torch.stack([x[0] for x in read]).mean(0)  # [S, S]
     made = slice(-len(ids), None)

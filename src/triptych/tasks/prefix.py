@@ -9,17 +9,18 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from triptych.systems.flamingo import Flamingo, FlamingoState, as_prompt
+from triptych.systems.flamingo import Flamingo, FlamingoState, flamingo_prompt
 
 
 class Row(NamedTuple):
-    """One prompt. ``signature``: its tokens, each picture by its content, so that like prompts are alike. ``away``: the place from which on
+    """One prompt. ``signature``: its tokens, each picture by its content, so that equal prompts have equal signatures.
+    ``blind_from``: the position from which
     its text looks at no picture."""
 
     input_ids: list[int]
     signature: tuple[int | str, ...]
     visual_tokens: Tensor  # [N, R, D]
-    away: int | None = None
+    blind_from: int | None = None
 
     def until(self, length: int) -> Row:
         """Its beginning."""
@@ -63,7 +64,7 @@ class PrefixMemory:
         if kept is not None and start:
             state = kept[1]
             state.truncate(start, pictures)
-        prompt = as_prompt(
+        prompt = flamingo_prompt(
             [row.input_ids[start:]], row.visual_tokens[pictures:], [len(row.visual_tokens) - pictures], self.pad_id
         )
         logits, state = self.model.prefill(prompt._replace(state=state))

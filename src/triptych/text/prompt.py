@@ -12,7 +12,7 @@ IMAGE = "<image>"
 END = "<|endofchunk|>"  # ends an example within a prompt
 CAPTION = f"{IMAGE}\nCaption:"
 IGNORED = -100  # a label that does not count in the loss
-DESCRIBE = "describe the photo"  # what a Q-Former that reads questions reads for a caption
+CAPTION_INSTRUCTION = "describe the photo"  # what a Q-Former that reads questions reads for a caption
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ class Prompts:
     whole: bool = False
 
 
-OURS = Prompts()
+DEFAULT_PROMPTS = Prompts()
 BLIP2_OPT = Prompts(f"{IMAGE}a photo of", "Question: {} Answer:", published=True)
 INSTRUCT_BLIP = Prompts(f"{IMAGE}A short image description:", "Question: {} Short answer:", published=True, whole=True)
 
 
-def question_prompt(question: str, pictures: int, prompts: Prompts = OURS) -> str:
+def question_prompt(question: str, pictures: int, prompts: Prompts = DEFAULT_PROMPTS) -> str:
     """The prompt of a question about photos. A question that says itself where they stand (``<image>``) keeps them there.
 
     Raises:
@@ -59,19 +59,19 @@ def photo_lines(pictures: int) -> str:
     return "\n".join(f"{name}: {IMAGE}" for name in photo_names(pictures))
 
 
-def one_by_one(captions: Sequence[str]) -> str:
+def captions_by_picture(captions: Sequence[str]) -> str:
     """Pictures by name, each with its caption."""
     return "".join(
         f"{name}: {CAPTION} {text}{END}" for name, text in zip(photo_names(len(captions)), captions, strict=True)
     )
 
 
-def asked_behind(question: str) -> str:
+def question_after_pictures(question: str) -> str:
     """A question about pictures that stand further up."""
     return question_prompt(question, 1).removeprefix(IMAGE)
 
 
-def read_with(question: str, pictures: int) -> list[str]:
+def qformer_texts(question: str, pictures: int) -> list[str]:
     """What the Q-Former reads with each photo: the question without places, behind the photo's name where there are several."""
     words = " ".join(question.replace(IMAGE, " ").split())
     return [words] if pictures == 1 else [f"{name.lower()}: {words}" for name in photo_names(pictures)]
@@ -82,7 +82,7 @@ def photo_names(pictures: int) -> list[str]:
     return ["Left photo", "Right photo"] if pictures == 2 else [f"Photo {n + 1}" for n in range(pictures)]
 
 
-def between_pictures(prompt: str, pictures: int) -> list[str]:
+def split_at_images(prompt: str, pictures: int) -> list[str]:
     """The texts before, between and after the pictures: one more than there are pictures.
 
     Raises:
@@ -124,7 +124,7 @@ WHICH = re.compile(
 )
 
 
-def asks_which(question: str, choices: Sequence[str], pictures: int) -> list[int] | None:
+def pictures_named_by(question: str, choices: Sequence[str], pictures: int) -> list[int] | None:
     """The photo that each choice names, where a question asks which of the photos shows something and every photo is one of the choices
     ("left" and "the right one", "photo 3"); else None."""
     sides = {"left": 0, "right": 1} if pictures == 2 else {}

@@ -140,11 +140,11 @@ def speak_words(model: Flamingo, head: Tensor, visual_tokens: Tensor, text: Tens
 
 def residual_sizes(lm: Decoder, text: Tensor) -> list[float]:
     """The root mean square of what enters each block."""
-    x, place = lm.begin(text)
+    x, context = lm.embed_inputs(text)
     sizes = []
     for block in lm.blocks:
         sizes.append(float(x[:, 1:].square().mean().sqrt()))  # the first token is much larger than all others
-        x = block(x, place)
+        x = block(x, context)
     return sizes
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from triptych.data import Photo
 from triptych.data.english.questions import PairQuestion, Question
-from triptych.text.prompt import IGNORED, between_pictures, question_prompt, read_with
+from triptych.text.prompt import IGNORED, qformer_texts, question_prompt, split_at_images
 from triptych.text.tokenizer import TextTokenizer
 from triptych.text.vocabulary import plain_caption
 from triptych.text.wordpiece import WordPieces
@@ -111,14 +111,14 @@ class QuestionRows:
         input_ids = torch.tensor([ids + [self.end] * (width - len(ids)) for ids, _ in rows])
         labels = torch.tensor([told + [IGNORED] * (width - len(told)) for _, told in rows])
         token_mask = torch.arange(width) < torch.tensor([len(ids) for ids, _ in rows])[:, None]
-        read = [text for item in asked for text in read_with(item.question, len(item.photos))]
+        read = [text for item in asked for text in qformer_texts(item.question, len(item.photos))]
         question_ids, question_mask = self.words.encode(read, cut=True)
         photos = torch.tensor([photo for item in asked for photo in item.photos], dtype=torch.long)
         return Rows(photos, question_ids, question_mask, input_ids, token_mask, labels)
 
     def row(self, item: Asked) -> tuple[list[int], list[int]]:
         """Ids of the prompt and the answer, and what follows each (IGNORED within the prompt)."""
-        texts = between_pictures(question_prompt(item.question, len(item.photos)), len(item.photos))
+        texts = split_at_images(question_prompt(item.question, len(item.photos)), len(item.photos))
         prompt = self.tokenizer.encode(texts[0])
         for text in texts[1:]:
             prompt += [PICTURE] * self.queries + self.tokenizer.encode(text)

@@ -27,11 +27,11 @@ from triptych.generate import Search, generate
 from triptych.metrics.captions import score_captions
 from triptych.models import Blip2Model, in_bfloat16, itg_search, save_blip2
 from triptych.nn import masks
-from triptych.nn.decoder import Place, Prompt
+from triptych.nn.decoder import Prompt, TokenContext
 from triptych.nn.qformer import ImageKeysValues, QFormerOutput
 from triptych.systems.blip2 import Blip2, GroundedText, caption_inputs, instruction
 from triptych.systems.blip2_losses import itc_loss, itc_similarity, itg_loss, itm_loss, itm_pairs
-from triptych.text.prompt import CAPTION, IGNORED, between_pictures
+from triptych.text.prompt import CAPTION, IGNORED, split_at_images
 from triptych.text.tokenizer import TextTokenizer
 from triptych.text.wordpiece import WordPieces
 from triptych.train.blip2.batches import (
@@ -142,7 +142,7 @@ class Blip2Objective(nn.Module):
         self.last: dict[str, float] = {}
 
     def forward(self, batch: Batch, seed: int) -> Tensor:
-        image = self.model.look(batch.image_features)
+        image = self.model.image_keys_values(batch.image_features)
         seen = self.model.read_photos(image)
         losses: dict[str, Tensor] = {}
         reward: dict[str, float] = {}
@@ -204,7 +204,7 @@ class Blip2Objective(nn.Module):
             pairs = (
                 image.select(image_rows)
                 if one_process
-                else self.model.look(self.gather(batch.image_features)[image_rows])
+                else self.model.image_keys_values(self.gather(batch.image_features)[image_rows])
             )
             texts, shown = (self.gather(x[::k])[text_rows] for x in batch.captions)
             losses["itm"] = itm_loss(heads.itm_logits(qformer.encode_both(pairs, texts, shown).queries))
@@ -260,11 +260,11 @@ class Blip2Objective(nn.Module):
         shifted = torch.cat([self.prompt[-1:].expand(photos, count, 1), captions[..., :-1].clamp_min(0)], 2)
         x = torch.cat([prefix, lm.embed(shifted.flatten(1).gather(1, packed))], 1)
         before = torch.arange(start, device=x.device).expand(photos, -1)
-        x, turn = lm.enter(x, torch.cat([before, start + packed % length], 1))
-        place = Place(masks.branches(start, packed // length), False, turn)
+        x, positions = lm.add_positions(x, torch.cat([before, start + packed % length], 1))
+        context = TokenContext(masks.branches(start, packed // length), False, positions)
         for block in lm.blocks:
-            x = block(x, place)
-        return lm.logits(lm.finish(x[:, start:])[~padding.gather(1, packed)]).float()
+            x = block(x, context)
+        return lm.logits(lm.final_hidden(x[:, start:])[~padding.gather(1, packed)]).float()
 
     def answer_loss(self, image: ImageKeysValues, rows: Rows) -> Tensor:
         """-log p(answer | photos, question) of the frozen language model, the mean over answers' tokens."""
@@ -301,7 +301,7 @@ def retrieval_recall(
     shown = []
     for first in range(0, len(photos), batch):
         rows = range(first, min(first + batch, len(photos)))
-        image = model.look(cells_of(features[rows, [0] * len(rows)]).to(device))
+        image = model.image_keys_values(cells_of(features[rows, [0] * len(rows)]).to(device))
         shown.append(model.heads.image_features(model.read_photos(image).queries))
     ids, text_mask = words.encode(texts, recipe.max_pieces, cut=True)
     told = [
@@ -326,7 +326,7 @@ def generated(
     device = model.qformer.query_tokens.device
     for first in range(0, photos, batch):
         rows = range(first, min(first + batch, photos))
-        image = model.look(cells_of(features[rows, [0] * len(rows)]).to(device))
+        image = model.image_keys_values(cells_of(features[rows, [0] * len(rows)]).to(device))
         if tokenizer is None:
             found = generate(GroundedText(model, words.dec), image, itg_search(words, search))
             texts += [words.decode(hypotheses[0].ids) for hypotheses in found]
@@ -357,7 +357,7 @@ def answered(
         rows = range(first, min(first + batch, len(questions)))
         drawn = draw_questions(rows, questions, len(rows), seed)
         if drawn:
-            image = model.look(cells_of(features[rows, [0] * len(rows)]).to(device))
+            image = model.image_keys_values(cells_of(features[rows, [0] * len(rows)]).to(device))
             right += right_answers(model, image, Rows(*(x.to(device) for x in as_rows(drawn))))
             asked += len(drawn)
     return 100 * right / max(1, asked)
@@ -403,7 +403,7 @@ def train(
         model,
         recipe,
         words,
-        tokenizer.encode(between_pictures(CAPTION, 1)[1]) if tokenizer else (),
+        tokenizer.encode(split_at_images(CAPTION, 1)[1]) if tokenizer else (),
         all_processes if several else lambda tensor: tensor,
         torch.distributed.get_rank() if several else 0,
         CaptionReward(photos, tokenizer, recipe.bleu_weight) if terms.get("scst") and tokenizer else None,
@@ -493,7 +493,7 @@ def words_first(
 
     def see(image_features: Tensor) -> Tensor:
         asked = instruction(model, blip2.words, len(image_features))
-        return model.read_photos(model.look(image_features), asked).queries
+        return model.read_photos(model.image_keys_values(image_features), asked).queries
 
     trained = nn.ModuleList([model.vision_norm, model.qformer])
     objective = WordObjective(trained, see, model.config.qformer.dim, embeddings, words).to(device)

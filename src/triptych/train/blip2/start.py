@@ -17,8 +17,8 @@ from triptych.errors import InputError
 from triptych.models import (
     Blip2Model,
     blip2_search,
-    embedded_lm,
-    lm_fingerprint,
+    find_language_model,
+    language_model_fingerprint,
     load_blip2,
     locate,
     part_fingerprint,
@@ -92,12 +92,12 @@ def new_blip2(encoder: str, weights: Path | None, image_size: int | None, querie
 
 def with_lm(blip2: Blip2Model, name: str) -> Blip2Model:
     """The same with a frozen language model behind a fresh projection."""
-    lm = embedded_lm(name)
+    lm = find_language_model(name)
     model = Blip2(blip2.model.config, blip2.model.vision_encoder, lm.decoder)
     load_strict(model, blip2.model.state_dict(), optional_prefixes=("lm.", "projection."))
     assert model.projection is not None
     as_words = float(lm.decoder.embedding.weight.std()) / model.config.qformer.dim**0.5
     nn.init.normal_(model.projection.weight, std=as_words)  # soft prompts begin as large as words
-    config = {**blip2.config, "lm": {"name": name, "sha256": lm_fingerprint(name, lm)}}
+    config = {**blip2.config, "lm": {"name": name, "sha256": language_model_fingerprint(name, lm)}}
     search = blip2_search(lm.tokenizer)
     return replace(blip2, model=model, tokenizer=lm.tokenizer, search=search, config=config)

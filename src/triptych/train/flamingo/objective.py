@@ -24,8 +24,8 @@ from triptych.errors import InputError
 from triptych.generate import Search, generate
 from triptych.metrics.captions import score_captions
 from triptych.models import FlamingoModel, in_bfloat16, save_flamingo
-from triptych.systems.flamingo import Flamingo, FlamingoPrompt, as_prompt
-from triptych.text.prompt import CAPTION, IGNORED, between_pictures
+from triptych.systems.flamingo import Flamingo, FlamingoPrompt, flamingo_prompt
+from triptych.text.prompt import CAPTION, IGNORED, split_at_images
 from triptych.train.crops import cells_of, crop_cells
 from triptych.train.features import Features
 from triptych.train.flamingo.batches import REWARDED, Batch, Mixture, Rows, padded
@@ -292,7 +292,7 @@ def parameter_groups(model: Flamingo, recipe: FlamingoRecipe) -> list[dict[str, 
 
 def caption_prompt(flamingo: FlamingoModel) -> list[int]:
     """The ids that ask for a photo's caption."""
-    begin, after = between_pictures(CAPTION, 1)
+    begin, after = split_at_images(CAPTION, 1)
     encode = flamingo.tokenizer.encode
     return [*encode(begin, begin=True), flamingo.model.config.image_id, *encode(after)]
 
@@ -308,7 +308,7 @@ def captions(flamingo: FlamingoModel, pictures: Pictures, photos: int, batch: in
         shown = range(first, min(first + batch, photos))
         numbers = torch.ones(len(shown), dtype=torch.long, device=device)
         tokens = model.resampler(pictures.cells(shown).to(device), numbers)
-        prompt = as_prompt([ids] * len(shown), tokens, [1] * len(shown), flamingo.end_id)
+        prompt = flamingo_prompt([ids] * len(shown), tokens, [1] * len(shown), flamingo.end_id)
         texts += [tokenizer.decode(found[0].ids).strip() for found in generate(model, prompt, search)]
     return texts
 

@@ -15,8 +15,8 @@ from triptych.errors import InputError
 from triptych.generate import Search
 from triptych.models import (
     FlamingoModel,
-    embedded_lm,
-    lm_fingerprint,
+    find_language_model,
+    language_model_fingerprint,
     load_flamingo,
     locate,
     part_fingerprint,
@@ -87,7 +87,7 @@ def new_flamingo(
 ) -> FlamingoModel:
     """Fresh trained parts, their gates shut, between frozen ones."""
     vision = published_encoder(encoder, weights=weights, image_size=image_size)
-    language = embedded_lm(lm)
+    language = find_language_model(lm)
     specials = language.tokenizer.specials
     token = image_token or next((token for token in SPARE if token in specials), "")
     if token not in specials:
@@ -104,7 +104,7 @@ def new_flamingo(
         "image_size": vision.image_size,
         "part": part_fingerprint(encoder) if embedded else None,
     }
-    own = {"encoder": spec, "lm": {"name": lm, "sha256": lm_fingerprint(lm, language)}}
+    own = {"encoder": spec, "lm": {"name": lm, "sha256": language_model_fingerprint(lm, language)}}
     end_id = min(language.tokenizer.eos_ids)
     search = Search(frozenset({end_id}), max_new_tokens=25, banned=frozenset({config.image_id}))
     return FlamingoModel(Flamingo(config, vision, language.decoder), language.tokenizer, search, end_id, own)
