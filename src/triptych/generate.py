@@ -185,7 +185,7 @@ def choose(logprobs: Tensor, generators: Sequence[torch.Generator], search: Sear
     rows = len(scores) // len(generators)
     device = torch.device("cpu") if scores.device.type == "mps" else scores.device  # MPS has no float64
     uniform = torch.cat([torch.rand(rows, 1, dtype=torch.float64, generator=g) for g in generators]).to(device)
-    # the inverse of the cumulative distribution, at a random place
+    # the inverse of the cumulative distribution at a random number
     below = scores.softmax(-1).to(device).cumsum(-1, dtype=torch.float64)
     drawn = torch.searchsorted(below, uniform * below[:, -1:], right=True).squeeze(1)
     return drawn.clamp_max(scores.shape[-1] - 1).to(scores.device)
@@ -241,4 +241,4 @@ def beam_search(model: StepModel, inputs: Any, search: Search) -> list[list[Hypo
         logprobs = log_softmax(logits, search)
 
     rank = search.length_penalty
-    return [sorted(found, key=lambda h: -h.score(rank))[: search.n_best] for found in ended]
+    return [sorted(hypotheses, key=lambda h: -h.score(rank))[: search.n_best] for hypotheses in ended]

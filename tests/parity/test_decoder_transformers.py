@@ -173,7 +173,7 @@ def test_refuses_what_it_does_not_cover() -> None:
     for kind, change, words in (
         ("gpt_neox", {"hidden_act": "tanh"}, "'tanh'"),
         ("gpt_neox", {"num_attention_heads": 0}, "makes no sense"),
-        ("gpt_neox", {"rope_parameters": {"partial_rotary_factor": 0.4}}, "even width"),
+        ("gpt_neox", {"rope_parameters": {"partial_rotary_factor": 0.4}}, "even rotary_dim"),
         ("gpt_neox", {"rope_parameters": {"rope_type": "yarn"}}, "'yarn'"),
         ("mpt, 6 heads", {"attn_config": {"alibi": False}}, "alibi = False is not covered: only True is"),
         ("mpt, 6 heads", {"attn_config": {"qk_ln": True}}, "qk_ln"),

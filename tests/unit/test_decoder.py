@@ -521,7 +521,7 @@ def test_configs_that_cannot_be() -> None:
     for change, words in (
         ({"rotary_dim": 0}, "rotary_dim is 0"),
         ({"rotary_dim": 6}, "rotary_dim is 6"),
-        ({"rotary_dim": 3}, "even width"),
+        ({"rotary_dim": 3}, "even rotary_dim"),
         ({"rotary_dim": 2, "rope_factors": (1.0, 1.0)}, "2 rotary factors: a width of 2"),
         ({"positions": "alibi", "alibi_bias_max": 0}, "alibi_bias_max above 0"),
         ({"activation": "tanh"}, "the activation 'tanh'"),

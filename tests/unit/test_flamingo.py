@@ -209,7 +209,7 @@ def test_media_of_ragged_rows() -> None:
 @pytest.mark.parametrize("places", [0, 1, 3])
 def test_pictures_and_places_must_match(model: Flamingo, places: int) -> None:
     ids = text(5, tuple(range(places)))[0].tolist()
-    with pytest.raises(InputError, match=f"2 pictures for {places} places"):
+    with pytest.raises(InputError, match=f"2 pictures for {places} image tokens"):
         model.prefill(flamingo_prompt([ids], tokens(model, 2), [2], PAD))
     with pytest.raises(InputError, match="give one for each"):
         model.media(tokens(model, 2), [1])

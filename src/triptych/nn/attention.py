@@ -4,10 +4,10 @@ The shape legend of the package:
 
     B  batch              L  grid cells of a picture      T  tokens of text     D  width of a vector
     N  pictures           R  latents (Flamingo)           V  vocabulary         H  heads
-    K  rows of one input  Q  queries (BLIP-2)             S  keys, what a token may look at
+    K  rows of one input  Q  queries (BLIP-2)             S  keys that a token may attend to
 
 Masks are boolean, True = may attend, shaped ``[T, S]`` or ``[B, T, S]`` (axes of 1 broadcast); ``masks.py`` draws them all.
-A row that may see nothing gets exactly 0: it is neither NaN nor the mean of what it must not see.
+A row whose keys are all masked gets exactly 0, neither NaN nor the mean of the masked values.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from triptych.nn import masks
 
 
 class KeysValues(NamedTuple):
-    """What is looked at: ``keys`` and ``values``, each ``[B, H, S, D / H]``."""
+    """``keys`` and ``values``, each ``[B, H, S, D / H]``."""
 
     keys: Tensor
     values: Tensor
@@ -53,11 +53,11 @@ def attend(
         queries: ``[B, H, T, d]``.
         keys, values: ``[B, G, S, d]``; G divides H, and each of the G heads serves H / G heads of the queries.
         mask: ``[T, S]`` or ``[B, T, S]``, True = may attend; None = everything.
-        causal: each of T = S tokens sees itself and the earlier ones (a mask that need not be built); not beside ``mask``.
+        causal: each of T = S tokens attends to itself and the earlier ones (a mask that need not be built); not with ``mask``.
         bias: ``[B or 1, H, T, S]``, added to the scores; None = 0.
 
     Returns:
-        ``[B, H, T, d]``, exactly 0 in rows that may see nothing.
+        ``[B, H, T, d]``, exactly 0 in rows whose keys are all masked.
     """
     training = torch.is_grad_enabled() and queries.device.type == "cpu"
     if causal and (training or bias is not None):  # the kernel takes no bias beside its own causal mask
@@ -74,7 +74,7 @@ def attend(
 
 
 def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """The weights behind ``attend``, ``[B, H, T, S]``: rows sum to 1, or to 0 where a row may see nothing."""
+    """The weights behind ``attend``, ``[B, H, T, S]``: rows sum to 1, or to 0 where all keys are masked."""
     keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
     scores = queries * queries.shape[-1] ** -0.5 @ keys.mT
     if bias is not None:
@@ -107,7 +107,7 @@ class MultiHeadAttention(nn.Module):
         head_dim: int | None = None,
         bias: bool = True,
     ) -> None:
-        """``dim`` is the width of ``x`` and of the output, ``kv_dim`` of the source; heads are ``dim / heads`` wide unless told."""
+        """``dim`` is the width of ``x`` and of the output, ``kv_dim`` of the source; of a head ``head_dim`` or ``dim / heads``."""
         super().__init__()
         inner = heads * (head_dim or dim // heads)
         self.heads = heads
@@ -117,7 +117,7 @@ class MultiHeadAttention(nn.Module):
         self.out = nn.Linear(inner, dim, bias)
 
     def keys_values(self, source: Tensor) -> KeysValues:
-        """``source [B, S, kv_dim]`` -> what ``forward`` takes as ``kv``: computed once, looked at as often as one likes."""
+        """``source [B, S, kv_dim]`` -> what ``forward`` takes as ``kv``: computed once for any number of calls."""
         return KeysValues(split_heads(self.key(source), self.heads), split_heads(self.value(source), self.heads))
 
     def forward(
@@ -136,5 +136,5 @@ class MultiHeadAttention(nn.Module):
         return self.out(merge_heads(attend(split_heads(self.query(x), self.heads), keys, values, mask)))
 
     def weights(self, x: Tensor, kv: KeysValues | None = None, mask: Tensor | None = None) -> Tensor:
-        """How much each token of ``x`` looked at each key in ``forward``: ``[B, H, T, S]``."""
+        """The weight of each key for each token of ``x`` in ``forward``: ``[B, H, T, S]``."""
         return attention_weights(split_heads(self.query(x), self.heads), (kv or self.keys_values(x)).keys, mask)

@@ -66,7 +66,7 @@ class KVCache:
         self._tokens: Tensor | None = None  # [B]: tokens so far without padding; None while no row has any padding
         self._visible: Tensor | None = None  # [B, capacity]: False at padding
         self._shape = (0, 1)  # (inputs, rows of each) since the last reorder
-        self._shared = 0  # the rows of an input are alike in the positions before this one
+        self._shared = 0  # the rows of an input are equal in the positions before this one
 
     def __getitem__(self, layer: int) -> LayerCache:
         return self.layers[layer]
@@ -87,8 +87,8 @@ class KVCache:
             padding_mask: ``[B, T]``, True = a token; None = all are tokens.
 
         Returns:
-            the place ``[B, T]`` of each new token in its text, padding not counted, and which of all S positions are tokens
-            ``[B, S]``; both None while there is no padding at all: the places are then ``length .. length + T - 1`` in every row.
+            the position ``[B, T]`` of each new token in its text, padding not counted, and which of all S positions are tokens
+            ``[B, S]``; both None while there is no padding at all: the positions are then ``length .. length + T - 1`` in every row.
         """
         start, end = self.length, self.length + new
         if self._tokens is None:
@@ -101,13 +101,13 @@ class KVCache:
             more = self._visible.new_ones(len(self._visible), end)
             self._visible = torch.cat([self._visible, more], 1)
         if padding_mask is None:
-            places = self._tokens[:, None] + torch.arange(new, device=self._tokens.device)
+            position_ids = self._tokens[:, None] + torch.arange(new, device=self._tokens.device)
             self._tokens = self._tokens + new
         else:
             self._visible[:, start:end] = padding_mask
-            places = (self._tokens[:, None] + padding_mask.cumsum(1) - 1).clamp_min(0)
+            position_ids = (self._tokens[:, None] + padding_mask.cumsum(1) - 1).clamp_min(0)
             self._tokens = self._tokens + padding_mask.sum(1)
-        return places, self._visible[:, :end]
+        return position_ids, self._visible[:, :end]
 
     def truncate(self, length: int) -> None:
         """Forget what came after the first ``length`` positions; nothing is copied."""
@@ -130,12 +130,12 @@ class KVCache:
     def reorder(self, rows: Tensor) -> KVCache:
         """Row ``[b, k]`` continues the old row ``rows[b, k]``; uses up this cache.
 
-        The rows of an input begin alike, with its prompt, so only what came after the prompt is copied while they change places.
+        The rows of an input share its prompt, so only what came after the prompt is copied when they are reordered.
         """
         flat, (inputs, count) = rows.flatten(), rows.shape
-        place = torch.arange(len(flat), device=rows.device)
-        if self._shape == (inputs, count) and torch.equal(flat // count, place // count):
-            if not torch.equal(flat, place):
+        unchanged = torch.arange(len(flat), device=rows.device)
+        if self._shape == (inputs, count) and torch.equal(flat // count, unchanged // count):
+            if not torch.equal(flat, unchanged):
                 for layer in self.layers:
                     layer.exchange(flat, self._shared)
             return self

@@ -53,11 +53,11 @@ class DecoderConfig:
     embed_dim: int | None = None  # None = dim; else a projection leads in and another out
     max_positions: int = 2048
     positions: Literal["rotary", "learned", "alibi"] = "rotary"
-    rotary_dim: int | None = None  # the first components of a head that are turned; None = all
+    rotary_dim: int | None = None  # the first components of a head that are rotated; None = all
     rope_theta: float = 10000.0
     rope_factors: tuple[float, ...] | None = None  # each rotary frequency is divided by its own (Llama 3)
     alibi_bias_max: float = 8.0  # the exponents of ALiBi's slopes are spread evenly up to it
-    window: int | None = None  # tokens that a token sees, itself included; None = all earlier ones
+    window: int | None = None  # tokens that a token attends to, itself included; None = all earlier ones
     norm: Literal["rms", "layer"] = "rms"
     norm_bias: bool = True  # of layer norms; root mean square norms have none
     pre_norm: bool = True  # False: the norm follows the residual sum, and there is no final one (OPT-350m)
@@ -92,7 +92,7 @@ class DecoderConfig:
                 f"{self.heads} heads fit neither a width of {self.dim} nor {self.groups} heads of keys: they must divide"
             )
         if self.positions == "rotary" and (self.rotary_width % 2 or self.rope_theta <= 0):
-            raise InputError("rotary positions need an even width to rotary and a theta above 0")
+            raise InputError("rotary positions need an even rotary_dim and a theta above 0")
         if self.positions == "alibi" and self.alibi_bias_max <= 0:
             raise InputError(f"ALiBi needs an alibi_bias_max above 0, not {self.alibi_bias_max}")
         if self.rope_factors is not None and len(self.rope_factors) != self.rotary_width // 2:
@@ -132,7 +132,7 @@ class TokenContext(NamedTuple):
     """Mask and positions of the tokens of one call, the same for all blocks."""
 
     mask: Tensor | None  # [T, S] or [B, T, S]; None = no more than ``causal`` says
-    causal: bool  # each token sees itself and the earlier ones of this call
+    causal: bool  # each token attends to itself and the earlier ones of this call
     positions: Positions
 
 
@@ -141,7 +141,7 @@ class Prompt(NamedTuple):
 
     inputs: Tensor  # ids [B, T] or embeddings [B, T, E]
     padding_mask: Tensor | None = None  # [B, T], True = a token; padding stands in front. None = no padding
-    cache: KVCache | None = None  # what was read before; it is continued in context
+    cache: KVCache | None = None  # of the text before; it is continued in place
 
 
 def left_pad(rows: Sequence[Tensor]) -> Prompt:
@@ -165,7 +165,7 @@ def rotation(position_ids: Tensor, config: DecoderConfig) -> tuple[Tensor, Tenso
 
 
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair (i, i + r/2) of ``x [B, H, T, d]`` by its token's angle; what lies behind the first r components stays."""
+    """Rotate each pair (i, i + r/2) of ``x [B, H, T, d]`` by its token's angle; components from r on stay."""
     cosines, sines = rotary
     if (width := cosines.shape[-1]) < x.shape[-1]:
         return torch.cat([rotate(x[..., :width], rotary), x[..., width:]], -1)
@@ -201,23 +201,23 @@ class SelfAttention(nn.Module):
         self.out = Linear(self.heads * self.width, config.dim, config.out_bias)
 
     def project(self, x: Tensor, context: TokenContext) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries ``[B, H, T, d]``, keys and values ``[B, G, T, d]``; the first two turned to their position_ids."""
-        turned = self.heads + self.groups
-        heads = self.qkv(x).view(*x.shape[:2], turned + self.groups, self.width).transpose(1, 2)
-        queries_keys = heads[:, :turned]
+        """Queries ``[B, H, T, d]``, keys and values ``[B, G, T, d]``; the first two rotated by their positions."""
+        rotated = self.heads + self.groups
+        heads = self.qkv(x).view(*x.shape[:2], rotated + self.groups, self.width).transpose(1, 2)
+        queries_keys = heads[:, :rotated]
         if context.positions.rotation is not None:
             queries_keys = rotate(queries_keys, context.positions.rotation)
-        return queries_keys[:, : self.heads], queries_keys[:, self.heads :], heads[:, turned:]
+        return queries_keys[:, : self.heads], queries_keys[:, self.heads :], heads[:, rotated:]
 
     def forward(self, x: Tensor, context: TokenContext, cache: Cache | None = None) -> Tensor:
         queries, keys, values = self.project(x, context)
         if cache is not None:
             keys, values = cache.append(keys, values)
-        found = attend(queries, keys, values, context.mask, causal=context.causal, bias=context.positions.bias)
-        return self.out(merge_heads(found))
+        attended = attend(queries, keys, values, context.mask, causal=context.causal, bias=context.positions.bias)
+        return self.out(merge_heads(attended))
 
     def weights(self, x: Tensor, context: TokenContext) -> Tensor:
-        """How much each token looked at each, ``[B, H, T, T]``, in a run without a cache."""
+        """The weight of each token for each, ``[B, H, T, T]``, without a cache."""
         queries, keys, _ = self.project(x, context)
         mask = masks.causal(x.shape[1], device=x.device) if context.causal else context.mask
         return attention_weights(queries, keys, mask, context.positions.bias)
@@ -259,7 +259,7 @@ class Block(nn.Module):
         return self.ffn_norm(x + self.ffn(x))
 
     def attention_weights(self, x: Tensor, context: TokenContext) -> Tensor:
-        """How much each token of ``x`` looks at each in this block, without a cache: ``[B, H, T, T]``."""
+        """The attention weights of this block over ``x``, without a cache: ``[B, H, T, T]``."""
         return self.attention.weights(self.attention_norm(x) if self.pre_norm else x, context)
 
 
@@ -357,7 +357,7 @@ class Decoder(nn.Module):
         return self.embedding.product(hidden) if self.head is None else self.head(hidden)
 
     def attention_maps(self, inputs: Tensor, padding_mask: Tensor | None = None) -> list[Tensor]:
-        """How much each token looked at each: ``[B, H, T, T]`` of every block. ``inputs`` is the whole text."""
+        """The attention weights ``[B, H, T, T]`` of every block. ``inputs`` is the whole text."""
         x, context = self.embed_inputs(inputs, padding_mask)
         maps = []
         for block in self.blocks:

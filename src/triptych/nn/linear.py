@@ -28,7 +28,7 @@ class CpuProduct(nn.Module):
     """A module whose ``weight [N, D]`` is multiplied with, fast in decoding on a CPU (fp32, without gradients).
 
     One row is as fast as memory can be read where the weight lies there as ``[D, N]``: so it is loaded. Several rows go to oneDNN, which
-    on some processors is nearly twice as fast as MKL, and in one step of several texts take a packed copy of the weight, which is
+    on some processors is nearly twice as fast as MKL; in one step of several texts they take a packed copy of the weight, which is
     half as fast again. The copy is as large as the weight. It is made at the first such step, made anew when the weight has changed,
     dropped when the module moves, and never copied or saved. Where oneDNN is switched off (``torch.backends.mkldnn``), there is none.
     """
@@ -40,7 +40,7 @@ class CpuProduct(nn.Module):
         """``x [.., T, D]`` -> ``x weight^T + bias [.., T, N]``."""
         if x.shape[:-1].numel() == 1 or not onednn_multiplies(x, self.weight):
             return F.linear(x, self.weight, bias)
-        one_step = x.shape[-2] == 1 and not self.weight.is_inference()  # inference tensors do not tell when they change
+        one_step = x.shape[-2] == 1 and not self.weight.is_inference()  # inference tensors have no version counter
         weight = self.packed() if one_step else self.weight
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
@@ -65,7 +65,7 @@ class CpuProduct(nn.Module):
 
 
 def onednn_multiplies(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN may: it knows no gradients, and here no other device or type."""
+    """Whether oneDNN computes the product: in fp32 on a CPU, without gradients."""
     return (
         not torch.is_grad_enabled()
         and x.dtype == weight.dtype == torch.float32

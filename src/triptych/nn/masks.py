@@ -1,7 +1,7 @@
-"""Who may look at whom: every attention mask of the package, drawn.
+"""Every attention mask of the package, drawn.
 
-A mask is boolean, True = may attend, ``[T, S]`` (T rows look, S columns are looked at) or ``[B, T, S]``; axes of 1 broadcast.
-In the drawings a row is one that looks, ``#`` is what it sees and ``.`` what is hidden from it. ``draw`` makes such a picture.
+A mask is boolean, True = may attend, ``[T, S]`` (T queries in rows, S keys in columns) or ``[B, T, S]``; axes of 1 broadcast.
+In the drawings ``#`` is a key that the row attends to and ``.`` one that is masked. ``draw`` makes such a picture.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 def draw(mask: Tensor) -> str:
     """The picture of one mask ``[T, S]``, a line for each row."""
-    return "\n".join(" ".join("#" if seen else "." for seen in row) for row in mask.tolist())
+    return "\n".join(" ".join("#" if allowed else "." for allowed in row) for row in mask.tolist())
 
 
 def both(*masks: Tensor | None) -> Tensor | None:
@@ -28,7 +28,7 @@ def both(*masks: Tensor | None) -> Tensor | None:
 
 
 def causal(length: int, past: int = 0, device: torch.device | None = None) -> Tensor:
-    """A token sees itself and what came before: ``[T, past + T]`` for ``length`` = T new tokens after ``past`` earlier ones.
+    """A token attends to itself and to what came before: ``[T, past + T]`` for ``length`` = T new tokens after ``past`` earlier ones.
 
     ``causal(4)``:
 
@@ -49,7 +49,7 @@ def causal(length: int, past: int = 0, device: torch.device | None = None) -> Te
 def window(rows: Tensor, columns: Tensor, width: int) -> Tensor:
     """What lies less than ``width`` tokens back (Mistral's sliding window, beside ``causal``); what lies ahead, too.
 
-    ``rows [.., T]`` and ``columns [.., S]`` are places in the text, which padding does not count in: ``[.., T, S]``.
+    ``rows [.., T]`` and ``columns [.., S]`` are positions in the text, padding not counted: ``[.., T, S]``.
     ``window(torch.arange(4), torch.arange(4), 2)``:
 
         # # # #
@@ -61,7 +61,7 @@ def window(rows: Tensor, columns: Tensor, width: int) -> Tensor:
 
 
 def padding(padding_mask: Tensor) -> Tensor:
-    """Padding is seen by none: ``padding_mask [B, S]`` (True = a token) -> ``[B, 1, S]``, the same row for all who look."""
+    """Nothing attends to padding: ``padding_mask [B, S]`` (True = a token) -> ``[B, 1, S]``, the same row for all queries."""
     return padding_mask.bool()[:, None]
 
 
@@ -91,7 +91,7 @@ def left_padding(lengths: Sequence[int] | Tensor, total: int | None = None) -> T
 
 
 def itc(queries: int, tokens: int, device: torch.device | None = None) -> Tensor:
-    """BLIP-2's contrast, uni-modal: queries see queries, text sees text (Li et al. 2023, figure 2).
+    """BLIP-2's contrast, uni-modal: queries attend to queries, text to text (Li et al. 2023, figure 2).
 
     Q queries, then T tokens: ``[Q + T, Q + T]``. ``itc(2, 3)``:
 
@@ -106,7 +106,7 @@ def itc(queries: int, tokens: int, device: torch.device | None = None) -> Tensor
 
 
 def itm(queries: int, tokens: int, device: torch.device | None = None) -> Tensor:
-    """BLIP-2's matching, bi-directional: all see all (Li et al. 2023, figure 2).
+    """BLIP-2's matching, bi-directional: all attend to all (Li et al. 2023, figure 2).
 
     Q queries, then T tokens: ``[Q + T, Q + T]``. ``itm(2, 3)``:
 
@@ -120,7 +120,7 @@ def itm(queries: int, tokens: int, device: torch.device | None = None) -> Tensor
 
 
 def itg(queries: int, tokens: int, device: torch.device | None = None) -> Tensor:
-    """BLIP-2's grounded generation, multimodal causal: queries see queries; text sees all queries and the earlier text
+    """BLIP-2's grounded generation, multimodal causal: queries attend to queries, text to all queries and the earlier text
     (Li et al. 2023, figure 2).
 
     Q queries, then T tokens: ``[Q + T, Q + T]``. ``itg(2, 3)``:
@@ -138,7 +138,7 @@ def itg(queries: int, tokens: int, device: torch.device | None = None) -> Tensor
 
 
 def media(text_time: Tensor, numbers: Tensor, latents: int, look: str = "last") -> Tensor:
-    """Flamingo: which visual tokens each token of a text looks at, those of the last picture before it, or of all before it
+    """Flamingo: the visual tokens that each token of a text attends to, those of the last picture before it, or of all before it
     (Alayrac et al. 2022, section 2.3).
 
     ``text_time [B, T]``: how many pictures each token has before it, itself counted if it stands for one. ``numbers [B, N]``: which
@@ -158,15 +158,15 @@ def media(text_time: Tensor, numbers: Tensor, latents: int, look: str = "last") 
         # # # # # #
     """
     time, number = text_time[..., None], numbers[:, None]
-    # Flamingo section 2.3: each token looks at the last picture before it
-    seen = time == number if look == "last" else (time >= number) & (number > 0)
-    return seen.repeat_interleave(latents, -1)
+    # Flamingo section 2.3: each token attends to the last picture before it
+    attended = time == number if look == "last" else (time >= number) & (number > 0)
+    return attended.repeat_interleave(latents, -1)
 
 
 def branches(prefix: int, branch: Tensor | Sequence[int]) -> Tensor:
-    """Several texts that go on from one beginning, in one row: each sees the beginning and itself, causally, and no other text.
+    """Several continuations of one prefix in one row: each attends to the prefix and to itself, causally, and to no other.
 
-    P = ``prefix`` tokens, then N, of the texts that ``branch [.., N]`` numbers from 0: ``[.., P + N, P + N]``.
+    P = ``prefix`` tokens, then N, of the continuations that ``branch [.., N]`` numbers from 0: ``[.., P + N, P + N]``.
     ``branches(2, [0, 0, 1, 1])``:
 
         # . . . . .
@@ -177,5 +177,5 @@ def branches(prefix: int, branch: Tensor | Sequence[int]) -> Tensor:
         # # . . # #
     """
     owner = F.pad(torch.as_tensor(branch), (prefix, 0), value=-1)
-    seen = (owner < 0)[..., None, :] | (owner[..., None, :] == owner[..., None])
-    return seen & causal(owner.shape[-1], device=owner.device)
+    same_text = (owner < 0)[..., None, :] | (owner[..., None, :] == owner[..., None])
+    return same_text & causal(owner.shape[-1], device=owner.device)

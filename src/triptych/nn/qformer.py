@@ -45,7 +45,7 @@ class QFormerConfig:
 
 
 class QFormerSelfAttention(nn.Module):
-    """BERT's, with its residual, for queries and text alike: norm(x + attention(x))."""
+    """BERT's, with its residual, for queries and text: norm(x + attention(x))."""
 
     def __init__(self, config: QFormerConfig) -> None:
         super().__init__()
@@ -55,14 +55,14 @@ class QFormerSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None, past: KeysValues | None) -> tuple[Tensor, KeysValues]:
         """``x [R, T, D]`` after ``past`` -> ``[R, T, D]``, and the keys and values of both."""
-        seen = self.attention.keys_values(x)
+        kv = self.attention.keys_values(x)
         if past is not None:
-            seen = KeysValues(torch.cat([past.keys, seen.keys], 2), torch.cat([past.values, seen.values], 2))
-        return self.norm(x + self.dropout(self.attention(x, seen, mask))), seen
+            kv = KeysValues(torch.cat([past.keys, kv.keys], 2), torch.cat([past.values, kv.values], 2))
+        return self.norm(x + self.dropout(self.attention(x, kv, mask))), kv
 
 
 class CrossAttention(nn.Module):
-    """Queries look at their photo: norm(x + attention(x, photo)). A photo serves the queries of all its K rows at once."""
+    """Queries attend to their photo: norm(x + attention(x, photo)). A photo serves the queries of all its K rows at once."""
 
     def __init__(self, config: QFormerConfig) -> None:
         super().__init__()
@@ -72,11 +72,11 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, image: KeysValues) -> Tensor:
         """``x [R, Q, D]`` -> ``[R, Q, D]``."""
-        looked = self.attention(self.by_photo(x, image), image).view_as(x)  # BLIP-2 section 3.1: cross-attention
-        return self.norm(x + self.dropout(looked))
+        attended = self.attention(self.by_photo(x, image), image).view_as(x)  # BLIP-2 section 3.1: cross-attention
+        return self.norm(x + self.dropout(attended))
 
     def maps(self, x: Tensor, image: KeysValues) -> Tensor:
-        """Where each query looked, the mean over heads: ``[R, Q, L]``."""
+        """The attention of each query over the cells, the mean over heads: ``[R, Q, L]``."""
         return self.attention.weights(self.by_photo(x, image), image).mean(1).reshape(*x.shape[:2], -1)
 
     @staticmethod
@@ -100,10 +100,10 @@ class QFormerFeedForward(nn.Module):
 
 
 class Maps(NamedTuple):
-    """Who looked where in one layer, the mean over heads."""
+    """The attention of one layer, the mean over heads."""
 
-    cells: Tensor | None  # [R, Q, L]: the queries at the cells of their photo; None without cross-attention
-    inner: Tensor  # [R, Q + T, S]: queries and words at one another, the Q queries first in S
+    cells: Tensor | None  # [R, Q, L]: queries over the cells of their photo; None without cross-attention
+    inner: Tensor  # [R, Q + T, S]: queries and words over one another, the Q queries first in S
 
 
 class QFormerLayer(nn.Module):
@@ -123,19 +123,19 @@ class QFormerLayer(nn.Module):
         past: KeysValues | None,
         with_maps: bool,
     ) -> tuple[Tensor, KeysValues, Maps | None]:
-        """``x [R, Q + T, D]``, its first ``queries`` = Q vectors of queries -> the same, and what was read."""
-        attended, read = self.self_attention(x, mask, past)
+        """``x [R, Q + T, D]``, its first ``queries`` = Q vectors of queries -> the same, and the keys and values of its self-attention."""
+        attended, kv = self.self_attention(x, mask, past)
         query, text = attended[:, :queries], attended[:, queries:]
         cells = None
         if image is not None and self.cross_attention is not None:
             cells = self.cross_attention.maps(query, image) if with_maps else None
             query = self.cross_attention(query, image)
-        maps = Maps(cells, self.self_attention.attention.weights(x, read, mask).mean(1)) if with_maps else None
-        return torch.cat([self.query_mlp(query), self.text_mlp(text)], 1), read, maps
+        maps = Maps(cells, self.self_attention.attention.weights(x, kv, mask).mean(1)) if with_maps else None
+        return torch.cat([self.query_mlp(query), self.text_mlp(text)], 1), kv, maps
 
 
 class ImageKeysValues(NamedTuple):
-    """B photos as the Q-Former looks at them: ``[B, H, L, D / H]`` for each layer, None in those without cross-attention."""
+    """The keys and values of B photos: ``[B, H, L, D / H]`` for each layer, None in those without cross-attention."""
 
     layers: tuple[KeysValues | None, ...]
 
@@ -145,7 +145,7 @@ class ImageKeysValues(NamedTuple):
 
 
 class Past(NamedTuple):
-    """What the self-attention of each layer has read so far: ``[R, H, S, D / H]``."""
+    """The keys and values of each self-attention so far: ``[R, H, S, D / H]``."""
 
     layers: tuple[KeysValues, ...]
 
@@ -163,7 +163,7 @@ class QFormerOutput(NamedTuple):
     queries: Tensor  # [R, Q, D]; Q = 0 without photos
     text: Tensor  # [R, T, D]; T = 0 without text
     past: Past
-    maps: tuple[Maps, ...]  # of every layer; only if asked for
+    maps: tuple[Maps, ...]  # of every layer; empty without ``with_maps``
 
 
 class QFormer(nn.Module):
@@ -204,7 +204,7 @@ class QFormer(nn.Module):
         Args:
             image: B photos.
             input_ids: ``[R, T]``, K texts of each photo one after another; R = B without text.
-            mask: True = may attend, ``[Q + T, S]`` or ``[R, Q + T, S]``, S = past and present; None = all see all.
+            mask: True = may attend, ``[Q + T, S]`` or ``[R, Q + T, S]``, S = past and present; None = all attend to all.
             past: the queries, and earlier text, that this text continues; not beside ``image``.
 
         Raises:
@@ -217,10 +217,10 @@ class QFormer(nn.Module):
         x = self.dropout(self.norm(torch.cat(list(self.embed(image, input_ids, past)), 1)))
         read, maps = [], []
         for layer, photo, before in zip(self.layers, photos, pasts, strict=True):
-            x, seen, looked = layer(x, queries, mask, photo, before, with_maps)
-            read.append(seen)
-            if looked:
-                maps.append(looked)
+            x, kv, layer_maps = layer(x, queries, mask, photo, before, with_maps)
+            read.append(kv)
+            if layer_maps:
+                maps.append(layer_maps)
         return QFormerOutput(x[:, :queries], x[:, queries:], Past(tuple(read)), tuple(maps))
 
     def embed(self, image: ImageKeysValues | None, input_ids: Tensor | None, past: Past | None) -> Iterator[Tensor]:
@@ -253,7 +253,7 @@ class QFormer(nn.Module):
     def encode_both(
         self, image: ImageKeysValues, input_ids: Tensor, text_mask: Tensor, with_maps: bool = False
     ) -> QFormerOutput:
-        """Photos and texts that see one another: matching, and queries that read an instruction (Dai et al. 2023)."""
+        """Photos and texts that attend to one another: matching, and queries that read an instruction (Dai et al. 2023)."""
         queries, tokens = self.config.queries, input_ids.shape[1]
         present = F.pad(text_mask.bool(), (queries, 0), value=True)
         mask = masks.both(masks.itm(queries, tokens, input_ids.device), masks.padding(present))
@@ -262,14 +262,14 @@ class QFormer(nn.Module):
     def continue_text(self, input_ids: Tensor, past: Past, with_maps: bool = False) -> QFormerOutput:
         """The next words of grounded generation, the first of them [DEC]; ``past``: of ``encode_image``, or of the words before.
 
-        Padding may follow the words; nothing before it sees it.
+        Padding may follow the words; nothing before it attends to it.
         """
         mask = masks.causal(input_ids.shape[1], past.length, device=input_ids.device)
         return self(input_ids=input_ids, mask=mask, past=past, with_maps=with_maps)
 
 
 class QFormerHeads(nn.Module):
-    """What the first stage reads off the Q-Former: features for contrast, match or no match, the next word (if it ``writes``)."""
+    """The outputs of the first stage: features for contrast, match or no match, the next word (if it ``writes``)."""
 
     def __init__(self, config: QFormerConfig, feature_dim: int = 256, writes: bool = True) -> None:
         super().__init__()

@@ -5,7 +5,7 @@
          -> heads:      features for contrast, match or no match, the next word          (first stage)
          -> projection: soft_prompt [B, Q, E], read by lm (frozen) where the photo stands (second stage)
 
-A prompt may hold several photos: each photo's soft prompt stands at its own place in the text. That is an extension of the paper,
+A prompt may hold several photos: each photo's soft prompt stands at its own position in the text. That is an extension of the paper,
 which trains and tests with one photo. That the Q-Former may read the question too is InstructBLIP's (Dai et al. 2023).
 Shapes (legend in ``attention.py``): B photos, K texts of each, R = B * K rows, E width of the language model's embeddings.
 """
@@ -81,7 +81,7 @@ class Blip2(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixel_values: Tensor) -> Tensor:
-        """The frozen part of the way: ``[B, 3, H, W]`` -> ``image_features [B, L, Dv]``."""
+        """The frozen encoder: ``[B, 3, H, W]`` -> ``image_features [B, L, Dv]``."""
         return self.vision_encoder(pixel_values)
 
     def image_keys_values(self, image_features: Tensor) -> ImageKeysValues:
@@ -123,7 +123,7 @@ class Blip2(nn.Module):
         return self.qformer.encode_both(image, *question, with_maps)
 
     def soft_prompt(self, query_output: Tensor) -> Tensor:
-        """``[R, Q, D]`` -> ``[R, Q, E]``: what the language model reads in the place of a photo."""
+        """``[R, Q, D]`` -> ``[R, Q, E]``: what the language model reads for a photo."""
         assert self.projection is not None
         return self.projection(query_output)  # BLIP-2 section 3.2: soft visual prompt
 

@@ -49,7 +49,7 @@ def hard_negatives(
     generator: torch.Generator | None = None,
     easy: float = 0.0,
 ) -> Tensor:
-    """For each row a candidate of another photo, the likelier the more alike: ``[B]`` places in the gathered batch.
+    """For each row a candidate of another photo, drawn the more often the more similar it is: ``[B]`` indices into the gathered batch.
 
     Args:
         similarity: ``[B, N]``, divided by the temperature.
@@ -77,7 +77,7 @@ def itm_pairs(
     generator: torch.Generator | None = None,
     easy: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """The pairs to be matched, as places in the gathered batch: photos (pos, neg, pos) with texts (pos, pos, neg).
+    """The pairs to be matched, as indices into the gathered batch: photos (pos, neg, pos) with texts (pos, pos, neg).
 
     Args:
         image_to_text, text_to_image, image_ids, all_image_ids: as in ``itc_loss``.

@@ -1,12 +1,12 @@
-"""Flamingo (Alayrac et al. 2022): pictures and text interleaved, read by a frozen language model that looks at the pictures.
+"""Flamingo (Alayrac et al. 2022): pictures and text interleaved, read by a frozen language model that attends to the pictures.
 
     pixel_values -> vision_encoder (frozen) -> image_features [P, L, Dv]
-      -> Perceiver Resampler: R latents look at the features and at one another -> visual_tokens [P, R, D]
+      -> Perceiver Resampler: R latents attend to the features and to one another -> visual_tokens [P, R, D]
       -> keys and values of each gated block, once for each picture
-    text -> the blocks of lm (frozen), a gated block before every n-th: text looks at visual_tokens; both its gates begin at tanh(0) = 0
+    text -> the blocks of lm (frozen), a gated block before every n-th: text attends to visual_tokens; both its gates begin at tanh(0) = 0
 
-A text token looks at the last picture before it (the paper's way), or at all of them. One with no picture before it looks at nothing
-and gets exactly 0. Shapes (legend in ``attention.py``): P pictures in all, N of a row.
+A text token attends to the last picture before it (the paper's way), or to all of them. One with no picture before it gets
+exactly 0. Shapes (legend in ``attention.py``): P pictures in all, N of a row.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class FlamingoConfig:
     """The defaults are OpenFlamingo's.
 
     ``image_id``: the token that stands for a picture. ``dim``: width of the visual tokens; None = that of the encoder's features, else a
-    norm and a projection lead there. ``every``: a gated block stands before every n-th block of the language model. ``look``: at the
-    last picture, or at all before a token. ``max_pictures``, ``max_frames``: how many places in the prompt, and frames of a video, have
-    an embedding of their own; None = there are no such embeddings.
+    norm and a projection lead there. ``every``: a gated block stands before every n-th block of the language model. ``look``: a token
+    attends to the last picture, or to all before it. ``max_pictures``, ``max_frames``: how many positions in the prompt, and frames of a
+    video, have an embedding of their own; None = there are no such embeddings.
     """
 
     image_dim: int
@@ -83,7 +83,7 @@ class ResamplerLayer(nn.Module):
         self.ffw = FlamingoFeedForward(dim, config.ffn_factor)
 
     def forward(self, latents: Tensor, media: Tensor, maps: list[Tensor] | None = None) -> Tensor:
-        """``latents [P, R, D]`` look at ``media [P, S, D]`` and at themselves; how much at which, ``[P, H, R, S + R]``, joins ``maps``."""
+        """``latents [P, R, D]`` attend to ``media [P, S, D]`` and to themselves; the weights ``[P, H, R, S + R]`` join ``maps``."""
         queries = self.latents_norm(latents)
         # Flamingo section 2.1: keys and values of the features and the latents
         keys_values = self.attention.keys_values(torch.cat([self.media_norm(media), queries], 1))
@@ -113,8 +113,8 @@ class Resampler(nn.Module):
         """Pictures ``[P, L, Dv]``, or videos of F frames ``[P, F, L, Dv]``, -> ``visual_tokens [P, R, D]``.
 
         Args:
-            numbers: ``[P]``, the place of each picture in its prompt, from 1; needed where places have embeddings.
-            maps: takes how much each latent looked at each feature, of each layer ``[P, H, R, F * L + R]``.
+            numbers: ``[P]``, of each picture in its prompt, from 1; needed where pictures have embeddings.
+            maps: takes the attention weights of each layer, ``[P, H, R, F * L + R]``.
 
         Raises:
             InputError: more pictures or frames than there are embeddings for.
@@ -127,7 +127,7 @@ class Resampler(nn.Module):
         x = x.flatten(1, 2)
         if self.picture_embeddings is not None:
             if numbers is None:
-                raise ValueError("this model needs to know each picture's place in the prompt")
+                raise ValueError("this model needs each picture's number in the prompt")
             if len(numbers) and int(numbers.max()) > len(self.picture_embeddings):
                 raise InputError(
                     f"{int(numbers.max())} pictures: this model reads {len(self.picture_embeddings)} at most"
@@ -144,7 +144,7 @@ def embeddings(count: int | None, *shape: int) -> nn.Parameter | None:
 
 
 class GatedBlock(nn.Module):
-    """Text looks at pictures, as far as two gates let it."""
+    """Gated cross-attention of text to pictures, then a gated feed-forward layer."""
 
     def __init__(self, config: FlamingoConfig, dim: int) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class GatedBlock(nn.Module):
         return x + self.ffw(x) * self.ffw_gate.tanh()  # Flamingo section 2.2: gated feed-forward
 
     def weights(self, x: Tensor, image_keys_values: KeysValues, media_mask: Tensor) -> Tensor:
-        """How much each token of ``x`` looks at each latent of each picture: ``[B, H, T, N * R]``."""
+        """The weight of each latent of each picture for each token of ``x``: ``[B, H, T, N * R]``."""
         return self.attention.weights(self.norm(x), image_keys_values, media_mask)
 
 
@@ -174,9 +174,9 @@ def by_picture(x: Tensor, latents: int) -> Tensor:
 
 
 class Media(NamedTuple):
-    """What text looks at: of each gated block the keys and values of the pictures, ``[B, H, N * R, d]``, computed once."""
+    """The pictures as text attends to them: keys and values of each gated block, ``[B, H, N * R, d]``, computed once."""
 
-    numbers: Tensor  # [B, N]: the place of each picture in its row, from 1; NO_PICTURE where a row has fewer
+    numbers: Tensor  # [B, N]: of each picture in its row, from 1; NO_PICTURE where a row has fewer
     blocks: tuple[KeysValues, ...]
 
     def select(self, rows: Tensor) -> Media:
@@ -218,10 +218,10 @@ class FlamingoState:
             rows, dtype=torch.long, device=device
         )  # [B]: pictures whose token the text has had
         self.beams = 1  # rows of each input
-        self.last_media: Media | None = None  # of each row the picture seen last; None = not known yet
+        self.last_media: Media | None = None  # of each row the last picture; None = not computed yet
 
     def reorder(self, rows: Tensor) -> FlamingoState:
-        """Row ``[b, k]`` continues the old row ``rows[b, k]``; uses up this state. The rows of an input look at the same pictures."""
+        """Row ``[b, k]`` continues the old row ``rows[b, k]``; uses up this state. The rows of an input share its pictures."""
         flat, k = rows.flatten(), rows.shape[1]
         here = torch.arange(len(flat), device=rows.device)
         new = FlamingoState(self.text.reorder(rows), 0, rows.device)
@@ -246,7 +246,7 @@ class FlamingoPrompt(NamedTuple):
     visual_tokens: Tensor  # [P, R, D] of all rows' pictures, in order
     counts: Sequence[int]  # pictures of each row
     padding_mask: Tensor | None = None  # [B, T], True = a token; padding stands in front
-    state: FlamingoState | None = None  # what was read before; it is continued in place
+    state: FlamingoState | None = None  # of the text before; it is continued in place
 
 
 class Flamingo(nn.Module):
@@ -276,7 +276,7 @@ class Flamingo(nn.Module):
 
     @torch.no_grad()
     def encode(self, pixel_values: Tensor) -> Tensor:
-        """The frozen part of the way: ``[P, 3, H, W]`` -> ``image_features [P, L, Dv]``."""
+        """The frozen encoder: ``[P, 3, H, W]`` -> ``image_features [P, L, Dv]``."""
         return self.vision_encoder(pixel_values)
 
     def media(self, visual_tokens: Tensor, counts: Sequence[int], before: Sequence[int] | None = None) -> Media:
@@ -291,14 +291,16 @@ class Flamingo(nn.Module):
             InputError: the counts do not add up to the pictures.
         """
         if sum(counts) != len(visual_tokens):
-            raise InputError(f"{len(visual_tokens)} pictures for {sum(counts)} places in the text: give one for each")
+            raise InputError(
+                f"{len(visual_tokens)} pictures for {sum(counts)} image tokens in the text: give one for each"
+            )
         device, most = visual_tokens.device, max(counts)
         count, start = (torch.tensor(x, device=device)[:, None] for x in (counts, before or [0] * len(counts)))
-        place = torch.arange(most, device=device)
-        real = place < count  # [B, N]
-        slot = (count.cumsum(0) - count + place).where(real, 0)
+        index = torch.arange(most, device=device)
+        real = index < count  # [B, N]
+        slot = (count.cumsum(0) - count + index).where(real, 0)
         tokens = visual_tokens[slot].flatten(1, 2) if len(visual_tokens) else visual_tokens.new_zeros(len(counts), 0, 1)
-        numbers = (start + 1 + place).where(real, NO_PICTURE)
+        numbers = (start + 1 + index).where(real, NO_PICTURE)
         gated: list[Any] = [*self.xattn] if most else []
         return Media(numbers, tuple(block.attention.keys_values(tokens) for block in gated))
 
@@ -312,16 +314,16 @@ class Flamingo(nn.Module):
         text_maps: list[Tensor] | None = None,
         blind_from: int | None = None,
     ) -> Tensor:
-        """Text that looks at pictures.
+        """Text interleaved with pictures.
 
         Args:
             input_ids: ``[B, T]``, image_id where a picture stands.
             media: of all pictures of these rows; beside ``state``, its own are taken.
             padding_mask: ``[B, T]``, True = a token; None = all are tokens.
             state: what came before.
-            maps: takes how much each token looked at each latent, of each gated block ``[B, T, N * R]``, the mean over heads.
-            text_maps: takes how much each token looked at each, of each block ``[B, T, T]``; not beside ``state``.
-            blind_from: from this place on the text looks at no picture, until the next one; what goes on from ``state`` likewise.
+            maps: takes the weight of each latent for each token, of each gated block ``[B, T, N * R]``, the mean over heads.
+            text_maps: takes the weight of each token for each, of each block ``[B, T, T]``, the mean over heads; not with ``state``.
+            blind_from: from this position on the text attends to no picture, until the next one; what continues ``state`` likewise.
 
         Returns:
             the hidden states ``[B, T, E]``, for ``lm.logits``.
@@ -350,7 +352,7 @@ class Flamingo(nn.Module):
         return self.lm.final_hidden(x)
 
     def media_for(self, state: FlamingoState, text_time: Tensor) -> Media | None:
-        """What the tokens of one call may look at; of one token that looks at one picture, that picture alone, however many came before."""
+        """The pictures that the tokens of one call attend to; where one token attends to one picture, that picture alone."""
         if not torch.equal(text_time[:, -1], state.pictures_read):
             state.pictures_read, state.last_media = text_time[:, -1], None
         if state.media is None or text_time.shape[1] > 1 or self.config.look == "all":
@@ -360,7 +362,7 @@ class Flamingo(nn.Module):
         return state.last_media
 
     def add_pictures(self, state: FlamingoState, visual_tokens: Tensor, counts: Sequence[int]) -> None:
-        """Pictures whose tokens come in the next text. ``visual_tokens [P, R, D]``, ``counts`` of each row."""
+        """Add pictures whose image tokens come in the next text. ``visual_tokens [P, R, D]``, ``counts`` of each row."""
         if not len(visual_tokens):
             return
         before = [0] * len(counts)
@@ -377,9 +379,11 @@ class Flamingo(nn.Module):
             InputError: pictures and their tokens do not match in number; the prompt is empty or too long.
         """
         ids, visual_tokens, counts, padding_mask, state = inputs
-        places = (ids == self.config.image_id).sum(1).tolist()
-        if places != list(counts):
-            raise InputError(f"{sum(counts)} pictures for {sum(places)} places in the text: give one for each")
+        image_tokens = (ids == self.config.image_id).sum(1).tolist()
+        if image_tokens != list(counts):
+            raise InputError(
+                f"{sum(counts)} pictures for {sum(image_tokens)} image tokens in the text: give one for each"
+            )
         if ids.shape[1] == 0:
             raise InputError("the prompt is empty: the language model needs at least one token to go on from")
         if state is None:

@@ -1,4 +1,4 @@
-"""Show, Attend and Tell (Xu et al. 2015): a photo's grid of annotation vectors, and an LSTM that looks while it writes.
+"""Show, Attend and Tell (Xu et al. 2015): a photo's grid of annotation vectors, and an LSTM that attends to them while it writes.
 
 Equation numbers are the paper's. The paper's model and the widely used PyTorch tutorial's are two settings of one config
 (``ShowAttendTellConfig.paper``, ``.tutorial``). Shapes: B photos, K captions (or beams) of each photo, T words, L grid cells,
@@ -96,7 +96,7 @@ class CaptionState(NamedTuple):
     def reorder(self, rows: Tensor) -> CaptionState:
         """Row ``[b, k]`` of the new state continues the old row ``rows[b, k]`` (rows are counted through all photos).
 
-        The rows of one photo stay together; photos may be dropped or change places, and their number of rows may change.
+        The rows of one photo stay together; photos may be dropped or reordered, and their number of rows may change.
         """
         annotations, keys = self.annotations, self.keys
         photos = rows[:, 0] // self.h.shape[1]
@@ -110,7 +110,7 @@ class Step(NamedTuple):
     c: Tensor  # [B, K, n]
     z_hat: Tensor  # [B, K, D]
     alpha: Tensor  # [B, K, L]
-    location_logprob: Tensor  # [B, K]: log p(s_t | a) of the cell looked at; 0 with soft attention
+    location_logprob: Tensor  # [B, K]: log p(s_t | a) of the chosen cell; 0 with soft attention
 
 
 class Output(NamedTuple):
@@ -149,9 +149,9 @@ class CaptionDecoder(nn.Module):
         return CaptionState(annotations, keys, *(x[:, None].expand(-1, rows, -1) for x in (h, c)))
 
     def attend(self, state: CaptionState, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Where to look next and what is seen there: ``z_hat [B, K, D]``, ``alpha [B, K, L]``, log p(s) ``[B, K]``.
+        """The context of the next word ``z_hat [B, K, D]``, the attention ``alpha [B, K, L]``, log p(s) ``[B, K]``.
 
-        Hard attention looks at one cell: drawn from ``alpha`` when a ``generator`` is given, else the likeliest.
+        Hard attention takes one cell: drawn from ``alpha`` when a ``generator`` is given, else the likeliest.
         """
         alpha = self.attention(state.keys, state.h)
         if self.config.attention == "soft" or (self.training and generator is None):
@@ -254,12 +254,14 @@ def caption_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -
 
 
 def doubly_stochastic_penalty(alpha: Tensor, mask: Tensor, reduction: Literal["sum", "mean"] = "sum") -> Tensor:
-    """Each cell should be looked at about once in a caption. Mean over captions; over the grid ``sum`` (paper) or ``mean`` (tutorial).
+    """The attention of each cell should sum to about 1 over a caption.
+
+    Mean over captions; over the grid ``sum`` (paper) or ``mean`` (tutorial).
 
     ``alpha [B, K, T, L]``, ``mask [B, K, T]`` True where a word is predicted.
     """
-    looked = (alpha * mask[..., None]).float().sum(-2)
-    squares = (1 - looked) ** 2  # SAT eq. 14: doubly stochastic penalty
+    attention = (alpha * mask[..., None]).float().sum(-2)
+    squares = (1 - attention) ** 2  # SAT eq. 14: doubly stochastic penalty
     return (squares.sum(-1) if reduction == "sum" else squares.mean(-1)).mean()
 
 
