@@ -199,13 +199,11 @@ def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert written.size == (3, 2)
     old = path.read_bytes()
 
-    def half(self: Path, data: bytes) -> int:
-        with self.open("wb") as file:
-            file.write(data[:5])
+    def full(self: Path, target: Path) -> Path:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", half)
-    with pytest.raises(TriptychError, match=r"figure\.png: No space left") as error:
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(TriptychError, match=r"figure\.png: the disk is full") as error:
         write_png(path, Image.new("RGB", (9, 9)))
     assert error.value.exit_code == 1
     assert path.read_bytes() == old and [entry.name for entry in tmp_path.iterdir()] == ["figure.png"]

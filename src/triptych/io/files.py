@@ -1,26 +1,76 @@
-"""Writing files as a whole or not at all."""
+"""Files that are written as a whole or not at all."""
 
+import errno
+import hashlib
 import os
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from triptych.errors import InputError, TriptychError
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Write beside, then replace: a reader sees the old file or the new one, never half of one.
+def write_file(path: Path, content: bytes | str | Callable[[BinaryIO], object], *, fsync: bool = False) -> None:
+    """Write ``content`` to ``path``: readers get the old file or the new one, never half of one.
 
-    Raises InputError where the folder is missing, TriptychError where the machine refuses.
+    Args:
+        content: bytes, a text (written as UTF-8), or a function that writes to the open file.
+        fsync: wait until the disk has it, so that it also survives a power failure.
+
+    Raises:
+        InputError: there is no such folder.
+        TriptychError: the file cannot be written, for instance because the disk is full.
+    """
+    with replacement(path, fsync=fsync) as beside, beside.open("wb") as file:
+        if callable(content):
+            content(file)
+        else:
+            file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacement(path: Path, *, fsync: bool = False) -> Iterator[Path]:
+    """The path of a new file in the same folder, which replaces ``path`` when the block ends without an exception.
+
+    For writers that take a path; for all others there is `write_file`. A link is kept: its target is replaced.
+    Raises as `write_file` does.
     """
     if not path.parent.is_dir():
         raise InputError(f"cannot write {path}: there is no folder {path.parent}; create it first")
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    beside = target.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
         try:
-            beside.write_bytes(data)
-            beside.replace(path)
+            yield beside
+            if fsync:
+                _sync(beside)
+            beside.replace(target)
+            if fsync:
+                _sync(target.parent)
         finally:
             beside.unlink(missing_ok=True)
     except OSError as error:
-        raise TriptychError(f"cannot write {path}: {error.strerror or error}") from error
+        raise write_error(path, error) from error
+
+
+def write_error(path: Path, error: OSError) -> TriptychError:
+    """The failure to write ``path`` in one line that says what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return TriptychError(f"cannot write {path}: the disk is full; free some space and try again")
+    return TriptychError(f"cannot write {path}: {error.strerror or error}")
+
+
+def sha256_of_file(path: Path) -> str:
+    """The sha256 of a file's bytes, in hex. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
-        beside.unlink(missing_ok=True)
+        os.close(descriptor)
