@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from triptych.nn import masks
-from triptych.nn.attention import MultiHeadAttention, attend, attention_weights
+from triptych.nn.attention import MultiHeadAttention, Scores, attend, attention_weights
 from triptych.nn.cache import KVCache, LayerCache
 
 
@@ -22,7 +22,10 @@ def _way(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.mark.parametrize("groups", [1, 2, 6])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("biases", [0, 1, 2])
-def test_attend_is_the_formula(groups: int, masked: bool, biases: int) -> None:
+@pytest.mark.parametrize(("scale", "softcap"), [(None, None), (0.7, None), (0.7, 1.5)])
+def test_attend_is_the_formula(
+    groups: int, masked: bool, biases: int, scale: float | None, softcap: float | None
+) -> None:
     q, k, v = torch.randn(2, 6, 3, 8), torch.randn(2, groups, 5, 8), torch.randn(2, groups, 5, 8)
     mask = torch.rand(2, 3, 5) > 0.4 if masked else None
     bias = torch.randn(biases, 6, 3, 5) if biases else None  # one for all items, or each its own
@@ -31,22 +34,26 @@ def test_attend_is_the_formula(groups: int, masked: bool, biases: int) -> None:
     for b in range(2):
         for h in range(6):
             for t in range(3):
-                seen = [s for s in range(5) if mask is None or mask[b, t, s]]
-                added = torch.zeros(5) if bias is None else bias[b % biases, h, t]
-                scores = [math.exp(q[b, h, t] @ k[b, h * groups // 6, s] / math.sqrt(8) + added[s]) for s in seen]
-                for s, score in zip(seen, scores, strict=True):
+                allowed = [s for s in range(5) if mask is None or mask[b, t, s]]
+                products = [float(q[b, h, t] @ k[b, h * groups // 6, s]) * (scale or 8**-0.5) for s in allowed]
+                if softcap:
+                    products = [softcap * math.tanh(product / softcap) for product in products]
+                added = [0.0 if bias is None else float(bias[b % biases, h, t, s]) for s in allowed]
+                scores = [math.exp(product + extra) for product, extra in zip(products, added, strict=True)]
+                for s, score in zip(allowed, scores, strict=True):
                     weights[b, h, t, s] = score / sum(scores)
                     expected[b, h, t] += weights[b, h, t, s] * v[b, h * groups // 6, s]
-    torch.testing.assert_close(attend(q, k, v, mask, bias=bias), expected)
-    torch.testing.assert_close(attention_weights(q, k, mask, bias), weights)
+    made = Scores(scale, bias, softcap)
+    torch.testing.assert_close(attend(q, k, v, mask, scores=made), expected)
+    torch.testing.assert_close(attention_weights(q, k, mask, made), weights)
 
 
 @pytest.mark.parametrize("biased", [False, True])
 def test_causal_flag_is_the_causal_mask(biased: bool) -> None:
     q, k, v = torch.randn(3, 2, 4, 7, 8)
     bias = torch.randn(1, 4, 7, 7) if biased else None
-    causal = attend(q, k, v, causal=True, bias=bias)
-    torch.testing.assert_close(causal, attend(q, k, v, masks.causal(7), bias=bias))
+    causal = attend(q, k, v, causal=True, scores=Scores(bias=bias))
+    torch.testing.assert_close(causal, attend(q, k, v, masks.causal(7), scores=Scores(bias=bias)))
 
 
 @pytest.mark.parametrize("length", [1, 5, 40])
@@ -54,7 +61,7 @@ def test_a_biased_row_with_nothing_to_see_gets_zero(length: int) -> None:
     q, (k, v) = torch.randn(2, 4, length, 8, requires_grad=True), torch.randn(2, 2, 4, 9, 8, requires_grad=True)
     mask = torch.ones(2, length, 9, dtype=torch.bool)
     mask[0, 0] = False
-    out = attend(q, k, v, mask, bias=torch.randn(1, 4, length, 9))
+    out = attend(q, k, v, mask, scores=Scores(bias=torch.randn(1, 4, length, 9)))
     assert torch.equal(out[0, :, 0], torch.zeros(4, 8)) and (out[1] != 0).all()
     if torch.is_grad_enabled():
         out.square().sum().backward()

@@ -36,6 +36,17 @@ class Cache(Protocol):
         ...
 
 
+class Scores(NamedTuple):
+    """How scores are made of queries and keys: cap(scale * Q K^T) + bias."""
+
+    scale: float | None = None  # None = 1 / sqrt(d)
+    bias: Tensor | None = None  # [B or 1, H, T, S]
+    softcap: float | None = None  # cap(s) = softcap * tanh(s / softcap)
+
+
+SCALED_DOT_PRODUCT = Scores()
+
+
 def attend(
     queries: Tensor,
     keys: Tensor,
@@ -43,9 +54,9 @@ def attend(
     mask: Tensor | None = None,
     *,
     causal: bool = False,
-    bias: Tensor | None = None,
+    scores: Scores = SCALED_DOT_PRODUCT,
 ) -> Tensor:
-    """softmax(Q K^T / sqrt(d) + bias) V (Vaswani et al. 2017, equation 1) by the fused kernel.
+    """softmax(Q K^T / sqrt(d)) V (Vaswani et al. 2017, equation 1) by the fused kernel; other ``scores`` as they say.
 
     Training on a CPU takes plain products: the fused kernel's backward is five to ten times slower there on short texts.
 
@@ -54,35 +65,42 @@ def attend(
         keys, values: ``[B, G, S, d]``; G divides H, and each of the G heads serves H / G heads of the queries.
         mask: ``[T, S]`` or ``[B, T, S]``, True = may attend; None = everything.
         causal: each of T = S tokens attends to itself and the earlier ones (a mask that need not be built); not with ``mask``.
-        bias: ``[B or 1, H, T, S]``, added to the scores; None = 0.
 
     Returns:
         ``[B, H, T, d]``, exactly 0 in rows whose keys are all masked.
     """
-    training = torch.is_grad_enabled() and queries.device.type == "cpu"
-    if causal and (training or bias is not None):  # the kernel takes no bias beside its own causal mask
+    plain = scores.softcap is not None or (torch.is_grad_enabled() and queries.device.type == "cpu")
+    bias = scores.bias
+    if causal and (plain or bias is not None):  # the kernel takes no bias beside its own causal mask
         mask, causal = masks.causal(queries.shape[2], device=queries.device), False
-    if training:
+    if plain:
         groups = queries.shape[1] // keys.shape[1]
-        return attention_weights(queries, keys, mask, bias).to(values.dtype) @ values.repeat_interleave(groups, dim=1)
+        return attention_weights(queries, keys, mask, scores).to(values.dtype) @ values.repeat_interleave(groups, dim=1)
     over_heads = None if mask is None else mask.unsqueeze(-3)
     if bias is not None:
         bias = bias.to(queries.dtype)
         over_heads = bias if over_heads is None else torch.where(over_heads, bias, -torch.inf)
     grouped = queries.shape[1] != keys.shape[1]
-    return F.scaled_dot_product_attention(queries, keys, values, over_heads, is_causal=causal, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(
+        queries, keys, values, over_heads, is_causal=causal, scale=scores.scale, enable_gqa=grouped
+    )
 
 
-def attention_weights(queries: Tensor, keys: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+def attention_weights(
+    queries: Tensor, keys: Tensor, mask: Tensor | None = None, scores: Scores = SCALED_DOT_PRODUCT
+) -> Tensor:
     """The weights behind ``attend``, ``[B, H, T, S]``: rows sum to 1, or to 0 where all keys are masked."""
     keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
-    scores = queries * queries.shape[-1] ** -0.5 @ keys.mT
-    if bias is not None:
-        scores = scores + bias
+    scale = queries.shape[-1] ** -0.5 if scores.scale is None else scores.scale
+    products = queries * scale @ keys.mT
+    if scores.softcap is not None:
+        products = scores.softcap * (products / scores.softcap).tanh()
+    if scores.bias is not None:
+        products = products + scores.bias
     if mask is None:
-        return scores.softmax(-1)
-    hidden = ~mask.unsqueeze(-3)
-    return scores.masked_fill(hidden, -1e30).softmax(-1).masked_fill(hidden, 0)
+        return products.softmax(-1)
+    masked = ~mask.unsqueeze(-3)
+    return products.masked_fill(masked, -1e30).softmax(-1).masked_fill(masked, 0)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

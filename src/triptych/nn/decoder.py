@@ -1,5 +1,5 @@
-"""The decoder-only language model: one transformer with a few switches, for Llama-like models (SmolLM2, Qwen2, Mistral), OPT,
-GPT-NeoX (Black et al. 2022; Pythia) and MPT.
+"""The decoder-only language model: one transformer whose config covers Llama-like models (Llama, SmolLM2 and 3, Mistral, Qwen2 and 3,
+Phi-3, OLMo-2, Gemma 1 to 3), OPT, GPT-NeoX (Black et al. 2022; Pythia) and MPT.
 
 The cache of earlier tokens is passed in, so one model serves many runs at once. The loop over the blocks may be owned from
 outside, with other layers in between:
@@ -9,8 +9,7 @@ outside, with other layers in between:
         x = block(x, context, cache[i])
     logits = lm.logits(lm.final_hidden(x))
 
-Shapes (legend in ``attention.py``): G heads of keys and values, d width of a head, r of its rotary part, E width of the
-embeddings (D, but for OPT-350m).
+Shapes (legend in ``attention.py``): G heads of keys and values, d width of a head, E width of the embeddings (D, but for OPT-350m).
 """
 
 from __future__ import annotations
@@ -26,9 +25,10 @@ from torch import Tensor, nn
 
 from triptych.errors import InputError
 from triptych.nn import masks
-from triptych.nn.attention import Cache, attend, attention_weights, merge_heads
+from triptych.nn.attention import Cache, Scores, attend, attention_weights, merge_heads
 from triptych.nn.cache import KVCache
 from triptych.nn.linear import Embedding, Linear
+from triptych.nn.positions import Positions, alibi, rotary_frequencies, rotate, rotation
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -51,16 +51,32 @@ class DecoderConfig:
     kv_heads: int | None = None  # None = heads
     head_dim: int | None = None  # None = dim / heads
     embed_dim: int | None = None  # None = dim; else a projection leads in and another out
+    embed_scale: float = 1.0  # word embeddings are multiplied by it (Gemma)
     max_positions: int = 2048
     positions: Literal["rotary", "learned", "alibi"] = "rotary"
     rotary_dim: int | None = None  # the first components of a head that are rotated; None = all
     rope_theta: float = 10000.0
-    rope_factors: tuple[float, ...] | None = None  # each rotary frequency is divided by its own (Llama 3)
+    rope_factors: tuple[float, ...] | None = None  # each rotary frequency is divided by its own (Llama 3, YaRN)
+    rope_magnitude: float = 1.0  # rotated components are multiplied by it (YaRN)
+    unrotated_layers: tuple[int, ...] = ()  # layers without positions (SmolLM3)
     alibi_bias_max: float = 8.0  # the exponents of ALiBi's slopes are spread evenly up to it
     window: int | None = None  # tokens that a token attends to, itself included; None = all earlier ones
+    local_layers: tuple[int, ...] | None = None  # those with the window; None = all
+    local_rope_theta: float | None = (
+        None  # of layers with the window, then without factors (Gemma 3); None = rope_theta
+    )
+    qk_norm: Literal["head", "all"] | None = (
+        None  # of queries and keys: each head by itself (Qwen3), or all heads as one vector (OLMo-2)
+    )
+    attention_scale: float | None = None  # None = 1 / sqrt(head_dim)
+    attention_softcap: float | None = None  # scores become cap * tanh(score / cap) (Gemma 2)
+    logit_softcap: float | None = None  # so do the logits
     norm: Literal["rms", "layer"] = "rms"
     norm_bias: bool = True  # of layer norms; root mean square norms have none
-    pre_norm: bool = True  # False: the norm follows the residual sum, and there is no final one (OPT-350m)
+    pre_norm: bool = True  # a norm before attention and before feed-forward
+    post_norm: bool = (
+        False  # a norm behind them (Gemma 2, OLMo-2); with neither, it follows the residual sum (OPT-350m)
+    )
     parallel: bool = False  # attention and feed-forward both read what enters the block (GPT-NeoX)
     eps: float = 1e-5
     activation: Literal["silu", "relu", "gelu", "gelu_tanh"] = "silu"
@@ -91,18 +107,33 @@ class DecoderConfig:
             raise InputError(
                 f"{self.heads} heads fit neither a width of {self.dim} nor {self.groups} heads of keys: they must divide"
             )
-        if self.positions == "rotary" and (self.rotary_width % 2 or self.rope_theta <= 0):
+        if self.positions == "rotary" and (
+            self.rotary_width % 2 or min(self.rope_theta, self.local_rope_theta or 1) <= 0
+        ):
             raise InputError("rotary positions need an even rotary_dim and a theta above 0")
-        if self.positions == "alibi" and self.alibi_bias_max <= 0:
-            raise InputError(f"ALiBi needs an alibi_bias_max above 0, not {self.alibi_bias_max}")
+        for name in (
+            "embed_scale",
+            "rope_magnitude",
+            "alibi_bias_max",
+            "attention_scale",
+            "attention_softcap",
+            "logit_softcap",
+        ):
+            if (value := getattr(self, name)) is not None and not 0 < value < float("inf"):
+                raise InputError(f"invalid language model config: {name} is {value}, expected a number above 0")
         if self.rope_factors is not None and len(self.rope_factors) != self.rotary_width // 2:
             raise InputError(
                 f"{len(self.rope_factors)} rotary factors: a width of {self.rotary_width} needs half as many"
             )
+        for name in ("unrotated_layers", "local_layers"):
+            if not set(getattr(self, name) or ()) <= set(range(self.layers)):
+                raise InputError(
+                    f"invalid language model config: {name} is {getattr(self, name)}, expected numbers below {self.layers}"
+                )
         if self.activation not in ACTIVATIONS:
             raise InputError(f"the activation {self.activation!r} is not covered: there are {', '.join(ACTIVATIONS)}")
-        if self.parallel and not self.pre_norm:
-            raise InputError("a parallel residual is covered only where the norms come first")
+        if self.parallel and (not self.pre_norm or self.post_norm):
+            raise InputError("a parallel residual is covered only with norms before attention and feed-forward")
 
     @property
     def groups(self) -> int:
@@ -120,20 +151,18 @@ class DecoderConfig:
     def embed_width(self) -> int:
         return self.embed_dim or self.dim
 
-
-class Positions(NamedTuple):
-    """What attention takes of the tokens' positions; where they are learned, nothing."""
-
-    rotation: tuple[Tensor, Tensor] | None = None  # cosines and signed sines, each [B or 1, 1, T, r]
-    bias: Tensor | None = None  # ALiBi's, [B or 1, H, T, S]
+    def is_local(self, layer: int) -> bool:
+        """Whether the window holds for this layer."""
+        return self.window is not None and (self.local_layers is None or layer in self.local_layers)
 
 
 class TokenContext(NamedTuple):
-    """Mask and positions of the tokens of one call, the same for all blocks."""
+    """Masks and positions of the tokens of one call, for all blocks."""
 
-    mask: Tensor | None  # [T, S] or [B, T, S]; None = no more than ``causal`` says
+    mask: Tensor | None  # [T, S] or [B, T, S]; None = all but what ``causal`` excludes
     causal: bool  # each token attends to itself and the earlier ones of this call
     positions: Positions
+    local_mask: Tensor | None = None  # of layers with a window; None = as the others
 
 
 class Prompt(NamedTuple):
@@ -153,74 +182,76 @@ def left_pad(rows: Sequence[Tensor]) -> Prompt:
     return Prompt(padded, mask.to(padded.device))
 
 
-def rotation(position_ids: Tensor, config: DecoderConfig) -> tuple[Tensor, Tensor]:
-    """Rotary positions (Su et al. 2021): ``position_ids [B, T]`` -> cosines ``[B, 1, T, r]`` and sines, the first half negated."""
-    width = config.rotary_width
-    frequencies = 1.0 / config.rope_theta ** (torch.arange(0, width, 2, device=position_ids.device).float() / width)
-    if config.rope_factors is not None:
-        frequencies = frequencies / torch.tensor(config.rope_factors, device=position_ids.device)
-    angles = (position_ids[..., None] * frequencies)[:, None]
-    sines = angles.sin()
-    return angles.cos().repeat(1, 1, 1, 2), torch.cat([-sines, sines], -1)
+class RMSNorm(nn.RMSNorm):
+    """In the weight's dtype, whatever the input's is under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
 
 
-def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate each pair (i, i + r/2) of ``x [B, H, T, d]`` by its token's angle; components from r on stay."""
-    cosines, sines = rotary
-    if (width := cosines.shape[-1]) < x.shape[-1]:
-        return torch.cat([rotate(x[..., :width], rotary), x[..., width:]], -1)
-    return torch.addcmul(x * cosines, x.roll(x.shape[-1] // 2, -1), sines)
-
-
-def alibi(positions: Tensor, key_positions: Tensor, config: DecoderConfig) -> Tensor:
-    """Linear biases (Press et al. 2022): -slope * (i - j) where a token at position i attends to one at position j.
-
-    ``positions [B, T]`` of the queries, ``key_positions [B, S]`` of the keys -> ``[B, H, T, S]``. The slopes of a power of two of
-    heads are a geometric sequence down to 2 ** -alibi_bias_max; other numbers take theirs from the next power's, every second first.
-    """
-    power = 1 << (config.heads - 1).bit_length()
-    slopes = 2.0 ** -(torch.arange(1, power + 1, device=positions.device) * (config.alibi_bias_max / power))
-    if config.heads < power:
-        slopes = torch.cat([slopes[1::2], slopes[::2]])[: config.heads]
-    return slopes[:, None, None] * (key_positions[:, None, None] - positions[:, None, :, None])
-
-
-def norm(config: DecoderConfig) -> nn.Module:
+def norm(config: DecoderConfig, width: int | None = None) -> nn.Module:
+    """A norm over ``width`` components, by default those of the residual stream."""
+    width = width or config.dim
     if config.norm == "rms":
-        return nn.RMSNorm(config.dim, config.eps)
-    return nn.LayerNorm(config.dim, config.eps, bias=config.norm_bias)
+        return RMSNorm(width, config.eps)
+    return nn.LayerNorm(width, config.eps, bias=config.norm_bias)
 
 
 class SelfAttention(nn.Module):
     """Queries, keys and values of all heads in one product; H / G heads of the queries share one of the keys."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.heads, self.groups, self.width = config.heads, config.groups, config.head_width
+        self.local, self.rotated = config.is_local(layer), layer not in config.unrotated_layers
+        self.scale, self.softcap = config.attention_scale, config.attention_softcap
         self.qkv = Linear(config.dim, (self.heads + 2 * self.groups) * self.width, config.qkv_bias)
         self.out = Linear(self.heads * self.width, config.dim, config.out_bias)
+        self.qk_norm = config.qk_norm
+        if self.qk_norm:
+            of_all = self.qk_norm == "all"
+            self.query_norm = norm(config, self.width * (self.heads if of_all else 1))
+            self.key_norm = norm(config, self.width * (self.groups if of_all else 1))
 
-    def project(self, x: Tensor, context: TokenContext) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries ``[B, H, T, d]``, keys and values ``[B, G, T, d]``; the first two rotated by their positions."""
+    def project(self, x: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``[B, H, T, d]``, keys and values ``[B, G, T, d]``; the first two normalised and rotated by their positions."""
         rotated = self.heads + self.groups
-        heads = self.qkv(x).view(*x.shape[:2], rotated + self.groups, self.width).transpose(1, 2)
-        queries_keys = heads[:, :rotated]
-        if context.positions.rotation is not None:
-            queries_keys = rotate(queries_keys, context.positions.rotation)
-        return queries_keys[:, : self.heads], queries_keys[:, self.heads :], heads[:, rotated:]
+        heads = self.qkv(x).view(*x.shape[:2], rotated + self.groups, self.width)
+        queries_keys, values = heads[:, :, :rotated], heads[:, :, rotated:]
+        if self.qk_norm:
+            queries_keys = self.normalise(queries_keys)
+        queries_keys = queries_keys.transpose(1, 2)
+        rotary = (self.local and positions.local_rotation) or positions.rotation
+        if rotary and self.rotated:
+            queries_keys = rotate(queries_keys, rotary)
+        return queries_keys[:, : self.heads], queries_keys[:, self.heads :], values.transpose(1, 2)
+
+    def normalise(self, queries_keys: Tensor) -> Tensor:
+        """``[B, T, H + G, d]`` -> the same, queries and keys each normalised."""
+        queries, keys = queries_keys[:, :, : self.heads], queries_keys[:, :, self.heads :]
+        if self.qk_norm == "head":
+            return torch.cat([self.query_norm(queries), self.key_norm(keys)], 2)
+        return torch.cat([self.query_norm(queries.flatten(2)), self.key_norm(keys.flatten(2))], 2).view_as(queries_keys)
+
+    def mask(self, context: TokenContext) -> Tensor | None:
+        """``[T, S]`` or ``[B, T, S]`` for this layer."""
+        return context.local_mask if self.local and context.local_mask is not None else context.mask
 
     def forward(self, x: Tensor, context: TokenContext, cache: Cache | None = None) -> Tensor:
-        queries, keys, values = self.project(x, context)
+        """``x [B, T, D]`` -> ``[B, T, D]``."""
+        queries, keys, values = self.project(x, context.positions)
         if cache is not None:
             keys, values = cache.append(keys, values)
-        attended = attend(queries, keys, values, context.mask, causal=context.causal, bias=context.positions.bias)
-        return self.out(merge_heads(attended))
+        scores = Scores(self.scale, context.positions.bias, self.softcap)
+        return self.out(
+            merge_heads(attend(queries, keys, values, self.mask(context), causal=context.causal, scores=scores))
+        )
 
     def weights(self, x: Tensor, context: TokenContext) -> Tensor:
         """The weight of each token for each, ``[B, H, T, T]``, without a cache."""
-        queries, keys, _ = self.project(x, context)
-        mask = masks.causal(x.shape[1], device=x.device) if context.causal else context.mask
-        return attention_weights(queries, keys, mask, context.positions.bias)
+        queries, keys, _ = self.project(x, context.positions)
+        mask = masks.causal(x.shape[1], device=x.device) if context.causal else self.mask(context)
+        return attention_weights(queries, keys, mask, Scores(self.scale, context.positions.bias, self.softcap))
 
 
 class DecoderFeedForward(nn.Module):
@@ -242,25 +273,32 @@ class DecoderFeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config: DecoderConfig) -> None:
+    """Attention and feed-forward, each with its residual; the config says where the norms stand."""
+
+    def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
-        self.pre_norm, self.parallel = config.pre_norm, config.parallel
-        self.attention_norm, self.attention = norm(config), SelfAttention(config)
-        self.ffn_norm, self.ffn = norm(config), DecoderFeedForward(config)
+        self.parallel, self.norm_of_sum = config.parallel, not (config.pre_norm or config.post_norm)
+        pre_norm = config.pre_norm or self.norm_of_sum
+        self.attention_norm = norm(config) if pre_norm else nn.Identity()
+        self.attention = SelfAttention(config, layer)
+        self.attention_post_norm = norm(config) if config.post_norm else nn.Identity()
+        self.ffn_norm = norm(config) if pre_norm else nn.Identity()
+        self.ffn = DecoderFeedForward(config)
+        self.ffn_post_norm = norm(config) if config.post_norm else nn.Identity()
 
     def forward(self, x: Tensor, context: TokenContext, cache: Cache | None = None) -> Tensor:
         """``x [B, T, D]`` -> ``[B, T, D]``; ``cache`` is this layer's."""
         if self.parallel:
             return x + self.attention(self.attention_norm(x), context, cache) + self.ffn(self.ffn_norm(x))
-        if self.pre_norm:
-            x = x + self.attention(self.attention_norm(x), context, cache)
-            return x + self.ffn(self.ffn_norm(x))
-        x = self.attention_norm(x + self.attention(x, context, cache))
-        return self.ffn_norm(x + self.ffn(x))
+        if self.norm_of_sum:
+            x = self.attention_norm(x + self.attention(x, context, cache))
+            return self.ffn_norm(x + self.ffn(x))
+        x = x + self.attention_post_norm(self.attention(self.attention_norm(x), context, cache))
+        return x + self.ffn_post_norm(self.ffn(self.ffn_norm(x)))
 
     def attention_weights(self, x: Tensor, context: TokenContext) -> Tensor:
         """The attention weights of this block over ``x``, without a cache: ``[B, H, T, T]``."""
-        return self.attention.weights(self.attention_norm(x) if self.pre_norm else x, context)
+        return self.attention.weights(x if self.norm_of_sum else self.attention_norm(x), context)
 
 
 class Decoder(nn.Module):
@@ -275,14 +313,15 @@ class Decoder(nn.Module):
             self.position_embedding = nn.Embedding(config.max_positions + OPT_OFFSET, width)
         projected = outer != width
         self.project_in = Linear(outer, width, bias=False) if projected else nn.Identity()
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.final_norm = norm(config) if config.pre_norm else nn.Identity()
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.final_norm = norm(config) if config.pre_norm or config.post_norm else nn.Identity()
         self.project_out = Linear(width, outer, bias=False) if projected else nn.Identity()
         self.head = None if config.tied else Linear(outer, config.vocab_size, bias=False)
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """``[B, T]`` -> ``[B, T, E]``: what may be mixed with soft prompts and given to ``forward`` or ``prefill``."""
-        return self.embedding(input_ids)
+        x = self.embedding(input_ids)
+        return x if self.config.embed_scale == 1 else x * self.config.embed_scale
 
     def embed_inputs(
         self, inputs: Tensor, padding_mask: Tensor | None = None, cache: KVCache | None = None
@@ -300,7 +339,7 @@ class Decoder(nn.Module):
         Raises:
             InputError: the text becomes longer than the model can read; it is never cut.
         """
-        x = inputs if inputs.is_floating_point() else self.embedding(inputs)
+        x = inputs if inputs.is_floating_point() else self.embed(inputs)
         new, past = x.shape[1], cache.length if cache else 0
         if past + new > self.config.max_positions:
             raise InputError(
@@ -309,7 +348,9 @@ class Decoder(nn.Module):
         position_ids, visible = (cache or KVCache(1)).advance(new, padding_mask)
         if position_ids is None:
             position_ids = torch.arange(past, past + new, device=x.device)[None]
-        window = self.config.window if past + new > (self.config.window or past + new) else None
+        window = self.config.window
+        if window is not None and past + new <= window:
+            window = None
         key_positions: Tensor | None = None  # [B or 1, S], where ALiBi or a window needs them
         if window is not None or self.config.positions == "alibi":
             key_positions = (
@@ -321,9 +362,10 @@ class Decoder(nn.Module):
         mask = masks.causal(new, past, x.device) if new > 1 else None
         if visible is not None:
             mask = masks.both(mask, masks.padding(visible))
+        local_mask = None
         if window is not None and key_positions is not None:
-            mask = masks.both(mask, masks.window(position_ids, key_positions, window))
-        return x, TokenContext(mask, False, positions)
+            local_mask = masks.both(mask, masks.window(position_ids, key_positions, window))
+        return x, TokenContext(mask, False, positions, local_mask)
 
     def add_positions(
         self, x: Tensor, position_ids: Tensor, key_positions: Tensor | None = None
@@ -333,13 +375,19 @@ class Decoder(nn.Module):
         ``key_positions [B or 1, S]``: of all keys; None = of these T tokens alone.
         """
         x = self.project_in(x).to(x.dtype)  # the residual stream stays as exact as the embeddings, also under autocast
-        if self.config.positions == "rotary":
-            return x, Positions(rotation=rotation(position_ids, self.config))
-        if self.config.positions == "alibi":
-            return x, Positions(
-                bias=alibi(position_ids, position_ids if key_positions is None else key_positions, self.config)
-            )
-        return x + self.position_embedding(position_ids + OPT_OFFSET), Positions()
+        c = self.config
+        if c.positions == "learned":
+            return x + self.position_embedding(position_ids + OPT_OFFSET), Positions()
+        if c.positions == "alibi":
+            keys = position_ids if key_positions is None else key_positions
+            return x, Positions(bias=alibi(position_ids, keys, c.heads, c.alibi_bias_max))
+        frequencies = rotary_frequencies(c.rope_theta, c.rotary_width, x.device)
+        if c.rope_factors is not None:
+            frequencies = frequencies / torch.tensor(c.rope_factors, device=x.device)
+        local = None
+        if c.local_rope_theta is not None:
+            local = rotation(position_ids, rotary_frequencies(c.local_rope_theta, c.rotary_width, x.device))
+        return x, Positions(rotation(position_ids, frequencies, c.rope_magnitude), local_rotation=local)
 
     def final_hidden(self, x: Tensor) -> Tensor:
         """What leaves the last block, ``[B, T, D]`` -> what ``logits`` takes, ``[B, T, E]``."""
@@ -354,7 +402,9 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[.., E]`` -> ``[.., V]``."""
-        return self.embedding.product(hidden) if self.head is None else self.head(hidden)
+        logits = self.embedding.product(hidden) if self.head is None else self.head(hidden)
+        cap = self.config.logit_softcap
+        return logits if cap is None else cap * (logits / cap).tanh()
 
     def attention_maps(self, inputs: Tensor, padding_mask: Tensor | None = None) -> list[Tensor]:
         """The attention weights ``[B, H, T, T]`` of every block. ``inputs`` is the whole text."""
