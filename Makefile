@@ -1,12 +1,14 @@
-# Everything runs in a virtual environment that these targets make themselves.
+# Everything runs in a virtual environment that these targets make themselves, with the versions of .ci/constraints.txt.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS_demo :=
 EXTRAS_test := [test]
 EXTRAS_check := [dev]
+EXTRAS_docs := [docs]
 
-.PHONY: demo test check clean
+.PHONY: demo test check docs clean
+.NOTPARALLEL:
 demo: $(VENV)/.demo
 	$(BIN)/triptych demo --out triptych-demo
 
@@ -19,12 +21,15 @@ check: $(VENV)/.check
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict
+
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(VENV)/.demo $(VENV)/.test $(VENV)/.check: $(VENV)/.%: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.$(EXTRAS_$*)'
+$(VENV)/.demo $(VENV)/.test $(VENV)/.check $(VENV)/.docs: $(VENV)/.%: pyproject.toml .ci/constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.$(EXTRAS_$*)'
 	touch $@
 
 clean:
-	rm -rf $(VENV) triptych-demo
+	rm -rf $(VENV) triptych-demo site

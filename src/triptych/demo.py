@@ -1,4 +1,4 @@
-"""The demo: every system on the bundled photos, what it said and where it looked, in one report that needs no network."""
+"""The demo: every system's answers about the bundled photos, and where it looked, in one report that needs no network."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ PAIRS = (
     (("dog.jpg", "baseball.jpg"), "Which photo shows a dog?"),
     (("coast.jpg", "cyclist.jpg"), "Which photo shows a man riding a bike?"),
 )
+SIDES = ("left", "right")
 NAMES = (("horse-noto.png", "a dax"), ("owl-noto.png", "a blicket"))
 NAMED = "horse-openmoji.png"
-TALKED_ABOUT = "baseball.jpg"
-TALK = ("What is in the photo?", "How many people are there?", "Is there a dog in the photo?")
-ALIKE = ("horse-noto.png", "horse-openmoji.png", "riders.jpg")
-ABOUT_ALIKE = ("What do the photos have in common?", "How do the photos differ?")
+CHAT_PHOTO = "baseball.jpg"
+CHAT_QUESTIONS = ("What is in the photo?", "How many people are there?", "Is there a dog in the photo?")
+GROUP = ("horse-noto.png", "horse-openmoji.png", "riders.jpg")
+GROUP_QUESTIONS = ("What do the photos have in common?", "How do the photos differ?")
 TEXTS = (
     "a skateboarder does a trick in a pool",
     "a man on a bike on a road",
@@ -39,21 +40,28 @@ TEXTS = (
     "a dog in a room",
     "a bird flying over the sea",
     "a big bird on a rock by the sea",
+    "a kitchen with a microwave",
+    "two pizzas on a stove",
+    "cars and buses on a wet street",
+    "a cat beside a keyboard",
 )
 
 
 def run(out: Path) -> Path:
-    """All systems on the bundled photos; prints what is found, draws the maps into ``out``; returns the path of the report."""
+    """Run all systems on the bundled photos and print their answers; write the figures and the report into ``out``.
+
+    Returns the path of the report.
+    """
     credits = json.loads((EXAMPLES / "credits.json").read_text(encoding="utf-8"))
     photos = {credit["file"]: load_image(EXAMPLES / credit["file"]) for credit in credits}
     models: dict[str, Any] = {name: load(name) for name in SYSTEMS}
-    said = {file: captions(file, photo, models, out) for file, photo in photos.items()}
-    entries = [entry((photos[c["file"]],), said[c["file"]], c) for c in credits]
+    readings = {file: captions(file, photo, models, out) for file, photo in photos.items()}
+    entries = [photo_entry(photos[c["file"]], readings[c["file"]], c) for c in credits]
     report = out / "report.html"
     flamingo = models["flamingo"]
-    asked = [*questions(photos, models), *examples(flamingo), *dialogue(photos, flamingo), *alike(photos, flamingo)]
+    others = [*questions(photos, models), *examples(flamingo), *dialogue(photos, flamingo), *group(photos, flamingo)]
     tables = [matching(photos, models["blip2"]), gates(models["flamingo"])]
-    write_file(report, html_page([*entries, *asked], TITLE, tables).encode())
+    write_file(report, html_page([*entries, *others], TITLE, tables).encode())
     return report.resolve()
 
 
@@ -74,15 +82,15 @@ def questions(photos: dict[str, Image], models: dict[str, Any]) -> list[Entry]:
     """Questions about one photo, and about which of two, by the systems that answer."""
     print("questions", flush=True)
     entries = []
-    asked = [((file,), question, None) for file, question in QUESTIONS]
-    for files, question, choices in [*asked, *((files, question, ("left", "right")) for files, question in PAIRS)]:
-        shown = tuple(photos[file] for file in files)
+    one = [((file,), question, None) for file, question in QUESTIONS]
+    for files, question, choices in [*one, *((files, question, SIDES) for files, question in PAIRS)]:
+        images = tuple(photos[file] for file in files)
         readings = []
         for name in ("flamingo", "blip2"):
-            answer, seconds = timed(models[name].ask, list(shown), question, choices, explain=True)
+            answer, seconds = timed(models[name].ask, list(images), question, choices, explain=True)
             print(f"  {' | '.join(files)}: {question} {answer.text}  ({SYSTEMS[name]}, {seconds:.1f} s)", flush=True)
             readings += reading(SYSTEMS[name], answer, seconds)
-        entries.append(Entry(shown, tuple(readings), question=question))
+        entries.append(Entry(images, tuple(readings), question=question))
     return entries
 
 
@@ -92,37 +100,38 @@ def examples(model: FlamingoTasks) -> list[Entry]:
     query = drawing(NAMED)
     answer, seconds = timed(model.complete, query, shots, "This is", [name for _, name in NAMES], explain=True)
     print(f"Flamingo: {NAMED} after {', '.join('='.join(shot) for shot in NAMES)}: {answer.text}", flush=True)
-    told = ", ".join(f"the {place} is {name}" for place, (_, name) in zip(("first", "second"), NAMES, strict=True))
-    shown = (*(picture for picture, _ in shots), query)
-    question = f"If {told}, what is the third?"
-    return [Entry(shown, tuple(reading("Flamingo", answer, seconds)), question=question, credit=drawn_by())]
+    names = ", ".join(f"the {place} is {name}" for place, (_, name) in zip(("first", "second"), NAMES, strict=True))
+    images = (*(picture for picture, _ in shots), query)
+    question = f"If {names}, what is the third?"
+    return [Entry(images, tuple(reading("Flamingo", answer, seconds)), question=question, credit=drawing_credits())]
 
 
 def dialogue(photos: dict[str, Image], model: FlamingoTasks) -> list[Entry]:
     """Flamingo talks about a photo."""
-    print(f"Flamingo: about {TALKED_ABOUT}", flush=True)
+    print(f"Flamingo: about {CHAT_PHOTO}", flush=True)
     chat, entries = model.chat(), []
-    chat.add(photos[TALKED_ABOUT])
-    for question in TALK:
+    chat.add(photos[CHAT_PHOTO])
+    for question in CHAT_QUESTIONS:
         answer, seconds = timed(chat.answer, question, explain=True)
         print(f"  {question} {answer.text}  ({seconds:.1f} s)", flush=True)
-        entries.append(Entry((photos[TALKED_ABOUT],), tuple(reading("Flamingo", answer, seconds)), question=question))
+        entries.append(Entry((photos[CHAT_PHOTO],), tuple(reading("Flamingo", answer, seconds)), question=question))
     return entries
 
 
-def alike(photos: dict[str, Image], model: FlamingoTasks) -> list[Entry]:
-    """Flamingo compares three pictures of one animal, from what it says of each."""
-    print(f"Flamingo: about {', '.join(ALIKE)}", flush=True)
-    shown, entries = tuple(photos[file] if file in photos else drawing(file) for file in ALIKE), []
-    for question in ABOUT_ALIKE:
-        answer, seconds = timed(model.ask, list(shown), question, explain=True)
+def group(photos: dict[str, Image], model: FlamingoTasks) -> list[Entry]:
+    """Flamingo compares three pictures of one animal, from its captions of each."""
+    print(f"Flamingo: about {', '.join(GROUP)}", flush=True)
+    images, entries = tuple(photos[file] if file in photos else drawing(file) for file in GROUP), []
+    for question in GROUP_QUESTIONS:
+        answer, seconds = timed(model.ask, list(images), question, explain=True)
         print(f"  {question} {answer.text}  ({seconds:.1f} s)", flush=True)
-        entries.append(Entry(shown, tuple(reading("Flamingo", answer, seconds)), question=question, credit=drawn_by()))
+        readings = tuple(reading("Flamingo", answer, seconds))
+        entries.append(Entry(images, readings, question=question, credit=drawing_credits()))
     return entries
 
 
-def drawn_by() -> str:
-    """Whose the drawings are, and their licences."""
+def drawing_credits() -> str:
+    """The sources of the drawings, with their licences."""
     credits = json.loads((EXAMPLES / "drawings" / "credits.json").read_text(encoding="utf-8"))
     return "; ".join(sorted({f"{credit['source']} ({credit['licence']})" for credit in credits}))
 
@@ -132,11 +141,11 @@ def drawing(file: str) -> Image:
 
 
 def gates(model: FlamingoTasks) -> Table:
-    """How far the gates before the language model's blocks have opened."""
-    found = model.model.gates()
+    """How far the gates before the language model's blocks are open."""
+    pairs = model.model.gates()
     every = model.model.config.every
-    columns = tuple(f"block {(i + 1) * every}" for i in range(len(found)))
-    scores = tuple(tuple(abs(pair[kind]) for pair in found) for kind in (0, 1))
+    columns = tuple(f"block {(i + 1) * every}" for i in range(len(pairs)))
+    scores = tuple(tuple(abs(pair[kind]) for pair in pairs) for kind in (0, 1))
     return Table(
         "Flamingo: how far its gates are open, |tanh| in percent", ("attention", "feed-forward"), columns, scores
     )
@@ -156,13 +165,13 @@ def matching(photos: dict[str, Image], model: Blip2Tasks) -> Table:
 
 
 def reading(name: str, answer: Answer, seconds: float) -> list[Reading]:
-    """Nothing where a model said nothing."""
+    """The answer as a reading; none where a model wrote nothing."""
     return [Reading(name, answer.text, answer.evidence, answer.logprob, seconds)] if answer.evidence else []
 
 
-def entry(shown: tuple[Image, ...], readings: list[Reading], credit: dict[str, Any]) -> Entry:
+def photo_entry(photo: Image, readings: list[Reading], credit: dict[str, Any]) -> Entry:
     return Entry(
-        shown,
+        (photo,),
         tuple(readings),
         name=credit["file"],
         credit="Flickr, by way of COCO",
@@ -172,7 +181,7 @@ def entry(shown: tuple[Image, ...], readings: list[Reading], credit: dict[str, A
 
 
 def timed(work: Callable[..., Any], *arguments: Any, **settings: Any) -> tuple[Any, float]:
-    """What ``work`` returns, and its seconds."""
+    """What ``work`` returns, and the seconds it took."""
     started = time.perf_counter()
-    found = work(*arguments, **settings)
-    return found, time.perf_counter() - started
+    result = work(*arguments, **settings)
+    return result, time.perf_counter() - started

@@ -1,6 +1,8 @@
 """The figure and the page of where a model looked."""
 
+import logging
 import re
+import shutil
 from base64 import b64decode
 from html.parser import HTMLParser
 from io import BytesIO
@@ -8,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from PIL import Image
 
 from triptych.errors import InputError, TriptychError
 from triptych.evidence import Evidence
+from triptych.figures import fonts
 from triptych.figures.maps import draw_words, heat, light, plain, veiled, wrap, write_png
-from triptych.figures.page import Entry, Reading, html_page
+from triptych.figures.page import Entry, Reading, Table, html_page
 from triptych.io.files import write_file
 
 WIDE, TALL = (300, 160), (150, 260)
@@ -162,6 +167,79 @@ def test_odd_words_are_drawn_and_encoded() -> None:
     assert plain("\ud800a \n b") == "?a b"
 
 
+def box(left: int, right: int) -> object:
+    """A glyph: a rectangle."""
+    pen = TTGlyphPen(None)
+    pen.moveTo((left, 0))
+    for point in ((left, 700), (right, 700), (right, 0)):
+        pen.lineTo(point)
+    pen.closePath()
+    return pen.glyph()
+
+
+@pytest.fixture
+def hangul(tmp_path: Path) -> str:
+    """A font file with one letter, 강, and a narrower box for all others."""
+    builder = FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder([".notdef", "gang"])
+    builder.setupCharacterMap({ord("강"): "gang"})
+    builder.setupGlyf({".notdef": box(100, 300), "gang": box(50, 900)})
+    builder.setupHorizontalMetrics({".notdef": (400, 100), "gang": (950, 50)})
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": "One Letter", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(tmp_path / "one-letter.ttf")
+    return str(tmp_path / "one-letter.ttf")
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine without fonts, on which nothing has been drawn yet."""
+    monkeypatch.delenv("TRIPTYCH_FONT", raising=False)
+    monkeypatch.setattr(fonts, "system_files", lambda letters: [])
+    fonts.font_file.cache_clear()
+    return monkeypatch
+
+
+def test_a_font_is_chosen_that_has_the_letters(hangul: str, bare: pytest.MonkeyPatch) -> None:
+    assert fonts.missing_letters(fonts.DEFAULT, "a강") == "강"
+    assert fonts.font(24, "dog").getname()[0] == "Aileron"
+    bare.setattr(fonts, "system_files", lambda letters: [hangul])
+    assert fonts.font(24, "강").getname()[0] == "One Letter"
+    assert fonts.font(24, "dog").getname()[0] == "Aileron"
+
+
+def test_a_word_that_the_default_font_lacks_is_drawn_with_the_font_of_the_environment(
+    hangul: str, bare: pytest.MonkeyPatch
+) -> None:
+    words = Evidence(("강",), np.ones((1, 1, 2, 2), np.float32), (-1.0,))
+    boxes = np.asarray(draw_words(photo(WIDE), words))
+    bare.setenv("TRIPTYCH_FONT", hangul)
+    assert fonts.font(24, "강").getname()[0] == "One Letter"
+    assert (np.asarray(draw_words(photo(WIDE), words)) != boxes).any()
+
+
+def test_letters_that_no_font_has_are_reported_once(bare: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            fonts.font(24, "강 dog")
+    (record,) = caplog.records
+    assert "'강'" in record.getMessage() and ".html" in record.getMessage() and "TRIPTYCH_FONT" in record.getMessage()
+
+
+def test_a_font_that_cannot_be_read_is_bad_input(tmp_path: Path, bare: pytest.MonkeyPatch) -> None:
+    bare.setenv("TRIPTYCH_FONT", str(tmp_path / "missing.ttf"))
+    with pytest.raises(InputError, match=r"missing\.ttf is not a font file"):
+        fonts.font(24, "dog")
+
+
+@pytest.mark.skipif(shutil.which("fc-match") is None, reason="needs fontconfig")
+def test_fontconfig_is_asked_for_the_letters() -> None:
+    found = fonts.system_files("α")
+    assert found and fonts.missing_letters(found[0], "α") == ""
+
+
 def test_lines_are_wrapped_within_the_room() -> None:
     assert wrap("", 30, 100) == [""]
     assert " ".join(wrap("a dog runs over the long grass", 30, 150)) == "a dog runs over the long grass"
@@ -279,3 +357,21 @@ def test_three_systems_share_one_copy_of_each_photo() -> None:
     ids = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]
     assert len(ids) == len(set(ids)) == 12
     assert max(len(image["src"]) for image in parsed.all("img")) < 3000
+
+
+def test_a_choice_is_shown_beside_the_words_that_were_scored() -> None:
+    words = evidence(("a", "dog"))
+    chosen = html_page([Entry((photo(WIDE),), (Reading("flamingo", "left", words),))], "t")
+    written = html_page([Entry((photo(WIDE),), (Reading("flamingo", "A dog.", words),))], "t")
+    assert '<p class="answer">left</p>' in chosen and "the words that were scored" in chosen
+    assert 'class="answer"' not in written and "the words that were scored" not in written
+
+
+def test_a_table_names_its_columns_in_every_cell_and_marks_the_largest() -> None:
+    html = html_page(
+        [], "t", [Table("Texts", ("dog.jpg", photo(WIDE)), ("a dog", "a <cat>"), ((0.9, 0.2), (0.1, 0.3)))]
+    )
+    cells = [cell for cell in Parsed(html).all("td") if cell]
+    assert [cell["data-column"] for cell in cells] == ["a dog", "a <cat>"] * 2
+    assert [cell.get("class", "") for cell in cells] == ["largest", "", "", "largest"]
+    assert [cell["style"] for cell in cells] == ["--share:90%", "--share:20%", "--share:10%", "--share:30%"]

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from triptych.evidence import Evidence, Floats, check_pictures
+from triptych.figures.fonts import font
 from triptych.io.files import write_file
 
 VEIL = (32, 36, 90)  # indigo, not black: in a dark photo, too, the lit place stands out, by colour
@@ -92,7 +93,7 @@ def draw_words(images: Image.Image | Sequence[Image.Image], evidence: Evidence) 
         x, y = MARGIN + index % columns * (cell + GAP), head.height + index // columns * block
         chance = percent(logprob)
         room = cell - font(NOTE_SIZE).getlength(chance) - GAP / 2
-        draw.text((x, y + WORD_SIZE), shorten(word, WORD_SIZE, room), INK, font(WORD_SIZE), anchor="ls")
+        draw.text((x, y + WORD_SIZE), shorten(word, WORD_SIZE, room), INK, font(WORD_SIZE, word), anchor="ls")
         draw.text((x + cell, y + WORD_SIZE), chance, GREY, font(NOTE_SIZE), anchor="rs")
         y += label
         for photo, lit in zip(small, light(maps, [photo.size for photo in small]), strict=True):
@@ -133,7 +134,7 @@ def draw_head(photos: Sequence[Image.Image], caption: str, columns: int, cell: i
 
     y = MARGIN if beside else y + GAP
     for line in lines:
-        draw.text((left, y), line, INK, font(CAPTION_SIZE))
+        draw.text((left, y), line, INK, font(CAPTION_SIZE, caption))
         y += leading
 
     y = MARGIN + height - legend_height
@@ -168,10 +169,6 @@ def fit(photo: Image.Image, box: tuple[int, int]) -> Image.Image:
     )
 
 
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=size)
-
-
 def plain(text: str) -> str:
     """Text on one line that every renderer takes: runs of white space are one space, what cannot be encoded a mark."""
     return " ".join(text.encode("utf-8", "replace").decode().replace("\0", " ").split())
@@ -180,18 +177,20 @@ def plain(text: str) -> str:
 def shorten(text: str, size: int, room: float) -> str:
     """The text, or its beginning with an ellipsis where it is wider than `room` pixels."""
     text = plain(text)
-    if font(size).getlength(text) <= room:
+    face = font(size, text)
+    if face.getlength(text) <= room:
         return text
-    kept = bisect_right(range(len(text)), room, key=lambda count: font(size).getlength(text[:count] + "…"))
+    kept = bisect_right(range(len(text)), room, key=lambda count: face.getlength(text[:count] + "…"))
     return text[: max(0, kept - 1)] + "…"
 
 
 def wrap(text: str, size: int, room: float) -> list[str]:
     """The text as lines of at most `room` pixels; a word wider than that is shortened."""
     lines = [""]
+    face = font(size, text)
     for word in plain(text).split():
         longer = f"{lines[-1]} {word}".strip()
-        if font(size).getlength(longer) <= room:
+        if face.getlength(longer) <= room:
             lines[-1] = longer
         elif lines[-1]:
             lines.append(shorten(word, size, room))

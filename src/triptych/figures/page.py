@@ -1,7 +1,7 @@
 """One self-contained HTML page: photos, what each system said of them, and where it looked at each word.
 
 The page asks nothing of the network: styles and script are inline, pictures are data URLs, and a content security
-policy holds it to that. Each photo is stored once, as a style; a word's map is a small transparent PNG that lies over
+policy enforces it. Each photo is stored once, as a style; a word's map is a small transparent PNG that lies over
 it, and the browser scales it smoothly. Without a script the strip of words still shows every map.
 """
 
@@ -9,16 +9,18 @@ from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from html import escape
-from importlib.resources import files
 from io import BytesIO
+from typing import Any
 
 import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
 from triptych.evidence import Evidence, Floats, check_pictures
 from triptych.figures.maps import LEGEND, VEIL, VEIL_OPACITY, fit, light, percent, plain, veil_alpha
 
+POLICY = Markup("default-src 'none'; img-src data:; style-src 'unsafe-inline'")  # of a page without a script
 PHOTO_BOX = (480, 720)
 THUMBNAIL_BOX = (96, 72)
 MAP_SCALE = 3  # pixels per grid cell: enough for the browser's bilinear scaling to look like the Gaussian itself
@@ -28,7 +30,10 @@ CLEAR = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAA
 
 @dataclass(frozen=True)
 class Reading:
-    """What one system said of the pictures, and where it looked."""
+    """What one system said of the pictures, and where it looked.
+
+    ``caption`` is what it answers. Where ``evidence`` is about other words (a choice that was made by scoring them), the page shows both.
+    """
 
     model: str
     caption: str
@@ -65,122 +70,104 @@ class Table:
 
 
 def html_page(entries: Sequence[Entry], title: str, tables: Sequence[Table] = ()) -> str:
-    """The page as text; write it as UTF-8 (`triptych.figures.maps.write_file`). All texts are escaped."""
-    script = asset("page.js")
-    style = asset("page.css")
-    photos = "\n".join(
-        photo_style(f"photo-{e}-{n}", image) for e, entry in enumerate(entries) for n, image in enumerate(entry.images)
-    )
-    policy = (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"
-    )
+    """The page as text; write it as UTF-8 (`triptych.io.files.write_file`). All texts are escaped."""
+    templates = environment()
+    script = templates.get_template("page.js").render()
     veil = ",".join(map(str, VEIL))
-    styles = f":root {{ --veil: rgba({veil},{VEIL_OPACITY}); --no-veil: rgba({veil},0); }}\n{style}\n{photos}"
-    body = f"""<header>
-<h1>{text(title)}</h1>
-<p class="scale"><span>little</span><span class="bar"></span><span>much</span></p>
-<p class="legend">{" ".join(map(text, LEGEND))}</p>
-<p class="legend hint">Point at a word, tap it, or use the arrow keys.</p>
-</header>
-<main>
-{"".join(section(index, entry) for index, entry in enumerate(entries))}{"".join(map(table_section, tables))}</main>
-<script>{script}</script>"""
-    return document(title, policy, styles, body)
-
-
-def document(title: str, policy: str, style: str, body: str) -> str:
-    """A page that asks nothing of the network: ``policy`` is its content security policy, ``title`` is escaped here."""
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta name="referrer" content="no-referrer">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{text(title)}</title>
-<style>
-{style}
-</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
-
-
-def section(index: int, entry: Entry) -> str:
-    heading = f"<h2>{text(entry.name)}</h2>\n" if entry.name else ""
-    question = f'<p class="question">{text(entry.question)}</p>\n' if entry.question else ""
-    panels = "".join(panel(f"{index}-{at}", index, reading) for at, reading in enumerate(entry.readings))
-    return (
-        f'<section>\n<div class="about">\n{heading}{credit_line(entry)}</div>\n{question}'
-        f'<div class="panels of-{min(3, len(entry.readings))}">\n{panels}</div>\n</section>\n'
+    return templates.get_template("page.html").render(
+        title=title,
+        policy=Markup(f"{POLICY}; script-src 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"),
+        colours={"veil": f"rgba({veil},{VEIL_OPACITY})", "no-veil": f"rgba({veil},0)"},
+        entries=[entry_fields(number, entry) for number, entry in enumerate(entries)],
+        tables=[table_fields(table) for table in tables],
+        legend=" ".join(LEGEND),
+        clear=CLEAR,
+        script=Markup(script),
     )
 
 
-def credit_line(entry: Entry) -> str:
-    credit = text(entry.credit)
-    if entry.credit_url.startswith(("https://", "http://")):
-        credit = f'<a href="{text(entry.credit_url)}" rel="noreferrer">{credit or text(entry.credit_url)}</a>'
-    parts = [part for part in (credit, text(entry.licence)) if part]
-    kind = "Pictures" if entry.images[1:] else "Photo"
-    return f'<p class="credit">{kind}: {", ".join(parts)}</p>\n' if parts else ""
+def environment() -> Environment:
+    """The templates of this package: every text is escaped and brought to one line; an unknown name is an error."""
+    return Environment(
+        loader=PackageLoader("triptych.figures", "templates"),
+        autoescape=lambda name: name is not None and name.endswith(".html"),
+        finalize=lambda value: plain(value) if type(value) is str else value,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
-def panel(key: str, entry: int, reading: Reading) -> str:
-    """One system's part of a section: the photo to look at, the caption as words, the strip of all words."""
+def entry_fields(number: int, entry: Entry) -> dict[str, Any]:
+    """What the template shows of a section, the ``number``-th of its page."""
+    count = len(entry.images)
+    photos = [
+        {"name": f"photo-{number}-{n}", "label": f"Photo {n + 1} of {count}" if count > 1 else "Photo"}
+        | photo_fields(image)
+        for n, image in enumerate(entry.images)
+    ]
+    url = entry.credit_url if entry.credit_url.startswith(("https://", "http://")) else ""
+    credits = [(entry.credit or url, url), (entry.licence, "")]
+    return {
+        "name": entry.name,
+        "question": entry.question,
+        "photos": photos,
+        "credits": [(text, link) for text, link in credits if text],
+        "readings": [reading_fields(f"word-{number}-{at}", reading) for at, reading in enumerate(entry.readings)],
+    }
+
+
+def photo_fields(photo: Image.Image) -> dict[str, str]:
+    """A photo at the page's size: its shape, and its JPEG as a data URL."""
+    small = fit(photo, (min(photo.width, PHOTO_BOX[0]), min(photo.height, PHOTO_BOX[1])))
+    buffer = BytesIO()
+    small.save(buffer, "JPEG", quality=82, optimize=True, progressive=True)
+    return {"aspect": f"{small.width / small.height:.4f}", "url": data_url(buffer.getvalue(), "jpeg")}
+
+
+def reading_fields(key: str, reading: Reading) -> dict[str, Any]:
+    """What the template shows of one system's answer: its words, each with its maps; ``key`` begins their ids."""
     evidence = reading.evidence
-    count = evidence.maps.shape[1]
-    names = [f"Photo {n + 1} of {count}" if count > 1 else "Photo" for n in range(count)]
-
-    def picture(n: int, source: str, note: str) -> str:
-        return f'<img class="photo photo-{entry}-{n}" src="{source}" alt="{names[n]}: {text(note)}">'
-
-    def item(t: int, word: str) -> str:
-        veils = map(veil_url, cell_lights(evidence.maps[t]))
-        pictures = "".join(picture(n, veil, f"where the model looked for “{word}”") for n, veil in enumerate(veils))
-        label = f"<span><b>{text(word)}</b> <i>{percent(evidence.logprobs[t])}</i></span>"
-        return f'<li id="word-{key}-{t}">{pictures}{label}</li>'
-
-    stage = "".join(picture(n, CLEAR, reading.caption) for n in range(count))
-    words = " ".join(
-        f'<a class="word" href="#word-{key}-{t}">{text(word)}</a>' for t, word in enumerate(evidence.words)
-    )
     notes = []
     if reading.logprob is not None:
         notes.append(f"log probability {reading.logprob:.2f}".replace("-", "−"))
     if reading.seconds is not None:
         notes.append(f"{reading.seconds:.1f} s")
-    return f"""<article class="panel">
-<div class="stage">{stage}</div>
-<div class="said">
-<h3>{text(reading.model)}</h3>
-<p class="caption">{words}</p>
-<p class="notes">{" · ".join(notes)}</p>
-</div>
-<ol class="strip">
-{"".join(f"{item(t, word)}{chr(10)}" for t, word in enumerate(evidence.words))}</ol>
-</article>
-"""
+    words = [
+        {
+            "id": f"{key}-{t}",
+            "text": word,
+            "percent": percent(evidence.logprobs[t]),
+            "veils": [veil_url(lit) for lit in cell_lights(evidence.maps[t])],
+        }
+        for t, word in enumerate(evidence.words)
+    ]
+    chosen = letters(reading.caption) != letters(" ".join(evidence.words))
+    return {
+        "model": reading.model,
+        "text": reading.caption,
+        "answer": reading.caption if chosen else "",
+        "notes": " · ".join(notes),
+        "words": words,
+    }
 
 
-def table_section(table: Table) -> str:
-    """The largest number of a row is bold."""
-    head = "".join(f"<th>{text(column)}</th>" for column in table.columns)
-    rows = []
-    for row, scores in zip(table.rows, table.scores, strict=True):
-        label = text(row) if isinstance(row, str) else f'<img src="{thumbnail(row)}" alt="">'
-        cells = "".join(
-            f'<td style="--share:{100 * score:.0f}%">{"<b>" if score == max(scores) else ""}{100 * score:.0f}'
-            f"{'</b>' if score == max(scores) else ''}</td>"
-            for score in scores
-        )
-        rows.append(f"<tr><th>{label}</th>{cells}</tr>")
-    body = "\n".join(rows)
-    return f"<section>\n<h2>{text(table.title)}</h2>\n<table>\n<tr><td></td>{head}</tr>\n{body}\n</table>\n</section>\n"
+def letters(text: str) -> str:
+    """The text without case, spaces and punctuation: a sentence and its words give the same."""
+    return "".join(filter(str.isalnum, text.casefold()))
+
+
+def table_fields(table: Table) -> dict[str, Any]:
+    """What the template shows of a table; the largest number of a row is marked."""
+    rows = [
+        {
+            "name": row if isinstance(row, str) else "",
+            "photo": "" if isinstance(row, str) else thumbnail(row),
+            "cells": [{"percent": f"{100 * score:.0f}", "largest": score == max(scores)} for score in scores],
+        }
+        for row, scores in zip(table.rows, table.scores, strict=True)
+    ]
+    return {"title": table.title, "columns": table.columns, "rows": rows}
 
 
 def thumbnail(photo: Image.Image, box: tuple[int, int] = THUMBNAIL_BOX) -> str:
@@ -189,15 +176,6 @@ def thumbnail(photo: Image.Image, box: tuple[int, int] = THUMBNAIL_BOX) -> str:
     small = fit(photo, (min(photo.width, box[0]), min(photo.height, box[1])))
     small.save(buffer, "JPEG", quality=80, optimize=True)
     return data_url(buffer.getvalue(), "jpeg")
-
-
-def photo_style(name: str, photo: Image.Image) -> str:
-    """A style rule that shows the photo at its own shape, as the background of what carries its map."""
-    small = fit(photo, (min(photo.width, PHOTO_BOX[0]), min(photo.height, PHOTO_BOX[1])))
-    buffer = BytesIO()
-    small.save(buffer, "JPEG", quality=82, optimize=True, progressive=True)
-    jpeg = data_url(buffer.getvalue(), "jpeg")
-    return f".{name}{{--aspect:{small.width / small.height:.4f};background-image:url({jpeg})}}"
 
 
 def cell_lights(maps: Floats) -> list[Floats]:
@@ -218,12 +196,3 @@ def veil_url(lit: Floats) -> str:
 
 def data_url(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{b64encode(data).decode()}"
-
-
-def asset(name: str) -> str:
-    return (files("triptych") / "figures" / "templates" / name).read_text("utf-8").strip()
-
-
-def text(raw: str) -> str:
-    """Text for HTML content or a quoted attribute."""
-    return escape(plain(raw))
