@@ -3,6 +3,7 @@
 import logging
 import re
 import shutil
+import subprocess
 from base64 import b64decode
 from html.parser import HTMLParser
 from io import BytesIO
@@ -375,3 +376,30 @@ def test_a_table_names_its_columns_in_every_cell_and_marks_the_largest() -> None
     assert [cell["data-column"] for cell in cells] == ["a dog", "a <cat>"] * 2
     assert [cell.get("class", "") for cell in cells] == ["largest", "", "", "largest"]
     assert [cell["style"] for cell in cells] == ["--share:90%", "--share:20%", "--share:10%", "--share:30%"]
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_a_page_with_a_wide_table_does_not_scroll_sideways_on_a_phone(tmp_path: Path) -> None:
+    columns = tuple(f"a rather long description number {n}" for n in range(12))
+    readings = (Reading("sat", "a dog", evidence(("a", "dog"))),) * 3
+    entries = [Entry((photo((900, 300)),), readings, name="x" * 200, question="y" * 200)]
+    html = html_page(entries, "z" * 100, [Table("t", (photo(WIDE), "a name"), columns, ((0.5,) * 12,) * 2)])
+    html = re.sub(r"<meta http-equiv=[^>]*>", "", html)  # the probe below is a script that the policy forbids
+    probe = "<script>document.title = innerWidth + ' ' + document.documentElement.scrollWidth</script>"
+    (tmp_path / "page.html").write_text(html.replace("</body>", probe + "</body>"), encoding="utf-8")
+    frame = '<iframe src="page.html" style="width:400px" onload="document.title = this.contentDocument.title"></iframe>'
+    (tmp_path / "frame.html").write_text(frame)
+    options = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--allow-file-access-from-files",
+        "--virtual-time-budget=5000",
+    ]
+    command = [str(CHROMIUM), *options, "--dump-dom", (tmp_path / "frame.html").as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    width, content = map(int, re.findall(r"<title>(\d+) (\d+)</title>", shown)[0])
+    assert width == 400 and content <= width
