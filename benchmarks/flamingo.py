@@ -236,7 +236,7 @@ def train(case: Case, repeats: int) -> dict[str, float]:
     model, image, bf16 = build(case), case.flamingo.image_id, has_fast_bf16()
     model.train()
     if bf16:
-        in_bfloat16(model.lm, {"lm": {}})
+        in_bfloat16(model.lm, None)
     objective = FlamingoObjective(model, ["caption"], FlamingoRecipe())
     ids = torch.randint(1, image, (case.batch, case.pictures * case.trained))
     ids[:, :: case.trained] = image

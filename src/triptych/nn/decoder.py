@@ -141,7 +141,7 @@ class DecoderConfig:
 
     @property
     def head_width(self) -> int:
-        return self.head_dim or self.dim // self.heads
+        return self.head_dim or self.dim // max(1, self.heads)
 
     @property
     def rotary_width(self) -> int:

@@ -46,7 +46,7 @@ def load(model: str | Path = "sat", device: str | torch.device | None = None) ->
     """
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     directory = locate(model)
-    system = load_config(directory)["system"]
+    system = load_config(directory).system
     if system == "sat":
         return Captioner(load_sat(directory), str(model), chosen)
     if system == "flamingo":

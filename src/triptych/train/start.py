@@ -100,7 +100,7 @@ def sat_run(
             )
         model.encoder.cut = cut or model.encoder.cut
         model.unfreeze()
-        whole_encoder = loaded.config["encoder"]["part"] is None
+        whole_encoder = loaded.config.encoder.stored
     else:
         torch.manual_seed(seed)
         vocabulary = WordVocabulary.build(caption for photo in train_photos for caption in photo.captions)
