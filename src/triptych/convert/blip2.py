@@ -37,8 +37,9 @@ from triptych.convert.published import (
 )
 from triptych.errors import InputError
 from triptych.models import Blip2Model, blip2_search, save_blip2
+from triptych.nn.encoder import Colour
 from triptych.nn.qformer import QFormerConfig
-from triptych.nn.vit import CLIP_MEAN, CLIP_STD, Colour, ViT, ViTConfig
+from triptych.nn.vit import CLIP_MEAN, CLIP_STD, ViT, ViTConfig
 from triptych.systems.blip2 import Blip2, Blip2Config
 from triptych.text.prompt import BLIP2_OPT, DEFAULT_PROMPTS, INSTRUCT_BLIP, Prompts
 from triptych.text.wordpiece import SPECIALS, WordPieces
@@ -194,6 +195,7 @@ def write(
     origin: str,
     dtype: torch.dtype,
 ) -> None:
+    assert isinstance(model.vision_encoder, ViT)
     known = model.config.qformer.vocab_size
     if words and len(words) - 1 > known:  # [DEC] may be one more, where nothing is written with it
         raise InputError(f"{origin}: {len(words)} word pieces, but its Q-Former knows {known}")

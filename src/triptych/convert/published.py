@@ -16,7 +16,8 @@ from triptych.checkpoints.config import EncoderSpec, LanguageModelSpec
 from triptych.checkpoints.format import load_tensors, sha256_of
 from triptych.errors import InputError
 from triptych.nn.decoder import Decoder
-from triptych.nn.vit import CLIP_MEAN, CLIP_STD, Colour, ViT
+from triptych.nn.encoder import Colour
+from triptych.nn.vit import CLIP_MEAN, CLIP_STD, ViT
 from triptych.text.tokenizer import TextTokenizer
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja")

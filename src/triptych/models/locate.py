@@ -11,7 +11,6 @@ from triptych.errors import InputError
 from triptych.nn.cnn import ENCODERS, ConvNet
 
 BUNDLED = Path(__file__).parents[1] / "weights"
-SHIPPED = ("sat", "flamingo", "blip2")
 
 
 def locate(model: str | Path) -> Path:
@@ -20,11 +19,12 @@ def locate(model: str | Path) -> Path:
     Raises:
         InputError: neither.
     """
-    if str(model) in SHIPPED:
+    shipped = sorted(path.name for path in BUNDLED.iterdir())
+    if str(model) in shipped:
         return BUNDLED / str(model)
     if (directory := existing_or_backup(Path(model))).is_dir():
         return directory
-    raise InputError(f"unknown model {str(model)!r}: choose {', '.join(SHIPPED)} or name a checkpoint directory")
+    raise InputError(f"unknown model {str(model)!r}: choose {', '.join(shipped)} or name a checkpoint directory")
 
 
 def published_encoder(

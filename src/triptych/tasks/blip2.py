@@ -211,7 +211,7 @@ class Blip2Tasks(Answerer):
     def lm(self) -> Decoder:
         if self.model.lm is None:
             raise InputError(f"{self.name} has no language model: it matches and captions, but cannot answer questions")
-        return self.model.lm
+        return self.model.decoder
 
     @property
     def tokenizer(self) -> TextTokenizer:
