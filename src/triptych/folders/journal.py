@@ -1,0 +1,117 @@
+"""The journal of a run: one JSON object a line, appended as results come, from which a later run continues.
+
+A line is complete once it ends with a line feed. What a kill leaves behind it is cut off at the next start. Photos that failed are
+dropped from the journal then, so that they are tried again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from triptych.errors import InputError
+from triptych.io.files import write_error, write_file
+
+Record = Mapping[str, Any]
+
+
+class Journal:
+    """What was written to ``path`` before, and a place to append more.
+
+    Args:
+        path: the file; made if it is missing.
+        settings: what the results depend on, as plain values. They stand in every record; a journal with others is not continued.
+        restart: forget what the file holds.
+
+    Raises:
+        InputError: the file is no journal, or was written with other settings.
+        TriptychError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, settings: Record, restart: bool = False) -> None:
+        self.path, self.settings = path, dict(settings)
+        if not path.parent.is_dir():
+            raise InputError(f"cannot write {path}: there is no folder {path.parent}; create it first")
+        try:
+            if restart or not path.exists():
+                write_file(path, b"")
+            else:
+                self._repair()
+            self._done = np.sort(np.fromiter(map(_key, self._names()), np.uint64))
+        except OSError as error:
+            raise write_error(path, error) from None
+
+    def __contains__(self, image: str) -> bool:
+        """Whether the journal held a result for this photo when it was opened (by a 64-bit hash of the name)."""
+        place = int(np.searchsorted(self._done, _key(image)))
+        return place < len(self._done) and self._done[place] == _key(image)
+
+    def __len__(self) -> int:
+        return len(self._done)
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Add results and force them to the disk. Raises TriptychError: the disk is full, or the file is gone."""
+        lines = (json.dumps({**record, **self.settings}, ensure_ascii=False) for record in records)
+        try:
+            with self.path.open("ab") as file:
+                file.write("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise write_error(self.path, error) from None
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Everything that was written, in order."""
+        with self.path.open("rb") as file:
+            yield from map(_parse, file)
+
+    def _names(self) -> Iterator[str]:
+        return (record["image"] for record in self.records())
+
+    def _repair(self) -> None:
+        """Cut off an incomplete last line; drop failures; check that the settings are the same."""
+        keep = 0
+        failures = False
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break
+                self._check(line, number)
+                failures |= "error" in _parse(line)
+                keep = file.tell()
+        os.truncate(self.path, keep)
+        if failures:
+            with self.path.open("rb") as file:
+                kept = (line for line in file if "error" not in _parse(line))
+                write_file(self.path, lambda new: new.writelines(kept))
+
+    def _check(self, line: bytes, number: int) -> None:
+        try:
+            record = _parse(line)
+            record["image"]
+        except (ValueError, KeyError, TypeError):
+            raise InputError(
+                f"{self.path}, line {number}: not a result of an earlier run; name another --out, or use --existing overwrite"
+            ) from None
+        for name, value in self.settings.items():
+            if record.get(name) != value:
+                raise InputError(
+                    f"{self.path} was written with {name} {record.get(name)!r}, not {value!r}: "
+                    "name another --out, or use --existing overwrite"
+                )
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(line.decode("utf-8", "surrogateescape"))
+    return record
+
+
+def _key(name: str) -> np.uint64:
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return np.uint64(int.from_bytes(digest, "little"))

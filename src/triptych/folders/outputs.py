@@ -1,0 +1,80 @@
+"""The results of a run as one file: JSON lines, CSV, Parquet or a page, made from the journal as a stream."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from triptych.errors import InputError
+from triptych.folders.page import described_page
+from triptych.io.files import replacement
+
+OUTPUTS = (".jsonl", ".csv", ".parquet", ".html")
+ROWS = 1024  # written together to Parquet
+COLUMNS = ("image", "caption", "logprob", "model", "question", "seconds", "error")
+
+
+def journal_path(out: Path) -> Path:
+    """Where the journal of ``out`` is: the file itself for JSON lines, else beside it.
+
+    Raises InputError: the suffix is none of ``OUTPUTS``.
+    """
+    suffix = out.suffix.lower()
+    if suffix not in OUTPUTS:
+        raise InputError(f"--out {out}: name a file that ends with {', '.join(OUTPUTS)}")
+    return out if suffix == ".jsonl" else out.with_name(f"{out.name}.jsonl")
+
+
+def write_output(out: Path, records: Iterable[dict[str, Any]]) -> None:
+    """Write all records to ``out`` in the format of its suffix, as a whole.
+
+    Raises:
+        InputError: Parquet without pyarrow installed.
+        TriptychError: the disk is full or not writable.
+    """
+    writers: dict[str, Callable[[Path, Iterable[dict[str, Any]]], None]] = {
+        ".csv": write_csv,
+        ".parquet": write_parquet,
+        ".html": write_html,
+    }
+    write = writers.get(out.suffix.lower())
+    if write is None:
+        return  # the journal is the output
+    with replacement(out) as beside:
+        write(beside, records)
+
+
+def write_csv(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(records)
+
+
+def write_parquet(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ModuleNotFoundError:
+        raise InputError("Parquet needs pyarrow: pip install 'triptych[library]'") from None
+    numbers = ("logprob", "seconds")
+    schema = pa.schema([(name, pa.float64() if name in numbers else pa.string()) for name in COLUMNS])
+    rows = iter(records)
+    with pq.ParquetWriter(path, schema) as writer:
+        while part := list(islice(rows, ROWS)):
+            columns = {name: [plain(row.get(name)) for row in part] for name in COLUMNS}
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+def plain(value: Any) -> Any:
+    """A cell of a table: text that is valid Unicode, or a number."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
+def write_html(path: Path, records: Iterable[dict[str, Any]]) -> None:
+    """A page of the photos with their texts as alternative texts; those to review first (low log-probability a word) are marked."""
+    with path.open("w", encoding="utf-8", errors="xmlcharrefreplace") as file:
+        file.writelines(described_page(path, records))

@@ -1,0 +1,138 @@
+"""Photos through a model: decoded ahead of it in threads, described in batches, written as the results come.
+
+    names -> threads: decode, upright, RGB -> batches -> describe (the model) -> sidecars -> journal -> the person
+
+At most ``AHEAD`` batches of decoded photos are in memory, however many photos there are. A result is in the journal only after its
+sidecars are on the disk, so a run that is killed continues without a gap.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, NamedTuple
+
+from PIL.Image import Image
+
+from triptych.errors import InputError
+from triptych.folders.journal import Journal, Record
+from triptych.folders.sidecars import Sidecars
+from triptych.io.images import load_image
+
+BATCH = 8
+AHEAD = 2  # batches that are decoded while the model works on another one
+THREADS = 2
+
+
+class Description(NamedTuple):
+    """What was said about one photo: the text, and what else the record holds (log-probability, scores)."""
+
+    text: str
+    details: Record
+
+
+Describe = Callable[[Sequence[Image]], Sequence[Description]]
+
+
+@dataclass
+class Summary:
+    """What became of the photos of one run."""
+
+    described: int = 0
+    skipped: int = 0  # done before
+    failures: list[tuple[str, str]] = field(default_factory=list)  # the first MAX_FAILURES, with their reasons
+    failed: int = 0
+    seconds: float = 0.0
+
+
+MAX_FAILURES = 1000
+
+
+def describe_photos(
+    names: Iterable[str],
+    describe: Describe,
+    *,
+    journal: Journal | None = None,
+    sidecars: Sidecars | None = None,
+    strict: bool = False,
+    result: Callable[[Record], None] = lambda record: None,
+    progress: Callable[[int], None] = lambda photos: None,
+) -> Summary:
+    """Describe every photo that is not done yet.
+
+    Args:
+        names: paths of photos.
+        describe: a batch of RGB photos -> a description of each.
+        journal: gets a record for each photo; photos that it holds already are skipped.
+        sidecars: how files beside the photos are written, if they are.
+        strict: stop at the first photo that cannot be read instead of leaving it out.
+        result: called with the record of each photo, as it comes.
+        progress: called with the number of photos done since the last call.
+
+    Raises:
+        InputError: with ``strict``, a photo cannot be read.
+        TriptychError: the disk is full; what is written so far stays.
+    """
+    summary, started = Summary(), time.perf_counter()
+    sidecars = sidecars or Sidecars()
+
+    def pending() -> Iterator[str]:
+        for name in names:
+            if (journal is not None and name in journal) or sidecars.complete(name):
+                summary.skipped += 1
+                progress(1)
+            else:
+                yield name
+
+    for batch in decoded_batches(pending()):
+        readable = [(name, photo) for name, photo in batch if isinstance(photo, Image)]
+        described = iter(describe([photo for _, photo in readable]) if readable else ())
+        records: list[dict[str, Any]] = []
+        for name, photo in batch:
+            if isinstance(photo, Image):
+                text, details = next(described)
+                record = {"image": name, "caption": sidecars.decorated(text), **details}
+                try:
+                    sidecars.write(name, record, record["caption"])
+                except InputError as error:
+                    photo = error
+            if isinstance(photo, InputError):
+                if strict:
+                    raise photo
+                record = {"image": name, "error": str(photo)}
+                summary.failed += 1
+                if len(summary.failures) < MAX_FAILURES:
+                    summary.failures.append((name, str(photo)))
+            else:
+                summary.described += 1
+            records.append(record)
+        if journal is not None:
+            journal.append(records)
+        for record in records:
+            result(record)
+        progress(len(batch))
+    summary.seconds = time.perf_counter() - started
+    return summary
+
+
+def decoded_batches(names: Iterator[str]) -> Iterator[list[tuple[str, Image | InputError]]]:
+    """Batches of photos with their names, read ahead in threads; in the place of one that cannot be read, the error."""
+    with ThreadPoolExecutor(THREADS, thread_name_prefix="decode") as pool:
+        waiting: deque[list[tuple[str, Future[Image | InputError]]]] = deque()
+        while True:
+            while len(waiting) <= AHEAD and (part := list(islice(names, BATCH))):
+                waiting.append([(name, pool.submit(decode, name)) for name in part])
+            if not waiting:
+                return
+            yield [(name, future.result()) for name, future in waiting.popleft()]
+
+
+def decode(name: str) -> Image | InputError:
+    try:
+        return load_image(name)
+    except InputError as error:
+        return error

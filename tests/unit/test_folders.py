@@ -1,0 +1,243 @@
+"""Folders: the walk, the journal, sidecars, outputs, and runs that are killed at any point."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+
+from triptych.errors import InputError
+from triptych.folders import Journal, Sidecars, count_photos, describe_photos, walk_photos, write_output
+from triptych.folders.pipeline import AHEAD, BATCH, Description, decoded_batches
+from triptych.folders.sidecars import DC, RDF
+
+SETTINGS = {"model": "toy"}
+
+
+def photo(path: Path, red: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), (red, 0, 0)).save(path)
+    return path
+
+
+def album(folder: Path, count: int) -> list[str]:
+    return [str(photo(folder / f"{n:03}.png", n)) for n in range(count)]
+
+
+def say_red(photos: Sequence[Image.Image]) -> list[Description]:
+    """A model that says how red the first pixel is."""
+    return [Description(f"red {image.getpixel((0, 0))[0]}", {"logprob": -1.0}) for image in photos]  # type: ignore[index]
+
+
+def test_walk_is_sorted_and_follows_links_without_loops(tmp_path: Path) -> None:
+    photo(tmp_path / "b.jpg")
+    photo(tmp_path / "a" / "deep.PNG")
+    photo(tmp_path / ".hidden" / "x.png")
+    (tmp_path / "a" / "notes.txt").write_text("no photo")
+    elsewhere = photo(tmp_path.parent / "elsewhere" / "c.png")
+    (tmp_path / "linked").symlink_to(elsewhere.parent)
+    (tmp_path / "a" / "up").symlink_to(tmp_path)
+    assert list(walk_photos([tmp_path])) == [str(tmp_path / "b.jpg")]
+    found = [Path(name).relative_to(tmp_path).as_posix() for name in walk_photos([tmp_path], recursive=True)]
+    assert found == ["a/deep.PNG", "b.jpg", "linked/c.png"]
+    assert count_photos([tmp_path], recursive=True) == 3
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="--recursive"):
+        count_photos([tmp_path / "empty"])
+    with pytest.raises(InputError, match="no such file or folder"):
+        count_photos([tmp_path / "gone"])
+
+
+def test_every_photo_is_described_and_failures_are_named(tmp_path: Path) -> None:
+    names = album(tmp_path, 2 * BATCH + 3)
+    Path(names[4]).write_bytes(b"not a picture")
+    journal = Journal(tmp_path / "out.jsonl", SETTINGS)
+    done: list[int] = []
+    summary = describe_photos(names, say_red, journal=journal, progress=done.append)
+    records = list(journal.records())
+    assert [record["image"] for record in records] == names
+    assert [record.get("caption") for record in records] == [None if n == 4 else f"red {n}" for n in range(len(names))]
+    assert "error" in records[4] and records[0]["model"] == "toy"
+    assert (summary.described, summary.failed, sum(done)) == (len(names) - 1, 1, len(names))
+    assert names[4] in summary.failures[0][1]
+    with pytest.raises(InputError, match=r"004\.png"):
+        describe_photos(names, say_red, strict=True)
+
+
+def test_a_later_run_continues_and_tries_failures_again(tmp_path: Path) -> None:
+    names = album(tmp_path, BATCH + 2)
+    Path(names[1]).write_bytes(b"not yet a picture")
+    out = tmp_path / "out.jsonl"
+    describe_photos(names[:5], say_red, journal=Journal(out, SETTINGS))
+    with out.open("ab") as file:
+        file.write(b'{"image": "cut off by a ki')
+    photo(Path(names[1]), 1)
+    described: list[int] = []
+
+    def counting(photos: Sequence[Image.Image]) -> list[Description]:
+        described.append(len(photos))
+        return say_red(photos)
+
+    summary = describe_photos(names, counting, journal=(journal := Journal(out, SETTINGS)))
+    assert (sum(described), summary.skipped) == (len(names) - 4, 4)
+    assert sorted(record["image"] for record in journal.records()) == names
+    assert not any("error" in record for record in journal.records())
+
+
+def test_a_journal_of_other_settings_or_another_file_is_refused(tmp_path: Path) -> None:
+    names = album(tmp_path, 2)
+    out = tmp_path / "out.jsonl"
+    describe_photos(names, say_red, journal=Journal(out, SETTINGS))
+    before = out.read_bytes()
+    with pytest.raises(InputError, match="model 'toy', not 'other'"):
+        Journal(out, {"model": "other"})
+    assert out.read_bytes() == before
+    assert len(Journal(out, {"model": "other"}, restart=True)) == 0
+    (tmp_path / "mine.jsonl").write_text('{"my": "data"}\n')
+    with pytest.raises(InputError, match="not a result of an earlier run"):
+        Journal(tmp_path / "mine.jsonl", SETTINGS)
+    with pytest.raises(InputError, match="no folder"):
+        Journal(tmp_path / "gone" / "out.jsonl", SETTINGS)
+
+
+def test_few_photos_are_decoded_ahead(tmp_path: Path) -> None:
+    taken = 0
+
+    def names() -> object:
+        nonlocal taken
+        for name in album(tmp_path, 10 * BATCH):
+            taken += 1
+            yield name
+
+    batches = decoded_batches(names())  # type: ignore[arg-type]
+    next(batches)
+    assert taken <= (AHEAD + 2) * BATCH
+
+
+@pytest.mark.parametrize("kind", ["txt", "json", "xmp"])
+def test_sidecars(tmp_path: Path, kind: str) -> None:
+    names = album(tmp_path, 3)
+    sidecars = Sidecars((kind,), prefix="photo of ", suffix="!")
+    describe_photos(names, say_red, sidecars=sidecars)
+    text = Path(names[2]).with_suffix(f".{kind}").read_text()
+    assert "photo of red 2!" in text
+    if kind == "json":
+        assert json.loads(text) == {"image": names[2], "caption": "photo of red 2!", "logprob": -1.0}
+    assert describe_photos(names, say_red, sidecars=sidecars).skipped == 3
+
+
+def test_existing_sidecars(tmp_path: Path) -> None:
+    (name,) = album(tmp_path, 1)
+    text = Path(name).with_suffix(".txt")
+
+    def run(existing: str) -> str:
+        describe_photos([name], say_red, sidecars=Sidecars(("txt",), existing))
+        return text.read_text()
+
+    text.write_text("holiday\n")
+    assert run("skip") == "holiday\n"
+    assert run("append") == run("append") == "holiday red 0\n"  # a second try adds nothing
+    text.write_text("holiday\n")
+    assert run("prepend") == run("prepend") == "red 0 holiday\n"
+    assert run("overwrite") == "red 0\n"
+    text.write_bytes(b"\xff\xfe\x00")
+    assert describe_photos([name], say_red, sidecars=Sidecars(("txt",), "append")).failed == 1
+    for wrong in (("pdf", "skip"), ("txt", "merge"), ("json", "append")):
+        with pytest.raises(InputError):
+            Sidecars((wrong[0],), wrong[1])
+
+
+def test_xmp_of_another_program_is_kept(tmp_path: Path) -> None:
+    (name,) = album(tmp_path, 1)
+    xmp = Path(name).with_suffix(".xmp")
+    xmp.write_text(
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        '<rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmp:Rating="4"/></rdf:RDF></x:xmpmeta>'
+    )
+    describe_photos([name], say_red, sidecars=Sidecars(("xmp",), "overwrite", suffix=" <&>"))
+    root = ElementTree.fromstring(xmp.read_text())
+    block = root.find(f".//{{{RDF}}}Description")
+    assert block is not None and block.get("{http://ns.adobe.com/xap/1.0/}Rating") == "4"
+    item = root.find(f".//{{{DC}}}description/{{{RDF}}}Alt/{{{RDF}}}li")
+    assert item is not None and item.text == "red 0 <&>"
+    for broken in ('<!DOCTYPE x [<!ENTITY a "b">]><x/>', "<no xml", "<x/>"):
+        xmp.write_text(broken)
+        assert describe_photos([name], say_red, sidecars=Sidecars(("xmp",), "overwrite")).failed == 1
+        assert xmp.read_text() == broken
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "html"])
+def test_outputs(tmp_path: Path, suffix: str) -> None:
+    records = [
+        {"image": str(tmp_path / "a&b.png"), "caption": 'a "red" <photo>', "logprob": -9.0, "model": "toy"},
+        {"image": str(tmp_path / "c.png"), "error": "c.png: not a picture"},
+    ]
+    out = tmp_path / f"out.{suffix}"
+    write_output(out, iter(records))
+    if suffix == "csv":
+        with out.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["caption"] for row in rows] == ['a "red" <photo>', ""] and rows[1]["error"] == records[1]["error"]
+    elif suffix == "parquet":
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(out).to_pylist()
+        assert table[0]["caption"] == records[0]["caption"] and table[0]["logprob"] == -9.0
+        assert table[1]["caption"] is None
+    else:
+        page = out.read_text()
+        assert 'alt="a &#34;red&#34; &lt;photo&gt;"' in page and 'src="a%26b.png"' in page
+        assert page.count("<strong>review") == 1 and "not a picture" in page
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
+RUN = """
+import sys, time
+from pathlib import Path
+from triptych.folders import Journal, Sidecars, describe_photos, walk_photos
+from triptych.folders.pipeline import Description
+
+def slow(photos):
+    time.sleep(0.002 * len(photos))
+    return [Description(f"red {image.getpixel((0, 0))[0]}", {}) for image in photos]
+
+folder = Path(sys.argv[1])
+journal = Journal(folder.parent / "out.jsonl", {"model": "toy"})
+describe_photos(walk_photos([folder]), slow, journal=journal, sidecars=Sidecars(("txt",)))
+print("finished")
+"""
+
+
+def test_killed_at_random_points_no_photo_is_lost_or_repeated(tmp_path: Path) -> None:
+    names = album(tmp_path / "album", 120)
+    kills, rng = 0, random.Random(0)
+    while True:
+        process = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path / "album")], stdout=subprocess.PIPE)
+        if kills < 20:
+            journal = tmp_path / "out.jsonl"
+            size = journal.stat().st_size if journal.exists() else -1
+            deadline = time.monotonic() + 20
+            while process.poll() is None and time.monotonic() < deadline:
+                if journal.exists() and journal.stat().st_size > size:
+                    break
+                time.sleep(0.001)
+            time.sleep(rng.random() * 0.004)
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        output, _ = process.communicate(timeout=60)
+        if b"finished" in output and kills >= 5:
+            break
+    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [record["image"] for record in records] == names
+    assert all(record["caption"] == f"red {n}" for n, record in enumerate(records))
+    assert all(Path(name).with_suffix(".txt").read_text() == f"red {n}\n" for n, name in enumerate(names))
+    assert not [path for path in (tmp_path / "album").iterdir() if path.name.startswith(".")] or os.name == "nt"
