@@ -80,7 +80,8 @@ def build(case: Case, seed: int = 0) -> Flamingo:
     lm = Decoder(case.lm)
     nn.init.normal_(lm.embedding.weight, std=0.02)
     lm.load_state_dict(lm.state_dict())
-    model = Flamingo(case.flamingo, nn.Identity(), lm)
+    no_encoder: Any = nn.Identity()
+    model = Flamingo(case.flamingo, no_encoder, lm)
     for name, parameter in model.named_parameters():
         if name.endswith("_gate"):
             nn.init.constant_(parameter, 0.5)
@@ -236,7 +237,7 @@ def train(case: Case, repeats: int) -> dict[str, float]:
     model, image, bf16 = build(case), case.flamingo.image_id, has_fast_bf16()
     model.train()
     if bf16:
-        in_bfloat16(model.lm, {"lm": {}})
+        in_bfloat16(model.lm, None)
     objective = FlamingoObjective(model, ["caption"], FlamingoRecipe())
     ids = torch.randint(1, image, (case.batch, case.pictures * case.trained))
     ids[:, :: case.trained] = image

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 
 from benchmarks.sat_beam import add_clock
+from triptych.checkpoints.config import Card
 from triptych.generate import generate
 from triptych.io.images import load_image, pixel_values
-from triptych.models import sat_search, save_sat
+from triptych.models import SatModel, sat_search, save_sat
 from triptych.nn.cnn import EfficientNetLite
 from triptych.systems.show_attend_tell import ShowAttendTell, ShowAttendTellConfig
 from triptych.tasks import Answer, Captioner, load
@@ -35,7 +36,7 @@ def sample_checkpoint(directory: Path, vocab_size: int = 2541, attention_dim: in
     model = ShowAttendTell(config, encoder)
     add_clock(model.decoder, end_bias=-14)
     words = WordVocabulary((*SPECIALS, *(f"word{i}" for i in range(vocab_size - len(SPECIALS)))))
-    save_sat(directory, model, words, sat_search(beams=5), {}, whole_encoder=True)
+    save_sat(directory, SatModel.new(model, words, sat_search(beams=5), whole_encoder=True), Card())
 
 
 def stages(captioner: Captioner, path: Path, answer: Answer) -> dict[str, float]:

@@ -5,6 +5,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from torch import nn
 
+from triptych.checkpoints.config import CheckpointConfig, EncoderSpec, LanguageModelSpec
 from triptych.generate import Search
 from triptych.models import Blip2Model
 from triptych.nn.cnn import ConvNet
@@ -51,10 +52,10 @@ def tiny_blip2(with_lm: bool = True, seed: int = 0, scale: float = 0.3) -> Blip2
         for parameter in model.parameters() if scale else ():
             parameter.normal_(0, scale).add_(parameter.ndim == 1)
     search = Search(tokenizer.eos_ids if with_lm else frozenset(), max_new_tokens=6)
-    config = {
-        "model": {},
-        "encoder": {"name": "tiny", "image_size": 12, "part": None},
-        "lm": {"name": "tiny"} if with_lm else None,
-    }
-    config |= {"search": {}, "card": {}}
+    config = CheckpointConfig(
+        system="blip2",
+        model=model.config,
+        encoder=EncoderSpec("tiny", stored=True, image_size=12),
+        lm=LanguageModelSpec("tiny", stored=False) if with_lm else None,
+    )
     return Blip2Model(model.eval().requires_grad_(False), words, tokenizer if with_lm else None, search, config)

@@ -3,6 +3,7 @@
 import torch
 from tiny_blip2 import TinyNet, byte_tokenizer
 
+from triptych.checkpoints.config import CheckpointConfig, EncoderSpec, LanguageModelSpec
 from triptych.generate import Search
 from triptych.models import FlamingoModel
 from triptych.nn.decoder import Decoder, DecoderConfig
@@ -24,11 +25,10 @@ def tiny_flamingo(
             parameter.normal_(0, scale).add_(parameter.ndim == 1)
     letters = {*tokenizer.encode("abcdefghijklmnopqrstuvwxyz"), end_id}
     search = Search(frozenset({end_id}), max_new_tokens=6, banned=frozenset(range(len(tokenizer))) - letters)
-    config = {
-        "model": {},
-        "encoder": {"name": "tiny", "image_size": 12, "part": None},
-        "lm": {"name": "tiny"},
-        "search": {},
-        "card": {},
-    }
-    return FlamingoModel(model.eval().requires_grad_(False), tokenizer, search, end_id, config)
+    config = CheckpointConfig(
+        system="flamingo",
+        model=model.config,
+        encoder=EncoderSpec("tiny", stored=True, image_size=12),
+        lm=LanguageModelSpec("tiny", stored=False, end_id=end_id),
+    )
+    return FlamingoModel(model.eval().requires_grad_(False), tokenizer, search, config)

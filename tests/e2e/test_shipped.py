@@ -65,14 +65,14 @@ def test_the_first_test_photos_score_as_the_card_says(sat: Captioner, flickr8k: 
     """On 60 photos the score may stray from that of all 500, but a broken search, encoder or vocabulary falls far below."""
     arguments = ["eval", "caption", "--data", str(flickr8k), "--limit", "60", "--json"]
     record = json.loads(CliRunner().invoke(app, arguments).stdout)
-    stated = sat.sat.config["card"]["test"]
+    stated = sat.sat.config.card.test
     assert record["photos"] == 60
     assert record["CIDEr-D"] == pytest.approx(stated["CIDEr-D"], abs=0.15)
     assert record["BLEU-4"] == pytest.approx(stated["BLEU-4"], abs=0.06)
 
 
 def test_the_readme_and_the_card_state_the_figures_of_the_weights(sat: Captioner) -> None:
-    stated = sat.sat.config["card"]["test"]
+    stated = sat.sat.config.card.test
     for page in ("README.md", "README.ko.md", "docs/model-cards/sat.md"):
         text = (ROOT / page).read_text(encoding="utf-8")
         for metric in ("BLEU-1", "BLEU-4", "METEOR", "CIDEr-D"):
@@ -104,14 +104,14 @@ def test_two_photos_are_told_apart_in_both_orders(blip2: Blip2Tasks) -> None:
 def test_pairs_of_test_photos_are_told_apart_as_the_card_says(blip2: Blip2Tasks, flickr8k: Path) -> None:
     arguments = ["eval", "choice", "--data", str(flickr8k), "--pairs", "20", "--json"]
     record = json.loads(CliRunner().invoke(app, arguments).stdout)
-    stated = blip2.blip2.config["card"]["test"]
+    stated = blip2.blip2.config.card.test
     for name in ("matching", "language model"):
         assert record[name]["accuracy"] == pytest.approx(stated[f"two photos, {name}"], abs=12)
         assert record[name]["position: left chosen"] == pytest.approx(50, abs=20)
 
 
 def test_the_readme_and_the_card_state_the_figures_of_blip2(blip2: Blip2Tasks) -> None:
-    stated = blip2.blip2.config["card"]["test"]
+    stated = blip2.blip2.config.card.test
     for page in ("README.md", "docs/model-cards/blip2.md"):
         text = (ROOT / page).read_text(encoding="utf-8")
         for name, figure in stated.items():
@@ -138,7 +138,7 @@ def test_flamingo_is_asked_again_at_the_price_of_the_question(flamingo: Flamingo
 
 
 def test_the_readme_and_the_card_state_the_figures_of_flamingo(flamingo: FlamingoTasks) -> None:
-    stated = flamingo.flamingo.config["card"]["test"]
+    stated = flamingo.flamingo.config.card.test
     for page in ("README.md", "docs/model-cards/flamingo.md"):
         text = (ROOT / page).read_text(encoding="utf-8")
         for name, figure in stated.items():

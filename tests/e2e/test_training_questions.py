@@ -39,7 +39,7 @@ def test_questions_alone_need_no_captions(tmp_path: Path) -> None:
     steps = [record for record in log(tmp_path) if "loss" in record]
     assert len(steps) == 6 and all(record["loss"] == pytest.approx(record["question"]) for record in steps)
     assert not torch.equal(blip2.model.qformer.query_tokens, before)
-    assert load_checkpoint(tmp_path / "best")[0]["card"]["validation"]["accuracy"] == 0
+    assert load_checkpoint(tmp_path / "best")[0].card.validation["accuracy"] == 0
 
 
 def test_other_terms_need_captions(tmp_path: Path) -> None:

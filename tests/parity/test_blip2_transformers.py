@@ -274,7 +274,7 @@ def test_the_end_and_the_prompts_are_in_the_checkpoint(generation: Pair, instruc
     assert generation.ours.blip2.search.eos == generation.ours.tokenizer.eos_ids == frozenset({newline})
     assert instruct.ours.blip2.search.eos == frozenset({2})
     config, _ = load_checkpoint(generation.target)
-    assert config["prompts"]["caption"] == "<image>a photo of" and config["lm"]["eos"] == [newline]
+    assert config.prompts.caption == "<image>a photo of" and config.lm and config.lm.eos == (newline,)
     assert (generation.ours.model.vision_encoder.mean, generation.ours.model.vision_encoder.image_size) == (
         (0.4, 0.5, 0.6),
         SIZE,
@@ -377,7 +377,7 @@ def test_a_batch_answers_as_its_items(generation: Pair, instruct: Pair, photos: 
 def test_saved_again_and_in_half_the_bytes(generation: Pair, photos: list[Image.Image], tmp_path: Path) -> None:
     """A loaded model writes the same checkpoint; ``convert --half`` one of 16-bit floats."""
     loaded = load_blip2(generation.target)
-    save_blip2(tmp_path / "again", loaded, loaded.config["card"])
+    save_blip2(tmp_path / "again", loaded, loaded.config.card)
     first, second = (load_checkpoint(folder) for folder in (generation.target, tmp_path / "again"))
     assert first[0] == second[0]
     assert all(torch.equal(tensor, second[1][name]) for name, tensor in first[1].items())

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_blip2 import tiny_blip2
 from torch import Tensor, nn
 
+from triptych.errors import InputError
 from triptych.generate import Search, generate
 from triptych.nn import masks
 from triptych.nn.decoder import Decoder, DecoderConfig
@@ -284,3 +286,10 @@ def test_captions_of_the_language_model_are_learnt_behind_the_instruction(model:
     torch.testing.assert_close(loss, one.caption_loss(model.soft_prompt(queries), told))
     blind = one.caption_loss(model.soft_prompt(model.read_photos(image).queries), told)
     assert not torch.allclose(loss, blind)
+
+
+def test_training_needs_a_decoder() -> None:
+    blip2 = tiny_blip2(with_lm=False).model
+    with pytest.raises(InputError, match="a decoder-only language model"):
+        blip2.decoder  # noqa: B018
+    assert tiny_blip2().model.decoder.config.layers == 2

@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from triptych.checkpoints.config import Card
 from triptych.cli import main
-from triptych.models import sat_search, save_sat
+from triptych.models import SatModel, sat_search, save_sat
 from triptych.nn.cnn import EfficientNetLite
 from triptych.systems.show_attend_tell import ShowAttendTell, ShowAttendTellConfig
 from triptych.text.vocabulary import EOS, SPECIALS, WordVocabulary
@@ -27,7 +28,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     model = ShowAttendTell(config, EfficientNetLite(cut=22))
     model.decoder.output.bias.data[EOS] = -9  # so that captions are not empty
-    save_sat(folder, model, words, sat_search(beams=2, max_new_tokens=5), {"licence": "none"}, whole_encoder=True)
+    save_sat(
+        folder,
+        SatModel.new(model, words, sat_search(beams=2, max_new_tokens=5), whole_encoder=True),
+        Card.of({"licence": "none"}),
+    )
     return folder
 
 

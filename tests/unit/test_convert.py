@@ -160,7 +160,7 @@ def test_one_of_ours_is_written_again_in_half_the_bytes(tutorial, tmp_path):
     assert (set(report.mapped), report.missing, report.ignored) == ({*full.model.state_dict()}, (), ())
     size = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("full", "half")]
     assert 1.9 < size[0] / size[1] < 2
-    assert (half.vocabulary, half.search, half.config["card"]) == (full.vocabulary, full.search, full.config["card"])
+    assert (half.vocabulary, half.search, half.config.card) == (full.vocabulary, full.search, full.config.card)
     for name, tensor in full.model.state_dict().items():
         assert torch.equal(half.model.state_dict()[name], tensor.half().float())
     with pytest.raises(InputError, match="own vocabulary"):

@@ -255,10 +255,10 @@ def test_the_image_encoder_in_another_file(tmp_path: Path, llama: tuple[State, P
     report = convert_checkpoint(source, tmp_path / "ours", vision=vision, lm=lm)
     assert set(report.mapped) == without(state, "vision_encoder.").keys() and report.ignored == ()
     (config, ours), (other, whole) = load_checkpoint(tmp_path / "ours"), load_checkpoint(tmp_path / "whole")
-    assert config["encoder"]["config"] == other["encoder"]["config"] and ours.keys() == whole.keys()
+    assert config.encoder.vit == other.encoder.vit and ours.keys() == whole.keys()
     for name, tensor in whole.items():
         torch.testing.assert_close(ours[name], tensor, atol=2e-3 if form == "clip.pt" else 0, rtol=0)
-    assert config["encoder"]["mean"] == ([0.5, 0.4, 0.3] if form == "clip" else other["encoder"]["mean"])
+    assert config.encoder.mean == ((0.5, 0.4, 0.3) if form == "clip" else other.encoder.mean)
 
 
 def test_a_language_model_that_has_the_two_tokens(tmp_path: Path, llama: tuple[State, Path]) -> None:

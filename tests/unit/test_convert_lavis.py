@@ -19,7 +19,8 @@ from tiny_blip2 import WORDS, byte_tokenizer
 from torch import Tensor, nn
 
 from triptych import InputError, load
-from triptych.checkpoints.format import load_checkpoint, save_checkpoint
+from triptych.checkpoints.config import CheckpointConfig, EncoderSpec
+from triptych.checkpoints.format import load_checkpoint
 from triptych.checkpoints.tables.language import OPT
 from triptych.cli import main
 from triptych.convert import blip2 as convert_blip2
@@ -193,8 +194,8 @@ def test_first_stage(tmp_path: Path, photos: list[Image.Image]) -> None:
     assert isinstance(ours, Blip2Tasks)
     for name, tensor in original.state_dict().items():
         assert torch.equal(ours.model.state_dict()[name], tensor), name
-    encoder = {"name": "vit", "image_size": VIT.image_size, "part": None}
-    blip2 = Blip2Model(original, WordPieces(WORDS), None, blip2_search(None, beams=5), {"encoder": encoder, "lm": None})
+    config = CheckpointConfig(system="blip2", model=original.config, encoder=EncoderSpec("vit", stored=True, vit=VIT))
+    blip2 = Blip2Model(original, WordPieces(WORDS), None, blip2_search(None, beams=5), config)
     expected = Blip2Tasks(blip2, "original", torch.device("cpu"))
     texts = ["a dog?", "two"]
     assert ours.match(photos, texts) == expected.match(photos, texts)
@@ -221,7 +222,7 @@ def test_second_stage_with_its_frozen_parts_in_other_files(tmp_path: Path, photo
     for name, tensor in original.state_dict().items():
         assert torch.equal(ours.model.state_dict()[name], tensor), name
     config, _ = load_checkpoint(tmp_path / "ours")
-    assert config["lm"]["name"] == "opt-tiny" and config["lm"]["eos"] == tokenizer.encode("\n")
+    assert config.lm and (config.lm.name, config.lm.eos) == ("opt-tiny", tuple(tokenizer.encode("\n")))
     assert ours.tokenizer.eos_ids == frozenset(tokenizer.encode("\n")) and ours.blip2.prompts == BLIP2_OPT
     row = ours.read(ours.blip2.prompts.caption, photos[:1])
     [end] = tokenizer.eos_ids
@@ -243,12 +244,11 @@ def pixels(ours: Blip2Tasks, photo: Image.Image) -> Tensor:
 
 def test_a_checkpoint_without_prompts_is_asked_as_before(tmp_path: Path) -> None:
     convert_checkpoint(saved(tmp_path / "blip2.pth", in_lavis_layout(stage1())), tmp_path / "ours")
-    config, tensors = load_checkpoint(tmp_path / "ours")
-    assert config["prompts"] == asdict(DEFAULT_PROMPTS)
-    files = {"vocab.txt": (tmp_path / "ours" / "vocab.txt").read_text()}
-    del config["prompts"]
-    save_checkpoint(tmp_path / "older", config=config, tensors=tensors, extra_files=files)
-    assert load_blip2(tmp_path / "older").prompts == DEFAULT_PROMPTS
+    path = tmp_path / "ours" / "config.json"
+    config = json.loads(path.read_text())
+    assert config.pop("prompts") == asdict(DEFAULT_PROMPTS)
+    path.write_text(json.dumps(config))
+    assert load_blip2(tmp_path / "ours").prompts == DEFAULT_PROMPTS
 
 
 Edit = Callable[[dict[str, Tensor]], Any]

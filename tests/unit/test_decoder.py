@@ -49,6 +49,12 @@ def test_chunks_one_after_another(lm: Decoder, chunks: list[int]) -> None:
     torch.testing.assert_close(torch.cat(parts, 1), lm(text))
 
 
+def test_scores_of_what_may_follow(lm: Decoder) -> None:
+    text = ids(2, 9)
+    _, cache = lm.prefill(text[:, :4])
+    torch.testing.assert_close(lm.score(text[:, 4:], cache), lm.logits(lm(text))[:, 4:])
+
+
 @pytest.mark.parametrize("chunks", [[12], [5, 7], [1] * 12, [9, 1, 2]], ids=str)
 def test_ragged_chunks(lm: Decoder, chunks: list[int]) -> None:
     """Left-padded rows cut anywhere, even inside the padding, equal each row alone."""

@@ -12,6 +12,7 @@ from triptych.data import Photo
 from triptych.errors import InputError, TriptychError
 from triptych.io.images import load_image, pixel_values
 from triptych.nn.cnn import ConvNet
+from triptych.nn.vit import ViT, ViTConfig
 from triptych.train import features
 from triptych.train.features import cached_features, features_key
 
@@ -50,6 +51,17 @@ def test_it_holds_the_trunk_of_each_photo_and_its_mirror_image(
         for mirrored, picture in enumerate((pixels, pixels.flip(-1))):
             torch.testing.assert_close(found[[row], [mirrored]], encoder.trunk(picture), atol=2e-3, rtol=2e-3)
     assert not torch.allclose(found[[0], [0]], found[[0], [1]])
+
+
+def test_a_vision_transformer_is_all_trunk(photos: list[Photo], tmp_path: Path) -> None:
+    vit = ViT(ViTConfig(8, 1, 2, 12, 4, 8, class_token=True)).eval()
+    found = cached_features(photos, vit, tmp_path / "cache")
+    pixels = pixel_values(load_image(photos[3].read()), 8, vit.mean, vit.std)[None]
+    torch.testing.assert_close(found[[3], [0]], vit.trunk(pixels), atol=4e-3, rtol=4e-3)
+    assert found[[3], [0]].shape == (1, 5, 8)
+    key = features_key(photos, vit, torch.float32)
+    torch.nn.init.zeros_(vit.blocks[0].down.bias)
+    assert features_key(photos, vit, torch.float32) != key
 
 
 def test_an_interrupted_run_goes_on(

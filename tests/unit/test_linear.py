@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from tiny_decoder import CONFIGS, LLAMA, ids, random_decoder
 from torch import Tensor
 
+from triptych.checkpoints.config import LanguageModelSpec
 from triptych.checkpoints.language_models import build
 from triptych.generate import Search, generate
 from triptych.models import in_bfloat16
@@ -132,8 +133,8 @@ def test_a_frozen_model_trains_in_bfloat16_unless_a_checkpoint_holds_it(lm: Deco
     text, held = ids(2, 4), copy.deepcopy(lm)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = lm.logits(lm(text))
-        in_bfloat16(lm, {"lm": {"name": "smollm2-135m"}})
+        in_bfloat16(lm, LanguageModelSpec("smollm2-135m", stored=False))
         torch.testing.assert_close(lm.logits(lm(text)), expected, atol=0, rtol=0)
     assert {m.weight.dtype for m in lm.modules() if isinstance(m, Linear)} == {torch.bfloat16}
-    in_bfloat16(held, {"lm": {"config": {}}})
+    in_bfloat16(held, LanguageModelSpec("held", stored=True, decoder=held.config, eos=(1,)))
     assert {p.dtype for p in held.parameters()} == {torch.float32}

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from triptych.checkpoints.config import CheckpointConfig, EncoderSpec
 from triptych.checkpoints.format import load_checkpoint, save_checkpoint
 from triptych.checkpoints.quantize import SCALE, dequantize, quantize, stored_as
 
@@ -40,7 +41,7 @@ def test_a_parameter_called_scale_is_no_scale() -> None:
 
 def test_a_checkpoint_in_bytes_opens_as_floats(tmp_path: Path) -> None:
     weight = torch.randn(200, 200)
-    config = {"system": "blip2"}
+    config = CheckpointConfig(system="blip2", model={}, encoder=EncoderSpec("tiny", stored=True))
     save_checkpoint(tmp_path / "model", config=config, tensors=stored_as({"w": weight}, torch.int8))
     _, tensors = load_checkpoint(tmp_path / "model")
     assert tensors.keys() == {"w"} and tensors["w"].dtype == torch.float32

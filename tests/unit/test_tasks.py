@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from triptych import InputError, load, tasks
-from triptych.models import sat_search, save_sat
+from triptych.checkpoints.config import Card
+from triptych.models import SatModel, sat_search, save_sat
 from triptych.nn.cnn import EfficientNetLite
 from triptych.systems.show_attend_tell import ShowAttendTell, ShowAttendTellConfig
 from triptych.text.vocabulary import EOS, SPECIALS, WordVocabulary
@@ -24,7 +25,7 @@ def captioner(tmp_path_factory: pytest.TempPathFactory) -> tasks.Captioner:
         parameter.data *= 4  # far from even, so that photos differ
     model.decoder.output.bias.data[EOS] = -3
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    save_sat(folder, model, words, sat_search(beams=3, max_new_tokens=7), {}, whole_encoder=True)
+    save_sat(folder, SatModel.new(model, words, sat_search(beams=3, max_new_tokens=7), whole_encoder=True), Card.of({}))
     return load(folder, device="cpu")
 
 

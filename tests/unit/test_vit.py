@@ -69,3 +69,11 @@ def test_published_size() -> None:
         vit = ViT(ViTConfig.blip2())
     assert sum(p.numel() for p in vit.parameters()) == 985_952_256  # as transformers counts them
     assert vit.grid == (16, 16)
+
+
+def test_all_of_it_is_the_trunk() -> None:
+    """As ``VisionEncoder`` has it: what the frozen trunk makes may be kept, and the tail has nothing to add."""
+    vit, pixels = model().requires_grad_(True), torch.randn(2, 3, 12, 12)
+    kept = vit.trunk(pixels)
+    assert not kept.requires_grad and vit.frozen_layers is vit and vit.cut == 2
+    torch.testing.assert_close(vit.tail(kept), vit(pixels))

@@ -10,7 +10,6 @@ One process at a time may save to a directory; any number may read.
 """
 
 import hashlib
-import json
 import os
 import pickle
 import re
@@ -19,21 +18,22 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from triptych.checkpoints.config import CheckpointConfig, read_config
 from triptych.checkpoints.quantize import dequantize
 from triptych.errors import InputError, TriptychError
 
-FORMAT = 1
-SYSTEMS = ("sat", "flamingo", "blip2")
+WEIGHTS = "model.safetensors"
 MAX_HEADER = 32 << 20
-MAX_CONFIG = 16 << 20
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
+M = TypeVar("M")
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class LoadReport:
 def save_checkpoint(
     directory: Path | str,
     *,
-    config: Mapping[str, Any],
+    config: CheckpointConfig[Any],
     tensors: Mapping[str, Tensor],
     extra_files: Mapping[str, str | bytes] | None = None,
 ) -> None:
     """Write a checkpoint, in the tensors' own dtypes; an existing one is replaced as a whole, or untouched on failure.
 
-    `config` names the `system`; `format`, the version that wrote it and the files' sha256 are added.
+    The version that writes it and the files' sha256 are filled in.
     InputError: the directory holds something else than a checkpoint, which is not deleted.
     TriptychError: the disk is full or not writable, or a tensor is not finite (a diverged training).
     """
@@ -78,57 +78,40 @@ def save_checkpoint(
         raise TriptychError(f"cannot save {directory}: {why}") from None
 
 
-def load_checkpoint(directory: Path | str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def load_checkpoint(directory: Path | str) -> tuple[CheckpointConfig[dict[str, Any]], dict[str, Tensor]]:
     """The config and the tensors of a checkpoint, after checking that its files belong together and are unchanged.
 
     Tensors stored as 8-bit integers come back as fp32.
     """
-    directory = present(Path(directory))
+    directory = existing_or_backup(Path(directory))
     config = load_config(directory)
-    for name in {"model.safetensors", *config["files"]}:
+    for name in {WEIGHTS, *config.files}:
         path = directory / name
         try:
-            intact = _sha256(path) == config["files"].get(name)
+            intact = _sha256(path) == config.files.get(name)
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
         if not intact:
             raise InputError(f"{path} is damaged or of another checkpoint: config.json expects another sha256")
-    return config, dequantize(load_tensors(directory / "model.safetensors"))
+    return config, dequantize(load_tensors(directory / WEIGHTS))
 
 
-def load_config(path: Path | str) -> dict[str, Any]:
-    """The config of a checkpoint, given its directory or its config.json.
+def load_config(directory: Path | str) -> CheckpointConfig[dict[str, Any]]:
+    """The config of a checkpoint, given its directory or its config.json. Raises InputError: see ``read_config``."""
+    path = Path(directory)
+    return read_config(path if path.name == "config.json" else existing_or_backup(path) / "config.json")
 
-    InputError: unreadable, of another format, or of an unknown system.
+
+def load_typed(directory: Path, system: str, model: type[M]) -> tuple[CheckpointConfig[M], dict[str, Tensor]]:
+    """``load_checkpoint`` for one system, with the config of its module as a ``model``.
+
+    Raises:
+        InputError: as ``load_checkpoint``; or the checkpoint is of another system.
     """
-    path = Path(path)
-    if path.name != "config.json":
-        path = present(path) / "config.json"
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_CONFIG + 1)
-        if len(data) > MAX_CONFIG:
-            raise InputError(f"{path} is too large for a config ({MAX_CONFIG >> 20} MB at most)")
-        config = json.loads(data)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is not JSON: {error}") from None
-    if not isinstance(config, dict) or "format" not in config:
-        raise InputError(f'{path} is not the config of a Triptych checkpoint (it has no "format")')
-    if config["format"] != FORMAT:
-        writer = config.get("triptych", "an unknown version")
-        raise InputError(
-            f"{path} has format {config['format']!r}, written by triptych {writer}; this version reads format {FORMAT}"
-        )
-    if config.get("system") not in SYSTEMS:
-        raise InputError(f"{path} is of the system {config.get('system')!r}: known are {', '.join(SYSTEMS)}")
-    files = config.setdefault("files", {})
-    if not isinstance(files, dict) or not all(Path(name).name == name for name in files):
-        raise InputError(f'{path} lists "files" that are not names beside it')
-    return config
+    config, tensors = load_checkpoint(directory)
+    if config.system != system:
+        raise InputError(f"{directory} holds a {config.system} model, not {system}")
+    return config.typed(model, Path(directory) / "config.json"), tensors
 
 
 def load_tensors(path: Path | str) -> dict[str, Tensor]:
@@ -260,16 +243,19 @@ def _read(stored: Any, name: str, path: Path) -> Tensor:
 
 
 def _write_files(
-    directory: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], extra_files: Mapping[str, str | bytes]
+    directory: Path,
+    config: CheckpointConfig[Any],
+    tensors: Mapping[str, Tensor],
+    extra_files: Mapping[str, str | bytes],
 ) -> None:
     own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    save_file(own, directory / "model.safetensors", metadata={"format": "pt"})
-    (directory / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
+    save_file(own, directory / WEIGHTS, metadata={"format": "pt"})
+    (directory / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
     for name, content in extra_files.items():
         (directory / name).write_bytes(content.encode() if isinstance(content, str) else content)
     files = {path.name: _sha256(path) for path in sorted(directory.iterdir())}
-    added = {"format": FORMAT, "triptych": _version(), "files": files}
-    (directory / "config.json").write_text(json.dumps(dict(config) | added, indent=2) + "\n", encoding="utf-8")
+    written = msgspec.structs.replace(config, triptych=_version(), files=files)
+    (directory / "config.json").write_text(written.to_json(), encoding="utf-8")
     for path in [*directory.iterdir(), directory]:
         _sync(path)
 
@@ -305,7 +291,7 @@ def _refuse_strange(directory: Path) -> None:
         return
     try:
         names = {path.name for path in directory.iterdir()}
-        known = {"config.json", *load_config(directory)["files"]} if names else set()
+        known = {"config.json", *load_config(directory).files} if names else set()
     except (OSError, InputError):
         raise InputError(f"{directory} is there and is not a checkpoint: name another directory to save to") from None
     if strange := sorted(names - known):
@@ -316,7 +302,7 @@ def _old(directory: Path) -> Path:
     return directory.with_name(f".{directory.name}.old")
 
 
-def present(directory: Path) -> Path:
+def existing_or_backup(directory: Path) -> Path:
     """The directory to read: itself, or its predecessor when a crash came between the two renames of a save."""
     return _old(directory) if not directory.exists() and _old(directory).exists() else directory
 

@@ -28,13 +28,13 @@ from triptych.nn.decoder import Decoder, DecoderConfig
 from triptych.text.tokenizer import TextTokenizer
 
 
-class LanguageModel(NamedTuple):
+class LoadedLanguageModel(NamedTuple):
     decoder: Decoder  # frozen, in eval
     tokenizer: TextTokenizer
     report: LoadReport  # their keys: mapped, ignored
 
 
-def load_language_model(path: Path | str) -> LanguageModel:
+def load_language_model(path: Path | str) -> LoadedLanguageModel:
     """A language model from a GGUF file, or from a directory with config.json, safetensors and tokenizer files.
 
     InputError: it cannot be read, or is of a kind that the decoder does not cover.
@@ -67,7 +67,7 @@ def build(config: DecoderConfig, tensors: Mapping[str, Tensor], source: Path | s
     return decoder.eval().requires_grad_(False)
 
 
-def from_directory(directory: Path) -> LanguageModel:
+def from_directory(directory: Path) -> LoadedLanguageModel:
     """config.json, one or several ``*.safetensors``, and the files of a tokenizer, as transformers saves them."""
     config_file = directory / "config.json"
     try:
@@ -87,7 +87,7 @@ def from_directory(directory: Path) -> LanguageModel:
     if not any(key.startswith(prefix) for key in theirs):  # saved without its head
         theirs = {prefix + key: tensor for key, tensor in theirs.items()}
     ours, report = translate(theirs, table, config)
-    return LanguageModel(build(config, ours, directory), TextTokenizer.from_directory(directory), report)
+    return LoadedLanguageModel(build(config, ours, directory), TextTokenizer.from_directory(directory), report)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class _Fields:
         return value
 
 
-def from_gguf(path: Path) -> LanguageModel:
+def from_gguf(path: Path) -> LoadedLanguageModel:
     """A Llama-like model (the architectures ``llama``, which Mistral's files have too, and ``qwen2``) of any quantisation."""
     file = read_gguf(path)
     architecture = file.metadata.get("general.architecture")
@@ -119,7 +119,7 @@ def from_gguf(path: Path) -> LanguageModel:
                     if (name := f"blk.{layer}.attn_{part}.{kind}") in theirs:
                         theirs[name] = half_split(theirs[name], heads, name)
     ours, report = translate(theirs, GGUF_LLAMA, config)
-    return LanguageModel(build(config, ours, path), TextTokenizer.from_gguf(file.metadata), report)
+    return LoadedLanguageModel(build(config, ours, path), TextTokenizer.from_gguf(file.metadata), report)
 
 
 def gguf_config(file: GGUF, architecture: str) -> DecoderConfig:

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import torch
 
-from triptych.checkpoints.format import LoadReport, load_checkpoint, present, read_torch_pickle, save_checkpoint
+from triptych.checkpoints.format import (
+    WEIGHTS,
+    LoadReport,
+    existing_or_backup,
+    load_checkpoint,
+    read_torch_pickle,
+    save_checkpoint,
+)
 from triptych.checkpoints.quantize import stored_as
 from triptych.convert.blip2 import convert_lavis, convert_transformers
 from triptych.convert.flamingo import convert_openflamingo
@@ -43,16 +50,16 @@ def convert_checkpoint(
     if half and int8:
         raise InputError("--half and --int8: choose one width")
     dtype = torch.int8 if int8 else torch.float16 if half else torch.float32
-    directory = present(source)
+    directory = existing_or_backup(source)
     if directory.is_dir():
         if word_map is not None:
             raise InputError(f"{source} has its own vocabulary: --word-map goes with a tutorial checkpoint")
         if vision or lm:
             raise InputError(f"{source} has its own frozen parts: --vision and --lm go with LAVIS or OpenFlamingo")
         config = read_json(directory / "config.json")
-        if "model_type" in config:
-            return convert_transformers(directory, config, target, dtype)
-        return rewrite(directory, target, dtype)
+        if "format" in config:
+            return rewrite(directory, target, dtype)
+        return convert_transformers(directory, config, target, dtype)
     if not source.exists():
         raise InputError(f"cannot read {source}: no such file or directory")
     if word_map is not None:
@@ -73,7 +80,7 @@ def convert_checkpoint(
 def rewrite(source: Path, target: Path, dtype: torch.dtype) -> LoadReport:
     """One of our checkpoints once more, its floats in another width."""
     config, tensors = load_checkpoint(source)
-    texts = {name: (source / name).read_bytes() for name in config["files"] if name != "model.safetensors"}
+    texts = {name: (source / name).read_bytes() for name in config.files if name != WEIGHTS}
     cast = stored_as(tensors, dtype)
     save_checkpoint(target, config=config, tensors=cast, extra_files=texts)
     return LoadReport(tuple(tensors), (), ())

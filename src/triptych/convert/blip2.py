@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from triptych.checkpoints.config import Card, CheckpointConfig
 from triptych.checkpoints.format import LoadReport, read_torch_pickle
 from triptych.checkpoints.language_models import WithoutInitialWeights, build, load_language_model
 from triptych.checkpoints.parts import part_path
@@ -22,22 +23,23 @@ from triptych.checkpoints.tables.keys import Table, load, translate
 from triptych.checkpoints.tables.language import TABLES, config_from_hf
 from triptych.checkpoints.tables.language import translate as translate_lm
 from triptych.convert.published import (
-    HeldLM,
+    StoredLM,
     colours,
     heads_and_epsilon,
-    held_lm,
     known_layout,
     layers,
     read_json,
     read_safetensors,
     section,
+    stored_lm,
     vit_sizes,
     vit_spec,
 )
 from triptych.errors import InputError
 from triptych.models import Blip2Model, blip2_search, save_blip2
+from triptych.nn.encoder import Colour
 from triptych.nn.qformer import QFormerConfig
-from triptych.nn.vit import CLIP_MEAN, CLIP_STD, Colour, ViT, ViTConfig
+from triptych.nn.vit import CLIP_MEAN, CLIP_STD, ViT, ViTConfig
 from triptych.systems.blip2 import Blip2, Blip2Config
 from triptych.text.prompt import BLIP2_OPT, DEFAULT_PROMPTS, INSTRUCT_BLIP, Prompts
 from triptych.text.wordpiece import SPECIALS, WordPieces
@@ -118,24 +120,24 @@ def convert_lavis(
     check_left_out(source, state, vision, lm)
     if vision is not None:
         state = state | eva_state(vision)
-    held = None
+    stored = None
     if lm is not None:
         decoder, tokenizer, _ = load_language_model(lm)
-        held = held_lm(lm.name, decoder, lm, tokenizer.encode("\n")[:1])
+        stored = stored_lm(lm.name, decoder, lm, tokenizer.encode("\n")[:1])
     try:
         widths = state["visual_encoder.cls_token"].shape[-1], state["query_tokens"].shape[-1]
     except (KeyError, IndexError):
         raise InputError(f"{source}: its image encoder is not EVA's ViT") from None
     unseen = Unseen((widths[0] // EVA_HEAD, 1e-6), (widths[1] // BERT_HEAD, 1e-12))
-    model, report = blip2_model(state, LAVIS_BLIP2, unseen, held, source)
+    model, report = blip2_model(state, LAVIS_BLIP2, unseen, stored, source)
     words = WordPieces.read(part_path("minilm-l6", "vocab.txt")) if model.config.qformer.vocab_size else None
-    prompts = BLIP2_OPT if held else DEFAULT_PROMPTS
-    write(target, model, words, held, prompts, f"{source.name}, a BLIP-2 checkpoint of LAVIS", dtype)
+    prompts = BLIP2_OPT if stored else DEFAULT_PROMPTS
+    write(target, model, words, stored, prompts, f"{source.name}, a BLIP-2 checkpoint of LAVIS", dtype)
     return report
 
 
 def blip2_model(
-    state: Mapping[str, Tensor], table: Table, unseen: Unseen, lm: HeldLM | None, source: Path
+    state: Mapping[str, Tensor], table: Table, unseen: Unseen, lm: StoredLM | None, source: Path
 ) -> tuple[Blip2, LoadReport]:
     """The model of a published state dict, and what became of its keys."""
     found, _ = translate(state, table)
@@ -188,11 +190,12 @@ def write(
     target: Path,
     model: Blip2,
     words: WordPieces | None,
-    lm: HeldLM | None,
+    lm: StoredLM | None,
     prompts: Prompts,
     origin: str,
     dtype: torch.dtype,
 ) -> None:
+    assert isinstance(model.vision_encoder, ViT)
     known = model.config.qformer.vocab_size
     if words and len(words) - 1 > known:  # [DEC] may be one more, where nothing is written with it
         raise InputError(f"{origin}: {len(words)} word pieces, but its Q-Former knows {known}")
@@ -201,11 +204,16 @@ def write(
         words or WordPieces(SPECIALS),
         lm.tokenizer if lm else None,
         blip2_search(lm.tokenizer if lm else None, **SEARCH),
-        {"encoder": vit_spec(model.vision_encoder), "lm": lm.spec if lm else None},
-        prompts,
+        CheckpointConfig(
+            system="blip2",
+            model=model.config,
+            encoder=vit_spec(model.vision_encoder),
+            lm=lm.spec if lm else None,
+            prompts=prompts,
+        ),
         lm.files if lm else {},
     )
-    save_blip2(target, blip2, {"recipe": f"converted from {origin}"}, dtype=dtype)
+    save_blip2(target, blip2, Card(recipe=f"converted from {origin}"), dtype=dtype)
 
 
 # Language models
@@ -221,13 +229,13 @@ def language_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def language_model(
     source: Path, settings: Mapping[str, Any], state: Mapping[str, Tensor]
-) -> tuple[HeldLM, tuple[str, ...]]:
+) -> tuple[StoredLM, tuple[str, ...]]:
     """The language model within a state dict of transformers, and which keys it took."""
     kind, config, prefix = settings["model_type"], config_from_hf(settings), "language_model."
     theirs = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
     tensors, report = translate_lm(theirs, TABLES[kind], config)
-    held = held_lm(kind, build(config, tensors, source), source, settings["eos_token_id"])
-    return held, tuple(f"{prefix}{key}" for key in report.mapped)
+    stored = stored_lm(kind, build(config, tensors, source), source, settings["eos_token_id"])
+    return stored, tuple(f"{prefix}{key}" for key in report.mapped)
 
 
 # Files of transformers

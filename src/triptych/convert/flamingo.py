@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from triptych.checkpoints.config import Card, CheckpointConfig
 from triptych.checkpoints.format import LoadReport, load_tensors, read_torch_pickle
 from triptych.checkpoints.language_models import WithoutInitialWeights, build, load_language_model
 from triptych.checkpoints.tables.flamingo import translate_flamingo
@@ -22,16 +23,16 @@ from triptych.checkpoints.tables.keys import CLIP_VISION, OPEN_CLIP_VISION, Tabl
 from triptych.checkpoints.tables.language import TABLES
 from triptych.checkpoints.tables.language import translate as translate_lm
 from triptych.convert.published import (
-    HeldLM,
+    StoredLM,
     colours,
     heads_and_epsilon,
-    held_lm,
     known_layout,
     layers,
     read_json,
     read_safetensors,
     section,
     state_dict_in,
+    stored_lm,
     vit_sizes,
     vit_spec,
 )
@@ -58,7 +59,7 @@ class Encoder(NamedTuple):
 class Written(NamedTuple):
     """The language model, the tokens that were added to it, and which keys of the checkpoint it took."""
 
-    lm: HeldLM
+    lm: StoredLM
     end_id: int
     image_id: int
     used: tuple[str, ...]
@@ -104,11 +105,10 @@ def convert_openflamingo(
         model.eval(),
         written.lm.tokenizer,
         Search(end, beams=3, length_penalty=0.0, max_new_tokens=20, banned=frozenset([written.image_id])),
-        written.end_id,
-        {"encoder": vit_spec(encoder.vit), "lm": written.lm.spec},
+        CheckpointConfig(system="flamingo", model=config, encoder=vit_spec(encoder.vit), lm=written.lm.spec),
         written.lm.files,
     )
-    card = {"recipe": f"converted from {source.name}, a checkpoint of OpenFlamingo"}
+    card = Card(recipe=f"converted from {source.name}, a checkpoint of OpenFlamingo")
     save_flamingo(target, flamingo, card, dtype=dtype)
     used = {*written.used, *(key.replace("visual.", TOWER, 1) for key in encoder.used if own)}
     mapped = tuple(key for key in state if key not in left or key in used)
@@ -213,7 +213,7 @@ def language_model(source: Path, state: Mapping[str, Tensor], directory: Path) -
     whole = build(replace(decoder.config, vocab_size=rows), tensors, f"{source} over {directory}")
     used = {*report.mapped}
     return Written(
-        held_lm(directory.name, whole, directory, end_id),
+        stored_lm(directory.name, whole, directory, end_id, end_id),
         end_id,
         image_id,
         tuple(key for key, name in names.items() if name in used),

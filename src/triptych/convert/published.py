@@ -6,16 +6,18 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from triptych.checkpoints.config import EncoderSpec, LanguageModelSpec
 from triptych.checkpoints.format import load_tensors, sha256_of
 from triptych.errors import InputError
 from triptych.nn.decoder import Decoder
-from triptych.nn.vit import CLIP_MEAN, CLIP_STD, Colour, ViT
+from triptych.nn.encoder import Colour
+from triptych.nn.vit import CLIP_MEAN, CLIP_STD, ViT
 from triptych.text.tokenizer import TextTokenizer
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja")
@@ -60,33 +62,32 @@ def vit_sizes(found: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def vit_spec(vit: ViT) -> dict[str, Any]:
-    """What the config of a checkpoint says of an image encoder that it holds."""
-    about = {"image_size": vit.image_size, "mean": vit.mean, "std": vit.std, "part": None}
-    return {"name": vit.name, "config": asdict(vit.config), **about}
+def vit_spec(vit: ViT) -> EncoderSpec:
+    """What the config of a checkpoint says of an image encoder that it stores."""
+    return EncoderSpec(vit.name, stored=True, image_size=vit.image_size, vit=vit.config, mean=vit.mean, std=vit.std)
 
 
 # Language models
 
 
-class HeldLM(NamedTuple):
+class StoredLM(NamedTuple):
     """A language model that goes into the checkpoint."""
 
     decoder: Decoder
     tokenizer: TextTokenizer
-    spec: Mapping[str, Any]
+    spec: LanguageModelSpec
     files: Mapping[str, bytes]  # of the tokenizer
 
 
-def held_lm(name: str, decoder: Decoder, directory: Path, eos: Any) -> HeldLM:
+def stored_lm(name: str, decoder: Decoder, directory: Path, eos: Any, end_id: int | None = None) -> StoredLM:
     """A language model with the tokenizer in ``directory``. ``eos``: the ids that end a text; None = those of the tokenizer."""
     tokenizer = TextTokenizer.from_directory(directory)
     ends = sorted(tokenizer.eos_ids) if eos is None else eos if isinstance(eos, list) else [eos]
     if not ends or not all(isinstance(i, int) and 0 <= i < decoder.config.vocab_size for i in ends):
         raise InputError(f"{directory}: its language model ends a text with {ends}, which are no ids of its vocabulary")
     files = {file: (directory / file).read_bytes() for file in TOKENIZER_FILES if (directory / file).exists()}
-    spec = {"name": name, "config": asdict(decoder.config), "eos": ends, "sha256": sha256_of(decoder)}
-    return HeldLM(decoder, replace(tokenizer, eos_ids=frozenset(ends)), spec, files)
+    spec = LanguageModelSpec(name, True, sha256_of(decoder), decoder.config, tuple(ends), end_id)
+    return StoredLM(decoder, replace(tokenizer, eos_ids=frozenset(ends)), spec, files)
 
 
 # Files of transformers

@@ -22,9 +22,10 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
+from triptych.checkpoints.config import Card
 from triptych.checkpoints.format import LoadReport
 from triptych.errors import InputError
-from triptych.models import sat_search, save_sat
+from triptych.models import SatModel, sat_search, save_sat
 from triptych.nn.cnn import ResNet101
 from triptych.systems.show_attend_tell import ShowAttendTell, ShowAttendTellConfig
 from triptych.text.vocabulary import SPECIALS, WordVocabulary
@@ -68,9 +69,9 @@ def convert_tutorial(source: Path, target: Path, word_map: Path, dtype: torch.dt
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
         why = " ".join(str(error).split())[:200]
         raise InputError(f"{source} is not a checkpoint of the tutorial's model with these words: {why}") from None
-    card = {"recipe": f"converted from {source.name}, a checkpoint of the Show, Attend and Tell PyTorch tutorial"}
+    card = Card(recipe=f"converted from {source.name}, a checkpoint of the Show, Attend and Tell PyTorch tutorial")
     search = sat_search(beams=5, length_penalty=0.0, max_new_tokens=51)
-    save_sat(target, model, vocabulary, search, card, whole_encoder=True, dtype=dtype)
+    save_sat(target, SatModel.new(model, vocabulary, search, whole_encoder=True), card, dtype=dtype)
     return LoadReport(tuple(f"{part}.{key}" for part, state in parts.items() for key in state), (), ignored)
 
 

@@ -9,14 +9,15 @@ from triptych.models.blip2 import (
 )
 from triptych.models.flamingo import FlamingoModel, load_flamingo, save_flamingo
 from triptych.models.frozen import find_language_model, in_bfloat16, language_model_fingerprint
-from triptych.models.locate import locate, part_fingerprint, published_encoder
-from triptych.models.sat import Sat, load_sat, sat_search, save_sat
+from triptych.models.locate import encoder_spec, locate, part_fingerprint, published_encoder
+from triptych.models.sat import SatModel, load_sat, sat_search, save_sat
 
 __all__ = [
     "Blip2Model",
     "FlamingoModel",
-    "Sat",
+    "SatModel",
     "blip2_search",
+    "encoder_spec",
     "find_language_model",
     "in_bfloat16",
     "itg_search",

@@ -1,30 +1,26 @@
-"""BLIP-2 on disk.
+"""BLIP-2 on disk: the trained tensors and those of the stored frozen parts (the language model's under ``lm.``), as fp32, fp16 or int8.
 
-``config.json``: ``system``, ``model`` (the config dataclass), ``encoder`` and ``lm`` (names, and the sha256 of their frozen weights),
-``search`` (how text is made by default), ``prompts`` (how it is asked for), ``card`` (recipe and figures). ``model.safetensors``: the
-trained tensors, as fp32, fp16 or int8. ``vocab.txt``: the Q-Former's word pieces, if it reads text.
-
-A published model has its frozen parts in the checkpoint, too: the encoder where its ``part`` is None, the language model where ``lm``
-has a ``config``. Its tensors are under ``lm.`` then, its tokenizer's files lie beside them, and ``eos`` are the tokens that end a text.
+``vocab.txt``: the Q-Former's word pieces, if it reads text. The files of a stored language model's tokenizer lie beside it. What
+``config.json`` says: ``checkpoints.config``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
-from triptych.checkpoints.format import load_checkpoint, load_strict, save_checkpoint
+from triptych.checkpoints.config import Card, CheckpointConfig, SearchSpec
+from triptych.checkpoints.format import WEIGHTS, load_strict, load_typed, save_checkpoint
 from triptych.checkpoints.quantize import stored_as
-from triptych.errors import InputError
 from triptych.generate import Search
-from triptych.models.frozen import FROZEN, frozen_encoder, frozen_entries, frozen_lm, tensors_to_save
-from triptych.nn.qformer import QFormerConfig
+from triptych.models.frozen import buildable, frozen_encoder, frozen_lm, frozen_prefixes, tensors_to_save
 from triptych.systems.blip2 import Blip2, Blip2Config
-from triptych.text.prompt import DEFAULT_PROMPTS, Prompts
+from triptych.text.prompt import Prompts
 from triptych.text.tokenizer import TextTokenizer
 from triptych.text.wordpiece import SPECIALS, WordPieces
 
@@ -37,32 +33,22 @@ class Blip2Model:
     words: WordPieces
     tokenizer: TextTokenizer | None  # of the language model; None = the first stage alone
     search: Search
-    config: Mapping[str, Any]
-    prompts: Prompts = DEFAULT_PROMPTS
-    files: Mapping[str, bytes] = field(
-        default_factory=dict
-    )  # of the tokenizer, where the checkpoint holds the language model
+    config: CheckpointConfig[Blip2Config]
+    files: Mapping[str, bytes] = field(default_factory=dict)  # of the tokenizer, where the language model is stored
+
+    @property
+    def prompts(self) -> Prompts:
+        return self.config.prompts
 
 
-def save_blip2(
-    directory: Path,
-    blip2: Blip2Model,
-    card: Mapping[str, Any],
-    *,
-    dtype: torch.dtype = torch.float32,
-) -> None:
-    """Write a checkpoint of the trained tensors; of the frozen parts too where they come from no other place. ``dtype`` int8: see
-    ``quantize``."""
-    stored = stored_as(tensors_to_save(blip2.model, blip2.config), dtype)
-    config = {
-        "system": "blip2",
-        "model": asdict(blip2.model.config),
-        **frozen_entries(blip2.config, blip2.search),
-        "prompts": asdict(blip2.prompts),
-        "card": dict(card),
-    }
-    vocabulary = {"vocab.txt": "\n".join(blip2.words.words) + "\n"} if blip2.model.config.qformer.vocab_size else {}
-    save_checkpoint(directory, config=config, tensors=stored, extra_files={**vocabulary, **blip2.files})
+def save_blip2(directory: Path, blip2: Blip2Model, card: Card, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write a checkpoint of the trained tensors and of the frozen parts whose specs say so. ``dtype`` int8: see ``quantize``."""
+    config = msgspec.structs.replace(
+        blip2.config, model=blip2.model.config, search=SearchSpec.of(blip2.search), card=card
+    )
+    tensors = stored_as(tensors_to_save(blip2.model, config), dtype)
+    vocabulary = {"vocab.txt": "\n".join(blip2.words.words) + "\n"} if config.model.qformer.vocab_size else {}
+    save_checkpoint(directory, config=config, tensors=tensors, extra_files={**vocabulary, **blip2.files})
 
 
 def load_blip2(directory: Path) -> Blip2Model:
@@ -71,26 +57,17 @@ def load_blip2(directory: Path) -> Blip2Model:
     Raises:
         InputError: a file is missing, damaged, of another system, or does not fit; or a frozen part is another than in training.
     """
-    config, tensors = load_checkpoint(directory)
-    if config["system"] != "blip2":
-        raise InputError(f"{directory} holds a {config['system']} model, not blip2")
-    try:
-        spec, lm_spec = config["encoder"], config["lm"]
-        settings = dict(config["model"])
-        model_config = Blip2Config(QFormerConfig(**settings.pop("qformer")), **settings)
-        encoder = frozen_encoder(directory, spec)
-        lm = None if lm_spec is None else frozen_lm(directory, lm_spec, tensors)
-        search = blip2_search(lm.tokenizer if lm else None, **config["search"])
-        prompts = Prompts(**config.get("prompts", {}))
-    except (KeyError, TypeError, AttributeError, ZeroDivisionError, RuntimeError) as error:
-        raise InputError(f"{directory / 'config.json'} is not a complete blip2 config ({error})") from None
-    words = WordPieces.read(directory / "vocab.txt") if model_config.qformer.vocab_size else WordPieces(SPECIALS)
-    files = {n: (directory / n).read_bytes() for n in config["files"] if n not in ("model.safetensors", "vocab.txt")}
-    model = Blip2(model_config, encoder, lm.decoder if lm else None)
-    optional = ("lm.",) if spec["part"] is None else FROZEN
-    load_strict(model, tensors, source=directory, optional_prefixes=optional)
+    config, tensors = load_typed(directory, "blip2", Blip2Config)
+    with buildable(directory):
+        encoder = frozen_encoder(directory, config.encoder)
+        lm = None if config.lm is None else frozen_lm(directory, config.lm, tensors)
+        model = Blip2(config.model, encoder, lm.decoder if lm else None)
+    words = WordPieces.read(directory / "vocab.txt") if config.model.qformer.vocab_size else WordPieces(SPECIALS)
+    load_strict(model, tensors, source=directory, optional_prefixes=("lm.", *frozen_prefixes(config)))
     tokenizer = lm.tokenizer if lm else None
-    return Blip2Model(model.eval().requires_grad_(False), words, tokenizer, search, config, prompts, files)
+    search = blip2_search(tokenizer, **msgspec.structs.asdict(config.search))
+    files = {n: (directory / n).read_bytes() for n in config.files if n not in (WEIGHTS, "vocab.txt")}
+    return Blip2Model(model.eval().requires_grad_(False), words, tokenizer, search, config, files)
 
 
 def blip2_search(tokenizer: TextTokenizer | None, **settings: Any) -> Search:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from triptych.checkpoints.format import present, read_torch_pickle
+from triptych.checkpoints.config import EncoderSpec
+from triptych.checkpoints.format import existing_or_backup, read_torch_pickle
 from triptych.checkpoints.parts import PARTS, part_path
 from triptych.errors import InputError
 from triptych.nn.cnn import ENCODERS, ConvNet
 
 BUNDLED = Path(__file__).parents[1] / "weights"
-SHIPPED = ("sat", "flamingo", "blip2")
 
 
 def locate(model: str | Path) -> Path:
@@ -19,11 +19,12 @@ def locate(model: str | Path) -> Path:
     Raises:
         InputError: neither.
     """
-    if str(model) in SHIPPED:
+    shipped = sorted(path.name for path in BUNDLED.iterdir())
+    if str(model) in shipped:
         return BUNDLED / str(model)
-    if (directory := present(Path(model))).is_dir():
+    if (directory := existing_or_backup(Path(model))).is_dir():
         return directory
-    raise InputError(f"unknown model {str(model)!r}: choose {', '.join(SHIPPED)} or name a checkpoint directory")
+    raise InputError(f"unknown model {str(model)!r}: choose {', '.join(shipped)} or name a checkpoint directory")
 
 
 def published_encoder(
@@ -54,3 +55,20 @@ def published_encoder(
 def part_fingerprint(name: str) -> str:
     """The sha256 of a part's main file: the frozen weights that a checkpoint was trained with."""
     return next(part.members[0].sha256 for part in PARTS if part.name == name)
+
+
+def check_part(source: Path, spec: EncoderSpec) -> None:
+    """Raises InputError: the encoder is no embedded part, or another version of it."""
+    if spec.name not in {part.name for part in PARTS}:
+        raise InputError(
+            f"{source}: encoder.name is {spec.name!r}, which is neither stored in the checkpoint nor embedded"
+        )
+    if spec.sha256 != part_fingerprint(spec.name):
+        raise InputError(f"{source} was trained over another {spec.name} than this version fetches")
+
+
+def encoder_spec(encoder: ConvNet, whole: bool = False) -> EncoderSpec:
+    """What a checkpoint says of a CNN. ``whole``: it stores the frozen layers as well, as always where they are no embedded part."""
+    stored = whole or encoder.name not in {part.name for part in PARTS}
+    sha256 = None if stored else part_fingerprint(encoder.name)
+    return EncoderSpec(encoder.name, stored, sha256, encoder.image_size, encoder.cut)

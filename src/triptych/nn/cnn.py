@@ -107,10 +107,14 @@ class ConvNet(nn.Module):
         if not 0 < self.cut <= len(layers):
             raise InputError(f"cut is {cut}: {self.name} has {len(layers)} layers to cut between")
 
+    @property
+    def frozen_layers(self) -> nn.Module:
+        return self.layers[: self.cut]
+
     @torch.no_grad()
     def trunk(self, pixel_values: Tensor) -> Tensor:
         """The frozen layers: ``[B, 3, H, W]`` -> ``[B, C, h, w]``."""
-        return self.layers[: self.cut](pixel_values)
+        return self.frozen_layers(pixel_values)
 
     def tail(self, maps: Tensor) -> Tensor:
         """The layers after the cut: ``[B, C, h, w]`` -> ``[B, L, D]``."""

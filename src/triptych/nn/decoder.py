@@ -141,7 +141,7 @@ class DecoderConfig:
 
     @property
     def head_width(self) -> int:
-        return self.head_dim or self.dim // self.heads
+        return self.head_dim or self.dim // max(1, self.heads)
 
     @property
     def rotary_width(self) -> int:
@@ -400,6 +400,14 @@ class Decoder(nn.Module):
             x = block(x, context, cache[i] if cache else None)
         return self.final_hidden(x)
 
+    @property
+    def embed_width(self) -> int:
+        return self.config.embed_width
+
+    @property
+    def max_positions(self) -> int:
+        return self.config.max_positions
+
     def logits(self, hidden: Tensor) -> Tensor:
         """``[.., E]`` -> ``[.., V]``."""
         logits = self.embedding.product(hidden) if self.head is None else self.head(hidden)
@@ -435,3 +443,7 @@ class Decoder(nn.Module):
     def step(self, ids: Tensor, state: KVCache) -> tuple[Tensor, KVCache]:
         """One more token of each row: ``ids [B * K]`` -> the logits ``[B * K, V]`` of the next."""
         return self.logits(self(ids[:, None], cache=state))[:, 0], state
+
+    def score(self, ids: Tensor, state: KVCache) -> Tensor:
+        """The texts that might follow, ``[B, T]`` -> the logits ``[B, T, V]`` of what comes after each of their tokens."""
+        return self.logits(self(ids, cache=state))

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from triptych.errors import InputError
 from triptych.nn.attention import MultiHeadAttention
+from triptych.nn.encoder import Colour
 
-Colour = tuple[float, float, float]  # red, green, blue
 CLIP_MEAN: Colour = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Colour = (0.26862954, 0.26130258, 0.27577711)
 
@@ -82,6 +82,7 @@ class ViT(nn.Module):
         super().__init__()
         self.config, self.dim, self.grid, self.image_size = config, config.dim, config.grid, config.image_size
         self.mean, self.std = mean, std
+        self.cut = config.layers  # all are frozen
         self.patches = nn.Conv2d(3, config.dim, config.patch_size, config.patch_size, bias=config.patch_bias)
         self.class_token = nn.Parameter(torch.randn(config.dim) * 0.02)
         self.positions = nn.Parameter(torch.randn(1 + config.grid[0] * config.grid[1], config.dim) * 0.02)
@@ -96,6 +97,18 @@ class ViT(nn.Module):
         cells = self.positions[1:].T.reshape(1, self.dim, *self.grid)
         cells = F.interpolate(cells, grid, mode="bicubic", align_corners=False)[0]
         return torch.cat([self.positions[:1], cells.flatten(1).T])
+
+    @property
+    def frozen_layers(self) -> ViT:
+        return self
+
+    @torch.no_grad()
+    def trunk(self, pixel_values: Tensor) -> Tensor:
+        """The whole encoder: as ``forward``, without gradients."""
+        return self(pixel_values)
+
+    def tail(self, maps: Tensor) -> Tensor:
+        return maps
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """``[B, 3, H, W]`` -> ``[B, L, D]``, or ``[B, 1 + L, D]`` with the class token.

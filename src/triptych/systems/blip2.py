@@ -19,7 +19,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from triptych.errors import InputError
 from triptych.nn.decoder import Decoder, Prompt, left_pad
+from triptych.nn.encoder import VisionEncoder
+from triptych.nn.language_model import LanguageModel
 from triptych.nn.qformer import ImageKeysValues, Past, QFormer, QFormerConfig, QFormerHeads, QFormerOutput, initialise
 from triptych.text.prompt import CAPTION, CAPTION_INSTRUCTION, split_at_images
 from triptych.text.tokenizer import TextTokenizer
@@ -59,17 +62,28 @@ class Blip2(nn.Module):
     ``vision_encoder``: ``[B, 3, H, W]`` -> ``image_features [B, L, Dv]``, with ``dim`` and ``grid``, as ``cnn.ConvNet`` and ``vit.ViT``.
     """
 
-    def __init__(self, config: Blip2Config, vision_encoder: nn.Module, lm: Decoder | None) -> None:
+    def __init__(self, config: Blip2Config, vision_encoder: VisionEncoder, lm: LanguageModel[Any] | None) -> None:
         super().__init__()
         self.config = config
-        self.vision_encoder: Any = vision_encoder.requires_grad_(False)
+        self.vision_encoder = vision_encoder.requires_grad_(False)
         self.vision_norm = nn.LayerNorm(config.qformer.image_dim) if config.normalise else nn.Identity()
         self.qformer = QFormer(config.qformer)
         self.heads = QFormerHeads(config.qformer, config.feature_dim, config.writes) if config.feature_dim else None
         self.lm = lm.requires_grad_(False) if lm else None
-        self.projection = nn.Linear(config.qformer.dim, lm.config.embed_width) if lm else None
+        self.projection = nn.Linear(config.qformer.dim, lm.embed_width) if lm else None
         if self.projection:
             initialise(self.projection)
+
+    @property
+    def decoder(self) -> Decoder:
+        """The language model where its layers are run one by one, as training does: a decoder-only one.
+
+        Raises:
+            InputError: it is of another kind, or there is none.
+        """
+        if not isinstance(self.lm, Decoder):
+            raise InputError("training needs a decoder-only language model, and this model has none")
+        return self.lm
 
     def train(self, mode: bool = True) -> Blip2:
         """The frozen parts stay in eval."""

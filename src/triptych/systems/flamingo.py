@@ -23,6 +23,7 @@ from triptych.nn import masks
 from triptych.nn.attention import KeysValues, MultiHeadAttention
 from triptych.nn.cache import KVCache
 from triptych.nn.decoder import Decoder
+from triptych.nn.encoder import VisionEncoder
 
 NO_PICTURE = -1  # the number of a picture that only fills up its row
 
@@ -255,14 +256,14 @@ class Flamingo(nn.Module):
     ``vision_encoder``: ``[P, 3, H, W]`` -> ``image_features [P, L, Dv]``, with ``dim`` and ``grid``, as ``cnn.ConvNet`` and ``vit.ViT``.
     """
 
-    def __init__(self, config: FlamingoConfig, vision_encoder: nn.Module, lm: Decoder) -> None:
+    def __init__(self, config: FlamingoConfig, vision_encoder: VisionEncoder, lm: Decoder) -> None:
         super().__init__()
         if config.every > lm.config.layers:
             raise InputError(
                 f"every={config.every} leaves no gated block in a model of {lm.config.layers} blocks; choose at most {lm.config.layers}"
             )
         self.config = config
-        self.vision_encoder: Any = vision_encoder.requires_grad_(False)
+        self.vision_encoder = vision_encoder.requires_grad_(False)
         self.lm = lm.requires_grad_(False)
         self.resampler = Resampler(config)
         self.xattn = nn.ModuleList(GatedBlock(config, lm.config.dim) for _ in range(lm.config.layers // config.every))

@@ -10,9 +10,9 @@ from typing import TypeAlias
 
 import torch
 
-from triptych.checkpoints.format import load_config
 from triptych.errors import InputError
-from triptych.models import load_blip2, load_flamingo, load_sat, locate
+from triptych.models import locate
+from triptych.models.registry import system_of
 from triptych.tasks.answer import Answer, Match
 from triptych.tasks.blip2 import Blip2Tasks
 from triptych.tasks.chat import Chat
@@ -46,14 +46,9 @@ def load(model: str | Path = "sat", device: str | torch.device | None = None) ->
     """
     chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     directory = locate(model)
-    system = load_config(directory)["system"]
-    if system == "sat":
-        return Captioner(load_sat(directory), str(model), chosen)
-    if system == "flamingo":
-        return FlamingoTasks(load_flamingo(directory), str(model), chosen)
-    if system == "blip2":
-        return Blip2Tasks(load_blip2(directory), str(model), chosen)
-    raise InputError(f"{directory} holds a {system} model, which this version cannot run")
+    system = system_of(directory)
+    loaded: Model = system.resolve("tasks")(system.resolve("load")(directory), str(model), chosen)
+    return loaded
 
 
 def load_answerer(model: str | Path = "blip2") -> FlamingoTasks | Blip2Tasks:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
 import torch
+from msgspec import to_builtins
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -186,9 +187,9 @@ class Blip2Tasks(Answerer):
     @cached_property
     def fingerprint(self) -> str:
         """Of the weights that decide features for contrast."""
-        encoder = self.blip2.config["encoder"]
+        encoder = self.blip2.config.encoder
         bridge = {k: v for k, v in self.model.state_dict().items() if not k.startswith(("lm.", "projection."))}
-        return f"{sha256_of(bridge)[:32]}-{encoder['name']}-{encoder['image_size']}"
+        return f"{sha256_of(bridge)[:32]}-{encoder.name}-{encoder.image_size}"
 
     @torch.inference_mode()
     def itc_images(self, images: Sequence[ImageSource]) -> NDArray[np.float32]:
@@ -210,7 +211,7 @@ class Blip2Tasks(Answerer):
     def lm(self) -> Decoder:
         if self.model.lm is None:
             raise InputError(f"{self.name} has no language model: it matches and captions, but cannot answer questions")
-        return self.model.lm
+        return self.model.decoder
 
     @property
     def tokenizer(self) -> TextTokenizer:
@@ -289,18 +290,18 @@ class Blip2Tasks(Answerer):
         return {
             "model": self.name,
             "system": "BLIP-2",
-            "encoder": config["encoder"]["name"],
-            "language_model": config["lm"] and config["lm"]["name"],
+            "encoder": config.encoder.name,
+            "language_model": config.lm and config.lm.name,
             "grid": list(self.model.vision_encoder.grid),
-            "image_size": config["encoder"]["image_size"],
+            "image_size": config.encoder.image_size,
             "queries": model.config.qformer.queries,
             "parameters": count,
             "parameters_trained": sum(count.values()) - frozen,
             "parameters_frozen": frozen,
             "memory_mb": round(sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20, 1),
-            "config": config["model"],
-            "search": config["search"],
-            "card": config["card"],
+            "config": asdict(model.config),
+            "search": to_builtins(config.search),
+            "card": config.card.to_dict(),
         }
 
 

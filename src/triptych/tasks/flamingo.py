@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, overload
 
 import numpy as np
 import torch
+from msgspec import to_builtins
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -409,17 +410,17 @@ class FlamingoTasks(Answerer):
         return {
             "model": self.name,
             "system": "Flamingo",
-            "encoder": config["encoder"]["name"],
-            "language_model": config["lm"]["name"],
+            "encoder": config.encoder.name,
+            "language_model": config.lm and config.lm.name,
             "grid": list(model.vision_encoder.grid),
-            "image_size": config["encoder"]["image_size"],
+            "image_size": config.encoder.image_size,
             "latents": model.config.latents,
             "gates": {f"before block {(i + 1) * model.config.every}": pair for i, pair in enumerate(gates)},
             "parameters": count,
             "parameters_trained": sum(count.values()) - frozen,
             "parameters_frozen": frozen,
             "memory_mb": round(sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20, 1),
-            "config": config["model"],
-            "search": config["search"],
-            "card": config["card"],
+            "config": asdict(model.config),
+            "search": to_builtins(config.search),
+            "card": config.card.to_dict(),
         }

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any, overload
 
 import torch
+from msgspec import to_builtins
 from torch import Tensor
 
 from triptych.evidence import Evidence
 from triptych.generate import Hypothesis, Search, generate, stream
 from triptych.io.images import ImageSource
-from triptych.models import Sat
+from triptych.models import SatModel
 from triptych.systems.show_attend_tell import ShowAttendTell
 from triptych.tasks.answer import Answer
 from triptych.tasks.photos import PhotoMemory
@@ -24,7 +26,7 @@ BATCH = 32  # photos decoded together
 class Captioner:
     """Show, Attend and Tell in use. A photo is encoded once for as long as it is remembered (by content)."""
 
-    def __init__(self, sat: Sat, name: str, device: torch.device) -> None:
+    def __init__(self, sat: SatModel, name: str, device: torch.device) -> None:
         self.name, self.sat, self.device = name, sat, device
         self.model: ShowAttendTell = sat.model.to(device)
         self.model.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -103,7 +105,7 @@ class Captioner:
             "parameters_trained": total - frozen,
             "parameters_frozen": frozen,
             "memory_mb": round(sum(p.numel() * p.element_size() for p in self.model.parameters()) / 2**20, 1),
-            "config": self.sat.config["model"],
-            "search": self.sat.config["search"],
-            "card": self.sat.config["card"],
+            "config": asdict(self.model.config),
+            "search": to_builtins(self.sat.config.search),
+            "card": self.sat.config.card.to_dict(),
         }

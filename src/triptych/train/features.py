@@ -20,7 +20,7 @@ from triptych.checkpoints.format import sha256_of
 from triptych.data import Photo
 from triptych.errors import TriptychError
 from triptych.io.images import pixel_values
-from triptych.nn.cnn import ConvNet
+from triptych.nn.encoder import VisionEncoder
 
 FLUSH_EVERY = 64  # photos between two records of progress: what an interruption can cost
 
@@ -39,10 +39,10 @@ class Features:
         return torch.from_numpy(np.stack([self.maps[p, m] for p, m in zip(photos, mirrored, strict=True)])).float()
 
 
-def features_key(photos: Sequence[Photo], encoder: ConvNet, dtype: torch.dtype) -> str:
+def features_key(photos: Sequence[Photo], encoder: VisionEncoder, dtype: torch.dtype) -> str:
     """A name for the cache: it changes with the photos' bytes, the trunk's weights, the image size and the precision."""
     digest = hashlib.sha256(f"{encoder.name} {encoder.image_size} {encoder.cut} {dtype}".encode())
-    digest.update(sha256_of(encoder.layers[: encoder.cut].state_dict()).encode())
+    digest.update(sha256_of(encoder.frozen_layers.state_dict()).encode())
     for photo in photos:
         digest.update(hashlib.sha256(photo.read()).digest())
     return digest.hexdigest()[:16]
@@ -50,7 +50,7 @@ def features_key(photos: Sequence[Photo], encoder: ConvNet, dtype: torch.dtype) 
 
 @torch.inference_mode()
 def cached_features(
-    photos: Sequence[Photo], encoder: ConvNet, directory: Path, dtype: torch.dtype = torch.float32
+    photos: Sequence[Photo], encoder: VisionEncoder, directory: Path, dtype: torch.dtype = torch.float32
 ) -> Features:
     """Features of ``photos``, from ``directory`` where they are there, else computed; goes on where it was interrupted.
 
@@ -63,7 +63,7 @@ def cached_features(
     folder = directory / features_key(photos, encoder, dtype)
     progress, array = folder / "progress.json", folder / "maps.npy"
     device = next(encoder.parameters()).device
-    trunk = copy.deepcopy(encoder.layers[: encoder.cut]).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trunk = copy.deepcopy(encoder.frozen_layers).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     example = pixel_values(photos[0].image(), encoder.image_size, encoder.mean, encoder.std)[None]
     shape = (len(photos), 2, *trunk(example.to(device, dtype)).shape[1:])
     try:

@@ -15,11 +15,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from triptych.checkpoints.config import Card
 from triptych.data import Photo
 from triptych.errors import InputError
 from triptych.generate import Search, generate
 from triptych.metrics.captions import score_captions
-from triptych.models import sat_search, save_sat
+from triptych.models import SatModel, sat_search, save_sat
 from triptych.systems.show_attend_tell import HardAttentionLoss, ShowAttendTell, caption_loss, doubly_stochastic_penalty
 from triptych.text.prompt import IGNORED
 from triptych.text.vocabulary import BOS, EOS, PAD, WordVocabulary
@@ -191,8 +192,8 @@ def train(
         return {name: value for name, value in scores.items() if value is not None}
 
     def save_best(record: dict[str, Any]) -> None:
-        card = {"recipe": asdict(recipe), "validation": record, "photos": len(photos), **(notes or {})}
-        save_sat(run / "best", model, vocabulary, recipe.search, card, whole_encoder)
+        card = Card(recipe=asdict(recipe), validation=record, photos=len(photos), **(notes or {}))
+        save_sat(run / "best", SatModel.new(model, vocabulary, recipe.search, whole_encoder=whole_encoder), card)
 
     decoder = [p for p in model.decoder.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [{"params": decoder}]

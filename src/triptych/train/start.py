@@ -15,7 +15,7 @@ from triptych.checkpoints.parts import home
 from triptych.data import Photo, open_dataset
 from triptych.errors import InputError
 from triptych.models import load_sat, locate, published_encoder
-from triptych.nn.cnn import ConvNet
+from triptych.nn.encoder import VisionEncoder
 from triptych.systems.show_attend_tell import CHOICES, ShowAttendTell, ShowAttendTellConfig
 from triptych.text.vocabulary import SPECIALS, WordVocabulary
 from triptych.train.features import Features, cached_features
@@ -100,7 +100,7 @@ def sat_run(
             )
         model.encoder.cut = cut or model.encoder.cut
         model.unfreeze()
-        whole_encoder = loaded.config["encoder"]["part"] is None
+        whole_encoder = loaded.config.encoder.stored
     else:
         torch.manual_seed(seed)
         vocabulary = WordVocabulary.build(caption for photo in train_photos for caption in photo.captions)
@@ -128,5 +128,5 @@ def sat_config(
     return make(words, dim, **{name: value for name, value in choices.items() if value is not None}, **sizes)
 
 
-def features(photos: Sequence[Photo], encoder: ConvNet) -> Features:
+def features(photos: Sequence[Photo], encoder: VisionEncoder) -> Features:
     return cached_features(photos, encoder, home() / "features", torch.bfloat16 if has_fast_bf16() else torch.float32)

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 
+from triptych.checkpoints.config import Card
 from triptych.data import Photo
 from triptych.data.english.questions import Question, make_pairs, make_questions, stated_questions
 from triptych.errors import InputError
@@ -246,8 +247,7 @@ class Blip2Objective(nn.Module):
         The K captions of a photo share what stands before them: they are branches of one row, packed behind it, so that it is read once
         and padding hardly at all.
         """
-        lm = self.model.lm
-        assert lm is not None
+        lm = self.model.decoder
         photos, count, length = captions.shape
         begin = lm.embed(self.prompt[:-1]).expand(photos, -1, -1)
         prefix = torch.cat([soft_prompt, begin], 1)
@@ -273,8 +273,7 @@ class Blip2Objective(nn.Module):
 
 def answer_logits(model: Blip2, image: ImageKeysValues, rows: Rows) -> Tensor:
     """``[N, V]``: of the frozen language model, for the N tokens of all answers."""
-    lm = model.lm
-    assert lm is not None
+    lm = model.decoder
     question = (rows.question_ids, rows.question_mask) if model.config.instructed else None
     queries = model.read_photos(image.select(rows.photos), question).queries
     soft_prompts = model.soft_prompt(queries).flatten(0, 1).float()  # as the residual stream, also under autocast
@@ -455,7 +454,7 @@ def train(
         return metrics | {"R@1": (metrics["text-to-image R@1"] + metrics["image-to-text R@1"]) / 2}
 
     def save_best(record: dict[str, Any]) -> None:
-        card = {"recipe": asdict(recipe), "validation": record, "photos": len(photos), **(notes or {})}
+        card = Card(recipe=asdict(recipe), validation=record, photos=len(photos), **(notes or {}))
         save_blip2(run / "best", replace(blip2, search=search), card)
 
     told_by_lm = bool(terms.get("caption") or terms.get("scst"))
@@ -469,7 +468,7 @@ def train(
     if recipe.stage == 2 and recipe.word_epochs and not (run / "state.pt").exists():
         words_first(run / "words", blip2, photos, cells, recipe)
     if bf16 and model.lm is not None:
-        in_bfloat16(model.lm, blip2.config)
+        in_bfloat16(model.decoder, blip2.config.lm)
     metric = "accuracy" if alone else "CIDEr-D" if told_by_lm else "R@1"
     groups = parameter_groups(model, recipe)
     return fit(run, objective, groups, len(photos), batch, validate, save_best, recipe.loop, identity, metric)

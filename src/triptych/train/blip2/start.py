@@ -6,22 +6,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from accelerate import PartialState
 from torch import nn
 
+from triptych.checkpoints.config import CheckpointConfig, LanguageModelSpec
 from triptych.checkpoints.format import load_strict, load_tensors
-from triptych.checkpoints.parts import PARTS, part_path
+from triptych.checkpoints.parts import part_path
 from triptych.checkpoints.tables.blip2 import load_bert
 from triptych.errors import InputError
 from triptych.models import (
     Blip2Model,
     blip2_search,
+    encoder_spec,
     find_language_model,
     language_model_fingerprint,
     load_blip2,
     locate,
-    part_fingerprint,
     published_encoder,
 )
 from triptych.nn.qformer import QFormerConfig
@@ -81,13 +83,8 @@ def new_blip2(encoder: str, weights: Path | None, image_size: int | None, querie
     words = WordPieces.read(part_path("minilm-l6", "vocab.txt"))
     model = Blip2(Blip2Config(QFormerConfig(vision.dim, queries=queries)), vision, None)
     load_bert(model.qformer, load_tensors(part_path("minilm-l6")))
-    embedded = encoder in {part.name for part in PARTS}
-    spec = {
-        "name": vision.name,
-        "image_size": vision.image_size,
-        "part": part_fingerprint(encoder) if embedded else None,
-    }
-    return Blip2Model(model, words, None, blip2_search(None), {"encoder": spec, "lm": None})
+    config = CheckpointConfig(system="blip2", model=model.config, encoder=encoder_spec(vision))
+    return Blip2Model(model, words, None, blip2_search(None), config)
 
 
 def with_lm(blip2: Blip2Model, name: str) -> Blip2Model:
@@ -98,6 +95,7 @@ def with_lm(blip2: Blip2Model, name: str) -> Blip2Model:
     assert model.projection is not None
     as_words = float(lm.decoder.embedding.weight.std()) / model.config.qformer.dim**0.5
     nn.init.normal_(model.projection.weight, std=as_words)  # soft prompts begin as large as words
-    config = {**blip2.config, "lm": {"name": name, "sha256": language_model_fingerprint(name, lm)}}
+    spec = LanguageModelSpec(name, stored=False, sha256=language_model_fingerprint(name, lm))
+    config = msgspec.structs.replace(blip2.config, lm=spec)
     search = blip2_search(lm.tokenizer)
     return replace(blip2, model=model, tokenizer=lm.tokenizer, search=search, config=config)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from triptych.checkpoints.config import Card
 from triptych.data import Photo
 from triptych.data.interleaved import HELD_OUT, Episode, Sequences, classes, episode, made_up_names, noun_counts, only
 from triptych.errors import InputError
@@ -238,8 +239,8 @@ def train(
         return metrics | {"score": metrics["CIDEr-D"] + metrics["binding"], "gates": sum(gates) / max(1, len(gates))}
 
     def save_best(record: dict[str, Any]) -> None:
-        card = {"recipe": asdict(recipe), "validation": record, "photos": len(photos), "drawings": len(drawn)}
-        save_flamingo(run / "best", flamingo, card | dict(notes or {}))
+        card = Card(recipe=asdict(recipe), validation=record, photos=len(photos), drawings=len(drawn), **(notes or {}))
+        save_flamingo(run / "best", flamingo, card)
 
     data = hashlib.sha256(repr([(p.id, p.captions) for p in (*photos, *val_photos, *drawn)]).encode()).hexdigest()
     identity = {"recipe": asdict(recipe), "model": asdict(model.config), "data": data}
@@ -248,7 +249,7 @@ def train(
     if recipe.word_epochs and not (run / "state.pt").exists():
         words_first(run / "words", flamingo, [*photos, *drawn], pictures, recipe)
     if bf16:
-        in_bfloat16(model.lm, flamingo.config)
+        in_bfloat16(model.lm, flamingo.config.lm)
     reward_fn = CaptionReward(photos, tokenizer, recipe.bleu_weight) if REWARDED in shares else None
     objective = FlamingoObjective(model, mixture.tasks, recipe, caption_prompt(flamingo), reward_fn)
     groups = parameter_groups(model, recipe)

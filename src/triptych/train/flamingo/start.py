@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from triptych.checkpoints.parts import PARTS
+from triptych.checkpoints.config import CheckpointConfig, LanguageModelSpec
 from triptych.data import open_dataset
 from triptych.errors import InputError
 from triptych.generate import Search
 from triptych.models import (
     FlamingoModel,
+    encoder_spec,
     find_language_model,
     language_model_fingerprint,
     load_flamingo,
     locate,
-    part_fingerprint,
     published_encoder,
 )
 from triptych.nn.cnn import ConvNet
@@ -98,13 +98,8 @@ def new_flamingo(
     if specials[token] in language.tokenizer.eos_ids:
         raise InputError(f"{token} ends a text: choose another --image-token")
     config = FlamingoConfig(vision.dim, specials[token], **sizes)
-    embedded = encoder in {part.name for part in PARTS}
-    spec = {
-        "name": vision.name,
-        "image_size": vision.image_size,
-        "part": part_fingerprint(encoder) if embedded else None,
-    }
-    own = {"encoder": spec, "lm": {"name": lm, "sha256": language_model_fingerprint(lm, language)}}
     end_id = min(language.tokenizer.eos_ids)
     search = Search(frozenset({end_id}), max_new_tokens=25, banned=frozenset({config.image_id}))
-    return FlamingoModel(Flamingo(config, vision, language.decoder), language.tokenizer, search, end_id, own)
+    spec = LanguageModelSpec(lm, stored=False, sha256=language_model_fingerprint(lm, language), end_id=end_id)
+    own = CheckpointConfig(system="flamingo", model=config, encoder=encoder_spec(vision), lm=spec)
+    return FlamingoModel(Flamingo(config, vision, language.decoder), language.tokenizer, search, own)

@@ -1,0 +1,54 @@
+"""What the systems ask of an image encoder: ``cnn.ConvNet`` and ``vit.ViT`` have it, and so can any other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol, Self
+
+from torch import Tensor, nn
+
+Colour = tuple[float, float, float]  # red, green, blue
+
+
+class Part(Protocol):
+    """What every ``nn.Module`` has, of which a part's Protocol is a view."""
+
+    def __call__(self, x: Tensor) -> Any: ...
+    def eval(self) -> Self: ...
+    def requires_grad_(self, requires_grad: bool = True) -> Self: ...
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def to(self, *args: Any, **kwargs: Any) -> Self: ...
+
+
+class VisionEncoder(Part, Protocol):
+    """Pixels -> a grid of features, in two steps: the frozen trunk, whose output may be kept, and a tail that may be trained.
+
+    ``dim``: channels of a feature. ``grid``: rows and columns of cells. ``image_size``: side of the square photo, in pixels, which come
+    normalised by ``mean`` and ``std``. ``cut``: the number of layers in the trunk.
+    """
+
+    name: str
+    dim: int
+    grid: tuple[int, int]
+    image_size: int
+    mean: Colour
+    std: Colour
+    cut: int
+
+    @property
+    def frozen_layers(self) -> nn.Module:
+        """The trunk as a module of its own."""
+        ...
+
+    def trunk(self, pixel_values: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` -> what the tail reads, without gradients."""
+        ...
+
+    def tail(self, maps: Tensor) -> Tensor:
+        """What the trunk made -> ``image_features [B, L, D]``: a feature for each cell, perhaps behind that of the class token."""
+        ...
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` -> ``[B, L, D]``."""
+        ...
