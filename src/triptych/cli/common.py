@@ -49,7 +49,7 @@ def show(record: dict[str, Any], as_json: bool) -> None:
 
 def pictures(sources: Iterable[str]) -> list[str]:
     """The sources with each folder replaced by its photos."""
-    from triptych.io.images import find_images
+    from triptych.io.folders import find_images
 
     return [str(source) for source in find_images(sources)]
 

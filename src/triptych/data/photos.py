@@ -11,7 +11,8 @@ from typing import Any
 from PIL import Image
 
 from triptych.errors import InputError
-from triptych.io.images import MAX_BYTES, load_image
+from triptych.io.images import load_image
+from triptych.io.limits import MAX_BYTES
 
 MAX_TEXT = 2 * 2**30
 """The largest file of captions that is read, in bytes (LLaVA's 665,000 conversations take one GB)."""
@@ -50,7 +51,7 @@ class Photo:
         return str(self.path) if self.size is None else f"{self.path}: {self.id}"
 
     def read(self) -> bytes:
-        """The encoded file. Raises InputError where it is gone, cut short, or larger than `triptych.io.images.MAX_BYTES`."""
+        """The encoded file. Raises InputError where it is gone, cut short, or larger than `triptych.io.limits.MAX_BYTES`."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self.offset)
@@ -63,10 +64,10 @@ class Photo:
             raise InputError(f"{self.name}: the shard has been cut short since it was opened")
         return content
 
-    def image(self) -> Image.Image:
-        """The picture, upright RGB. Raises InputError that names the photo where it is damaged or none."""
+    def image(self, target: int | None = None) -> Image.Image:
+        """The picture, upright RGB; ``target`` as in `load_image`. Raises InputError that names the photo where it is damaged or none."""
         try:
-            return load_image(self.read())
+            return load_image(self.read(), target)
         except InputError as error:
             raise InputError(str(error) if self.name in str(error) else f"{self.name}: {error}") from None
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from triptych.errors import InputError
-from triptych.io.images import SUFFIXES
+from triptych.io.folders import SUFFIXES
 
 
 def walk_photos(sources: Iterable[str | os.PathLike[str]], recursive: bool = False) -> Iterator[str]:

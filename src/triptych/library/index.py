@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from triptych.errors import InputError
-from triptych.io.images import SUFFIXES, load_image
+from triptych.io.folders import SUFFIXES, is_picture_name, left_out, walk_folders
+from triptych.io.images import load_image
 from triptych.library.matcher import TOGETHER, Matcher, Notice
 from triptych.library.table import (
     Half,
@@ -75,9 +76,10 @@ class Report:
 
 
 def scan(folder: str | os.PathLike[str], notice: Notice) -> Listing:
-    """The photos in ``folder`` and in the folders below it, told by suffix, without hidden ones.
+    """The photos in ``folder`` and in the folders below it, told by suffix, without hidden ones; links are followed.
 
-    Raises InputError where there is no such folder or no photo in it.
+    ``notice`` gets each folder that cannot be listed, and how many other files there are. Raises InputError where there
+    is no such folder or no photo in it.
     """
     root = Path(folder).resolve()
     if not root.is_dir():
@@ -92,17 +94,19 @@ def scan(folder: str | os.PathLike[str], notice: Notice) -> Listing:
         notice(failure)
 
     photos: dict[str, Stamp] = {}
-    for place, folders, names in os.walk(root, onerror=close):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
-                path = os.path.join(place, name)  # noqa: PTH118 (a hundred thousand of them)
-                with suppress(OSError):  # a link to nowhere, or gone by now
-                    state = os.stat(path)  # noqa: PTH116
-                    if stat.S_ISREG(state.st_mode):
-                        photos[path] = Stamp(state.st_size, state.st_mtime_ns)
+    others: list[str] = []
+    for place, names in walk_folders(str(root), close):
+        others += [name for name in names if not is_picture_name(name)]
+        for name in filter(is_picture_name, names):
+            path = os.path.join(place, name)  # noqa: PTH118 (a hundred thousand of them)
+            with suppress(OSError):  # a link to nowhere, or gone by now
+                state = os.stat(path)  # noqa: PTH116
+                if stat.S_ISREG(state.st_mode):
+                    photos[path] = Stamp(state.st_size, state.st_mtime_ns)
     if not photos:
         raise InputError(f"{folder}: no photos in this folder or below it (known: {' '.join(SUFFIXES)})")
+    if others:
+        notice(InputError(left_out(folder, others)))
     return Listing(str(root), photos, tuple(closed))
 
 

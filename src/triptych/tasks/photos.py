@@ -32,7 +32,7 @@ class PhotoMemory:
 
     @torch.inference_mode()
     def __call__(self, image: ImageSource) -> Tensor:
-        photo = load_image(image)
+        photo = load_image(image, self.size)
         key = content_hash(photo)
         with self._lock:
             found = self._kept.get(key)

@@ -1,0 +1,81 @@
+"""The pictures in folders, told by the ends of their names."""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from triptych.errors import InputError
+from triptych.io.limits import printable
+
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".mpo", ".png", ".apng", ".gif", ".webp", ".bmp", ".dib"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tif", ".tiff", ".heic", ".heif", ".hif", ".heics", ".heifs"),
+    *(".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+)
+"""The ends of names, in lower case, of the pictures that can be read."""
+
+LOG = logging.getLogger(__name__)
+
+
+def is_picture_name(name: str) -> bool:
+    """Whether a file of this name is taken for a picture: one of `SUFFIXES`, in capitals or not, and not hidden."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")  # noqa: PTH122 (called often)
+
+
+def find_images(sources: Iterable[str | os.PathLike[str]]) -> list[str | os.PathLike[str]]:
+    """Return `sources` with each folder replaced by the pictures in it, sorted by name.
+
+    Hidden files and the folders in it are left out; how many other files are left out is logged. Files and URLs pass
+    through unread. Raises InputError for a folder that cannot be listed or holds no picture.
+    """
+    found: list[str | os.PathLike[str]] = []
+    for source in sources:
+        if not os.path.isdir(source):  # noqa: PTH112 (a URL, or a name with a null byte, is no Path)
+            found.append(source)
+            continue
+        try:
+            names = sorted(path.name for path in Path(source).iterdir() if path.is_file())
+        except OSError as error:
+            raise InputError(f"{printable(source)}: cannot list this folder: {error.strerror}") from None
+        inside = [name for name in names if is_picture_name(name)]
+        others = [name for name in names if not is_picture_name(name) and not name.startswith(".")]
+        if not inside:
+            raise InputError(f"{printable(source)}: no pictures in this folder (known: {' '.join(SUFFIXES)})")
+        if others:
+            LOG.warning(left_out(source, others))
+        found += [Path(source) / name for name in inside]
+    return found
+
+
+def left_out(folder: str | os.PathLike[str], names: Sequence[str]) -> str:
+    """One line about the files of a folder that are not pictures by their names."""
+    listed = ", ".join(printable(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
+    files = "1 file" if len(names) == 1 else f"{len(names)} files"
+    return f"{printable(folder)}: {files} left out, not pictures by name: {listed}"
+
+
+def walk_folders(root: str, failed: Callable[[OSError], None]) -> Iterator[tuple[str, list[str]]]:
+    """Each folder from ``root`` down with the names of its files, sorted; hidden folders and files are left out.
+
+    Links to folders are followed, each folder is listed once, and a link that leads to a folder above itself is not
+    followed. ``failed`` gets the error of each folder that cannot be listed.
+    """
+    waiting, listed = [root], set[str]()
+    while waiting:
+        top = waiting.pop(0)
+        if top != root and _leads_back(top, listed):
+            continue
+        for place, folders, names in os.walk(top, onerror=failed):
+            listed.add(os.path.realpath(place))
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            paths = {name: os.path.join(place, name) for name in folders}  # noqa: PTH118
+            links = [name for name in folders if os.path.islink(paths[name])]  # noqa: PTH114
+            waiting += [paths[name] for name in links]  # after all real folders: what is in the tree keeps its own path
+            folders[:] = [n for n in folders if n not in links and os.path.realpath(paths[n]) not in listed]
+            yield place, sorted(name for name in names if not name.startswith("."))
+
+
+def _leads_back(link: str, listed: set[str]) -> bool:
+    target, place = os.path.realpath(link), os.path.realpath(os.path.dirname(link))  # noqa: PTH120
+    return target in listed or os.path.join(place, "").startswith(os.path.join(target, ""))  # noqa: PTH118

@@ -1,0 +1,85 @@
+"""Files that viewers show although a strict reader refuses them: large or damaged PNG metadata, JPEGs without their end."""
+
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
+"""The chunks that decide what is seen; all others (profiles, texts, times, animation) are left out."""
+PNG_ORIENTATION = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
+"""The chunks that may say which way up the picture is; kept only whole and small."""
+ORIENTATION_TEXTS = (b"Raw profile type exif", b"Raw profile type APP1", b"XML:com.adobe.xmp")
+MAX_METADATA = 64 * 2**10
+"""The largest chunk of metadata that is read, in bytes."""
+
+JPEG_END = b"\xff\xd9"
+MISSING = 128
+"""The level at which a JPEG's decoder leaves what is missing."""
+
+
+def essential_png(data: bytes) -> bytes:
+    """A PNG without the chunks on which its pixels do not depend, whole or damaged; other data unchanged.
+
+    Of an animated PNG the default image is left. Critical chunks that are unknown stay, for the decoder to refuse.
+    """
+    if not data.startswith(PNG_SIGNATURE):
+        return data
+    kept, at = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if kind == b"IEND":
+            break
+        if end > len(data) and kind != b"IDAT":  # cut short within it, or its length is damaged
+            break
+        body = memoryview(data)[at + 8 : end - 4]
+        critical = not kind[0] & 32  # PNG specification, 5.4: an upper-case first letter
+        if critical or (_is_whole(data, at, end) and (kind in PNG_PIXELS or _tells_orientation(kind, body))):
+            kept.append(data[at:end])
+        at = end
+    if at > len(data):
+        return b"".join(kept)  # within the pixels: no end is put there that would hide it
+    return b"".join([*kept, struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))])
+
+
+def _is_whole(data: bytes, at: int, end: int) -> bool:
+    (crc,) = struct.unpack_from(">I", data, end - 4)
+    return zlib.crc32(memoryview(data)[at + 4 : end - 4]) == crc
+
+
+def _tells_orientation(kind: bytes, body: memoryview) -> bool:
+    if kind not in PNG_ORIENTATION or len(body) > MAX_METADATA:
+        return False
+    if kind == b"eXIf":
+        return True
+    text = bytes(body)
+    return text.partition(b"\0")[0] in ORIENTATION_TEXTS and _unpacked_size(kind, text) <= MAX_METADATA
+
+
+def _unpacked_size(kind: bytes, text: bytes) -> int:
+    """At most one more than `MAX_METADATA`, as it is also for what cannot be unpacked."""
+    if kind == b"tEXt":
+        return len(text)
+    rest = text.partition(b"\0")[2]
+    if kind == b"iTXt":
+        packed, rest = rest[:1] == b"\1", rest[2:].split(b"\0", 2)[-1]
+        if not packed:
+            return len(rest)
+    elif rest[:1] == b"\0":  # the only method of compression
+        rest = rest[1:]
+    else:
+        return MAX_METADATA + 1
+    try:
+        return len(zlib.decompressobj().decompress(rest, MAX_METADATA + 1))
+    except zlib.error:
+        return MAX_METADATA + 1
+
+
+def missing_rows(image: Image.Image) -> int:
+    """How many rows at the bottom of a decoded JPEG its data did not reach."""
+    levels = np.asarray(image).reshape(image.height, -1)
+    present = np.flatnonzero((np.abs(levels.astype(np.int16) - MISSING) > 2).any(axis=1))
+    return image.height - 1 - int(present[-1]) if len(present) else image.height
