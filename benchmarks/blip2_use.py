@@ -105,10 +105,10 @@ def grid(model: str, repeats: int) -> dict[str, float]:
 
     from triptych.checkpoints.tables.blip2 import HF_BLIP2
     from triptych.checkpoints.tables.keys import load as load_theirs
-    from triptych.nn.qformer import QFormerConfig
-    from triptych.nn.vit import ViT, ViTConfig
+    from triptych.nn.configs import QFormerConfig, ViTConfig
+    from triptych.nn.vit import ViT
     from triptych.systems.blip2 import Blip2
-    from triptych.systems.blip2 import Blip2Config as Ours
+    from triptych.systems.configs import Blip2Config as Ours
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     vision = {

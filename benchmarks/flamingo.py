@@ -23,8 +23,10 @@ from torch import Tensor, nn
 
 from triptych.generate import Search, StepModel, stream
 from triptych.nn import masks
-from triptych.nn.decoder import Decoder, DecoderConfig
-from triptych.systems.flamingo import Flamingo, FlamingoConfig, FlamingoState, flamingo_prompt
+from triptych.nn.configs import DecoderConfig
+from triptych.nn.decoder import Decoder
+from triptych.systems.configs import FlamingoConfig
+from triptych.systems.flamingo import Flamingo, FlamingoState, flamingo_prompt
 
 PAD = 0
 

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from triptych.generate import Search, generate
-from triptych.systems.show_attend_tell import CaptionDecoder, ShowAttendTellConfig
+from triptych.systems.configs import ShowAttendTellConfig
+from triptych.systems.show_attend_tell import CaptionDecoder
 from triptych.text.vocabulary import BOS, EOS
 
 TUTORIAL = ShowAttendTellConfig.tutorial(9490)

@@ -23,7 +23,8 @@ from triptych.generate import generate
 from triptych.io.images import load_image, pixel_values
 from triptych.models import SatModel, sat_search, save_sat
 from triptych.nn.cnn import EfficientNetLite
-from triptych.systems.show_attend_tell import ShowAttendTell, ShowAttendTellConfig
+from triptych.systems.configs import ShowAttendTellConfig
+from triptych.systems.show_attend_tell import ShowAttendTell
 from triptych.tasks import Answer, Captioner, load
 from triptych.text.vocabulary import SPECIALS, WordVocabulary
 

@@ -9,9 +9,10 @@ from triptych.checkpoints.config import CheckpointConfig, EncoderSpec, LanguageM
 from triptych.generate import Search
 from triptych.models import Blip2Model
 from triptych.nn.cnn import ConvNet
-from triptych.nn.decoder import Decoder, DecoderConfig
-from triptych.nn.qformer import QFormerConfig
-from triptych.systems.blip2 import Blip2, Blip2Config
+from triptych.nn.configs import DecoderConfig, QFormerConfig
+from triptych.nn.decoder import Decoder
+from triptych.systems.blip2 import Blip2
+from triptych.systems.configs import Blip2Config
 from triptych.text.tokenizer import TextTokenizer
 from triptych.text.wordpiece import WordPieces
 

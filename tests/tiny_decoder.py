@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from triptych.nn.decoder import Decoder, DecoderConfig
+from triptych.nn.configs import DecoderConfig
+from triptych.nn.decoder import Decoder
 
 LLAMA = DecoderConfig(vocab_size=50, dim=24, layers=2, heads=6, ffn_dim=40, kv_heads=2, max_positions=64)
 CONFIGS = {

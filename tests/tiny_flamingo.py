@@ -6,8 +6,10 @@ from tiny_blip2 import TinyNet, byte_tokenizer
 from triptych.checkpoints.config import CheckpointConfig, EncoderSpec, LanguageModelSpec
 from triptych.generate import Search
 from triptych.models import FlamingoModel
-from triptych.nn.decoder import Decoder, DecoderConfig
-from triptych.systems.flamingo import Flamingo, FlamingoConfig
+from triptych.nn.configs import DecoderConfig
+from triptych.nn.decoder import Decoder
+from triptych.systems.configs import FlamingoConfig
+from triptych.systems.flamingo import Flamingo
 
 
 def tiny_flamingo(

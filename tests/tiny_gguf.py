@@ -6,7 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from triptych.nn.decoder import Decoder, DecoderConfig
+from triptych.nn.configs import DecoderConfig
+from triptych.nn.decoder import Decoder
 
 LETTERS = [chr(c) for c in range(33, 127)] + ["Ġ", "Ċ"]
 WORDS = ["<|im_start|>", "<|im_end|>", *LETTERS, "he", "ll", "hell", "hello", "Ġhello", "12"]

@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from triptych.nn.decoder import Decoder, DecoderConfig
-from triptych.systems.show_attend_tell import ShowAttendTellConfig
+from triptych.nn.configs import DecoderConfig
+from triptych.nn.decoder import Decoder
+from triptych.systems.configs import ShowAttendTellConfig
 
 ROOT = Path(__file__).parents[2]
 

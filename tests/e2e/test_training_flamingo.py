@@ -16,7 +16,8 @@ from tiny_blip2 import TinyNet
 from tiny_blip2_training import data
 from tiny_flamingo import tiny_flamingo
 
-from triptych.nn.decoder import Decoder, DecoderConfig
+from triptych.nn.configs import DecoderConfig
+from triptych.nn.decoder import Decoder
 from triptych.systems.flamingo import Flamingo
 from triptych.text.tokenizer import TextTokenizer
 from triptych.train.crops import cells_of

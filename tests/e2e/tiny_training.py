@@ -9,7 +9,8 @@ from torch import nn
 
 from triptych.data import Photo
 from triptych.nn.cnn import ConvNet
-from triptych.systems.show_attend_tell import ShowAttendTell, ShowAttendTellConfig
+from triptych.systems.configs import ShowAttendTellConfig
+from triptych.systems.show_attend_tell import ShowAttendTell
 from triptych.text.vocabulary import WordVocabulary
 from triptych.train.features import Features
 from triptych.train.loop import LoopConfig

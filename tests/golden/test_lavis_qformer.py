@@ -13,7 +13,8 @@ from triptych.checkpoints.tables.blip2 import LAVIS
 from triptych.checkpoints.tables.keys import load
 from triptych.errors import InputError
 from triptych.nn import masks
-from triptych.nn.qformer import ImageKeysValues, QFormer, QFormerConfig, QFormerHeads
+from triptych.nn.configs import QFormerConfig
+from triptych.nn.qformer import ImageKeysValues, QFormer, QFormerHeads
 from triptych.systems.blip2_losses import itc_similarity, itg_loss
 
 Golden = dict[str, Tensor]

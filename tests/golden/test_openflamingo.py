@@ -16,9 +16,11 @@ from triptych.checkpoints.tables.language import OPT
 from triptych.checkpoints.tables.language import translate as translate_lm
 from triptych.generate import Search, generate
 from triptych.nn import masks
-from triptych.nn.decoder import Decoder, DecoderConfig
-from triptych.nn.vit import ViT, ViTConfig
-from triptych.systems.flamingo import Flamingo, FlamingoConfig, GatedBlock, Resampler, flamingo_prompt
+from triptych.nn.configs import DecoderConfig, ViTConfig
+from triptych.nn.decoder import Decoder
+from triptych.nn.vit import ViT
+from triptych.systems.configs import FlamingoConfig
+from triptych.systems.flamingo import Flamingo, GatedBlock, Resampler, flamingo_prompt
 
 
 def read(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

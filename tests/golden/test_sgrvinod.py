@@ -14,7 +14,8 @@ from safetensors import safe_open
 
 from triptych.convert import read_word_map, tutorial_config, tutorial_decoder
 from triptych.generate import Search, beam_search
-from triptych.systems.show_attend_tell import CaptionDecoder, ShowAttendTellConfig
+from triptych.systems.configs import ShowAttendTellConfig
+from triptych.systems.show_attend_tell import CaptionDecoder
 from triptych.text.vocabulary import BOS, EOS, PAD, UNK
 
 PEER = Path(__file__).with_name("sgrvinod_decoder.safetensors")

@@ -12,8 +12,9 @@ from triptych.checkpoints.parts import part_path
 from triptych.checkpoints.tables.blip2 import HF_BLIP2, load_bert
 from triptych.checkpoints.tables.keys import load
 from triptych.errors import InputError
-from triptych.nn.qformer import QFormer, QFormerConfig, QFormerHeads
-from triptych.nn.vit import ViT, ViTConfig
+from triptych.nn.configs import QFormerConfig, ViTConfig
+from triptych.nn.qformer import QFormer, QFormerHeads
+from triptych.nn.vit import ViT
 from triptych.systems.blip2_losses import itc_similarity
 from triptych.text.wordpiece import WordPieces
 

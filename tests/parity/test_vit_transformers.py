@@ -8,7 +8,8 @@ import torch
 from triptych.checkpoints.tables.blip2 import HF_BLIP2, LAVIS
 from triptych.checkpoints.tables.keys import CLIP_VISION, OPEN_CLIP_VISION, load, translate
 from triptych.errors import InputError
-from triptych.nn.vit import ViT, ViTConfig
+from triptych.nn.configs import ViTConfig
+from triptych.nn.vit import ViT
 
 transformers = pytest.importorskip("transformers")
 

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from triptych.errors import InputError
 from triptych.generate import Search, generate
 from triptych.nn import masks
-from triptych.nn.decoder import Decoder, DecoderConfig
-from triptych.nn.qformer import ImageKeysValues, QFormerConfig, QFormerOutput
-from triptych.systems.blip2 import Blip2, Blip2Config, GroundedText
+from triptych.nn.configs import DecoderConfig, QFormerConfig
+from triptych.nn.decoder import Decoder
+from triptych.nn.qformer import ImageKeysValues, QFormerOutput
+from triptych.systems.blip2 import Blip2, GroundedText
 from triptych.systems.blip2_losses import itc_similarity, itm_pairs
+from triptych.systems.configs import Blip2Config
 from triptych.text.prompt import CAPTION_INSTRUCTION, IGNORED
 from triptych.train.blip2.batches import PICTURE, Batch, Captions, Rows
 from triptych.train.blip2.objective import Blip2Objective, Blip2Recipe

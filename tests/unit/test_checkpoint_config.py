@@ -18,10 +18,8 @@ from triptych.checkpoints.config import (
 )
 from triptych.checkpoints.format import load_config
 from triptych.errors import InputError
-from triptych.nn.decoder import DecoderConfig
-from triptych.nn.qformer import QFormerConfig
-from triptych.nn.vit import ViTConfig
-from triptych.systems.blip2 import Blip2Config
+from triptych.nn.configs import DecoderConfig, QFormerConfig, ViTConfig
+from triptych.systems.configs import Blip2Config
 from triptych.text.prompt import DEFAULT_PROMPTS, INSTRUCT_BLIP
 
 VIT = ViTConfig(24, 2, 2, 30, 4, 12)

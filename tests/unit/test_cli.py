@@ -15,7 +15,8 @@ from triptych.checkpoints.config import Card
 from triptych.cli import main
 from triptych.models import SatModel, sat_search, save_sat
 from triptych.nn.cnn import EfficientNetLite
-from triptych.systems.show_attend_tell import ShowAttendTell, ShowAttendTellConfig
+from triptych.systems.configs import ShowAttendTellConfig
+from triptych.systems.show_attend_tell import ShowAttendTell
 from triptych.text.vocabulary import EOS, SPECIALS, WordVocabulary
 
 

@@ -26,10 +26,11 @@ from triptych.cli import main
 from triptych.convert import blip2 as convert_blip2
 from triptych.convert import convert_checkpoint
 from triptych.models import Blip2Model, blip2_search, load_blip2
-from triptych.nn.decoder import Decoder, DecoderConfig
-from triptych.nn.qformer import QFormerConfig
-from triptych.nn.vit import ViT, ViTConfig
-from triptych.systems.blip2 import Blip2, Blip2Config
+from triptych.nn.configs import DecoderConfig, QFormerConfig, ViTConfig
+from triptych.nn.decoder import Decoder
+from triptych.nn.vit import ViT
+from triptych.systems.blip2 import Blip2
+from triptych.systems.configs import Blip2Config
 from triptych.tasks import Blip2Tasks
 from triptych.text.prompt import BLIP2_OPT, DEFAULT_PROMPTS
 from triptych.text.tokenizer import TextTokenizer

@@ -12,7 +12,8 @@ from triptych.data import Photo
 from triptych.errors import InputError, TriptychError
 from triptych.io.images import load_image, pixel_values
 from triptych.nn.cnn import ConvNet
-from triptych.nn.vit import ViT, ViTConfig
+from triptych.nn.configs import ViTConfig
+from triptych.nn.vit import ViT
 from triptych.train import features
 from triptych.train.features import cached_features, features_key
 

@@ -10,8 +10,10 @@ from triptych.errors import InputError
 from triptych.generate import Search, generate
 from triptych.nn import masks
 from triptych.nn.cache import KVCache
-from triptych.nn.decoder import Decoder, DecoderConfig
-from triptych.systems.flamingo import NO_PICTURE, Flamingo, FlamingoConfig, FlamingoState, flamingo_prompt
+from triptych.nn.configs import DecoderConfig
+from triptych.nn.decoder import Decoder
+from triptych.systems.configs import FlamingoConfig
+from triptych.systems.flamingo import NO_PICTURE, Flamingo, FlamingoState, flamingo_prompt
 
 IMAGE, PAD, WORDS, R = 9, 0, 20, 3
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from triptych.errors import InputError
 from triptych.generate import Search, generate
 from triptych.nn import masks
-from triptych.nn.qformer import ImageKeysValues, Past, QFormer, QFormerConfig, QFormerHeads, QFormerOutput
+from triptych.nn.configs import QFormerConfig
+from triptych.nn.qformer import ImageKeysValues, Past, QFormer, QFormerHeads, QFormerOutput
 
 Q, T, L = 3, 5, 7
 CONFIG = QFormerConfig(image_dim=8, dim=16, layers=3, heads=4, mlp_dim=24, queries=Q, vocab_size=20, max_positions=9)

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from triptych.errors import InputError
 from triptych.nn.cnn import ConvNet
+from triptych.systems.configs import ShowAttendTellConfig
 from triptych.systems.show_attend_tell import (
     CaptionDecoder,
     CaptionState,
     HardAttentionLoss,
     Output,
     ShowAttendTell,
-    ShowAttendTellConfig,
     caption_loss,
     doubly_stochastic_penalty,
 )

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from triptych.errors import InputError
-from triptych.nn.vit import ViT, ViTConfig
+from triptych.nn.configs import ViTConfig
+from triptych.nn.vit import ViT
 
 TINY = {"dim": 16, "layers": 2, "heads": 4, "mlp_dim": 24, "patch_size": 4, "image_size": 12}
 

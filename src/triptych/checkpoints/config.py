@@ -22,9 +22,7 @@ import msgspec
 
 from triptych.errors import InputError
 from triptych.generate import Search
-from triptych.nn.decoder import DecoderConfig
-from triptych.nn.encoder import Colour
-from triptych.nn.vit import ViTConfig
+from triptych.nn.configs import Colour, DecoderConfig, ViTConfig
 from triptych.text.prompt import DEFAULT_PROMPTS, Prompts
 
 FORMAT = 2

@@ -24,7 +24,8 @@ from triptych.checkpoints.tables.language import (
     translate,
 )
 from triptych.errors import InputError
-from triptych.nn.decoder import Decoder, DecoderConfig
+from triptych.nn.configs import DecoderConfig
+from triptych.nn.decoder import Decoder
 from triptych.text.tokenizer import TextTokenizer
 
 

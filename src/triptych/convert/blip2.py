@@ -37,10 +37,10 @@ from triptych.convert.published import (
 )
 from triptych.errors import InputError
 from triptych.models import Blip2Model, blip2_search, save_blip2
-from triptych.nn.encoder import Colour
-from triptych.nn.qformer import QFormerConfig
-from triptych.nn.vit import CLIP_MEAN, CLIP_STD, ViT, ViTConfig
-from triptych.systems.blip2 import Blip2, Blip2Config
+from triptych.nn.configs import Colour, QFormerConfig, ViTConfig
+from triptych.nn.vit import CLIP_MEAN, CLIP_STD, ViT
+from triptych.systems.blip2 import Blip2
+from triptych.systems.configs import Blip2Config
 from triptych.text.prompt import BLIP2_OPT, DEFAULT_PROMPTS, INSTRUCT_BLIP, Prompts
 from triptych.text.wordpiece import SPECIALS, WordPieces
 

@@ -40,8 +40,10 @@ from triptych.errors import InputError
 from triptych.generate import Search
 from triptych.models import FlamingoModel, save_flamingo
 from triptych.models.frozen import FROZEN
-from triptych.nn.vit import ViT, ViTConfig
-from triptych.systems.flamingo import Flamingo, FlamingoConfig
+from triptych.nn.configs import ViTConfig
+from triptych.nn.vit import ViT
+from triptych.systems.configs import FlamingoConfig
+from triptych.systems.flamingo import Flamingo
 from triptych.text.prompt import END, IMAGE
 from triptych.text.tokenizer import TextTokenizer
 

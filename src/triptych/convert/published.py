@@ -15,8 +15,8 @@ from torch import Tensor
 from triptych.checkpoints.config import EncoderSpec, LanguageModelSpec
 from triptych.checkpoints.format import load_tensors, sha256_of
 from triptych.errors import InputError
+from triptych.nn.configs import Colour
 from triptych.nn.decoder import Decoder
-from triptych.nn.encoder import Colour
 from triptych.nn.vit import CLIP_MEAN, CLIP_STD, ViT
 from triptych.text.tokenizer import TextTokenizer
 

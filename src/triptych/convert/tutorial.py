@@ -27,7 +27,8 @@ from triptych.checkpoints.format import LoadReport
 from triptych.errors import InputError
 from triptych.models import SatModel, sat_search, save_sat
 from triptych.nn.cnn import ResNet101
-from triptych.systems.show_attend_tell import ShowAttendTell, ShowAttendTellConfig
+from triptych.systems.configs import ShowAttendTellConfig
+from triptych.systems.show_attend_tell import ShowAttendTell
 from triptych.text.vocabulary import SPECIALS, WordVocabulary
 
 TUTORIAL_DECODER = {

@@ -19,7 +19,8 @@ from triptych.checkpoints.format import WEIGHTS, load_strict, load_typed, save_c
 from triptych.checkpoints.quantize import stored_as
 from triptych.generate import Search
 from triptych.models.frozen import buildable, frozen_encoder, frozen_lm, frozen_prefixes, tensors_to_save
-from triptych.systems.blip2 import Blip2, Blip2Config
+from triptych.systems.blip2 import Blip2
+from triptych.systems.configs import Blip2Config
 from triptych.text.prompt import Prompts
 from triptych.text.tokenizer import TextTokenizer
 from triptych.text.wordpiece import SPECIALS, WordPieces

@@ -17,7 +17,8 @@ from triptych.checkpoints.quantize import stored_as
 from triptych.errors import InputError
 from triptych.generate import Search
 from triptych.models.frozen import buildable, frozen_encoder, frozen_lm, frozen_prefixes, tensors_to_save
-from triptych.systems.flamingo import Flamingo, FlamingoConfig
+from triptych.systems.configs import FlamingoConfig
+from triptych.systems.flamingo import Flamingo
 from triptych.text.tokenizer import TextTokenizer
 
 

@@ -19,7 +19,8 @@ from triptych.generate import Search
 from triptych.models.frozen import buildable, frozen_encoder
 from triptych.models.locate import encoder_spec
 from triptych.nn.cnn import ConvNet
-from triptych.systems.show_attend_tell import ShowAttendTell, ShowAttendTellConfig
+from triptych.systems.configs import ShowAttendTellConfig
+from triptych.systems.show_attend_tell import ShowAttendTell
 from triptych.text.vocabulary import BOS, EOS, PAD, UNK, WordVocabulary
 
 

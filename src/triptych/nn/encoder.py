@@ -7,7 +7,7 @@ from typing import Any, Protocol, Self
 
 from torch import Tensor, nn
 
-Colour = tuple[float, float, float]  # red, green, blue
+from triptych.nn.configs import Colour
 
 
 class Part(Protocol):

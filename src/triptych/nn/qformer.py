@@ -10,7 +10,6 @@ photo together, so that a photo's keys and values are computed once for all its 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -20,28 +19,7 @@ from torch import Tensor, nn
 from triptych.errors import InputError
 from triptych.nn import masks
 from triptych.nn.attention import KeysValues, MultiHeadAttention
-
-
-@dataclass(frozen=True)
-class QFormerConfig:
-    """The defaults are the embedded one's, MiniLM's size; ``bert_base`` is the published one's."""
-
-    image_dim: int
-    dim: int = 384
-    layers: int = 6
-    heads: int = 12
-    mlp_dim: int = 1536
-    queries: int = 32
-    cross_attn_every: int = 2
-    vocab_size: int = 30523  # BERT's and [DEC]; 0 = no text side, as in the published second stage
-    max_positions: int = 512
-    dropout: float = 0.1  # of each layer's outputs; BERT also drops attention weights
-    eps: float = 1e-12
-
-    @classmethod
-    def bert_base(cls, image_dim: int = 1408, **others: object) -> QFormerConfig:
-        published = {"dim": 768, "layers": 12, "heads": 12, "mlp_dim": 3072}
-        return cls(image_dim, **(published | others))  # type: ignore[arg-type]
+from triptych.nn.configs import QFormerConfig
 
 
 class QFormerSelfAttention(nn.Module):

@@ -8,46 +8,16 @@ more for the class token where the config asks for it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.errors import InputError
 from triptych.nn.attention import MultiHeadAttention
-from triptych.nn.encoder import Colour
+from triptych.nn.configs import Colour, ViTConfig
 
 CLIP_MEAN: Colour = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Colour = (0.26862954, 0.26130258, 0.27577711)
-
-
-@dataclass(frozen=True)
-class ViTConfig:
-    dim: int
-    layers: int
-    heads: int
-    mlp_dim: int
-    patch_size: int
-    image_size: int  # of the square photos that the positions were learned on
-    activation: Literal["gelu", "quick_gelu"] = "gelu"
-    eps: float = 1e-5
-    patch_bias: bool = False
-    norm_before: bool = True
-    norm_after: bool = True
-    class_token: bool = False  # whether its feature comes out, before those of the cells
-
-    @classmethod
-    def blip2(cls, **others: object) -> ViTConfig:
-        """EVA-CLIP's ViT-g/14 of the published BLIP-2 models."""
-        published = {"dim": 1408, "layers": 39, "heads": 16, "mlp_dim": 6144, "patch_size": 14, "image_size": 224}
-        eva = {"eps": 1e-6, "patch_bias": True, "norm_before": False, "class_token": True}
-        return cls(**(published | eva | others))  # type: ignore[arg-type]
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        return (self.image_size // self.patch_size,) * 2
 
 
 def quick_gelu(x: Tensor) -> Tensor:

@@ -13,8 +13,7 @@ Shapes (legend in ``attention.py``): B photos, K texts of each, R = B * K rows, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,28 +22,11 @@ from triptych.errors import InputError
 from triptych.nn.decoder import Decoder, Prompt, left_pad
 from triptych.nn.encoder import VisionEncoder
 from triptych.nn.language_model import LanguageModel
-from triptych.nn.qformer import ImageKeysValues, Past, QFormer, QFormerConfig, QFormerHeads, QFormerOutput, initialise
+from triptych.nn.qformer import ImageKeysValues, Past, QFormer, QFormerHeads, QFormerOutput, initialise
+from triptych.systems.configs import Blip2Config
 from triptych.text.prompt import CAPTION, CAPTION_INSTRUCTION, split_at_images
 from triptych.text.tokenizer import TextTokenizer
 from triptych.text.wordpiece import WordPieces
-
-
-@dataclass(frozen=True)
-class Blip2Config:
-    """``feature_dim``: width of the features for contrast; None = without the heads of the first stage.
-    ``normalise``: a LayerNorm before the Q-Former, for encoders that end without one (CNNs).
-    ``contrast_weight``: of the cosine in the score that retrieval re-ranks by (published: 1; chosen on validation photos for a model
-    whose matching is weaker than its contrast). ``instructed``: the Q-Former reads the question.
-    ``writer``: of captions by default, the language model or the Q-Former itself (ITG).
-    ``writes``: the heads can write captions, too (transformers' files have lost that)."""
-
-    qformer: QFormerConfig
-    feature_dim: int | None = 256
-    normalise: bool = True
-    contrast_weight: float = 1.0
-    instructed: bool = True
-    writer: Literal["lm", "qformer"] = "lm"
-    writes: bool = True
 
 
 class MatchScores(NamedTuple):

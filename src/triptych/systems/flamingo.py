@@ -12,8 +12,7 @@ exactly 0. Shapes (legend in ``attention.py``): P pictures in all, N of a row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,43 +23,9 @@ from triptych.nn.attention import KeysValues, MultiHeadAttention
 from triptych.nn.cache import KVCache
 from triptych.nn.decoder import Decoder
 from triptych.nn.encoder import VisionEncoder
+from triptych.systems.configs import FlamingoConfig
 
 NO_PICTURE = -1  # the number of a picture that only fills up its row
-
-
-@dataclass(frozen=True)
-class FlamingoConfig:
-    """The defaults are OpenFlamingo's.
-
-    ``image_id``: the token that stands for a picture. ``dim``: width of the visual tokens; None = that of the encoder's features, else a
-    norm and a projection lead there. ``every``: a gated block stands before every n-th block of the language model. ``look``: a token
-    attends to the last picture, or to all before it. ``max_pictures``, ``max_frames``: how many positions in the prompt, and frames of a
-    video, have an embedding of their own; None = there are no such embeddings.
-    """
-
-    image_dim: int
-    image_id: int
-    dim: int | None = None
-    latents: int = 64
-    resampler_layers: int = 6
-    heads: int = 8
-    head_dim: int = 64
-    ffn_factor: int = 4
-    every: int = 4
-    look: Literal["last", "all"] = "last"
-    max_pictures: int | None = None
-    max_frames: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("image_dim", "latents", "resampler_layers", "heads", "head_dim", "ffn_factor", "every"):
-            if not 1 <= getattr(self, name) <= 1 << 16:
-                raise InputError(f"invalid Flamingo config: {name} is {getattr(self, name)}, expected 1 to 65536")
-        if self.look not in ("last", "all"):
-            raise InputError(f"invalid Flamingo config: look is {self.look!r}, expected 'last' or 'all'")
-
-    @property
-    def visual_dim(self) -> int:
-        return self.dim or self.image_dim
 
 
 class FlamingoFeedForward(nn.Sequential):

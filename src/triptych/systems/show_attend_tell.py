@@ -8,8 +8,7 @@ its annotations: what depends on the photo alone is computed once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,54 +16,10 @@ from torch import Tensor, nn
 
 from triptych.errors import InputError
 from triptych.nn.cnn import ConvNet
+from triptych.systems.configs import ShowAttendTellConfig
 from triptych.text.vocabulary import BOS
 
 PHOTOS_IN_CACHE = 4  # whose [K, L, A] scores are made together on a CPU: more would spill out of its cache
-
-
-CHOICES = {
-    "attention": ("soft", "hard"),
-    "score": ("tanh", "relu"),
-    "initial_state": ("tanh", "linear"),
-    "gate": ("scalar", "vector"),
-    "output": ("deep", "linear"),
-}
-
-
-@dataclass(frozen=True)
-class ShowAttendTellConfig:
-    vocab_size: int
-    feature_dim: int
-    embed_dim: int = 512
-    hidden_dim: int = 512
-    attention_dim: int = 512
-    attention: str = "soft"
-    score: str = "tanh"  # non-linearity inside f_att
-    initial_state: str = "tanh"
-    gate: str = "scalar"
-    output: str = "deep"
-    dropout: float = 0.5
-
-    def __post_init__(self) -> None:
-        """Raises InputError for an unknown variant or an impossible size: configs are also read from files."""
-        for name, known in CHOICES.items():
-            if getattr(self, name) not in known:
-                raise InputError(f"unknown {name} {getattr(self, name)!r}: choose {' or '.join(known)}")
-        for name in ("vocab_size", "feature_dim", "embed_dim", "hidden_dim", "attention_dim"):
-            size = getattr(self, name)
-            if not isinstance(size, int) or not 1 <= size <= 1_000_000:
-                raise InputError(f"{name} is {size!r}: it must be a whole number from 1 to 1,000,000")
-
-    @classmethod
-    def paper(cls, vocab_size: int, feature_dim: int = 512, **others: Any) -> ShowAttendTellConfig:
-        """The paper's model: tanh scores, tanh initial states, scalar gate, deep output layer."""
-        return cls(vocab_size, feature_dim, **others)
-
-    @classmethod
-    def tutorial(cls, vocab_size: int, feature_dim: int = 2048, **others: Any) -> ShowAttendTellConfig:
-        """The tutorial's model: ReLU scores, linear initial states, vector gate, one linear output layer."""
-        variant: dict[str, Any] = {"score": "relu", "initial_state": "linear", "gate": "vector", "output": "linear"}
-        return cls(vocab_size, feature_dim, **(variant | others))
 
 
 class Attention(nn.Module):

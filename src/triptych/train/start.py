@@ -16,7 +16,8 @@ from triptych.data import Photo, open_dataset
 from triptych.errors import InputError
 from triptych.models import load_sat, locate, published_encoder
 from triptych.nn.encoder import VisionEncoder
-from triptych.systems.show_attend_tell import CHOICES, ShowAttendTell, ShowAttendTellConfig
+from triptych.systems.configs import CHOICES, ShowAttendTellConfig
+from triptych.systems.show_attend_tell import ShowAttendTell
 from triptych.text.vocabulary import SPECIALS, WordVocabulary
 from triptych.train.features import Features, cached_features
 from triptych.train.loop import LoopConfig, has_fast_bf16

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from triptych.checkpoints.format import LoadReport
 from triptych.errors import InputError
-from triptych.nn.decoder import DecoderConfig
+from triptych.nn.configs import DecoderConfig
 
 Table = Mapping[str, tuple[str, ...]]
 

@@ -26,8 +26,9 @@ from triptych.models import (
     locate,
     published_encoder,
 )
-from triptych.nn.qformer import QFormerConfig
-from triptych.systems.blip2 import Blip2, Blip2Config
+from triptych.nn.configs import QFormerConfig
+from triptych.systems.blip2 import Blip2
+from triptych.systems.configs import Blip2Config
 from triptych.text.wordpiece import WordPieces
 from triptych.train.blip2.objective import Blip2Recipe, train
 from triptych.train.start import FEATURES_TIMEOUT, features, split_photos

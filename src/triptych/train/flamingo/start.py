@@ -23,7 +23,8 @@ from triptych.models import (
     published_encoder,
 )
 from triptych.nn.cnn import ConvNet
-from triptych.systems.flamingo import Flamingo, FlamingoConfig
+from triptych.systems.configs import FlamingoConfig
+from triptych.systems.flamingo import Flamingo
 from triptych.train.flamingo.batches import REWARDED
 from triptych.train.flamingo.objective import FlamingoRecipe, train
 from triptych.train.start import FEATURES_TIMEOUT, features, split_photos

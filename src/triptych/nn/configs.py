@@ -1,0 +1,178 @@
+"""Sizes and variants of the building blocks. Nothing here needs torch: checkpoints are described, and run, without it too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+from triptych.errors import InputError
+
+Activation: TypeAlias = Literal["silu", "relu", "gelu", "gelu_tanh"]
+Colour = tuple[float, float, float]  # red, green, blue
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The defaults are Llama's."""
+
+    vocab_size: int
+    dim: int
+    layers: int
+    heads: int
+    ffn_dim: int
+    kv_heads: int | None = None  # None = heads
+    head_dim: int | None = None  # None = dim / heads
+    embed_dim: int | None = None  # None = dim; else a projection leads in and another out
+    embed_scale: float = 1.0  # word embeddings are multiplied by it (Gemma)
+    max_positions: int = 2048
+    positions: Literal["rotary", "learned", "alibi"] = "rotary"
+    rotary_dim: int | None = None  # the first components of a head that are rotated; None = all
+    rope_theta: float = 10000.0
+    rope_factors: tuple[float, ...] | None = None  # each rotary frequency is divided by its own (Llama 3, YaRN)
+    rope_magnitude: float = 1.0  # rotated components are multiplied by it (YaRN)
+    unrotated_layers: tuple[int, ...] = ()  # layers without positions (SmolLM3)
+    alibi_bias_max: float = 8.0  # the exponents of ALiBi's slopes are spread evenly up to it
+    window: int | None = None  # tokens that a token attends to, itself included; None = all earlier ones
+    local_layers: tuple[int, ...] | None = None  # those with the window; None = all
+    local_rope_theta: float | None = (
+        None  # of layers with the window, then without factors (Gemma 3); None = rope_theta
+    )
+    qk_norm: Literal["head", "all"] | None = (
+        None  # of queries and keys: each head by itself (Qwen3), or all heads as one vector (OLMo-2)
+    )
+    attention_scale: float | None = None  # None = 1 / sqrt(head_dim)
+    attention_softcap: float | None = None  # scores become cap * tanh(score / cap) (Gemma 2)
+    logit_softcap: float | None = None  # so do the logits
+    norm: Literal["rms", "layer"] = "rms"
+    norm_bias: bool = True  # of layer norms; root mean square norms have none
+    pre_norm: bool = True  # a norm before attention and before feed-forward
+    post_norm: bool = (
+        False  # a norm behind them (Gemma 2, OLMo-2); with neither, it follows the residual sum (OPT-350m)
+    )
+    parallel: bool = False  # attention and feed-forward both read what enters the block (GPT-NeoX)
+    eps: float = 1e-5
+    activation: Activation = "silu"
+    gated: bool = True
+    qkv_bias: bool = False
+    out_bias: bool = False
+    ffn_bias: bool = False
+    tied: bool = True  # the word embeddings are the output layer too
+
+    def __post_init__(self) -> None:
+        sizes = {
+            "vocab_size": (self.vocab_size, 1 << 24),
+            "dim": (self.dim, 1 << 16),
+            "layers": (self.layers, 1 << 10),
+            "heads": (self.heads, 1 << 10),
+            "ffn_dim": (self.ffn_dim, 1 << 20),
+            "kv_heads": (self.groups, self.heads),
+            "head_dim": (self.head_width, 1 << 12),
+            "rotary_dim": (self.rotary_width, self.head_width),
+            "embed_dim": (self.embed_width, 1 << 16),
+            "max_positions": (self.max_positions, 1 << 24),
+            "window": (self.window or 1, 1 << 24),
+        }
+        for name, (size, most) in sizes.items():
+            if not 1 <= size <= most:
+                raise InputError(f"invalid language model config: {name} is {size}, expected 1 to {most}")
+        if self.heads % self.groups or (self.head_dim is None and self.dim % self.heads):
+            raise InputError(
+                f"{self.heads} heads fit neither a width of {self.dim} nor {self.groups} heads of keys: they must divide"
+            )
+        if self.positions == "rotary" and (
+            self.rotary_width % 2 or min(self.rope_theta, self.local_rope_theta or 1) <= 0
+        ):
+            raise InputError("rotary positions need an even rotary_dim and a theta above 0")
+        for name in (
+            "embed_scale",
+            "rope_magnitude",
+            "alibi_bias_max",
+            "attention_scale",
+            "attention_softcap",
+            "logit_softcap",
+        ):
+            if (value := getattr(self, name)) is not None and not 0 < value < float("inf"):
+                raise InputError(f"invalid language model config: {name} is {value}, expected a number above 0")
+        if self.rope_factors is not None and len(self.rope_factors) != self.rotary_width // 2:
+            raise InputError(
+                f"{len(self.rope_factors)} rotary factors: a width of {self.rotary_width} needs half as many"
+            )
+        for name in ("unrotated_layers", "local_layers"):
+            if not set(getattr(self, name) or ()) <= set(range(self.layers)):
+                raise InputError(
+                    f"invalid language model config: {name} is {getattr(self, name)}, expected numbers below {self.layers}"
+                )
+        if self.activation not in get_args(Activation):
+            known = ", ".join(get_args(Activation))
+            raise InputError(f"the activation {self.activation!r} is not covered: there are {known}")
+        if self.parallel and (not self.pre_norm or self.post_norm):
+            raise InputError("a parallel residual is covered only with norms before attention and feed-forward")
+
+    @property
+    def groups(self) -> int:
+        return self.kv_heads or self.heads
+
+    @property
+    def head_width(self) -> int:
+        return self.head_dim or self.dim // max(1, self.heads)
+
+    @property
+    def rotary_width(self) -> int:
+        return self.head_width if self.rotary_dim is None else self.rotary_dim
+
+    @property
+    def embed_width(self) -> int:
+        return self.embed_dim or self.dim
+
+    def is_local(self, layer: int) -> bool:
+        """Whether the window holds for this layer."""
+        return self.window is not None and (self.local_layers is None or layer in self.local_layers)
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    dim: int
+    layers: int
+    heads: int
+    mlp_dim: int
+    patch_size: int
+    image_size: int  # of the square photos that the positions were learned on
+    activation: Literal["gelu", "quick_gelu"] = "gelu"
+    eps: float = 1e-5
+    patch_bias: bool = False
+    norm_before: bool = True
+    norm_after: bool = True
+    class_token: bool = False  # whether its feature comes out, before those of the cells
+
+    @classmethod
+    def blip2(cls, **others: object) -> ViTConfig:
+        """EVA-CLIP's ViT-g/14 of the published BLIP-2 models."""
+        published = {"dim": 1408, "layers": 39, "heads": 16, "mlp_dim": 6144, "patch_size": 14, "image_size": 224}
+        eva = {"eps": 1e-6, "patch_bias": True, "norm_before": False, "class_token": True}
+        return cls(**(published | eva | others))  # type: ignore[arg-type]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return (self.image_size // self.patch_size,) * 2
+
+
+@dataclass(frozen=True)
+class QFormerConfig:
+    """The defaults are the embedded one's, MiniLM's size; ``bert_base`` is the published one's."""
+
+    image_dim: int
+    dim: int = 384
+    layers: int = 6
+    heads: int = 12
+    mlp_dim: int = 1536
+    queries: int = 32
+    cross_attn_every: int = 2
+    vocab_size: int = 30523  # BERT's and [DEC]; 0 = no text side, as in the published second stage
+    max_positions: int = 512
+    dropout: float = 0.1  # of each layer's outputs; BERT also drops attention weights
+    eps: float = 1e-12
+
+    @classmethod
+    def bert_base(cls, image_dim: int = 1408, **others: object) -> QFormerConfig:
+        published = {"dim": 768, "layers": 12, "heads": 12, "mlp_dim": 3072}
+        return cls(image_dim, **(published | others))  # type: ignore[arg-type]

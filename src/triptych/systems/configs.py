@@ -1,0 +1,107 @@
+"""Sizes and variants of the three systems. Nothing here needs torch (see ``nn/configs.py``)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from triptych.errors import InputError
+from triptych.nn.configs import QFormerConfig
+
+
+@dataclass(frozen=True)
+class FlamingoConfig:
+    """The defaults are OpenFlamingo's.
+
+    ``image_id``: the token that stands for a picture. ``dim``: width of the visual tokens; None = that of the encoder's features, else a
+    norm and a projection lead there. ``every``: a gated block stands before every n-th block of the language model. ``look``: a token
+    attends to the last picture, or to all before it. ``max_pictures``, ``max_frames``: how many positions in the prompt, and frames of a
+    video, have an embedding of their own; None = there are no such embeddings.
+    """
+
+    image_dim: int
+    image_id: int
+    dim: int | None = None
+    latents: int = 64
+    resampler_layers: int = 6
+    heads: int = 8
+    head_dim: int = 64
+    ffn_factor: int = 4
+    every: int = 4
+    look: Literal["last", "all"] = "last"
+    max_pictures: int | None = None
+    max_frames: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("image_dim", "latents", "resampler_layers", "heads", "head_dim", "ffn_factor", "every"):
+            if not 1 <= getattr(self, name) <= 1 << 16:
+                raise InputError(f"invalid Flamingo config: {name} is {getattr(self, name)}, expected 1 to 65536")
+        if self.look not in ("last", "all"):
+            raise InputError(f"invalid Flamingo config: look is {self.look!r}, expected 'last' or 'all'")
+
+    @property
+    def visual_dim(self) -> int:
+        return self.dim or self.image_dim
+
+
+@dataclass(frozen=True)
+class Blip2Config:
+    """``feature_dim``: width of the features for contrast; None = without the heads of the first stage.
+    ``normalise``: a LayerNorm before the Q-Former, for encoders that end without one (CNNs).
+    ``contrast_weight``: of the cosine in the score that retrieval re-ranks by (published: 1; chosen on validation photos for a model
+    whose matching is weaker than its contrast). ``instructed``: the Q-Former reads the question.
+    ``writer``: of captions by default, the language model or the Q-Former itself (ITG).
+    ``writes``: the heads can write captions, too (transformers' files have lost that)."""
+
+    qformer: QFormerConfig
+    feature_dim: int | None = 256
+    normalise: bool = True
+    contrast_weight: float = 1.0
+    instructed: bool = True
+    writer: Literal["lm", "qformer"] = "lm"
+    writes: bool = True
+
+
+CHOICES = {
+    "attention": ("soft", "hard"),
+    "score": ("tanh", "relu"),
+    "initial_state": ("tanh", "linear"),
+    "gate": ("scalar", "vector"),
+    "output": ("deep", "linear"),
+}
+
+
+@dataclass(frozen=True)
+class ShowAttendTellConfig:
+    vocab_size: int
+    feature_dim: int
+    embed_dim: int = 512
+    hidden_dim: int = 512
+    attention_dim: int = 512
+    attention: str = "soft"
+    score: str = "tanh"  # non-linearity inside f_att
+    initial_state: str = "tanh"
+    gate: str = "scalar"
+    output: str = "deep"
+    dropout: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Raises InputError for an unknown variant or an impossible size: configs are also read from files."""
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise InputError(f"unknown {name} {getattr(self, name)!r}: choose {' or '.join(known)}")
+        for name in ("vocab_size", "feature_dim", "embed_dim", "hidden_dim", "attention_dim"):
+            size = getattr(self, name)
+            if not isinstance(size, int) or not 1 <= size <= 1_000_000:
+                raise InputError(f"{name} is {size!r}: it must be a whole number from 1 to 1,000,000")
+
+    @classmethod
+    def paper(cls, vocab_size: int, feature_dim: int = 512, **others: Any) -> ShowAttendTellConfig:
+        """The paper's model: tanh scores, tanh initial states, scalar gate, deep output layer."""
+        return cls(vocab_size, feature_dim, **others)
+
+    @classmethod
+    def tutorial(cls, vocab_size: int, feature_dim: int = 2048, **others: Any) -> ShowAttendTellConfig:
+        """The tutorial's model: ReLU scores, linear initial states, vector gate, one linear output layer."""
+        variant: dict[str, Any] = {"score": "relu", "initial_state": "linear", "gate": "vector", "output": "linear"}
+        return cls(vocab_size, feature_dim, **(variant | others))
