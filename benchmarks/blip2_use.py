@@ -40,25 +40,25 @@ def random_photos(count: int, seed: int = 0) -> list[Image.Image]:
 
 def ask(model: str, repeats: int) -> dict[str, float]:
     """A question about a photo not seen before: the whole answer, and its parts run again one by one."""
-    from triptych.tasks import load_matcher
-    from triptych.text.prompt import question_prompt
+    from triptych.tasks import Blip2Tasks, load
+    from triptych.tasks.asking import Question
 
     found: dict[str, list[float]] = {}
     started = time.perf_counter()
-    tasks = load_matcher(model)
+    tasks = load(model)
+    assert isinstance(tasks, Blip2Tasks)
     loading = time.perf_counter() - started
-    prompt = question_prompt(QUESTION, 1)
     tasks.ask(random_photos(1, 99)[0], QUESTION)
     for photo in random_photos(repeats):
         fresh = photo.rotate(180)
         with torch.inference_mode():
             parts = {
                 "total": seconds(tasks.ask, photo, QUESTION),
-                "encode the photo": seconds(tasks.encode, fresh),
-                "Q-Former": seconds(tasks.read, prompt, [fresh], QUESTION),
+                "encode the photo": seconds(tasks.encode, [fresh]),
+                "Q-Former": seconds(tasks.read, [tasks.question_prompt(Question([fresh], QUESTION))]),
             }
-            inputs = tasks.prompts([tasks.read(prompt, [fresh], QUESTION)])
-            parts["language model, prompt"] = seconds(tasks.lm.prefill, inputs)
+            (row,) = tasks.read([tasks.question_prompt(Question([fresh], QUESTION))])
+            parts["language model, prompt"] = seconds(tasks.engine.prefill, [row.pieces])
         for name, value in parts.items():
             found.setdefault(name, []).append(value)
     return {"load": loading, **{name: median(values) for name, values in found.items()}}

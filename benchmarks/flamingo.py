@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from triptych.engines.interface import FlamingoInputs
 from triptych.generate import Search, StepModel, stream
 from triptych.nn import masks
 from triptych.nn.configs import DecoderConfig
@@ -143,7 +144,7 @@ class Read:
         return self.go_on(ids, state)
 
 
-def write(model: StepModel, search: Search) -> tuple[list[tuple[int, float]], float]:
+def write(model: StepModel[Any, Any], search: Search) -> tuple[list[tuple[int, float]], float]:
     """Ids and log-probabilities, and the seconds per token behind the first, which the prompt alone decides."""
     writing = stream(model, None, search)
     tokens = [next(writing)]
@@ -185,6 +186,23 @@ def decode(
     return {name: median(seconds) for name, seconds in found.items()}
 
 
+class Reader:
+    """A ``StepModel`` over ``FlamingoInputs``, of a model without an image encoder."""
+
+    def __init__(self, model: Flamingo) -> None:
+        self.model = model
+
+    def prefill(self, inputs: FlamingoInputs) -> tuple[Tensor, FlamingoState]:
+        counts = [len(pictures) for pictures in inputs.visual_tokens]
+        tokens = [torch.as_tensor(x) for pictures in inputs.visual_tokens for x in pictures]
+        config = self.model.config
+        stacked = torch.stack(tokens) if tokens else torch.empty(0, config.latents, config.visual_dim)
+        return self.model.prefill(flamingo_prompt(inputs.rows, stacked, counts, PAD)._replace(state=inputs.state))
+
+    def step(self, ids: Tensor, state: FlamingoState) -> tuple[Tensor, FlamingoState]:
+        return self.model.step(ids, state)
+
+
 @torch.inference_mode()
 def question(case: Case, repeats: int) -> dict[str, float]:
     """Seconds to the first token of one more question about the same shots and picture: ours reads its tokens alone, ``anew`` all.
@@ -194,7 +212,7 @@ def question(case: Case, repeats: int) -> dict[str, float]:
     Raises:
         AssertionError: the two find different logits.
     """
-    from triptych.tasks.prefix import PrefixMemory, Row
+    from triptych.tasks.prefix import PrefixMemory, PromptRow
 
     model, pictures = build(case), case.questioned + 1
     features = torch.randn(pictures, case.cells, case.flamingo.image_dim)
@@ -202,24 +220,26 @@ def question(case: Case, repeats: int) -> dict[str, float]:
     visual_tokens = model.resampler(features, numbers)
     shown = shots_and_picture(case, case.questioned)
 
-    def asked(number: int) -> Row:
+    def asked(number: int) -> PromptRow:
         ids = [*shown, number, *random_ids(case, case.text - 1)]  # questions part at their first token
         signature = (f"picture {n}" if i == case.flamingo.image_id else i for n, i in enumerate(ids))
-        return Row(ids, tuple(signature), visual_tokens)
+        return PromptRow(ids, tuple(signature), [*visual_tokens])
 
-    def first_token(memory: PrefixMemory, row: Row) -> tuple[Tensor, float]:
+    def first_token(memory: PrefixMemory, row: PromptRow) -> tuple[Tensor, float]:
         started = time.perf_counter()
-        with memory.begun(row) as begun:
-            begun.logits.argmax(-1).tolist()
-            return begun.logits, time.perf_counter() - started
+        with memory.read_prompt(row) as prefix:
+            logits = torch.as_tensor(prefix.logits)
+            logits.argmax(-1).tolist()
+            return logits, time.perf_counter() - started
 
-    memory = PrefixMemory(model, PAD)
+    reader = Reader(model)
+    memory = PrefixMemory(reader)
     first_token(memory, asked(1))
     found: dict[str, list[float]] = {"ours": [], "anew": [], "resampler": []}
     for number in range(repeats + 1):
         row = asked(2 + number)
         logits, ours = first_token(memory, row)
-        whole, anew = first_token(PrefixMemory(model, PAD), row)
+        whole, anew = first_token(PrefixMemory(reader), row)
         torch.testing.assert_close(logits, whole, rtol=1e-3, atol=1e-3)
         started = time.perf_counter()
         model.resampler(features, numbers)

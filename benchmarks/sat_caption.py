@@ -19,13 +19,14 @@ import torch
 
 from benchmarks.sat_beam import add_clock
 from triptych.checkpoints.config import Card
+from triptych.engines.torch import TorchSat
 from triptych.generate import generate
 from triptych.io.images import load_image, pixel_values
 from triptych.models import SatModel, sat_search, save_sat
 from triptych.nn.cnn import EfficientNetLite
 from triptych.systems.configs import ShowAttendTellConfig
 from triptych.systems.show_attend_tell import ShowAttendTell
-from triptych.tasks import Answer, Captioner, load
+from triptych.tasks import Answer, SatTasks, load
 from triptych.text.vocabulary import SPECIALS, WordVocabulary
 
 
@@ -40,9 +41,11 @@ def sample_checkpoint(directory: Path, vocab_size: int = 2541, attention_dim: in
     save_sat(directory, SatModel.new(model, words, sat_search(beams=5), whole_encoder=True), Card())
 
 
-def stages(captioner: Captioner, path: Path, answer: Answer) -> dict[str, float]:
+def stages(captioner: SatTasks, path: Path, answer: Answer) -> dict[str, float]:
     """Seconds of each step from file to text."""
-    encoder, seconds = captioner.model.encoder, {}
+    engine = captioner.engine
+    assert isinstance(engine, TorchSat)
+    encoder, seconds = engine.model.encoder, {}
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
         started = time.perf_counter()
@@ -54,8 +57,8 @@ def stages(captioner: Captioner, path: Path, answer: Answer) -> dict[str, float]
     pixels = timed("resize", lambda: pixel_values(photo, encoder.image_size, encoder.mean, encoder.std)[None])
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     features = timed("encode", lambda: encoder(pixels).contiguous())
-    [[best]] = timed("search", lambda: generate(captioner.model.decoder, features, captioner.sat.search))
-    if captioner.sat.vocabulary.decode(best.ids) != answer.text or abs(best.logprob - answer.logprob) > 1e-4:
+    [[best]] = timed("search", lambda: generate(engine.model.decoder, features, captioner.spec.search))
+    if captioner.spec.vocabulary.decode(best.ids) != answer.text or abs(best.logprob - answer.logprob) > 1e-4:
         raise RuntimeError("the steps do not make the caption that they are the steps of")
     return seconds
 
@@ -63,7 +66,7 @@ def stages(captioner: Captioner, path: Path, answer: Answer) -> dict[str, float]
 def measure(model: str, photo: Path, repeats: int) -> dict[str, float]:
     """Median seconds of ``caption`` on a file (total) and of its steps. Each run sees another photo: the last, cropped."""
     captioner = load(model, device="cpu")
-    assert isinstance(captioner, Captioner)
+    assert isinstance(captioner, SatTasks)
     original = load_image(photo)
     runs, words = [], []
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():

@@ -1,18 +1,24 @@
 """A BLIP-2 of tiny random parts with real alphabets, for tests of what is done with a model."""
 
+from collections.abc import Sequence
+
 import torch
+from PIL import Image
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from torch import nn
 
 from triptych.checkpoints.config import CheckpointConfig, EncoderSpec, LanguageModelSpec
+from triptych.engines.torch import TorchBlip2
 from triptych.generate import Search
 from triptych.models import Blip2Model
 from triptych.nn.cnn import ConvNet
 from triptych.nn.configs import DecoderConfig, QFormerConfig
-from triptych.nn.decoder import Decoder
+from triptych.nn.decoder import Decoder, Prompt
 from triptych.systems.blip2 import Blip2
 from triptych.systems.configs import Blip2Config
+from triptych.tasks import Blip2Tasks
+from triptych.tasks.blip2 import PhotoPrompt
 from triptych.text.tokenizer import TextTokenizer
 from triptych.text.wordpiece import WordPieces
 
@@ -60,3 +66,13 @@ def tiny_blip2(with_lm: bool = True, seed: int = 0, scale: float = 0.3) -> Blip2
         lm=LanguageModelSpec("tiny", stored=False) if with_lm else None,
     )
     return Blip2Model(model.eval().requires_grad_(False), words, tokenizer if with_lm else None, search, config)
+
+
+def blip2_tasks(name: str = "tiny", with_lm: bool = True) -> Blip2Tasks:
+    return Blip2Tasks(TorchBlip2(tiny_blip2(with_lm), torch.device("cpu")), name)
+
+
+def read_prompt(tasks: Blip2Tasks, text: str, photos: Sequence[Image.Image], question: str | None = None) -> Prompt:
+    """A prompt as the language model of the torch engine reads it."""
+    (row,) = tasks.read([PhotoPrompt(text, photos, question)])
+    return tasks.engine.model.prompt([tasks.engine.tensors(row.pieces)])

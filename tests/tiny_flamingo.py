@@ -4,12 +4,14 @@ import torch
 from tiny_blip2 import TinyNet, byte_tokenizer
 
 from triptych.checkpoints.config import CheckpointConfig, EncoderSpec, LanguageModelSpec
+from triptych.engines.torch import TorchFlamingo
 from triptych.generate import Search
 from triptych.models import FlamingoModel
 from triptych.nn.configs import DecoderConfig
 from triptych.nn.decoder import Decoder
 from triptych.systems.configs import FlamingoConfig
 from triptych.systems.flamingo import Flamingo
+from triptych.tasks import FlamingoTasks
 
 
 def tiny_flamingo(
@@ -34,3 +36,8 @@ def tiny_flamingo(
         lm=LanguageModelSpec("tiny", stored=False, end_id=end_id),
     )
     return FlamingoModel(model.eval().requires_grad_(False), tokenizer, search, config)
+
+
+def flamingo_tasks(max_positions: int = 300, max_pictures: int | None = None) -> FlamingoTasks:
+    flamingo = tiny_flamingo(max_positions=max_positions, max_pictures=max_pictures)
+    return FlamingoTasks(TorchFlamingo(flamingo, torch.device("cpu")), "tiny")

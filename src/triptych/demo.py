@@ -142,10 +142,9 @@ def drawing(file: str) -> Image:
 
 def gates(model: FlamingoTasks) -> Table:
     """How far the gates before the language model's blocks are open."""
-    pairs = model.model.gates()
-    every = model.model.config.every
-    columns = tuple(f"block {(i + 1) * every}" for i in range(len(pairs)))
-    scores = tuple(tuple(abs(pair[kind]) for pair in pairs) for kind in (0, 1))
+    pairs = list(model.info()["gates"].items())
+    columns = tuple(name.removeprefix("before ") for name, _ in pairs)
+    scores = tuple(tuple(abs(pair[kind]) for _, pair in pairs) for kind in (0, 1))
     return Table(
         "Flamingo: how far its gates are open, |tanh| in percent", ("attention", "feed-forward"), columns, scores
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,12 +23,18 @@ class State(Protocol):
         ...
 
 
-class StepModel(Protocol):
-    def prefill(self, inputs: Any) -> tuple[Any, Any]:
+Inputs = TypeVar("Inputs", contravariant=True)
+StateT = TypeVar("StateT", bound=State)
+
+
+class StepModel(Protocol[Inputs, StateT]):
+    """``Inputs``: what is read, of B inputs. Logits are arrays that ``torch.as_tensor`` takes."""
+
+    def prefill(self, inputs: Inputs) -> tuple[Any, StateT]:
         """-> logits of the first new token ``[B, V]``, state with one row for each input."""
         ...
 
-    def step(self, ids: Tensor, state: Any) -> tuple[Any, Any]:
+    def step(self, ids: Tensor, state: StateT) -> tuple[Any, StateT]:
         """``ids [B * K]`` -> logits of the next token ``[B * K, V]``, the state after ``ids``."""
         ...
 
@@ -98,7 +104,7 @@ def log_softmax(logits: Any, search: Search) -> Tensor:
 
 @torch.inference_mode()
 def generate(
-    model: StepModel, inputs: Any, search: Search, seeds: Sequence[int] | None = None
+    model: StepModel[Inputs, StateT], inputs: Inputs, search: Search, seeds: Sequence[int] | None = None
 ) -> list[list[Hypothesis]]:
     """The ``n_best`` texts of each input, best first (samples: in the order drawn).
 
@@ -118,7 +124,7 @@ def generate(
 
 
 @torch.inference_mode()
-def stream(model: StepModel, inputs: Any, search: Search) -> Iterator[tuple[int, float]]:
+def stream(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search) -> Iterator[tuple[int, float]]:
     """Token ids and log-probabilities of a single input as they are made, without the end token."""
     if search.beams > 1 or search.n_best > 1:
         raise InputError("streaming writes one text as it is made: use beams = 1 and n_best = 1")
@@ -136,7 +142,7 @@ def to_hypothesis(tokens: Sequence[tuple[int, float]], eos: frozenset[int]) -> H
 
 
 def decode(
-    model: StepModel, inputs: Any, search: Search, seeds: Sequence[int] | None = None
+    model: StepModel[Inputs, StateT], inputs: Inputs, search: Search, seeds: Sequence[int] | None = None
 ) -> Iterator[list[list[tuple[int, float] | None]]]:
     """Greedy or sampled tokens ``[B][K]``, step by step; None in rows that have ended."""
     logits, state = model.prefill(inputs)
@@ -191,7 +197,7 @@ def choose(logprobs: Tensor, generators: Sequence[torch.Generator], search: Sear
     return drawn.clamp_max(scores.shape[-1] - 1).to(scores.device)
 
 
-def beam_search(model: StepModel, inputs: Any, search: Search) -> list[list[Hypothesis]]:
+def beam_search(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search) -> list[list[Hypothesis]]:
     """Beam search as the paper and its tutorial do it: a hypothesis that ends gives up its beam; batched over inputs.
 
     An input is done when all its beams have ended or at ``max_new_tokens``, and leaves the batch then.

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import triptych
 from triptych.cli import app
 from triptych.demo import EXAMPLES
-from triptych.tasks import Blip2Tasks, Captioner, FlamingoTasks
+from triptych.tasks import Blip2Tasks, FlamingoTasks, SatTasks
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.parts
@@ -28,7 +28,7 @@ def flamingo() -> FlamingoTasks:
 
 
 @pytest.fixture(scope="module")
-def sat() -> Captioner:
+def sat() -> SatTasks:
     return triptych.load("sat", device="cpu")
 
 
@@ -39,7 +39,7 @@ def sat() -> Captioner:
         ("bmx", {"bike", "bicycle", "skateboard", "skateboarder", "ramp", "trick", "biker"}),
     ],
 )
-def test_the_bundled_photos_are_recognised(sat: Captioner, photo: str, words: set[str]) -> None:
+def test_the_bundled_photos_are_recognised(sat: SatTasks, photo: str, words: set[str]) -> None:
     assert words & set(sat.caption(EXAMPLES / f"{photo}.jpg").tokens)
 
 
@@ -61,18 +61,18 @@ def test_the_demo_writes_its_report(tmp_path: Path) -> None:
 
 
 @pytest.mark.data
-def test_the_first_test_photos_score_as_the_card_says(sat: Captioner, flickr8k: Path) -> None:
+def test_the_first_test_photos_score_as_the_card_says(sat: SatTasks, flickr8k: Path) -> None:
     """On 60 photos the score may stray from that of all 500, but a broken search, encoder or vocabulary falls far below."""
     arguments = ["eval", "caption", "--data", str(flickr8k), "--limit", "60", "--json"]
     record = json.loads(CliRunner().invoke(app, arguments).stdout)
-    stated = sat.sat.config.card.test
+    stated = sat.engine.sat.config.card.test
     assert record["photos"] == 60
     assert record["CIDEr-D"] == pytest.approx(stated["CIDEr-D"], abs=0.15)
     assert record["BLEU-4"] == pytest.approx(stated["BLEU-4"], abs=0.06)
 
 
-def test_the_readme_and_the_card_state_the_figures_of_the_weights(sat: Captioner) -> None:
-    stated = sat.sat.config.card.test
+def test_the_readme_and_the_card_state_the_figures_of_the_weights(sat: SatTasks) -> None:
+    stated = sat.engine.sat.config.card.test
     for page in ("README.md", "README.ko.md", "docs/model-cards/sat.md"):
         text = (ROOT / page).read_text(encoding="utf-8")
         for metric in ("BLEU-1", "BLEU-4", "METEOR", "CIDEr-D"):
@@ -104,14 +104,14 @@ def test_two_photos_are_told_apart_in_both_orders(blip2: Blip2Tasks) -> None:
 def test_pairs_of_test_photos_are_told_apart_as_the_card_says(blip2: Blip2Tasks, flickr8k: Path) -> None:
     arguments = ["eval", "choice", "--data", str(flickr8k), "--pairs", "20", "--json"]
     record = json.loads(CliRunner().invoke(app, arguments).stdout)
-    stated = blip2.blip2.config.card.test
+    stated = blip2.engine.blip2.config.card.test
     for name in ("matching", "language model"):
         assert record[name]["accuracy"] == pytest.approx(stated[f"two photos, {name}"], abs=12)
         assert record[name]["position: left chosen"] == pytest.approx(50, abs=20)
 
 
 def test_the_readme_and_the_card_state_the_figures_of_blip2(blip2: Blip2Tasks) -> None:
-    stated = blip2.blip2.config.card.test
+    stated = blip2.engine.blip2.config.card.test
     for page in ("README.md", "docs/model-cards/blip2.md"):
         text = (ROOT / page).read_text(encoding="utf-8")
         for name, figure in stated.items():
@@ -119,7 +119,7 @@ def test_the_readme_and_the_card_state_the_figures_of_blip2(blip2: Blip2Tasks) -
 
 
 def test_flamingo_has_learnt_to_look(flamingo: FlamingoTasks) -> None:
-    gates = flamingo.model.gates()
+    gates = flamingo.engine.gates()
     assert max(abs(attention) for attention, _ in gates) > 0.2 and all(abs(ffw) > 0.2 for _, ffw in gates)
     photos = [EXAMPLES / f"{name}.jpg" for name in ("riders", "baseball", "coast")]
     captions = [answer.text for answer in flamingo.caption(photos)]
@@ -131,14 +131,14 @@ def test_flamingo_is_asked_again_at_the_price_of_the_question(flamingo: Flamingo
     shots = [(EXAMPLES / f"{name}.jpg", name) for name in (*TEXTS, *TEXTS)]
     flamingo.complete(EXAMPLES / "dog.jpg", shots, max_new_tokens=1)
     read = []
-    handle = flamingo.model.xattn[0].register_forward_hook(lambda _, inputs, __: read.append(inputs[0].shape[1]))
+    handle = flamingo.engine.model.xattn[0].register_forward_hook(lambda _, inputs, __: read.append(inputs[0].shape[1]))
     flamingo.complete(EXAMPLES / "coast.jpg", shots, max_new_tokens=1)
     handle.remove()
     assert read == [1]
 
 
 def test_the_readme_and_the_card_state_the_figures_of_flamingo(flamingo: FlamingoTasks) -> None:
-    stated = flamingo.flamingo.config.card.test
+    stated = flamingo.engine.flamingo.config.card.test
     for page in ("README.md", "docs/model-cards/flamingo.md"):
         text = (ROOT / page).read_text(encoding="utf-8")
         for name, figure in stated.items():

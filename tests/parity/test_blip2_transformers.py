@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_blip2 import read_prompt
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
@@ -26,7 +27,9 @@ from triptych.errors import InputError
 from triptych.generate import Hypothesis, generate
 from triptych.models import load_blip2, save_blip2
 from triptych.tasks import Blip2Tasks
-from triptych.tasks.writing import sentence, words_of
+from triptych.tasks.asking import Question
+from triptych.tasks.blip2 import PhotoPrompt
+from triptych.tasks.words import sentence, words_of
 
 transformers = pytest.importorskip("transformers")
 
@@ -159,8 +162,14 @@ def close(ours: Tensor, theirs: Tensor) -> None:
 def written(
     ours: Blip2Tasks, prompt: str, photo: Image.Image, question: str | None = None, **search: Any
 ) -> Hypothesis:
-    row = ours.read(prompt, [photo], question)
-    return generate(ours.lm, ours.prompts([row]), ours.search(**search))[0][0]
+    (row,) = ours.read([PhotoPrompt(prompt, [photo], question)])
+    return generate(ours.engine, [row.pieces], ours.search(**search))[0][0]
+
+
+def read_instruction(ours: Blip2Tasks, text: str, photo: Image.Image) -> Tensor:
+    """What the queries make of a photo when they read a text with it."""
+    model, pieces = ours.engine.model, ours.word_pieces([text])
+    return model.read_photos(ours.engine.image_keys_values(ours.encode([photo])), tuple(pieces)).queries
 
 
 def test_every_key_is_accounted_for(generation: Pair, instruct: Pair, retrieval: Pair) -> None:
@@ -181,8 +190,8 @@ def tensors_of(file: Path) -> set[str]:
 def test_pixels_and_features(generation: Pair, photos: list[Image.Image]) -> None:
     pixels = generation.processor(images=photos, return_tensors="pt").pixel_values
     theirs = generation.peer.vision_model(pixels).last_hidden_state
-    close(torch.cat([generation.ours.encode(photo) for photo in photos]), theirs)
-    close(generation.ours.model.encode(pixels), theirs)
+    close(torch.stack(generation.ours.encode(photos)), theirs)
+    close(generation.ours.engine.model.encode(pixels), theirs)
 
 
 @pytest.mark.parametrize("text", ["a photo of", ANSWER])
@@ -191,10 +200,10 @@ def test_logits_of_the_whole_prompt(generation: Pair, photos: list[Image.Image],
     for photo in photos:
         inputs = generation.processor(images=photo, text=text, return_tensors="pt")
         theirs = generation.peer(**inputs).logits
-        ours = generation.ours
-        prompt = ours.prompts([ours.read(f"<image>{text}", [photo])]).inputs
+        lm = generation.ours.engine.lm
+        prompt = read_prompt(generation.ours, f"<image>{text}", [photo]).inputs
         assert prompt.shape[1] == inputs.input_ids.shape[1] == QUERIES + 1 + len(text)
-        close(ours.lm.logits(ours.lm(prompt)), theirs)
+        close(lm.logits(lm(prompt)), theirs)
 
 
 @pytest.mark.parametrize("search", [{"beams": 1}, {"beams": 4}, {"beams": 5, "length_penalty": -1.0}])
@@ -271,11 +280,11 @@ def test_without_a_prompt(generation: Pair, photos: list[Image.Image]) -> None:
 
 def test_the_end_and_the_prompts_are_in_the_checkpoint(generation: Pair, instruct: Pair) -> None:
     newline = generation.processor.tokenizer.convert_tokens_to_ids("Ċ")
-    assert generation.ours.blip2.search.eos == generation.ours.tokenizer.eos_ids == frozenset({newline})
-    assert instruct.ours.blip2.search.eos == frozenset({2})
+    assert generation.ours.spec.search.eos == generation.ours.tokenizer.eos_ids == frozenset({newline})
+    assert instruct.ours.spec.search.eos == frozenset({2})
     config, _ = load_checkpoint(generation.target)
     assert config.prompts.caption == "<image>a photo of" and config.lm and config.lm.eos == (newline,)
-    assert (generation.ours.model.vision_encoder.mean, generation.ours.model.vision_encoder.image_size) == (
+    assert (generation.ours.engine.photos.mean, generation.ours.engine.photos.size) == (
         (0.4, 0.5, 0.6),
         SIZE,
     )
@@ -288,17 +297,17 @@ def test_instruct_blip(instruct: Pair, photos: list[Image.Image], beams: int, mo
     settings = {"beams": beams, "max_new_tokens": 16} | endless(instruct, beams, monkeypatch)
     asked = "Question: what is it? Short answer:"
     for photo in photos:
-        for text, question in ((asked, "what is it?"), (ours.blip2.prompts.caption.removeprefix("<image>"), None)):
+        for text, question in ((asked, "what is it?"), (ours.spec.prompts.caption.removeprefix("<image>"), None)):
             inputs = instruct.processor(images=photo, text=text, return_tensors="pt")
-            row = ours.read(f"<image>{text}", [photo], question)
-            assert row.seen is not None
+            read = read_instruction(ours, text, photo)
             reading = instruct.peer.get_image_features(
                 inputs.pixel_values, inputs.qformer_input_ids, inputs.qformer_attention_mask
             )
-            close(row.seen.queries, reading.qformer_outputs.last_hidden_state[:, :QUERIES])
-            close(ours.lm.logits(ours.lm(ours.prompts([row]).inputs)), instruct.peer(**inputs).logits)
+            close(read, reading.qformer_outputs.last_hidden_state[:, :QUERIES])
+            prompt = read_prompt(ours, f"<image>{text}", [photo], question).inputs
+            close(ours.engine.lm.logits(ours.engine.lm(prompt)), instruct.peer(**inputs).logits)
             ids, _ = their_text(instruct.peer, inputs, {"beams": beams})
-            found = generate(ours.lm, ours.prompts([row]), ours.search(**settings))[0][0]
+            found = written(ours, f"<image>{text}", photo, question, **settings)
             assert list(found.ids) == ids
             plain = instruct.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
             if question:
@@ -358,10 +367,10 @@ def test_traps(generation: Pair, photos: list[Image.Image]) -> None:
         assert both == pytest.approx(scores(photos[0], photos[1], question=question), abs=1e-4)
         for others in ((photos[0], photos[2]), (photos[2], photos[1]), (photos[1], photos[0])):
             assert np.abs(np.subtract(scores(*others, question=question), both)).max() > 0.01
-    row = ours.asked(photos[:2], "which?")
+    (row,) = ours.read([ours.question_prompt(Question(photos[:2], "which?"))])
     begins = ours.tokenizer.bos_id
     assert [len(piece) for piece in row.pieces[:4]] == [0, QUERIES, 0, QUERIES]  # both photos, then </s> and the text
-    assert row.pieces[4].tolist() == [begins, *ours.tokenizer.encode("Question: which? Answer:")]
+    assert row.pieces[4] == [begins, *ours.tokenizer.encode("Question: which? Answer:")]
 
 
 def test_a_batch_answers_as_its_items(generation: Pair, instruct: Pair, photos: list[Image.Image]) -> None:

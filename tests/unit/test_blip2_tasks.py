@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_blip2 import tiny_blip2
+from tiny_blip2 import blip2_tasks, read_prompt
 
 from triptych.errors import InputError
 from triptych.systems.blip2 import caption_inputs, instruction
 from triptych.tasks import Blip2Tasks
-from triptych.tasks.blip2_evidence import answer_maps, grounded_maps
-from triptych.tasks.writing import sentence
+from triptych.tasks.asking import Question
+from triptych.tasks.blip2 import PhotoPrompt
+from triptych.tasks.words import sentence
 from triptych.text.prompt import CAPTION, CAPTION_INSTRUCTION, IGNORED
 from triptych.train.blip2.batches import PICTURE, Asked, QuestionRows
 
@@ -19,7 +20,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def model() -> Blip2Tasks:
-    return Blip2Tasks(tiny_blip2(), "tiny", CPU)
+    return blip2_tasks()
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +61,12 @@ def test_choices_are_scored_as_whole_answers(model: Blip2Tasks, photos: list[Ima
     answer = model.ask(photos[0], "what?", ["a cat", "no", "yes it is"])
     assert answer.scores is not None and answer.text == max(answer.scores, key=lambda c: answer.scores[c])
     assert answer.logprob == pytest.approx(answer.scores[answer.text])
-    row, tokenizer, lm = model.asked(photos[:1], "what?"), model.tokenizer, model.lm
+    tokenizer, engine = model.tokenizer, model.engine
+    (row,) = model.read([model.question_prompt(Question(photos[:1], "what?"))])
     for choice, score in answer.scores.items():  # the same without a cache, one at a time
         ids = torch.tensor([*tokenizer.encode(f" {choice}"), *tokenizer.eos_ids])
-        inputs = model.model.prompt([[*row.pieces, ids]]).inputs
-        logprobs = lm.logits(lm(inputs))[0, -len(ids) - 1 : -1].log_softmax(-1)
+        inputs = engine.model.prompt([engine.tensors([*row.pieces, ids.tolist()])]).inputs
+        logprobs = engine.lm.logits(engine.lm(inputs))[0, -len(ids) - 1 : -1].log_softmax(-1)
         assert score == pytest.approx(logprobs.gather(1, ids[:, None]).sum().item(), abs=1e-4)
 
 
@@ -109,15 +111,14 @@ def test_the_qformer_writes_by_itself_and_shows_where_it_looked(model: Blip2Task
 def test_a_question_is_read_as_in_training(model: Blip2Tasks, photos: list[Image.Image], pictures: int) -> None:
     """What training makes of a question, and what answering makes of it: the same ids, photos at the same places."""
     question, shown = "which one is it?", photos[:pictures]
-    queries = model.model.config.qformer.queries
-    rows = QuestionRows(model.blip2.words, model.tokenizer, queries)([Asked(tuple(range(pictures)), question, "x")])
-    features = torch.cat([model.encode(photo) for photo in shown])
-    read = model.model.read_photos(
-        model.model.image_keys_values(features), (rows.question_ids, rows.question_mask)
-    ).queries
-    asked = model.asked(shown, question)
-    torch.testing.assert_close(asked.seen.queries, read)
-    ids = [[PICTURE] * len(p) if p.is_floating_point() else p.tolist() for p in asked.pieces]
+    torch_model, queries = model.engine.model, model.spec.queries
+    rows = QuestionRows(model.spec.words, model.tokenizer, queries)([Asked(tuple(range(pictures)), question, "x")])
+    image = model.engine.image_keys_values(model.encode(shown))
+    read = torch_model.read_photos(image, (rows.question_ids, rows.question_mask)).queries
+    (asked,) = model.read([model.question_prompt(Question(shown, question))])
+    soft = [piece for piece in asked.pieces if not isinstance(piece, list)]
+    torch.testing.assert_close(torch.stack(soft), torch_model.soft_prompt(read))
+    ids = [piece if isinstance(piece, list) else [PICTURE] * len(piece) for piece in asked.pieces]
     prompt = [i for piece in ids for i in piece]
     assert rows.input_ids[0, : len(prompt)].tolist() == prompt
     told = (rows.labels[0] != IGNORED).nonzero()[:, 0]
@@ -129,21 +130,14 @@ def test_a_question_is_read_as_in_training(model: Blip2Tasks, photos: list[Image
 
 def test_evidence_of_a_word_comes_from_its_making(model: Blip2Tasks, photos: list[Image.Image]) -> None:
     """The map of a word depends on the words before it, and neither on itself nor on what follows."""
-    row, image, dec = (
-        model.read("<image>a", photos[:1], explain=True),
-        model.image_keys_values(photos[:1]),
-        model.blip2.words.dec,
-    )
-    spans = [(i, i + 1) for i in range(4)]
+    (row,), (features,) = model.read([PhotoPrompt("<image>a", photos[:1])], explain=True), model.encode(photos[:1])
 
     def maps(ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        by_lm = answer_maps(model.model, row.pieces, row.seen, ids, spans)
-        return by_lm, grounded_maps(model.model, image, [dec, *ids], spans)
+        return model.engine.maps(row.pieces, row.cells, ids)[:, 0], model.engine.writer_maps(features, ids)
 
-    with torch.inference_mode():
-        for before, after in zip(maps([5, 6, 7, 8]), maps([5, 9, 7, 8]), strict=True):  # the second word is another
-            np.testing.assert_allclose(before[:2], after[:2], atol=1e-6)
-            assert (np.abs(before[2:] - after[2:]).max((1, 2, 3)) > 1e-6).all()
+    for before, after in zip(maps([5, 6, 7, 8]), maps([5, 9, 7, 8]), strict=True):  # the second word is another
+        np.testing.assert_allclose(before[:2], after[:2], atol=1e-6)
+        assert (np.abs(before[2:] - after[2:]).max((1, 2)) > 1e-6).all()
 
 
 def test_streaming_writes_the_greedy_text(model: Blip2Tasks, photos: list[Image.Image]) -> None:
@@ -173,7 +167,7 @@ def test_bad_questions_are_refused(
 
 def test_too_long_for_the_language_model_is_refused_not_cut(model: Blip2Tasks, photos: list[Image.Image]) -> None:
     with pytest.raises(InputError, match="the language model reads 300 at most"):
-        model.read("<image>" + "x" * 400, photos[:1])
+        model.read([PhotoPrompt("<image>" + "x" * 400, photos[:1])])
 
 
 def test_no_photo_no_text(model: Blip2Tasks, photos: list[Image.Image]) -> None:
@@ -187,7 +181,7 @@ def test_no_photo_no_text(model: Blip2Tasks, photos: list[Image.Image]) -> None:
 
 
 def test_the_first_stage_alone_writes_but_does_not_answer(photos: list[Image.Image]) -> None:
-    first = Blip2Tasks(tiny_blip2(with_lm=False), "first", CPU)
+    first = blip2_tasks("first", with_lm=False)
     answers = first.caption(photos, beams=2)
     assert [a.text for a in answers] == [first.caption(p, beams=2).text for p in photos]
     with pytest.raises(InputError, match="no language model"):
@@ -199,11 +193,13 @@ def test_sentences() -> None:
 
 
 def test_captions_are_read_with_the_instruction_of_training(model: Blip2Tasks, photos: list[Image.Image]) -> None:
-    image = model.image_keys_values(photos[:1])
-    asked = instruction(model.model, model.blip2.words, 1)
-    assert asked is not None and torch.equal(asked[0], model.blip2.words.encode([CAPTION_INSTRUCTION])[0])
-    expected = model.model.read_photos(image, asked).queries
-    torch.testing.assert_close(model.read(CAPTION, photos[:1]).seen.queries, expected)
-    assert not torch.allclose(model.model.read_photos(image).queries, expected)
-    validated = caption_inputs(model.model, image, model.blip2.words, model.tokenizer).inputs
-    torch.testing.assert_close(model.prompts([model.read(CAPTION, photos[:1])]).inputs, validated)
+    torch_model, words = model.engine.model, model.spec.words
+    image = model.engine.image_keys_values(model.encode(photos[:1]))
+    asked = instruction(torch_model, words, 1)
+    assert asked is not None and torch.equal(asked[0], words.encode([CAPTION_INSTRUCTION])[0])
+    expected = torch_model.soft_prompt(torch_model.read_photos(image, asked).queries)
+    (row,) = model.read([PhotoPrompt(CAPTION, photos[:1])])
+    torch.testing.assert_close(row.pieces[1], expected[0])
+    assert not torch.allclose(torch_model.soft_prompt(torch_model.read_photos(image).queries), expected)
+    validated = caption_inputs(torch_model, image, words, model.tokenizer).inputs
+    torch.testing.assert_close(read_prompt(model, CAPTION, photos[:1]).inputs, validated)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_flamingo import tiny_flamingo
+from tiny_flamingo import flamingo_tasks
 
 from triptych.errors import InputError
 from triptych.tasks.chat import Chat
@@ -16,7 +16,7 @@ from triptych.tasks.flamingo import FlamingoTasks
 
 @pytest.fixture
 def model() -> FlamingoTasks:
-    return FlamingoTasks(tiny_flamingo(max_positions=2000), "tiny", torch.device("cpu"))
+    return flamingo_tasks(max_positions=2000)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_earlier_turns_are_not_read_again(
     chat.add(photos[0])
     ask(chat, "what is it?")
     read: list[tuple[int, int]] = []
-    forward, media = model.model.forward, model.model.media
+    forward, media = model.engine.model.forward, model.engine.model.media
 
     def counted(ids: torch.Tensor, *arguments: Any, **settings: Any) -> torch.Tensor:
         read.append((ids.shape[1], 0))
@@ -64,8 +64,8 @@ def test_earlier_turns_are_not_read_again(
         read.append((0, len(tokens)))
         return media(tokens, *arguments)
 
-    monkeypatch.setattr(model.model, "forward", counted)
-    monkeypatch.setattr(model.model, "media", projected)
+    monkeypatch.setattr(model.engine.model, "forward", counted)
+    monkeypatch.setattr(model.engine.model, "media", projected)
     ask(chat, "and?")
     new = len("\nQuestion: and?\nAnswer:")
     assert new <= read[0][0] <= new + 2  # with the last token and the end of the answer before
@@ -136,7 +136,7 @@ def test_a_saved_dialogue_goes_on(model: FlamingoTasks, photos: list[Image.Image
     ask(chat, "what?")
     chat.save(path)
     expected = ask(chat, "and?")
-    other = FlamingoTasks(tiny_flamingo(max_positions=2000), "tiny", torch.device("cpu")).chat()
+    other = flamingo_tasks(max_positions=2000).chat()
     other.load(path)
     assert other.turns[0].pictures[0].tobytes() == photos[0].tobytes()
     assert ask(other, "and?") == expected

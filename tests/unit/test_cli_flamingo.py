@@ -8,14 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from test_cli import Result, run  # noqa: F401  (a fixture)
-from tiny_flamingo import tiny_flamingo
+from tiny_flamingo import flamingo_tasks
 
 from triptych.cli.prompting import read_shot
 from triptych.errors import InputError
-from triptych.tasks import FlamingoTasks
 from triptych.train.flamingo.objective import SHARES
 
 Run = Callable[..., Result]
@@ -23,7 +21,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture(autouse=True)
 def model(monkeypatch: pytest.MonkeyPatch) -> None:
-    tasks = FlamingoTasks(tiny_flamingo(max_positions=1000), "tiny", torch.device("cpu"))
+    tasks = flamingo_tasks(max_positions=1000)
     monkeypatch.setattr("triptych.tasks.load", lambda name: tasks)
 
 

@@ -282,10 +282,10 @@ def test_a_text_begins_as_the_language_model_expects(tmp_path: Path, llama: tupl
     (lm / "tokenizer_config.json").write_text(json.dumps(settings))
     convert_checkpoint(saved(tmp_path / "checkpoint.pt", state), tmp_path / "ours", lm=lm, half=True)
     ours = load(tmp_path / "ours", device="cpu")
-    assert isinstance(ours, FlamingoTasks) and isinstance(ours.model, Flamingo)
+    assert isinstance(ours, FlamingoTasks) and isinstance(ours.engine.model, Flamingo)
     photo = Image.new("RGB", (20, 30), (200, 30, 90))
-    row = ours.row(f"{IMAGE}a{END}", [photo])
-    assert row.input_ids == [WORDS - 1, WORDS + 1, *ours.tokenizer.encode("a"), WORDS]
+    row = ours.prompts.row(f"{IMAGE}a{END}", [photo])
+    assert row.input_ids == [WORDS - 1, WORDS + 1, *ours.spec.tokenizer.encode("a"), WORDS]
     assert row.signature[0] == WORDS - 1 and len(row.signature) == 4
     assert ours.caption(photo, max_new_tokens=3).logprob < 0
 

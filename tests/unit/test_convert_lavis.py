@@ -25,6 +25,7 @@ from triptych.checkpoints.tables.language import OPT
 from triptych.cli import main
 from triptych.convert import blip2 as convert_blip2
 from triptych.convert import convert_checkpoint
+from triptych.engines.torch import TorchBlip2
 from triptych.models import Blip2Model, blip2_search, load_blip2
 from triptych.nn.configs import DecoderConfig, QFormerConfig, ViTConfig
 from triptych.nn.decoder import Decoder
@@ -32,6 +33,7 @@ from triptych.nn.vit import ViT
 from triptych.systems.blip2 import Blip2
 from triptych.systems.configs import Blip2Config
 from triptych.tasks import Blip2Tasks
+from triptych.tasks.blip2 import PhotoPrompt
 from triptych.text.prompt import BLIP2_OPT, DEFAULT_PROMPTS
 from triptych.text.tokenizer import TextTokenizer
 from triptych.text.wordpiece import WordPieces
@@ -194,10 +196,10 @@ def test_first_stage(tmp_path: Path, photos: list[Image.Image]) -> None:
     ours = load(tmp_path / "ours", device="cpu")
     assert isinstance(ours, Blip2Tasks)
     for name, tensor in original.state_dict().items():
-        assert torch.equal(ours.model.state_dict()[name], tensor), name
+        assert torch.equal(ours.engine.model.state_dict()[name], tensor), name
     config = CheckpointConfig(system="blip2", model=original.config, encoder=EncoderSpec("vit", stored=True, vit=VIT))
     blip2 = Blip2Model(original, WordPieces(WORDS), None, blip2_search(None, beams=5), config)
-    expected = Blip2Tasks(blip2, "original", torch.device("cpu"))
+    expected = Blip2Tasks(TorchBlip2(blip2, torch.device("cpu")), "original")
     texts = ["a dog?", "two"]
     assert ours.match(photos, texts) == expected.match(photos, texts)
     mine, theirs = (
@@ -205,7 +207,7 @@ def test_first_stage(tmp_path: Path, photos: list[Image.Image]) -> None:
         expected.caption(photos, max_new_tokens=6, length_penalty=1.0),
     )
     assert [(a.text, a.logprob) for a in mine] == [(a.text, a.logprob) for a in theirs]
-    assert mine[0].text and ours.blip2.prompts == DEFAULT_PROMPTS
+    assert mine[0].text and ours.spec.prompts == DEFAULT_PROMPTS
 
 
 def test_second_stage_with_its_frozen_parts_in_other_files(tmp_path: Path, photos: list[Image.Image]) -> None:
@@ -221,13 +223,13 @@ def test_second_stage_with_its_frozen_parts_in_other_files(tmp_path: Path, photo
     ours = load(tmp_path / "ours", device="cpu")
     assert isinstance(ours, Blip2Tasks)
     for name, tensor in original.state_dict().items():
-        assert torch.equal(ours.model.state_dict()[name], tensor), name
+        assert torch.equal(ours.engine.model.state_dict()[name], tensor), name
     config, _ = load_checkpoint(tmp_path / "ours")
     assert config.lm and (config.lm.name, config.lm.eos) == ("opt-tiny", tuple(tokenizer.encode("\n")))
-    assert ours.tokenizer.eos_ids == frozenset(tokenizer.encode("\n")) and ours.blip2.prompts == BLIP2_OPT
-    row = ours.read(ours.blip2.prompts.caption, photos[:1])
+    assert ours.tokenizer.eos_ids == frozenset(tokenizer.encode("\n")) and ours.spec.prompts == BLIP2_OPT
+    (row,) = ours.read([PhotoPrompt(ours.spec.prompts.caption, photos[:1])])
     [end] = tokenizer.eos_ids
-    assert row.pieces[2].tolist() == [end, *tokenizer.encode("a photo of")]  # <end> begins a text, as </s> does for OPT
+    assert row.pieces[2] == [end, *tokenizer.encode("a photo of")]  # <end> begins a text, as </s> does for OPT
     soft = original.soft_prompt(
         original.read_photos(original.image_keys_values(original.encode(pixels(ours, photos[0])))).queries
     )
@@ -239,7 +241,7 @@ def test_second_stage_with_its_frozen_parts_in_other_files(tmp_path: Path, photo
 def pixels(ours: Blip2Tasks, photo: Image.Image) -> Tensor:
     from triptych.io.images import pixel_values
 
-    encoder = ours.model.vision_encoder
+    encoder = ours.engine.model.vision_encoder
     return pixel_values(photo, encoder.image_size, encoder.mean, encoder.std)[None]
 
 

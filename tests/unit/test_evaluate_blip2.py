@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_blip2 import tiny_blip2
+from tiny_blip2 import blip2_tasks
 
 from triptych.data import Photo
 from triptych.data.english.questions import PairQuestion, Question
 from triptych.evaluate.choice import accuracy, swapped
 from triptych.evaluate.retrieval import recall, reranked
 from triptych.evaluate.vqa import by_kind, marked, without_photo
-from triptych.tasks import Blip2Tasks
 
 
 def test_recall_by_hand() -> None:
@@ -34,7 +33,7 @@ def test_ties_with_the_right_answer_are_not_held_against_it_but_better_ones_are(
 
 
 def test_reranking_moves_candidates_only() -> None:
-    model = Blip2Tasks(tiny_blip2(), "tiny", torch.device("cpu"))
+    model = blip2_tasks()
     rng = np.random.default_rng(0)
     photos = [Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)) for _ in range(5)]
     texts = ["a dog", "the cat", "a horse on the grass", "one bird", "is running", "dog on grass"]
@@ -90,6 +89,6 @@ def test_accuracy_by_kind_uses_what_people_said() -> None:
 
 
 def test_the_blind_answer_needs_no_photo() -> None:
-    model = Blip2Tasks(tiny_blip2(), "tiny", torch.device("cpu"))
+    model = blip2_tasks()
     answers = without_photo(model, ["what is it?", "is it a dog?"])
     assert answers == [without_photo(model, ["what is it?"])[0], without_photo(model, ["is it a dog?"])[0]]

@@ -6,15 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from tiny_flamingo import tiny_flamingo
+from tiny_flamingo import flamingo_tasks
 
 from triptych.errors import InputError
 from triptych.evaluate import fewshot
 from triptych.evaluate.fewshot import drawn_pairs, fewshot_metrics, noun_pairs
 from triptych.evaluate.run import caption_metrics
-from triptych.tasks import FlamingoTasks
 from triptych.tasks.answer import Answer
 
 
@@ -117,7 +115,7 @@ def test_captions_with_examples_from_the_training_split(tmp_path: Path, monkeypa
         split = "train" if i < 4 else "test"
         rows += [{"file_name": f"{i}.png", "caption": f"a dog number {i}", "split": split} for _ in range(2)]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    tasks = FlamingoTasks(tiny_flamingo(), "tiny", torch.device("cpu"))
+    tasks = flamingo_tasks()
     given: list[Any] = []
     caption = tasks.caption
 

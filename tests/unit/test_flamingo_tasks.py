@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_flamingo import tiny_flamingo
+from tiny_flamingo import flamingo_tasks
 
 from triptych.data.interleaved import example, told, with_pictures
 from triptych.errors import InputError
+from triptych.tasks.asking import Question
 from triptych.tasks.chat import ANSWER_TOKENS
 from triptych.tasks.flamingo import FlamingoTasks
-from triptych.tasks.flamingo_evidence import cells_of_latents
 from triptych.text.prompt import CAPTION, END, captions_by_picture, few_shot, question_prompt
 from triptych.train.flamingo.batches import Rows
 
 
 @pytest.fixture
 def model() -> FlamingoTasks:
-    return FlamingoTasks(tiny_flamingo(), "tiny", torch.device("cpu"))
+    return flamingo_tasks()
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def photos() -> list[Image.Image]:
 
 
 def fresh() -> FlamingoTasks:
-    return FlamingoTasks(tiny_flamingo(), "tiny", torch.device("cpu"))
+    return flamingo_tasks()
 
 
 def test_a_batch_answers_as_its_items(model: FlamingoTasks, photos: list[Image.Image]) -> None:
@@ -84,13 +84,13 @@ def test_examples_that_a_batch_shares_are_read_once(
 ) -> None:
     shots = [(photos[0], "a dog runs"), (photos[1], "a cat sleeps")]
     read: list[tuple[int, ...]] = []
-    forward = model.model.forward
+    forward = model.engine.model.forward
 
     def counted(ids: torch.Tensor, *arguments: Any, **settings: Any) -> torch.Tensor:
         read.append(tuple(ids.shape))
         return forward(ids, *arguments, **settings)
 
-    monkeypatch.setattr(model.model, "forward", counted)
+    monkeypatch.setattr(model.engine.model, "forward", counted)
     for settings in ({"beams": 1}, {"beams": 3}):
         read.clear()
         together = model.caption(photos[2:5], shots=shots, **settings)
@@ -104,13 +104,13 @@ def test_only_what_is_new_in_a_prompt_is_read(
     model: FlamingoTasks, photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    forward = model.model.forward
+    forward = model.engine.model.forward
 
     def counted(ids: torch.Tensor, *arguments: Any, **settings: Any) -> torch.Tensor:
         read.append(ids.shape[1])
         return forward(ids, *arguments, **settings)
 
-    monkeypatch.setattr(model.model, "forward", counted)
+    monkeypatch.setattr(model.engine.model, "forward", counted)
     shots = [(photos[i], "a word for it") for i in range(3)]
     model.complete(photos[3], shots, max_new_tokens=1)
     whole = read[0]
@@ -138,7 +138,7 @@ def test_beams_leave_the_kept_prompt_whole(model: FlamingoTasks, photos: list[Im
 
 def test_prompts_are_read_as_in_training(model: FlamingoTasks, photos: list[Image.Image]) -> None:
     """What training makes of a sequence, and what a prompt makes of it: the same ids."""
-    rows = Rows(model.tokenizer, model.model.config.image_id, 1000)
+    rows = Rows(model.spec.tokenizer, model.spec.image_id, 1000)
     question = [*with_pictures(question_prompt("which one?", 2), [0, 1]), told("left")]
     caption = [*with_pictures(CAPTION, [2]), told("a dog runs")]
     named = [*example(3, "This is", "a dax"), *example(4, "", "a wug")]
@@ -147,7 +147,7 @@ def test_prompts_are_read_as_in_training(model: FlamingoTasks, photos: list[Imag
         "Left photo: <image>\nRight photo: <image>\nQuestion: which one?\nAnswer: left<|endofchunk|>"
         "<image>\nCaption: a dog runs<|endofchunk|><image> This is a dax<|endofchunk|><image> a wug<|endofchunk|>"
     )
-    assert model.ids(text, 5) == row.input_ids
+    assert model.prompts.ids(text, 5) == row.input_ids
     assert (
         few_shot([(True, "This is a dax"), (True, "a wug")], "") + END
         == text[text.index("<image> This") :] + "<image><|endofchunk|>"
@@ -167,18 +167,18 @@ def test_what_beams_wrote_was_not_read(model: FlamingoTasks, photos: list[Image.
 def test_a_choice_scores_as_the_text_it_is(model: FlamingoTasks, photos: list[Image.Image]) -> None:
     answer = model.ask(photos[0], "what?", ["a cat", "dogs"])
     assert answer.scores is not None and answer.text == max(answer.scores, key=answer.scores.__getitem__)
-    row = model.row("<image>\nQuestion: what?\nAnswer:", [photos[0]])
+    row, torch_model = model.prompts.row("<image>\nQuestion: what?\nAnswer:", [photos[0]]), model.engine.model
     for choice, score in answer.scores.items():
-        ids = [*row.input_ids, *model.tokenizer.encode(f" {choice}"), model.flamingo.end_id]
-        media = model.model.media(row.visual_tokens, [1])
-        logprobs = model.model.lm.logits(model.model(torch.tensor([ids]), media))[0].log_softmax(-1)
+        ids = [*row.input_ids, *model.spec.tokenizer.encode(f" {choice}"), model.spec.end_id]
+        media = torch_model.media(torch.stack(row.visual_tokens), [1])
+        logprobs = torch_model.lm.logits(torch_model(torch.tensor([ids]), media))[0].log_softmax(-1)
         told = range(len(row.input_ids), len(ids))
         assert score == pytest.approx(sum(float(logprobs[i - 1, ids[i]]) for i in told), abs=1e-4)
 
 
 def test_a_remembered_picture_counts_by_its_place_where_places_have_embeddings(photos: list[Image.Image]) -> None:
     def tasks() -> FlamingoTasks:
-        return FlamingoTasks(tiny_flamingo(max_pictures=3), "tiny", torch.device("cpu"))
+        return flamingo_tasks(max_pictures=3)
 
     model = tasks()
     model.ask(photos[0], "what?")
@@ -220,7 +220,7 @@ def test_evidence_is_over_every_picture(model: FlamingoTasks, photos: list[Image
 
 def test_maps_are_of_cells_not_of_latents_nor_of_a_class_token(model: FlamingoTasks) -> None:
     maps = torch.rand(2, 2, 3, 1 + 9 + 3)  # [P, H, R, class token + cells + latents]
-    torch.testing.assert_close(cells_of_latents(model.model, [maps]), maps.mean(1)[..., 1:10])
+    torch.testing.assert_close(model.engine.cells_of_latents([maps]), maps.mean(1)[..., 1:10])
 
 
 @pytest.mark.parametrize(
@@ -259,15 +259,15 @@ def test_several_pictures_are_captioned_one_by_one_before_a_free_answer(
 ) -> None:
     captions = [fresh().interleaved([photo], CAPTION).text for photo in photos[:2]]
     text = captions_by_picture(captions)
-    head = fresh().row(text, photos[:2])
-    with torch.inference_mode(), model.told("which?", photos[:2]) as (row, begun):
-        logits = begun.logits.clone()
-    assert row.input_ids == head.input_ids + model.tokenizer.encode("\nQuestion: which?\nAnswer:")
-    ids, media = torch.tensor([row.input_ids]), model.model.media(head.visual_tokens, [2])
+    head, torch_model = fresh().prompts.row(text, photos[:2]), model.engine.model
+    with model.read_captions(Question(photos[:2], "which?")) as (row, prefix):
+        logits = prefix.logits.clone()
+    assert row.input_ids == head.input_ids + model.spec.tokenizer.encode("\nQuestion: which?\nAnswer:")
+    ids, media = torch.tensor([row.input_ids]), torch_model.media(torch.stack(head.visual_tokens), [2])
 
     def follows(away: int | None) -> torch.Tensor:
         with torch.no_grad():
-            return model.model.lm.logits(model.model(ids, media, blind_from=away))[:, -1]
+            return torch_model.lm.logits(torch_model(ids, media, blind_from=away))[:, -1]
 
     torch.testing.assert_close(logits, follows(len(head.input_ids)), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(logits, follows(None), atol=1e-2)
@@ -287,11 +287,11 @@ def test_which_photo_shows_something_is_told_by_how_its_caption_would_begin(
 ) -> None:
     def begins(photo: Image.Image, text: str) -> float:
         """log p(text | photo), token by token."""
-        row = fresh().row(CAPTION, [photo])
-        ids = row.input_ids + model.tokenizer.encode(f" {text}")
-        media = model.model.media(row.visual_tokens, [1])
+        row, torch_model = fresh().prompts.row(CAPTION, [photo]), model.engine.model
+        ids = row.input_ids + model.spec.tokenizer.encode(f" {text}")
+        media = torch_model.media(torch.stack(row.visual_tokens), [1])
         with torch.no_grad():
-            logprobs = model.model.lm.logits(model.model(torch.tensor([ids]), media)).log_softmax(-1)[0]
+            logprobs = torch_model.lm.logits(torch_model(torch.tensor([ids]), media)).log_softmax(-1)[0]
         return sum(float(logprobs[t - 1, ids[t]]) for t in range(len(row.input_ids), len(ids)))
 
     found = model.compare(photos[0], photos[1], "Which photo shows a dog?")
@@ -323,8 +323,12 @@ def test_long_questions_about_several_pictures_are_refused(model: FlamingoTasks,
 
 
 def test_text_looks_at_no_picture_from_a_place_on(model: FlamingoTasks, photos: list[Image.Image]) -> None:
-    row = model.row("<image> a dog<image> a cat", photos[:2])
-    media, away, maps = model.model.media(row.visual_tokens, [2]), len(row.input_ids) - 3, list[torch.Tensor]()
-    model.model(torch.tensor([row.input_ids]), media, maps=maps, blind_from=away)
+    row, torch_model = model.prompts.row("<image> a dog<image> a cat", photos[:2]), model.engine.model
+    media, away, maps = (
+        torch_model.media(torch.stack(row.visual_tokens), [2]),
+        len(row.input_ids) - 3,
+        list[torch.Tensor](),
+    )
+    torch_model(torch.tensor([row.input_ids]), media, maps=maps, blind_from=away)
     for looked in maps:
         assert not looked[:, away:].any() and looked[:, away - 1].sum() == pytest.approx(1, abs=1e-5)

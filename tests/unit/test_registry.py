@@ -60,9 +60,14 @@ def load_toy(directory):
     return ToyModel(model, config)
 
 
+class TorchToy:
+    def __init__(self, toy, device):
+        self.toy = toy
+
+
 class ToyTasks:
-    def __init__(self, toy, name, device):
-        self.toy, self.name = toy, name
+    def __init__(self, engine, name):
+        self.toy, self.name = engine.toy, name
 
     def search(self, **settings):
         return self.toy.config.search.search(frozenset({0}))
@@ -108,7 +113,7 @@ def test_a_fourth_system_costs_one_package_and_one_row(
 ) -> None:
     (tmp_path / "toy.py").write_text(textwrap.dedent(TOY))
     monkeypatch.syspath_prepend(tmp_path)
-    names = ("Toy", "ToyModel", "load_toy", "save_toy", "ToyTasks", "toy_run")
+    names = ("Toy", "ToyModel", "load_toy", "save_toy", "TorchToy", "ToyTasks", "toy_run")
     monkeypatch.setitem(registry.SYSTEMS, "toy", System(*(f"toy:{name}" for name in names)))
     toy = SYSTEMS["toy"]
     module = toy.resolve("module")(sys.modules["toy"].ToyConfig("bright"))

@@ -12,7 +12,7 @@ from rich.progress import track
 from triptych.data import open_dataset
 from triptych.data.english.questions import PairQuestion, make_pairs
 from triptych.errors import InputError
-from triptych.tasks import Blip2Tasks, load_answerer
+from triptych.tasks import Answers, Matches, load
 from triptych.text.prompt import statement
 
 SIDES = ("left", "right")
@@ -26,17 +26,17 @@ def choice_metrics(model: str, data: Path, split: str, limit: int | None, pairs:
     photos = [photo for photo in open_dataset(data, split) if photo.captions][:limit]
     if len(photos) < 2:
         raise InputError(f"{data}: pairs need at least two photos with captions in the split {split!r}")
-    chooser = load_answerer(model)
+    chooser = load(model)
     questions = make_pairs(photos, pairs, seed)
     both = [q for question in questions for q in (question, swapped(question))]
     matched, told = [], []
     console = Console(stderr=True)
     for question in track(both, "pairs", console=console, disable=not console.is_terminal):
         shown = [photos[question.left].image(), photos[question.right].image()]
-        if isinstance(chooser, Blip2Tasks):
+        if isinstance(chooser, Matches) and chooser.matches:
             scores = [match.rerank for match in chooser.match(shown, statement(question.question))]
             matched.append(SIDES[scores[1] > scores[0]])
-        if chooser.model.lm is not None:
+        if isinstance(chooser, Answers) and chooser.answers:
             told.append(chooser.compare(shown[0], shown[1], question.question).text)
     record = {"model": model, "data": data.name, "split": split, "pairs": len(questions), "seed": seed}
     for name, answers in (("matching", matched), ("language model", told)):

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
 from triptych.data import open_dataset
 from triptych.errors import InputError
-from triptych.tasks import Blip2Tasks, load_matcher
+from triptych.tasks import Matches, load_matcher
 
 RANKS = (1, 5, 10)
 DIRECTIONS = ("text-to-image", "image-to-text")
@@ -64,31 +67,25 @@ def retrieval_metrics(model: str, data: Path, split: str, limit: int | None, can
     }
 
 
-@torch.inference_mode()
 def reranked(
-    matcher: Blip2Tasks, photos: Sequence[Any], texts: Sequence[str], candidates: int
+    matcher: Matches, photos: Sequence[Callable[[], Image.Image]], texts: Sequence[str], candidates: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Three scores ``[photos, texts]``: contrast; for each text its best photos re-ranked; for each photo its best texts re-ranked.
 
     ``photos``: functions that open them, so that they are not all in memory. What is no candidate keeps its order below all that are.
     """
-    model = matcher.model
-    input_ids, text_mask = matcher.word_pieces(texts)
-    parts = zip(torch.split(input_ids, 256), torch.split(text_mask, 256), strict=True)
-    text_features = torch.cat([model.text_features(ids, mask) for ids, mask in parts])
-    features = torch.cat([torch.from_numpy(matcher.itc_images([photo()])) for photo in photos]).to(text_features.device)
-    cosine = torch.stack([(queries @ text_features.T).amax(0) for queries in features])
+    console = Console(stderr=True)
+    shown = partial(track, console=console, disable=not console.is_terminal)
+    text_features = matcher.itc_texts(texts)
+    contrast = [(matcher.itc_images([photo()])[0] @ text_features.T).max(0) for photo in shown(photos, "contrast")]
+    cosine = torch.from_numpy(np.stack(contrast))
     k = min(candidates, len(texts)), min(candidates, len(photos))
     for_photo = torch.zeros_like(cosine, dtype=torch.bool).scatter(1, cosine.topk(k[0], 1).indices, True)
     for_text = torch.zeros_like(cosine, dtype=torch.bool).scatter(0, cosine.topk(k[1], 0).indices, True)
     scores = torch.full_like(cosine, -torch.inf)
-    console = Console(stderr=True)
-    for i, photo in track(list(enumerate(photos)), "re-ranking", console=console, disable=not console.is_terminal):
-        image = matcher.image_keys_values([photo()])
-        queries = model.read_photos(image).queries
-        for rows in torch.split((for_photo[i] | for_text[i]).nonzero()[:, 0], 128):
-            width = int(text_mask[rows].sum(1).max())
-            found = model.match(image, queries, text_features[rows], input_ids[rows, :width], text_mask[rows, :width])
-            scores[i, rows] = found.rerank[0]
+    for i, photo in shown(list(enumerate(photos)), "re-ranking"):
+        rows = (for_photo[i] | for_text[i]).nonzero()[:, 0].tolist()
+        for match in matcher.match(photo(), [texts[row] for row in rows]):
+            scores[i, rows[match.text]] = match.rerank
     below = cosine - 1e4
     return cosine, torch.where(for_text, scores, below), torch.where(for_photo, scores, below)

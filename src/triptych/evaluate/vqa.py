@@ -17,9 +17,9 @@ from triptych.data import Photo, open_dataset
 from triptych.data.english.questions import Question, make_questions, question_prior, stated_questions
 from triptych.errors import InputError
 from triptych.io.files import write_file
-from triptych.tasks import Blip2Tasks, FlamingoTasks, load_answerer
-from triptych.tasks.blip2 import BATCH
+from triptych.tasks import Answers, load_answerer
 
+BATCH = 16  # questions asked together
 ENOUGH = 3  # of ten people who must have said it for full marks (VQA)
 BLANK = Image.new("RGB", (32, 32), (127, 127, 127))
 ARTICLE = re.compile(r"\b(?:a|an|the)\b ?")
@@ -67,7 +67,7 @@ def vqa_metrics(
     }
 
 
-def without_photo(chooser: Blip2Tasks | FlamingoTasks, questions: Sequence[str]) -> list[str]:
+def without_photo(chooser: Answers, questions: Sequence[str]) -> list[str]:
     """What the model answers before a plain grey photo: what it has learnt about questions, without sight."""
     return [answer.text for answer in chooser.ask([BLANK] * len(questions), questions, beams=1)]
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from triptych.systems.blip2 import Blip2
 from triptych.systems.configs import Blip2Config
 from triptych.text.prompt import Prompts
 from triptych.text.tokenizer import TextTokenizer
-from triptych.text.wordpiece import SPECIALS, WordPieces
+from triptych.text.wordpiece import SPECIALS, WordPieces, itg_search
+
+__all__ = ["Blip2Model", "blip2_search", "itg_search", "load_blip2", "save_blip2"]
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,3 @@ def load_blip2(directory: Path) -> Blip2Model:
 def blip2_search(tokenizer: TextTokenizer | None, **settings: Any) -> Search:
     """Search settings that end where the language model ends its turn."""
     return Search(tokenizer.eos_ids if tokenizer else frozenset(), **settings)
-
-
-def itg_search(words: WordPieces, search: Search) -> Search:
-    """The same search over word pieces: a text ends with [SEP] and holds no other special word."""
-    return replace(search, eos=frozenset({words.sep}), banned=frozenset({words.pad, words.unk, words.cls, words.dec}))

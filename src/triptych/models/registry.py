@@ -19,14 +19,16 @@ class System:
     """One system; each field is ``package.module:name``.
 
     module: the paper's model, an ``nn.Module``. model: it with its frozen parts, tokenizer and search settings (``XModel``).
-    load, save: ``load(directory) -> XModel``, ``save(directory, XModel, card, dtype=...)``. tasks: ``XTasks(XModel, name, device)``, the
-    model in use. train: the trainer behind ``triptych train``.
+    load, save: ``load(directory) -> XModel``, ``save(directory, XModel, card, dtype=...)``. engine: the
+    reference engine, ``TorchX(XModel, device)``. tasks: ``XTasks(engine, name)``, the model in use. train: the trainer behind
+    ``triptych train``.
     """
 
     module: str
     model: str
     load: str
     save: str
+    engine: str
     tasks: str
     train: str
 
@@ -42,7 +44,8 @@ SYSTEMS: dict[str, System] = {
         model="triptych.models.sat:SatModel",
         load="triptych.models.sat:load_sat",
         save="triptych.models.sat:save_sat",
-        tasks="triptych.tasks.sat:Captioner",
+        engine="triptych.engines.torch.sat:TorchSat",
+        tasks="triptych.tasks.sat:SatTasks",
         train="triptych.train.start:sat_run",
     ),
     "flamingo": System(
@@ -50,6 +53,7 @@ SYSTEMS: dict[str, System] = {
         model="triptych.models.flamingo:FlamingoModel",
         load="triptych.models.flamingo:load_flamingo",
         save="triptych.models.flamingo:save_flamingo",
+        engine="triptych.engines.torch.flamingo:TorchFlamingo",
         tasks="triptych.tasks.flamingo:FlamingoTasks",
         train="triptych.train.flamingo.start:flamingo_run",
     ),
@@ -58,6 +62,7 @@ SYSTEMS: dict[str, System] = {
         model="triptych.models.blip2:Blip2Model",
         load="triptych.models.blip2:load_blip2",
         save="triptych.models.blip2:save_blip2",
+        engine="triptych.engines.torch.blip2:TorchBlip2",
         tasks="triptych.tasks.blip2:Blip2Tasks",
         train="triptych.train.blip2.start:blip2_run",
     ),

@@ -197,6 +197,14 @@ class FlamingoState:
             new.media, new.last_media = (x.select(flat) if x else None for x in (self.media, self.last_media))
         return new
 
+    def fork(self, rows: Sequence[int]) -> FlamingoState:
+        """A new state whose row i is a copy of the row ``rows[i]``; this one stays as it is."""
+        chosen = torch.tensor(rows, device=self.pictures_read.device)
+        new = FlamingoState(self.text.fork(chosen), 0, chosen.device)
+        new.pictures_read = self.pictures_read[chosen]
+        new.media, new.last_media = (x.select(chosen) if x else None for x in (self.media, self.last_media))
+        return new
+
     def truncate(self, length: int, pictures: int) -> None:
         """Go back to the first ``length`` positions, of one row, which had had so many pictures."""
         self.text.truncate(length)

@@ -6,27 +6,31 @@ Pictures in, ``Answer`` out, with evidence when asked for.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeAlias
-
-import torch
+from typing import TYPE_CHECKING
 
 from triptych.errors import InputError
-from triptych.models import locate
-from triptych.models.registry import system_of
 from triptych.tasks.answer import Answer, Match
 from triptych.tasks.blip2 import Blip2Tasks
+from triptych.tasks.capabilities import Answers, Captions, Chats, Completes, Matches, Shot
 from triptych.tasks.chat import Chat
-from triptych.tasks.flamingo import FlamingoTasks, Shot
-from triptych.tasks.sat import Captioner
+from triptych.tasks.flamingo import FlamingoTasks
+from triptych.tasks.sat import SatTasks
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "Answer",
+    "Answers",
     "Blip2Tasks",
-    "Captioner",
+    "Captions",
     "Chat",
+    "Chats",
+    "Completes",
     "FlamingoTasks",
     "Match",
-    "Model",
+    "Matches",
+    "SatTasks",
     "Shot",
     "load",
     "load_answerer",
@@ -34,35 +38,39 @@ __all__ = [
     "load_matcher",
 ]
 
-Model: TypeAlias = Captioner | FlamingoTasks | Blip2Tasks
 
-
-def load(model: str | Path = "sat", device: str | torch.device | None = None) -> Model:
+def load(model: str | Path = "sat", device: str | torch.device | None = None) -> SatTasks | FlamingoTasks | Blip2Tasks:
     """A model by its name (``"sat"``, ``"flamingo"``, ``"blip2"``) or checkpoint directory, on ``device`` (a GPU where there is one).
 
     Raises:
         InputError: no such model, or its files are damaged.
         TriptychError: a pretrained part could not be fetched.
     """
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    import torch
+
+    from triptych.models import locate
+    from triptych.models.registry import system_of
+
     directory = locate(model)
     system = system_of(directory)
-    loaded: Model = system.resolve("tasks")(system.resolve("load")(directory), str(model), chosen)
+    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    engine = system.resolve("engine")(system.resolve("load")(directory), chosen)
+    loaded: SatTasks | FlamingoTasks | Blip2Tasks = system.resolve("tasks")(engine, str(model))
     return loaded
 
 
-def load_answerer(model: str | Path = "blip2") -> FlamingoTasks | Blip2Tasks:
+def load_answerer(model: str | Path = "blip2") -> Answers:
     """A model that answers questions. Raises as ``load``, and InputError for one that cannot."""
     loaded = load(model)
-    if isinstance(loaded, Captioner):
+    if not isinstance(loaded, Answers):
         raise InputError(f"{model} writes captions only: it cannot answer questions; choose flamingo or blip2")
     return loaded
 
 
-def load_matcher(model: str | Path = "blip2") -> Blip2Tasks:
+def load_matcher(model: str | Path = "blip2") -> Matches:
     """A model that matches photos and texts. Raises as ``load``, and InputError for one that cannot."""
     loaded = load(model)
-    if not isinstance(loaded, Blip2Tasks):
+    if not isinstance(loaded, Matches):
         raise InputError(f"{model} writes texts only: it cannot match; choose blip2")
     return loaded
 

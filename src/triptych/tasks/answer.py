@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
 
 from triptych.evidence import Evidence
+
+Method: TypeAlias = Literal["decoder", "language model", "q-former", "captions", "caption likelihood", "matching"]
 
 
 @dataclass(frozen=True)
 class Answer:
     """A produced text. ``logprob`` is of the whole text with its end; ``tokens`` are its words, each with its log-probability.
 
-    ``scores``: of a question with choices, the log-probability of each; ``text`` is the likeliest.
+    scores: of a question with choices, the log-probability of each; ``text`` is the likeliest.
+    method: how the answer was found. ``decoder``: written by the decoder of Show, Attend and Tell; ``language model``: written, or its
+        choices scored, by the language model; ``q-former``: written by the Q-Former (ITG); ``captions``: by the language model from
+        captions of the pictures, one by one; ``caption likelihood``: the picture whose caption would sooner begin with a text;
+        ``matching``: by how well pictures and texts match (ITM).
     """
 
     text: str
@@ -23,6 +30,21 @@ class Answer:
     evidence: Evidence | None = None
     alternatives: tuple[tuple[str, float], ...] = ()
     scores: Mapping[str, float] | None = None
+    method: Method = "language model"
+
+    def to_dict(self, text: str = "text") -> dict[str, Any]:
+        """What the command line and the server print of it, for JSON; ``text`` names the field of the text."""
+        record: dict[str, Any] = {
+            "model": self.model,
+            text: self.text,
+            "logprob": round(self.logprob, 4),
+            "method": self.method,
+        }
+        if self.scores is not None:
+            record["scores"] = {choice: round(score, 4) for choice, score in self.scores.items()}
+        if self.alternatives:
+            record["alternatives"] = [[other, round(logprob, 4)] for other, logprob in self.alternatives]
+        return record
 
 
 @dataclass(frozen=True)
@@ -30,7 +52,8 @@ class Match:
     """How well a photo and a text fit. ``image``, ``text``: their places in what was given.
 
     ``itc_cosine``: of the best query, -1 to 1. ``itc_scaled``: over the temperature. ``itm_prob``: that they match, 0 to 1.
-    ``rerank``: logit of a match + cosine, what retrieval sorts by. ``evidence``: for each word of the text where the photo was looked at.
+    ``rerank``: logit of a match + cosine, what retrieval sorts by. ``evidence``: for each word of the text where in the photo it was
+    looked for.
     """
 
     image: int
@@ -40,3 +63,7 @@ class Match:
     itm_prob: float
     rerank: float
     evidence: Evidence | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its scores, for JSON."""
+        return {k: round(v, 4) for k, v in asdict(self).items() if k not in ("image", "text", "evidence")}

@@ -1,78 +1,113 @@
-"""The beginning of a prompt is read once: a prompt that begins as the last one did goes on from where they part."""
+"""The beginning of a prompt is read once: a prompt that begins like an earlier one continues from where they part."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from threading import Lock
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from triptych.systems.flamingo import Flamingo, FlamingoState, flamingo_prompt
+from triptych.engines.interface import Array, FlamingoInputs, FlamingoState
+from triptych.generate import StepModel
+
+SLOTS = 4  # prompts remembered
+SLOT_TOKENS = 4096  # remembered in all: a token of SmolLM2 takes 45 kB
 
 
-class Row(NamedTuple):
+class PromptRow(NamedTuple):
     """One prompt. ``signature``: its tokens, each picture by its content, so that equal prompts have equal signatures.
-    ``blind_from``: the position from which
-    its text looks at no picture."""
+    ``blind_from``: the position from which its text attends to no picture."""
 
     input_ids: list[int]
     signature: tuple[int | str, ...]
-    visual_tokens: Tensor  # [N, R, D]
+    visual_tokens: Sequence[Array]  # N of [R, D]
     blind_from: int | None = None
 
-    def until(self, length: int) -> Row:
+    def until(self, length: int) -> PromptRow:
         """Its beginning."""
-        pictures = sum(isinstance(x, str) for x in self.signature[:length])
-        return Row(self.input_ids[:length], self.signature[:length], self.visual_tokens[:pictures])
+        pictures = count_pictures(self.signature[:length])
+        return PromptRow(self.input_ids[:length], self.signature[:length], self.visual_tokens[:pictures])
 
 
 @dataclass
-class Begun:
-    """A prompt that has been read: a ``generate.StepModel`` for one row. ``written``: what was read into its state behind it."""
+class PrefixState:
+    """A prompt that has been read: a ``generate.StepModel`` for one row. ``written``: the tokens read into its state behind it."""
 
-    model: Flamingo
-    logits: Tensor  # [1, V]
+    engine: StepModel[FlamingoInputs, Any]
+    logits: Array  # [1, V]
     state: FlamingoState
     written: list[int] = field(default_factory=list)
 
-    def prefill(self, inputs: None = None) -> tuple[Tensor, FlamingoState]:
+    def prefill(self, inputs: None = None) -> tuple[Array, FlamingoState]:
         return self.logits, self.state
 
-    def step(self, ids: Tensor, state: FlamingoState) -> tuple[Tensor, FlamingoState]:
+    def step(self, ids: Tensor, state: FlamingoState) -> tuple[Array, FlamingoState]:
         if state is self.state:
             self.written += ids.tolist()
-        return self.model.step(ids, state)
+        return self.engine.step(ids, state)
+
+
+class Slot(NamedTuple):
+    signature: tuple[int | str, ...]
+    state: FlamingoState
 
 
 class PrefixMemory:
-    """Keeps the state of the last prompt. Whoever reads with it has it alone; others meanwhile begin anew."""
+    """Remembers the states of the last prompts. One caller at a time owns a state; concurrent callers get others, or begin from an empty
+    one."""
 
-    def __init__(self, model: Flamingo, pad_id: int) -> None:
-        self.model, self.pad_id = model, pad_id
-        self._kept: tuple[tuple[int | str, ...], FlamingoState] | None = None
+    def __init__(self, engine: StepModel[FlamingoInputs, Any], slots: int = SLOTS) -> None:
+        self.engine, self.slots = engine, slots
+        self._kept: list[Slot] = []  # the most recent last
+        self._lock = Lock()
 
     @contextmanager
-    def begun(self, row: Row) -> Iterator[Begun]:
-        """The prompt, read. What is written behind it is remembered with it, unless it was beams."""
-        kept, self._kept = self._kept, None
-        state, start = None, 0
-        if kept is not None:
-            start = min(alike(kept[0], row.signature), len(row.input_ids) - 1)
-        pictures = sum(isinstance(x, str) for x in row.signature[:start])
-        if kept is not None and start:
-            state = kept[1]
-            state.truncate(start, pictures)
-        prompt = flamingo_prompt(
-            [row.input_ids[start:]], row.visual_tokens[pictures:], [len(row.visual_tokens) - pictures], self.pad_id
-        )
-        logits, state = self.model.prefill(prompt._replace(state=state))
-        begun = Begun(self.model, logits, state)
-        yield begun
-        self._kept = (*row.signature, *begun.written), state
+    def read_prompt(self, row: PromptRow) -> Iterator[PrefixState]:
+        """The prompt, read. What is written behind it is remembered with it, unless beams wrote it."""
+        state, start = self._take(row)
+        pictures = count_pictures(row.signature[:start])
+        inputs = FlamingoInputs([row.input_ids[start:]], [row.visual_tokens[pictures:]], state)
+        logits, state = self.engine.prefill(inputs)
+        prefix = PrefixState(self.engine, logits, state)
+        yield prefix
+        self._keep(Slot((*row.signature, *prefix.written), state))
+
+    def _take(self, row: PromptRow) -> tuple[FlamingoState | None, int]:
+        """A state that has read the beginning of ``row``, and how long that is.
+
+        A state of which at least half is of use is taken out; of any other a copy is made, so that it stays for the prompts it belongs to.
+        """
+        with self._lock:
+            shared = [min(common_length(s.signature, row.signature), len(row.input_ids) - 1) for s in self._kept]
+            start = max(shared, default=0)
+            if not start:
+                return None, 0
+            best = shared.index(start)
+            slot = self._kept.pop(best)
+            state = slot.state
+            if 2 * start < len(slot.signature):
+                state = slot.state.fork([0])
+                self._kept.insert(best, slot)
+        state.truncate(start, count_pictures(row.signature[:start]))
+        return state, start
+
+    def _keep(self, slot: Slot) -> None:
+        with self._lock:
+            self._kept.append(slot)
+            while len(self._kept) > self.slots or (len(self._kept) > 1 and self._tokens() > SLOT_TOKENS):
+                del self._kept[0]
+
+    def _tokens(self) -> int:
+        return sum(len(slot.signature) for slot in self._kept)
 
 
-def alike(left: Sequence[int | str], right: Sequence[int | str]) -> int:
-    """How long both are the same."""
+def count_pictures(signature: Sequence[int | str]) -> int:
+    return sum(isinstance(x, str) for x in signature)
+
+
+def common_length(left: Sequence[int | str], right: Sequence[int | str]) -> int:
+    """How long the common beginning of both is."""
     return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))

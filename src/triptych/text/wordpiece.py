@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from tokenizers.models import WordPiece
 from torch import Tensor
 
 from triptych.errors import InputError
+from triptych.generate import Search
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 MAX_FILE = 16 << 20
@@ -85,3 +87,8 @@ class WordPieces:
         specials = {self.pad, self.unk, self.cls, self.sep, self.dec}
         text = self._tokenizer.decode([i for i in ids if i not in specials])
         return JOINED.sub(r"\1", text)
+
+
+def itg_search(words: WordPieces, search: Search) -> Search:
+    """The same search over word pieces: a text ends with [SEP] and holds no other special word."""
+    return replace(search, eos=frozenset({words.sep}), banned=frozenset({words.pad, words.unk, words.cls, words.dec}))

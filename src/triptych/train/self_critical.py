@@ -58,7 +58,12 @@ class CaptionReward:
 
 
 def sample_captions(
-    model: StepModel, prompt: Any, reward_fn: CaptionReward, photos: Sequence[int], sampling: Search, seed: int
+    model: StepModel[Any, Any],
+    prompt: Any,
+    reward_fn: CaptionReward,
+    photos: Sequence[int],
+    sampling: Search,
+    seed: int,
 ) -> tuple[Tensor, Tensor]:
     """``sampling.n_best`` captions of each of ``photos``, and what they are worth: labels ``[P, K, T]`` and rewards ``[P, K]``."""
     found = generate(model, prompt, sampling, independent_seeds(len(photos), seed))

@@ -1,0 +1,1 @@
+"""What computes the three systems. ``interface`` says what the tasks ask of an engine; ``torch`` is the reference."""

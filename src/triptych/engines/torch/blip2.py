@@ -1,0 +1,199 @@
+"""BLIP-2 by PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from msgspec import to_builtins
+from torch import Tensor
+
+from triptych.checkpoints.format import sha256_of
+from triptych.engines.interface import Array, Blip2Spec, Floats, MatchScores, Piece, SoftPrompt, Texts
+from triptych.engines.torch.common import TorchEncoder, continuation_logprobs, count_parameters, megabytes, to_numpy
+from triptych.generate import State
+from triptych.models import Blip2Model
+from triptych.nn.language_model import LanguageModel
+from triptych.nn.qformer import ImageKeysValues, Past, QFormerHeads, QFormerOutput
+from triptych.systems.blip2 import GroundedText
+
+
+class TorchBlip2(TorchEncoder):
+    """An ``interface.Blip2Engine``."""
+
+    def __init__(self, blip2: Blip2Model, device: torch.device) -> None:
+        self.blip2, self.model = blip2, blip2.model.to(device)
+        super().__init__(self.model.vision_encoder, self.model.encode, device)
+        config, lm = self.model.config, self.model.lm
+        self.spec = Blip2Spec(
+            blip2.words,
+            blip2.tokenizer if lm else None,
+            blip2.search,
+            config.qformer.max_positions,
+            lm.max_positions if lm else 0,
+            config.qformer.queries,
+            config.instructed,
+            self.model.heads is not None,
+            self.model.heads is not None and config.writes,
+            config.writer,
+            blip2.prompts,
+        )
+        self.writer = CaptionWriter(self)
+
+    @property
+    def lm(self) -> LanguageModel[Any]:
+        assert self.model.lm is not None  # callers ask ``spec`` first
+        return self.model.lm
+
+    @property
+    def heads(self) -> QFormerHeads:
+        assert self.model.heads is not None  # callers ask ``spec`` first
+        return self.model.heads
+
+    def pooled(self, features: Sequence[Array]) -> Floats:
+        return to_numpy(self.stack(features).mean(1))
+
+    def image_keys_values(self, features: Sequence[Array]) -> ImageKeysValues:
+        """Photos as the Q-Former attends to them."""
+        return self.model.image_keys_values(self.stack(features))
+
+    def pieces(self, texts: Texts) -> tuple[Tensor, Tensor]:
+        return self.tensor(texts.input_ids), self.tensor(texts.mask)
+
+    # The language model behind the soft prompts
+
+    @torch.inference_mode()
+    def read(self, features: Sequence[Array], instructions: Texts | None, with_cells: bool = False) -> list[SoftPrompt]:
+        question = None if instructions is None else self.pieces(instructions)
+        output = self.model.read_photos(self.image_keys_values(features), question, with_cells)
+        vectors = self.model.soft_prompt(output.queries)
+        cells = self.cells(output) if with_cells else [None] * len(vectors)
+        return [SoftPrompt(*photo) for photo in zip(vectors, cells, strict=True)]
+
+    def tensors(self, pieces: Sequence[Piece]) -> list[Tensor]:
+        """Ids as whole numbers, soft prompts as they are."""
+        return [
+            torch.tensor(piece, dtype=torch.long, device=self.device) if isinstance(piece, list) else self.tensor(piece)
+            for piece in pieces
+        ]
+
+    @torch.inference_mode()
+    def prefill(self, inputs: Sequence[Sequence[Piece]]) -> tuple[Tensor, State]:
+        return self.lm.prefill(self.model.prompt([self.tensors(row) for row in inputs]))
+
+    def step(self, ids: Tensor, state: State) -> tuple[Tensor, State]:
+        return self.lm.step(ids, state)
+
+    @torch.inference_mode()
+    def score(self, logits: Array, state: State, texts: Sequence[Sequence[int]]) -> list[list[float]]:
+        rows = state.reorder(torch.zeros(1, len(texts), dtype=torch.long, device=self.device))
+        return continuation_logprobs(self.tensor(logits), texts, lambda ids: self.lm.score(ids, rows))
+
+    @torch.inference_mode()
+    def maps(self, pieces: Sequence[Piece], cells: Sequence[Array], ids: Sequence[int]) -> Floats:
+        """All attention is the mean over heads and layers."""
+        row = self.tensors(pieces)
+        text = torch.tensor(ids[:-1], dtype=torch.long, device=self.device)
+        layers = self.lm.attention_maps(self.model.prompt([[*row, text]]).inputs)
+        attention = torch.stack([layer[0].mean(0) for layer in layers]).mean(0)[-len(ids) :]  # [T, S]
+        starts = np.cumsum([0, *map(len, row)])
+        soft = [attention[:, a:b] for a, b, piece in zip(starts, starts[1:], row, strict=False) if piece.dim() > 1]
+        by_cell = torch.einsum("tnq,nql->tnl", torch.stack(soft, 1), self.stack(cells))
+        return self.on_grid(by_cell)
+
+    # The Q-Former that writes by itself
+
+    @torch.inference_mode()
+    def writer_maps(self, features: Array, ids: Sequence[int]) -> Floats:
+        """Attention of the words to the queries times that of the queries to the cells."""
+        photo = self.model.qformer.encode_image(self.image_keys_values([features]), with_maps=True)
+        text = torch.tensor([[self.spec.words.dec, *ids[:-1]]], device=self.device)
+        written = self.model.qformer.continue_text(text, photo.past, with_maps=True)
+        attention = inner(written)[0, :, : self.spec.queries]
+        return self.on_grid(attention @ self.cells(photo)[0])
+
+    # Matching
+
+    @cached_property
+    def fingerprint(self) -> str:
+        encoder = self.blip2.config.encoder
+        bridge = {k: v for k, v in self.model.state_dict().items() if not k.startswith(("lm.", "projection."))}
+        return f"{sha256_of(bridge)[:32]}-{encoder.name}-{encoder.image_size}"
+
+    @torch.inference_mode()
+    def itc_images(self, features: Sequence[Array]) -> Floats:
+        queries = self.model.read_photos(self.image_keys_values(features)).queries
+        return to_numpy(self.heads.image_features(queries))
+
+    @torch.inference_mode()
+    def itc_texts(self, texts: Texts) -> Floats:
+        return to_numpy(self.model.text_features(*self.pieces(texts)))
+
+    @torch.inference_mode()
+    def match(self, features: Sequence[Array], texts: Texts, itc_texts: Floats) -> MatchScores:
+        image = self.image_keys_values(features)
+        queries = self.model.read_photos(image).queries
+        scores = self.model.match(image, queries, self.tensor(itc_texts), *self.pieces(texts))
+        return MatchScores(*map(to_numpy, scores))
+
+    @torch.inference_mode()
+    def match_maps(self, features: Array, texts: Texts) -> Floats:
+        image, (input_ids, mask) = self.image_keys_values([features]), self.pieces(texts)
+        both = self.model.qformer.encode_both(image, input_ids, mask, with_maps=True)
+        queries = self.spec.queries
+        attention = inner(both)[0, queries + 1 : -1, :queries]
+        alone = self.model.qformer.encode_image(image, with_maps=True)
+        similarity = self.heads.image_features(alone.queries)[0] @ self.model.text_features(input_ids, mask)[0]
+        best = self.cells(alone)[0, similarity.argmax()]
+        return self.on_grid(torch.cat([attention @ self.cells(both)[0], best[None]]))
+
+    def cells(self, output: QFormerOutput) -> Tensor:
+        """How much each query attended to each cell: ``[B, Q, L]``; a class token is no cell."""
+        attended = torch.stack([layer.cells for layer in output.maps if layer.cells is not None]).mean(0)
+        height, width = self.photos.grid
+        return attended[..., -height * width :]
+
+    def on_grid(self, maps: Tensor) -> Floats:
+        return to_numpy(maps.view(*maps.shape[:-1], *self.photos.grid))
+
+    def info(self) -> dict[str, Any]:
+        model, config = self.model, self.blip2.config
+        count = count_parameters(model)
+        frozen = count["vision_encoder"] + count.get("lm", 0)
+        return {
+            "system": "BLIP-2",
+            "encoder": config.encoder.name,
+            "language_model": config.lm and config.lm.name,
+            "grid": list(self.photos.grid),
+            "image_size": config.encoder.image_size,
+            "queries": self.spec.queries,
+            "parameters": count,
+            "parameters_trained": sum(count.values()) - frozen,
+            "parameters_frozen": frozen,
+            "memory_mb": megabytes(model),
+            "config": asdict(self.model.config),
+            "search": to_builtins(config.search),
+            "card": config.card.to_dict(),
+        }
+
+
+class CaptionWriter:
+    """``GroundedText`` over image features."""
+
+    def __init__(self, engine: TorchBlip2) -> None:
+        self.engine, self.text = engine, GroundedText(engine.model, engine.spec.words.dec)
+
+    def prefill(self, inputs: Sequence[Array]) -> tuple[Tensor, Past]:
+        return self.text.prefill(self.engine.image_keys_values(inputs))
+
+    def step(self, ids: Tensor, state: Past) -> tuple[Tensor, Past]:
+        return self.text.step(ids, state)
+
+
+def inner(output: QFormerOutput) -> Tensor:
+    """The attention of queries and words to one another, the mean over layers: ``[R, rows, S]``."""
+    return torch.stack([layer.inner for layer in output.maps]).mean(0)

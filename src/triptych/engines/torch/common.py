@@ -1,0 +1,66 @@
+"""What the reference engines share: encoding photos, scoring texts, counting parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from triptych.engines.interface import Array, Floats, PhotoSpec
+from triptych.generate import Search, log_softmax
+
+
+class TorchEncoder:
+    """The frozen image encoder of a model on ``device``. ``encode_pixels``: pixels -> features ``[B, L, D]`` or ``[B, D, h, w]``."""
+
+    def __init__(self, encoder: Any, encode_pixels: Callable[[Tensor], Tensor], device: torch.device) -> None:
+        encoder.to(memory_format=torch.channels_last)
+        self.photos = PhotoSpec(encoder.image_size, encoder.mean, encoder.std, tuple(encoder.grid))
+        self.encode_pixels, self.device = encode_pixels, device
+
+    @torch.inference_mode()
+    def encode(self, pixel_values: Array) -> list[Tensor]:
+        """``[B, 3, H, W]`` -> the features of each photo, in memory of their own."""
+        pixels = self.tensor(pixel_values).contiguous(memory_format=torch.channels_last)
+        return [features.clone(memory_format=torch.contiguous_format) for features in self.encode_pixels(pixels)]
+
+    def tensor(self, array: Any) -> Tensor:
+        return torch.as_tensor(array, device=self.device)
+
+    def stack(self, arrays: Sequence[Array]) -> Tensor:
+        return torch.stack([self.tensor(array) for array in arrays])
+
+
+@torch.inference_mode()
+def continuation_logprobs(
+    first: Tensor, texts: Sequence[Sequence[int]], read_on: Callable[[Tensor], Tensor]
+) -> list[list[float]]:
+    """The log-probability of each token of each text behind one prompt.
+
+    Args:
+        first: ``[1, V]``, the logits of what follows the prompt.
+        read_on: ids ``[C, T]`` behind the prompt, one row for each text -> the logits ``[C, T, V]`` of what follows each id.
+    """
+    longest = max(map(len, texts))
+    padded = torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in texts], device=first.device)
+    logits = first.expand(len(texts), -1)[:, None]
+    if longest > 1:
+        logits = torch.cat([logits, read_on(padded[:, :-1])], 1)
+    logprobs = log_softmax(logits, Search(frozenset())).gather(2, padded[..., None])[..., 0]
+    return [logprobs[i, : len(row)].tolist() for i, row in enumerate(texts)]
+
+
+def to_numpy(x: Tensor) -> Floats:
+    return np.asarray(x.float().cpu().numpy(), dtype=np.float32)
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Parameters of each part."""
+    return {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+
+
+def megabytes(model: nn.Module) -> float:
+    return round(sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20, 1)

@@ -1,0 +1,113 @@
+"""Flamingo by PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from msgspec import to_builtins
+from torch import Tensor
+
+from triptych.engines.interface import Array, FlamingoInputs, FlamingoSpec, Floats
+from triptych.engines.torch.common import TorchEncoder, continuation_logprobs, count_parameters, megabytes, to_numpy
+from triptych.errors import InputError
+from triptych.models import FlamingoModel
+from triptych.systems.flamingo import FlamingoState, flamingo_prompt
+
+MAX_MAP_TOKENS = 2048  # attention over all tokens takes memory that grows with their square
+
+
+class TorchFlamingo(TorchEncoder):
+    """An ``interface.FlamingoEngine``."""
+
+    def __init__(self, flamingo: FlamingoModel, device: torch.device) -> None:
+        self.flamingo, self.model = flamingo, flamingo.model.to(device)
+        super().__init__(self.model.vision_encoder, self.model.encode, device)
+        config, limit = self.model.config, self.model.lm.config.max_positions
+        self.spec = FlamingoSpec(
+            flamingo.tokenizer, flamingo.search, config.image_id, flamingo.end_id, limit, config.max_pictures
+        )
+
+    def pooled(self, features: Sequence[Array]) -> Floats:
+        return to_numpy(self.stack(features).mean(1))
+
+    @torch.inference_mode()
+    def read(self, features: Sequence[Array], places: Sequence[int]) -> list[Tensor]:
+        tokens = self.model.resampler(self.stack(features), torch.tensor(places, device=self.device))
+        return [x.clone() for x in tokens]
+
+    @torch.inference_mode()
+    def prefill(self, inputs: FlamingoInputs) -> tuple[Tensor, FlamingoState]:
+        counts = [len(pictures) for pictures in inputs.visual_tokens]
+        tokens = torch.empty(0, self.model.config.latents, self.model.config.visual_dim, device=self.device)
+        if sum(counts):
+            tokens = self.stack([x for pictures in inputs.visual_tokens for x in pictures])
+        prompt = flamingo_prompt(inputs.rows, tokens, counts, self.flamingo.end_id)._replace(state=inputs.state)
+        if not inputs.blind:
+            return self.model.prefill(prompt)
+        hidden = self.model(prompt.input_ids, padding_mask=prompt.padding_mask, state=inputs.state, blind_from=0)
+        return self.model.lm.logits(hidden[:, -1:])[:, 0], inputs.state
+
+    def step(self, ids: Tensor, state: FlamingoState) -> tuple[Tensor, FlamingoState]:
+        return self.model.step(ids, state)
+
+    def score(self, logits: Array, state: FlamingoState, texts: Sequence[Sequence[int]]) -> list[list[float]]:
+        each = state.fork([0] * len(texts))
+        model = self.model
+        return continuation_logprobs(self.tensor(logits), texts, lambda ids: model.lm.logits(model(ids, state=each)))
+
+    @torch.inference_mode()
+    def maps(
+        self, prompt: Sequence[int], features: Sequence[Array], ids: Sequence[int], blind_from: int | None = None
+    ) -> Floats:
+        """A token looks at its picture through the gated blocks, and at earlier tokens, which looked at theirs, through the language
+        model: its map is the mean of both, so that what it has from all pictures sums to at most 1. Gated attention on the latents is
+        multiplied with the resampler's on the cells. All attention is the mean over heads and layers."""
+        if len(prompt) + len(ids) > MAX_MAP_TOKENS:
+            raise InputError(
+                f"the text has {len(prompt) + len(ids)} tokens: attention maps are made of {MAX_MAP_TOKENS} at most"
+            )
+        pictures, cells, latents, text = len(features), list[Tensor](), list[Tensor](), list[Tensor]()
+        numbers = torch.arange(1, pictures + 1, device=self.device)
+        tokens = self.model.resampler(self.stack(features), numbers, cells)
+        whole = torch.tensor([[*prompt, *ids[:-1]]], dtype=torch.long, device=self.device)
+        media = self.model.media(tokens, [pictures])
+        self.model(whole, media, maps=latents, text_maps=text, blind_from=blind_from)
+        direct = torch.stack([x[0] for x in latents]).mean(0).view(whole.shape[1], pictures, -1)  # [S, N, R]
+        through = torch.stack([x[0] for x in text]).mean(0)[-len(ids) :]  # [T, S]
+        by_latent = (direct[-len(ids) :] + torch.einsum("ts,snr->tnr", through, direct)) / 2
+        by_cell = torch.einsum("tnr,nrl->tnl", by_latent, self.cells_of_latents(cells))
+        return to_numpy(by_cell.view(len(ids), pictures, *self.photos.grid))
+
+    def cells_of_latents(self, maps: Sequence[Tensor]) -> Tensor:
+        """How much each latent attended to each cell, ``[N, R, L]``: the resampler's attention without that to latents or a class token."""
+        height, width = self.photos.grid
+        latents = maps[0].shape[2]
+        return torch.stack([x.mean(1) for x in maps]).mean(0)[..., -latents - height * width : -latents]
+
+    def gates(self) -> list[tuple[float, float]]:
+        return self.model.gates()
+
+    def info(self) -> dict[str, Any]:
+        model, config = self.model, self.flamingo.config
+        count = count_parameters(model)
+        frozen = count["vision_encoder"] + count["lm"]
+        gates = [(round(attn, 3), round(ffw, 3)) for attn, ffw in model.gates()]
+        return {
+            "system": "Flamingo",
+            "encoder": config.encoder.name,
+            "language_model": config.lm and config.lm.name,
+            "grid": list(self.photos.grid),
+            "image_size": config.encoder.image_size,
+            "latents": model.config.latents,
+            "gates": {f"before block {(i + 1) * model.config.every}": pair for i, pair in enumerate(gates)},
+            "parameters": count,
+            "parameters_trained": sum(count.values()) - frozen,
+            "parameters_frozen": frozen,
+            "memory_mb": megabytes(model),
+            "config": asdict(self.model.config),
+            "search": to_builtins(config.search),
+            "card": config.card.to_dict(),
+        }

@@ -1,0 +1,63 @@
+"""Show, Attend and Tell by PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from msgspec import to_builtins
+from torch import Tensor
+
+from triptych.engines.interface import Array, Floats, SatSpec
+from triptych.engines.torch.common import TorchEncoder, count_parameters, megabytes, to_numpy
+from triptych.models import SatModel
+from triptych.systems.show_attend_tell import CaptionState
+from triptych.text.vocabulary import BOS
+
+
+class TorchSat(TorchEncoder):
+    """An ``interface.SatEngine``."""
+
+    def __init__(self, sat: SatModel, device: torch.device) -> None:
+        self.sat, self.model = sat, sat.model.to(device)
+        super().__init__(self.model.encoder, self.model.encoder.trunk, device)
+        self.spec = SatSpec(sat.vocabulary, sat.search)
+
+    @torch.inference_mode()
+    def read(self, features: Sequence[Array]) -> Tensor:
+        return self.model.encoder.tail(self.stack(features))
+
+    def pooled(self, features: Sequence[Array]) -> Floats:
+        return to_numpy(self.read(features).mean(1))
+
+    def prefill(self, inputs: Array) -> tuple[Tensor, CaptionState]:
+        return self.model.decoder.prefill(self.tensor(inputs))
+
+    def step(self, ids: Tensor, state: CaptionState) -> tuple[Tensor, CaptionState]:
+        return self.model.decoder.step(ids, state)
+
+    @torch.inference_mode()
+    def maps(self, features: Array, ids: Sequence[int]) -> Floats:
+        """The decoder's alpha when it reads its own caption again (SAT eq. 6 to 9)."""
+        written = torch.tensor([[[BOS, *ids[:-1]]]], device=self.device)
+        alpha = self.model.decoder(self.read([features]), written).alpha[0, 0]
+        return to_numpy(alpha.view(len(ids), *self.photos.grid))
+
+    def info(self) -> dict[str, Any]:
+        encoder, config = self.model.encoder, self.sat.config
+        frozen = sum(p.numel() for p in encoder.layers[: encoder.cut].parameters())
+        return {
+            "system": "Show, Attend and Tell",
+            "encoder": encoder.name,
+            "grid": list(encoder.grid),
+            "image_size": encoder.image_size,
+            "vocabulary": len(self.sat.vocabulary),
+            "parameters_trained": sum(count_parameters(self.model).values()) - frozen,
+            "parameters_frozen": frozen,
+            "memory_mb": megabytes(self.model),
+            "config": asdict(self.model.config),
+            "search": to_builtins(config.search),
+            "card": config.card.to_dict(),
+        }

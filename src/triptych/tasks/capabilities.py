@@ -1,0 +1,97 @@
+"""What models can do, as Protocols: code that needs a capability asks for it, not for a system."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triptych.generate import Search
+from triptych.io.images import ImageSource
+from triptych.tasks.answer import Answer, Match
+from triptych.tasks.chat import Chat
+
+Shot: TypeAlias = tuple[ImageSource | None, str]  # an example: a picture, or none, and its text
+
+
+class Model(Protocol):
+    """What all have."""
+
+    @property
+    def name(self) -> str: ...
+    def info(self) -> dict[str, Any]: ...
+    def search(self, **settings: Any) -> Search: ...
+
+
+@runtime_checkable
+class Captions(Model, Protocol):
+    def caption(self, images: Any, *, explain: bool = ..., **settings: Any) -> Any:
+        """One picture -> an ``Answer``; a list of pictures -> a list."""
+        ...
+
+    def stream(self, image: ImageSource, **settings: Any) -> Iterator[str]: ...
+
+
+@runtime_checkable
+class Answers(Model, Protocol):
+    """``answers``: whether this model has what it takes (a language model)."""
+
+    @property
+    def answers(self) -> bool: ...
+    def ask(
+        self,
+        images: Any,
+        question: Any,
+        choices: Sequence[str] | None = ...,
+        *,
+        explain: bool = ...,
+        **settings: Any,
+    ) -> Any:
+        """One question -> an ``Answer``; a list of questions -> a list."""
+        ...
+
+    def compare(
+        self, left: ImageSource, right: ImageSource, question: str, choices: Sequence[str] = ..., *, explain: bool = ...
+    ) -> Answer: ...
+
+
+@runtime_checkable
+class Matches(Model, Protocol):
+    """``matches``: whether this model has what it takes (the heads of BLIP-2's first stage)."""
+
+    @property
+    def matches(self) -> bool: ...
+    def itc_images(self, images: Sequence[ImageSource]) -> NDArray[np.float32]: ...
+    def itc_texts(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
+    def match(self, images: Any, texts: str | Sequence[str], *, explain: bool = ...) -> list[Match]: ...
+
+
+@runtime_checkable
+class Completes(Model, Protocol):
+    def complete(
+        self,
+        image: ImageSource,
+        shots: Sequence[Shot] = ...,
+        prompt: str = ...,
+        choices: Sequence[str] | None = ...,
+        *,
+        similar: int | None = ...,
+        explain: bool = ...,
+        **settings: Any,
+    ) -> Answer: ...
+    def interleaved(
+        self,
+        images: Sequence[ImageSource],
+        text: str,
+        choices: Sequence[str] | None = ...,
+        explain: bool = ...,
+        **settings: Any,
+    ) -> Answer: ...
+    def most_similar(self, image: ImageSource, shots: Sequence[Shot], count: int) -> list[Shot]: ...
+
+
+@runtime_checkable
+class Chats(Model, Protocol):
+    def chat(self) -> Chat: ...

@@ -1,0 +1,167 @@
+"""Flamingo's prompts: from text and pictures to token ids and visual tokens, through the model, and back to answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from triptych.engines.interface import Array, FlamingoEngine, FlamingoInputs, Floats
+from triptych.errors import InputError
+from triptych.generate import Hypothesis, Search, generate, stream
+from triptych.io.images import ImageSource, content_hash, load_image
+from triptych.tasks.answer import Answer, Method
+from triptych.tasks.photos import ENCODED_TOGETHER, ArrayMemory, PhotoMemory
+from triptych.tasks.prefix import PrefixMemory, PrefixState, PromptRow, common_length
+from triptych.tasks.words import Spans, decode_pieces, mean_over_words, to_answer
+from triptych.text.prompt import END, split_at_images
+
+BATCH = 16  # prompts decoded together
+MAX_PICTURES = 128  # of one prompt
+REMEMBERED_BYTES = 64 * 2**20  # of visual tokens
+
+Prompt = tuple[str, Sequence[ImageSource]]  # a text with its placeholders, and its pictures
+
+
+class FlamingoPrompts:
+    """Reads prompts with an engine. A picture is encoded and resampled once for as long as it is remembered (by content); a prompt that
+    begins like an earlier one is read only from where they part."""
+
+    def __init__(self, engine: FlamingoEngine[Any], name: str) -> None:
+        self.engine, self.name, self.spec = engine, name, engine.spec
+        self.encode = PhotoMemory(engine)
+        self.prefix = PrefixMemory(engine)
+        self.resampled = ArrayMemory(REMEMBERED_BYTES)
+
+    # From text and pictures to rows
+
+    def check_count(self, pictures: int) -> None:
+        if not 1 <= pictures <= MAX_PICTURES:
+            raise InputError(f"a prompt with {pictures} pictures: give 1 to {MAX_PICTURES}")
+
+    def check_length(self, tokens: int) -> None:
+        limit = self.spec.max_tokens
+        if tokens >= limit:
+            raise InputError(f"the prompt has {tokens} tokens: the language model reads {limit} at most")
+
+    def ids(self, text: str, pictures: int) -> list[int]:
+        """Ids of a text, ``image_id`` where a picture stands, ``end_id`` behind an example."""
+        self.check_count(pictures)
+        tokenizer = self.spec.tokenizer
+        ids = tokenizer.encode("", begin=True)
+        for i, between in enumerate(split_at_images(text, pictures)):
+            ids += [self.spec.image_id] * (i > 0)
+            for n, piece in enumerate(between.split(END)):
+                ids += [self.spec.end_id] * (n > 0) + tokenizer.encode(piece)
+        return ids
+
+    def length(self, text: str, pictures: int) -> int:
+        """Tokens of a text with so many pictures."""
+        return len(self.ids(text, pictures))
+
+    def rows(self, prompts: Sequence[Prompt]) -> list[PromptRow]:
+        """Prompts as ids and visual tokens; all their new pictures are encoded together.
+
+        Raises:
+            InputError: pictures and placeholders do not match in number, a picture cannot be read, or a prompt is too long.
+        """
+        ids = [self.ids(text, len(images)) for text, images in prompts]
+        for row in ids:
+            self.check_length(len(row))
+        pictures = iter(self.visual_tokens([images for _, images in prompts]))
+        rows = []
+        for row, (_, images) in zip(ids, prompts, strict=True):
+            own = [next(pictures) for _ in images]
+            hashes = iter([content for content, _ in own])
+            signature = tuple(next(hashes) if i == self.spec.image_id else i for i in row)
+            rows.append(PromptRow(row, signature, [tokens for _, tokens in own]))
+        return rows
+
+    def row(self, text: str, images: Sequence[ImageSource]) -> PromptRow:
+        return self.rows([(text, images)])[0]
+
+    def visual_tokens(self, prompts: Sequence[Sequence[ImageSource]]) -> list[tuple[str, Array]]:
+        """Of all pictures in order the hash of the content and the visual tokens ``[R, D]``. A picture's place in its prompt counts where
+        places have embeddings."""
+        fixed = self.spec.max_pictures is None
+        images = [image for shown in prompts for image in shown]
+        places = [1 if fixed else n for shown in prompts for n in range(1, len(shown) + 1)]
+        keys: list[tuple[str, int]] = []
+        known: dict[tuple[str, int], Array] = {}
+        new: dict[tuple[str, int], Array] = {}  # image features
+        for first in range(0, len(images), ENCODED_TOGETHER):  # not all photos in memory at once
+            part = slice(first, first + ENCODED_TOGETHER)
+            photos = [load_image(image, self.engine.photos.size) for image in images[part]]
+            here = [(content_hash(photo), place) for photo, place in zip(photos, places[part], strict=True)]
+            keys += here
+            remembered = [(key, self.resampled.get(key)) for key in here]
+            known |= {key: tokens for key, tokens in remembered if tokens is not None}
+            unknown = {key: photo for key, photo in zip(here, photos, strict=True) if key not in known | new}
+            new |= zip(unknown, self.encode(list(unknown.values())), strict=True)
+        if new:
+            resampled = self.engine.read(list(new.values()), [place for _, place in new])
+            for key, array in zip(new, resampled, strict=True):
+                known[key] = array
+                self.resampled.put(key, array)
+        return [(key[0], known[key]) for key in keys]
+
+    # Through the model
+
+    def write(
+        self, prompts: Sequence[Prompt], search: Search, explain: bool = False, as_sentence: bool = False
+    ) -> list[Answer]:
+        """What follows each prompt."""
+        answers = []
+        for first in range(0, len(prompts), BATCH):
+            part = prompts[first : first + BATCH]
+            rows = self.rows(part)
+            for row, (_, images), hypotheses in zip(rows, part, self.generate(rows, search), strict=True):
+                answers.append(self.answer(hypotheses, row, images if explain else None, as_sentence))
+        return answers
+
+    def generate(self, rows: Sequence[PromptRow], search: Search) -> list[list[Hypothesis]]:
+        """What follows each row. Examples that all rows begin with are read once."""
+        if len(rows) == 1:
+            with self.prefix.read_prompt(rows[0]) as prefix:
+                return generate(prefix, None, search)
+        shared = min(common_length(rows[0].signature, row.signature) for row in rows)
+        shared = min(shared, *(len(row.input_ids) - 1 for row in rows))
+        first = rows[0].until(shared)
+        pictures = len(first.visual_tokens)
+        with self.prefix.read_prompt(first) if shared else nullcontext() as prefix:
+            state = prefix.state.fork([0] * len(rows)) if prefix else None
+            ids = [row.input_ids[shared:] for row in rows]
+            inputs = FlamingoInputs(ids, [row.visual_tokens[pictures:] for row in rows], state)
+            return generate(self.engine, inputs, search)
+
+    def streamed(self, text: str, images: Sequence[ImageSource], search: Search) -> Iterator[str]:
+        """What follows a prompt, piece by piece."""
+        with self.prefix.read_prompt(self.row(text, images)) as prefix:
+            yield from decode_pieces(self.spec.tokenizer, stream(prefix, None, search))
+
+    @contextmanager
+    def read_blind(self, row: PromptRow, ids: list[int]) -> Iterator[tuple[PromptRow, PrefixState]]:
+        """A prompt, then text that attends to no picture: the last one would answer for all."""
+        self.check_length(len(row.input_ids) + len(ids))
+        with self.prefix.read_prompt(row) as prefix:
+            logits, state = self.engine.prefill(FlamingoInputs([ids], [[]], prefix.state, blind=True))
+            whole = row._replace(input_ids=row.input_ids + ids, blind_from=len(row.input_ids))
+            yield whole, PrefixState(self.engine, logits, state)
+
+    # Back to answers
+
+    def answer(
+        self,
+        hypotheses: Sequence[Hypothesis],
+        row: PromptRow,
+        images: Sequence[ImageSource] | None = None,
+        as_sentence: bool = False,
+        method: Method = "language model",
+    ) -> Answer:
+        """``images``: of the prompt, to show where the model looked in them; None = no evidence."""
+
+        def maps(ids: Sequence[int], spans: Spans) -> Floats:
+            features = self.encode(images or ())
+            return mean_over_words(self.engine.maps(row.input_ids, features, ids, row.blind_from), spans)
+
+        return to_answer(self.name, self.spec.tokenizer, hypotheses, maps if images else None, as_sentence, method)

@@ -1,0 +1,105 @@
+"""How well photos and texts match: BLIP-2's contrast (ITC) and matching (ITM)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from triptych.engines.interface import Blip2Engine, Floats, Texts
+from triptych.errors import InputError
+from triptych.evidence import Evidence
+from triptych.io.images import ImageSource
+from triptych.tasks.answer import Match
+from triptych.tasks.asking import Photos, as_list
+from triptych.tasks.photos import ArrayMemory, PhotoMemory
+from triptych.tasks.words import join_word_pieces, sum_over_words
+
+PAIRS = 256  # photos with texts that are matched together
+REMEMBERED_BYTES = 16 * 2**20  # of texts' features for contrast
+
+
+class Blip2Matching:
+    """The part of ``Blip2Tasks`` that needs no language model."""
+
+    def __init__(self, engine: Blip2Engine[Any], name: str) -> None:
+        self.engine, self.name, self.spec = engine, name, engine.spec
+        self.encode = PhotoMemory(engine)
+        self.text_features = ArrayMemory(REMEMBERED_BYTES)
+
+    @property
+    def matches(self) -> bool:
+        """Whether it has the heads of the first stage."""
+        return self.spec.matches
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the weights that features for contrast come from."""
+        return self.engine.fingerprint
+
+    def check_matches(self) -> None:
+        """Raises InputError: the model has no heads of the first stage."""
+        if not self.matches:
+            raise InputError(f"{self.name} cannot match: its checkpoint has no heads of the first stage")
+
+    def word_pieces(self, texts: Sequence[str]) -> Texts:
+        """For the Q-Former. Raises InputError: a text is empty or too long."""
+        if any(not text.strip() for text in texts):
+            raise InputError("a text is empty: say what to look for")
+        return Texts(*self.spec.words.encode(texts, self.spec.max_pieces))
+
+    def itc_images(self, images: Sequence[ImageSource]) -> Floats:
+        """Features for contrast of each photo's queries, ``[B, Q, E]``, of length 1."""
+        self.check_matches()
+        return self.engine.itc_images(self.encode(images))
+
+    def itc_texts(self, texts: Sequence[str]) -> Floats:
+        """Features for contrast of each text, ``[T, E]``, of length 1; computed once for as long as they are remembered."""
+        self.check_matches()
+        known = {text: self.text_features.get(text) for text in texts}
+        new = [text for text, features in known.items() if features is None]
+        for first in range(0, len(new), PAIRS):
+            part = new[first : first + PAIRS]
+            for text, features in zip(part, self.engine.itc_texts(self.word_pieces(part)), strict=True):
+                known[text] = features
+                self.text_features.put(text, features)
+        return np.stack([np.asarray(known[text], dtype=np.float32) for text in texts])
+
+    def match(self, images: Photos, texts: str | Sequence[str], *, explain: bool = False) -> list[Match]:
+        """How well every photo fits every text, photo by photo.
+
+        A photo's keys and values are computed once for all texts. ``explain``: where each word was looked for.
+
+        Raises:
+            InputError: no photo, an empty text, a text too long for the Q-Former, an unreadable photo; a model that cannot match.
+        """
+        self.check_matches()
+        photos, texts = as_list(images), [texts] if isinstance(texts, str) else list(texts)
+        if not photos or not texts:
+            raise InputError("matching needs at least one photo and one text")
+        features = self.encode(photos)
+        matches: list[Match] = []
+        parts = [texts[first : first + PAIRS] for first in range(0, len(texts), PAIRS)]
+        read = [(self.word_pieces(part), self.itc_texts(part)) for part in parts]
+        together = max(1, PAIRS // len(texts))
+        for first in range(0, len(photos), together):
+            some = features[first : first + together]
+            scores = [self.engine.match(some, *part) for part in read]
+            columns = [np.concatenate(same, 1) for same in zip(*scores, strict=True)]
+            for i in range(len(some)):
+                rows = zip(*(column[i].tolist() for column in columns), strict=True)
+                matches += [Match(first + i, t, *numbers) for t, numbers in enumerate(rows)]
+        if explain:
+            matches = [replace(m, evidence=self.match_evidence(photos[m.image], texts[m.text])) for m in matches]
+        return matches
+
+    def match_evidence(self, image: ImageSource, text: str) -> Evidence:
+        """Where each word of a text was looked for in a photo; behind them, as one word, where the best query of contrast looked."""
+        (features,), pieces = self.encode([image]), self.word_pieces([text])
+        vocabulary = self.spec.words.words
+        words, spans = join_word_pieces([vocabulary[i] for i in np.asarray(pieces.input_ids)[0, 1:-1].tolist()])
+        *by_piece, best = self.engine.match_maps(features, pieces)
+        maps = np.concatenate([sum_over_words(np.stack(by_piece), spans), best[None]])[:, None]
+        return Evidence((*words, "(whole text)"), maps, (0.0,) * len(maps))
