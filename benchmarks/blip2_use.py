@@ -41,7 +41,7 @@ def random_photos(count: int, seed: int = 0) -> list[Image.Image]:
 def ask(model: str, repeats: int) -> dict[str, float]:
     """A question about a photo not seen before: the whole answer, and its parts run again one by one."""
     from triptych.tasks import Blip2Tasks, load
-    from triptych.tasks.asking import Question
+    from triptych.tasks.asking import PictureQuestion
 
     found: dict[str, list[float]] = {}
     started = time.perf_counter()
@@ -55,9 +55,9 @@ def ask(model: str, repeats: int) -> dict[str, float]:
             parts = {
                 "total": seconds(tasks.ask, photo, QUESTION),
                 "encode the photo": seconds(tasks.encode, [fresh]),
-                "Q-Former": seconds(tasks.read, [tasks.question_prompt(Question([fresh], QUESTION))]),
+                "Q-Former": seconds(tasks.read, [tasks.question_prompt(PictureQuestion([fresh], QUESTION))]),
             }
-            (row,) = tasks.read([tasks.question_prompt(Question([fresh], QUESTION))])
+            (row,) = tasks.read([tasks.question_prompt(PictureQuestion([fresh], QUESTION))])
             parts["language model, prompt"] = seconds(tasks.engine.prefill, [row.pieces])
         for name, value in parts.items():
             found.setdefault(name, []).append(value)

@@ -27,7 +27,7 @@ from triptych.errors import InputError
 from triptych.generate import Hypothesis, generate
 from triptych.models import load_blip2, save_blip2
 from triptych.tasks import Blip2Tasks
-from triptych.tasks.asking import Question
+from triptych.tasks.asking import PictureQuestion
 from triptych.tasks.blip2 import PhotoPrompt
 from triptych.tasks.words import sentence, words_of
 
@@ -41,7 +41,7 @@ QFORMER_SIZES = SIZES | {"vocab_size": len(WORDS) + 1, "max_position_embeddings"
 VISION_SIZES = SIZES | {"num_hidden_layers": 2, "hidden_size": 24, "patch_size": 4, "image_size": SIZE}
 LM_SIZES = {"hidden_size": 28, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 128}
 COLOURS = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25]}
-ANSWER = "Question: what is it? Answer:"
+ANSWER = "PictureQuestion: what is it? Answer:"
 
 
 class Pair(NamedTuple):
@@ -295,7 +295,7 @@ def test_instruct_blip(instruct: Pair, photos: list[Image.Image], beams: int, mo
     """The Q-Former and the language model read the same prompt, of captions too."""
     ours, texts = instruct.ours, set()
     settings = {"beams": beams, "max_new_tokens": 16} | endless(instruct, beams, monkeypatch)
-    asked = "Question: what is it? Short answer:"
+    asked = "PictureQuestion: what is it? Short answer:"
     for photo in photos:
         for text, question in ((asked, "what is it?"), (ours.spec.prompts.caption.removeprefix("<image>"), None)):
             inputs = instruct.processor(images=photo, text=text, return_tensors="pt")
@@ -367,10 +367,10 @@ def test_traps(generation: Pair, photos: list[Image.Image]) -> None:
         assert both == pytest.approx(scores(photos[0], photos[1], question=question), abs=1e-4)
         for others in ((photos[0], photos[2]), (photos[2], photos[1]), (photos[1], photos[0])):
             assert np.abs(np.subtract(scores(*others, question=question), both)).max() > 0.01
-    (row,) = ours.read([ours.question_prompt(Question(photos[:2], "which?"))])
+    (row,) = ours.read([ours.question_prompt(PictureQuestion(photos[:2], "which?"))])
     begins = ours.tokenizer.bos_id
     assert [len(piece) for piece in row.pieces[:4]] == [0, QUERIES, 0, QUERIES]  # both photos, then </s> and the text
-    assert row.pieces[4] == [begins, *ours.tokenizer.encode("Question: which? Answer:")]
+    assert row.pieces[4] == [begins, *ours.tokenizer.encode("PictureQuestion: which? Answer:")]
 
 
 def test_a_batch_answers_as_its_items(generation: Pair, instruct: Pair, photos: list[Image.Image]) -> None:

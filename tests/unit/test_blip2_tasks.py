@@ -9,7 +9,7 @@ from tiny_blip2 import blip2_tasks, read_prompt
 from triptych.errors import InputError
 from triptych.systems.blip2 import caption_inputs, instruction
 from triptych.tasks import Blip2Tasks
-from triptych.tasks.asking import Question
+from triptych.tasks.asking import PictureQuestion
 from triptych.tasks.blip2 import PhotoPrompt
 from triptych.tasks.words import sentence
 from triptych.text.prompt import CAPTION, CAPTION_INSTRUCTION, IGNORED
@@ -62,7 +62,7 @@ def test_choices_are_scored_as_whole_answers(model: Blip2Tasks, photos: list[Ima
     assert answer.scores is not None and answer.text == max(answer.scores, key=lambda c: answer.scores[c])
     assert answer.logprob == pytest.approx(answer.scores[answer.text])
     tokenizer, engine = model.tokenizer, model.engine
-    (row,) = model.read([model.question_prompt(Question(photos[:1], "what?"))])
+    (row,) = model.read([model.question_prompt(PictureQuestion(photos[:1], "what?"))])
     for choice, score in answer.scores.items():  # the same without a cache, one at a time
         ids = torch.tensor([*tokenizer.encode(f" {choice}"), *tokenizer.eos_ids])
         inputs = engine.model.prompt([engine.tensors([*row.pieces, ids.tolist()])]).inputs
@@ -115,7 +115,7 @@ def test_a_question_is_read_as_in_training(model: Blip2Tasks, photos: list[Image
     rows = QuestionRows(model.spec.words, model.tokenizer, queries)([Asked(tuple(range(pictures)), question, "x")])
     image = model.engine.image_keys_values(model.encode(shown))
     read = torch_model.read_photos(image, (rows.question_ids, rows.question_mask)).queries
-    (asked,) = model.read([model.question_prompt(Question(shown, question))])
+    (asked,) = model.read([model.question_prompt(PictureQuestion(shown, question))])
     soft = [piece for piece in asked.pieces if not isinstance(piece, list)]
     torch.testing.assert_close(torch.stack(soft), torch_model.soft_prompt(read))
     ids = [piece if isinstance(piece, list) else [PICTURE] * len(piece) for piece in asked.pieces]

@@ -170,7 +170,7 @@ def test_a_full_disk_is_one_line_and_exit_1(run, tiny: Path, photo: Path, monkey
     monkeypatch.setattr(Path, "replace", full)
     result = run("explain", photo, "--model", tiny, "--out", photo.with_name("maps.png"))
     assert (result.code, len(result.err.splitlines())) == (1, 1)
-    assert "No space left" in result.err
+    assert "the disk is full" in result.err
     assert [p.name for p in photo.parent.iterdir()] == ["photo.png"]
 
 

@@ -12,7 +12,7 @@ from tiny_flamingo import flamingo_tasks
 
 from triptych.data.interleaved import example, told, with_pictures
 from triptych.errors import InputError
-from triptych.tasks.asking import Question
+from triptych.tasks.asking import PictureQuestion
 from triptych.tasks.chat import ANSWER_TOKENS
 from triptych.tasks.flamingo import FlamingoTasks
 from triptych.text.prompt import CAPTION, END, captions_by_picture, few_shot, question_prompt
@@ -260,7 +260,7 @@ def test_several_pictures_are_captioned_one_by_one_before_a_free_answer(
     captions = [fresh().interleaved([photo], CAPTION).text for photo in photos[:2]]
     text = captions_by_picture(captions)
     head, torch_model = fresh().prompts.row(text, photos[:2]), model.engine.model
-    with model.read_captions(Question(photos[:2], "which?")) as (row, prefix):
+    with model.read_captions(PictureQuestion(photos[:2], "which?")) as (row, prefix):
         logits = prefix.logits.clone()
     assert row.input_ids == head.input_ids + model.spec.tokenizer.encode("\nQuestion: which?\nAnswer:")
     ids, media = torch.tensor([row.input_ids]), torch_model.media(torch.stack(head.visual_tokens), [2])

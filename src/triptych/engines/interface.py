@@ -13,16 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, Self, TypeAlias, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from triptych.generate import Search, State, StepModel
+from triptych.evidence import Floats
+from triptych.generate import Search, State, StateT, StepModel
 from triptych.text.prompt import DEFAULT_PROMPTS, Prompts
 from triptych.text.tokenizer import TextTokenizer
 from triptych.text.vocabulary import WordVocabulary
 from triptych.text.wordpiece import WordPieces
-
-Floats: TypeAlias = NDArray[np.float32]
 
 
 class Array(Protocol):
@@ -36,7 +32,6 @@ class Array(Protocol):
 
 
 Piece: TypeAlias = list[int] | Array  # of a prompt: token ids, or what stands for a photo
-StateT = TypeVar("StateT", bound=State)
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,7 @@ class PhotoSpec:
     grid: tuple[int, int]
 
 
-class Encoder(Protocol):
+class PhotoEncoder(Protocol):
     """What the engines of all systems have: the frozen image encoder."""
 
     @property
@@ -77,7 +72,7 @@ class SatSpec:
     search: Search
 
 
-class SatEngine(Encoder, StepModel[Array, StateT], Protocol[StateT]):
+class SatEngine(PhotoEncoder, StepModel[Array, StateT], Protocol[StateT]):
     """A ``StepModel`` over annotations ``[B, L, D]``."""
 
     @property
@@ -108,7 +103,7 @@ class FlamingoSpec:
     max_pictures: int | None
 
 
-class FlamingoState(State, Protocol):
+class PromptState(State, Protocol):
     """One row's or several rows' text and pictures, as read so far."""
 
     def fork(self, rows: Sequence[int]) -> Self:
@@ -120,11 +115,11 @@ class FlamingoState(State, Protocol):
         ...
 
 
-FlamingoStateT = TypeVar("FlamingoStateT", bound=FlamingoState)
+PromptStateT = TypeVar("PromptStateT", bound=PromptState)
 
 
 class FlamingoInputs(NamedTuple):
-    """Texts with their pictures. ``state``: what was read before them; it is continued in place."""
+    """TextPieces with their pictures. ``state``: what was read before them; it is continued in place."""
 
     rows: Sequence[Sequence[int]]  # the ids of each text, image_id where a picture stands
     visual_tokens: Sequence[Sequence[Array]]  # of each row's pictures, in order, each [R, D]
@@ -132,7 +127,7 @@ class FlamingoInputs(NamedTuple):
     blind: bool = False  # the texts, and what is written behind them, attend to no picture
 
 
-class FlamingoEngine(Encoder, StepModel[FlamingoInputs, FlamingoStateT], Protocol[FlamingoStateT]):
+class FlamingoEngine(PhotoEncoder, StepModel[FlamingoInputs, PromptStateT], Protocol[PromptStateT]):
     @property
     def spec(self) -> FlamingoSpec: ...
 
@@ -144,7 +139,7 @@ class FlamingoEngine(Encoder, StepModel[FlamingoInputs, FlamingoStateT], Protoco
         """
         ...
 
-    def score(self, logits: Array, state: FlamingoStateT, texts: Sequence[Sequence[int]]) -> list[list[float]]:
+    def score(self, logits: Array, state: PromptStateT, texts: Sequence[Sequence[int]]) -> list[list[float]]:
         """The log-probability of each token of each text behind one prompt: ``logits [1, V]`` and ``state`` (unchanged) of ``prefill``."""
         ...
 
@@ -183,7 +178,7 @@ class Blip2Spec:
     prompts: Prompts = DEFAULT_PROMPTS
 
 
-class Texts(NamedTuple):
+class TextPieces(NamedTuple):
     """Word pieces for the Q-Former, as ``WordPieces.encode`` makes them."""
 
     input_ids: Array  # [K, T]
@@ -197,7 +192,7 @@ class SoftPrompt(NamedTuple):
     cells: Array | None  # [Q, L]: where each query looked; only if asked for
 
 
-class MatchScores(NamedTuple):
+class MatchArrays(NamedTuple):
     """How well photos and texts fit, each ``[B, K]``; the fields of ``tasks.Match``."""
 
     itc_cosine: Floats
@@ -206,7 +201,7 @@ class MatchScores(NamedTuple):
     rerank: Floats
 
 
-class Blip2Engine(Encoder, StepModel[Sequence[Sequence[Piece]], StateT], Protocol[StateT]):
+class Blip2Engine(PhotoEncoder, StepModel[Sequence[Sequence[Piece]], StateT], Protocol[StateT]):
     """As a ``StepModel`` it is the language model over prompts, each a sequence of pieces."""
 
     @property
@@ -218,7 +213,7 @@ class Blip2Engine(Encoder, StepModel[Sequence[Sequence[Piece]], StateT], Protoco
         ...
 
     def read(
-        self, features: Sequence[Array], instructions: Texts | None, with_cells: bool = False
+        self, features: Sequence[Array], instructions: TextPieces | None, with_cells: bool = False
     ) -> Sequence[SoftPrompt]:
         """The Q-Former over B photos, each with its instruction, and the projection to the language model's width."""
         ...
@@ -247,15 +242,15 @@ class Blip2Engine(Encoder, StepModel[Sequence[Sequence[Piece]], StateT], Protoco
         """Features for contrast of each photo's queries: ``[B, Q, E]``, of length 1."""
         ...
 
-    def itc_texts(self, texts: Texts) -> Floats:
+    def itc_texts(self, texts: TextPieces) -> Floats:
         """Features for contrast of each text: ``[K, E]``, of length 1."""
         ...
 
-    def match(self, features: Sequence[Array], texts: Texts, itc_texts: Floats) -> MatchScores:
+    def match(self, features: Sequence[Array], texts: TextPieces, itc_texts: Floats) -> MatchArrays:
         """Every photo with every text; ``itc_texts``: what ``itc_texts(texts)`` gave, which many photos share."""
         ...
 
-    def match_maps(self, features: Array, texts: Texts) -> Floats:
+    def match_maps(self, features: Array, texts: TextPieces) -> Floats:
         """Where one photo was looked at for each piece of one text, [CLS] and [SEP] left out, and behind them where the best query of
         contrast looked: ``[T + 1, h, w]``."""
         ...

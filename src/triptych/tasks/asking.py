@@ -16,7 +16,7 @@ Photos = ImageSource | Sequence[ImageSource]
 
 
 @dataclass(frozen=True)
-class Question:
+class PictureQuestion:
     """A question about pictures; ``choices``: the possible answers, None = any."""
 
     images: list[ImageSource]
@@ -75,7 +75,7 @@ class Answerer:
                 f"{len(question)} questions for {len(images)} photos or lists of photos: each needs its own"
             )
         checked = None if choices is None else check_choices(choices)
-        questions = [Question(as_list(of), text, checked) for of, text in zip(images, question, strict=True)]
+        questions = [PictureQuestion(as_list(of), text, checked) for of, text in zip(images, question, strict=True)]
         return self.answer_questions(questions, explain, settings)
 
     def compare(
@@ -91,7 +91,7 @@ class Answerer:
         return self.ask([left, right], question, choices, explain=explain)
 
     def answer_questions(
-        self, questions: Sequence[Question], explain: bool, settings: Mapping[str, Any]
+        self, questions: Sequence[PictureQuestion], explain: bool, settings: Mapping[str, Any]
     ) -> list[Answer]:
         """The answer to each, as if it were alone. All have the same choices, or none."""
         raise NotImplementedError

@@ -6,21 +6,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, overload
 
-from triptych.engines.interface import Array, Floats, Piece, Texts
+from triptych.engines.interface import Array, Piece, TextPieces
 from triptych.errors import InputError
-from triptych.evidence import Evidence
+from triptych.evidence import Evidence, Floats
 from triptych.generate import Hypothesis, Search, generate, stream
 from triptych.io.images import ImageSource
 from triptych.tasks.answer import Answer
-from triptych.tasks.asking import Answerer, Photos, Question, with_settings
+from triptych.tasks.asking import Answerer, Photos, PictureQuestion, with_settings
 from triptych.tasks.choices import choice_ids, likeliest, to_hypotheses
 from triptych.tasks.matching import Blip2Matching
+from triptych.tasks.photos import DECODED_TOGETHER
 from triptych.tasks.words import Spans, decode_pieces, join_word_pieces, sentence, sum_over_words, to_answer
 from triptych.text.prompt import CAPTION_INSTRUCTION, qformer_texts, question_prompt, split_at_images
 from triptych.text.tokenizer import TextTokenizer
 from triptych.text.wordpiece import itg_search
 
-BATCH = 16  # photos decoded together
 MAX_PHOTOS = 16  # of one question
 WRITERS = ("lm", "qformer")
 
@@ -92,8 +92,10 @@ class Blip2Tasks(Answerer, Blip2Matching):
             return self.grounded_captions(images, explain, **settings)
         search = self.search(**settings)
         answers: list[Answer] = []
-        for first in range(0, len(images), BATCH):
-            part = [PhotoPrompt(self.spec.prompts.caption, [image]) for image in images[first : first + BATCH]]
+        for first in range(0, len(images), DECODED_TOGETHER):
+            part = [
+                PhotoPrompt(self.spec.prompts.caption, [image]) for image in images[first : first + DECODED_TOGETHER]
+            ]
             answers += self.write(part, search, explain, as_sentence=True)
         return answers
 
@@ -103,8 +105,8 @@ class Blip2Tasks(Answerer, Blip2Matching):
             raise InputError(f"{self.name} cannot write captions: it has no language model, and no head to do without")
         search = itg_search(self.spec.words, self.search(**settings))
         answers = []
-        for first in range(0, len(images), BATCH):
-            features = self.encode(images[first : first + BATCH])
+        for first in range(0, len(images), DECODED_TOGETHER):
+            features = self.encode(images[first : first + DECODED_TOGETHER])
             for photo, written in zip(features, generate(self.engine.writer, features, search), strict=True):
                 answers.append(self.grounded_answer(written, photo, explain))
         return answers
@@ -134,13 +136,13 @@ class Blip2Tasks(Answerer, Blip2Matching):
     # Questions
 
     def answer_questions(
-        self, questions: Sequence[Question], explain: bool, settings: Mapping[str, Any]
+        self, questions: Sequence[PictureQuestion], explain: bool, settings: Mapping[str, Any]
     ) -> list[Answer]:
         search = self.search(**({"max_new_tokens": 20} | dict(settings)))
         prompts = [self.question_prompt(question) for question in questions]
         answers: list[Answer] = []
-        for first in range(0, len(questions), BATCH):
-            part = slice(first, first + BATCH)
+        for first in range(0, len(questions), DECODED_TOGETHER):
+            part = slice(first, first + DECODED_TOGETHER)
             if questions[first].choices is None:
                 answers += self.write(prompts[part], search, explain)
                 continue
@@ -150,7 +152,7 @@ class Blip2Tasks(Answerer, Blip2Matching):
             ]
         return answers
 
-    def question_prompt(self, question: Question) -> PhotoPrompt:
+    def question_prompt(self, question: PictureQuestion) -> PhotoPrompt:
         photos = len(question.images)
         if not 1 <= photos <= MAX_PHOTOS:
             raise InputError(f"a question about {photos} photos: give 1 to {MAX_PHOTOS}")
@@ -206,7 +208,7 @@ class Blip2Tasks(Answerer, Blip2Matching):
             raise InputError(f"the prompt has {length} tokens: the language model reads {self.spec.max_tokens} at most")
         return ids
 
-    def instructions(self, prompts: Sequence[PhotoPrompt]) -> Texts | None:
+    def instructions(self, prompts: Sequence[PhotoPrompt]) -> TextPieces | None:
         """What the Q-Former reads with each photo; None if it reads nothing."""
         if not self.spec.instructed:
             return None

@@ -9,12 +9,13 @@ from typing import Any, overload
 
 import numpy as np
 
-from triptych.engines.interface import FlamingoEngine, Floats
+from triptych.engines.interface import FlamingoEngine
 from triptych.errors import InputError
+from triptych.evidence import Floats
 from triptych.generate import Hypothesis, Search, generate, stream
 from triptych.io.images import ImageSource, load_image
 from triptych.tasks.answer import Answer
-from triptych.tasks.asking import Answerer, Photos, Question, as_list, with_settings
+from triptych.tasks.asking import Answerer, Photos, PictureQuestion, as_list, with_settings
 from triptych.tasks.capabilities import Shot
 from triptych.tasks.chat import ANSWER_TOKENS, MAX_TOKENS, Chat
 from triptych.tasks.chat import MAX_PICTURES as CHAT_PICTURES
@@ -36,7 +37,7 @@ from triptych.text.prompt import (
 )
 
 
-def is_about_several(question: Question) -> bool:
+def is_about_several(question: PictureQuestion) -> bool:
     """Whether a question is about several pictures and does not say itself where they stand."""
     return len(question.images) > 1 and IMAGE not in question.text
 
@@ -89,7 +90,7 @@ class FlamingoTasks(Answerer):
     # Questions
 
     def answer_questions(
-        self, questions: Sequence[Question], explain: bool, settings: Mapping[str, Any]
+        self, questions: Sequence[PictureQuestion], explain: bool, settings: Mapping[str, Any]
     ) -> list[Answer]:
         for question in questions:
             self.prompts.check_count(len(question.images))
@@ -106,14 +107,14 @@ class FlamingoTasks(Answerer):
         answers |= zip(single, self.prompts.write(list(single.values()), search, explain), strict=True)
         return [answers[i] for i in range(len(questions))]
 
-    def answer_by_captions(self, question: Question, explain: bool, settings: Mapping[str, Any]) -> Answer:
+    def answer_by_captions(self, question: PictureQuestion, explain: bool, settings: Mapping[str, Any]) -> Answer:
         """A free answer about several pictures: they are captioned first, and the answer draws on their captions."""
         search = self.search(**({"max_new_tokens": ANSWER_TOKENS * len(question.images)} | dict(settings)))
         with self.read_captions(question) as (row, prefix):
             (hypotheses,) = generate(prefix, None, search)
         return self.prompts.answer(hypotheses, row, question.images if explain else None, method="captions")
 
-    def read_captions(self, question: Question) -> AbstractContextManager[tuple[PromptRow, PrefixState]]:
+    def read_captions(self, question: PictureQuestion) -> AbstractContextManager[tuple[PromptRow, PrefixState]]:
         """Pictures with their captions (each written as if it were alone, so that no caption repeats another picture's) and then the
         question, read."""
         ids = self.spec.tokenizer.encode(question_after_pictures(question.text))
@@ -121,7 +122,7 @@ class FlamingoTasks(Answerer):
         row = self.prompts.row(captions_by_picture([caption.text for caption in captions]), question.images)
         return self.prompts.read_blind(row, ids)
 
-    def choose_answer(self, question: Question, choices: Sequence[str], explain: bool) -> Answer:
+    def choose_answer(self, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
         """The likeliest choice; of a question that asks which of the photos shows something, by ``choose_picture``."""
         images = question.images
         prompt = question_prompt(question.text, len(images))
@@ -229,14 +230,14 @@ class FlamingoTasks(Answerer):
         pictures = as_list(images)
         if question is None:
             return self.prompts.streamed(CAPTION, pictures, self.search(**({"beams": 1} | settings)))
-        asked = Question(pictures, question)
+        asked = PictureQuestion(pictures, question)
         tokens = ANSWER_TOKENS * (len(pictures) if is_about_several(asked) else 1)
         search = self.search(**({"beams": 1, "max_new_tokens": tokens} | settings))
         if is_about_several(asked):
             return self.stream_by_captions(asked, search)
         return self.prompts.streamed(question_prompt(question, len(pictures)), pictures, search)
 
-    def stream_by_captions(self, question: Question, search: Search) -> Iterator[str]:
+    def stream_by_captions(self, question: PictureQuestion, search: Search) -> Iterator[str]:
         """The answer to a question about several pictures, piece by piece."""
         with self.read_captions(question) as (_, prefix):
             yield from decode_pieces(self.spec.tokenizer, stream(prefix, None, search))

@@ -6,21 +6,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from triptych.engines.interface import Array, FlamingoEngine, FlamingoInputs, Floats
+from triptych.engines.interface import Array, FlamingoEngine, FlamingoInputs
 from triptych.errors import InputError
+from triptych.evidence import Floats
 from triptych.generate import Hypothesis, Search, generate, stream
 from triptych.io.images import ImageSource, content_hash, load_image
 from triptych.tasks.answer import Answer, Method
-from triptych.tasks.photos import ENCODED_TOGETHER, ArrayMemory, PhotoMemory
+from triptych.tasks.photos import DECODED_TOGETHER, ENCODED_TOGETHER, ArrayMemory, PhotoMemory
 from triptych.tasks.prefix import PrefixMemory, PrefixState, PromptRow, common_length
 from triptych.tasks.words import Spans, decode_pieces, mean_over_words, to_answer
 from triptych.text.prompt import END, split_at_images
 
-BATCH = 16  # prompts decoded together
-MAX_PICTURES = 128  # of one prompt
-REMEMBERED_BYTES = 64 * 2**20  # of visual tokens
+MAX_PROMPT_PICTURES = 128  # of one prompt
+VISUAL_TOKEN_BYTES = 64 * 2**20  # of visual tokens
 
-Prompt = tuple[str, Sequence[ImageSource]]  # a text with its placeholders, and its pictures
+PictureText = tuple[str, Sequence[ImageSource]]  # a text with its placeholders, and its pictures
 
 
 class FlamingoPrompts:
@@ -31,13 +31,13 @@ class FlamingoPrompts:
         self.engine, self.name, self.spec = engine, name, engine.spec
         self.encode = PhotoMemory(engine)
         self.prefix = PrefixMemory(engine)
-        self.resampled = ArrayMemory(REMEMBERED_BYTES)
+        self.resampled = ArrayMemory(VISUAL_TOKEN_BYTES)
 
     # From text and pictures to rows
 
     def check_count(self, pictures: int) -> None:
-        if not 1 <= pictures <= MAX_PICTURES:
-            raise InputError(f"a prompt with {pictures} pictures: give 1 to {MAX_PICTURES}")
+        if not 1 <= pictures <= MAX_PROMPT_PICTURES:
+            raise InputError(f"a prompt with {pictures} pictures: give 1 to {MAX_PROMPT_PICTURES}")
 
     def check_length(self, tokens: int) -> None:
         limit = self.spec.max_tokens
@@ -59,7 +59,7 @@ class FlamingoPrompts:
         """Tokens of a text with so many pictures."""
         return len(self.ids(text, pictures))
 
-    def rows(self, prompts: Sequence[Prompt]) -> list[PromptRow]:
+    def rows(self, prompts: Sequence[PictureText]) -> list[PromptRow]:
         """Prompts as ids and visual tokens; all their new pictures are encoded together.
 
         Raises:
@@ -108,12 +108,12 @@ class FlamingoPrompts:
     # Through the model
 
     def write(
-        self, prompts: Sequence[Prompt], search: Search, explain: bool = False, as_sentence: bool = False
+        self, prompts: Sequence[PictureText], search: Search, explain: bool = False, as_sentence: bool = False
     ) -> list[Answer]:
         """What follows each prompt."""
         answers = []
-        for first in range(0, len(prompts), BATCH):
-            part = prompts[first : first + BATCH]
+        for first in range(0, len(prompts), DECODED_TOGETHER):
+            part = prompts[first : first + DECODED_TOGETHER]
             rows = self.rows(part)
             for row, (_, images), hypotheses in zip(rows, part, self.generate(rows, search), strict=True):
                 answers.append(self.answer(hypotheses, row, images if explain else None, as_sentence))

@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from triptych.engines.interface import Blip2Engine, Floats, Texts
+from triptych.engines.interface import Blip2Engine, TextPieces
 from triptych.errors import InputError
-from triptych.evidence import Evidence
+from triptych.evidence import Evidence, Floats
 from triptych.io.images import ImageSource
 from triptych.tasks.answer import Match
 from triptych.tasks.asking import Photos, as_list
 from triptych.tasks.photos import ArrayMemory, PhotoMemory
 from triptych.tasks.words import join_word_pieces, sum_over_words
 
-PAIRS = 256  # photos with texts that are matched together
-REMEMBERED_BYTES = 16 * 2**20  # of texts' features for contrast
+MATCHED_TOGETHER = 256  # photos with texts that are matched together
+TEXT_FEATURE_BYTES = 16 * 2**20  # of texts' features for contrast
 
 
 class Blip2Matching:
@@ -27,7 +27,7 @@ class Blip2Matching:
     def __init__(self, engine: Blip2Engine[Any], name: str) -> None:
         self.engine, self.name, self.spec = engine, name, engine.spec
         self.encode = PhotoMemory(engine)
-        self.text_features = ArrayMemory(REMEMBERED_BYTES)
+        self.text_features = ArrayMemory(TEXT_FEATURE_BYTES)
 
     @property
     def matches(self) -> bool:
@@ -44,11 +44,11 @@ class Blip2Matching:
         if not self.matches:
             raise InputError(f"{self.name} cannot match: its checkpoint has no heads of the first stage")
 
-    def word_pieces(self, texts: Sequence[str]) -> Texts:
+    def word_pieces(self, texts: Sequence[str]) -> TextPieces:
         """For the Q-Former. Raises InputError: a text is empty or too long."""
         if any(not text.strip() for text in texts):
             raise InputError("a text is empty: say what to look for")
-        return Texts(*self.spec.words.encode(texts, self.spec.max_pieces))
+        return TextPieces(*self.spec.words.encode(texts, self.spec.max_pieces))
 
     def itc_images(self, images: Sequence[ImageSource]) -> Floats:
         """Features for contrast of each photo's queries, ``[B, Q, E]``, of length 1."""
@@ -60,8 +60,8 @@ class Blip2Matching:
         self.check_matches()
         known = {text: self.text_features.get(text) for text in texts}
         new = [text for text, features in known.items() if features is None]
-        for first in range(0, len(new), PAIRS):
-            part = new[first : first + PAIRS]
+        for first in range(0, len(new), MATCHED_TOGETHER):
+            part = new[first : first + MATCHED_TOGETHER]
             for text, features in zip(part, self.engine.itc_texts(self.word_pieces(part)), strict=True):
                 known[text] = features
                 self.text_features.put(text, features)
@@ -81,9 +81,9 @@ class Blip2Matching:
             raise InputError("matching needs at least one photo and one text")
         features = self.encode(photos)
         matches: list[Match] = []
-        parts = [texts[first : first + PAIRS] for first in range(0, len(texts), PAIRS)]
+        parts = [texts[first : first + MATCHED_TOGETHER] for first in range(0, len(texts), MATCHED_TOGETHER)]
         read = [(self.word_pieces(part), self.itc_texts(part)) for part in parts]
-        together = max(1, PAIRS // len(texts))
+        together = max(1, MATCHED_TOGETHER // len(texts))
         for first in range(0, len(photos), together):
             some = features[first : first + together]
             scores = [self.engine.match(some, *part) for part in read]

@@ -8,11 +8,12 @@ from threading import Lock
 
 import numpy as np
 
-from triptych.engines.interface import Array, Encoder
+from triptych.engines.interface import Array, PhotoEncoder
 from triptych.io.images import ImageSource, content_hash, load_image, pixel_values
 
 REMEMBERED_BYTES = 128 * 2**20  # of photos' features that a model keeps
 ENCODED_TOGETHER = 8  # photos; more take memory and save no time on a CPU
+DECODED_TOGETHER = 16  # prompts
 
 
 class ArrayMemory:
@@ -46,7 +47,7 @@ class ArrayMemory:
 class PhotoMemory:
     """``memory(images)`` -> what the frozen encoder makes of each."""
 
-    def __init__(self, encoder: Encoder, limit: int = REMEMBERED_BYTES) -> None:
+    def __init__(self, encoder: PhotoEncoder, limit: int = REMEMBERED_BYTES) -> None:
         self.encoder, self.features = encoder, ArrayMemory(limit)
 
     def __call__(self, images: Sequence[ImageSource]) -> list[Array]:

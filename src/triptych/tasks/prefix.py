@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from triptych.engines.interface import Array, FlamingoInputs, FlamingoState
+from triptych.engines.interface import Array, FlamingoInputs, PromptState
 from triptych.generate import StepModel
 
 SLOTS = 4  # prompts remembered
@@ -38,13 +38,13 @@ class PrefixState:
 
     engine: StepModel[FlamingoInputs, Any]
     logits: Array  # [1, V]
-    state: FlamingoState
+    state: PromptState
     written: list[int] = field(default_factory=list)
 
-    def prefill(self, inputs: None = None) -> tuple[Array, FlamingoState]:
+    def prefill(self, inputs: None = None) -> tuple[Array, PromptState]:
         return self.logits, self.state
 
-    def step(self, ids: Tensor, state: FlamingoState) -> tuple[Array, FlamingoState]:
+    def step(self, ids: Tensor, state: PromptState) -> tuple[Array, PromptState]:
         if state is self.state:
             self.written += ids.tolist()
         return self.engine.step(ids, state)
@@ -52,7 +52,7 @@ class PrefixState:
 
 class Slot(NamedTuple):
     signature: tuple[int | str, ...]
-    state: FlamingoState
+    state: PromptState
 
 
 class PrefixMemory:
@@ -75,7 +75,7 @@ class PrefixMemory:
         yield prefix
         self._keep(Slot((*row.signature, *prefix.written), state))
 
-    def _take(self, row: PromptRow) -> tuple[FlamingoState | None, int]:
+    def _take(self, row: PromptRow) -> tuple[PromptState | None, int]:
         """A state that has read the beginning of ``row``, and how long that is.
 
         A state of which at least half is of use is taken out; of any other a copy is made, so that it stays for the prompts it belongs to.

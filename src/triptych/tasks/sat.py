@@ -11,9 +11,7 @@ from triptych.generate import Hypothesis, Search, generate, stream
 from triptych.io.images import ImageSource
 from triptych.tasks.answer import Answer
 from triptych.tasks.asking import with_settings
-from triptych.tasks.photos import PhotoMemory
-
-BATCH = 32  # photos decoded together
+from triptych.tasks.photos import DECODED_TOGETHER, PhotoMemory
 
 
 class SatTasks:
@@ -44,8 +42,8 @@ class SatTasks:
             return self.caption([images], explain=explain, **settings)[0]  # type: ignore[list-item]
         search = self.search(**settings)
         answers: list[Answer] = []
-        for first in range(0, len(images), BATCH):
-            features = self.encode(images[first : first + BATCH])
+        for first in range(0, len(images), DECODED_TOGETHER):
+            features = self.encode(images[first : first + DECODED_TOGETHER])
             written = generate(self.engine, self.engine.read(features), search)
             answers += [self._answer(h, photo, explain) for h, photo in zip(written, features, strict=True)]
         return answers

@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from triptych.engines.interface import Floats
-from triptych.evidence import Evidence
+from triptych.evidence import Evidence, Floats
 from triptych.generate import Hypothesis
 from triptych.tasks.answer import Answer, Method
 from triptych.text.tokenizer import TextTokenizer

@@ -13,8 +13,9 @@ from msgspec import to_builtins
 from torch import Tensor
 
 from triptych.checkpoints.format import sha256_of
-from triptych.engines.interface import Array, Blip2Spec, Floats, MatchScores, Piece, SoftPrompt, Texts
+from triptych.engines.interface import Array, Blip2Spec, MatchArrays, Piece, SoftPrompt, TextPieces
 from triptych.engines.torch.common import TorchEncoder, continuation_logprobs, count_parameters, megabytes, to_numpy
+from triptych.evidence import Floats
 from triptych.generate import State
 from triptych.models import Blip2Model
 from triptych.nn.language_model import LanguageModel
@@ -61,13 +62,15 @@ class TorchBlip2(TorchEncoder):
         """Photos as the Q-Former attends to them."""
         return self.model.image_keys_values(self.stack(features))
 
-    def pieces(self, texts: Texts) -> tuple[Tensor, Tensor]:
+    def pieces(self, texts: TextPieces) -> tuple[Tensor, Tensor]:
         return self.tensor(texts.input_ids), self.tensor(texts.mask)
 
     # The language model behind the soft prompts
 
     @torch.inference_mode()
-    def read(self, features: Sequence[Array], instructions: Texts | None, with_cells: bool = False) -> list[SoftPrompt]:
+    def read(
+        self, features: Sequence[Array], instructions: TextPieces | None, with_cells: bool = False
+    ) -> list[SoftPrompt]:
         question = None if instructions is None else self.pieces(instructions)
         output = self.model.read_photos(self.image_keys_values(features), question, with_cells)
         vectors = self.model.soft_prompt(output.queries)
@@ -130,18 +133,18 @@ class TorchBlip2(TorchEncoder):
         return to_numpy(self.heads.image_features(queries))
 
     @torch.inference_mode()
-    def itc_texts(self, texts: Texts) -> Floats:
+    def itc_texts(self, texts: TextPieces) -> Floats:
         return to_numpy(self.model.text_features(*self.pieces(texts)))
 
     @torch.inference_mode()
-    def match(self, features: Sequence[Array], texts: Texts, itc_texts: Floats) -> MatchScores:
+    def match(self, features: Sequence[Array], texts: TextPieces, itc_texts: Floats) -> MatchArrays:
         image = self.image_keys_values(features)
         queries = self.model.read_photos(image).queries
         scores = self.model.match(image, queries, self.tensor(itc_texts), *self.pieces(texts))
-        return MatchScores(*map(to_numpy, scores))
+        return MatchArrays(*map(to_numpy, scores))
 
     @torch.inference_mode()
-    def match_maps(self, features: Array, texts: Texts) -> Floats:
+    def match_maps(self, features: Array, texts: TextPieces) -> Floats:
         image, (input_ids, mask) = self.image_keys_values([features]), self.pieces(texts)
         both = self.model.qformer.encode_both(image, input_ids, mask, with_maps=True)
         queries = self.spec.queries

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from triptych.engines.interface import Array, Floats, PhotoSpec
+from triptych.engines.interface import Array, PhotoSpec
+from triptych.evidence import Floats
 from triptych.generate import Search, log_softmax
 
 
