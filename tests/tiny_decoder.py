@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from triptych.checkpoints.tables.language import FAMILIES
 from triptych.nn.configs import DecoderConfig
 from triptych.nn.decoder import Decoder
 
@@ -94,3 +95,17 @@ def random_decoder(config: DecoderConfig) -> Decoder:
 
 def ids(*shape: int, seed: int = 1) -> Tensor:
     return torch.randint(0, 50, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def as_llama(decoder: Decoder) -> dict[str, Tensor]:
+    """The tensors of a Llama-like model by transformers' names, the fused ones cut apart."""
+    c, own = decoder.config, decoder.state_dict()
+    heads = [c.heads * c.head_width, c.groups * c.head_width, c.groups * c.head_width]
+    theirs = {}
+    for target, sources in FAMILIES["llama"].table.items():
+        for layer in range(c.layers if "*" in target else 1):
+            if (name := f"{target.replace('*', str(layer))}.weight") in own:
+                sizes = heads if target.endswith("qkv") else [len(own[name]) // len(sources)] * len(sources)
+                for source, part in zip(sources, own[name].split(sizes), strict=True):
+                    theirs[f"{source.replace('*', str(layer))}.weight"] = part.contiguous()
+    return theirs

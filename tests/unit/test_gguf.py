@@ -11,8 +11,8 @@ from tiny_decoder import random_decoder
 from tiny_gguf import GGUF_CONFIG, WORDS, interleaved, write_gguf
 
 from triptych.checkpoints.gguf import read_gguf
+from triptych.checkpoints.gguf_models import half_split
 from triptych.checkpoints.language_models import from_gguf, load_language_model
-from triptych.checkpoints.tables.language import half_split
 from triptych.errors import InputError
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
+import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from tiny_decoder import LLAMA, random_decoder
+from safetensors.torch import load_file, save_file
+from tiny_blip2 import byte_tokenizer
+from tiny_decoder import LLAMA, as_llama, random_decoder
 from tiny_gguf import GGUF_CONFIG, MERGES, TEMPLATE, WORDS, write_gguf
 
 from triptych.checkpoints.language_models import build, from_directory, from_gguf
-from triptych.checkpoints.tables.language import part_by_part
+from triptych.checkpoints.tables.language import config_from_hf, part_by_part
 from triptych.errors import InputError
+from triptych.nn.decoder import Decoder
 from triptych.text.tokenizer import TextTokenizer
 
 
@@ -28,35 +33,24 @@ def gguf_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_part_by_part() -> None:
     parts = torch.randn(3, 4, 2, 5)  # q, k, v of 4 heads
+    config = replace(LLAMA, heads=4, kv_heads=4)
     stored = parts.transpose(0, 1)
-    assert torch.equal(part_by_part(stored.reshape(24, 5), 4, "x"), parts.reshape(24, 5))
-    assert torch.equal(part_by_part(stored[..., 0].reshape(24), 4, "x"), parts[..., 0].reshape(24))
+    assert torch.equal(part_by_part(stored.reshape(24, 5), config, "x"), parts.reshape(24, 5))
+    assert torch.equal(part_by_part(stored[..., 0].reshape(24), config, "x"), parts[..., 0].reshape(24))
     for wrong in (torch.randn(10, 5), torch.tensor(1.0)):
         with pytest.raises(InputError, match=r"x has 10? rows"):
-            part_by_part(wrong, 4, "x")
+            part_by_part(wrong, config, "x")
 
 
 def test_directory(tmp_path: Path, gguf_path: Path) -> None:
     """A model as transformers saves it, in two files, with a tokenizer.json or with vocab.json and merges.txt."""
     original = from_gguf(gguf_path)
     c, own = GGUF_CONFIG, original.decoder.state_dict()
-    theirs = {
-        "model.embed_tokens.weight": own["embedding.weight"].contiguous(),
-        "lm_head.weight": own["head.weight"].contiguous(),
-    }
-    rest = {"model.norm.weight": own["final_norm.weight"], "model.rotary.inv_freq": torch.randn(4)}
-    for i in range(c.layers):
-        block, layer = f"blocks.{i}", f"model.layers.{i}"
-        q, k, v = own[f"{block}.attention.qkv.weight"].split([64, 32, 32])
-        rest |= {f"{layer}.self_attn.{n}_proj.weight": t for n, t in (("q", q), ("k", k), ("v", v))}
-        rest[f"{layer}.self_attn.o_proj.weight"] = own[f"{block}.attention.out.weight"]
-        gate, up = own[f"{block}.ffn.up.weight"].chunk(2)
-        rest |= {f"{layer}.mlp.gate_proj.weight": gate, f"{layer}.mlp.up_proj.weight": up}
-        rest[f"{layer}.mlp.down_proj.weight"] = own[f"{block}.ffn.down.weight"]
-        rest[f"{layer}.input_layernorm.weight"] = own[f"{block}.attention_norm.weight"]
-        rest[f"{layer}.post_attention_layernorm.weight"] = own[f"{block}.ffn_norm.weight"]
+    tensors = as_llama(original.decoder)
+    theirs = {name: tensors.pop(name) for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    rest = tensors | {"model.rotary.inv_freq": torch.randn(4)}
     save_file(theirs, tmp_path / "model-00001.safetensors")
-    save_file({name: tensor.contiguous() for name, tensor in rest.items()}, tmp_path / "model-00002.safetensors")
+    save_file(rest, tmp_path / "model-00002.safetensors")
     config = {
         "model_type": "llama",
         "vocab_size": c.vocab_size,
@@ -94,6 +88,111 @@ def test_directory(tmp_path: Path, gguf_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="no usable tokenizer"):
         from_directory(tmp_path)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A tiny Llama as a directory of transformers'."""
+    decoder = random_decoder(LLAMA)
+    save_file(as_llama(decoder), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_SETTINGS))
+    byte_tokenizer().tokenizer.save(str(tmp_path / "tokenizer.json"))
+    return tmp_path
+
+
+LLAMA_SETTINGS = {
+    "model_type": "llama",
+    "vocab_size": 50,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "intermediate_size": 40,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+}
+
+
+def same(ours: Decoder) -> bool:
+    expected = random_decoder(LLAMA).state_dict()
+    return all(torch.equal(tensor, expected[name]) for name, tensor in ours.state_dict().items())
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_bin_files(saved: Path, shards: int) -> None:
+    tensors = [*load_file(saved / "model.safetensors").items()]
+    for shard in range(shards):
+        name = "pytorch_model.bin" if shards == 1 else f"pytorch_model-{shard + 1:05}-of-{shards:05}.bin"
+        torch.save(dict(tensors[shard::shards]), saved / name)
+    torch.save({"of the training": 1}, saved / "optimizer.bin")
+    (saved / "model.safetensors").unlink()
+    assert same(from_directory(saved).decoder)
+    (saved / "pytorch_model.bin").write_bytes(pickle.dumps(subprocess.run))
+    with pytest.raises(InputError, match=r"pytorch_model\.bin"):
+        from_directory(saved)
+
+
+def test_within_another_model(saved: Path) -> None:
+    """The text side of a model with pictures, under the prefixes of older and newer versions."""
+    tensors = load_file(saved / "model.safetensors")
+    for prefix in ("language_model.model.", "model.language_model."):
+        renamed = {key.replace("model.", prefix, 1): tensor for key, tensor in tensors.items()}
+        save_file(renamed | {"vision_tower.patches.weight": torch.randn(2)}, saved / "model.safetensors")
+        lm, _, report = from_directory(saved)
+        assert same(lm) and report.ignored == ("vision_tower.patches.weight",)
+
+
+def test_every_end_token_counts(saved: Path) -> None:
+    (saved / "config.json").write_text(json.dumps(LLAMA_SETTINGS | {"eos_token_id": 3}))
+    assert from_directory(saved).tokenizer.eos_ids == {3}
+    (saved / "generation_config.json").write_text(json.dumps({"eos_token_id": [4, 7, -1]}))
+    (saved / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
+    assert from_directory(saved).tokenizer.eos_ids == {3, 4, 7, 256}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"quantization_config": {"quant_method": "bitsandbytes"}}, r"quantised \(bitsandbytes\)"),
+        ({"model_type": "mamba"}, "type 'mamba' are not covered"),
+        ({"num_attention_heads": 5}, "5 heads"),
+    ],
+)
+def test_directories_that_are_refused(saved: Path, change: dict[str, object], words: str) -> None:
+    (saved / "config.json").write_text(json.dumps(LLAMA_SETTINGS | change))
+    with pytest.raises(InputError, match=words):
+        from_directory(saved)
+
+
+def test_adapters_and_folders_without_weights_are_refused(saved: Path) -> None:
+    (saved / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"neither safetensors files nor pytorch_model\.bin"):
+        from_directory(saved)
+    (saved / "adapter_config.json").write_text("{}")
+    with pytest.raises(InputError, match="holds an adapter: merge it"):
+        from_directory(saved)
+
+
+def test_configs_of_older_versions() -> None:
+    """Fields as earlier versions of transformers named them say the same."""
+    gemma = {"model_type": "gemma3_text", "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 7}
+    rope = {
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    old = config_from_hf(gemma | {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "rope_local_base_freq": 1e4})
+    assert old == config_from_hf(gemma | {"rope_parameters": rope})
+    assert old.local_layers == (0, 1, 2, 3, 4, 6) and old.rope_factors == (8.0,) * 128 and old.heads == 8
+    assert (old.rope_theta, old.local_rope_theta) == (1e6, 1e4)
+    first = {name: value for name, value in LLAMA_SETTINGS.items() if name != "max_position_embeddings"}
+    assert config_from_hf(first | {"max_sequence_length": 512}).max_positions == 512
+    assert config_from_hf(first).max_positions == 2048
+    phi = LLAMA_SETTINGS | {"model_type": "phi3", "original_max_position_embeddings": 32}
+    su = {"type": "su", "short_factor": [1.0, 2.0], "long_factor": [3.0, 4.0]}
+    config = config_from_hf(phi | {"rope_scaling": su})
+    assert config.max_positions == 32 and config.rope_factors == (1.0, 2.0)
+    assert config.rope_magnitude == pytest.approx((1 + math.log(2) / math.log(32)) ** 0.5)
 
 
 def test_build_names_what_is_missing() -> None:

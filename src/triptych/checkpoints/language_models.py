@@ -1,12 +1,10 @@
-"""Language models of others read into ours: GGUF files, and directories as transformers saves them (Llama-like models, OPT,
-GPT-NeoX, MPT).
-"""
+"""Language models of others read into ours: GGUF files, and directories as transformers saves them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,15 +12,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from triptych.checkpoints.format import LoadReport, load_tensors
-from triptych.checkpoints.gguf import GGUF, read_gguf
-from triptych.checkpoints.tables.language import (
-    GGUF_LLAMA,
-    TABLES,
-    config_from_hf,
-    half_split,
-    translate,
-)
+from triptych.checkpoints.format import LoadReport, load_tensors, read_torch_pickle
+from triptych.checkpoints.gguf_models import LONG_ROPE, ROPE_FACTORS, open_gguf
+from triptych.checkpoints.tables.language import FAMILIES, config_from_hf, translate
 from triptych.errors import InputError
 from triptych.nn.configs import DecoderConfig
 from triptych.nn.decoder import Decoder
@@ -36,7 +28,7 @@ class LoadedLanguageModel(NamedTuple):
 
 
 def load_language_model(path: Path | str) -> LoadedLanguageModel:
-    """A language model from a GGUF file, or from a directory with config.json, safetensors and tokenizer files.
+    """A language model from a GGUF file, or from a directory with config.json, tensors and tokenizer files.
 
     InputError: it cannot be read, or is of a kind that the decoder does not cover.
     """
@@ -69,91 +61,93 @@ def build(config: DecoderConfig, tensors: Mapping[str, Tensor], source: Path | s
 
 
 def from_directory(directory: Path) -> LoadedLanguageModel:
-    """config.json, one or several ``*.safetensors``, and the files of a tokenizer, as transformers saves them."""
-    config_file = directory / "config.json"
+    """config.json, the files of tensors (safetensors, else ``pytorch_model*.bin``) and those of a tokenizer, as transformers saves them.
+
+    Raises:
+        InputError: a file is missing, cannot be read or does not fit; or the model is of a kind that the decoder does not cover.
+    """
+    settings = language_settings(directory)
+    config = config_from_hf(settings)
+    family = FAMILIES[settings["model_type"]]
+    theirs = with_prefix(read_weights(directory), family.table["embedding"][0])
+    ours, report = translate(theirs, family.table, config, family.changes)
+    tokenizer = TextTokenizer.from_directory(directory)
+    ends = eos_ids(directory, settings, tokenizer)
+    return LoadedLanguageModel(build(config, ours, directory), replace(tokenizer, eos_ids=ends), report)
+
+
+def language_settings(directory: Path) -> dict[str, Any]:
+    """The config of the language model in a directory's config.json; of a Gemma 3 with pictures, that of its text side."""
+    if (directory / "adapter_config.json").exists():
+        raise InputError(
+            f"{directory} holds an adapter: merge it into its base model (peft: merge_and_unload) and save that"
+        )
+    settings = read_settings(directory / "config.json")
+    if isinstance(quantized := settings.get("quantization_config"), dict):
+        kind = quantized.get("quant_method", "unknown")
+        raise InputError(
+            f"{directory} is quantised ({kind}), which cannot be read: give the model in fp16, or as a GGUF file"
+        )
+    if settings.get("model_type") == "gemma3" and isinstance(settings.get("text_config"), dict):
+        return {"eos_token_id": settings.get("eos_token_id"), **settings["text_config"], "model_type": "gemma3_text"}
+    return settings
+
+
+def read_settings(path: Path, optional: bool = False) -> dict[str, Any]:
+    """The object in a JSON file; empty where an optional one is not there."""
     try:
-        settings = json.loads(config_file.read_bytes())
-        config = config_from_hf(settings)
+        content = {} if optional and not path.exists() else json.loads(path.read_bytes())
     except OSError as error:
-        raise InputError(f"cannot read {config_file}: {error.strerror}") from None
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{config_file}: {error}") from None
+        raise InputError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON object")
+    return content
+
+
+def read_weights(directory: Path) -> dict[str, Tensor]:
+    """All tensors of a directory, in fp32."""
     theirs: dict[str, Tensor] = {}
     for file in sorted(directory.glob("*.safetensors")):
         theirs |= load_tensors(file)
+    for file in [] if theirs else sorted(directory.glob("pytorch_model*.bin")):
+        tensors = {name: x for name, x in read_torch_pickle(file).items() if isinstance(x, Tensor)}
+        theirs |= {name: x.float() if x.is_floating_point() else x for name, x in tensors.items()}
     if not theirs:
-        raise InputError(f"{directory} holds no safetensors file")
-    table = TABLES[settings["model_type"]]
-    prefix = table["embedding"][0].partition(".")[0] + "."
-    if not any(key.startswith(prefix) for key in theirs):  # saved without its head
-        theirs = {prefix + key: tensor for key, tensor in theirs.items()}
-    ours, report = translate(theirs, table, config)
-    return LoadedLanguageModel(build(config, ours, directory), TextTokenizer.from_directory(directory), report)
+        raise InputError(f"{directory} holds neither safetensors files nor pytorch_model.bin")
+    return theirs
 
 
-@dataclass(frozen=True)
-class _Fields:
-    """The metadata of one architecture in a GGUF file."""
+def with_prefix(theirs: dict[str, Tensor], embedding: str) -> dict[str, Tensor]:
+    """Keys as of the language model by itself, with its head: saved without it, or within another model, they begin otherwise.
 
-    file: GGUF
-    architecture: str
+    ``embedding``: the name of the word embeddings there.
+    """
+    prefix, _, leaf = embedding.rpartition(".")
+    stored = min(
+        (key for key in theirs if f".{key}".endswith(f".{leaf}.weight")), key=len, default=f"{embedding}.weight"
+    )
+    begin = stored.removesuffix(f"{leaf}.weight")
+    return {f"{prefix}.{key.removeprefix(begin)}" if key.startswith(begin) else key: x for key, x in theirs.items()}
 
-    def __call__(self, name: str, default: Any = None) -> Any:
-        value = self.file.metadata.get(f"{self.architecture}.{name}", default)
-        if value is None:
-            raise InputError(f"{self.file.path} does not say {self.architecture}.{name}")
-        return value
+
+def eos_ids(directory: Path, settings: Mapping[str, Any], tokenizer: TextTokenizer) -> frozenset[int]:
+    """The tokens that end a text: all that config.json, generation_config.json and the tokenizer name."""
+    ends = set(tokenizer.eos_ids)
+    for source in (settings, read_settings(directory / "generation_config.json", optional=True)):
+        named = source.get("eos_token_id")
+        ends |= {i for i in (named if isinstance(named, list) else [named]) if isinstance(i, int) and i >= 0}
+    return frozenset(ends)
 
 
 def from_gguf(path: Path) -> LoadedLanguageModel:
-    """A Llama-like model (the architectures ``llama``, which Mistral's files have too, and ``qwen2``) of any quantisation."""
-    file = read_gguf(path)
-    architecture = file.metadata.get("general.architecture")
-    if architecture not in ("llama", "qwen2"):
-        raise InputError(f"{path} holds a model of the architecture {architecture!r}: llama and qwen2 can be read")
-    config = gguf_config(file, architecture)
-    theirs = {name: file.tensor(name) for name in file.entries if name != "rope_freqs.weight"}
-    if architecture == "llama":
-        for layer in range(config.layers):
-            for part, heads in (("q", config.heads), ("k", config.groups)):
-                for kind in ("weight", "bias"):
-                    if (name := f"blk.{layer}.attn_{part}.{kind}") in theirs:
-                        theirs[name] = half_split(theirs[name], heads, name)
-    ours, report = translate(theirs, GGUF_LLAMA, config)
+    """A GGUF file of any quantisation.
+
+    Raises:
+        InputError: it cannot be read, or is of an architecture that the decoder does not cover.
+    """
+    file, architecture, config = open_gguf(path)
+    theirs = {name: file.tensor(name) for name in file.entries if name not in (ROPE_FACTORS, *LONG_ROPE)}
+    ours, report = translate(theirs, architecture.table, config, architecture.changes)
     return LoadedLanguageModel(build(config, ours, path), TextTokenizer.from_gguf(file.metadata), report)
-
-
-def gguf_config(file: GGUF, architecture: str) -> DecoderConfig:
-    field = _Fields(file, architecture)
-    heads, dim = field("attention.head_count"), field("embedding_length")
-    try:
-        width = field("attention.key_length", field("rope.dimension_count", dim // heads))
-        if width != field("attention.value_length", width) or width != field("rope.dimension_count", width):
-            raise InputError(f"{file.path}: heads of several widths, or turned in part, are not covered")
-        if field("expert_count", 0) or field("rope.scaling.type", "none") not in ("none", "linear"):
-            raise InputError(
-                f"{file.path}: experts and rotary positions that are scaled otherwise than linearly are not covered"
-            )
-        factors = None
-        if "rope_freqs.weight" in file.entries:
-            factors = tuple(file.tensor("rope_freqs.weight").tolist())
-        elif (factor := field("rope.scaling.factor", 1.0)) != 1.0:
-            factors = (float(factor),) * (width // 2)
-        return DecoderConfig(
-            vocab_size=file.entries["token_embd.weight"].shape[0],
-            dim=dim,
-            layers=field("block_count"),
-            heads=heads,
-            ffn_dim=field("feed_forward_length"),
-            kv_heads=field("attention.head_count_kv", heads),
-            head_dim=width,
-            max_positions=field("context_length"),
-            rope_theta=field("rope.freq_base", 10000.0),
-            rope_factors=factors,
-            window=file.metadata.get(f"{architecture}.attention.sliding_window"),
-            eps=field("attention.layer_norm_rms_epsilon"),
-            qkv_bias="blk.0.attn_q.bias" in file.entries,
-            tied="output.weight" not in file.entries,
-        )
-    except (TypeError, KeyError, ZeroDivisionError) as error:
-        raise InputError(f"{file.path}: its metadata makes no sense ({error})") from None

@@ -20,7 +20,7 @@ from triptych.checkpoints.language_models import WithoutInitialWeights, build, l
 from triptych.checkpoints.parts import part_path
 from triptych.checkpoints.tables.blip2 import HF_BLIP2, LAVIS
 from triptych.checkpoints.tables.keys import Table, load, translate
-from triptych.checkpoints.tables.language import TABLES, config_from_hf
+from triptych.checkpoints.tables.language import FAMILIES, config_from_hf
 from triptych.checkpoints.tables.language import translate as translate_lm
 from triptych.convert.published import (
     StoredLM,
@@ -233,7 +233,7 @@ def language_model(
     """The language model within a state dict of transformers, and which keys it took."""
     kind, config, prefix = settings["model_type"], config_from_hf(settings), "language_model."
     theirs = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
-    tensors, report = translate_lm(theirs, TABLES[kind], config)
+    tensors, report = translate_lm(theirs, FAMILIES[kind].table, config, FAMILIES[kind].changes)
     stored = stored_lm(kind, build(config, tensors, source), source, settings["eos_token_id"])
     return stored, tuple(f"{prefix}{key}" for key in report.mapped)
 

@@ -20,7 +20,7 @@ from triptych.checkpoints.format import LoadReport, load_tensors, read_torch_pic
 from triptych.checkpoints.language_models import WithoutInitialWeights, build, load_language_model
 from triptych.checkpoints.tables.flamingo import translate_flamingo
 from triptych.checkpoints.tables.keys import CLIP_VISION, OPEN_CLIP_VISION, Table, translate
-from triptych.checkpoints.tables.language import TABLES
+from triptych.checkpoints.tables.language import FAMILIES
 from triptych.checkpoints.tables.language import translate as translate_lm
 from triptych.convert.published import (
     StoredLM,
@@ -189,14 +189,17 @@ def encoder_of(
 def language_model(source: Path, state: Mapping[str, Tensor], directory: Path) -> Written:
     """The language model in ``directory``, with what the checkpoint has of it."""
     decoder, tokenizer, _ = load_language_model(directory)
-    table = TABLES[read_json(directory / "config.json")["model_type"]]
+    family = FAMILIES[read_json(directory / "config.json")["model_type"]]
+    table = family.table
     blocks = table["blocks.*.attention_norm"][0].partition("*")[0]
     names = {  # a layer may go by several: as it lies in the wrapper of version 2, or in version 1's list
         key: key.removeprefix(LM).replace("old_decoder_blocks.", blocks).replace(".decoder_layer.", ".")
         for key in state
         if key.startswith(LM)
     }
-    trained, report = translate_lm({name: state[key] for key, name in names.items()}, table, decoder.config)
+    trained, report = translate_lm(
+        {name: state[key] for key, name in names.items()}, table, decoder.config, family.changes
+    )
     tensors = decoder.state_dict() | {name: tensor.float() for name, tensor in trained.items()}
     rows, width = tensors["embedding.weight"].shape
     if width != decoder.config.embed_width:

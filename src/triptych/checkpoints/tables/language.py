@@ -1,21 +1,25 @@
-"""Key tables and configs of language models (Llama-like, OPT, GPT-NeoX, MPT, GGUF).
+"""Language models of transformers: for each architecture a table of keys, and what else their tensors and configs need.
 
 A row reads ``our prefix: their prefixes``; ``*`` is a layer's number, and several of theirs are stacked into one of ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from triptych.checkpoints.format import LoadReport
+from triptych.checkpoints.tables import language_configs as configs
 from triptych.errors import InputError
 from triptych.nn.configs import DecoderConfig
 
-Table = Mapping[str, tuple[str, ...]]
+Table = dict[str, tuple[str, ...]]
+Change = Callable[[Tensor, DecoderConfig, str], Tensor]  # their tensor, our config, its key -> as ours has it
+NO_CHANGES: Mapping[str, Change] = {}
 
 
 LLAMA: Table = {
@@ -29,6 +33,22 @@ LLAMA: Table = {
     "final_norm": ("model.norm",),
     "head": ("lm_head",),
 }
+QK_NORM: Table = {
+    "blocks.*.attention.query_norm": ("model.layers.*.self_attn.q_norm",),
+    "blocks.*.attention.key_norm": ("model.layers.*.self_attn.k_norm",),
+}
+POST_NORM: Table = {
+    "blocks.*.attention_post_norm": ("model.layers.*.post_attention_layernorm",),
+    "blocks.*.ffn_post_norm": ("model.layers.*.post_feedforward_layernorm",),
+}
+PHI3: Table = LLAMA | {
+    "blocks.*.attention.qkv": ("model.layers.*.self_attn.qkv_proj",),
+    "blocks.*.ffn.up": ("model.layers.*.mlp.gate_up_proj",),
+}
+OLMO2: Table = {ours: theirs for ours, theirs in LLAMA.items() if not ours.startswith("blocks.") or "_norm" not in ours}
+OLMO2 = OLMO2 | QK_NORM | POST_NORM
+GEMMA2: Table = LLAMA | POST_NORM | {"blocks.*.ffn_norm": ("model.layers.*.pre_feedforward_layernorm",)}
+GEMMA3: Table = GEMMA2 | QK_NORM
 
 
 OPT: Table = {
@@ -64,6 +84,8 @@ MPT: Table = {
     "embedding": ("transformer.wte",),
     "blocks.*.attention_norm": ("transformer.blocks.*.norm_1",),
     "blocks.*.attention.qkv": ("transformer.blocks.*.attn.Wqkv",),
+    "blocks.*.attention.query_norm": ("transformer.blocks.*.attn.q_ln",),
+    "blocks.*.attention.key_norm": ("transformer.blocks.*.attn.k_ln",),
     "blocks.*.attention.out": ("transformer.blocks.*.attn.out_proj",),
     "blocks.*.ffn_norm": ("transformer.blocks.*.norm_2",),
     "blocks.*.ffn.up": ("transformer.blocks.*.ffn.up_proj",),
@@ -73,225 +95,99 @@ MPT: Table = {
 }
 
 
-GGUF_LLAMA: Table = {
-    "embedding": ("token_embd",),
-    "blocks.*.attention_norm": ("blk.*.attn_norm",),
-    "blocks.*.attention.qkv": ("blk.*.attn_q", "blk.*.attn_k", "blk.*.attn_v"),
-    "blocks.*.attention.out": ("blk.*.attn_output",),
-    "blocks.*.ffn_norm": ("blk.*.ffn_norm",),
-    "blocks.*.ffn.up": ("blk.*.ffn_gate", "blk.*.ffn_up"),
-    "blocks.*.ffn.down": ("blk.*.ffn_down",),
-    "final_norm": ("output_norm",),
-    "head": ("output",),
+MOSAIC_GPT: Table = MPT | {
+    "blocks.*.attention_norm": ("transformer.blocks.*.ln_1",),
+    "blocks.*.ffn_norm": ("transformer.blocks.*.ln_2",),
+    "blocks.*.ffn.up": ("transformer.blocks.*.mlp.mlp_up",),
+    "blocks.*.ffn.down": ("transformer.blocks.*.mlp.mlp_down",),
+    "final_norm": ("transformer.ln_f",),
 }
 
 
-TABLES = {"llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "opt": OPT, "gpt_neox": GPT_NEOX, "mpt": MPT}
+def part_by_part(stored: Tensor, config: DecoderConfig, name: str) -> Tensor:
+    """Rows ``[H * 3 * d, ..]``, q, k and v of one head after another -> all of q, then of k, then of v (GPT-NeoX)."""
+    rows, heads = stored.shape[:1].numel(), config.heads
+    if rows % (3 * heads):
+        raise InputError(f"{name} has {rows} rows, which are not q, k and v of {heads} heads")
+    return stored.view(heads, 3, rows // (3 * heads), *stored.shape[1:]).transpose(0, 1).reshape(stored.shape)
 
 
-HEAD_BY_HEAD = ".query_key_value."  # in such keys the rows are q, k and v of the first head, of the second, ..
+def plus_one(stored: Tensor, config: DecoderConfig, name: str) -> Tensor:
+    """Gemma stores its norms' weights less one."""
+    return stored.float() + 1
 
 
-TANH_GELUS = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")  # the same function, computed in several ways
+@dataclass(frozen=True)
+class Family:
+    """One ``model_type`` of transformers. ``changes``: of tensors under the names of ours that end so."""
+
+    table: Table
+    config: Callable[[Mapping[str, Any]], DecoderConfig]
+    changes: Mapping[str, Change] = field(default_factory=dict)
 
 
-MPT_COVERED: dict[str, tuple[Any, ...]] = {
-    "attn_type": ("multihead_attention",),
-    "alibi": (True,),
-    "clip_qkv": (None,),
-    "softmax_scale": (None,),
-    "qk_ln": (False,),
-    "prefix_lm": (False,),
-    "logit_scale": (None,),
-    "norm_type": ("low_precision_layernorm", "layernorm"),
+OF_HEADS = {"attention.qkv": part_by_part}
+OFFSET_NORMS = {"_norm": plus_one}
+FAMILIES = {
+    "llama": Family(LLAMA, configs.llama_config),
+    "mistral": Family(LLAMA, configs.mistral_config),
+    "qwen2": Family(LLAMA, configs.qwen_config),
+    "qwen3": Family(LLAMA | QK_NORM, configs.qwen_config),
+    "smollm3": Family(LLAMA, configs.smollm3_config),
+    "phi3": Family(PHI3, configs.mistral_config),
+    "olmo2": Family(OLMO2, configs.olmo2_config),
+    "gemma": Family(LLAMA, configs.gemma_config, OFFSET_NORMS),
+    "gemma2": Family(GEMMA2, configs.gemma2_config, OFFSET_NORMS),
+    "gemma3_text": Family(GEMMA3, configs.gemma3_config, OFFSET_NORMS),
+    "opt": Family(OPT, configs.opt_config),
+    "gpt_neox": Family(GPT_NEOX, configs.gpt_neox_config, OF_HEADS),
+    "mpt": Family(MPT, configs.mpt_config),
+    "mosaic_gpt": Family(MOSAIC_GPT, configs.mosaic_gpt_config),
 }
 
 
-def translate(
-    theirs: Mapping[str, Tensor], table: Table, config: DecoderConfig
-) -> tuple[dict[str, Tensor], LoadReport]:
-    """Their state dict as ours. Keys that the table does not name, and the head of a tied model, are ignored and reported."""
-    ours, used = {}, []
-    for target, sources in table.items():
-        if target == "head" and config.tied:
-            continue
-        for layer in range(config.layers if "*" in target else 1):
-            for kind in ("weight", "bias"):
-                keys = [f"{source.replace('*', str(layer))}.{kind}" for source in sources]
-                if all(key in theirs for key in keys):
-                    stacked = [
-                        part_by_part(theirs[key], config.heads, key) if HEAD_BY_HEAD in key else theirs[key]
-                        for key in keys
-                    ]
-                    ours[f"{target.replace('*', str(layer))}.{kind}"] = (
-                        torch.cat(stacked) if stacked[1:] else stacked[0]
-                    )
-                    used += keys
-    return ours, LoadReport(tuple(used), (), tuple(theirs.keys() - set(used)))
+def family_of(config: Mapping[str, Any]) -> Family:
+    """Raises InputError: the config's ``model_type`` is none that the decoder covers."""
+    kind = config.get("model_type")
+    if kind not in FAMILIES:
+        raise InputError(f"language models of the type {kind!r} are not covered: there are {', '.join(FAMILIES)}")
+    return FAMILIES[kind]
 
 
 def config_from_hf(config: Mapping[str, Any]) -> DecoderConfig:
     """The config of a transformers model (its config.json, or ``model.config.to_dict()``).
 
-    InputError: a model type or a setting that the decoder does not cover, or a missing value.
+    Raises:
+        InputError: a model type or a setting that the decoder does not cover, or a missing value.
     """
-    kind = config.get("model_type")
-    if kind not in TABLES:
-        raise InputError(f"language models of the type {kind!r} are not covered: there are {', '.join(TABLES)}")
     try:
-        return CONFIGS.get(kind, _llama_config)(config)
+        return family_of(config).config(config)
     except KeyError as error:
         raise InputError(f"the config of the language model has no {error}") from None
-    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError, IndexError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"the config of the language model makes no sense: {error}") from None
+        raise InputError(f"the config of the language model is invalid: {error}") from None
 
 
-def _llama_config(config: Mapping[str, Any]) -> DecoderConfig:
-    if config.get("hidden_act", "silu") != "silu":
-        raise InputError(f"a gated feed-forward with {config['hidden_act']!r} is not covered: only silu is")
-    heads = config["num_attention_heads"]
-    width = config.get("head_dim") or config["hidden_size"] // heads
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
-    qwen = config["model_type"] == "qwen2"
-    window = config.get("sliding_window")
-    if qwen and not config.get("use_sliding_window"):
-        window = None
-    elif qwen and window and config.get("max_window_layers", 0) > 0:
-        raise InputError("a sliding window in some layers only is not covered")
-    return DecoderConfig(
-        vocab_size=config["vocab_size"],
-        dim=config["hidden_size"],
-        layers=config["num_hidden_layers"],
-        heads=heads,
-        ffn_dim=config["intermediate_size"],
-        kv_heads=config.get("num_key_value_heads"),
-        head_dim=width,
-        max_positions=config["max_position_embeddings"],
-        rope_theta=theta,
-        rope_factors=rope_factors(rope, theta, width),
-        window=window,
-        eps=config["rms_norm_eps"],
-        qkv_bias=qwen or bool(config.get("attention_bias")),
-        out_bias=bool(config.get("attention_bias")),
-        ffn_bias=bool(config.get("mlp_bias")),
-        tied=bool(config.get("tie_word_embeddings", False)),
-    )
+def translate(
+    theirs: Mapping[str, Tensor], table: Table, config: DecoderConfig, changes: Mapping[str, Change] = NO_CHANGES
+) -> tuple[dict[str, Tensor], LoadReport]:
+    """Their state dict as ours. Keys that the table does not name, and the head of a tied model, are ignored and reported.
 
-
-def _opt_config(config: Mapping[str, Any]) -> DecoderConfig:
-    return DecoderConfig(
-        vocab_size=config["vocab_size"],
-        dim=config["hidden_size"],
-        layers=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
-        ffn_dim=config["ffn_dim"],
-        embed_dim=config.get("word_embed_proj_dim"),
-        max_positions=config["max_position_embeddings"],
-        positions="learned",
-        norm="layer",
-        pre_norm=config.get("do_layer_norm_before", True),
-        activation=config.get("activation_function", "relu"),
-        gated=False,
-        qkv_bias=config.get("enable_bias", True),
-        out_bias=config.get("enable_bias", True),
-        ffn_bias=config.get("enable_bias", True),
-        tied=config.get("tie_word_embeddings", True),
-    )
-
-
-def _gpt_neox_config(config: Mapping[str, Any]) -> DecoderConfig:
-    """Black et al. 2022. Older configs have ``rotary_pct`` and ``rotary_emb_base`` in place of ``rope_parameters``."""
-    heads, activation = config["num_attention_heads"], config.get("hidden_act", "gelu")
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = rope.get("rope_theta") or config.get("rotary_emb_base") or 10000.0
-    share = rope.get("partial_rotary_factor", config.get("rotary_pct", 0.25))
-    rotary_dim = int(config["hidden_size"] // heads * share)
-    attention_bias = bool(config.get("attention_bias", True))
-    return DecoderConfig(
-        vocab_size=config["vocab_size"],
-        dim=config["hidden_size"],
-        layers=config["num_hidden_layers"],
-        heads=heads,
-        ffn_dim=config["intermediate_size"],
-        max_positions=config["max_position_embeddings"],
-        rotary_dim=rotary_dim,
-        rope_theta=theta,
-        rope_factors=rope_factors(rope, theta, rotary_dim),
-        norm="layer",
-        parallel=bool(config.get("use_parallel_residual", True)),
-        eps=config.get("layer_norm_eps", 1e-5),
-        activation="gelu_tanh" if activation in TANH_GELUS else activation,
-        gated=False,
-        qkv_bias=attention_bias,
-        out_bias=attention_bias,
-        ffn_bias=True,
-        tied=bool(config.get("tie_word_embeddings", False)),
-    )
-
-
-def _mpt_config(config: Mapping[str, Any]) -> DecoderConfig:
-    """MosaicML's MPT (2023). Defaults as transformers has them; it always takes 8 for ``alibi_bias_max``, MosaicML's code what is said."""
-    settings = {**config, **(config.get("attn_config") or {})}
-    for name, covered in MPT_COVERED.items():
-        if (value := settings.get(name, covered[0])) not in covered:
-            raise InputError(f"MPT with {name} = {value!r} is not covered: only {' or '.join(map(repr, covered))} is")
-    biases = not config.get("no_bias", True)
-    return DecoderConfig(
-        vocab_size=config["vocab_size"],
-        dim=config["d_model"],
-        layers=config["n_layers"],
-        heads=config["n_heads"],
-        ffn_dim=int(config["d_model"] * config.get("expansion_ratio", 4)),
-        max_positions=config["max_seq_len"],
-        positions="alibi",
-        alibi_bias_max=settings.get("alibi_bias_max", 8),
-        norm="layer",
-        norm_bias=biases,
-        eps=config.get("layer_norm_epsilon", 1e-5),
-        activation="gelu",
-        gated=False,
-        qkv_bias=biases,
-        out_bias=biases,
-        ffn_bias=biases,
-        tied=bool(config.get("tie_word_embeddings", True)),
-    )
-
-
-CONFIGS = {"opt": _opt_config, "gpt_neox": _gpt_neox_config, "mpt": _mpt_config}  # all others are Llama-like
-
-
-def rope_factors(rope: Mapping[str, Any], theta: float, width: int) -> tuple[float, ...] | None:
-    """What each rotary frequency is divided by; None = by nothing. Llama 3's rule slows the long waves and blends into the short ones."""
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind == "default":
-        return None
-    if kind == "linear":
-        return (float(rope["factor"]),) * (width // 2)
-    if kind != "llama3":
-        raise InputError(f"rotary positions of the type {kind!r} are not covered: default, linear and llama3 are")
-    factor, low, high = (float(rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
-    turns = (
-        rope["original_max_position_embeddings"]
-        * theta ** -(torch.arange(0, width, 2).double() / width)
-        / (2 * torch.pi)
-    )
-    short = ((turns - low) / (high - low)).clamp(0, 1)  # 0: slowed by the whole factor, 1: left as it is
-    return tuple((1 / ((1 - short) / factor + short)).tolist())
-
-
-def half_split(stored: Tensor, heads: int, name: str) -> Tensor:
-    """Rows of queries or keys ``[H * d, D]`` as rotary positions take them here: pairs (i, i + d/2) instead of (2i, 2i + 1)."""
-    if len(stored) % (2 * heads):
-        raise InputError(f"{name} has {len(stored)} rows, which are not {heads} heads of an even width")
-    return stored.view(heads, len(stored) // heads // 2, 2, -1).transpose(1, 2).reshape(stored.shape)
-
-
-def part_by_part(stored: Tensor, heads: int, name: str) -> Tensor:
-    """Rows ``[H * 3 * d, ..]``, q, k and v of one head after another -> all of q, then of k, then of v."""
-    rows = stored.shape[:1].numel()
-    if rows % (3 * heads):
-        raise InputError(f"{name} has {rows} rows, which are not q, k and v of {heads} heads")
-    return stored.view(heads, 3, rows // (3 * heads), *stored.shape[1:]).transpose(0, 1).reshape(stored.shape)
+    ``changes``: of the tensors under names of ours that end so, before they are stacked.
+    """
+    ours: dict[str, Tensor] = {}
+    used: list[str] = []
+    for target, sources in table.items():
+        if target == "head" and config.tied:
+            continue
+        change = next((change for end, change in changes.items() if target.endswith(end)), None)
+        for layer in range(config.layers if "*" in target else 1):
+            for kind in ("weight", "bias"):
+                keys = [f"{source.replace('*', str(layer))}.{kind}" for source in sources]
+                if all(key in theirs for key in keys):
+                    parts = [change(theirs[key], config, key) if change else theirs[key] for key in keys]
+                    ours[f"{target.replace('*', str(layer))}.{kind}"] = torch.cat(parts) if parts[1:] else parts[0]
+                    used += keys
+    return ours, LoadReport(tuple(used), (), tuple(theirs.keys() - set(used)))

@@ -1,0 +1,193 @@
+"""Language models in GGUF files: for each architecture a table of tensors, and its metadata as our config."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from triptych.checkpoints.gguf import GGUF, read_gguf
+from triptych.checkpoints.tables.language import Change, Table
+from triptych.errors import InputError
+from triptych.nn.decoder import DecoderConfig
+
+LLAMA: Table = {
+    "embedding": ("token_embd",),
+    "blocks.*.attention_norm": ("blk.*.attn_norm",),
+    "blocks.*.attention.qkv": ("blk.*.attn_q", "blk.*.attn_k", "blk.*.attn_v"),
+    "blocks.*.attention.out": ("blk.*.attn_output",),
+    "blocks.*.ffn_norm": ("blk.*.ffn_norm",),
+    "blocks.*.ffn.up": ("blk.*.ffn_gate", "blk.*.ffn_up"),
+    "blocks.*.ffn.down": ("blk.*.ffn_down",),
+    "final_norm": ("output_norm",),
+    "head": ("output",),
+}
+PHI3: Table = LLAMA | {"blocks.*.attention.qkv": ("blk.*.attn_qkv",), "blocks.*.ffn.up": ("blk.*.ffn_up",)}
+QK_NORM: Table = {
+    "blocks.*.attention.query_norm": ("blk.*.attn_q_norm",),
+    "blocks.*.attention.key_norm": ("blk.*.attn_k_norm",),
+}
+POST_NORM: Table = {
+    "blocks.*.attention_post_norm": ("blk.*.post_attention_norm",),
+    "blocks.*.ffn_post_norm": ("blk.*.post_ffw_norm",),
+}
+ROPE_FACTORS = "rope_freqs.weight"
+LONG_ROPE = ("rope_factors_short.weight", "rope_factors_long.weight")
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The metadata of one architecture in a GGUF file."""
+
+    file: GGUF
+    architecture: str
+
+    def __call__(self, name: str, default: Any = None) -> Any:
+        """Raises InputError: the field is missing and has no ``default``."""
+        value = self.get(name, default)
+        if value is None:
+            raise InputError(f"{self.file.path} does not say {self.architecture}.{name}")
+        return value
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self.file.metadata.get(f"{self.architecture}.{name}", default)
+
+
+def interleaved_rows(stored: Tensor, config: DecoderConfig, name: str) -> Tensor:
+    """Queries and keys, whose pairs of components llama.cpp interleaves for the architecture ``llama``; values as they are."""
+    if ".attn_v." in name:
+        return stored
+    return half_split(stored, config.heads if ".attn_q." in name else config.groups, name)
+
+
+def half_split(stored: Tensor, heads: int, name: str) -> Tensor:
+    """Rows of queries or keys ``[H * d, D]`` as rotary positions take them here: pairs (i, i + d/2) instead of (2i, 2i + 1)."""
+    if len(stored) % (2 * heads):
+        raise InputError(f"{name} has {len(stored)} rows, which are not {heads} heads of an even width")
+    return stored.view(heads, len(stored) // heads // 2, 2, -1).transpose(1, 2).reshape(stored.shape)
+
+
+def llama_config(read: Fields) -> DecoderConfig:
+    """What all of the architectures share."""
+    file = read.file
+    heads, dim = read("attention.head_count"), read("embedding_length")
+    width = read("attention.key_length", dim // heads)
+    rotary = read("rope.dimension_count", width)
+    if width != read("attention.value_length", width):
+        raise InputError(f"{file.path}: values of another width than queries are not covered")
+    if read("expert_count", 0):
+        raise InputError(f"{file.path}: mixtures of experts are not covered")
+    return DecoderConfig(
+        vocab_size=file.entries["token_embd.weight"].shape[0],
+        dim=dim,
+        layers=read("block_count"),
+        heads=heads,
+        ffn_dim=read("feed_forward_length"),
+        kv_heads=read("attention.head_count_kv", heads),
+        head_dim=width,
+        max_positions=read("context_length"),
+        rotary_dim=None if rotary == width else rotary,
+        rope_theta=read("rope.freq_base", 10000.0),
+        rope_factors=rope_factors(read, rotary),
+        window=read.get("attention.sliding_window"),
+        eps=read("attention.layer_norm_rms_epsilon"),
+        qkv_bias="blk.0.attn_q.bias" in file.entries,
+        tied="output.weight" not in file.entries,
+    )
+
+
+def rope_factors(read: Fields, width: int) -> tuple[float, ...] | None:
+    """What each rotary frequency is divided by; None = by nothing."""
+    if (kind := read("rope.scaling.type", "none")) not in ("none", "linear", "longrope"):
+        raise InputError(
+            f"{read.file.path}: rotary positions of the type {kind!r} are not covered: none, linear and longrope are"
+        )
+    for name in (ROPE_FACTORS, LONG_ROPE[0]):
+        if name in read.file.entries:
+            return tuple(read.file.tensor(name).tolist())
+    factor = float(read("rope.scaling.factor", 1.0))
+    return None if factor == 1 else (factor,) * (width // 2)
+
+
+def qwen3_config(read: Fields) -> DecoderConfig:
+    return replace(llama_config(read), qk_norm="head")
+
+
+def phi3_config(read: Fields) -> DecoderConfig:
+    """Where the frequencies change at the original length (longrope), texts end there."""
+    ours = llama_config(read)
+    if LONG_ROPE[0] not in read.file.entries:
+        return ours
+    magnitude = read("rope.scaling.attn_factor", 1.0)
+    return replace(ours, max_positions=read("rope.scaling.original_context_length"), rope_magnitude=magnitude)
+
+
+def gemma_config(read: Fields) -> DecoderConfig:
+    ours = llama_config(read)
+    return replace(ours, embed_scale=math.sqrt(ours.dim), activation="gelu_tanh")
+
+
+def gemma2_config(read: Fields) -> DecoderConfig:
+    """Metadata does not tell the scale of the scores: the model of 27 B parameters (46 layers) alone takes another than 1 / sqrt(d)."""
+    ours = gemma_config(read)
+    return replace(
+        ours,
+        post_norm=True,
+        local_layers=tuple(range(0, ours.layers, 2)),
+        attention_softcap=read("attn_logit_softcapping", 50.0),
+        logit_softcap=read("final_logit_softcapping", 30.0),
+        attention_scale=(ours.dim / ours.heads) ** -0.5 if ours.layers == 46 else None,
+    )
+
+
+def gemma3_config(read: Fields) -> DecoderConfig:
+    """As ``gemma2_config`` for the scale; the model of 27 B parameters has 62 layers."""
+    ours = gemma_config(read)
+    return replace(
+        ours,
+        post_norm=True,
+        qk_norm="head",
+        local_layers=tuple(layer for layer in range(ours.layers) if (layer + 1) % 6),
+        local_rope_theta=read("rope.freq_base_swa", 10000.0),
+        attention_scale=(ours.dim / ours.heads) ** -0.5 if ours.layers == 62 else None,
+    )
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One ``general.architecture``; see ``tables.language.translate``."""
+
+    table: Table
+    config: Callable[[Fields], DecoderConfig]
+    changes: Mapping[str, Change] = field(default_factory=dict)
+
+
+ARCHITECTURES = {
+    "llama": Architecture(LLAMA, llama_config, {"attention.qkv": interleaved_rows}),  # Mistral's files, too
+    "qwen2": Architecture(LLAMA, llama_config),
+    "qwen3": Architecture(LLAMA | QK_NORM, qwen3_config),
+    "phi3": Architecture(PHI3, phi3_config),
+    "gemma": Architecture(LLAMA, gemma_config),  # whose norms' weights llama.cpp stores as they are used
+    "gemma2": Architecture(LLAMA | POST_NORM, gemma2_config),
+    "gemma3": Architecture(LLAMA | POST_NORM | QK_NORM, gemma3_config),
+}
+
+
+def open_gguf(path: Path) -> tuple[GGUF, Architecture, DecoderConfig]:
+    """A language model's file, and its metadata as our config.
+
+    Raises:
+        InputError: it cannot be read, or is of an architecture or with settings that the decoder does not cover.
+    """
+    file = read_gguf(path)
+    name = file.metadata.get("general.architecture")
+    if name not in ARCHITECTURES:
+        raise InputError(f"{path} holds a model of the architecture {name!r}: there are {', '.join(ARCHITECTURES)}")
+    try:
+        return file, ARCHITECTURES[name], ARCHITECTURES[name].config(Fields(file, name))
+    except (TypeError, KeyError, ZeroDivisionError, OverflowError) as error:
+        raise InputError(f"{path}: its metadata is invalid ({error})") from None
