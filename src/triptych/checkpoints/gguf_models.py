@@ -13,7 +13,7 @@ from torch import Tensor
 from triptych.checkpoints.gguf import GGUF, read_gguf
 from triptych.checkpoints.tables.language import Change, Table
 from triptych.errors import InputError
-from triptych.nn.decoder import DecoderConfig
+from triptych.nn.configs import DecoderConfig
 
 LLAMA: Table = {
     "embedding": ("token_embd",),

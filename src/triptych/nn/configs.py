@@ -34,11 +34,9 @@ class DecoderConfig:
     alibi_bias_max: float = 8.0  # the exponents of ALiBi's slopes are spread evenly up to it
     window: int | None = None  # tokens that a token attends to, itself included; None = all earlier ones
     local_layers: tuple[int, ...] | None = None  # those with the window; None = all
-    local_rope_theta: float | None = (
-        None  # of layers with the window, then without factors (Gemma 3); None = rope_theta
-    )
+    local_rope_theta: float | None = None  # of layers with the window, without factors (Gemma 3); None = rope_theta
     qk_norm: Literal["head", "all"] | None = (
-        None  # of queries and keys: each head by itself (Qwen3), or all heads as one vector (OLMo-2)
+        None  # norms of queries and keys: of each head (Qwen3), of all as one (OLMo-2)
     )
     attention_scale: float | None = None  # None = 1 / sqrt(head_dim)
     attention_softcap: float | None = None  # scores become cap * tanh(score / cap) (Gemma 2)
@@ -46,9 +44,7 @@ class DecoderConfig:
     norm: Literal["rms", "layer"] = "rms"
     norm_bias: bool = True  # of layer norms; root mean square norms have none
     pre_norm: bool = True  # a norm before attention and before feed-forward
-    post_norm: bool = (
-        False  # a norm behind them (Gemma 2, OLMo-2); with neither, it follows the residual sum (OPT-350m)
-    )
+    post_norm: bool = False  # a norm after them (Gemma 2, OLMo-2); with neither, after the residual sum (OPT-350m)
     parallel: bool = False  # attention and feed-forward both read what enters the block (GPT-NeoX)
     eps: float = 1e-5
     activation: Activation = "silu"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from triptych.checkpoints.tables.rope import read_rope
 from triptych.errors import InputError
-from triptych.nn.decoder import DecoderConfig
+from triptych.nn.configs import DecoderConfig
 
 Config = Mapping[str, Any]
 Activation = Literal["silu", "relu", "gelu", "gelu_tanh"]
