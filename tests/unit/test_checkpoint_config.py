@@ -16,7 +16,7 @@ from triptych.checkpoints.config import (
     SearchSpec,
     read_config,
 )
-from triptych.checkpoints.format import load_config
+from triptych.checkpoints.locate import load_config
 from triptych.errors import InputError
 from triptych.nn.configs import DecoderConfig, QFormerConfig, ViTConfig
 from triptych.systems.configs import Blip2Config

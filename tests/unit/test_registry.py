@@ -92,7 +92,7 @@ def test_every_name_resolves(name: str, field: str) -> None:
 
 
 def test_shipped_models_are_of_their_systems() -> None:
-    from triptych.models.locate import locate
+    from triptych.checkpoints.locate import locate
 
     for name, system in SYSTEMS.items():
         assert system_of(locate(name)) is system

@@ -26,11 +26,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from triptych.checkpoints.config import CheckpointConfig, read_config
+from triptych.checkpoints.config import CheckpointConfig
+from triptych.checkpoints.locate import WEIGHTS, backup_of, check_files, existing_or_backup, load_config
 from triptych.checkpoints.quantize import dequantize
 from triptych.errors import InputError, TriptychError
+from triptych.io.files import sha256_of_file
 
-WEIGHTS = "model.safetensors"
 MAX_HEADER = 32 << 20
 DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 M = TypeVar("M")
@@ -85,21 +86,8 @@ def load_checkpoint(directory: Path | str) -> tuple[CheckpointConfig[dict[str, A
     """
     directory = existing_or_backup(Path(directory))
     config = load_config(directory)
-    for name in {WEIGHTS, *config.files}:
-        path = directory / name
-        try:
-            intact = _sha256(path) == config.files.get(name)
-        except (OSError, ValueError) as error:
-            raise InputError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
-        if not intact:
-            raise InputError(f"{path} is damaged or of another checkpoint: config.json expects another sha256")
+    check_files(directory, config)
     return config, dequantize(load_tensors(directory / WEIGHTS))
-
-
-def load_config(directory: Path | str) -> CheckpointConfig[dict[str, Any]]:
-    """The config of a checkpoint, given its directory or its config.json. Raises InputError: see ``read_config``."""
-    path = Path(directory)
-    return read_config(path if path.name == "config.json" else existing_or_backup(path) / "config.json")
 
 
 def load_typed(directory: Path, system: str, model: type[M]) -> tuple[CheckpointConfig[M], dict[str, Tensor]]:
@@ -253,16 +241,11 @@ def _write_files(
     (directory / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
     for name, content in extra_files.items():
         (directory / name).write_bytes(content.encode() if isinstance(content, str) else content)
-    files = {path.name: _sha256(path) for path in sorted(directory.iterdir())}
+    files = {path.name: sha256_of_file(path) for path in sorted(directory.iterdir())}
     written = msgspec.structs.replace(config, triptych=_version(), files=files)
     (directory / "config.json").write_text(written.to_json(), encoding="utf-8")
     for path in [*directory.iterdir(), directory]:
         _sync(path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _version() -> str:
@@ -298,17 +281,8 @@ def _refuse_strange(directory: Path) -> None:
         raise InputError(f"{directory} also holds {strange[0]}, which a save would delete: move it elsewhere")
 
 
-def _old(directory: Path) -> Path:
-    return directory.with_name(f".{directory.name}.old")
-
-
-def existing_or_backup(directory: Path) -> Path:
-    """The directory to read: itself, or its predecessor when a crash came between the two renames of a save."""
-    return _old(directory) if not directory.exists() and _old(directory).exists() else directory
-
-
 def _swap(fresh: Path, directory: Path) -> None:
-    old = _old(directory)
+    old = backup_of(directory)
     if old.exists():  # a save was killed: before its second rename, or after it
         if directory.exists():
             shutil.rmtree(old)

@@ -144,6 +144,11 @@ def part_path(name: str, member: str | None = None) -> Path:
     return fetched(part, wanted)
 
 
+def part_fingerprint(name: str) -> str:
+    """The sha256 of a part's main file: the frozen weights that a checkpoint was trained with."""
+    return next(part.members[0].sha256 for part in PARTS if part.name == name)
+
+
 def fetched(part: Part, wanted: Member) -> Path:
     """The verified local file of any part; errors as ``part_path``'s."""
     path = _folder(part) / wanted.file

@@ -6,14 +6,8 @@ from pathlib import Path
 
 import torch
 
-from triptych.checkpoints.format import (
-    WEIGHTS,
-    LoadReport,
-    existing_or_backup,
-    load_checkpoint,
-    read_torch_pickle,
-    save_checkpoint,
-)
+from triptych.checkpoints.format import LoadReport, load_checkpoint, read_torch_pickle, save_checkpoint
+from triptych.checkpoints.locate import WEIGHTS, existing_or_backup
 from triptych.checkpoints.quantize import stored_as
 from triptych.convert.blip2 import convert_lavis, convert_transformers
 from triptych.convert.flamingo import convert_openflamingo

@@ -1,5 +1,7 @@
 """Whole systems on disk: what a checkpoint holds of each, and putting it together again with its frozen parts."""
 
+from triptych.checkpoints.locate import locate
+from triptych.checkpoints.parts import part_fingerprint
 from triptych.models.blip2 import (
     Blip2Model,
     blip2_search,
@@ -9,7 +11,7 @@ from triptych.models.blip2 import (
 )
 from triptych.models.flamingo import FlamingoModel, load_flamingo, save_flamingo
 from triptych.models.frozen import find_language_model, in_bfloat16, language_model_fingerprint
-from triptych.models.locate import encoder_spec, locate, part_fingerprint, published_encoder
+from triptych.models.locate import encoder_spec, published_encoder
 from triptych.models.sat import SatModel, load_sat, sat_search, save_sat
 
 __all__ = [

@@ -15,7 +15,8 @@ import msgspec
 import torch
 
 from triptych.checkpoints.config import Card, CheckpointConfig, SearchSpec
-from triptych.checkpoints.format import WEIGHTS, load_strict, load_typed, save_checkpoint
+from triptych.checkpoints.format import load_strict, load_typed, save_checkpoint
+from triptych.checkpoints.locate import WEIGHTS
 from triptych.checkpoints.quantize import stored_as
 from triptych.generate import Search
 from triptych.models.frozen import buildable, frozen_encoder, frozen_lm, frozen_prefixes, tensors_to_save

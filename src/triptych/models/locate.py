@@ -5,26 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from triptych.checkpoints.config import EncoderSpec
-from triptych.checkpoints.format import existing_or_backup, read_torch_pickle
-from triptych.checkpoints.parts import PARTS, part_path
+from triptych.checkpoints.format import read_torch_pickle
+from triptych.checkpoints.parts import PARTS, part_fingerprint, part_path
 from triptych.errors import InputError
 from triptych.nn.cnn import ENCODERS, ConvNet
-
-BUNDLED = Path(__file__).parents[1] / "weights"
-
-
-def locate(model: str | Path) -> Path:
-    """The checkpoint directory of ``model``: the name of a shipped one, or a directory.
-
-    Raises:
-        InputError: neither.
-    """
-    shipped = sorted(path.name for path in BUNDLED.iterdir())
-    if str(model) in shipped:
-        return BUNDLED / str(model)
-    if (directory := existing_or_backup(Path(model))).is_dir():
-        return directory
-    raise InputError(f"unknown model {str(model)!r}: choose {', '.join(shipped)} or name a checkpoint directory")
 
 
 def published_encoder(
@@ -50,11 +34,6 @@ def published_encoder(
     except (KeyError, RuntimeError) as error:
         raise InputError(f"{weights} does not hold torchvision's {name}: {str(error).splitlines()[0]}") from None
     return encoder.eval()
-
-
-def part_fingerprint(name: str) -> str:
-    """The sha256 of a part's main file: the frozen weights that a checkpoint was trained with."""
-    return next(part.members[0].sha256 for part in PARTS if part.name == name)
 
 
 def check_part(source: Path, spec: EncoderSpec) -> None:

@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from triptych.checkpoints.format import load_config
+from triptych.checkpoints.locate import load_config
 from triptych.errors import InputError
 
 

@@ -1,0 +1,55 @@
+"""Where checkpoints are, and whether their files belong together. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from triptych.checkpoints.config import CheckpointConfig, read_config
+from triptych.errors import InputError
+from triptych.io.files import sha256_of_file
+
+WEIGHTS = "model.safetensors"
+BUNDLED = Path(__file__).parents[1] / "weights"
+
+
+def load_config(directory: Path | str) -> CheckpointConfig[dict[str, Any]]:
+    """The config of a checkpoint, given its directory or its config.json. Raises InputError: see ``read_config``."""
+    path = Path(directory)
+    return read_config(path if path.name == "config.json" else existing_or_backup(path) / "config.json")
+
+
+def check_files(directory: Path, config: CheckpointConfig[Any]) -> None:
+    """Raises InputError: a file is missing, or is not the one that the config was written with."""
+    for name in {WEIGHTS, *config.files}:
+        path = directory / name
+        try:
+            intact = sha256_of_file(path) == config.files.get(name)
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
+        if not intact:
+            raise InputError(f"{path} is damaged or of another checkpoint: config.json expects another sha256")
+
+
+def backup_of(directory: Path) -> Path:
+    """Where a save keeps what it replaces until it is done."""
+    return directory.with_name(f".{directory.name}.old")
+
+
+def existing_or_backup(directory: Path) -> Path:
+    """The directory to read: itself, or its predecessor when a crash came between the two renames of a save."""
+    return backup_of(directory) if not directory.exists() and backup_of(directory).exists() else directory
+
+
+def locate(model: str | Path) -> Path:
+    """The checkpoint directory of ``model``: the name of a shipped one, or a directory.
+
+    Raises:
+        InputError: neither.
+    """
+    shipped = sorted(path.name for path in BUNDLED.iterdir())
+    if str(model) in shipped:
+        return BUNDLED / str(model)
+    if (directory := existing_or_backup(Path(model))).is_dir():
+        return directory
+    raise InputError(f"unknown model {str(model)!r}: choose {', '.join(shipped)} or name a checkpoint directory")
