@@ -9,9 +9,9 @@ from triptych.models.blip2 import (
     load_blip2,
     save_blip2,
 )
+from triptych.models.encoders import encoder_spec, published_encoder
 from triptych.models.flamingo import FlamingoModel, load_flamingo, save_flamingo
 from triptych.models.frozen import find_language_model, in_bfloat16, language_model_fingerprint
-from triptych.models.locate import encoder_spec, published_encoder
 from triptych.models.sat import SatModel, load_sat, sat_search, save_sat
 
 __all__ = [

@@ -16,7 +16,7 @@ from triptych.checkpoints.format import LoadReport, sha256_of
 from triptych.checkpoints.language_models import LoadedLanguageModel, build, load_language_model
 from triptych.checkpoints.parts import PARTS, part_fingerprint, part_path
 from triptych.errors import InputError
-from triptych.models.locate import check_part, published_encoder
+from triptych.models.encoders import check_part, published_encoder
 from triptych.nn.cnn import ENCODERS, ConvNet
 from triptych.nn.decoder import Decoder
 from triptych.nn.linear import Linear

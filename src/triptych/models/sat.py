@@ -16,8 +16,8 @@ from triptych.checkpoints.format import load_strict, load_typed, save_checkpoint
 from triptych.checkpoints.quantize import stored_as
 from triptych.errors import InputError
 from triptych.generate import Search
+from triptych.models.encoders import encoder_spec
 from triptych.models.frozen import buildable, frozen_encoder
-from triptych.models.locate import encoder_spec
 from triptych.nn.cnn import ConvNet
 from triptych.systems.configs import ShowAttendTellConfig
 from triptych.systems.show_attend_tell import ShowAttendTell

@@ -48,7 +48,7 @@ def load(model: str | Path = "sat", device: str | torch.device | None = None) ->
     """
     import torch
 
-    from triptych.models import locate
+    from triptych.checkpoints.locate import locate
     from triptych.models.registry import system_of
 
     directory = locate(model)

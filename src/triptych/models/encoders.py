@@ -1,4 +1,4 @@
-"""Where checkpoints are, and the frozen parts with their published weights."""
+"""Frozen image encoders with their published weights, and what a checkpoint says of one."""
 
 from __future__ import annotations
 
