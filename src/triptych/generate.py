@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from triptych.errors import InputError
+from triptych.interruption import check_interruption
 
 
 class State(Protocol):
@@ -173,6 +174,7 @@ def decode(
             order = torch.tensor(kept, device=ids.device)[:, None] * rows + torch.arange(rows, device=ids.device)
             ids, state = ids[order.flatten()], state.reorder(order)
             inputs_left = [inputs_left[index] for index in kept]
+        check_interruption()
         logits, state = model.step(ids, state)
         logprobs = log_softmax(logits, search)
 
@@ -243,6 +245,7 @@ def beam_search(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search
         texts = [[text for _, text in alive] for alive in survivors]
         inputs_left = [inputs_left[row] for row in kept]
         state = state.reorder((first_rows + parents)[rows].gather(1, columns))
+        check_interruption()
         logits, state = model.step(ids[rows].gather(1, columns).flatten(), state)
         logprobs = log_softmax(logits, search)
 

@@ -1,0 +1,59 @@
+"""``triptych serve``: the server and its page."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from triptych.cli.common import app
+from triptych.errors import TriptychError
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="Repeat for several.", show_default="sat, flamingo, blip2")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; another than loopback needs a key.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option(help="What clients must send; better given as TRIPTYCH_API_KEY.", show_default="none")
+    ] = None,
+    host_name: Annotated[
+        list[str] | None, typer.Option(help="A further name that clients call this server by.")
+    ] = None,
+    allow_domain: Annotated[
+        list[str] | None, typer.Option(help="A domain whose pictures may be named by address.")
+    ] = None,
+    allow_folder: Annotated[
+        list[Path] | None, typer.Option(help="A folder whose pictures may be named by file: address.")
+    ] = None,
+    library: Annotated[Path | None, typer.Option(metavar="DIR", help="A library to search (see index).")] = None,
+    queue: Annotated[int, typer.Option(min=1, max=4096, help="Requests that may wait for each model.")] = 64,
+    timeout: Annotated[float, typer.Option(min=1, max=3600, help="Seconds a request may take.")] = 120.0,
+) -> None:
+    """Serve models to OpenAI's and Ollama's clients, and a web page, on this machine."""
+    from triptych.serve.settings import ServerSettings
+
+    settings = ServerSettings(
+        models=tuple(model or ("sat", "flamingo", "blip2")),
+        host=host,
+        port=port,
+        api_key=api_key or os.environ.get("TRIPTYCH_API_KEY") or None,
+        hosts=tuple(host_name or ()),
+        allow_domains=tuple(allow_domain or ()),
+        allow_folders=tuple(allow_folder or ()),
+        library=library,
+        queue=queue,
+        timeout=timeout,
+    )
+    try:
+        from triptych.serve.app import run_server
+    except ModuleNotFoundError as error:
+        raise TriptychError(f"serving needs {error.name}: pip install 'triptych[serve]'") from None
+    print(f"http://{settings.host}:{settings.port}", file=sys.stderr)
+    run_server(settings)

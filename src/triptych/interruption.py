@@ -1,0 +1,22 @@
+"""Stopping text generation from outside, between two steps.
+
+Whoever runs a model for somebody else (a server) sets ``interruption`` in its own context; ``generate`` asks it before every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+
+interruption: ContextVar[Callable[[], bool] | None] = ContextVar("interruption", default=None)
+
+
+class InterruptedGeneration(Exception):  # noqa: N818 (it is no failure)
+    """Nobody waits for the text any more."""
+
+
+def check_interruption() -> None:
+    """Raises InterruptedGeneration: the function in ``interruption`` says that generation should stop."""
+    interrupted = interruption.get()
+    if interrupted is not None and interrupted():
+        raise InterruptedGeneration

@@ -1,0 +1,82 @@
+"""The application: routes, guard, metrics, and what happens at start and end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+
+from triptych.serve import native, ollama, openai
+from triptych.serve.errors import install_handlers
+from triptych.serve.metrics import Metrics
+from triptych.serve.models import Served
+from triptych.serve.security import Guard
+from triptych.serve.settings import ServerSettings
+
+
+def create_app(settings: ServerSettings, loaded: dict[str, Any] | None = None) -> FastAPI:
+    """The server as an ASGI application. ``loaded``: models by name that need not be loaded (for tests)."""
+    metrics = Metrics()
+    served = Served(settings, metrics, loaded)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        served.start()
+        yield
+        served.close()
+
+    app = FastAPI(title="Triptych", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app.state.settings, app.state.served, app.state.metrics = settings, served, metrics
+    install_handlers(app)
+    for routes in (openai.router, ollama.router, native.router):
+        app.include_router(routes)
+
+    @app.get("/healthz")
+    async def healthz() -> PlainTextResponse:
+        return PlainTextResponse("ok")
+
+    @app.get("/readyz")
+    async def readyz() -> JSONResponse:
+        state = {
+            name: "ready" if name in served.loaded else served.failures.get(name, "loading") for name in served.names
+        }
+        return JSONResponse(state, 200 if served.ready else 503)
+
+    @app.get("/metrics")
+    async def show_metrics() -> Response:
+        for name, worker in served.workers.items():
+            metrics.waiting.labels(name).set(worker.queue.qsize())
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    @app.middleware("http")
+    async def measure(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        started = time.perf_counter()
+        response = await call_next(request)
+        route = getattr(request.scope.get("route"), "path", "other")
+        metrics.requests.labels(route, str(response.status_code)).inc()
+        metrics.seconds.labels(route).observe(time.perf_counter() - started)
+        return response
+
+    app.add_middleware(Guard, settings=settings)
+    return app
+
+
+def run_server(settings: ServerSettings) -> None:
+    """Serve until SIGTERM or Ctrl-C; running requests are finished."""
+    import uvicorn
+
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        log_level="warning",
+        server_header=False,
+        limit_concurrency=2048,
+        timeout_keep_alive=20,
+        timeout_graceful_shutdown=60,
+        h11_max_incomplete_event_size=64 << 10,
+    )

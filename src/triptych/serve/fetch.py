@@ -1,0 +1,98 @@
+"""Pictures from domains that the person at the server allowed, without a way into the network behind it.
+
+A name is resolved once; every address that it has must be public, and the connection goes to the address that was checked. Each
+redirect is checked anew.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import socket
+import ssl
+import time
+from urllib.parse import urljoin, urlsplit
+
+from triptych.errors import InputError
+
+MAX_BYTES = 32 << 20
+HOPS = 3
+SECONDS = 10.0
+REFUSED = "this address is not allowed on this server"
+
+
+def fetch_allowed(url: str, domains: tuple[str, ...]) -> bytes:
+    """The bytes at ``url``.
+
+    Raises InputError: a domain that is not allowed, an address that is not public, too many redirects, too slow or too large.
+    """
+    deadline = time.monotonic() + SECONDS
+    for _ in range(HOPS + 1):
+        host, port, secure, target = parse(url, domains)
+        status, location, body = request(host, port, secure, target, deadline)
+        if status in (301, 302, 303, 307, 308) and location:
+            url = urljoin(url, location)
+            continue
+        if status != 200:
+            raise InputError(f"the address answered with status {status}")
+        return body
+    raise InputError(f"the address leads through more than {HOPS} redirects")
+
+
+def parse(url: str, domains: tuple[str, ...]) -> tuple[str, int, bool, str]:
+    """Host, port, whether TLS, and the target. Raises InputError."""
+    try:
+        parts = urlsplit(url)
+        host, port = (parts.hostname or "").rstrip("."), parts.port
+    except ValueError:
+        raise InputError(REFUSED) from None
+    if parts.scheme not in ("http", "https") or parts.username is not None or not host.isascii():
+        raise InputError(REFUSED)
+    if not any(host == domain.lower() or host.endswith(f".{domain.lower()}") for domain in domains):
+        raise InputError(REFUSED)
+    secure = parts.scheme == "https"
+    target = f"{parts.path or '/'}{f'?{parts.query}' if parts.query else ''}"
+    if any(character <= " " or character == "\x7f" for character in target):
+        raise InputError(REFUSED)
+    return host, port or (443 if secure else 80), secure, target
+
+
+def public_address(host: str, port: int) -> str:
+    """The first address of ``host``, where all its addresses are public. Raises InputError."""
+    try:
+        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+    except OSError:
+        raise InputError("the name of the address cannot be resolved") from None
+    for text in found:
+        address = ipaddress.ip_address(text.partition("%")[0])
+        mapped = getattr(address, "ipv4_mapped", None) or address
+        if not mapped.is_global or mapped.is_multicast:
+            raise InputError(REFUSED)
+    return sorted(found)[0]
+
+
+def request(host: str, port: int, secure: bool, target: str, deadline: float) -> tuple[int, str | None, bytes]:
+    """One GET to the address that was checked. Raises InputError."""
+    try:
+        raw = socket.create_connection(
+            (public_address(host, port), port), timeout=max(0.1, deadline - time.monotonic())
+        )
+        if secure:
+            raw = ssl.create_default_context().wrap_socket(raw, server_hostname=host)
+        connection = http.client.HTTPConnection(host, port)
+        connection.sock = raw
+        try:
+            connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "triptych"})
+            response = connection.getresponse()
+            body = bytearray()
+            while response.status == 200 and (chunk := response.read(1 << 16)):
+                body += chunk
+                if len(body) > MAX_BYTES:
+                    raise InputError(f"the picture is larger than {MAX_BYTES >> 20} MB")
+                if time.monotonic() > deadline:
+                    raise InputError(f"the picture did not arrive within {SECONDS:.0f} seconds")
+            return response.status, response.getheader("location"), bytes(body)
+        finally:
+            connection.close()
+    except (OSError, http.client.HTTPException):
+        raise InputError("the address cannot be fetched") from None

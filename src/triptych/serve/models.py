@@ -1,0 +1,68 @@
+"""The models of a server: loaded one after the other in the background, each with its worker."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Any
+
+from triptych.errors import TriptychError
+from triptych.serve.errors import ApiError
+from triptych.serve.jobs import Worker
+from triptych.serve.metrics import Metrics
+from triptych.serve.settings import ServerSettings
+
+log = logging.getLogger("triptych.serve")
+
+
+class Served:
+    """The models by name. ``loaded`` may be given (tests); else they are loaded by ``start``."""
+
+    def __init__(self, settings: ServerSettings, metrics: Metrics, loaded: dict[str, Any] | None = None) -> None:
+        self.names, self.loaded = settings.models, dict(loaded or {})
+        self.workers = {name: Worker(name, settings.queue, metrics.observe_batch) for name in self.names}
+        self.failures: dict[str, str] = {}
+        self.created = int(time.time())
+
+    def start(self) -> None:
+        """Load what is not loaded, in the background."""
+        threading.Thread(target=self._load, name="load-models", daemon=True).start()
+
+    def _load(self) -> None:
+        from triptych.tasks import load
+
+        for name in self.names:
+            if name not in self.loaded:
+                try:
+                    self.loaded[name] = load(name)
+                except TriptychError as error:
+                    self.failures[name] = str(error)
+                    log.error("cannot load %s: %s", name, error)
+
+    @property
+    def ready(self) -> bool:
+        return len(self.loaded) + len(self.failures) >= len(self.names) and bool(self.loaded)
+
+    def get(self, name: str) -> tuple[Any, Worker]:
+        """A model and its worker; a name may carry ``triptych/`` before it or ``:latest`` behind.
+
+        Raises ApiError: 404 for an unknown model, 503 while it loads.
+        """
+        short = name.removeprefix("triptych/").removesuffix(":latest")
+        if short not in self.names:
+            raise ApiError(
+                404,
+                f"unknown model {name!r}: this server has {', '.join(self.names)}",
+                param="model",
+                code="model_not_found",
+            )
+        if short in self.failures:
+            raise ApiError(503, f"the model {short} could not be loaded; see the server's log", param="model")
+        if short not in self.loaded:
+            raise ApiError(503, f"the model {short} is still loading", param="model", retry_after=5)
+        return self.loaded[short], self.workers[short]
+
+    def close(self) -> None:
+        for worker in self.workers.values():
+            worker.close()

@@ -1,0 +1,214 @@
+"""Our own routes: captions by several models with maps, questions with choices, completion from examples, matching, search."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request
+from PIL.Image import Image
+from pydantic import BaseModel, Field
+
+from triptych.serve.errors import ApiError
+from triptych.serve.jobs import Job
+from triptych.serve.pictures import read_picture
+from triptych.serve.settings import MAX_BEAMS, MAX_CHOICES, MAX_PICTURES, MAX_TEXT, MAX_TOKENS, ServerSettings
+
+router = APIRouter(prefix="/v1")
+log = logging.getLogger("triptych.serve")
+THUMBNAIL = (320, 320)
+
+
+class CaptionRequest(BaseModel):
+    model: str = "sat"
+    image: str
+    beams: int | None = Field(default=None, ge=1, le=MAX_BEAMS)
+    max_new_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    explain: bool = False
+
+
+class AskRequest(BaseModel):
+    model: str = "blip2"
+    images: list[str] = Field(min_length=1, max_length=MAX_PICTURES)
+    question: str = Field(min_length=1, max_length=MAX_TEXT)
+    choices: list[str] | None = Field(default=None, min_length=2, max_length=MAX_CHOICES)
+    explain: bool = False
+
+
+class Shot(BaseModel):
+    image: str
+    text: str = Field(min_length=1, max_length=MAX_TEXT)
+
+
+class CompleteRequest(BaseModel):
+    model: str = "flamingo"
+    shots: list[Shot] = Field(default_factory=list, max_length=MAX_PICTURES - 1)
+    image: str
+    prompt: str = Field("", max_length=MAX_TEXT)
+    choices: list[str] | None = Field(default=None, min_length=2, max_length=MAX_CHOICES)
+
+
+class MatchRequest(BaseModel):
+    model: str = "blip2"
+    images: list[str] = Field(min_length=1, max_length=MAX_PICTURES)
+    texts: list[str] = Field(min_length=1, max_length=MAX_CHOICES)
+
+
+class ExplainRequest(BaseModel):
+    model: str = "sat"
+    image: str
+    question: str | None = Field(default=None, max_length=MAX_TEXT)
+
+
+class FindRequest(BaseModel):
+    query: str = Field(min_length=1, max_length=MAX_TEXT)
+    k: int = Field(12, ge=1, le=100)
+
+
+async def submit(
+    request: Request, name: str, verb: str, kind: tuple[Any, ...], payload: Any, run: Callable[..., Any]
+) -> Any:
+    """Run ``run(model, payloads)`` on a model that has the method ``verb``."""
+    settings: ServerSettings = request.app.state.settings
+    model, worker = request.app.state.served.get(name)
+    if not hasattr(model, verb):
+        raise ApiError(400, f"the model {name} cannot {verb}", param="model")
+    job = Job((verb, *kind), payload, run=lambda payloads: run(model, payloads))
+    return await worker.submit(job, settings.timeout)
+
+
+def pictures(request: Request, addresses: Sequence[str], param: str) -> list[Image]:
+    return [read_picture(address, request.app.state.settings, f"{param}[{i}]") for i, address in enumerate(addresses)]
+
+
+def maps_of(answer: Any) -> dict[str, Any] | None:
+    """Evidence as JSON: words, log-probabilities, and maps ``[words][pictures][h][w]`` scaled to the largest value of each word."""
+    if answer.evidence is None:
+        return None
+    maps = answer.evidence.maps
+    top = maps.max(axis=(1, 2, 3), keepdims=True)
+    scaled = (maps / top.clip(1e-12)).round(3)
+    return {"words": list(answer.evidence.words), "logprobs": list(answer.evidence.logprobs), "maps": scaled.tolist()}
+
+
+@router.post("/caption")
+async def caption(request: Request, body: CaptionRequest) -> dict[str, Any]:
+    photo = read_picture(body.image, request.app.state.settings, "image")
+    given = {"beams": body.beams, "max_new_tokens": body.max_new_tokens}
+    chosen = {name: value for name, value in given.items() if value is not None}
+
+    def run(model: Any, photos: Sequence[Image]) -> list[Any]:
+        return list(model.caption(list(photos), explain=body.explain, **chosen))
+
+    answer = await submit(request, body.model, "caption", (body.explain, *sorted(chosen.items())), photo, run)
+    return {"model": body.model, "caption": answer.text, "logprob": answer.logprob, "evidence": maps_of(answer)}
+
+
+@router.post("/ask")
+async def ask(request: Request, body: AskRequest) -> dict[str, Any]:
+    photos = pictures(request, body.images, "images")
+
+    def run(model: Any, payloads: Sequence[tuple[list[Image], str]]) -> list[Any]:
+        asked, questions = zip(*payloads, strict=True)
+        return list(model.ask(list(asked), list(questions), body.choices, explain=body.explain))
+
+    kind = (body.explain, tuple(body.choices or ()))
+    answer = await submit(request, body.model, "ask", kind, (photos, body.question), run)
+    return {
+        "model": body.model,
+        "question": body.question,
+        "answer": answer.text,
+        "logprob": answer.logprob,
+        "scores": answer.scores,
+        "method": getattr(answer, "method", None),
+        "evidence": maps_of(answer),
+    }
+
+
+@router.post("/complete")
+async def complete(request: Request, body: CompleteRequest) -> dict[str, Any]:
+    settings = request.app.state.settings
+    photo = read_picture(body.image, settings, "image")
+    shots = [(read_picture(shot.image, settings, f"shots[{i}].image"), shot.text) for i, shot in enumerate(body.shots)]
+
+    def run(model: Any, payloads: Sequence[Any]) -> list[Any]:
+        return [
+            model.complete(image, examples, prompt=body.prompt, choices=body.choices) for image, examples in payloads
+        ]
+
+    answer = await submit(
+        request, body.model, "complete", (body.prompt, tuple(body.choices or ())), (photo, shots), run
+    )
+    return {"model": body.model, "text": answer.text, "logprob": answer.logprob, "scores": answer.scores}
+
+
+@router.post("/match")
+async def match(request: Request, body: MatchRequest) -> dict[str, Any]:
+    photos = pictures(request, body.images, "images")
+
+    def run(model: Any, payloads: Sequence[list[Image]]) -> list[Any]:
+        return [model.match(images, body.texts) for images in payloads]
+
+    found = await submit(request, body.model, "match", tuple(body.texts), photos, run)
+    rows = [
+        {"image": m.image, "text": m.text, "itc_cosine": m.itc_cosine, "itm_prob": m.itm_prob, "rerank": m.rerank}
+        for m in found
+    ]
+    return {"model": body.model, "matches": rows}
+
+
+@router.post("/explain")
+async def explain(request: Request, body: ExplainRequest) -> dict[str, Any]:
+    """Where the model attended at each word: maps as numbers, and a figure as a PNG data URL."""
+    photo = read_picture(body.image, request.app.state.settings, "image")
+
+    def run(model: Any, photos: Sequence[Image]) -> list[Any]:
+        from triptych.figures.maps import draw_words
+
+        results = []
+        for image in photos:
+            answer = (
+                model.ask(image, body.question, explain=True) if body.question else model.caption(image, explain=True)
+            )
+            file = BytesIO()
+            if answer.evidence is not None:
+                draw_words(image, answer.evidence).save(file, "PNG")
+            results.append((answer, file.getvalue()))
+        return results
+
+    verb = "ask" if body.question else "caption"
+    answer, png = await submit(request, body.model, verb, ("explain", body.question), photo, run)
+    figure = f"data:image/png;base64,{base64.b64encode(png).decode()}" if png else None
+    return {"model": body.model, "text": answer.text, "evidence": maps_of(answer), "figure": figure}
+
+
+@router.post("/find")
+async def find_photos(request: Request, body: FindRequest) -> dict[str, Any]:
+    """Photos of the library that the server was started with. Thumbnails are made anew, so they carry no position or other metadata."""
+    path = request.app.state.settings.library
+    if path is None:
+        raise ApiError(404, "this server has no library: start it with --library")
+
+    def run(model: Any, queries: Sequence[str]) -> list[Any]:
+        from triptych.library import as_matcher, find, open_library
+
+        library, matcher = open_library(path), as_matcher(model, "blip2")
+        return [
+            [found_fields(found) for found in find(library, matcher, query, body.k, None, notice=log.warning)]
+            for query in queries
+        ]
+
+    results = await submit(request, "blip2", "match", ("find", body.k), body.query, run)
+    return {"query": body.query, "results": results}
+
+
+def found_fields(found: Any) -> dict[str, Any]:
+    from triptych.figures.page import thumbnail
+    from triptych.io.images import load_image
+
+    picture = thumbnail(load_image(found.path), THUMBNAIL)
+    return {"rank": found.rank, "score": found.score, "name": Path(found.path).name, "thumbnail": picture}

@@ -1,0 +1,164 @@
+"""Ollama's routes, which photo managers speak: generate, chat, tags, show, version."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import StreamingResponse
+from PIL.Image import Image
+from pydantic import BaseModel, Field
+
+from triptych.serve.chat import Dialogue, answer_batch, answer_kind, answer_pieces, dialogue
+from triptych.serve.errors import as_api_error
+from triptych.serve.jobs import Job
+from triptych.serve.pictures import read_picture
+from triptych.serve.settings import MAX_MESSAGES, MAX_PICTURES, MAX_TEXT, MAX_TOKENS, ServerSettings
+
+router = APIRouter(prefix="/api")
+
+
+class Options(BaseModel):
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0, le=1000)
+    seed: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    num_predict: int | None = Field(default=None, ge=-2, le=MAX_TOKENS)
+
+    def search_settings(self) -> dict[str, Any]:
+        """Ollama's clients send a temperature by default; only one above 0 with a seed is taken for sampling."""
+        given: dict[str, Any] = {}
+        if self.num_predict is not None and self.num_predict > 0:
+            given["max_new_tokens"] = self.num_predict
+        if self.temperature and self.seed is not None:
+            given |= {"temperature": self.temperature, "seed": self.seed}
+            given |= {} if self.top_p is None else {"top_p": self.top_p}
+            given |= {} if self.top_k is None else {"top_k": self.top_k}
+        return given
+
+
+class GenerateRequest(BaseModel):
+    model: str
+    prompt: str = Field("", max_length=MAX_TEXT)
+    system: str = Field("", max_length=MAX_TEXT)
+    images: list[str] = Field(default_factory=list, max_length=MAX_PICTURES)
+    stream: bool = True
+    options: Options = Options()
+
+
+class ChatMessage(BaseModel):
+    role: Literal["system", "user", "assistant"]
+    content: str = Field("", max_length=MAX_TEXT)
+    images: list[str] | None = Field(default=None, max_length=MAX_PICTURES)
+
+
+class ChatRequest(BaseModel):
+    model: str
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    stream: bool = True
+    options: Options = Options()
+
+
+def pictures_of(images: list[str] | None, settings: ServerSettings, param: str) -> list[Image]:
+    """Bare base64, as Ollama's clients send it, or a data URL."""
+    addresses = [image if image[:5].lower() == "data:" else f"data:;base64,{image}" for image in images or []]
+    return [read_picture(address, settings, f"{param}[{i}]") for i, address in enumerate(addresses)]
+
+
+@router.post("/generate")
+async def generate(request: Request, body: GenerateRequest) -> Any:
+    settings: ServerSettings = request.app.state.settings
+    messages: list[tuple[str, str, list[Image]]] = [("system", body.system, [])] if body.system else []
+    messages.append(("user", body.prompt, pictures_of(body.images, settings, "images")))
+    talk = dialogue(messages, body.options.search_settings())
+    return await answer(request, body.model, talk, body.stream, lambda text: {"response": text})
+
+
+@router.post("/chat")
+async def chat(request: Request, body: ChatRequest) -> Any:
+    settings: ServerSettings = request.app.state.settings
+    messages = [
+        (message.role, message.content, pictures_of(message.images, settings, f"messages[{i}].images"))
+        for i, message in enumerate(body.messages)
+    ]
+    talk = dialogue(messages, body.options.search_settings())
+    return await answer(
+        request, body.model, talk, body.stream, lambda text: {"message": {"role": "assistant", "content": text}}
+    )
+
+
+async def answer(request: Request, name: str, talk: Dialogue, stream: bool, wrap: Any) -> Any:
+    settings: ServerSettings = request.app.state.settings
+    model, worker = request.app.state.served.get(name)
+    kind, started = answer_kind(model, talk), time.monotonic_ns()
+
+    def record(text: str, done: bool) -> dict[str, Any]:
+        base = {"model": name, "created_at": datetime.now(UTC).isoformat(), **wrap(text), "done": done}
+        if done:
+            base |= {"done_reason": "stop", "total_duration": time.monotonic_ns() - started}
+        return base
+
+    if not stream:
+        key = (kind, tuple(sorted(talk.settings.items())))
+        job = Job(key, talk, run=lambda talks: answer_batch(model, kind, list(talks)))
+        return record((await worker.submit(job, settings.timeout)).text, True)
+
+    async def lines() -> AsyncIterator[str]:
+        job = Job(("stream",), talk, stream=lambda talk: answer_pieces(model, kind, talk))
+        first = True
+        try:
+            async for piece in worker.pieces(job, settings.timeout):
+                yield json.dumps(record(piece.lstrip() if first else piece, False), ensure_ascii=False) + "\n"
+                first = False
+        except Exception as error:
+            yield json.dumps({"error": as_api_error(error).message}) + "\n"
+            return
+        yield json.dumps(record("", True)) + "\n"
+
+    return StreamingResponse(lines(), media_type="application/x-ndjson")
+
+
+@router.get("/tags")
+async def tags(request: Request) -> dict[str, Any]:
+    served = request.app.state.served
+    when = datetime.fromtimestamp(served.created, UTC).isoformat()
+    details = {
+        "format": "safetensors",
+        "family": "triptych",
+        "families": ["triptych"],
+        "parameter_size": "",
+        "quantization_level": "",
+    }
+    return {
+        "models": [
+            {"name": name, "model": name, "modified_at": when, "size": 0, "digest": "", "details": details}
+            for name in served.names
+        ]
+    }
+
+
+class ShowRequest(BaseModel):
+    model: str
+
+
+@router.post("/show")
+async def show(request: Request, body: ShowRequest) -> dict[str, Any]:
+    request.app.state.served.get(body.model)
+    return {
+        "modelfile": "",
+        "parameters": "",
+        "template": "",
+        "details": {"family": "triptych"},
+        "capabilities": ["completion", "vision"],
+    }
+
+
+@router.get("/version")
+async def version() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {"version": version("triptych")}

@@ -1,0 +1,317 @@
+"""OpenAI's routes: chat completions (whole and streamed), models, embeddings; and rerank, as several servers have it."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import StreamingResponse
+from PIL.Image import Image
+from pydantic import BaseModel, ConfigDict, Field
+
+from triptych.serve.chat import Dialogue, answer_batch, answer_kind, answer_pieces, dialogue
+from triptych.serve.errors import ApiError, as_api_error, error_body
+from triptych.serve.jobs import Job
+from triptych.serve.models import Served
+from triptych.serve.pictures import read_picture
+from triptych.serve.settings import MAX_ANSWERS, MAX_CHOICES, MAX_MESSAGES, MAX_TEXT, MAX_TOKENS, ServerSettings
+
+router = APIRouter(prefix="/v1")
+UNSUPPORTED = ("tools", "functions", "audio", "logit_bias", "web_search_options", "prediction")
+
+
+class Message(BaseModel):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[dict[str, Any]] | None = None
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class ChatRequest(BaseModel):
+    """Fields that are not named here are ignored, but for ``UNSUPPORTED``."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str
+    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    n: int = Field(1, ge=1, le=MAX_ANSWERS)
+    seed: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    stop: str | list[str] | None = None
+    logprobs: bool = False
+    top_logprobs: int | None = Field(default=None, ge=0, le=0)
+
+    def check(self) -> None:
+        """Raises ApiError: the request asks for what these models have not."""
+        for name in UNSUPPORTED:
+            if (self.model_extra or {}).get(name):
+                raise ApiError(400, f"{name} is not supported", param=name)
+        form = (self.model_extra or {}).get("response_format")
+        if form and form != {"type": "text"}:
+            raise ApiError(400, "response_format: only text is supported", param="response_format")
+        if self.n > 1 and not self.temperature:
+            raise ApiError(400, "n above 1 needs a temperature above 0", param="n")
+        if self.n > 1 and self.stream:
+            raise ApiError(400, "a stream holds one answer: n must be 1", param="n")
+        if isinstance(self.stop, list) and len(self.stop) > 4:
+            raise ApiError(400, f"stop has {len(self.stop)} texts: 4 at most", param="stop")
+
+    def search_settings(self) -> dict[str, Any]:
+        """As fields of ``generate.Search``; what is not given stays the model's own."""
+        given = {
+            "max_new_tokens": self.max_completion_tokens or self.max_tokens,
+            "temperature": self.temperature or None,
+            "top_p": self.top_p if self.temperature else None,
+            "seed": self.seed,
+            "n_best": self.n if self.n > 1 else None,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    @property
+    def stops(self) -> list[str]:
+        texts = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return [text for text in texts if text]
+
+
+def read_messages(messages: Sequence[Message], settings: ServerSettings) -> list[tuple[str, str, list[Image]]]:
+    """Roles, texts and pictures. Raises ApiError that names the part."""
+    return [
+        (message.role, *read_content(message.content, settings, f"messages[{i}].content"))
+        for i, message in enumerate(messages)
+    ]
+
+
+def read_content(
+    content: str | list[dict[str, Any]] | None, settings: ServerSettings, param: str
+) -> tuple[str, list[Image]]:
+    texts: list[str] = []
+    pictures: list[Image] = []
+    for number, part in enumerate([{"type": "text", "text": content}] if isinstance(content, str) else content or []):
+        place = f"{param}[{number}]"
+        kind = part.get("type")
+        if kind in ("text", "input_text"):
+            text = part.get("text")
+            if not isinstance(text, str):
+                raise ApiError(400, f"{place}.text is no text", param=f"{place}.text")
+            texts.append(text)
+        elif kind in ("image_url", "input_image"):
+            address = part.get("image_url")
+            address = address.get("url") if isinstance(address, dict) else address
+            if not isinstance(address, str):
+                raise ApiError(400, f"{place}.image_url has no url", param=f"{place}.image_url")
+            pictures.append(read_picture(address, settings, f"{place}.image_url"))
+        else:
+            raise ApiError(
+                400, f"{place}: parts of the type {kind!r} are not supported: text and image_url are", param=place
+            )
+    text = "\n".join(texts)
+    if len(text) > MAX_TEXT:
+        raise ApiError(400, f"{param} has {len(text)} characters: {MAX_TEXT} at most", param=param)
+    return text.encode("utf-8", "replace").decode(), pictures
+
+
+@router.post("/chat/completions")
+async def chat_completions(request: Request, body: ChatRequest) -> Any:
+    served: Served = request.app.state.served
+    settings: ServerSettings = request.app.state.settings
+    body.check()
+    model, worker = served.get(body.model)
+    talk = dialogue(read_messages(body.messages, settings), body.search_settings())
+    kind = answer_kind(model, talk)
+    if body.stream:
+        job = Job(("stream",), talk, stream=lambda talk: answer_pieces(model, kind, talk))
+        return StreamingResponse(sse(body, worker.pieces(job, settings.timeout)), media_type="text/event-stream")
+    key = (kind, tuple(sorted(talk.settings.items())))
+    job = Job(key, talk, run=lambda talks: answer_batch(model, kind, list(talks)))
+    answer = await worker.submit(job, settings.timeout)
+    return completion(body, talk, answer)
+
+
+def completion(body: ChatRequest, talk: Dialogue, answer: Any) -> dict[str, Any]:
+    """The whole answer. ``usage`` counts words: the systems have tokenizers of their own kinds."""
+    texts = [answer.text, *(text for text, _ in answer.alternatives[: body.n - 1])]
+    limit = talk.settings.get("max_new_tokens", MAX_TOKENS)
+    choices = []
+    for index, text in enumerate(texts):
+        cut = cut_at_stop(text, body.stops)
+        words = None
+        if body.logprobs and index == 0:
+            words = {
+                "content": [
+                    {"token": token, "logprob": logprob, "bytes": list(token.encode()), "top_logprobs": []}
+                    for token, logprob in zip(answer.tokens, answer.logprobs, strict=False)
+                ],
+                "refusal": None,
+            }
+        reason = "length" if cut == text and len(answer.tokens) >= limit else "stop"
+        message = {"role": "assistant", "content": cut, "refusal": None}
+        choices.append({"index": index, "message": message, "finish_reason": reason, "logprobs": words})
+    return {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": body.model,
+        "choices": choices,
+        "usage": usage(talk, " ".join(texts)),
+        "triptych": {"method": getattr(answer, "method", None), "logprob": answer.logprob},
+    }
+
+
+def usage(talk: Dialogue, written: str) -> dict[str, int]:
+    read = sum(len(f"{turn.text} {turn.answer or ''}".split()) for turn in talk.turns)
+    new = len(written.split())
+    return {"prompt_tokens": read, "completion_tokens": new, "total_tokens": read + new}
+
+
+def cut_at_stop(text: str, stops: Sequence[str]) -> str:
+    return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]
+
+
+async def sse(body: ChatRequest, pieces: AsyncIterator[str]) -> AsyncIterator[str]:
+    """Server-sent events: a role, pieces of text, the reason of the end, maybe usage, ``[DONE]``; an error is an event, too."""
+    base = {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "object": "chat.completion.chunk",
+        "created": int(time.time()),
+        "model": body.model,
+    }
+
+    def event(delta: dict[str, Any], reason: str | None = None) -> str:
+        choices = [{"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}]
+        return f"data: {json.dumps({**base, 'choices': choices}, ensure_ascii=False)}\n\n"
+
+    yield event({"role": "assistant", "content": ""})
+    text = ""
+    held = max((len(stop) for stop in body.stops), default=1) - 1  # characters that may be the beginning of a stop
+    sent = 0
+    try:
+        async for piece in pieces:
+            text += piece
+            text = text.lstrip() if not sent else text
+            cut = cut_at_stop(text, body.stops)
+            until = len(cut) if len(cut) < len(text) else max(sent, len(text) - held)
+            if until > sent:
+                yield event({"content": text[sent:until]})
+                sent = until
+            if len(cut) < len(text):
+                break
+        else:
+            if len(text) > sent:
+                yield event({"content": text[sent:]})
+    except Exception as error:
+        shown = as_api_error(error)
+        yield f"data: {json.dumps(error_body(shown.status, shown.message, shown.param, shown.code))}\n\n"
+        yield "data: [DONE]\n\n"
+        return
+    yield event({}, "stop")
+    if body.stream_options and body.stream_options.include_usage:
+        new = len(text.split())
+        counts = {"prompt_tokens": 0, "completion_tokens": new, "total_tokens": new}
+        yield f"data: {json.dumps({**base, 'choices': [], 'usage': counts})}\n\n"
+    yield "data: [DONE]\n\n"
+
+
+@router.get("/models")
+async def models(request: Request) -> dict[str, Any]:
+    served: Served = request.app.state.served
+    data = [{"id": name, "object": "model", "created": served.created, "owned_by": "triptych"} for name in served.names]
+    return {"object": "list", "data": data}
+
+
+@router.get("/models/{name}")
+async def one_model(request: Request, name: str) -> dict[str, Any]:
+    served: Served = request.app.state.served
+    served.get(name)
+    return {"id": name, "object": "model", "created": served.created, "owned_by": "triptych"}
+
+
+class EmbeddingRequest(BaseModel):
+    model: str = "blip2"
+    input: str | list[str | dict[str, Any]]
+    encoding_format: Literal["float", "base64"] = "float"
+
+
+class RerankRequest(BaseModel):
+    model: str = "blip2"
+    query: str = Field(min_length=1, max_length=MAX_TEXT)
+    documents: list[str | dict[str, Any]] = Field(min_length=1, max_length=MAX_CHOICES)
+    top_n: int | None = Field(default=None, ge=1)
+
+
+def as_item(item: str | dict[str, Any], settings: ServerSettings, param: str) -> str | Image:
+    """A text, or the picture of a data URL, ``{"image": ...}`` or ``{"image_url": {"url": ...}}``."""
+    if isinstance(item, str) and item[:11].lower() != "data:image/":
+        return item
+    address = item
+    if isinstance(item, dict):
+        if isinstance(item.get("text"), str):
+            return str(item["text"])
+        address = item.get("image") or item.get("image_url") or ""
+        address = address.get("url", "") if isinstance(address, dict) else address
+    if not isinstance(address, str) or not address:
+        raise ApiError(400, f"{param} is neither a text nor a picture", param=param)
+    return read_picture(address, settings, param)
+
+
+def matcher(request: Request, name: str) -> tuple[Any, Any]:
+    model, worker = request.app.state.served.get(name)
+    if not hasattr(model, "itc_texts"):
+        raise ApiError(400, f"{name} cannot match pictures with texts: use blip2", param="model")
+    return model, worker
+
+
+@router.post("/embeddings")
+async def embeddings(request: Request, body: EmbeddingRequest) -> dict[str, Any]:
+    """Features for contrast of texts and pictures, in one space. Of a picture's queries the mean, of length 1."""
+    settings: ServerSettings = request.app.state.settings
+    model, worker = matcher(request, body.model)
+    items = body.input if isinstance(body.input, list) else [body.input]
+    if not 1 <= len(items) <= 256:
+        raise ApiError(400, f"input has {len(items)} items: 1 to 256", param="input")
+    content = [as_item(item, settings, f"input[{i}]") for i, item in enumerate(items)]
+
+    def run(payloads: Sequence[list[str | Image]]) -> list[list[list[float]]]:
+        from triptych.serve.features import embed
+
+        return [embed(model, payload) for payload in payloads]
+
+    vectors = await worker.submit(Job(("embed",), content, run=run), settings.timeout)
+    from triptych.serve.features import encoded
+
+    data = [
+        {"object": "embedding", "index": i, "embedding": encoded(v, body.encoding_format)}
+        for i, v in enumerate(vectors)
+    ]
+    words = sum(len(item.split()) for item in content if isinstance(item, str))
+    return {
+        "object": "list",
+        "data": data,
+        "model": body.model,
+        "usage": {"prompt_tokens": words, "total_tokens": words},
+    }
+
+
+@router.post("/rerank")
+async def rerank(request: Request, body: RerankRequest) -> dict[str, Any]:
+    """Pictures by how well they fit a text (matching)."""
+    settings: ServerSettings = request.app.state.settings
+    model, worker = matcher(request, body.model)
+    pictures = [as_item(item, settings, f"documents[{i}]") for i, item in enumerate(body.documents)]
+    for i, picture in enumerate(pictures):
+        if isinstance(picture, str):
+            raise ApiError(400, f"documents[{i}] is no picture", param=f"documents[{i}]")
+    run = lambda payloads: [model.match(photos, [query]) for photos, query in payloads]  # noqa: E731
+    found = await worker.submit(Job(("match",), (pictures, body.query), run=run), settings.timeout)
+    ranked = sorted(found, key=lambda match: -match.rerank)[: body.top_n]
+    return {"model": body.model, "results": [{"index": m.image, "relevance_score": m.itm_prob} for m in ranked]}

@@ -1,0 +1,104 @@
+"""Pictures of a request: data URLs and bare base64; by address only from domains and folders that the person at the server allowed."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+import stat
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from PIL.Image import Image
+
+from triptych.errors import InputError
+from triptych.io.images import load_image
+from triptych.serve.errors import ApiError
+from triptych.serve.fetch import MAX_BYTES, fetch_allowed
+from triptych.serve.settings import ServerSettings
+
+ALPHABET = str.maketrans("-_", "+/")
+SPACE = re.compile(r"\s+")
+
+
+def read_picture(address: str, settings: ServerSettings, param: str) -> Image:
+    """The picture at ``address``, upright and RGB.
+
+    Raises:
+        ApiError: 400 that names ``param``: it is no picture, is too large, or is at a place that is not allowed.
+    """
+    try:
+        return load_image(picture_bytes(address, settings))
+    except InputError as error:
+        raise ApiError(400, f"{param}: {without_name(str(error))}", param=param) from None
+
+
+def picture_bytes(address: str, settings: ServerSettings) -> bytes:
+    """Raises InputError: the address is of another kind, or is not allowed."""
+    address = address.strip()
+    if address[:5].lower() == "data:":
+        return data_url_bytes(address)
+    scheme = urlsplit(address).scheme.lower() if ":" in address[:12] else ""
+    if scheme in ("http", "https") and settings.allow_domains:
+        return fetch_allowed(address, settings.allow_domains)
+    if scheme == "file" and settings.allow_folders:
+        return folder_bytes(unquote(urlsplit(address).path), settings.allow_folders)
+    raise InputError(
+        "pictures come as data URLs (data:image/jpeg;base64,...); addresses are switched off on this server"
+    )
+
+
+def data_url_bytes(url: str) -> bytes:
+    """The bytes of ``data:ANYTHING;base64,TEXT``; the MIME type is ignored, since the bytes decide.
+
+    Raises InputError: there is no comma, it is not base64, or it holds nothing.
+    """
+    head, comma, text = url.partition(",")
+    if not comma:
+        raise InputError("the data URL has no comma between its head and its data")
+    if not head.lower().rstrip().endswith(";base64"):
+        raise InputError("the data URL is not base64: its head must end with ;base64")
+    return base64_bytes(unquote(text) if "%" in text else text)
+
+
+def base64_bytes(text: str) -> bytes:
+    """Base64 with or without white space and padding, in the common or the URL-safe alphabet. Raises InputError."""
+    if len(text) > 2 * MAX_BYTES:
+        raise InputError(f"the picture is larger than {MAX_BYTES >> 20} MB")
+    text = SPACE.sub("", text).translate(ALPHABET).rstrip("=")
+    try:
+        data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise InputError("the picture is not valid base64") from None
+    if not data:
+        raise InputError("the picture is empty (0 bytes)")
+    return data
+
+
+def folder_bytes(name: str, folders: tuple[Path, ...]) -> bytes:
+    """A regular file below one of ``folders``; what is opened is checked, not what the name said before. Raises InputError."""
+    refused = InputError("this file is outside of the folders that the server may read, or is no regular file")
+    if "\0" in name:
+        raise refused
+    try:
+        descriptor = os.open(name, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except OSError:
+        raise refused from None
+    opened = os.fstat(descriptor)
+    if not stat.S_ISREG(opened.st_mode):
+        os.close(descriptor)
+        raise refused
+    with os.fdopen(descriptor, "rb") as file:
+        link = f"/proc/self/fd/{descriptor}"
+        real = Path(os.path.realpath(link if Path(link).exists() else name))
+        if not any(real.is_relative_to(Path(os.path.realpath(folder))) for folder in folders):
+            raise refused
+        if opened.st_size > MAX_BYTES:
+            raise InputError(f"the picture is larger than {MAX_BYTES >> 20} MB")
+        return file.read(MAX_BYTES)
+
+
+def without_name(message: str) -> str:
+    """An image error without the stand-in for a name that ``load_image`` gives to bytes."""
+    return re.sub(r"^(<[^>]*>|the picture|bytes)[:,]?\s*", "", message)

@@ -1,0 +1,166 @@
+"""What is checked before a request reaches a route: host, origin, key, content type, size and pace of the body.
+
+It is one ASGI layer, so nothing behind it sees a request that it refuses. Order: host (against DNS rebinding), origin (against
+pages of other sites), key, content type, body.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from triptych.serve.errors import ApiError, error_body
+from triptych.serve.settings import ServerSettings, is_loopback
+
+OPEN_PATHS = ("/healthz",)  # without a key
+BODY_SECONDS = 20.0  # in which a body must arrive
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+        "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+}
+
+
+class Guard:
+    """The ASGI layer around the application."""
+
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        self.app, self.settings = app, settings
+        self.names = {name.lower() for name in (settings.host, *settings.hosts)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self.app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            headers = Headers(scope=scope)
+            self.check(scope["method"], scope["path"], headers)
+            body = await self.read_body(headers, receive) if scope["method"] in ("POST", "PUT", "PATCH") else b""
+        except ApiError as error:
+            await refuse(error, send_with_headers)
+            return
+        await run_while_connected(self.app, scope, body, receive, send_with_headers)
+
+    def check(self, method: str, path: str, headers: Headers) -> None:
+        """Raises ApiError: the request is not from where it should be, or has not the key."""
+        if not self.known_host(headers.get("host")):
+            raise ApiError(403, "the Host header names another server; call this one by the name it was started with")
+        origin = headers.get("origin")
+        if origin is not None and not self.own_origin(origin, headers.get("host", "")):
+            raise ApiError(403, "requests from pages of other sites are refused")
+        if self.settings.api_key is not None and path not in OPEN_PATHS:
+            scheme, _, key = headers.get("authorization", "").partition(" ")
+            given = key.strip() if scheme.lower() == "bearer" else ""
+            if not hmac.compare_digest(given.encode(), self.settings.api_key.encode()):
+                raise ApiError(401, "send the server's key as 'Authorization: Bearer KEY'", code="invalid_api_key")
+        if method in ("POST", "PUT", "PATCH"):
+            kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+            if kind != "application/json":
+                raise ApiError(415, f"the body is {kind or 'of no type'}: send JSON as application/json")
+
+    def known_host(self, host: str | None) -> bool:
+        if host is None:
+            return False
+        try:
+            name = urlsplit(f"//{host.strip()}").hostname
+        except ValueError:
+            return False
+        if name is None:
+            return False
+        name = name.lower().rstrip(".")
+        return name in self.names or is_loopback(name)
+
+    def own_origin(self, origin: str, host: str) -> bool:
+        try:
+            parts = urlsplit(origin)
+        except ValueError:
+            return False
+        return parts.scheme in ("http", "https") and parts.netloc.lower() == host.strip().lower()
+
+    async def read_body(self, headers: Headers, receive: Receive) -> bytes:
+        """Raises ApiError: the body is too large, too slow, or the client has gone."""
+        most = self.settings.max_body
+        length = headers.get("content-length", "")
+        if length.isdigit() and int(length) > most:
+            raise too_large(most)
+        chunks: list[bytes] = []
+        size, more = 0, True
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise ApiError(400, "the connection closed before the request was complete")
+                    chunks.append(message.get("body", b""))
+                    size += len(chunks[-1])
+                    if size > most:
+                        raise too_large(most)
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            raise ApiError(408, f"the body did not arrive within {BODY_SECONDS:.0f} seconds") from None
+        return b"".join(chunks)
+
+
+def too_large(most: int) -> ApiError:
+    return ApiError(413, f"the body is larger than {most >> 20} MB: send fewer or smaller pictures")
+
+
+async def run_while_connected(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+    """Answer a request whose body was read; when the client hangs up, the work for it is cancelled."""
+    disconnected = asyncio.Event()
+    sent = False
+
+    async def replay() -> Message:
+        nonlocal sent
+        if not sent:
+            sent = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        await disconnected.wait()
+        return {"type": "http.disconnect"}
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        disconnected.set()
+
+    work: asyncio.Task[None] = asyncio.create_task(app(scope, replay, send))  # type: ignore[arg-type]
+    watcher = asyncio.create_task(watch())
+    try:
+        await asyncio.wait((work, watcher), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            work.cancel()
+        await work
+    except asyncio.CancelledError:
+        if not disconnected.is_set():
+            work.cancel()
+            raise
+    finally:
+        watcher.cancel()
+
+
+async def refuse(error: ApiError, send: Send) -> None:
+    content = json.dumps(error_body(error.status, error.message, error.param, error.code)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+    if error.status in (408, 413):
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})

@@ -1,0 +1,63 @@
+"""What a server is started with, and the bounds of a request."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from triptych.errors import InputError
+
+MAX_PICTURES = 16  # of a request
+MAX_MESSAGES = 64
+MAX_TEXT = 16_384  # characters of a message
+MAX_CHOICES = 32
+MAX_TOKENS = 512  # of an answer
+MAX_ANSWERS = 8  # n
+MAX_BEAMS = 8
+BATCH = 16  # requests that a model answers together
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """How a server runs.
+
+    ``api_key``: what clients must send as ``Authorization: Bearer``; needed where ``host`` is not a loopback address.
+    ``allow_domains``, ``allow_folders``: where pictures may be read from by address; none by default.
+    ``hosts``: further names that clients may call the server by. ``queue``: waiting requests a model. ``timeout``: seconds a request.
+    ``max_body``: bytes. ``library``: a library of photos for ``/v1/find``.
+    """
+
+    models: tuple[str, ...] = ("sat", "flamingo", "blip2")
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = None
+    allow_domains: tuple[str, ...] = ()
+    allow_folders: tuple[Path, ...] = ()
+    hosts: tuple[str, ...] = ()
+    library: Path | None = None
+    queue: int = 64
+    timeout: float = 120.0
+    max_body: int = 48 << 20
+
+    def __post_init__(self) -> None:
+        if not is_loopback(self.host) and not self.api_key:
+            raise InputError(
+                f"--host {self.host} lets other machines in: set a key with --api-key or TRIPTYCH_API_KEY, or keep 127.0.0.1"
+            )
+        if self.api_key is not None and len(self.api_key) < 16:
+            raise InputError(f"the API key has {len(self.api_key)} characters: use at least 16")
+        for folder in self.allow_folders:
+            if not folder.is_dir():
+                raise InputError(f"--allow-folder {folder}: no such folder")
+        if not self.models:
+            raise InputError("no model to serve: name at least one with --model")
+
+
+def is_loopback(host: str) -> bool:
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,48 @@
+"""A server of toy models, in this process and on a real port."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from fastapi.testclient import TestClient
+from toy_models import ToyBlip2, ToySat
+
+from triptych.serve.app import create_app
+from triptych.serve.settings import ServerSettings
+
+
+def settings(**fields: Any) -> ServerSettings:
+    return ServerSettings(models=("sat", "blip2"), **fields)
+
+
+@contextmanager
+def client_of(models: dict[str, Any] | None = None, **fields: Any) -> Iterator[TestClient]:
+    app = create_app(settings(**fields), models or {"sat": ToySat(), "blip2": ToyBlip2()})
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        yield client
+
+
+@contextmanager
+def running(models: dict[str, Any] | None = None, **fields: Any) -> Iterator[str]:
+    """A server on a free port of the loopback; its address."""
+    app = create_app(settings(**fields), models or {"sat": ToySat(), "blip2": ToyBlip2()})
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=10))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    deadline = time.monotonic() + 10
+    while not server.started and time.monotonic() < deadline:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        listener.close()

@@ -1,0 +1,207 @@
+"""The wire formats: OpenAI's and Ollama's, by plain requests and by their own clients."""
+
+import base64
+import json
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+from serving import client_of, running
+from toy_models import ToyBlip2, ToySat, data_url, png, question
+
+CHAT = "/v1/chat/completions"
+
+
+def text_of(response: httpx.Response) -> str:
+    assert response.status_code == 200, response.text
+    return str(response.json()["choices"][0]["message"]["content"])
+
+
+def test_a_question_with_pictures_in_order(client: TestClient) -> None:
+    body = client.post(CHAT, json=question(data_url(1), data_url(2), text="Which?", unknown_field=1)).json()
+    assert body["choices"][0]["message"] == {"role": "assistant", "content": "Which? [1, 2]", "refusal": None}
+    assert body["object"] == "chat.completion" and body["choices"][0]["finish_reason"] == "stop"
+    assert body["usage"]["total_tokens"] == body["usage"]["prompt_tokens"] + body["usage"]["completion_tokens"]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        data_url(9),
+        data_url(9).replace("image/png", "application/x-whatever"),
+        data_url(9).rstrip("="),
+        f"data:;base64,{base64.urlsafe_b64encode(png(9)).decode()}",
+        data_url(9)[:60] + "\n  " + data_url(9)[60:],
+        data_url(9).replace("=", "%3D"),
+    ],
+)
+def test_forms_of_a_picture(client: TestClient, address: str) -> None:
+    assert text_of(client.post(CHAT, json=question(address))) == "What? [9]"
+    bare = {"type": "image_url", "image_url": address}
+    message = {"role": "user", "content": [bare, {"type": "text", "text": "What?"}]}
+    assert text_of(client.post(CHAT, json={"model": "blip2", "messages": [message]})) == "What? [9]"
+
+
+def test_captions_turns_and_system(client: TestClient) -> None:
+    assert text_of(client.post(CHAT, json=question(data_url(5), model="sat"))) == "A red of 5."
+    assert text_of(client.post(CHAT, json=question(data_url(5), text=""))) == "A red of 5."
+    first = question(data_url(1), text="One?")["messages"]
+    later = [*first, {"role": "assistant", "content": "yes"}, *question(data_url(2), text="Two?")["messages"]]
+    body = {"model": "blip2", "messages": [{"role": "system", "content": "Be brief."}, *later]}
+    assert text_of(client.post(CHAT, json=body)) == "Two? [1, 2]"  # all pictures, the last question
+
+
+def test_settings_reach_the_model() -> None:
+    model = ToyBlip2()
+    with client_of({"blip2": model, "sat": ToySat()}) as client:
+        fields = {"temperature": 0.5, "top_p": 0.9, "seed": 3, "n": 2, "max_completion_tokens": 5}
+        client.post(CHAT, json=question(data_url(), **fields))
+        client.post(CHAT, json=question(data_url(), max_tokens=6, temperature=0, seed=1))
+    assert model.settings == [
+        {"max_new_tokens": 5, "temperature": 0.5, "top_p": 0.9, "seed": 3, "n_best": 2},
+        {"max_new_tokens": 6, "seed": 1},
+    ]
+
+
+def events(response: httpx.Response) -> list[str]:
+    return [line.removeprefix("data: ") for line in response.text.splitlines() if line]
+
+
+def test_streaming_usage_and_stop(client: TestClient) -> None:
+    body = question(data_url(8), stream=True, stream_options={"include_usage": True})
+    *chunks, usage, done = events(client.post(CHAT, json=body))
+    deltas = [json.loads(chunk)["choices"][0]["delta"] for chunk in chunks]
+    assert deltas[0]["role"] == "assistant"
+    assert "".join(delta.get("content", "") for delta in deltas) == "It is 8"
+    assert json.loads(usage)["usage"]["completion_tokens"] == 3 and done == "[DONE]"
+    assert json.loads(chunks[-1])["choices"][0]["finish_reason"] == "stop"
+    *chunks, done = events(client.post(CHAT, json=question(data_url(8), stream=True, stop=["is"])))
+    assert "".join(json.loads(c)["choices"][0]["delta"].get("content", "") for c in chunks) == "It "
+    assert text_of(client.post(CHAT, json=question(data_url(8), stop=" ["))) == "What?"
+    *chunks, done = events(client.post(CHAT, json=question(data_url(8), model="sat", stream=True)))
+    assert "".join(json.loads(c)["choices"][0]["delta"].get("content", "") for c in chunks) == "A red of 8"
+
+
+def test_an_error_within_a_stream_is_an_event(client: TestClient) -> None:
+    lines = events(client.post(CHAT, json=question(data_url(ToySat.FAULTY), stream=True)))
+    assert json.loads(lines[1])["error"]["message"] == "this picture is faulty" and lines[-1] == "[DONE]"
+
+
+def test_logprobs(client: TestClient) -> None:
+    body = client.post(CHAT, json=question(data_url(8), logprobs=True)).json()
+    content = body["choices"][0]["logprobs"]["content"]
+    assert [c["token"] for c in content] == ["What?", "[8]"] and content[0]["logprob"] == -0.5
+
+
+BAD = [
+    (question(data_url(), model="gpt-4"), 404, "model"),
+    (question(data_url(), tools=[{"type": "function"}]), 400, "tools"),
+    (question(data_url(), response_format={"type": "json_object"}), 400, "response_format"),
+    (question(data_url(), n=9), 400, "n"),
+    (question(data_url(), n=2), 400, "n"),
+    (question(data_url(), max_tokens=0), 400, "max_tokens"),
+    (question(data_url(), max_tokens=100_000), 400, "max_tokens"),
+    (question(data_url(), temperature=-1), 400, "temperature"),
+    (question(data_url(), top_p=0), 400, "top_p"),
+    (question(data_url(), stop=["a"] * 5), 400, "stop"),
+    (question(), 400, "messages"),
+    (question(*[data_url()] * 17), 400, "messages"),
+    (question(data_url(), text="x" * 20_000), 400, "messages[0].content"),
+    (question("data:image/png;base64"), 400, "messages[0].content[0].image_url"),
+    (question("data:image/png;base64,"), 400, "messages[0].content[0].image_url"),
+    (question("data:image/png;base64,!!!!"), 400, "messages[0].content[0].image_url"),
+    (question("data:text/plain;base64,aGVsbG8="), 400, "messages[0].content[0].image_url"),
+    (question("data:image/png,raw"), 400, "messages[0].content[0].image_url"),
+    ({"model": "blip2", "messages": []}, 400, "messages"),
+    (
+        {"model": "blip2", "messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
+        400,
+        "messages[0].content[0]",
+    ),
+    ({"model": "blip2", "messages": [{"role": "tool", "content": "x"}]}, 400, "messages.0.role"),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "param"), BAD)
+def test_bad_requests_name_the_field(client: TestClient, body: object, status: int, param: str) -> None:
+    response = client.post(CHAT, json=body)
+    error = response.json()["error"]
+    assert (response.status_code, error["param"]) == (status, param)
+    assert set(error) == {"message", "type", "param", "code"} and "\n" not in error["message"]
+    assert "Traceback" not in error["message"] and "/site-packages" not in error["message"]
+
+
+def test_two_pictures_in_one_request_are_two_pictures(client: TestClient) -> None:
+    assert text_of(client.post(CHAT, json=question(data_url(3), data_url(3)))) == "What? [3, 3]"
+
+
+def test_models_embeddings_rerank(client: TestClient) -> None:
+    assert [m["id"] for m in client.get("/v1/models").json()["data"]] == ["sat", "blip2"]
+    assert client.get("/v1/models/blip2").json()["id"] == "blip2"
+    assert client.get("/v1/models/x").status_code == 404
+    body = {"model": "blip2", "input": ["a dog", {"image": data_url()}]}
+    vectors = [row["embedding"] for row in client.post("/v1/embeddings", json=body).json()["data"]]
+    assert vectors[0] == [0, 1, 0, 0] and vectors[1] == pytest.approx([0.5] * 4)
+    coded = client.post("/v1/embeddings", json={**body, "encoding_format": "base64"}).json()["data"][0]["embedding"]
+    assert len(base64.b64decode(coded)) == 16
+    ranked = client.post("/v1/rerank", json={"query": "red", "documents": [data_url(4), data_url(200)]}).json()
+    assert [row["index"] for row in ranked["results"]] == [1, 0]
+    assert client.post("/v1/rerank", json={"query": "red", "documents": ["no picture"]}).status_code == 400
+    assert client.post("/v1/embeddings", json={"model": "sat", "input": "x"}).json()["error"]["param"] == "model"
+
+
+def test_our_own_routes(client: TestClient) -> None:
+    body = client.post("/v1/caption", json={"image": data_url(4), "explain": True}).json()
+    assert body["caption"] == "A red of 4." and body["evidence"]["words"][0] == "A"
+    assert body["evidence"]["maps"][0] == [[[1.0, 1.0], [1.0, 1.0]]]
+    body = client.post("/v1/ask", json={"images": [data_url(4)], "question": "Q?"}).json()
+    assert body["answer"] == "Q? [4]"
+    body = client.post("/v1/match", json={"images": [data_url(51)], "texts": ["a", "b"]}).json()
+    assert [m["itm_prob"] for m in body["matches"]] == pytest.approx([0.2, 0.2])
+    body = client.post("/v1/explain", json={"image": data_url(4)}).json()
+    assert body["figure"].startswith("data:image/png;base64,") and body["text"] == "A red of 4."
+    assert client.post("/v1/complete", json={"model": "sat", "image": data_url()}).status_code == 400
+    assert client.post("/v1/find", json={"query": "dog"}).status_code == 404
+    assert client.get("/healthz").text == "ok" and client.get("/readyz").json() == {"sat": "ready", "blip2": "ready"}
+    assert b"triptych_requests_total" in client.get("/metrics").content
+
+
+def test_ollama_routes(client: TestClient) -> None:
+    image = base64.b64encode(png(6)).decode()
+    body = client.post(
+        "/api/generate", json={"model": "sat:latest", "images": [image], "prompt": "", "stream": False}
+    ).json()
+    assert body["response"] == "A red of 6." and body["done"]
+    message = {"role": "user", "content": "What?", "images": [image]}
+    lines = client.post("/api/chat", json={"model": "blip2", "messages": [message]}).text.splitlines()
+    parts = [json.loads(line) for line in lines]
+    assert "".join(part["message"]["content"] for part in parts) == "It is 6" and parts[-1]["done"]
+    assert [model["name"] for model in client.get("/api/tags").json()["models"]] == ["sat", "blip2"]
+
+
+def test_the_official_clients() -> None:
+    openai = pytest.importorskip("openai")
+    ollama = pytest.importorskip("ollama")
+    with running() as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        messages = question(data_url(8))["messages"]
+        done = client.chat.completions.create(model="blip2", messages=messages)
+        assert done.choices[0].message.content == "What? [8]"
+        stream = client.chat.completions.create(model="blip2", messages=messages, stream=True)
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == "It is 8"
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(model="gpt-4", messages=messages)
+        assert [model.id for model in client.models.list()] == ["sat", "blip2"]
+        assert len(client.embeddings.create(model="blip2", input="a dog").data[0].embedding) == 4
+        other = ollama.Client(host=address)
+        reply = other.chat(model="blip2", messages=[{"role": "user", "content": "What?", "images": [png(3)]}])
+        assert reply.message.content == "What? [3]"
+        assert "".join(p.response for p in other.generate("sat", "", images=[png(3)], stream=True)) == "A red of 3"
+
+
+def test_langchain() -> None:
+    chat = pytest.importorskip("langchain_openai")
+    with running() as address:
+        model = chat.ChatOpenAI(model="blip2", base_url=f"{address}/v1", api_key="none", max_retries=0)
+        content = question(data_url(8))["messages"][0]["content"]
+        assert model.invoke([{"role": "user", "content": content}]).content == "What? [8]"

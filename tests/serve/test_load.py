@@ -1,0 +1,97 @@
+"""Many requests at once: batches, bounds, cancellation, failures that stay alone, shutdown."""
+
+import asyncio
+import threading
+import time
+from contextlib import suppress
+from typing import Any
+
+import httpx
+from serving import client_of, running
+from toy_models import ToyBlip2, ToySat, data_url, question
+
+CHAT = "/v1/chat/completions"
+
+
+async def post_all(address: str, bodies: list[dict[str, Any]]) -> list[httpx.Response]:
+    limits = httpx.Limits(max_connections=len(bodies))
+    async with httpx.AsyncClient(base_url=address, timeout=30, limits=limits) as client:
+        return await asyncio.gather(*(client.post(CHAT, json=body) for body in bodies))
+
+
+def test_requests_are_batched_and_each_gets_its_own_answer() -> None:
+    model = ToyBlip2(delay=0.05)
+    with running({"sat": ToySat(), "blip2": model}) as address:
+        responses = asyncio.run(post_all(address, [question(data_url(n), text=f"{n}?") for n in range(24)]))
+    assert [r.json()["choices"][0]["message"]["content"] for r in responses] == [f"{n}? [{n}]" for n in range(24)]
+    assert max(model.batches) > 4 and sum(model.batches) == 24
+
+
+def test_22_a_request_that_fails_in_a_batch_fails_alone() -> None:
+    model = ToyBlip2(delay=0.05)
+    numbers = [1, 2, ToySat.FAULTY, 4, 5, 6]
+    with running({"sat": ToySat(), "blip2": model}) as address:
+        responses = asyncio.run(post_all(address, [question(data_url(n)) for n in numbers]))
+    assert [r.status_code for r in responses] == [400 if n == ToySat.FAULTY else 200 for n in numbers]
+
+
+def test_18_a_full_queue_says_so_and_others_are_answered() -> None:
+    model = ToySat()
+    model.gate.clear()
+    with running({"sat": model, "blip2": ToyBlip2()}, queue=2) as address:
+        timer = threading.Timer(1.0, model.gate.set)
+        timer.start()
+        bodies = [question(data_url(n), model="sat") for n in range(8)]
+        responses = asyncio.run(post_all(address, [*bodies, question(data_url(9))]))
+        timer.join()
+    statuses = [r.status_code for r in responses]
+    assert statuses[-1] == 200 and statuses.count(429) >= 3 and statuses.count(200) >= 3
+    assert all(r.headers["retry-after"] for r in responses if r.status_code == 429)
+
+
+def test_20_a_client_that_hangs_up_stops_the_work() -> None:
+    model = ToySat(delay=5)
+    with running({"sat": model, "blip2": ToyBlip2()}) as address:
+        with suppress(httpx.TimeoutException):
+            httpx.post(f"{address}{CHAT}", json=question(data_url(), model="sat"), timeout=0.4)
+        steps = -1
+        deadline = time.monotonic() + 3
+        while steps != model.steps and time.monotonic() < deadline:
+            steps = model.steps
+            time.sleep(0.15)
+        assert 0 < steps < 200
+
+
+def test_a_request_that_takes_too_long_is_given_up() -> None:
+    model = ToySat(delay=5)
+    with client_of({"sat": model, "blip2": ToyBlip2()}, timeout=0.3) as client:
+        response = client.post(CHAT, json=question(data_url(), model="sat"))
+        assert response.status_code == 504 and response.headers["retry-after"]
+    assert model.steps < 200
+
+
+def test_23_running_requests_are_finished_at_shutdown() -> None:
+    model = ToySat(delay=0.5)
+    result: list[int] = []
+
+    def ask(address: str) -> None:
+        result.append(httpx.post(f"{address}{CHAT}", json=question(data_url(), model="sat"), timeout=10).status_code)
+
+    with running({"sat": model, "blip2": ToyBlip2()}) as address:
+        thread = threading.Thread(target=ask, args=(address,))
+        thread.start()
+        while not model.batches:
+            time.sleep(0.01)
+    thread.join()
+    assert result == [200]
+
+
+def test_models_that_load_or_fail_say_so() -> None:
+    from triptych.serve.app import create_app
+    from triptych.serve.settings import ServerSettings
+
+    served = create_app(ServerSettings(models=("sat", "no-such-model")), {"sat": ToySat()}).state.served
+    assert not served.ready
+    served._load()
+    assert served.ready and "no-such-model" in served.failures
+    served.close()

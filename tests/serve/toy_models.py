@@ -1,0 +1,120 @@
+"""Models that answer at once, for the server's tests: they say how red the first pixel of each picture is."""
+
+from __future__ import annotations
+
+import base64
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from triptych.errors import InputError
+from triptych.evidence import Evidence
+from triptych.interruption import check_interruption
+from triptych.tasks import Answer, Match
+
+
+def red(image: Image.Image) -> int:
+    return image.getpixel((0, 0))[0]  # type: ignore[index]
+
+
+def answer(text: str, name: str, explain: bool = False) -> Answer:
+    words = tuple(text.split())
+    logprobs = (-0.5,) * len(words)
+    evidence = Evidence(words, np.ones((len(words), 1, 2, 2), np.float32), logprobs) if explain else None
+    return Answer(text, name, sum(logprobs), words, logprobs, evidence)
+
+
+class ToySat:
+    """Captions. ``batches`` are the sizes of its calls; a picture as red as ``FAULTY`` fails; ``delay`` seconds a step."""
+
+    FAULTY = 66
+
+    def __init__(self, name: str = "sat", delay: float = 0.0) -> None:
+        self.name, self.delay = name, delay
+        self.batches: list[int] = []
+        self.settings: list[dict[str, Any]] = []
+        self.steps = 0
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def work(self, images: Sequence[Image.Image], settings: dict[str, Any]) -> None:
+        self.batches.append(len(images))
+        self.settings.append(settings)
+        self.gate.wait(10)
+        for _ in range(round(self.delay / 0.01)):
+            check_interruption()
+            self.steps += 1
+            time.sleep(0.01)
+        if self.FAULTY in map(red, images):
+            raise InputError("this picture is faulty")
+
+    def caption(self, images: Sequence[Image.Image], explain: bool = False, **settings: Any) -> list[Answer]:
+        if isinstance(images, Image.Image):
+            return self.caption([images], explain, **settings)[0]  # type: ignore[return-value]
+        self.work(images, settings)
+        return [answer(f"A red of {red(image)}.", self.name, explain) for image in images]
+
+    def stream(self, image: Image.Image, **settings: Any) -> Iterator[str]:
+        for word in ("A", "red", "of", str(red(image))):
+            self.work([image], settings)
+            yield word
+
+
+class ToyBlip2(ToySat):
+    """Also answers and matches."""
+
+    def __init__(self, name: str = "blip2", delay: float = 0.0) -> None:
+        super().__init__(name, delay)
+
+    def ask(
+        self, images: Any, questions: Any, choices: Sequence[str] | None = None, explain: bool = False, **settings: Any
+    ) -> Any:
+        if isinstance(questions, str):
+            return self.ask([images], [questions], choices, explain, **settings)[0]
+        self.work([image for pictures in images for image in pictures], settings)
+        return [
+            answer(f"{question} {[red(image) for image in pictures]}", self.name, explain)
+            for pictures, question in zip(images, questions, strict=True)
+        ]
+
+    def stream(self, image: Image.Image, question: str | None = None, **settings: Any) -> Iterator[str]:
+        for piece in (" It", " is", f" {red(image)}"):
+            self.work([image], settings)
+            yield piece
+
+    def match(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Match]:
+        return [
+            Match(i, t, red(image) / 255, 1.0, red(image) / 255, float(red(image)))
+            for i, image in enumerate(images)
+            for t, _ in enumerate(texts)
+        ]
+
+    def itc_texts(self, texts: Sequence[str]) -> Any:
+        return np.eye(4, dtype=np.float32)[[len(text) % 4 for text in texts]]
+
+    def itc_images(self, images: Sequence[Image.Image]) -> Any:
+        return np.stack([np.full((2, 4), 0.5, np.float32) for _ in images])
+
+
+def png(value: int = 7, size: tuple[int, int] = (4, 4)) -> bytes:
+    file = BytesIO()
+    Image.new("RGB", size, (value, 0, 0)).save(file, "PNG")
+    return file.getvalue()
+
+
+def data_url(value: int = 7) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png(value)).decode()}"
+
+
+def question(*pictures: str, text: str = "What?", model: str = "blip2", **fields: Any) -> dict[str, Any]:
+    parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": picture}} for picture in pictures]
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}],
+        **fields,
+    }
