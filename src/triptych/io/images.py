@@ -70,11 +70,11 @@ def load_image(source: ImageSource, target: int | None = None) -> Image.Image:
     if isinstance(source, np.ndarray):
         return _to_rgb(_from_array(source), "array")
     if isinstance(source, bytes):
-        return _decode(source, "bytes", target)
+        return decode_image(source, "bytes", target)
     if not isinstance(source, str | os.PathLike):
         kind = type(source).__name__
         raise InputError(f"{kind}: not a picture; give a path, a URL, bytes, a PIL image or a numpy array")
-    return _decode(*read_source(source), target)
+    return decode_image(*read_source(source), target)
 
 
 def content_hash(image: Image.Image) -> str:
@@ -119,7 +119,8 @@ def _from_array(array: npt.NDArray[Any]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(levels[..., 0] if levels.shape[2:] == (1,) else levels))
 
 
-def _decode(data: bytes, name: str, target: int | None = None) -> Image.Image:
+def decode_image(data: bytes, name: str, target: int | None = None) -> Image.Image:
+    """The picture in the bytes of a file, as `load_image` returns it; ``name`` stands in messages."""
     if not data:
         raise InputError(f"{name}: is empty")
     check_bytes(data, name)

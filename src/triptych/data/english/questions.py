@@ -52,7 +52,8 @@ from triptych.data.english.question_words import (
     RULED_OUT,
     SALIENT,
 )
-from triptych.data.photos import Photo, list_of, record_of, text_of
+from triptych.data.photos import Photo
+from triptych.data.records import list_of, record_of, text_of
 
 Kind = Literal["object", "number", "colour", "action", "yes/no"]
 

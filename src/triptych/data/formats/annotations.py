@@ -1,150 +1,84 @@
-"""One JSON file over a folder of photos: Karpathy's splits, COCO's captions, LLaVA's conversations; told apart by content."""
+"""JSON files over a folder of photos; which format one has is told by its content."""
 
-import os
-import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from triptych.data.photos import (
-    SPLITS,
-    Photo,
-    captions_of,
-    file_within,
-    is_file,
-    list_of,
-    parse_json,
-    read_text,
-    record_of,
-    split_of,
-    text_of,
-)
+from triptych.data.formats import caption_lists, coco, karpathy, llava
+from triptych.data.photos import Photo
+from triptych.data.records import parse_json, read_text, split_in_name
 from triptych.errors import InputError
 
+PATTERNS = ("dataset*.json", "captions_*.json", "annotations/captions_*.json", "*.json", "annotations/*.json")
+"""Where a folder's JSON files are looked for, in this order: Karpathy's, COCO's, any."""
+SMALL = 2**22
+"""A file of more bytes is no card of a data set: it is not parsed to find out."""
 
-def annotation_files(folder: Path) -> list[Path]:
-    """Karpathy's ``dataset*.json``, else all of COCO's ``captions_*.json`` (there or in ``annotations``), else the only JSON."""
-    for pattern in ("dataset*.json", "captions_*.json", "annotations/captions_*.json", "*.json"):
-        files = sorted(folder.glob(pattern))
-        if len(files) > 1 and "captions" not in pattern:
-            names = ", ".join(file.name for file in files[:3])
-            raise InputError(f"{folder} holds {len(files)} JSON files ({names}...): name the one to read")
-        if files:
-            return files
+
+@dataclass(frozen=True)
+class JsonFormat:
+    """``matches(data)``: the parsed file may have this format; ``is_certain(data)``: one that matches has; ``photos(source, data)``:
+    those that it names."""
+
+    matches: Callable[[Any], bool]
+    is_certain: Callable[[Any], bool]
+    photos: Callable[[Path, Any], list[Photo]]
+
+
+FORMATS = tuple(
+    JsonFormat(module.matches, module.is_certain, module.photos) for module in (caption_lists, llava, coco, karpathy)
+)
+
+
+def find(path: Path) -> list[Path]:
+    """The JSON file ``path``; or of a folder Karpathy's ``dataset*.json``, else all of COCO's ``captions_*.json`` (there or in
+    ``annotations``), else the only other JSON file, or all if each is named after a split. Files of no known format are skipped.
+
+    Raises InputError where it is not clear which file to read.
+    """
+    if path.is_file():
+        return [path] if path.suffix == ".json" else []
+    for pattern in PATTERNS:
+        known = [file for file in sorted(path.glob(pattern)) if _is_known(file)]
+        if len(known) > 1 and not pattern.endswith("captions_*.json"):
+            splits = [split_in_name(file.stem) for file in known]
+            if None in splits or len({*splits}) < len(splits):
+                names = ", ".join(file.name for file in known[:3])
+                raise InputError(f"{path} holds {len(known)} JSON files ({names}...): name the one to read")
+        if known:
+            return known
     return []
 
 
-def read_annotations(sources: Iterable[Path]) -> list[Photo]:
-    """The photos that ``sources`` name, in that order."""
-    return [photo for source in sources for photo in _read(source)]
-
-
-def _read(source: Path) -> list[Photo]:
+def read(source: Path, root: Path) -> list[Photo]:
+    """The photos that the file names, in that order."""
     data = parse_json(read_text(source), str(source))
-    if isinstance(data, list):
-        return _llava(source, data)
-    if isinstance(data, dict) and "images" in data:
-        images = list_of(data["images"], f"{source}: images")
-        if "annotations" in data:
-            return _coco(source, images, list_of(data["annotations"], f"{source}: annotations"))
-        return _karpathy(source, images)
-    raise InputError(f"{source}: neither Karpathy's splits, nor COCO captions, nor LLaVA conversations")
-
-
-def _karpathy(source: Path, images: list[Any]) -> list[Photo]:
-    """``images[].{filename, filepath, split, sentences[].raw}`` (Karpathy and Fei-Fei 2015)."""
-    records = _records(source, images, "images")
-    bare = [text_of(record.get("filename"), f"{where}.filename") for where, record in records]
-    full = [
-        str(PurePosixPath(text_of(record.get("filepath") or ".", f"{where}.filepath"), name))
-        for name, (where, record) in zip(bare, records, strict=True)
-    ]
-    # COCO's photos may lie as filepath says, or all in one folder
-    folder, names = _photo_folder(source, full), full
-    if full and not is_file(folder / full[0]):
-        folder, names = _photo_folder(source, bare), bare
-    photos = []
-    for name, (where, record) in zip(names, records, strict=True):
-        sentences = list_of(record.pop("sentences", []), f"{where}.sentences")
-        captions = [record_of(sentence, f"{where}.sentences").get("raw") for sentence in sentences]
-        photos.append(
-            Photo(
-                id=PurePosixPath(name).stem,
-                split=split_of(where, record.pop("split", None)),
-                captions=captions_of(captions, where),
-                extra=record,
-                path=file_within(folder, name, where),
-            )
+    if (kind := _format_of(data)) is None:
+        raise InputError(
+            f"{source}: neither Karpathy's splits, nor COCO captions, nor LLaVA conversations, nor a list of captions"
         )
-    return photos
+    return kind.photos(source, data)
 
 
-def _coco(source: Path, images: list[Any], annotations: list[Any]) -> list[Photo]:
-    """``images[].{id, file_name}`` and ``annotations[].{image_id, caption}``; the split is in the file's name."""
-    captions = defaultdict(list)
-    for where, record in _records(source, annotations, "annotations"):
-        if "caption" not in record:
-            raise InputError(f"{where}: no caption: expected the captions_*.json of COCO")
-        captions[text_of(record.get("image_id"), f"{where}.image_id")].append(record["caption"])
-    named = re.match(r"captions_([a-z]+)", source.stem.lower())
-    split = SPLITS.get(named[1], "") if named else ""
-    records = _records(source, images, "images")
-    names = [text_of(record.get("file_name"), f"{where}.file_name") for where, record in records]
-    folder = _photo_folder(source, names)
-    photos = []
-    for name, (where, record) in zip(names, records, strict=True):
-        image_id = text_of(record.pop("id", None), f"{where}.id")
-        path = file_within(folder, name, where)
-        photos.append(Photo(image_id, split, captions_of(captions.pop(image_id, []), where), record, path))
-    if captions:
-        raise InputError(f"{source}: captions of the image {next(iter(captions))!r}, which is not among its images")
-    return photos
+def _format_of(data: Any) -> JsonFormat | None:
+    return next((kind for kind in FORMATS if kind.matches(data)), None)
 
 
-def _llava(source: Path, items: list[Any]) -> list[Photo]:
-    """``[{id, image, conversations: [{from, value}]}]``; the second conversation with an id gets ``#2`` behind it, and so on.
-
-    Conversations without a picture, of which LLaVA's mixtures have some, are left out.
-    """
-    records = [
-        (where, record)
-        for where, record in _records(source, items, "")
-        if "image" in record or "conversations" not in record
-    ]
-    names = [text_of(record.get("image"), f"{where}.image") for where, record in records]
-    folder = _photo_folder(source, names)
-    counts: Counter[str] = Counter()
-    photos = []
-    for name, (where, record) in zip(names, records, strict=True):
-        for turn in list_of(record.get("conversations"), f"{where}.conversations"):
-            spoken = record_of(turn, f"{where}.conversations")
-            if not isinstance(spoken.get("from"), str) or not isinstance(spoken.get("value"), str):
-                raise InputError(f"{where}: each turn of a conversation needs the texts 'from' and 'value'")
-        item_id = text_of(record.pop("id", name), f"{where}.id")
-        counts[item_id] += 1
-        number = f"#{counts[item_id]}" if counts[item_id] > 1 else ""
-        photos.append(Photo(item_id + number, "", (), record, file_within(folder, name, where)))
-    return photos
+def _is_known(file: Path) -> bool:
+    if file.stat().st_size > SMALL:
+        return True
+    try:
+        data = parse_json(read_text(file), str(file))
+    except InputError:
+        return False
+    kind = _format_of(data)
+    return kind is not None and kind.is_certain(data)
 
 
-def _records(source: Path, items: list[Any], field: str) -> list[tuple[str, dict[str, Any]]]:
-    """Each of ``items`` with its place, for messages."""
-    places = [f"{source}: {field}[{i}]" for i in range(len(items))]
-    return [(where, record_of(item, where)) for where, item in zip(places, items, strict=True)]
-
-
-def _photo_folder(source: Path, names: list[str]) -> Path:
-    """The folder to which ``names`` are relative, found by the first of them.
-
-    It is the folder of ``source`` (the one above where that is called ``annotations``), or a sub-folder of it or of its
-    ``images``; of several the one that is called as the file is (``train2014`` for ``captions_train2014.json``).
-    """
-    root = source.parent.parent if source.parent.name == "annotations" else source.parent
-    folders = [root]
-    for parent in (root, root / "images"):
-        if parent.is_dir():
-            with os.scandir(parent) as entries:
-                subs = sorted(entry.name for entry in entries if entry.is_dir())
-            folders += [parent / sub for sub in sorted(subs, key=lambda sub: sub not in source.stem)]
-    return next((folder for folder in folders for name in names[:1] if is_file(folder / name)), root)
+def unknown_files(path: Path) -> list[str]:
+    """The names of a folder's JSON files, none of which has a known format. Raises InputError for the first that is broken."""
+    files = sorted(path.glob("*.json"))
+    for file in files:
+        parse_json(read_text(file), str(file))
+    return [file.name for file in files]
