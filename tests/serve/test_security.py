@@ -1,6 +1,7 @@
 """Who may reach the server, and what pictures may do to it. Numbers are those of docs/security.md."""
 
 import asyncio
+import base64
 import os
 import socket
 import struct
@@ -80,6 +81,9 @@ def test_5_every_route_needs_the_key() -> None:
                 assert status == (200 if route.path == "/healthz" else 401), route.path
         good = {"Authorization": f"Bearer {KEY}"}
         assert client.get("/v1/models", headers=good).status_code == 200
+        basic = base64.b64encode(f"me:{KEY}".encode()).decode()
+        assert client.get("/", headers={"Authorization": f"Basic {basic}"}).status_code == 200
+        assert client.get("/").headers["www-authenticate"].startswith("Basic")
         for wrong in (f"Basic {KEY}", f"Bearer {KEY}x", f"Bearer {KEY[:-1]}", "Bearer", "Bearer é"):
             assert client.get("/v1/models", headers={"Authorization": wrong.encode()}).status_code == 401  # type: ignore[dict-item]
 
@@ -259,8 +263,6 @@ def bombs() -> Iterator[bytes]:
 
 @pytest.mark.parametrize("data", list(bombs()), ids=["png", "tiff", "eps", "pdf", "psd", "ico"])
 def test_11_12_bombs_and_other_formats(client: TestClient, data: bytes) -> None:
-    import base64
-
     started = time.monotonic()
     url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
     assert client.post(CHAT, json=question(url)).status_code == 400
@@ -269,8 +271,6 @@ def test_11_12_bombs_and_other_formats(client: TestClient, data: bytes) -> None:
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
 def test_13_pictures_cut_short_are_no_server_errors(client: TestClient, form: str) -> None:
-    import base64
-
     file = BytesIO()
     Image.effect_noise((24, 24), 50).convert("RGB").save(file, form)
     data = file.getvalue()
@@ -280,8 +280,6 @@ def test_13_pictures_cut_short_are_no_server_errors(client: TestClient, form: st
 
 
 def test_14_palettes_and_neighbours_are_told_apart(client: TestClient) -> None:
-    import base64
-
     def palette(red: int) -> str:
         image = Image.new("P", (4, 4), 0)
         image.putpalette([red, 0, 0])

@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
-from triptych.serve import native, ollama, openai
+from triptych.serve import lecture, native, ollama, openai
 from triptych.serve.errors import install_handlers
 from triptych.serve.metrics import Metrics
 from triptych.serve.models import Served
@@ -32,7 +32,7 @@ def create_app(settings: ServerSettings, loaded: dict[str, Any] | None = None) -
     app = FastAPI(title="Triptych", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.settings, app.state.served, app.state.metrics = settings, served, metrics
     install_handlers(app)
-    for routes in (openai.router, ollama.router, native.router):
+    for routes in (openai.router, ollama.router, native.router, lecture.router):
         app.include_router(routes)
 
     @app.get("/healthz")

@@ -7,8 +7,10 @@ pages of other sites), key, content type, body.
 from __future__ import annotations
 
 import asyncio
+import base64
 import hmac
 import json
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -68,8 +70,7 @@ class Guard:
         if origin is not None and not self.own_origin(origin, headers.get("host", "")):
             raise ApiError(403, "requests from pages of other sites are refused")
         if self.settings.api_key is not None and path not in OPEN_PATHS:
-            scheme, _, key = headers.get("authorization", "").partition(" ")
-            given = key.strip() if scheme.lower() == "bearer" else ""
+            given = given_key(headers.get("authorization", ""))
             if not hmac.compare_digest(given.encode(), self.settings.api_key.encode()):
                 raise ApiError(401, "send the server's key as 'Authorization: Bearer KEY'", code="invalid_api_key")
         if method in ("POST", "PUT", "PATCH"):
@@ -120,6 +121,17 @@ class Guard:
         return b"".join(chunks)
 
 
+def given_key(authorization: str) -> str:
+    """The key of ``Bearer KEY``, or the password of ``Basic ...``, which browsers ask a person for; empty if there is none."""
+    scheme, _, value = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip()
+    if scheme.lower() == "basic":
+        with suppress(ValueError):
+            return base64.b64decode(value.strip(), validate=True).decode().partition(":")[2]
+    return ""
+
+
 def too_large(most: int) -> ApiError:
     return ApiError(413, f"the body is larger than {most >> 20} MB: send fewer or smaller pictures")
 
@@ -160,6 +172,8 @@ async def run_while_connected(app: ASGIApp, scope: Scope, body: bytes, receive: 
 async def refuse(error: ApiError, send: Send) -> None:
     content = json.dumps(error_body(error.status, error.message, error.param, error.code)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+    if error.status == 401:
+        headers.append((b"www-authenticate", b'Basic realm="Triptych: any name, the key as password"'))
     if error.status in (408, 413):
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
