@@ -18,12 +18,13 @@ from triptych.serve.settings import ServerSettings
 
 
 def settings(**fields: Any) -> ServerSettings:
-    return ServerSettings(models=("sat", "blip2"), **fields)
+    return ServerSettings(**{"models": ("sat", "blip2"), **fields})
 
 
 @contextmanager
 def client_of(models: dict[str, Any] | None = None, **fields: Any) -> Iterator[TestClient]:
-    app = create_app(settings(**fields), models or {"sat": ToySat(), "blip2": ToyBlip2()})
+    models = models or {"sat": ToySat(), "blip2": ToyBlip2()}
+    app = create_app(settings(models=tuple(models), **fields), models)
     with TestClient(app, base_url="http://127.0.0.1") as client:
         yield client
 
@@ -31,7 +32,8 @@ def client_of(models: dict[str, Any] | None = None, **fields: Any) -> Iterator[T
 @contextmanager
 def running(models: dict[str, Any] | None = None, **fields: Any) -> Iterator[str]:
     """A server on a free port of the loopback; its address."""
-    app = create_app(settings(**fields), models or {"sat": ToySat(), "blip2": ToyBlip2()})
+    models = models or {"sat": ToySat(), "blip2": ToyBlip2()}
+    app = create_app(settings(models=tuple(models), **fields), models)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=10))

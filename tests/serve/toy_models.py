@@ -6,6 +6,7 @@ import base64
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
@@ -77,8 +78,9 @@ class ToyBlip2(ToySat):
         if isinstance(questions, str):
             return self.ask([images], [questions], choices, explain, **settings)[0]
         self.work([image for pictures in images for image in pictures], settings)
+        scores = {choice: -float(n) for n, choice in enumerate(choices)} if choices else None
         return [
-            answer(f"{question} {[red(image) for image in pictures]}", self.name, explain)
+            replace(answer(f"{question} {[red(image) for image in pictures]}", self.name, explain), scores=scores)
             for pictures, question in zip(images, questions, strict=True)
         ]
 
@@ -118,3 +120,40 @@ def question(*pictures: str, text: str = "What?", model: str = "blip2", **fields
         "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}],
         **fields,
     }
+
+
+class ToyChat:
+    """A dialogue of ``ToyFlamingo``."""
+
+    def __init__(self) -> None:
+        self.turns: list[Any] = []
+        self.pictures: list[Image.Image] = []
+
+    def add(self, image: Image.Image) -> None:
+        self.pictures.append(image)
+
+    def answer(self, text: str, **settings: Any) -> Answer:
+        return answer(f"{len(self.turns)} turns before, {len(self.pictures)} pictures now", "flamingo")
+
+    def stream(self, text: str, **settings: Any) -> Iterator[str]:
+        yield from (f" {word}" for word in self.answer(text).text.split())
+
+
+class ToyFlamingo(ToyBlip2):
+    """Also completes and talks; it does not match."""
+
+    match = itc_texts = itc_images = None  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__("flamingo")
+
+    def complete(self, image: Image.Image, shots: Sequence[Any], prompt: str = "", choices: Any = None) -> Answer:
+        text = choices[0] if choices else f"number {len(shots)}"
+        scores = {choice: -float(n) for n, choice in enumerate(choices)} if choices else None
+        return replace(answer(text, self.name), scores=scores)
+
+    def chat(self) -> ToyChat:
+        return ToyChat()
+
+    def info(self) -> dict[str, Any]:
+        return {"gates": {"before block 3": (0.1, -0.4)}}

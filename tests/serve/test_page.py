@@ -1,0 +1,150 @@
+"""The web page in headless Chromium, over a server of toy models."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import running
+from toy_models import ToyBlip2, ToyFlamingo, ToySat, png
+
+webdriver = pytest.importorskip("selenium.webdriver")
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium and chromedriver here")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--force-prefers-reduced-motion",
+    "--window-size=1200,1000",
+    "--lang=en",
+)
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Any]:
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in FLAGS:
+        options.add_argument(flag)
+    models = {"sat": ToySat(), "flamingo": ToyFlamingo(), "blip2": ToyBlip2()}
+    with running(models) as address:
+        driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+        driver.get(address)
+        wait(driver, lambda d: d.execute_script("return document.documentElement.dataset.ready"))
+        yield driver
+        driver.quit()
+
+
+def wait(driver: Any, ready: Any) -> Any:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(driver, 20).until(ready)
+
+
+def find(driver: Any, css: str) -> Any:
+    return driver.find_element("css selector", css)
+
+
+def texts(driver: Any, css: str) -> list[str]:
+    return [found.text for found in driver.find_elements("css selector", css)]
+
+
+def upload(driver: Any, picker: str, path: Path, red: int) -> None:
+    path.write_bytes(png(red, (40, 30)))
+    choose = find(driver, f"[data-picker={picker}] input[type=file]")
+    choose.send_keys(str(path))
+    wait(driver, lambda d: d.find_elements("css selector", f"[data-picker={picker}] .drop img"))
+
+
+def test_captions_with_maps(page: Any, tmp_path: Path) -> None:
+    upload(page, "caption", tmp_path / "a.png", 200)
+    find(page, "#caption-run").click()
+    wait(page, lambda d: len(texts(d, "#caption-results .card")) == 3)
+    pixel = "return document.getElementById('caption-view').getContext('2d').getImageData(5, 5, 1, 1).data[2]"
+    assert find(page, "#caption-view").is_displayed()
+    page.execute_script("document.querySelectorAll('.words button')[0].focus()")
+    assert find(page, ".words button").get_attribute("aria-pressed") == "true"
+    assert find(page, "#caption-view").get_attribute("aria-label") == "A"
+    assert page.execute_script(pixel) < 10  # the toy's maps are even and full: nothing is veiled
+    assert page.save_screenshot(str(tmp_path / "captions.png"))
+
+
+def test_a_question(page: Any, tmp_path: Path) -> None:
+    upload(page, "ask", tmp_path / "a.png", 90)
+    find(page, "#ask-form button").click()
+    wait(page, lambda d: len(texts(d, "#ask-results .card")) == 2)
+    assert "photo?" in texts(page, "#ask-results .card")[0]
+
+
+def test_two_photos_and_the_swap(page: Any, tmp_path: Path) -> None:
+    upload(page, "left", tmp_path / "a.png", 10)
+    upload(page, "right", tmp_path / "b.png", 20)
+    before = [image.get_attribute("src") for image in page.find_elements("css selector", ".pair .drop img")]
+    find(page, "#compare-form button").click()
+    wait(page, lambda d: len(texts(d, "#compare-results .card")) == 2)
+    find(page, "#swap").click()
+    wait(page, lambda d: len(texts(d, "#compare-results .card")) == 4)
+    after = [image.get_attribute("src") for image in page.find_elements("css selector", ".pair .drop img")]
+    assert after == before[::-1]
+
+
+def test_from_examples(page: Any, tmp_path: Path) -> None:
+    for number, name in enumerate(("dax", "blicket")):
+        row = page.find_elements("css selector", ".shot")[number]
+        (tmp_path / f"{name}.png").write_bytes(png(number * 99))
+        row.find_element("css selector", "input[type=file]").send_keys(str(tmp_path / f"{name}.png"))
+        row.find_elements("css selector", "input")[-1].send_keys(name)
+    upload(page, "query", tmp_path / "q.png", 5)
+    wait(page, lambda d: len(d.find_elements("css selector", ".shot .drop img")) == 2)
+    find(page, "#fewshot-form button").click()
+    wait(page, lambda d: texts(d, "#fewshot-results .card"))
+    (card,) = texts(page, "#fewshot-results .card")
+    assert "number 2" in card and "dax: 73%" in card and "blicket: 27%" in card
+
+
+def test_a_dialogue(page: Any, tmp_path: Path) -> None:
+    upload(page, "chat", tmp_path / "a.png", 3)
+    for turn, expected in enumerate(("0 turns before, 1 pictures now", "1 turns before, 0 pictures now")):
+        find(page, "#chat-form input[name=message]").send_keys("What?")
+        find(page, "#chat-form button").click()
+        wait(
+            page,
+            lambda d, n=2 * turn + 2, e=expected: len(texts(d, "#turns li")) == n and e in texts(d, "#turns li")[-1],
+        )
+
+
+def test_gates_masks_search_and_language(page: Any) -> None:
+    assert "0.100" in find(page, "#gates").text and "-0.400" in find(page, "#gates").text
+    tables = page.find_elements("css selector", "table.mask")
+    assert [len(table.find_elements("css selector", "td.on")) for table in tables] == [32, 64, 42]
+    assert "--library" in find(page, "#find").text
+    find(page, "#language").click()
+    assert page.execute_script("return document.documentElement.lang") == "ko" and "설명" in find(page, "nav").text
+    texts_shown = page.execute_script("return [...document.querySelectorAll('[data-text]')].map(e => e.textContent)")
+    names = re.compile(r"Flamingo|Q-Former|--library|tanh")
+    missing = [shown for shown in texts_shown if re.search("[A-Za-z]{4}", names.sub("", shown))]
+    assert missing == []
+    find(page, "#language").click()
+
+
+def test_a_text_file_is_no_picture(page: Any, tmp_path: Path) -> None:
+    (tmp_path / "notes.jpg").write_text("no picture")
+    find(page, "[data-picker=caption] input[type=file]").send_keys(str(tmp_path / "notes.jpg"))
+    wait(page, lambda d: "not a picture" in find(d, "#status").text)
+
+
+@pytest.mark.parametrize("width", [400, 1200])
+def test_nothing_scrolls_sideways_and_nothing_is_blocked(page: Any, width: int) -> None:
+    page.set_window_size(width, 900)
+    wide, room = page.execute_script("const d = document.documentElement; return [d.scrollWidth, d.clientWidth]")
+    assert wide <= room
+    assert [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"] == []
