@@ -10,7 +10,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "triptych"
 TAG = re.compile(r"(?:SAT|Flamingo|BLIP-2) (?:eq\.|section) \d.*")
-ROW = re.compile(r"^\| `(?P<tag>[^`]+)` \| (?P<formula>.+) \| `(?P<file>[^`]+)` \| `(?P<symbol>[^`]+)` \|$")
+ROW = re.compile(
+    r"^\| `(?P<tag>[^`]+)` \| (?P<formula>.+) "
+    r"\| \[`(?P<file>[^`]+)`\]\(\.\./src/triptych/(?P<path>[^)]+)\) "
+    r"\| \[`(?P<symbol>[^`]+)`\]\(api/\w+\.md#(?P<anchor>[^)]+)\) \|$"
+)
 
 
 def source_tags() -> list[tuple[str, str, int]]:
@@ -56,6 +60,12 @@ def test_source_and_list_hold_the_same_tags_once() -> None:
 def test_tags_stand_where_the_list_says() -> None:
     places = {tag: (file, symbols_at(PACKAGE / file, line)) for tag, file, line in source_tags()}
     assert places == {row["tag"]: (row["file"], row["symbol"]) for row in listed()}
+
+
+def test_every_row_links_to_its_file_and_symbol() -> None:
+    for row in listed():
+        module = row["file"].removesuffix(".py").replace("/", ".")
+        assert row["path"] == row["file"] and row["anchor"] == f"triptych.{module}.{row['symbol']}"
 
 
 def test_all_numbered_equations_of_show_attend_and_tell_are_there() -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from triptych.cli.common import Json, app, emit, make_folder
+from triptych.cli.tables import record_text
 
 
 @app.command()
@@ -27,7 +27,7 @@ def info(
     model: Annotated[str, typer.Argument(help="sat, flamingo, blip2, or a checkpoint directory.")] = "sat",
     as_json: Json = False,
 ) -> None:
-    """What a model consists of: parts, parameters, memory, licences, figures."""
+    """Describe a model: its parts, parameters, memory, licences and figures."""
     from triptych.checkpoints.parts import list_parts
     from triptych.tasks import load
 
@@ -35,9 +35,7 @@ def info(
     record["parts"] = {
         part.name: {"use": part.use, "licence": part.licence, "state": state} for part, state in list_parts()
     }
-    emit(
-        record, as_json, "\n".join(f"{name}: {json.dumps(value, ensure_ascii=False)}" for name, value in record.items())
-    )
+    emit(record, as_json, record_text(record))
 
 
 @app.command()

@@ -1,0 +1,88 @@
+"""The commands and the Python of the documentation, run as they are written, in the folder of the bundled photos.
+
+A block fenced as ``sh`` or ``python`` runs; one fenced as ``bash`` needs files of the reader's and does not.
+"""
+
+import contextlib
+import io
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import triptych
+from triptych import tasks
+from triptych.cli import app
+from triptych.demo import EXAMPLES
+
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = ["quick-start.md", "lecture.md", *sorted(f"guides/{path.name}" for path in (DOCS / "guides").glob("*.md"))]
+BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+pytestmark = pytest.mark.parts
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """(language, text) of the blocks that run."""
+    return BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def load_once() -> Iterator[None]:
+    """Each model is loaded once for all pages."""
+    load = tasks.load
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "load", cache(load))
+        yield
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "examples"
+    shutil.copytree(EXAMPLES, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def run(line: str) -> str:
+    """What one command prints; text that is piped into it is typed."""
+    before, _, command = line.rpartition(" | ")
+    typed = re.sub(r"\\n", "\n", shlex.split(before)[1]) if before else None
+    program, *arguments = shlex.split(command, comments=True)
+    assert program == "triptych"
+    result = CliRunner().invoke(app, arguments, input=typed, catch_exceptions=False)
+    assert result.exit_code == 0, f"{line}\n{result.output}"
+    return result.stdout
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_page_runs(page: str, photos: Path, load_once: None) -> None:
+    for language, text in blocks(page):
+        if language == "python":
+            with contextlib.redirect_stdout(io.StringIO()):
+                exec(compile(text, page, "exec"), {"__name__": "__main__"})
+        else:
+            for line in text.splitlines():
+                assert run(line), line
+
+
+def test_the_lecture_shows_the_masks_that_the_code_makes(load_once: None) -> None:
+    text = (DOCS / "lecture.md").read_text(encoding="utf-8")
+    (code, shown) = re.findall(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL)[0]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(compile(code, "lecture.md", "exec"), {})
+    assert out.getvalue() == shown
+
+
+def test_the_names_of_the_lecture_are_bound(photos: Path, load_once: None) -> None:
+    """Made-up names, taken from one example of each: the claim that the page makes."""
+    flamingo = triptych.load("flamingo", device="cpu")
+    drawings = photos / "drawings"
+    shots = [(drawings / "horse-noto.png", "a dax"), (drawings / "owl-noto.png", "a blicket")]
+    answer = flamingo.complete(drawings / "horse-openmoji.png", shots, "This is", ["a dax", "a blicket"])
+    assert answer.text == "a dax"
