@@ -18,20 +18,20 @@ from triptych.tasks import Answer, Blip2Tasks, FlamingoTasks, load
 
 EXAMPLES = Path(__file__).with_name("examples")
 TITLE = "Triptych: what the models said, and where they looked"
-SYSTEMS = {"sat": "Show, Attend and Tell", "flamingo": "Flamingo", "blip2": "BLIP-2"}
+SYSTEM_TITLES = {"sat": "Show, Attend and Tell", "flamingo": "Flamingo", "blip2": "BLIP-2"}
 QUESTIONS = (("tennis.jpg", "What is the man doing?"), ("dog.jpg", "What animal is in the photo?"))
 PAIRS = (
     (("dog.jpg", "baseball.jpg"), "Which photo shows a dog?"),
     (("coast.jpg", "cyclist.jpg"), "Which photo shows a man riding a bike?"),
 )
-SIDES = ("left", "right")
-NAMES = (("horse-noto.png", "a dax"), ("owl-noto.png", "a blicket"))
-NAMED = "horse-openmoji.png"
+PAIR_CHOICES = ("left", "right")
+NAME_SHOTS = (("horse-noto.png", "a dax"), ("owl-noto.png", "a blicket"))
+NAME_QUERY = "horse-openmoji.png"
 CHAT_PHOTO = "baseball.jpg"
 CHAT_QUESTIONS = ("What is in the photo?", "How many people are there?", "Is there a dog in the photo?")
 GROUP = ("horse-noto.png", "horse-openmoji.png", "riders.jpg")
 GROUP_QUESTIONS = ("What do the photos have in common?", "How do the photos differ?")
-TEXTS = (
+MATCH_TEXTS = (
     "a skateboarder does a trick in a pool",
     "a man on a bike on a road",
     "two people riding horses on the beach",
@@ -54,25 +54,25 @@ def run(out: Path) -> Path:
     """
     credits = json.loads((EXAMPLES / "credits.json").read_text(encoding="utf-8"))
     photos = {credit["file"]: load_image(EXAMPLES / credit["file"]) for credit in credits}
-    models: dict[str, Any] = {name: load(name) for name in SYSTEMS}
-    readings = {file: captions(file, photo, models, out) for file, photo in photos.items()}
+    models: dict[str, Any] = {name: load(name) for name in SYSTEM_TITLES}
+    readings = {file: caption_photo(file, photo, models, out) for file, photo in photos.items()}
     entries = [photo_entry(photos[c["file"]], readings[c["file"]], c) for c in credits]
     report = out / "report.html"
     flamingo = models["flamingo"]
-    others = [*questions(photos, models), *examples(flamingo), *dialogue(photos, flamingo), *group(photos, flamingo)]
+    others = [*questions(photos, models), *examples(flamingo), *chat_about(photos, flamingo), *group(photos, flamingo)]
     tables = [matching(photos, models["blip2"]), gates(models["flamingo"])]
     write_file(report, html_page([*entries, *others], TITLE, tables).encode())
     return report.resolve()
 
 
-def captions(file: str, photo: Image, models: dict[str, Any], out: Path) -> list[Reading]:
+def caption_photo(file: str, photo: Image, models: dict[str, Any], out: Path) -> list[Reading]:
     """Each system's caption of a photo."""
     print(file, flush=True)
     readings = []
     for name, model in models.items():
         answer, seconds = timed(model.caption, photo, explain=True)
-        print(f"  {SYSTEMS[name]:22} {answer.text}  ({seconds:.1f} s)", flush=True)
-        readings += reading(SYSTEMS[name], answer, seconds)
+        print(f"  {SYSTEM_TITLES[name]:22} {answer.text}  ({seconds:.1f} s)", flush=True)
+        readings += as_readings(SYSTEM_TITLES[name], answer, seconds)
         if answer.evidence is not None:
             write_png(out / f"{Path(file).stem}-{name}.png", draw_words(photo, answer.evidence))
     return readings
@@ -83,30 +83,34 @@ def questions(photos: dict[str, Image], models: dict[str, Any]) -> list[Entry]:
     print("questions", flush=True)
     entries = []
     one = [((file,), question, None) for file, question in QUESTIONS]
-    for files, question, choices in [*one, *((files, question, SIDES) for files, question in PAIRS)]:
+    for files, question, choices in [*one, *((files, question, PAIR_CHOICES) for files, question in PAIRS)]:
         images = tuple(photos[file] for file in files)
         readings = []
         for name in ("flamingo", "blip2"):
             answer, seconds = timed(models[name].ask, list(images), question, choices, explain=True)
-            print(f"  {' | '.join(files)}: {question} {answer.text}  ({SYSTEMS[name]}, {seconds:.1f} s)", flush=True)
-            readings += reading(SYSTEMS[name], answer, seconds)
+            print(
+                f"  {' | '.join(files)}: {question} {answer.text}  ({SYSTEM_TITLES[name]}, {seconds:.1f} s)", flush=True
+            )
+            readings += as_readings(SYSTEM_TITLES[name], answer, seconds)
         entries.append(Entry(images, tuple(readings), question=question))
     return entries
 
 
 def examples(model: FlamingoTasks) -> list[Entry]:
     """Flamingo names a picture from one example of each name."""
-    shots = [(drawing(file), name) for file, name in NAMES]
-    query = drawing(NAMED)
-    answer, seconds = timed(model.complete, query, shots, "This is", [name for _, name in NAMES], explain=True)
-    print(f"Flamingo: {NAMED} after {', '.join('='.join(shot) for shot in NAMES)}: {answer.text}", flush=True)
-    names = ", ".join(f"the {place} is {name}" for place, (_, name) in zip(("first", "second"), NAMES, strict=True))
+    shots = [(drawing(file), name) for file, name in NAME_SHOTS]
+    query = drawing(NAME_QUERY)
+    answer, seconds = timed(model.complete, query, shots, "This is", [name for _, name in NAME_SHOTS], explain=True)
+    print(f"Flamingo: {NAME_QUERY} after {', '.join('='.join(shot) for shot in NAME_SHOTS)}: {answer.text}", flush=True)
+    names = ", ".join(
+        f"the {place} is {name}" for place, (_, name) in zip(("first", "second"), NAME_SHOTS, strict=True)
+    )
     images = (*(picture for picture, _ in shots), query)
     question = f"If {names}, what is the third?"
-    return [Entry(images, tuple(reading("Flamingo", answer, seconds)), question=question, credit=drawing_credits())]
+    return [Entry(images, tuple(as_readings("Flamingo", answer, seconds)), question=question, credit=drawing_credits())]
 
 
-def dialogue(photos: dict[str, Image], model: FlamingoTasks) -> list[Entry]:
+def chat_about(photos: dict[str, Image], model: FlamingoTasks) -> list[Entry]:
     """Flamingo talks about a photo."""
     print(f"Flamingo: about {CHAT_PHOTO}", flush=True)
     chat, entries = model.chat(), []
@@ -114,7 +118,7 @@ def dialogue(photos: dict[str, Image], model: FlamingoTasks) -> list[Entry]:
     for question in CHAT_QUESTIONS:
         answer, seconds = timed(chat.answer, question, explain=True)
         print(f"  {question} {answer.text}  ({seconds:.1f} s)", flush=True)
-        entries.append(Entry((photos[CHAT_PHOTO],), tuple(reading("Flamingo", answer, seconds)), question=question))
+        entries.append(Entry((photos[CHAT_PHOTO],), tuple(as_readings("Flamingo", answer, seconds)), question=question))
     return entries
 
 
@@ -125,7 +129,7 @@ def group(photos: dict[str, Image], model: FlamingoTasks) -> list[Entry]:
     for question in GROUP_QUESTIONS:
         answer, seconds = timed(model.ask, list(images), question, explain=True)
         print(f"  {question} {answer.text}  ({seconds:.1f} s)", flush=True)
-        readings = tuple(reading("Flamingo", answer, seconds))
+        readings = tuple(as_readings("Flamingo", answer, seconds))
         entries.append(Entry(images, readings, question=question, credit=drawing_credits()))
     return entries
 
@@ -152,18 +156,18 @@ def gates(model: FlamingoTasks) -> Table:
 
 def matching(photos: dict[str, Image], model: Blip2Tasks) -> Table:
     """How likely each text matches each photo."""
-    matches, seconds = timed(model.match, list(photos.values()), TEXTS)
+    matches, seconds = timed(model.match, list(photos.values()), MATCH_TEXTS)
     print(f"BLIP-2: {len(matches)} pairs of a photo and a text matched  ({seconds:.1f} s)", flush=True)
-    scores = [[0.0] * len(TEXTS) for _ in photos]
+    scores = [[0.0] * len(MATCH_TEXTS) for _ in photos]
     for match in matches:
         scores[match.image][match.text] = match.itm_prob
     for file, row in zip(photos, scores, strict=True):
-        print(f"  {file:14} {TEXTS[row.index(max(row))]}  ({100 * max(row):.0f} %)", flush=True)
+        print(f"  {file:14} {MATCH_TEXTS[row.index(max(row))]}  ({100 * max(row):.0f} %)", flush=True)
     title = "BLIP-2: how likely each text matches each photo, percent"
-    return Table(title, tuple(photos.values()), TEXTS, tuple(map(tuple, scores)))
+    return Table(title, tuple(photos.values()), MATCH_TEXTS, tuple(map(tuple, scores)))
 
 
-def reading(name: str, answer: Answer, seconds: float) -> list[Reading]:
+def as_readings(name: str, answer: Answer, seconds: float) -> list[Reading]:
     """The answer as a reading; none where a model wrote nothing."""
     return [Reading(name, answer.text, answer.evidence, answer.logprob, seconds)] if answer.evidence else []
 

@@ -1,6 +1,6 @@
 """Records as text that people read."""
 
-from triptych.cli.tables import WIDTH, record_text
+from triptych.cli.tables import LINE_WIDTH, record_text
 
 RECORD = {
     "model": "sat",
@@ -38,7 +38,7 @@ def test_long_lists_are_wrapped_items() -> None:
     at = lines.index("model card: stages")
     assert lines[at + 1].startswith("  - first") and lines[at + 2].startswith("    first")
     assert "  - second" in lines
-    assert all(len(line) <= WIDTH for line in lines)
+    assert all(len(line) <= LINE_WIDTH for line in lines)
 
 
 def test_records_of_the_same_fields_are_one_table() -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from triptych.errors import InputError, TriptychError
 from triptych.evidence import Evidence
 from triptych.figures import fonts
-from triptych.figures.maps import draw_words, heat, light, plain, veiled, wrap, write_png
+from triptych.figures.maps import draw_words, heat, light, one_line, veiled, wrap, write_png
 from triptych.figures.page import Entry, Reading, Table, html_page
 from triptych.io.files import write_file
 
@@ -165,7 +165,7 @@ def test_odd_words_are_drawn_and_encoded() -> None:
     html = page(ODD)
     assert "犬" in html and "👩‍👩‍👧" in html
     assert "\0" not in html.encode().decode()
-    assert plain("\ud800a \n b") == "?a b"
+    assert one_line("\ud800a \n b") == "?a b"
 
 
 def box(left: int, right: int) -> object:

@@ -104,12 +104,12 @@ def figure_name(source: str, drawn: set[str]) -> str:
 
 def draw(figure: Path, source: str, photo: Image, answer: Answer, seconds: float) -> Entry:
     """Write the photo's figure; returns its section of the page, which keeps the photo at the page's size only."""
-    from triptych.figures.maps import draw_words, fit, write_png
+    from triptych.figures.maps import draw_words, fit_within, write_png
     from triptych.figures.page import PHOTO_BOX, Entry
 
     said = reading(answer, seconds)
     write_png(figure, draw_words(photo, said.evidence))
-    return Entry((fit(photo, PHOTO_BOX),), (said,), name=shown_name(source))
+    return Entry((fit_within(photo, PHOTO_BOX),), (said,), name=shown_name(source))
 
 
 @app.command()

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-WIDTH = 100
+LINE_WIDTH = 100
 MOST_INLINE = 60  # characters of a list that is written on one line
 LABELS = {
     "card": "model card",
@@ -33,7 +33,7 @@ def section_lines(record: Mapping[str, Any], title: str) -> Iterator[str]:
         if not isinstance(value, Mapping):
             yield from heading(path)
             for item in value:
-                yield from textwrap.wrap(text(item), WIDTH, initial_indent="  - ", subsequent_indent="    ")
+                yield from textwrap.wrap(text(item), LINE_WIDTH, initial_indent="  - ", subsequent_indent="    ")
         elif rows := table_rows(value):
             yield from heading(path)
             yield from columns(rows)
@@ -56,7 +56,7 @@ def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     for row in rows:
         start = "  " + "".join(f"{cell:{width}}  " for cell, width in zip(row, widths, strict=False))
         yield from textwrap.wrap(
-            row[-1], max(WIDTH, len(start) + 20), initial_indent=start, subsequent_indent=" " * len(start)
+            row[-1], max(LINE_WIDTH, len(start) + 20), initial_indent=start, subsequent_indent=" " * len(start)
         ) or [start.rstrip()]
 
 

@@ -81,7 +81,7 @@ def draw_words(images: Image.Image | Sequence[Image.Image], evidence: Evidence) 
     check_pictures(len(photos), evidence)
     columns = columns_for(photos, len(evidence.words))
     cell = (WIDTH - 2 * MARGIN - (columns - 1) * GAP) // columns
-    small = [fit(photo, (cell, TALLEST)) for photo in photos]
+    small = [fit_within(photo, (cell, TALLEST)) for photo in photos]
     head = draw_head(small, " ".join(evidence.words), columns, cell)
     label = round(1.6 * WORD_SIZE)
     block = label + sum(photo.height + GAP for photo in small) + GAP
@@ -161,7 +161,7 @@ def percent(logprob: float) -> str:
     return f"{100 * exp(min(0.0, logprob)):.0f} %"
 
 
-def fit(photo: Image.Image, box: tuple[int, int]) -> Image.Image:
+def fit_within(photo: Image.Image, box: tuple[int, int]) -> Image.Image:
     """The photo at its own aspect ratio, as large as the box (w, h) allows."""
     scale = min(box[0] / photo.width, box[1] / photo.height)
     return photo.resize(
@@ -169,14 +169,14 @@ def fit(photo: Image.Image, box: tuple[int, int]) -> Image.Image:
     )
 
 
-def plain(text: str) -> str:
+def one_line(text: str) -> str:
     """Text on one line that every renderer takes: runs of white space are one space, what cannot be encoded a mark."""
     return " ".join(text.encode("utf-8", "replace").decode().replace("\0", " ").split())
 
 
 def shorten(text: str, size: int, room: float) -> str:
     """The text, or its beginning with an ellipsis where it is wider than `room` pixels."""
-    text = plain(text)
+    text = one_line(text)
     face = font(size, text)
     if face.getlength(text) <= room:
         return text
@@ -188,7 +188,7 @@ def wrap(text: str, size: int, room: float) -> list[str]:
     """The text as lines of at most `room` pixels; a word wider than that is shortened."""
     lines = [""]
     face = font(size, text)
-    for word in plain(text).split():
+    for word in one_line(text).split():
         longer = f"{lines[-1]} {word}".strip()
         if face.getlength(longer) <= room:
             lines[-1] = longer

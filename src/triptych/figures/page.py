@@ -18,9 +18,9 @@ from markupsafe import Markup
 from PIL import Image
 
 from triptych.evidence import Evidence, Floats, check_pictures
-from triptych.figures.maps import LEGEND, VEIL, VEIL_OPACITY, fit, light, percent, plain, veil_alpha
+from triptych.figures.maps import LEGEND, VEIL, VEIL_OPACITY, fit_within, light, one_line, percent, veil_alpha
 
-POLICY = Markup("default-src 'none'; img-src data:; style-src 'unsafe-inline'")  # of a page without a script
+STATIC_POLICY = Markup("default-src 'none'; img-src data:; style-src 'unsafe-inline'")  # of a page without a script
 PHOTO_BOX = (480, 720)
 THUMBNAIL_BOX = (96, 72)
 MAP_SCALE = 3  # pixels per grid cell: enough for the browser's bilinear scaling to look like the Gaussian itself
@@ -76,7 +76,7 @@ def html_page(entries: Sequence[Entry], title: str, tables: Sequence[Table] = ()
     veil = ",".join(map(str, VEIL))
     return templates.get_template("page.html").render(
         title=title,
-        policy=Markup(f"{POLICY}; script-src 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"),
+        policy=Markup(f"{STATIC_POLICY}; script-src 'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"),
         colours={"veil": f"rgba({veil},{VEIL_OPACITY})", "no-veil": f"rgba({veil},0)"},
         entries=[entry_fields(number, entry) for number, entry in enumerate(entries)],
         tables=[table_fields(table) for table in tables],
@@ -91,7 +91,7 @@ def environment() -> Environment:
     return Environment(
         loader=PackageLoader("triptych.figures", "templates"),
         autoescape=lambda name: name is not None and name.endswith(".html"),
-        finalize=lambda value: plain(value) if type(value) is str else value,
+        finalize=lambda value: one_line(value) if type(value) is str else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -103,7 +103,7 @@ def entry_fields(number: int, entry: Entry) -> dict[str, Any]:
     count = len(entry.images)
     photos = [
         {"name": f"photo-{number}-{n}", "label": f"Photo {n + 1} of {count}" if count > 1 else "Photo"}
-        | photo_fields(image)
+        | jpeg_fields(image)
         for n, image in enumerate(entry.images)
     ]
     url = entry.credit_url if entry.credit_url.startswith(("https://", "http://")) else ""
@@ -117,9 +117,9 @@ def entry_fields(number: int, entry: Entry) -> dict[str, Any]:
     }
 
 
-def photo_fields(photo: Image.Image) -> dict[str, str]:
+def jpeg_fields(photo: Image.Image) -> dict[str, str]:
     """A photo at the page's size: its shape, and its JPEG as a data URL."""
-    small = fit(photo, (min(photo.width, PHOTO_BOX[0]), min(photo.height, PHOTO_BOX[1])))
+    small = fit_within(photo, (min(photo.width, PHOTO_BOX[0]), min(photo.height, PHOTO_BOX[1])))
     buffer = BytesIO()
     small.save(buffer, "JPEG", quality=82, optimize=True, progressive=True)
     return {"aspect": f"{small.width / small.height:.4f}", "url": data_url(buffer.getvalue(), "jpeg")}
@@ -173,7 +173,7 @@ def table_fields(table: Table) -> dict[str, Any]:
 def thumbnail(photo: Image.Image, box: tuple[int, int] = THUMBNAIL_BOX) -> str:
     """The photo as a small JPEG in a data URL, never larger than it is."""
     buffer = BytesIO()
-    small = fit(photo, (min(photo.width, box[0]), min(photo.height, box[1])))
+    small = fit_within(photo, (min(photo.width, box[0]), min(photo.height, box[1])))
     small.save(buffer, "JPEG", quality=80, optimize=True)
     return data_url(buffer.getvalue(), "jpeg")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from triptych.figures.page import POLICY, environment, thumbnail
+from triptych.figures.page import STATIC_POLICY, environment, thumbnail
 from triptych.io.images import load_image
 from triptych.library.find import Found
 
@@ -24,4 +24,4 @@ def sheet_page(query: str, found: Sequence[Found]) -> str:
         }
         for photo in found
     ]
-    return environment().get_template("sheet.html").render(title=query, policy=POLICY, photos=photos)
+    return environment().get_template("sheet.html").render(title=query, policy=STATIC_POLICY, photos=photos)
