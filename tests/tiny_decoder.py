@@ -10,6 +10,7 @@ from torch import Tensor
 from triptych.checkpoints.tables.language import FAMILIES
 from triptych.nn.configs import DecoderConfig
 from triptych.nn.decoder import Decoder
+from triptych.nn.t5 import T5
 
 LLAMA = DecoderConfig(vocab_size=50, dim=24, layers=2, heads=6, ffn_dim=40, kv_heads=2, max_positions=64)
 CONFIGS = {
@@ -97,12 +98,12 @@ def ids(*shape: int, seed: int = 1) -> Tensor:
     return torch.randint(0, 50, shape, generator=torch.Generator().manual_seed(seed))
 
 
-def as_llama(decoder: Decoder) -> dict[str, Tensor]:
-    """The tensors of a Llama-like model by transformers' names, the fused ones cut apart."""
-    c, own = decoder.config, decoder.state_dict()
+def as_transformers(model: Decoder | T5, kind: str = "llama") -> dict[str, Tensor]:
+    """The tensors of a Llama-like model or a T5 by transformers' names, the fused ones cut apart."""
+    c, own = model.config if isinstance(model.config, DecoderConfig) else model.config.block, model.state_dict()
     heads = [c.heads * c.head_width, c.groups * c.head_width, c.groups * c.head_width]
     theirs = {}
-    for target, sources in FAMILIES["llama"].table.items():
+    for target, sources in FAMILIES[kind].table.items():
         for layer in range(c.layers if "*" in target else 1):
             if (name := f"{target.replace('*', str(layer))}.weight") in own:
                 sizes = heads if target.endswith("qkv") else [len(own[name]) // len(sources)] * len(sources)

@@ -41,7 +41,7 @@ QFORMER_SIZES = SIZES | {"vocab_size": len(WORDS) + 1, "max_position_embeddings"
 VISION_SIZES = SIZES | {"num_hidden_layers": 2, "hidden_size": 24, "patch_size": 4, "image_size": SIZE}
 LM_SIZES = {"hidden_size": 28, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 128}
 COLOURS = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25]}
-ANSWER = "PictureQuestion: what is it? Answer:"
+ANSWER = "Question: what is it? Answer:"
 
 
 class Pair(NamedTuple):
@@ -295,7 +295,7 @@ def test_instruct_blip(instruct: Pair, photos: list[Image.Image], beams: int, mo
     """The Q-Former and the language model read the same prompt, of captions too."""
     ours, texts = instruct.ours, set()
     settings = {"beams": beams, "max_new_tokens": 16} | endless(instruct, beams, monkeypatch)
-    asked = "PictureQuestion: what is it? Short answer:"
+    asked = "Question: what is it? Short answer:"
     for photo in photos:
         for text, question in ((asked, "what is it?"), (ours.spec.prompts.caption.removeprefix("<image>"), None)):
             inputs = instruct.processor(images=photo, text=text, return_tensors="pt")
@@ -370,7 +370,7 @@ def test_traps(generation: Pair, photos: list[Image.Image]) -> None:
     (row,) = ours.read([ours.question_prompt(PictureQuestion(photos[:2], "which?"))])
     begins = ours.tokenizer.bos_id
     assert [len(piece) for piece in row.pieces[:4]] == [0, QUERIES, 0, QUERIES]  # both photos, then </s> and the text
-    assert row.pieces[4] == [begins, *ours.tokenizer.encode("PictureQuestion: which? Answer:")]
+    assert row.pieces[4] == [begins, *ours.tokenizer.encode("Question: which? Answer:")]
 
 
 def test_a_batch_answers_as_its_items(generation: Pair, instruct: Pair, photos: list[Image.Image]) -> None:
@@ -406,6 +406,7 @@ def test_what_configs_leave_out() -> None:
         (QFORMER, transformers.InstructBlipQFormerConfig()),
         (LANGUAGE["opt"], transformers.OPTConfig()),
         (LANGUAGE["llama"], transformers.LlamaConfig()),
+        (LANGUAGE["t5"], transformers.T5Config()),
     ):
         assert {name: getattr(theirs, name) for name in ours} == ours
 
@@ -416,7 +417,7 @@ Edit = Callable[[dict[str, Any]], Any]
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda c: c["text_config"].update(model_type="t5"), "type 't5' are not covered"),
+        (lambda c: c["text_config"].update(model_type="bloom"), "type 'bloom' are not covered"),
         (lambda c: c.update(architectures=["Blip2Model"]), "holds a Blip2Model"),
         (lambda c: c.update(architectures=None), "holds a blip-2"),
         (lambda c: c.update(vision_config=[1]), "vision_config of config.json is not a JSON object"),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tiny_decoder import as_llama
+from tiny_decoder import as_transformers
 from tokenizers import Tokenizer, models
 from torch import Tensor
 
@@ -249,7 +249,7 @@ def test_smollm2() -> None:
     )
     with torch.device("meta"):
         theirs = transformers.LlamaForCausalLM(config)
-    theirs.load_state_dict(as_llama(ours), assign=True, strict=False)
+    theirs.load_state_dict(as_transformers(ours), assign=True, strict=False)
     theirs.tie_weights()
     theirs.model.rotary_emb = type(theirs.model.rotary_emb)(config)
     theirs.eval().requires_grad_(False)

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from tiny_blip2 import WORDS, byte_tokenizer
+from tiny_decoder import as_transformers
 from torch import Tensor, nn
 
 from triptych import InputError, load
@@ -27,14 +28,15 @@ from triptych.convert import blip2 as convert_blip2
 from triptych.convert import convert_checkpoint
 from triptych.engines.torch import TorchBlip2
 from triptych.models import Blip2Model, blip2_search, load_blip2
-from triptych.nn.configs import DecoderConfig, QFormerConfig, ViTConfig
+from triptych.nn.configs import DecoderConfig, QFormerConfig, T5Config, ViTConfig
 from triptych.nn.decoder import Decoder
+from triptych.nn.t5 import T5
 from triptych.nn.vit import ViT
 from triptych.systems.blip2 import Blip2
 from triptych.systems.configs import Blip2Config
 from triptych.tasks import Blip2Tasks
 from triptych.tasks.blip2 import PhotoPrompt
-from triptych.text.prompt import BLIP2_OPT, DEFAULT_PROMPTS
+from triptych.text.prompt import BLIP2_OPT, BLIP2_T5, DEFAULT_PROMPTS, INSTRUCT_BLIP
 from triptych.text.tokenizer import TextTokenizer
 from triptych.text.wordpiece import WordPieces
 
@@ -238,6 +240,45 @@ def test_second_stage_with_its_frozen_parts_in_other_files(tmp_path: Path, photo
     assert ours.ask(photos[:2], "what?", ["yes", "no"]).scores
 
 
+@pytest.mark.parametrize("instructed", [False, True])
+def test_second_stage_with_t5(tmp_path: Path, photos: list[Image.Image], instructed: bool) -> None:
+    """BLIP-2, and InstructBLIP whose Q-Former reads the prompt. LAVIS's T5 has an exact GELU, whatever its config says."""
+    torch.manual_seed(2)
+    tokenizer = byte_tokenizer()
+    sizes = T5Config(len(tokenizer), 24, 2, 2, 2, 12, 30, activation="gelu", end_id=256)
+    qformer = QFormerConfig(VIT.dim, **SIZES, vocab_size=len(WordPieces(WORDS)) if instructed else 0, max_positions=64)
+    config = Blip2Config(qformer, feature_dim=None, instructed=instructed, writes=False)
+    original = randomised(Blip2(config, ViT(VIT), T5(sizes)))
+    state = {key.replace("opt_proj", "t5_proj"): x for key, x in in_lavis_layout(original).items()}
+    source, lm = saved(tmp_path / "t5.pth", state), save_t5(tmp_path / "flan", original.lm, tokenizer)
+    report = convert_checkpoint(source, tmp_path / "ours", lm=lm)
+    assert (set(report.mapped), report.missing, report.ignored) == (state.keys(), (), ())
+    ours = load(tmp_path / "ours", device="cpu")
+    for name, tensor in original.state_dict().items():
+        assert torch.equal(ours.engine.model.state_dict()[name], tensor), name
+    assert ours.engine.model.lm.config == sizes and ours.tokenizer.eos_ids == {256}
+    assert ours.spec.prompts == (INSTRUCT_BLIP if instructed else BLIP2_T5)
+    (row,) = ours.read([PhotoPrompt(ours.spec.prompts.caption, photos[:1])])
+    assert row.pieces[2] == tokenizer.encode(ours.spec.prompts.caption.removeprefix("<image>"))  # no token begins it
+    assert len({answer.text for answer in ours.caption(photos, beams=1)}) > 1
+    answer = ours.ask(photos[0], "what?", ["yes", "no"], explain=True)
+    assert answer.scores and answer.evidence and answer.evidence.maps.sum() > 0
+    opt, other = stage2()
+    with pytest.raises(InputError, match="goes with a T5 of width 24: give its directory"):
+        convert_checkpoint(source, tmp_path / "other", lm=save_opt(tmp_path / "opt", opt.lm, other))
+
+
+def save_t5(folder: Path, lm: T5, tokenizer: TextTokenizer) -> Path:
+    folder.mkdir()
+    config = {"model_type": "t5", "vocab_size": lm.config.vocab_size, "d_model": 24, "d_kv": 12, "d_ff": 30}
+    config |= {"num_layers": 2, "num_heads": 2, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": 256}))
+    save_file(as_transformers(lm, "t5"), folder / "model.safetensors")
+    tokenizer.tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
+    return folder
+
+
 def pixels(ours: Blip2Tasks, photo: Image.Image) -> Tensor:
     from triptych.io.images import pixel_values
 
@@ -262,8 +303,8 @@ Edit = Callable[[dict[str, Tensor]], Any]
     [
         (lambda s: s.pop("query_tokens"), "has no query_tokens"),
         (lambda s: s.update(query_tokens=torch.zeros(())), "its image encoder is not EVA's|not a BLIP-2"),
-        (lambda s: s.update({"t5_proj.weight": torch.zeros(2)}), "goes with T5 or Vicuna"),
-        (lambda s: s.update({"llm_proj.weight": torch.zeros(2)}), "goes with T5 or Vicuna"),
+        (lambda s: s.update({"t5_proj.weight": torch.zeros(2)}), "leaves out its language model: .* --lm"),
+        (lambda s: s.update({"llm_proj.weight": torch.zeros(2)}), "goes with Vicuna: give transformers'"),
         (lambda s: s.update({"opt_proj.weight": torch.zeros(2)}), "leaves out its language model: .* --lm"),
         (
             lambda s: [s.pop(k) for k in [*s] if k.startswith("visual_encoder.")],

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_blip2 import byte_tokenizer
-from tiny_decoder import LLAMA, as_llama, random_decoder
+from tiny_decoder import LLAMA, as_transformers, random_decoder
 from tiny_gguf import GGUF_CONFIG, MERGES, TEMPLATE, WORDS, write_gguf
 
 from triptych.checkpoints.language_models import build, from_directory, from_gguf
@@ -46,7 +46,7 @@ def test_directory(tmp_path: Path, gguf_path: Path) -> None:
     """A model as transformers saves it, in two files, with a tokenizer.json or with vocab.json and merges.txt."""
     original = from_gguf(gguf_path)
     c, own = GGUF_CONFIG, original.decoder.state_dict()
-    tensors = as_llama(original.decoder)
+    tensors = as_transformers(original.decoder)
     theirs = {name: tensors.pop(name) for name in ("model.embed_tokens.weight", "lm_head.weight")}
     rest = tensors | {"model.rotary.inv_freq": torch.randn(4)}
     save_file(theirs, tmp_path / "model-00001.safetensors")
@@ -94,7 +94,7 @@ def test_directory(tmp_path: Path, gguf_path: Path) -> None:
 def saved(tmp_path: Path) -> Path:
     """A tiny Llama as a directory of transformers'."""
     decoder = random_decoder(LLAMA)
-    save_file(as_llama(decoder), tmp_path / "model.safetensors")
+    save_file(as_transformers(decoder), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_SETTINGS))
     byte_tokenizer().tokenizer.save(str(tmp_path / "tokenizer.json"))
     return tmp_path

@@ -22,7 +22,7 @@ import msgspec
 
 from triptych.errors import InputError
 from triptych.generate import Search
-from triptych.nn.configs import Colour, DecoderConfig, ViTConfig
+from triptych.nn.configs import Colour, DecoderConfig, T5Config, ViTConfig
 from triptych.text.prompt import DEFAULT_PROMPTS, Prompts
 
 FORMAT = 2
@@ -53,7 +53,7 @@ class EncoderSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class LanguageModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The language model. ``stored``: the checkpoint holds it under ``lm.``, built by ``decoder``; its tokenizer's files lie beside.
+    """The language model. ``stored``: the checkpoint holds it under ``lm.``, of the sizes ``decoder`` or ``t5``, and its tokenizer's files.
 
     ``eos``: the tokens that end a text (None = the tokenizer's); ``end_id``: the one that ends an example of a few-shot prompt.
     """
@@ -64,10 +64,18 @@ class LanguageModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     decoder: DecoderConfig | None = None
     eos: tuple[int, ...] | None = None
     end_id: int | None = None
+    t5: T5Config | None = None
 
     def __post_init__(self) -> None:
-        if self.stored and (self.decoder is None or not self.eos):
-            raise InputError("a language model that is stored needs its decoder's config and its eos")
+        if self.stored and ((self.decoder is None) == (self.t5 is None) or not self.eos):
+            raise InputError(
+                "a language model that is stored needs the config of its decoder or of its t5, and its eos"
+            )
+
+    @property
+    def network(self) -> DecoderConfig | T5Config | None:
+        """What builds it, where it is stored."""
+        return self.decoder or self.t5
 
 
 class SearchSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

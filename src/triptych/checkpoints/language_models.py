@@ -14,17 +14,36 @@ from torch.overrides import TorchFunctionMode
 
 from triptych.checkpoints.format import LoadReport, load_tensors, read_torch_pickle
 from triptych.checkpoints.gguf_models import LONG_ROPE, ROPE_FACTORS, open_gguf
-from triptych.checkpoints.tables.language import FAMILIES, config_from_hf, translate
+from triptych.checkpoints.tables.language import LanguageModelConfig, config_from_hf, family_of, translate, with_head
 from triptych.errors import InputError
-from triptych.nn.configs import DecoderConfig
+from triptych.nn.configs import T5Config
 from triptych.nn.decoder import Decoder
+from triptych.nn.t5 import T5
 from triptych.text.tokenizer import TextTokenizer
 
 
 class LoadedLanguageModel(NamedTuple):
-    decoder: Decoder  # frozen, in eval
+    model: Decoder | T5  # frozen, in eval
     tokenizer: TextTokenizer
     report: LoadReport  # their keys: mapped, ignored
+
+    @property
+    def decoder(self) -> Decoder:
+        """See ``decoder_only``."""
+        return decoder_only(self.model)
+
+
+def decoder_only(model: Decoder | T5) -> Decoder:
+    """A language model whose blocks can be run one by one, with Flamingo's between them or in training.
+
+    Raises:
+        InputError: it is a T5.
+    """
+    if not isinstance(model, Decoder):
+        raise InputError(
+            "this needs a decoder-only language model, and a T5 reads the prompt with an encoder: use it with BLIP-2"
+        )
+    return model
 
 
 def load_language_model(path: Path | str) -> LoadedLanguageModel:
@@ -45,19 +64,19 @@ class WithoutInitialWeights(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def build(config: DecoderConfig, tensors: Mapping[str, Tensor], source: Path | str) -> Decoder:
-    """A frozen decoder of exactly these tensors, which it takes over.
+def build(config: LanguageModelConfig, tensors: Mapping[str, Tensor], source: Path | str) -> Decoder | T5:
+    """A frozen language model of exactly these tensors, which it takes over.
 
     InputError: a key is missing or left over, or a shape is wrong.
     """
     with torch.device("meta"), WithoutInitialWeights():
-        decoder = Decoder(config)
+        model = T5(config) if isinstance(config, T5Config) else Decoder(config)
     try:
-        decoder.load_state_dict(dict(tensors), assign=True)
+        model.load_state_dict(dict(tensors), assign=True)
     except RuntimeError as error:
         why = " ".join(str(error).partition(":")[2].split())
         raise InputError(f"{source} does not fit its own config: {why[:200]}") from None
-    return decoder.eval().requires_grad_(False)
+    return model.eval().requires_grad_(False)
 
 
 def from_directory(directory: Path) -> LoadedLanguageModel:
@@ -67,9 +86,9 @@ def from_directory(directory: Path) -> LoadedLanguageModel:
         InputError: a file is missing, cannot be read or does not fit; or the model is of a kind that the decoder does not cover.
     """
     settings = language_settings(directory)
-    config = config_from_hf(settings)
-    family = FAMILIES[settings["model_type"]]
+    config, family = config_from_hf(settings), family_of(settings)
     theirs = with_prefix(read_weights(directory), family.table["embedding"][0])
+    config = with_head(config, theirs)
     ours, report = translate(theirs, family.table, config, family.changes)
     tokenizer = TextTokenizer.from_directory(directory)
     ends = eos_ids(directory, settings, tokenizer)
@@ -124,12 +143,12 @@ def with_prefix(theirs: dict[str, Tensor], embedding: str) -> dict[str, Tensor]:
 
     ``embedding``: the name of the word embeddings there.
     """
-    prefix, _, leaf = embedding.rpartition(".")
+    prefix, dot, leaf = embedding.rpartition(".")
     stored = min(
         (key for key in theirs if f".{key}".endswith(f".{leaf}.weight")), key=len, default=f"{embedding}.weight"
     )
     begin = stored.removesuffix(f"{leaf}.weight")
-    return {f"{prefix}.{key.removeprefix(begin)}" if key.startswith(begin) else key: x for key, x in theirs.items()}
+    return {f"{prefix}{dot}{key.removeprefix(begin)}" if key.startswith(begin) else key: x for key, x in theirs.items()}
 
 
 def eos_ids(directory: Path, settings: Mapping[str, Any], tokenizer: TextTokenizer) -> frozenset[int]:

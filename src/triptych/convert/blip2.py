@@ -20,7 +20,7 @@ from triptych.checkpoints.language_models import WithoutInitialWeights, build, l
 from triptych.checkpoints.parts import part_path
 from triptych.checkpoints.tables.blip2 import HF_BLIP2, LAVIS
 from triptych.checkpoints.tables.keys import Table, load, translate
-from triptych.checkpoints.tables.language import FAMILIES, config_from_hf
+from triptych.checkpoints.tables.language import config_from_hf, family_of, with_head
 from triptych.checkpoints.tables.language import translate as translate_lm
 from triptych.convert.published import (
     StoredLM,
@@ -38,10 +38,11 @@ from triptych.convert.published import (
 from triptych.errors import InputError
 from triptych.models import Blip2Model, blip2_search, save_blip2
 from triptych.nn.configs import Colour, QFormerConfig, ViTConfig
+from triptych.nn.t5 import T5
 from triptych.nn.vit import CLIP_MEAN, CLIP_STD, ViT
 from triptych.systems.blip2 import Blip2
 from triptych.systems.configs import Blip2Config
-from triptych.text.prompt import BLIP2_OPT, DEFAULT_PROMPTS, INSTRUCT_BLIP, Prompts
+from triptych.text.prompt import BLIP2_OPT, BLIP2_T5, DEFAULT_PROMPTS, INSTRUCT_BLIP, Prompts
 from triptych.text.wordpiece import SPECIALS, WordPieces
 
 GENERATION, RETRIEVAL, INSTRUCT = (
@@ -72,6 +73,15 @@ LANGUAGE: Mapping[str, Mapping[str, Any]] = {
         "rms_norm_eps": 1e-6,
         "eos_token_id": 2,
     },
+    "t5": {
+        "vocab_size": 32128,
+        "d_model": 512,
+        "d_kv": 64,
+        "d_ff": 2048,
+        "num_layers": 6,
+        "num_heads": 8,
+        "eos_token_id": 1,
+    },
 }
 LAVIS_BLIP2: Table = {**LAVIS, "ln_vision": "vision_norm"}  # which LAVIS trains: it is no part of the frozen encoder
 EVA_BLOCKS, EVA_HEAD, BERT_HEAD = 39, 88, 64  # LAVIS leaves out the encoder's last block; widths of a head
@@ -101,7 +111,8 @@ def convert_transformers(source: Path, config: Mapping[str, Any], target: Path, 
     words = None
     if model.config.qformer.vocab_size:
         words = word_pieces(source / "qformer_tokenizer" if kind == INSTRUCT else source)
-    prompts = {GENERATION: BLIP2_OPT, RETRIEVAL: DEFAULT_PROMPTS, INSTRUCT: INSTRUCT_BLIP}[kind]
+    blip2 = BLIP2_T5 if lm and isinstance(lm.model, T5) else BLIP2_OPT
+    prompts = {GENERATION: blip2, RETRIEVAL: DEFAULT_PROMPTS, INSTRUCT: INSTRUCT_BLIP}[kind]
     write(target, model, words, lm, prompts, f"{source.name}, a {kind} of transformers", dtype)
     ignored = tuple(key for key in report.ignored if key not in {*used})
     return LoadReport((*report.mapped, *used), report.missing, ignored)
@@ -110,7 +121,7 @@ def convert_transformers(source: Path, config: Mapping[str, Any], target: Path, 
 def convert_lavis(
     source: Path, state: dict[str, Tensor], target: Path, dtype: torch.dtype, vision: Path | None, lm: Path | None
 ) -> LoadReport:
-    """A checkpoint of LAVIS's first stage, or of its second with OPT.
+    """A checkpoint of LAVIS's first stage, or of its second with OPT or T5 (InstructBLIP's with T5, too).
 
     Args:
         state: the state dict in ``source``.
@@ -122,8 +133,7 @@ def convert_lavis(
         state = state | eva_state(vision)
     stored = None
     if lm is not None:
-        decoder, tokenizer, _ = load_language_model(lm)
-        stored = stored_lm(lm.name, decoder, lm, tokenizer.encode("\n")[:1])
+        stored = lavis_language_model(source, state, lm)
     try:
         widths = state["visual_encoder.cls_token"].shape[-1], state["query_tokens"].shape[-1]
     except (KeyError, IndexError):
@@ -131,7 +141,9 @@ def convert_lavis(
     unseen = Unseen((widths[0] // EVA_HEAD, 1e-6), (widths[1] // BERT_HEAD, 1e-12))
     model, report = blip2_model(state, LAVIS_BLIP2, unseen, stored, source)
     words = WordPieces.read(part_path("minilm-l6", "vocab.txt")) if model.config.qformer.vocab_size else None
-    prompts = BLIP2_OPT if stored else DEFAULT_PROMPTS
+    prompts = DEFAULT_PROMPTS
+    if stored is not None:
+        prompts = INSTRUCT_BLIP if words else BLIP2_T5 if isinstance(stored.model, T5) else BLIP2_OPT
     write(target, model, words, stored, prompts, f"{source.name}, a BLIP-2 checkpoint of LAVIS", dtype)
     return report
 
@@ -152,7 +164,7 @@ def blip2_model(
             writes="heads.lm_bias" in found,
         )
         with WithoutInitialWeights():
-            model = Blip2(config, ViT(vision, unseen.mean, unseen.std), lm.decoder if lm else None)
+            model = Blip2(config, ViT(vision, unseen.mean, unseen.std), lm.model if lm else None)
     report = load(model, state, table, source=source, optional_prefixes=("lm.", "heads.temperature"))
     missing = tuple(key for key in report.missing if not key.startswith("lm."))
     return model.eval().requires_grad_(False), replace(report, missing=missing)
@@ -220,7 +232,7 @@ def write(
 
 
 def language_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of the language model within BLIP-2's, complete. Raises InputError: the decoder does not cover it (T5)."""
+    """The config of the language model within BLIP-2's, complete. Raises InputError: it is of a kind that is not covered."""
     text = section(config, "text_config", {"model_type": "opt"})
     settings = {"eos_token_id": None, **LANGUAGE.get(str(text["model_type"]), {}), **text}
     config_from_hf(settings)
@@ -231,10 +243,11 @@ def language_model(
     source: Path, settings: Mapping[str, Any], state: Mapping[str, Tensor]
 ) -> tuple[StoredLM, tuple[str, ...]]:
     """The language model within a state dict of transformers, and which keys it took."""
-    kind, config, prefix = settings["model_type"], config_from_hf(settings), "language_model."
+    prefix, family = "language_model.", family_of(settings)
     theirs = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
-    tensors, report = translate_lm(theirs, FAMILIES[kind].table, config, FAMILIES[kind].changes)
-    stored = stored_lm(kind, build(config, tensors, source), source, settings["eos_token_id"])
+    config = with_head(config_from_hf(settings), theirs)
+    tensors, report = translate_lm(theirs, family.table, config, family.changes)
+    stored = stored_lm(settings["model_type"], build(config, tensors, source), source, settings["eos_token_id"])
     return stored, tuple(f"{prefix}{key}" for key in report.mapped)
 
 
@@ -264,11 +277,33 @@ def word_pieces(directory: Path) -> WordPieces:
 # Files of LAVIS
 
 
+def lavis_language_model(source: Path, state: Mapping[str, Tensor], directory: Path) -> StoredLM:
+    """The language model that a checkpoint of the second stage goes with. LAVIS ends OPT's texts with a line, and has an exact GELU in T5.
+
+    Raises:
+        InputError: it is of another kind or width than in training.
+    """
+    model, tokenizer, _ = load_language_model(directory)
+    kind = "t5" if "t5_proj.weight" in state else "opt"
+    width = len(state[f"{kind}_proj.weight"])
+    if isinstance(model, T5) != (kind == "t5") or model.embed_width != width:
+        raise InputError(
+            f"{source} goes with {'a T5' if kind == 't5' else 'an OPT'} of width {width}: give its directory with --lm"
+        )
+    if not isinstance(model, T5):
+        return stored_lm(directory.name, model, directory, tokenizer.encode("\n")[:1])
+    exact = build(replace(model.config, activation="gelu"), model.state_dict(), directory)
+    return stored_lm(directory.name, exact, directory, model.config.end_id)
+
+
 def check_left_out(source: Path, state: Mapping[str, Tensor], vision: Path | None, lm: Path | None) -> None:
     """Raises InputError: a frozen part that the checkpoint leaves out is not given, or one is that it has or needs not."""
-    if "t5_proj.weight" in state or "llm_proj.weight" in state:
-        raise InputError(f"{source} goes with T5 or Vicuna: of LAVIS's checkpoints, those with OPT can be read")
-    has_encoder, needs_lm = any(key.startswith("visual_encoder.") for key in state), "opt_proj.weight" in state
+    if "llm_proj.weight" in state:
+        raise InputError(
+            f"{source} goes with Vicuna: give transformers' Salesforce/instructblip-vicuna-7b or -13b in its place"
+        )
+    has_encoder = any(key.startswith("visual_encoder.") for key in state)
+    needs_lm = bool({"opt_proj.weight", "t5_proj.weight"} & state.keys())
     if has_encoder and vision:
         raise InputError(f"{source} has its own image encoder: leave out --vision")
     if not has_encoder and not vision:
@@ -276,7 +311,7 @@ def check_left_out(source: Path, state: Mapping[str, Tensor], vision: Path | Non
     if lm and not needs_lm:
         raise InputError(f"{source} is of the first stage, which has no language model: leave out --lm")
     if needs_lm and not (lm and lm.is_dir()):
-        raise InputError(f"{source} leaves out its language model: give the directory of that OPT with --lm")
+        raise InputError(f"{source} leaves out its language model: give the directory of that OPT or T5 with --lm")
 
 
 def eva_state(path: Path) -> dict[str, Tensor]:

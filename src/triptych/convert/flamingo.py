@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from triptych.checkpoints.config import Card, CheckpointConfig
 from triptych.checkpoints.format import LoadReport, load_tensors, read_torch_pickle
-from triptych.checkpoints.language_models import WithoutInitialWeights, build, load_language_model
+from triptych.checkpoints.language_models import WithoutInitialWeights, build, decoder_only, load_language_model
 from triptych.checkpoints.tables.flamingo import translate_flamingo
 from triptych.checkpoints.tables.keys import CLIP_VISION, OPEN_CLIP_VISION, Table, translate
-from triptych.checkpoints.tables.language import FAMILIES
+from triptych.checkpoints.tables.language import family_of
 from triptych.checkpoints.tables.language import translate as translate_lm
 from triptych.convert.published import (
     StoredLM,
@@ -99,7 +99,7 @@ def convert_openflamingo(
                 "give the CLIP that it was trained over with --vision"
             )
         with torch.device("meta"), WithoutInitialWeights():
-            model = Flamingo(config, encoder.vit, written.lm.decoder)
+            model = Flamingo(config, encoder.vit, decoder_only(written.lm.model))
         frozen = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(FROZEN)}
         fill(model, ours | frozen, f"{source} was trained over another language model than {lm}, or is incomplete")
     end = frozenset([written.end_id])
@@ -188,8 +188,9 @@ def encoder_of(
 
 def language_model(source: Path, state: Mapping[str, Tensor], directory: Path) -> Written:
     """The language model in ``directory``, with what the checkpoint has of it."""
-    decoder, tokenizer, _ = load_language_model(directory)
-    family = FAMILIES[read_json(directory / "config.json")["model_type"]]
+    loaded = load_language_model(directory)
+    decoder, tokenizer = loaded.decoder, loaded.tokenizer
+    family = family_of(read_json(directory / "config.json"))
     table = family.table
     blocks = table["blocks.*.attention_norm"][0].partition("*")[0]
     names = {  # a layer may go by several: as it lies in the wrapper of version 2, or in version 1's list

@@ -17,6 +17,7 @@ from triptych.checkpoints.format import load_tensors, sha256_of
 from triptych.errors import InputError
 from triptych.nn.configs import Colour
 from triptych.nn.decoder import Decoder
+from triptych.nn.t5 import T5
 from triptych.nn.vit import CLIP_MEAN, CLIP_STD, ViT
 from triptych.text.tokenizer import TextTokenizer
 
@@ -73,21 +74,22 @@ def vit_spec(vit: ViT) -> EncoderSpec:
 class StoredLM(NamedTuple):
     """A language model that goes into the checkpoint."""
 
-    decoder: Decoder
+    model: Decoder | T5
     tokenizer: TextTokenizer
     spec: LanguageModelSpec
     files: Mapping[str, bytes]  # of the tokenizer
 
 
-def stored_lm(name: str, decoder: Decoder, directory: Path, eos: Any, end_id: int | None = None) -> StoredLM:
+def stored_lm(name: str, model: Decoder | T5, directory: Path, eos: Any, end_id: int | None = None) -> StoredLM:
     """A language model with the tokenizer in ``directory``. ``eos``: the ids that end a text; None = those of the tokenizer."""
     tokenizer = TextTokenizer.from_directory(directory)
     ends = sorted(tokenizer.eos_ids) if eos is None else eos if isinstance(eos, list) else [eos]
-    if not ends or not all(isinstance(i, int) and 0 <= i < decoder.config.vocab_size for i in ends):
+    if not ends or not all(isinstance(i, int) and 0 <= i < model.config.vocab_size for i in ends):
         raise InputError(f"{directory}: its language model ends a text with {ends}, which are no ids of its vocabulary")
     files = {file: (directory / file).read_bytes() for file in TOKENIZER_FILES if (directory / file).exists()}
-    spec = LanguageModelSpec(name, True, sha256_of(decoder), decoder.config, tuple(ends), end_id)
-    return StoredLM(decoder, replace(tokenizer, eos_ids=frozenset(ends)), spec, files)
+    network = {"t5" if isinstance(model, T5) else "decoder": model.config}
+    spec = LanguageModelSpec(name, True, sha256_of(model), eos=tuple(ends), end_id=end_id, **network)  # type: ignore[arg-type]
+    return StoredLM(model, replace(tokenizer, eos_ids=frozenset(ends)), spec, files)
 
 
 # Files of transformers

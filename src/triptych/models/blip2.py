@@ -65,7 +65,7 @@ def load_blip2(directory: Path) -> Blip2Model:
     with buildable(directory):
         encoder = frozen_encoder(directory, config.encoder)
         lm = None if config.lm is None else frozen_lm(directory, config.lm, tensors)
-        model = Blip2(config.model, encoder, lm.decoder if lm else None)
+        model = Blip2(config.model, encoder, lm.model if lm else None)
     words = WordPieces.read(directory / "vocab.txt") if config.model.qformer.vocab_size else WordPieces(SPECIALS)
     load_strict(model, tensors, source=directory, optional_prefixes=("lm.", *frozen_prefixes(config)))
     tokenizer = lm.tokenizer if lm else None

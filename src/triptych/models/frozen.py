@@ -64,16 +64,16 @@ def find_language_model(name: str) -> LoadedLanguageModel:
 
 
 def language_model_fingerprint(name: str, lm: LoadedLanguageModel) -> str:
-    return part_fingerprint(name) if name in {part.name for part in PARTS} else sha256_of(lm.decoder)
+    return part_fingerprint(name) if name in {part.name for part in PARTS} else sha256_of(lm.model)
 
 
 def frozen_lm(directory: Path, spec: LanguageModelSpec, tensors: dict[str, Tensor]) -> LoadedLanguageModel:
     """The language model that a checkpoint names, or holds: its tensors are taken out of ``tensors`` then."""
     if spec.stored:
-        assert spec.decoder is not None and spec.eos is not None
+        assert spec.network is not None and spec.eos is not None
         own = {name.removeprefix("lm."): tensors.pop(name) for name in [*tensors] if name.startswith("lm.")}
         tokenizer = replace(TextTokenizer.from_directory(directory), eos_ids=frozenset(spec.eos))
-        return LoadedLanguageModel(build(spec.decoder, own, directory), tokenizer, LoadReport(tuple(own), (), ()))
+        return LoadedLanguageModel(build(spec.network, own, directory), tokenizer, LoadReport(tuple(own), (), ()))
     lm = find_language_model(spec.name)
     if language_model_fingerprint(spec.name, lm) != spec.sha256:
         raise InputError(f"{directory} was trained with another {spec.name} than is there now")

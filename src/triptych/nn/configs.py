@@ -126,6 +126,63 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True)
+class T5Config:
+    """An encoder-decoder (``t5.T5``). The defaults are Flan-T5's."""
+
+    vocab_size: int
+    dim: int
+    layers: int  # of the encoder
+    decoder_layers: int
+    heads: int
+    head_dim: int
+    ffn_dim: int
+    buckets: int = 32  # of distances
+    max_distance: int = 128
+    max_positions: int = 4096  # its biases set no limit
+    eps: float = 1e-6
+    activation: Activation = "gelu_tanh"
+    gated: bool = True
+    tied: bool = False  # the word embeddings are the output layer too
+    scale_output: bool = False  # what the output layer reads is divided by sqrt(dim)
+    start_id: int = 0  # what the decoder begins with
+    end_id: int = 1  # what ends a prompt
+
+    def __post_init__(self) -> None:
+        for name, most in (("decoder_layers", 1 << 10), ("max_distance", 1 << 20), ("buckets", 1 << 10)):
+            if not 1 <= getattr(self, name) <= most:
+                raise InputError(
+                    f"invalid language model config: {name} is {getattr(self, name)}, expected 1 to {most}"
+                )
+        if self.buckets % 4 or self.max_distance <= self.buckets // 2:
+            raise InputError(
+                f"buckets is {self.buckets}: it must be a multiple of 4, and max_distance more than half of it"
+            )
+        if not 0 <= min(self.start_id, self.end_id) <= max(self.start_id, self.end_id) < self.vocab_size:
+            raise InputError(
+                f"start_id {self.start_id} and end_id {self.end_id} must lie in the vocabulary of {self.vocab_size}"
+            )
+        _ = self.block  # checks the sizes
+
+    @property
+    def block(self) -> DecoderConfig:
+        """Of one block, as the decoder-only model has it."""
+        return DecoderConfig(
+            vocab_size=self.vocab_size,
+            dim=self.dim,
+            layers=self.layers,
+            heads=self.heads,
+            ffn_dim=self.ffn_dim,
+            head_dim=self.head_dim,
+            max_positions=self.max_positions,
+            positions="learned",
+            attention_scale=1.0,
+            eps=self.eps,
+            activation=self.activation,
+            gated=self.gated,
+        )
+
+
+@dataclass(frozen=True)
 class ViTConfig:
     dim: int
     layers: int

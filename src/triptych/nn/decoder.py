@@ -307,6 +307,12 @@ class Decoder(nn.Module):
             x = block(x, context)
         return maps
 
+    def prompt_attention(self, prompt: Tensor, text: Tensor) -> list[Tensor]:
+        """See ``LanguageModel.prompt_attention``."""
+        length = prompt.shape[1]
+        maps = self.attention_maps(torch.cat([prompt, self.embed(text)], 1))
+        return [layer[:, :, length - 1 :, :length] for layer in maps]
+
     def prefill(self, inputs: Prompt | Tensor) -> tuple[Tensor, KVCache]:
         """Read prompts: the logits ``[B, V]`` of what follows, and the cache to go on with.
 

@@ -44,6 +44,9 @@ class LanguageModel(Part, Protocol[S]):
         """The texts that might follow, ``[B, T]`` -> the logits ``[B, T, V]`` of what comes after each of their tokens."""
         ...
 
-    def attention_maps(self, inputs: Tensor) -> list[Tensor]:
-        """How much each token of a whole text attends to each: ``[B, H, T, T]`` of every block."""
+    def prompt_attention(self, prompt: Tensor, text: Tensor) -> list[Tensor]:
+        """How much attention went to the prompt when a text was written.
+
+        ``prompt [B, P, E]``, ``text [B, T]`` -> ``[B, H, T + 1, P]`` of every block: of what wrote each token, and the one after them.
+        """
         ...

@@ -32,6 +32,7 @@ class Prompts:
 
 DEFAULT_PROMPTS = Prompts()
 BLIP2_OPT = Prompts(f"{IMAGE}a photo of", "Question: {} Answer:", published=True)
+BLIP2_T5 = Prompts(f"{IMAGE}a photo of", "Question: {} Short answer:", published=True)
 INSTRUCT_BLIP = Prompts(f"{IMAGE}A short image description:", "Question: {} Short answer:", published=True, whole=True)
 
 

@@ -5,8 +5,8 @@ A row reads ``our prefix: their prefixes``; ``*`` is a layer's number, and sever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,10 +15,11 @@ from torch import Tensor
 from triptych.checkpoints.format import LoadReport
 from triptych.checkpoints.tables import language_configs as configs
 from triptych.errors import InputError
-from triptych.nn.configs import DecoderConfig
+from triptych.nn.configs import DecoderConfig, T5Config
 
 Table = dict[str, tuple[str, ...]]
-Change = Callable[[Tensor, DecoderConfig, str], Tensor]  # their tensor, our config, its key -> as ours has it
+LanguageModelConfig = DecoderConfig | T5Config
+Change = Callable[[Tensor, Any, str], Tensor]  # their tensor, our config, its key -> as ours has it
 NO_CHANGES: Mapping[str, Change] = {}
 
 
@@ -104,6 +105,34 @@ MOSAIC_GPT: Table = MPT | {
 }
 
 
+def t5_stack(stack: str, ups: Sequence[str], *, cross: bool) -> Table:
+    """The encoder or the decoder of a T5, whose blocks have two or three sublayers. ``ups``: into the feed-forward."""
+    block, ffn = f"{stack}.block.*.layer", 2 if cross else 1
+    rows: Table = {
+        f"{stack}.bias.table": (f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias",),
+        f"{stack}.blocks.*.attention_norm": (f"{block}.0.layer_norm",),
+        f"{stack}.blocks.*.attention.qkv": tuple(f"{block}.0.SelfAttention.{x}" for x in "qkv"),
+        f"{stack}.blocks.*.attention.out": (f"{block}.0.SelfAttention.o",),
+        f"{stack}.blocks.*.ffn_norm": (f"{block}.{ffn}.layer_norm",),
+        f"{stack}.blocks.*.ffn.up": tuple(f"{block}.{ffn}.DenseReluDense.{x}" for x in ups),
+        f"{stack}.blocks.*.ffn.down": (f"{block}.{ffn}.DenseReluDense.wo",),
+        f"{stack}.final_norm": (f"{stack}.final_layer_norm",),
+    }
+    if cross:
+        rows |= {
+            f"{stack}.blocks.*.cross_norm": (f"{block}.1.layer_norm",),
+            f"{stack}.blocks.*.cross.query": (f"{block}.1.EncDecAttention.q",),
+            f"{stack}.blocks.*.cross.key_value": tuple(f"{block}.1.EncDecAttention.{x}" for x in "kv"),
+            f"{stack}.blocks.*.cross.out": (f"{block}.1.EncDecAttention.o",),
+        }
+    return rows
+
+
+def t5(*ups: str) -> Table:
+    encoder, decoder = t5_stack("encoder", ups, cross=False), t5_stack("decoder", ups, cross=True)
+    return {"embedding": ("shared",), **encoder, **decoder, "head": ("lm_head",)}
+
+
 def part_by_part(stored: Tensor, config: DecoderConfig, name: str) -> Tensor:
     """Rows ``[H * 3 * d, ..]``, q, k and v of one head after another -> all of q, then of k, then of v (GPT-NeoX)."""
     rows, heads = stored.shape[:1].numel(), config.heads
@@ -122,7 +151,7 @@ class Family:
     """One ``model_type`` of transformers. ``changes``: of tensors under the names of ours that end so."""
 
     table: Table
-    config: Callable[[Mapping[str, Any]], DecoderConfig]
+    config: Callable[[Mapping[str, Any]], LanguageModelConfig]
     changes: Mapping[str, Change] = field(default_factory=dict)
 
 
@@ -143,6 +172,7 @@ FAMILIES = {
     "gpt_neox": Family(GPT_NEOX, configs.gpt_neox_config, OF_HEADS),
     "mpt": Family(MPT, configs.mpt_config),
     "mosaic_gpt": Family(MOSAIC_GPT, configs.mosaic_gpt_config),
+    "t5": Family(t5("wi_0", "wi_1"), configs.t5_config),
 }
 
 
@@ -151,10 +181,12 @@ def family_of(config: Mapping[str, Any]) -> Family:
     kind = config.get("model_type")
     if kind not in FAMILIES:
         raise InputError(f"language models of the type {kind!r} are not covered: there are {', '.join(FAMILIES)}")
+    if kind == "t5" and not str(config.get("feed_forward_proj", "relu")).startswith("gated-"):
+        return replace(FAMILIES[kind], table=t5("wi"))  # the first ones
     return FAMILIES[kind]
 
 
-def config_from_hf(config: Mapping[str, Any]) -> DecoderConfig:
+def config_from_hf(config: Mapping[str, Any]) -> LanguageModelConfig:
     """The config of a transformers model (its config.json, or ``model.config.to_dict()``).
 
     Raises:
@@ -170,8 +202,16 @@ def config_from_hf(config: Mapping[str, Any]) -> DecoderConfig:
         raise InputError(f"the config of the language model is invalid: {error}") from None
 
 
+def with_head(config: LanguageModelConfig, theirs: Mapping[str, Tensor]) -> LanguageModelConfig:
+    """The config of a T5 does not say whether its output layer is tied: it is, unless a tensor of its own is there."""
+    if not isinstance(config, T5Config):
+        return config
+    own, shared = theirs.get("lm_head.weight"), theirs.get("shared.weight")
+    return replace(config, tied=own is None or (shared is not None and torch.equal(own, shared)))
+
+
 def translate(
-    theirs: Mapping[str, Tensor], table: Table, config: DecoderConfig, changes: Mapping[str, Change] = NO_CHANGES
+    theirs: Mapping[str, Tensor], table: Table, config: LanguageModelConfig, changes: Mapping[str, Change] = NO_CHANGES
 ) -> tuple[dict[str, Tensor], LoadReport]:
     """Their state dict as ours. Keys that the table does not name, and the head of a tied model, are ignored and reported.
 
@@ -183,7 +223,9 @@ def translate(
         if target == "head" and config.tied:
             continue
         change = next((change for end, change in changes.items() if target.endswith(end)), None)
-        for layer in range(config.layers if "*" in target else 1):
+        decoder = isinstance(config, T5Config) and target.startswith("decoder.")
+        layers = config.decoder_layers if isinstance(config, T5Config) and decoder else config.layers
+        for layer in range(layers if "*" in target else 1):
             for kind in ("weight", "bias"):
                 keys = [f"{source.replace('*', str(layer))}.{kind}" for source in sources]
                 if all(key in theirs for key in keys):

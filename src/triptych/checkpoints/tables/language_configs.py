@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from triptych.checkpoints.tables.rope import read_rope
 from triptych.errors import InputError
-from triptych.nn.configs import DecoderConfig
+from triptych.nn.configs import DecoderConfig, T5Config
 
 Config = Mapping[str, Any]
 Activation = Literal["silu", "relu", "gelu", "gelu_tanh"]
@@ -178,6 +178,39 @@ def local(config: Config, window: int | None, has_window: Any) -> dict[str, Any]
     layers = range(config["num_hidden_layers"])
     chosen = tuple(i for i in layers if (kinds[i] == "sliding_attention" if kinds else has_window(i)))
     return {"window": window, "local_layers": chosen} if chosen else {"window": None, "local_layers": None}
+
+
+def t5_config(config: Config) -> T5Config:
+    """T5 (Raffel et al. 2020) and Flan-T5 (Chung et al. 2022). Whether its output layer is tied is not in the config: see ``with_head``.
+
+    Only models whose config says ``tie_word_embeddings``, the first ones, scale what that layer reads.
+    """
+    kind = config.get("feed_forward_proj", "relu")
+    gated, _, name = kind.rpartition("-")
+    name = config.get("dense_act_fn") or ("gelu_new" if kind == "gated-gelu" else name)
+    tied = config.get("tie_word_embeddings", True)
+    return T5Config(
+        vocab_size=config["vocab_size"],
+        dim=config["d_model"],
+        layers=config["num_layers"],
+        decoder_layers=config.get("num_decoder_layers") or config["num_layers"],
+        heads=config["num_heads"],
+        head_dim=config["d_kv"],
+        ffn_dim=config["d_ff"],
+        buckets=config.get("relative_attention_num_buckets", 32),
+        max_distance=config.get("relative_attention_max_distance", 128),
+        eps=config.get("layer_norm_epsilon", 1e-6),
+        activation=activation(name),
+        gated=gated == "gated",
+        scale_output=bool(config.get("scale_decoder_outputs", tied)),
+        start_id=config.get("decoder_start_token_id") or config.get("pad_token_id") or 0,
+        end_id=first(config.get("eos_token_id", 1)),
+    )
+
+
+def first(ids: Any) -> int:
+    """An id, or the first of several."""
+    return int(ids[0] if isinstance(ids, list) else ids)
 
 
 def opt_config(config: Config) -> DecoderConfig:

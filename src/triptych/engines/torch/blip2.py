@@ -100,9 +100,9 @@ class TorchBlip2(TorchEncoder):
     def maps(self, pieces: Sequence[Piece], cells: Sequence[Array], ids: Sequence[int]) -> Floats:
         """All attention is the mean over heads and layers."""
         row = self.tensors(pieces)
-        text = torch.tensor(ids[:-1], dtype=torch.long, device=self.device)
-        layers = self.lm.attention_maps(self.model.prompt([[*row, text]]).inputs)
-        attention = torch.stack([layer[0].mean(0) for layer in layers]).mean(0)[-len(ids) :]  # [T, S]
+        text = torch.tensor([ids[:-1]], dtype=torch.long, device=self.device)
+        layers = self.lm.prompt_attention(self.model.prompt([row]).inputs, text)
+        attention = torch.stack([layer[0].mean(0) for layer in layers]).mean(0)  # [T, P]
         starts = np.cumsum([0, *map(len, row)])
         soft = [attention[:, a:b] for a, b, piece in zip(starts, starts[1:], row, strict=False) if piece.dim() > 1]
         by_cell = torch.einsum("tnq,nql->tnl", torch.stack(soft, 1), self.stack(cells))
