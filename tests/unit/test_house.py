@@ -54,7 +54,7 @@ def relative(path: Path) -> str:
 
 
 def top_level_names(tree: ast.Module) -> Iterator[str]:
-    """Functions, classes and constants that other modules may import. Commands and routes (decorated functions) are reached by their path."""
+    """Functions, classes and constants that other modules may import; commands and routes (decorated) are reached by path."""
     for node in tree.body:
         names = []
         if isinstance(node, ast.ClassDef) or (isinstance(node, ast.FunctionDef) and not node.decorator_list):
