@@ -199,7 +199,7 @@ def test_8_redirects_are_checked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="redirects"):
         fetch_allowed(f"{base}/loop", ("good.example",))
     assert host.paths.count("/loop") == fetch.HOPS + 1
-    monkeypatch.setattr(fetch, "MAX_BYTES", 3)
+    monkeypatch.setattr(fetch, "PICTURE_BYTES", 3)
     with pytest.raises(InputError, match="larger"):
         fetch_allowed(f"{base}/b", ("good.example",))
     host.listener.close()

@@ -116,7 +116,7 @@ def report(summary: Summary, out: Path | None) -> None:
         raise typer.Exit(InputError.exit_code)
 
 
-def described(answers: Sequence[Answer]) -> list[Description]:
+def as_descriptions(answers: Sequence[Answer]) -> list[Description]:
     """Answers as the folder pipeline takes them."""
     from triptych.folders.pipeline import Description
 

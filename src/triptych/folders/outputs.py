@@ -65,11 +65,11 @@ def write_parquet(path: Path, records: Iterable[dict[str, Any]]) -> None:
     rows = iter(records)
     with pq.ParquetWriter(path, schema) as writer:
         while part := list(islice(rows, ROWS)):
-            columns = {name: [plain(row.get(name)) for row in part] for name in COLUMNS}
+            columns = {name: [table_cell(row.get(name)) for row in part] for name in COLUMNS}
             writer.write_table(pa.table(columns, schema=schema))
 
 
-def plain(value: Any) -> Any:
+def table_cell(value: Any) -> Any:
     """A cell of a table: text that is valid Unicode, or a number."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 

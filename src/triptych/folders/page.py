@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from triptych.figures.page import environment
 
-POLICY = Markup("default-src 'none'; img-src 'self' file:; style-src 'unsafe-inline'")
+PAGE_POLICY = Markup("default-src 'none'; img-src 'self' file:; style-src 'unsafe-inline'")
 REVIEW = -1.6  # log-probability a word below which a text should be read by a person
 
 
@@ -20,11 +20,11 @@ def described_page(
     out: Path, records: Iterable[dict[str, Any]], title: str = "Photos and their texts"
 ) -> Iterator[str]:
     """The page piece by piece, so that memory does not grow with the number of photos, which are linked and not embedded."""
-    photos = (photo_fields(out, record) for record in records)
-    return environment().get_template("described.html").generate(title=title, policy=POLICY, photos=photos)
+    photos = (described_fields(out, record) for record in records)
+    return environment().get_template("described.html").generate(title=title, policy=PAGE_POLICY, photos=photos)
 
 
-def photo_fields(out: Path, record: dict[str, Any]) -> dict[str, Any]:
+def described_fields(out: Path, record: dict[str, Any]) -> dict[str, Any]:
     image, text = record["image"], record.get("caption", "")
     words = max(1, len(text.split()))
     return {

@@ -23,7 +23,7 @@ from triptych.folders.journal import Journal, Record
 from triptych.folders.sidecars import Sidecars
 from triptych.io.images import load_image
 
-BATCH = 8
+PHOTO_BATCH = 8
 AHEAD = 2  # batches that are decoded while the model works on another one
 THREADS = 2
 
@@ -124,14 +124,14 @@ def decoded_batches(names: Iterator[str]) -> Iterator[list[tuple[str, Image | In
     with ThreadPoolExecutor(THREADS, thread_name_prefix="decode") as pool:
         waiting: deque[list[tuple[str, Future[Image | InputError]]]] = deque()
         while True:
-            while len(waiting) <= AHEAD and (part := list(islice(names, BATCH))):
-                waiting.append([(name, pool.submit(decode, name)) for name in part])
+            while len(waiting) <= AHEAD and (part := list(islice(names, PHOTO_BATCH))):
+                waiting.append([(name, pool.submit(decode_photo, name)) for name in part])
             if not waiting:
                 return
             yield [(name, future.result()) for name, future in waiting.popleft()]
 
 
-def decode(name: str) -> Image | InputError:
+def decode_photo(name: str) -> Image | InputError:
     try:
         return load_image(name)
     except InputError as error:

@@ -18,7 +18,7 @@ from triptych.io.files import write_file
 
 SIDECARS = ("txt", "json", "xmp")
 EXISTING = ("skip", "overwrite", "append", "prepend")
-MAX_BYTES = 16 << 20
+MAX_SIDECAR = 16 << 20
 RDF, DC, XMETA, XML = (
     "http://www.w3.org/1999/02/22-rdf-syntax-ns#",
     "http://purl.org/dc/elements/1.1/",
@@ -64,7 +64,7 @@ class Sidecars:
             if kind == "json":
                 write_file(file, (json.dumps(dict(record), ensure_ascii=False, indent=1) + "\n").encode())
             elif kind == "txt":
-                old = read_text(file) if self.existing != "overwrite" and file.exists() else ""
+                old = read_sidecar(file) if self.existing != "overwrite" and file.exists() else ""
                 write_file(file, (self.joined(old.strip(), text) + "\n").encode())
             else:
                 tree = read_xmp(file) if file.exists() else new_xmp()
@@ -88,10 +88,10 @@ def path(image: str, kind: str) -> Path:
     return Path(image).with_suffix(f".{kind}")
 
 
-def read_text(file: Path) -> str:
+def read_sidecar(file: Path) -> str:
     try:
-        if file.stat().st_size > MAX_BYTES:
-            raise InputError(f"{file} is too large for a sidecar ({MAX_BYTES >> 20} MB at most)")
+        if file.stat().st_size > MAX_SIDECAR:
+            raise InputError(f"{file} is too large for a sidecar ({MAX_SIDECAR >> 20} MB at most)")
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise InputError(f"{file} is not UTF-8 text: move it elsewhere, or use --existing overwrite") from None
@@ -109,7 +109,7 @@ def new_xmp() -> ElementTree.Element:
 
 def read_xmp(file: Path) -> ElementTree.Element:
     """Raises InputError: it is no XMP, or declares entities (which could expand without bound)."""
-    text = read_text(file)
+    text = read_sidecar(file)
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise InputError(f"{file} declares a document type, which XMP has not: move it elsewhere")
     try:

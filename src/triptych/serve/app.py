@@ -10,10 +10,13 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
-from triptych.serve import lecture, native, ollama, openai
 from triptych.serve.errors import install_handlers
+from triptych.serve.lecture import lecture_router
 from triptych.serve.metrics import Metrics
 from triptych.serve.models import Served
+from triptych.serve.native import native_router
+from triptych.serve.ollama import ollama_router
+from triptych.serve.openai import openai_router
 from triptych.serve.security import Guard
 from triptych.serve.settings import ServerSettings
 
@@ -32,7 +35,7 @@ def create_app(settings: ServerSettings, loaded: dict[str, Any] | None = None) -
     app = FastAPI(title="Triptych", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.settings, app.state.served, app.state.metrics = settings, served, metrics
     install_handlers(app)
-    for routes in (openai.router, ollama.router, native.router, lecture.router):
+    for routes in (openai_router, ollama_router, native_router, lecture_router):
         app.include_router(routes)
 
     @app.get("/healthz")

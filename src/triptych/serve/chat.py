@@ -9,11 +9,11 @@ from typing import Any
 from PIL.Image import Image
 
 from triptych.serve.errors import ApiError
-from triptych.serve.settings import MAX_PICTURES
+from triptych.serve.settings import PICTURE_LIMIT
 
 
 @dataclass
-class Turn:
+class DialogueTurn:
     """What the person said, with the pictures that came with it, and what the model answered; None = not yet."""
 
     text: str = ""
@@ -25,7 +25,7 @@ class Turn:
 class Dialogue:
     """All turns; the last one waits for an answer. ``settings``: fields of ``generate.Search``."""
 
-    turns: tuple[Turn, ...]
+    turns: tuple[DialogueTurn, ...]
     settings: Mapping[str, Any]
 
     @property
@@ -37,12 +37,12 @@ class Dialogue:
         return [picture for turn in self.turns for picture in turn.pictures]
 
 
-def dialogue(messages: Sequence[tuple[str, str, list[Image]]], settings: Mapping[str, Any]) -> Dialogue:
+def read_dialogue(messages: Sequence[tuple[str, str, list[Image]]], settings: Mapping[str, Any]) -> Dialogue:
     """Messages ``(role, text, pictures)`` as turns. A system message is put before the first question.
 
     Raises ApiError: no question at the end, no picture or too many.
     """
-    turns: list[Turn] = []
+    turns: list[DialogueTurn] = []
     system = " ".join(text for role, text, _ in messages if role in ("system", "developer") and text)
     for role, text, pictures in messages:
         if role == "user":
@@ -50,7 +50,7 @@ def dialogue(messages: Sequence[tuple[str, str, list[Image]]], settings: Mapping
                 turns[-1].text = f"{turns[-1].text} {text}".strip()
                 turns[-1].pictures += pictures
             else:
-                turns.append(Turn(text, list(pictures)))
+                turns.append(DialogueTurn(text, list(pictures)))
         elif role == "assistant" and turns:
             turns[-1].answer = f"{turns[-1].answer or ''} {text}".strip()
     if not turns or turns[-1].answer is not None:
@@ -58,8 +58,8 @@ def dialogue(messages: Sequence[tuple[str, str, list[Image]]], settings: Mapping
     count = sum(len(turn.pictures) for turn in turns)
     if not count:
         raise ApiError(400, "there is no picture: these models answer about pictures", param="messages")
-    if count > MAX_PICTURES:
-        raise ApiError(400, f"{count} pictures: a request may have {MAX_PICTURES} at most", param="messages")
+    if count > PICTURE_LIMIT:
+        raise ApiError(400, f"{count} pictures: a request may have {PICTURE_LIMIT} at most", param="messages")
     if system and turns[0].text:
         turns[0].text = f"{system} {turns[0].text}"
     return Dialogue(tuple(turns), settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -10,6 +11,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from triptych.errors import InputError, TriptychError
+
+SERVER_LOG = logging.getLogger("triptych.serve")
 
 
 class ApiError(Exception):

@@ -15,7 +15,7 @@ from urllib.parse import urljoin, urlsplit
 
 from triptych.errors import InputError
 
-MAX_BYTES = 32 << 20
+PICTURE_BYTES = 32 << 20
 HOPS = 3
 SECONDS = 10.0
 REFUSED = "this address is not allowed on this server"
@@ -87,8 +87,8 @@ def request(host: str, port: int, secure: bool, target: str, deadline: float) ->
             body = bytearray()
             while response.status == 200 and (chunk := response.read(1 << 16)):
                 body += chunk
-                if len(body) > MAX_BYTES:
-                    raise InputError(f"the picture is larger than {MAX_BYTES >> 20} MB")
+                if len(body) > PICTURE_BYTES:
+                    raise InputError(f"the picture is larger than {PICTURE_BYTES >> 20} MB")
                 if time.monotonic() > deadline:
                     raise InputError(f"the picture did not arrive within {SECONDS:.0f} seconds")
             return response.status, response.getheader("location"), bytes(body)

@@ -7,7 +7,6 @@ alone, so it fails alone. When nobody waits for a batch any more, decoding stops
 from __future__ import annotations
 
 import asyncio
-import logging
 import queue
 import threading
 import time
@@ -16,11 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from triptych.interruption import InterruptedGeneration, interruption
-from triptych.serve.errors import ApiError, as_api_error
-from triptych.serve.settings import BATCH
+from triptych.serve.errors import SERVER_LOG, ApiError, as_api_error
+from triptych.serve.settings import BATCH_LIMIT
 
-log = logging.getLogger("triptych.serve")
-END = object()
+STREAM_END = object()
 
 
 @dataclass
@@ -40,7 +38,7 @@ class Job:
     queued: float = field(default_factory=time.monotonic)
 
     def put(self, result: Any) -> None:
-        """Hand a result, a piece, an exception or END to the client's side."""
+        """Hand a result, a piece, an exception or STREAM_END to the client's side."""
         try:
             self.loop.call_soon_threadsafe(self.results.put_nowait, result)
         except RuntimeError:  # the loop has gone: the server is shutting down
@@ -83,7 +81,7 @@ class Worker:
         self._enqueue(job)
         try:
             async with asyncio.timeout(timeout):
-                while (piece := await job.results.get()) is not END:
+                while (piece := await job.results.get()) is not STREAM_END:
                     if isinstance(piece, Exception):
                         raise as_api_error(piece)
                     yield piece
@@ -109,7 +107,7 @@ class Worker:
                 continue
             batch = [job]
             stop = False
-            while len(batch) < BATCH and not self.queue.empty():
+            while len(batch) < BATCH_LIMIT and not self.queue.empty():
                 other = self.queue.get()
                 if other is None:
                     stop = True
@@ -139,7 +137,7 @@ class Worker:
                     self._run_batch([job])
                 return
             if as_api_error(error).status >= 500:
-                log.exception("%s failed", self.name)
+                SERVER_LOG.exception("%s failed", self.name)
             batch[0].put(error)
             return
         for job, result in zip(batch, results, strict=True):
@@ -156,7 +154,7 @@ class Worker:
             return
         except Exception as error:
             if as_api_error(error).status >= 500:
-                log.exception("%s failed", self.name)
+                SERVER_LOG.exception("%s failed", self.name)
             job.put(error)
             return
-        job.put(END)
+        job.put(STREAM_END)

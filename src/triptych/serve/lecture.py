@@ -11,40 +11,40 @@ from pydantic import BaseModel, Field
 
 from triptych.serve.errors import ApiError
 
-router = APIRouter()
+lecture_router = APIRouter()
 PAGE = Path(__file__).with_name("page")
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLE_PHOTOS = Path(__file__).parents[1] / "examples"
 QUERIES = 4  # shown of a mask's learned queries
 
 
-@router.get("/")
-async def index() -> FileResponse:
+@lecture_router.get("/")
+async def get_index() -> FileResponse:
     return FileResponse(PAGE / "index.html")
 
 
-@router.get("/page/{name}")
-async def page_file(name: str) -> FileResponse:
+@lecture_router.get("/page/{name}")
+async def get_page_file(name: str) -> FileResponse:
     """One of the page's own files; no other name is looked up."""
     if name not in {path.name for path in PAGE.iterdir()}:
         raise ApiError(404, "no such file")
     return FileResponse(PAGE / name)
 
 
-@router.get("/page/examples/{name}")
-async def example(name: str) -> FileResponse:
+@lecture_router.get("/page/examples/{name}")
+async def get_example(name: str) -> FileResponse:
     if name not in example_names():
         raise ApiError(404, "no such example")
-    return FileResponse(EXAMPLES / name)
+    return FileResponse(EXAMPLE_PHOTOS / name)
 
 
-@router.get("/v1/page")
-async def page_state(request: Request) -> dict[str, Any]:
+@lecture_router.get("/v1/page")
+async def get_page_state(request: Request) -> dict[str, Any]:
     """What the page needs to begin with."""
     return {"examples": example_names(), "library": request.app.state.settings.library is not None}
 
 
-@router.get("/v1/gates")
-async def gates(request: Request) -> dict[str, Any]:
+@lecture_router.get("/v1/gates")
+async def get_gates(request: Request) -> dict[str, Any]:
     """tanh of both gates of each gated block of Flamingo."""
     model, _ = request.app.state.served.get("flamingo")
     rows = [
@@ -58,7 +58,7 @@ class MaskRequest(BaseModel):
     text: str = Field(min_length=1, max_length=80)
 
 
-@router.post("/v1/masks")
+@lecture_router.post("/v1/masks")
 async def draw_masks(body: MaskRequest) -> dict[str, Any]:
     """The three masks of BLIP-2's first stage (Li et al. 2023, figure 2) over a few queries and the words of a sentence."""
     from triptych.nn import masks
@@ -70,4 +70,4 @@ async def draw_masks(body: MaskRequest) -> dict[str, Any]:
 
 
 def example_names() -> list[str]:
-    return sorted(path.name for path in EXAMPLES.glob("*.jpg"))
+    return sorted(path.name for path in EXAMPLE_PHOTOS.glob("*.jpg"))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from typing import Any
 
 from triptych.errors import TriptychError
-from triptych.serve.errors import ApiError
+from triptych.serve.errors import SERVER_LOG, ApiError
 from triptych.serve.jobs import Worker
 from triptych.serve.metrics import Metrics
 from triptych.serve.settings import ServerSettings
-
-log = logging.getLogger("triptych.serve")
 
 
 class Served:
@@ -38,7 +35,7 @@ class Served:
                     self.loaded[name] = load(name)
                 except TriptychError as error:
                     self.failures[name] = str(error)
-                    log.error("cannot load %s: %s", name, error)
+                    SERVER_LOG.error("cannot load %s: %s", name, error)
 
     @property
     def ready(self) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import logging
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -13,59 +12,58 @@ from fastapi import APIRouter, Request
 from PIL.Image import Image
 from pydantic import BaseModel, Field
 
-from triptych.serve.errors import ApiError
+from triptych.serve.errors import SERVER_LOG, ApiError
 from triptych.serve.jobs import Job
 from triptych.serve.pictures import read_picture
-from triptych.serve.settings import MAX_BEAMS, MAX_CHOICES, MAX_PICTURES, MAX_TEXT, MAX_TOKENS, ServerSettings
+from triptych.serve.settings import BEAM_LIMIT, CHOICE_LIMIT, PICTURE_LIMIT, TEXT_LIMIT, TOKEN_LIMIT, ServerSettings
 
-router = APIRouter(prefix="/v1")
-log = logging.getLogger("triptych.serve")
+native_router = APIRouter(prefix="/v1")
 THUMBNAIL = (320, 320)
 
 
 class CaptionRequest(BaseModel):
     model: str = "sat"
     image: str
-    beams: int | None = Field(default=None, ge=1, le=MAX_BEAMS)
-    max_new_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    beams: int | None = Field(default=None, ge=1, le=BEAM_LIMIT)
+    max_new_tokens: int | None = Field(default=None, ge=1, le=TOKEN_LIMIT)
     explain: bool = False
 
 
 class AskRequest(BaseModel):
     model: str = "blip2"
-    images: list[str] = Field(min_length=1, max_length=MAX_PICTURES)
-    question: str = Field(min_length=1, max_length=MAX_TEXT)
-    choices: list[str] | None = Field(default=None, min_length=2, max_length=MAX_CHOICES)
+    images: list[str] = Field(min_length=1, max_length=PICTURE_LIMIT)
+    question: str = Field(min_length=1, max_length=TEXT_LIMIT)
+    choices: list[str] | None = Field(default=None, min_length=2, max_length=CHOICE_LIMIT)
     explain: bool = False
 
 
-class Shot(BaseModel):
+class ShotRequest(BaseModel):
     image: str
-    text: str = Field(min_length=1, max_length=MAX_TEXT)
+    text: str = Field(min_length=1, max_length=TEXT_LIMIT)
 
 
 class CompleteRequest(BaseModel):
     model: str = "flamingo"
-    shots: list[Shot] = Field(default_factory=list, max_length=MAX_PICTURES - 1)
+    shots: list[ShotRequest] = Field(default_factory=list, max_length=PICTURE_LIMIT - 1)
     image: str
-    prompt: str = Field("", max_length=MAX_TEXT)
-    choices: list[str] | None = Field(default=None, min_length=2, max_length=MAX_CHOICES)
+    prompt: str = Field("", max_length=TEXT_LIMIT)
+    choices: list[str] | None = Field(default=None, min_length=2, max_length=CHOICE_LIMIT)
 
 
 class MatchRequest(BaseModel):
     model: str = "blip2"
-    images: list[str] = Field(min_length=1, max_length=MAX_PICTURES)
-    texts: list[str] = Field(min_length=1, max_length=MAX_CHOICES)
+    images: list[str] = Field(min_length=1, max_length=PICTURE_LIMIT)
+    texts: list[str] = Field(min_length=1, max_length=CHOICE_LIMIT)
 
 
 class ExplainRequest(BaseModel):
     model: str = "sat"
     image: str
-    question: str | None = Field(default=None, max_length=MAX_TEXT)
+    question: str | None = Field(default=None, max_length=TEXT_LIMIT)
 
 
 class FindRequest(BaseModel):
-    query: str = Field(min_length=1, max_length=MAX_TEXT)
+    query: str = Field(min_length=1, max_length=TEXT_LIMIT)
     k: int = Field(12, ge=1, le=100)
 
 
@@ -81,7 +79,7 @@ async def submit(
     return await worker.submit(job, settings.timeout)
 
 
-def pictures(request: Request, addresses: Sequence[str], param: str) -> list[Image]:
+def read_pictures(request: Request, addresses: Sequence[str], param: str) -> list[Image]:
     return [read_picture(address, request.app.state.settings, f"{param}[{i}]") for i, address in enumerate(addresses)]
 
 
@@ -95,8 +93,8 @@ def maps_of(answer: Any) -> dict[str, Any] | None:
     return {"words": list(answer.evidence.words), "logprobs": list(answer.evidence.logprobs), "maps": scaled.tolist()}
 
 
-@router.post("/caption")
-async def caption(request: Request, body: CaptionRequest) -> dict[str, Any]:
+@native_router.post("/caption")
+async def post_caption(request: Request, body: CaptionRequest) -> dict[str, Any]:
     photo = read_picture(body.image, request.app.state.settings, "image")
     given = {"beams": body.beams, "max_new_tokens": body.max_new_tokens}
     chosen = {name: value for name, value in given.items() if value is not None}
@@ -108,9 +106,9 @@ async def caption(request: Request, body: CaptionRequest) -> dict[str, Any]:
     return {"model": body.model, "caption": answer.text, "logprob": answer.logprob, "evidence": maps_of(answer)}
 
 
-@router.post("/ask")
-async def ask(request: Request, body: AskRequest) -> dict[str, Any]:
-    photos = pictures(request, body.images, "images")
+@native_router.post("/ask")
+async def post_ask(request: Request, body: AskRequest) -> dict[str, Any]:
+    photos = read_pictures(request, body.images, "images")
 
     def run(model: Any, payloads: Sequence[tuple[list[Image], str]]) -> list[Any]:
         asked, questions = zip(*payloads, strict=True)
@@ -129,8 +127,8 @@ async def ask(request: Request, body: AskRequest) -> dict[str, Any]:
     }
 
 
-@router.post("/complete")
-async def complete(request: Request, body: CompleteRequest) -> dict[str, Any]:
+@native_router.post("/complete")
+async def post_complete(request: Request, body: CompleteRequest) -> dict[str, Any]:
     settings = request.app.state.settings
     photo = read_picture(body.image, settings, "image")
     shots = [(read_picture(shot.image, settings, f"shots[{i}].image"), shot.text) for i, shot in enumerate(body.shots)]
@@ -146,9 +144,9 @@ async def complete(request: Request, body: CompleteRequest) -> dict[str, Any]:
     return {"model": body.model, "text": answer.text, "logprob": answer.logprob, "scores": answer.scores}
 
 
-@router.post("/match")
-async def match(request: Request, body: MatchRequest) -> dict[str, Any]:
-    photos = pictures(request, body.images, "images")
+@native_router.post("/match")
+async def post_match(request: Request, body: MatchRequest) -> dict[str, Any]:
+    photos = read_pictures(request, body.images, "images")
 
     def run(model: Any, payloads: Sequence[list[Image]]) -> list[Any]:
         return [model.match(images, body.texts) for images in payloads]
@@ -161,8 +159,8 @@ async def match(request: Request, body: MatchRequest) -> dict[str, Any]:
     return {"model": body.model, "matches": rows}
 
 
-@router.post("/explain")
-async def explain(request: Request, body: ExplainRequest) -> dict[str, Any]:
+@native_router.post("/explain")
+async def post_explain(request: Request, body: ExplainRequest) -> dict[str, Any]:
     """Where the model attended at each word: maps as numbers, and a figure as a PNG data URL."""
     photo = read_picture(body.image, request.app.state.settings, "image")
 
@@ -186,8 +184,8 @@ async def explain(request: Request, body: ExplainRequest) -> dict[str, Any]:
     return {"model": body.model, "text": answer.text, "evidence": maps_of(answer), "figure": figure}
 
 
-@router.post("/find")
-async def find_photos(request: Request, body: FindRequest) -> dict[str, Any]:
+@native_router.post("/find")
+async def post_find(request: Request, body: FindRequest) -> dict[str, Any]:
     """Photos of the library that the server was started with. Thumbnails are made anew, so they carry no position or other metadata."""
     path = request.app.state.settings.library
     if path is None:
@@ -198,7 +196,7 @@ async def find_photos(request: Request, body: FindRequest) -> dict[str, Any]:
 
         library, matcher = open_library(path), as_matcher(model, "blip2")
         return [
-            [found_fields(found) for found in find(library, matcher, query, body.k, None, notice=log.warning)]
+            [found_fields(found) for found in find(library, matcher, query, body.k, None, notice=SERVER_LOG.warning)]
             for query in queries
         ]
 

@@ -13,13 +13,13 @@ from fastapi.responses import StreamingResponse
 from PIL.Image import Image
 from pydantic import BaseModel, Field
 
-from triptych.serve.chat import Dialogue, answer_batch, answer_kind, answer_pieces, dialogue
+from triptych.serve.chat import Dialogue, answer_batch, answer_kind, answer_pieces, read_dialogue
 from triptych.serve.errors import as_api_error
 from triptych.serve.jobs import Job
 from triptych.serve.pictures import read_picture
-from triptych.serve.settings import MAX_MESSAGES, MAX_PICTURES, MAX_TEXT, MAX_TOKENS, ServerSettings
+from triptych.serve.settings import MESSAGE_LIMIT, PICTURE_LIMIT, TEXT_LIMIT, TOKEN_LIMIT, ServerSettings
 
-router = APIRouter(prefix="/api")
+ollama_router = APIRouter(prefix="/api")
 
 
 class Options(BaseModel):
@@ -27,7 +27,7 @@ class Options(BaseModel):
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0, le=1000)
     seed: int | None = Field(default=None, ge=0, le=2**31 - 1)
-    num_predict: int | None = Field(default=None, ge=-2, le=MAX_TOKENS)
+    num_predict: int | None = Field(default=None, ge=-2, le=TOKEN_LIMIT)
 
     def search_settings(self) -> dict[str, Any]:
         """Ollama's clients send a temperature by default; only one above 0 with a seed is taken for sampling."""
@@ -41,24 +41,24 @@ class Options(BaseModel):
         return given
 
 
-class GenerateRequest(BaseModel):
+class OllamaGenerateRequest(BaseModel):
     model: str
-    prompt: str = Field("", max_length=MAX_TEXT)
-    system: str = Field("", max_length=MAX_TEXT)
-    images: list[str] = Field(default_factory=list, max_length=MAX_PICTURES)
+    prompt: str = Field("", max_length=TEXT_LIMIT)
+    system: str = Field("", max_length=TEXT_LIMIT)
+    images: list[str] = Field(default_factory=list, max_length=PICTURE_LIMIT)
     stream: bool = True
     options: Options = Options()
 
 
 class ChatMessage(BaseModel):
     role: Literal["system", "user", "assistant"]
-    content: str = Field("", max_length=MAX_TEXT)
-    images: list[str] | None = Field(default=None, max_length=MAX_PICTURES)
+    content: str = Field("", max_length=TEXT_LIMIT)
+    images: list[str] | None = Field(default=None, max_length=PICTURE_LIMIT)
 
 
-class ChatRequest(BaseModel):
+class OllamaChatRequest(BaseModel):
     model: str
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MESSAGE_LIMIT)
     stream: bool = True
     options: Options = Options()
 
@@ -69,29 +69,29 @@ def pictures_of(images: list[str] | None, settings: ServerSettings, param: str) 
     return [read_picture(address, settings, f"{param}[{i}]") for i, address in enumerate(addresses)]
 
 
-@router.post("/generate")
-async def generate(request: Request, body: GenerateRequest) -> Any:
+@ollama_router.post("/generate")
+async def ollama_generate(request: Request, body: OllamaGenerateRequest) -> Any:
     settings: ServerSettings = request.app.state.settings
     messages: list[tuple[str, str, list[Image]]] = [("system", body.system, [])] if body.system else []
     messages.append(("user", body.prompt, pictures_of(body.images, settings, "images")))
-    talk = dialogue(messages, body.options.search_settings())
-    return await answer(request, body.model, talk, body.stream, lambda text: {"response": text})
+    talk = read_dialogue(messages, body.options.search_settings())
+    return await ollama_answer(request, body.model, talk, body.stream, lambda text: {"response": text})
 
 
-@router.post("/chat")
-async def chat(request: Request, body: ChatRequest) -> Any:
+@ollama_router.post("/chat")
+async def ollama_chat(request: Request, body: OllamaChatRequest) -> Any:
     settings: ServerSettings = request.app.state.settings
     messages = [
         (message.role, message.content, pictures_of(message.images, settings, f"messages[{i}].images"))
         for i, message in enumerate(body.messages)
     ]
-    talk = dialogue(messages, body.options.search_settings())
-    return await answer(
+    talk = read_dialogue(messages, body.options.search_settings())
+    return await ollama_answer(
         request, body.model, talk, body.stream, lambda text: {"message": {"role": "assistant", "content": text}}
     )
 
 
-async def answer(request: Request, name: str, talk: Dialogue, stream: bool, wrap: Any) -> Any:
+async def ollama_answer(request: Request, name: str, talk: Dialogue, stream: bool, wrap: Any) -> Any:
     settings: ServerSettings = request.app.state.settings
     model, worker = request.app.state.served.get(name)
     kind, started = answer_kind(model, talk), time.monotonic_ns()
@@ -122,8 +122,8 @@ async def answer(request: Request, name: str, talk: Dialogue, stream: bool, wrap
     return StreamingResponse(lines(), media_type="application/x-ndjson")
 
 
-@router.get("/tags")
-async def tags(request: Request) -> dict[str, Any]:
+@ollama_router.get("/tags")
+async def ollama_tags(request: Request) -> dict[str, Any]:
     served = request.app.state.served
     when = datetime.fromtimestamp(served.created, UTC).isoformat()
     details = {
@@ -145,8 +145,8 @@ class ShowRequest(BaseModel):
     model: str
 
 
-@router.post("/show")
-async def show(request: Request, body: ShowRequest) -> dict[str, Any]:
+@ollama_router.post("/show")
+async def ollama_show(request: Request, body: ShowRequest) -> dict[str, Any]:
     request.app.state.served.get(body.model)
     return {
         "modelfile": "",
@@ -157,8 +157,8 @@ async def show(request: Request, body: ShowRequest) -> dict[str, Any]:
     }
 
 
-@router.get("/version")
-async def version() -> dict[str, str]:
+@ollama_router.get("/version")
+async def ollama_version() -> dict[str, str]:
     from importlib.metadata import version
 
     return {"version": version("triptych")}

@@ -13,14 +13,14 @@ from fastapi.responses import StreamingResponse
 from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from triptych.serve.chat import Dialogue, answer_batch, answer_kind, answer_pieces, dialogue
+from triptych.serve.chat import Dialogue, answer_batch, answer_kind, answer_pieces, read_dialogue
 from triptych.serve.errors import ApiError, as_api_error, error_body
 from triptych.serve.jobs import Job
 from triptych.serve.models import Served
 from triptych.serve.pictures import read_picture
-from triptych.serve.settings import MAX_ANSWERS, MAX_CHOICES, MAX_MESSAGES, MAX_TEXT, MAX_TOKENS, ServerSettings
+from triptych.serve.settings import ANSWER_LIMIT, CHOICE_LIMIT, MESSAGE_LIMIT, TEXT_LIMIT, TOKEN_LIMIT, ServerSettings
 
-router = APIRouter(prefix="/v1")
+openai_router = APIRouter(prefix="/v1")
 UNSUPPORTED = ("tools", "functions", "audio", "logit_bias", "web_search_options", "prediction")
 
 
@@ -39,14 +39,14 @@ class ChatRequest(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: str
-    messages: list[Message] = Field(min_length=1, max_length=MAX_MESSAGES)
+    messages: list[Message] = Field(min_length=1, max_length=MESSAGE_LIMIT)
     stream: bool = False
     stream_options: StreamOptions | None = None
-    max_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=MAX_TOKENS)
+    max_tokens: int | None = Field(default=None, ge=1, le=TOKEN_LIMIT)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=TOKEN_LIMIT)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    n: int = Field(1, ge=1, le=MAX_ANSWERS)
+    n: int = Field(1, ge=1, le=ANSWER_LIMIT)
     seed: int | None = Field(default=None, ge=0, le=2**31 - 1)
     stop: str | list[str] | None = None
     logprobs: bool = False
@@ -116,18 +116,18 @@ def read_content(
                 400, f"{place}: parts of the type {kind!r} are not supported: text and image_url are", param=place
             )
     text = "\n".join(texts)
-    if len(text) > MAX_TEXT:
-        raise ApiError(400, f"{param} has {len(text)} characters: {MAX_TEXT} at most", param=param)
+    if len(text) > TEXT_LIMIT:
+        raise ApiError(400, f"{param} has {len(text)} characters: {TEXT_LIMIT} at most", param=param)
     return text.encode("utf-8", "replace").decode(), pictures
 
 
-@router.post("/chat/completions")
+@openai_router.post("/chat/completions")
 async def chat_completions(request: Request, body: ChatRequest) -> Any:
     served: Served = request.app.state.served
     settings: ServerSettings = request.app.state.settings
     body.check()
     model, worker = served.get(body.model)
-    talk = dialogue(read_messages(body.messages, settings), body.search_settings())
+    talk = read_dialogue(read_messages(body.messages, settings), body.search_settings())
     kind = answer_kind(model, talk)
     if body.stream:
         job = Job(("stream",), talk, stream=lambda talk: answer_pieces(model, kind, talk))
@@ -141,7 +141,7 @@ async def chat_completions(request: Request, body: ChatRequest) -> Any:
 def completion(body: ChatRequest, talk: Dialogue, answer: Any) -> dict[str, Any]:
     """The whole answer. ``usage`` counts words: the systems have tokenizers of their own kinds."""
     texts = [answer.text, *(text for text, _ in answer.alternatives[: body.n - 1])]
-    limit = talk.settings.get("max_new_tokens", MAX_TOKENS)
+    limit = talk.settings.get("max_new_tokens", TOKEN_LIMIT)
     choices = []
     for index, text in enumerate(texts):
         cut = cut_at_stop(text, body.stops)
@@ -222,15 +222,15 @@ async def sse(body: ChatRequest, pieces: AsyncIterator[str]) -> AsyncIterator[st
     yield "data: [DONE]\n\n"
 
 
-@router.get("/models")
-async def models(request: Request) -> dict[str, Any]:
+@openai_router.get("/models")
+async def openai_models(request: Request) -> dict[str, Any]:
     served: Served = request.app.state.served
     data = [{"id": name, "object": "model", "created": served.created, "owned_by": "triptych"} for name in served.names]
     return {"object": "list", "data": data}
 
 
-@router.get("/models/{name}")
-async def one_model(request: Request, name: str) -> dict[str, Any]:
+@openai_router.get("/models/{name}")
+async def openai_one_model(request: Request, name: str) -> dict[str, Any]:
     served: Served = request.app.state.served
     served.get(name)
     return {"id": name, "object": "model", "created": served.created, "owned_by": "triptych"}
@@ -244,8 +244,8 @@ class EmbeddingRequest(BaseModel):
 
 class RerankRequest(BaseModel):
     model: str = "blip2"
-    query: str = Field(min_length=1, max_length=MAX_TEXT)
-    documents: list[str | dict[str, Any]] = Field(min_length=1, max_length=MAX_CHOICES)
+    query: str = Field(min_length=1, max_length=TEXT_LIMIT)
+    documents: list[str | dict[str, Any]] = Field(min_length=1, max_length=CHOICE_LIMIT)
     top_n: int | None = Field(default=None, ge=1)
 
 
@@ -271,8 +271,8 @@ def matcher(request: Request, name: str) -> tuple[Any, Any]:
     return model, worker
 
 
-@router.post("/embeddings")
-async def embeddings(request: Request, body: EmbeddingRequest) -> dict[str, Any]:
+@openai_router.post("/embeddings")
+async def openai_embeddings(request: Request, body: EmbeddingRequest) -> dict[str, Any]:
     """Features for contrast of texts and pictures, in one space. Of a picture's queries the mean, of length 1."""
     settings: ServerSettings = request.app.state.settings
     model, worker = matcher(request, body.model)
@@ -302,8 +302,8 @@ async def embeddings(request: Request, body: EmbeddingRequest) -> dict[str, Any]
     }
 
 
-@router.post("/rerank")
-async def rerank(request: Request, body: RerankRequest) -> dict[str, Any]:
+@openai_router.post("/rerank")
+async def openai_rerank(request: Request, body: RerankRequest) -> dict[str, Any]:
     """Pictures by how well they fit a text (matching)."""
     settings: ServerSettings = request.app.state.settings
     model, worker = matcher(request, body.model)

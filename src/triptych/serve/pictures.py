@@ -15,7 +15,7 @@ from PIL.Image import Image
 from triptych.errors import InputError
 from triptych.io.images import load_image
 from triptych.serve.errors import ApiError
-from triptych.serve.fetch import MAX_BYTES, fetch_allowed
+from triptych.serve.fetch import PICTURE_BYTES, fetch_allowed
 from triptych.serve.settings import ServerSettings
 
 ALPHABET = str.maketrans("-_", "+/")
@@ -64,8 +64,8 @@ def data_url_bytes(url: str) -> bytes:
 
 def base64_bytes(text: str) -> bytes:
     """Base64 with or without white space and padding, in the common or the URL-safe alphabet. Raises InputError."""
-    if len(text) > 2 * MAX_BYTES:
-        raise InputError(f"the picture is larger than {MAX_BYTES >> 20} MB")
+    if len(text) > 2 * PICTURE_BYTES:
+        raise InputError(f"the picture is larger than {PICTURE_BYTES >> 20} MB")
     text = SPACE.sub("", text).translate(ALPHABET).rstrip("=")
     try:
         data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
@@ -94,9 +94,9 @@ def folder_bytes(name: str, folders: tuple[Path, ...]) -> bytes:
         real = Path(os.path.realpath(link if Path(link).exists() else name))
         if not any(real.is_relative_to(Path(os.path.realpath(folder))) for folder in folders):
             raise refused
-        if opened.st_size > MAX_BYTES:
-            raise InputError(f"the picture is larger than {MAX_BYTES >> 20} MB")
-        return file.read(MAX_BYTES)
+        if opened.st_size > PICTURE_BYTES:
+            raise InputError(f"the picture is larger than {PICTURE_BYTES >> 20} MB")
+        return file.read(PICTURE_BYTES)
 
 
 def without_name(message: str) -> str:

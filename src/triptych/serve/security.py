@@ -102,7 +102,7 @@ class Guard:
         most = self.settings.max_body
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > most:
-            raise too_large(most)
+            raise body_too_large(most)
         chunks: list[bytes] = []
         size, more = 0, True
         try:
@@ -114,7 +114,7 @@ class Guard:
                     chunks.append(message.get("body", b""))
                     size += len(chunks[-1])
                     if size > most:
-                        raise too_large(most)
+                        raise body_too_large(most)
                     more = message.get("more_body", False)
         except TimeoutError:
             raise ApiError(408, f"the body did not arrive within {BODY_SECONDS:.0f} seconds") from None
@@ -132,7 +132,7 @@ def given_key(authorization: str) -> str:
     return ""
 
 
-def too_large(most: int) -> ApiError:
+def body_too_large(most: int) -> ApiError:
     return ApiError(413, f"the body is larger than {most >> 20} MB: send fewer or smaller pictures")
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from triptych.errors import InputError
 
-MAX_PICTURES = 16  # of a request
-MAX_MESSAGES = 64
-MAX_TEXT = 16_384  # characters of a message
-MAX_CHOICES = 32
-MAX_TOKENS = 512  # of an answer
-MAX_ANSWERS = 8  # n
-MAX_BEAMS = 8
-BATCH = 16  # requests that a model answers together
+PICTURE_LIMIT = 16  # of a request
+MESSAGE_LIMIT = 64
+TEXT_LIMIT = 16_384  # characters of a message
+CHOICE_LIMIT = 32
+TOKEN_LIMIT = 512  # of an answer
+ANSWER_LIMIT = 8  # n
+BEAM_LIMIT = 8
+BATCH_LIMIT = 16  # requests that a model answers together
 
 
 @dataclass(frozen=True)
