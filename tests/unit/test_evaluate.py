@@ -4,6 +4,7 @@ import json
 import random
 from math import exp, log, sqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from triptych.evaluate.judgments import judgment_correlations, kendall_tau_c
 from triptych.metrics.bleu import bleu
 from triptych.metrics.captions import score_captions, score_each
 from triptych.metrics.cider import CiderD
+from triptych.metrics.meteor import meteor
 from triptych.metrics.rouge import longest_common_subsequence, rouge_l
 from triptych.metrics.tokenize import ptb_tokenize
 
@@ -178,6 +180,34 @@ def test_bad_counts_are_refused() -> None:
         CiderD([[["a"]], []]).score([["a"], ["b"]])
     with pytest.raises(InputError):
         score_each([], [])
+
+
+@pytest.mark.parametrize(
+    ("candidates", "references"),
+    [
+        ({"1": "a dog"}, {"1": "a dog"}),
+        ({"1": "a dog", "2": "x"}, {"1": ["a dog"], "2": "x"}),
+        ({"1": "a dog"}, {"1": [["a", "dog"]]}),
+        ({"1": "a dog"}, {"1": ["a dog", None]}),
+        ({"1": ["a", "dog"]}, {"1": ["a dog"]}),
+        ({"1": None}, {"1": ["a dog"]}),
+    ],
+)
+def test_a_text_where_a_list_belongs_is_refused(candidates: Any, references: Any) -> None:
+    with pytest.raises(InputError, match=r"must be (one text|a list of texts)"):
+        score_captions(candidates, references, meteor=False)
+    with pytest.raises(InputError):
+        score_each([*candidates.values()], [*references.values()], meteor=False)
+
+
+@pytest.mark.parametrize("metric", [bleu, rouge_l, meteor, lambda c, r: CiderD(r).score(c)])
+@pytest.mark.parametrize(
+    ("candidates", "references"),
+    [(["a dog"], [[["a", "dog"]]]), ([["a", "dog"]], [["a dog"]]), ([["a", "dog"]], ["a dog"])],
+)
+def test_a_text_where_tokens_belong_is_refused(metric: Any, candidates: Any, references: Any) -> None:
+    with pytest.raises(InputError, match="split it with ptb_tokenize"):
+        metric(candidates, references)
 
 
 @settings(deadline=None)

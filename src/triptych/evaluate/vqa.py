@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,12 +16,11 @@ from triptych.data import Photo, open_dataset
 from triptych.data.english.questions import Question, make_questions, question_prior, stated_questions
 from triptych.errors import InputError
 from triptych.io.files import write_file
+from triptych.metrics.vqa import vqa_accuracy
 from triptych.tasks import Answers, load_answerer
 
 BATCH = 16  # questions asked together
-ENOUGH = 3  # of ten people who must have said it for full marks (VQA)
 BLANK = Image.new("RGB", (32, 32), (127, 127, 127))
-ARTICLE = re.compile(r"\b(?:a|an|the)\b ?")
 
 
 def vqa_metrics(
@@ -31,7 +29,7 @@ def vqa_metrics(
     """Accuracy in percent, by kind of question: of the model, of the same model before a plain grey photo, and of the
     commonest answer to the question in the training split (both blind).
 
-    The questions are those of the data set where it has any (scored as VQA does, min(n / 3, 1) of the people who gave the answer), else
+    The questions are those of the data set where it has any (scored as VQA does: ``metrics/vqa.py``), else
     they are made of its captions by rule (``data/questions.py``).
     """
     photos = [p for p in open_dataset(data, split) if p.captions or p.extra.get("vqa")][:limit]
@@ -96,16 +94,10 @@ def people(photo: Photo, question: Question) -> list[str]:
     """What people answered, where the data set says it."""
     stated: Iterable[Any] = photo.extra.get("vqa") or ()
     same = [entry for entry in stated if entry.get("question") == question.question]
-    return [str(answer) for answer in same[0].get("answers", ())] if same else []
+    answers = same[0].get("answers", ()) if same else ()
+    return [str(answer.get("answer") if isinstance(answer, dict) else answer) for answer in answers]
 
 
 def marked(answer: str, question: Question, given: Sequence[str]) -> float:
     """1 for a right answer; where several people answered, what VQA gives."""
-    if given:
-        return min(sum(plain(a) == plain(answer) for a in given) / ENOUGH, 1.0)
-    return float(plain(answer) == plain(question.answer))
-
-
-def plain(answer: str) -> str:
-    """For comparison: lower case, without article and full stop."""
-    return ARTICLE.sub("", answer.lower().strip(" .")).strip()
+    return vqa_accuracy(answer, given or [question.answer])

@@ -28,7 +28,8 @@ def score_captions(
     """Scores of a set of captions by metric: "BLEU-1".."BLEU-4", "METEOR", "ROUGE-L" (0..1) and "CIDEr-D" (1.0 = 100).
 
     Keys are photos. Document frequencies are those of the references of the scored photos. METEOR is None where it is
-    not asked for, or where Java or `pycocoevalcap` is missing. Raises InputError for a photo without reference.
+    not asked for, or where Java or `pycocoevalcap` is missing. Raises InputError for a photo without reference, and for a
+    text where a list of references belongs.
     """
     missing = [photo for photo in candidates if not references.get(photo)]
     if missing:
@@ -42,6 +43,7 @@ def score_each(candidates: Sequence[str], references: Sequence[Sequence[str]], *
     """The same for raw captions in a row, also caption by caption; `references[i]` are those of `candidates[i]`."""
     if not candidates:
         raise InputError("no captions to score")
+    _check_texts(candidates, references)
     hypotheses = [ptb_tokenize(caption) for caption in candidates]
     truths = [[ptb_tokenize(caption) for caption in captions] for captions in references]
     bleu_total, bleu_each = bleu(hypotheses, truths)
@@ -63,3 +65,13 @@ def score_each(candidates: Sequence[str], references: Sequence[Sequence[str]], *
             "CIDEr-D": cider_each,
         },
     )
+
+
+def _check_texts(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> None:
+    """A text is a sequence of letters, so that one in the place of a list would be scored letter by letter."""
+    for candidate in candidates:
+        if not isinstance(candidate, str):
+            raise InputError(f"a caption to score must be one text, found {type(candidate).__name__}")
+    for texts in references:
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise InputError(f"the references of a photo must be a list of texts, found {texts!r:.60}")

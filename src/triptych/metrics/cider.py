@@ -94,8 +94,15 @@ class CiderD:
         return 10 * sum(similarity(vector, reference) for reference in references) / len(references)
 
 
+def check_tokens(tokens: Tokens) -> None:
+    """Raises InputError for a text, whose tokens would be its letters."""
+    if isinstance(tokens, str):
+        raise InputError(f"expected a list of tokens, found the text {tokens!r:.40}: split it with ptb_tokenize")
+
+
 def ngrams(tokens: Tokens) -> list[Ngram]:
-    """All n-grams of one to four tokens, repeats included."""
+    """All n-grams of one to four tokens, repeats included. Raises InputError for a text that was not split into tokens."""
+    check_tokens(tokens)
     return [tuple(tokens[i : i + n]) for n in range(1, ORDERS + 1) for i in range(len(tokens) - n + 1)]
 
 

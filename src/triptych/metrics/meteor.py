@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triptych.errors import TriptychError
+from triptych.metrics.cider import check_tokens
 
 
 def meteor(
@@ -19,8 +20,11 @@ def meteor(
 ) -> tuple[float, NDArray[np.float64]] | None:
     """METEOR of the whole set and of each candidate, [len(candidates)], 0..1; None without Java or `pycocoevalcap`.
 
-    Raises TriptychError if the Java process fails or takes more than `timeout` seconds.
+    Raises InputError for texts in the place of tokens, TriptychError if the Java process fails or takes more than `timeout` seconds.
     """
+    for candidate, texts in zip(candidates, references, strict=True):
+        for tokens in (candidate, *texts):
+            check_tokens(tokens)
     java, package = shutil.which("java"), find_spec("pycocoevalcap")
     if java is None or package is None or not package.submodule_search_locations:
         return None

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych.metrics.cider import Tokens
+from triptych.metrics.cider import Tokens, check_tokens
 
 BETA = 1.2  # recall weighs more than precision
 
@@ -19,6 +19,8 @@ def rouge_l(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]
 
 
 def _score(candidate: Tokens, references: Sequence[Tokens]) -> float:
+    for tokens in (candidate, *references):
+        check_tokens(tokens)
     common = [longest_common_subsequence(candidate, reference) for reference in references]
     if not any(common):
         return 0.0

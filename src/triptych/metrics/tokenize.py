@@ -1,16 +1,21 @@
 """The words of a caption as caption metrics count them: Penn Treebank tokens, lower-case, without punctuation.
 
 The COCO caption evaluation runs Stanford's PTBTokenizer (Java) and drops the punctuation; these rules give the same
-tokens without Java. They leave out what captions hardly hold: telephone numbers, mark-up with attributes, and the full
-stop after a letter that ends a sentence ("plan B. The dog").
+tokens without Java. Marks belong to their letters in every script, and a zero-width joiner or non-joiner within a word
+belongs to it: Java knows the marks of some scripts only, and no joiners. The rules leave out what captions hardly hold:
+telephone numbers, mark-up with attributes, and the full stop after a letter that ends a sentence ("plan B. The dog").
 """
 
 import html
-import re
 
-A = r"[^\W_]"  # a letter or digit
-L = r"[^\W\d_]"  # a letter
-END = rf"(?!{A})"
+import regex
+
+from triptych.text.letters import LETTER as L
+from triptych.text.letters import LETTER_OR_DIGIT as A
+from triptych.text.letters import compose
+
+END = r"(?![\p{L}\p{N}])"
+W = r"\p{L}\p{N}\p{M}_"
 
 ABBREVIATIONS = (
     "mr|mrs|ms|messrs|mlle|mme|dr|drs|prof|hon|rev|rt|st|ste|esq|jr|sr|phd|gen|maj|col|capt|cmdr|lt|sgt|pvt|"
@@ -22,24 +27,24 @@ ABBREVIATIONS = (
 CAPITAL_ABBREVIATIONS = "Ark|Del|Ill|La|Mass|Miss|Ore|Pa|Tex|Wash"  # otherwise words of their own
 NUMBERED_ABBREVIATIONS = "art|ca|figs?|nos?|op|pp"  # only before a number
 
-TOKEN = re.compile(
+TOKEN = regex.compile(
     rf"""
       (?:https?|ftp)://[^\s<>|()]*[^\s<>|().!?,;:&"'*-]          # addresses, handles, tags
-    | (?:[\w-]+\.)+(?:com|net|org|edu)(?:/[^\s<>|]*[^\s<>|.!?,;:&"')-])?{END}
-    | [\w.+-]+@(?:[\w-]+\.)*[\w-]+
-    | [@#][A-Za-z_]\w*
+    | (?:[{W}-]+\.)+(?:com|net|org|edu)(?:/[^\s<>|]*[^\s<>|.!?,;:&"')-])?{END}
+    | [{W}.+-]+@(?:[{W}-]+\.)*[{W}-]+
+    | [@#][A-Za-z_][{W}]*
     | </?[A-Za-z][^<>\s]*>
     | [:;=][-o*']?[()DPdp]{END}                                    # smileys
 
     | (?i:{ABBREVIATIONS})\.{END}                      # abbreviations keep their full stop
     | (?:{CAPITAL_ABBREVIATIONS})\.{END}
     | (?i:{NUMBERED_ABBREVIATIONS})\.(?=\s?\d)
-    | {L}(?:\.{L})*\.(?!{A}|-)
+    | [A-Za-z](?:\.[A-Za-z])*\.(?!{A}|-)
 
-    | (?i:can(?=not)|(?:gon|wan)(?=na)|got(?=ta)|(?:gim|lem)(?=me))(?=\w{{2,3}}(?![\w'-]))  # one word for two
+    | (?i:can(?=not)|(?:gon|wan)(?=na)|got(?=ta)|(?:gim|lem)(?=me))(?=[{W}]{{2,3}}(?![{W}'-]))  # one word for two
     | '[tT](?=(?i:is|was){END})
     | [yjYJ]'(?={L})
-    | (?i:{L}*[^\W\d_n](?=n't{END}))                             # do n't, she 's
+    | (?i:{L}*(?!n){L}(?=n't{END}))                             # do n't, she 's
     | (?i:n't|'(?:s|m|d|re|ve|ll)){END}
 
     | '[nN]\b'?                                                  # an apostrophe that belongs to the word
@@ -52,7 +57,7 @@ TOKEN = re.compile(
 
     | \d{{1,4}}-\d{{1,4}}/\d{{1,4}}
     | {A}+(?:-{L}+){{0,2}}(?:/{A}+(?:-{L}+){{0,2}}){{1,2}}       # and/or, 1/2
-    | {A}(?:{A}|[.,])*(?:[-_](?:(?:{L}\.){{2,}}|{A}+(?:\.\d+)?))+    # t-shirt, 3.5-inch, non-u.s.
+    | {A}(?:{A}|[.,])*(?:[-_](?:(?:[A-Za-z]\.){{2,}}|{A}+(?:\.\d+)?))+    # t-shirt, 3.5-inch, non-u.s.
     | [A-Z]+(?:&[A-Z]+)+
     | [A-Z]+\$
     | {L}{A}*(?:[.!?]{L}{A}*)*                                   # words, also with a full stop inside
@@ -60,9 +65,9 @@ TOKEN = re.compile(
     | [-+]\d+
     | {A}+
 
-    | [?!]+ | -+ | _+ | \*+ | \#+ | @+ | [^\w\s]
+    | [?!]+ | -+ | _+ | \*+ | \#+ | @+ | [^{W}\p{{C}}\s] | (?P<stray>\p{{M}}+)
     """,
-    re.VERBOSE,
+    regex.VERBOSE,
 )
 REWRITTEN = str.maketrans(
     {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
@@ -73,5 +78,6 @@ PUNCTUATION = {*".?!,:;'`\"‘“”…–—", "-", "--", "---", "----"}
 
 def ptb_tokenize(text: str) -> list[str]:
     """The lower-case tokens of `text`, none of them punctuation: "It's a dog." gives ["it", "'s", "a", "dog"]."""
-    found = TOKEN.findall(html.unescape(text).replace("’", "'"))
-    return [token.lower().translate(REWRITTEN) for token in found if token not in PUNCTUATION]
+    matches = TOKEN.finditer(compose(html.unescape(text)).replace("’", "'"))
+    tokens = (match[0] for match in matches if not match["stray"])
+    return [compose(token.lower()).translate(REWRITTEN) for token in tokens if token not in PUNCTUATION]

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import regex
+
 from triptych.errors import InputError
+from triptych.text.letters import LETTER, LETTER_OR_DIGIT, compose
 
 PAD, BOS, EOS, UNK = range(4)
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
-WORD = re.compile(r"[^\W_]+(?:-[^\W_]+)*|'[^\W\d_]+")  # letters of any script
+WORD = regex.compile(rf"{LETTER_OR_DIGIT}+(?:-{LETTER_OR_DIGIT}+)*|'{LETTER}+")
 
 
 def split_words(text: str) -> list[str]:
-    """``"A dog's long-haired pup."`` -> ``["a", "dog", "'s", "long-haired", "pup"]``: lower case, punctuation dropped."""
-    return WORD.findall(text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
+    """``"A dog's long-haired pup."`` -> ``["a", "dog", "'s", "long-haired", "pup"]``: lower case, punctuation dropped.
+
+    Words of any script keep their marks and inner joiners; composed and decomposed text (NFC, NFD) gives the same words.
+    """
+    lower = compose(compose(text).lower())
+    return WORD.findall(lower.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
 
 
 def plain_caption(caption: str) -> str:
