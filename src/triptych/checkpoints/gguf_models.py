@@ -15,7 +15,7 @@ from triptych.checkpoints.tables.language import Change, Table
 from triptych.errors import InputError
 from triptych.nn.configs import DecoderConfig
 
-LLAMA: Table = {
+GGUF_LLAMA: Table = {
     "embedding": ("token_embd",),
     "blocks.*.attention_norm": ("blk.*.attn_norm",),
     "blocks.*.attention.qkv": ("blk.*.attn_q", "blk.*.attn_k", "blk.*.attn_v"),
@@ -26,12 +26,12 @@ LLAMA: Table = {
     "final_norm": ("output_norm",),
     "head": ("output",),
 }
-PHI3: Table = LLAMA | {"blocks.*.attention.qkv": ("blk.*.attn_qkv",), "blocks.*.ffn.up": ("blk.*.ffn_up",)}
-QK_NORM: Table = {
+GGUF_PHI3: Table = GGUF_LLAMA | {"blocks.*.attention.qkv": ("blk.*.attn_qkv",), "blocks.*.ffn.up": ("blk.*.ffn_up",)}
+GGUF_QK_NORM: Table = {
     "blocks.*.attention.query_norm": ("blk.*.attn_q_norm",),
     "blocks.*.attention.key_norm": ("blk.*.attn_k_norm",),
 }
-POST_NORM: Table = {
+GGUF_POST_NORM: Table = {
     "blocks.*.attention_post_norm": ("blk.*.post_attention_norm",),
     "blocks.*.ffn_post_norm": ("blk.*.post_ffw_norm",),
 }
@@ -71,7 +71,7 @@ def half_split(stored: Tensor, heads: int, name: str) -> Tensor:
     return stored.view(heads, len(stored) // heads // 2, 2, -1).transpose(1, 2).reshape(stored.shape)
 
 
-def llama_config(read: Fields) -> DecoderConfig:
+def llama_from_gguf(read: Fields) -> DecoderConfig:
     """What all of the architectures share."""
     file = read.file
     heads, dim = read("attention.head_count"), read("embedding_length")
@@ -113,27 +113,27 @@ def rope_factors(read: Fields, width: int) -> tuple[float, ...] | None:
     return None if factor == 1 else (factor,) * (width // 2)
 
 
-def qwen3_config(read: Fields) -> DecoderConfig:
-    return replace(llama_config(read), qk_norm="head")
+def qwen3_from_gguf(read: Fields) -> DecoderConfig:
+    return replace(llama_from_gguf(read), qk_norm="head")
 
 
-def phi3_config(read: Fields) -> DecoderConfig:
+def phi3_from_gguf(read: Fields) -> DecoderConfig:
     """Where the frequencies change at the original length (longrope), texts end there."""
-    ours = llama_config(read)
+    ours = llama_from_gguf(read)
     if LONG_ROPE[0] not in read.file.entries:
         return ours
     magnitude = read("rope.scaling.attn_factor", 1.0)
     return replace(ours, max_positions=read("rope.scaling.original_context_length"), rope_magnitude=magnitude)
 
 
-def gemma_config(read: Fields) -> DecoderConfig:
-    ours = llama_config(read)
+def gemma_from_gguf(read: Fields) -> DecoderConfig:
+    ours = llama_from_gguf(read)
     return replace(ours, embed_scale=math.sqrt(ours.dim), activation="gelu_tanh")
 
 
-def gemma2_config(read: Fields) -> DecoderConfig:
+def gemma2_from_gguf(read: Fields) -> DecoderConfig:
     """Metadata does not tell the scale of the scores: the model of 27 B parameters (46 layers) alone takes another than 1 / sqrt(d)."""
-    ours = gemma_config(read)
+    ours = gemma_from_gguf(read)
     return replace(
         ours,
         post_norm=True,
@@ -144,9 +144,9 @@ def gemma2_config(read: Fields) -> DecoderConfig:
     )
 
 
-def gemma3_config(read: Fields) -> DecoderConfig:
-    """As ``gemma2_config`` for the scale; the model of 27 B parameters has 62 layers."""
-    ours = gemma_config(read)
+def gemma3_from_gguf(read: Fields) -> DecoderConfig:
+    """As ``gemma2_from_gguf`` for the scale; the model of 27 B parameters has 62 layers."""
+    ours = gemma_from_gguf(read)
     return replace(
         ours,
         post_norm=True,
@@ -167,13 +167,13 @@ class Architecture:
 
 
 ARCHITECTURES = {
-    "llama": Architecture(LLAMA, llama_config, {"attention.qkv": interleaved_rows}),  # Mistral's files, too
-    "qwen2": Architecture(LLAMA, llama_config),
-    "qwen3": Architecture(LLAMA | QK_NORM, qwen3_config),
-    "phi3": Architecture(PHI3, phi3_config),
-    "gemma": Architecture(LLAMA, gemma_config),  # whose norms' weights llama.cpp stores as they are used
-    "gemma2": Architecture(LLAMA | POST_NORM, gemma2_config),
-    "gemma3": Architecture(LLAMA | POST_NORM | QK_NORM, gemma3_config),
+    "llama": Architecture(GGUF_LLAMA, llama_from_gguf, {"attention.qkv": interleaved_rows}),  # Mistral's files, too
+    "qwen2": Architecture(GGUF_LLAMA, llama_from_gguf),
+    "qwen3": Architecture(GGUF_LLAMA | GGUF_QK_NORM, qwen3_from_gguf),
+    "phi3": Architecture(GGUF_PHI3, phi3_from_gguf),
+    "gemma": Architecture(GGUF_LLAMA, gemma_from_gguf),  # whose norms' weights llama.cpp stores as they are used
+    "gemma2": Architecture(GGUF_LLAMA | GGUF_POST_NORM, gemma2_from_gguf),
+    "gemma3": Architecture(GGUF_LLAMA | GGUF_POST_NORM | GGUF_QK_NORM, gemma3_from_gguf),
 }
 
 

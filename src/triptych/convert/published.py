@@ -21,7 +21,16 @@ from triptych.nn.t5 import T5
 from triptych.nn.vit import CLIP_MEAN, CLIP_STD, ViT
 from triptych.text.tokenizer import TextTokenizer
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "chat_template.jinja")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
 
 
 @contextmanager

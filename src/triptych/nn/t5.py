@@ -52,7 +52,7 @@ class DistanceBias(nn.Module):
         return self.table(bucket).permute(2, 0, 1)[None]
 
 
-class CrossAttention(nn.Module):
+class T5CrossAttention(nn.Module):
     """A written token attends to the prompt."""
 
     def __init__(self, config: T5Config) -> None:
@@ -83,7 +83,7 @@ class T5DecoderBlock(nn.Module):
         super().__init__()
         block = Block(config.block, layer)
         self.attention_norm, self.attention = block.attention_norm, block.attention
-        self.cross_norm, self.cross = norm(config.block), CrossAttention(config)
+        self.cross_norm, self.cross = norm(config.block), T5CrossAttention(config)
         self.ffn_norm, self.ffn = block.ffn_norm, block.ffn
 
     def forward(

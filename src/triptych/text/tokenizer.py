@@ -10,30 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.errors import InputError
+from triptych.text import byte_level, sentencepiece
+from triptych.text.sentencepiece import CONTROL, NORMAL, SentencePieces
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-LLAMA3_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
-GGUF_SPLITS = {  # `tokenizer.ggml.pre` -> how a text is cut before merging, step by step
-    "default": (GPT2_SPLIT,),
-    "gpt-2": (GPT2_SPLIT,),
-    "smollm": (r"\p{N}", GPT2_SPLIT),
-    "starcoder": (r"\p{N}", GPT2_SPLIT),
-    "llama-bpe": (LLAMA3_SPLIT,),
-    "qwen2": (QWEN2_SPLIT,),
-}
-GGUF_CONTROL, GGUF_USER_DEFINED = 3, 4
+NAMED = ("bos", "eos", "unk", "pad")
 
 
 @dataclass(frozen=True)
 class TextTokenizer:
     """A language model's own: text to subword ids and back, and its way of writing a conversation.
 
-    ``encode`` takes the names of special tokens (``<|im_end|>``) for plain text unless told otherwise: what a user types cannot
+    ``encode`` takes the names of special tokens (``<|im_end|>``) for plain text by default: what a user types cannot
     end a turn. ``chat`` refuses texts that hold one.
     """
 
@@ -41,6 +32,7 @@ class TextTokenizer:
     specials: dict[str, int]
     bos_id: int | None = None
     eos_ids: frozenset[int] = frozenset()
+    unk_id: int | None = None  # what stands for unknown words
     add_bos: bool = False  # whether the model expects every text to begin with ``bos_id``
     template: str | None = None  # Jinja, as transformers uses it
 
@@ -50,81 +42,78 @@ class TextTokenizer:
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> TextTokenizer:
-        """From the metadata of a GGUF file.
+        """From the metadata of a GGUF file: byte-level BPE (``gpt2``) or SentencePiece (``llama``).
 
-        InputError: it is of a kind that cannot be built (not byte-level BPE), or makes no sense.
+        Raises:
+            InputError: it is of another kind, or a field is missing or invalid.
         """
-        from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-
-        kind, cut = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre", "default")
-        if kind != "gpt2" or cut not in GGUF_SPLITS:
-            known = ", ".join(GGUF_SPLITS)
-            raise InputError(f"a GGUF tokenizer of the kind {kind!r} / {cut!r} cannot be read: gpt2 / {known} can")
+        kind = metadata.get("tokenizer.ggml.model")
+        if kind not in ("gpt2", "llama"):
+            raise InputError(f"a GGUF tokenizer of the kind {kind!r} cannot be read: gpt2 and llama can")
         try:
-            words, merges = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.merges"]
-            kinds = metadata.get("tokenizer.ggml.token_type", [])
-            pairs = [(left, right) for left, right in (merge.split(" ") for merge in merges)]
-            ids = {word: i for i, word in enumerate(words)}
-            tokenizer = Tokenizer(models.BPE(ids, pairs, ignore_merges=cut == "llama-bpe"))
+            words = [str(word) for word in metadata["tokenizer.ggml.tokens"]]
+            kinds = metadata.get("tokenizer.ggml.token_type") or [NORMAL] * len(words)
+            if kind == "gpt2":
+                tokenizer = byte_level.from_gguf_metadata(metadata, words, kinds)
+            else:
+                scores, prefix = (
+                    metadata["tokenizer.ggml.scores"],
+                    metadata.get("tokenizer.ggml.add_space_prefix", True),
+                )
+                unknown = metadata.get("tokenizer.ggml.unknown_token_id", 0)
+                pieces = SentencePieces(
+                    tuple(words), tuple(scores), tuple(kinds), unk_id=unknown, add_prefix=bool(prefix)
+                )
+                tokenizer = sentencepiece.build_tokenizer(pieces)
+                tokenizer.encode_special_tokens = True
+        except InputError:
+            raise
         except Exception as error:  # the library raises plain Exception
-            raise InputError(f"the GGUF file's vocabulary makes no sense: {str(error)[:200]}") from None
-        if cut == "qwen2":
-            tokenizer.normalizer = normalizers.NFC()
-        splits = [pre_tokenizers.Split(Regex(split), "isolated") for split in GGUF_SPLITS[cut]]
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
-        tokenizer.decoder = decoders.ByteLevel()
-        own = [word for word, k in zip(words, kinds, strict=False) if k == GGUF_USER_DEFINED]
-        tokenizer.add_tokens([AddedToken(word, normalized=False) for word in own])
+            raise InputError(f"the vocabulary of the GGUF file is invalid: {str(error)[:200]}") from None
         ends = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
         bos = metadata.get("tokenizer.ggml.bos_token_id")
         return cls(
             tokenizer,
-            {word: i for i, (word, k) in enumerate(zip(words, kinds, strict=False)) if k == GGUF_CONTROL and word},
+            {word: i for i, (word, k) in enumerate(zip(words, kinds, strict=False)) if k == CONTROL and word},
             bos_id=bos,
             eos_ids=frozenset(i for i in ends if i is not None),
-            add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", False)) and bos is not None,
+            unk_id=metadata.get("tokenizer.ggml.unknown_token_id"),
+            add_bos=bool(metadata.get("tokenizer.ggml.add_bos_token", kind == "llama")) and bos is not None,
             template=metadata.get("tokenizer.chat_template"),
         )
 
     @classmethod
     def from_directory(cls, directory: Path) -> TextTokenizer:
-        """From tokenizer.json, or vocab.json and merges.txt, and tokenizer_config.json, as transformers saves them.
+        """From the files that transformers saves: tokenizer_config.json, and tokenizer.json, vocab.json with merges.txt, or a
+        SentencePiece model.
 
-        InputError: the files are not there or make no sense.
+        Raises:
+            InputError: the files are not there or cannot be read.
         """
-        from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+        from tokenizers import AddedToken
 
         settings = _read_json(directory / "tokenizer_config.json")
-        try:
-            if (directory / "tokenizer.json").exists():
-                tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-            else:
-                vocabulary, merges = str(directory / "vocab.json"), str(directory / "merges.txt")
-                tokenizer = Tokenizer(models.BPE.from_file(vocabulary, merges))
-                tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-                tokenizer.decoder = decoders.ByteLevel()
-        except Exception as error:  # the library raises plain Exception
-            raise InputError(f"{directory} holds no usable tokenizer: {str(error)[:200]}") from None
-        named = [_content(settings.get(f"{name}_token")) for name in ("bos", "eos", "unk", "pad")]
-        tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in named if name])
+        tokenizer, defaults = _read_files(directory)
+        named = {name: _content(settings.get(f"{name}_token")) or defaults.get(name) for name in NAMED}
+        tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in named.values() if name])
         tokenizer.encode_special_tokens = True
         tokenizer.no_padding()
         tokenizer.no_truncation()
         added = tokenizer.get_added_tokens_decoder()
         specials = {token.content: i for i, token in added.items() if token.special}
-        bos, eos = (specials.get(name) if name else None for name in named[:2])
+        bos, eos = specials.get(named["bos"] or ""), specials.get(named["eos"] or "")
         template = settings.get("chat_template")
         if (directory / "chat_template.jinja").exists():
             template = (directory / "chat_template.jinja").read_text(encoding="utf-8")
         add_bos = settings.get("add_bos_token")
         if add_bos is None and bos is not None:
-            add_bos = tokenizer.encode("", add_special_tokens=True).ids[:1] == [bos]
+            add_bos = "bos" in defaults or tokenizer.encode("", add_special_tokens=True).ids[:1] == [bos]
         return cls(
             tokenizer,
             specials,
             bos_id=bos,
             eos_ids=frozenset() if eos is None else frozenset([eos]),
+            unk_id=specials.get(named["unk"] or ""),
             add_bos=bool(add_bos) and bos is not None,
             template=template if isinstance(template, str) else None,
         )
@@ -139,9 +128,21 @@ class TextTokenizer:
         for piece in pieces:
             if specials and piece in self.specials:
                 ids.append(self.specials[piece])
-            elif piece:
-                ids += self.tokenizer.encode(piece, add_special_tokens=False).ids
+            else:
+                ids += self.plain_ids(piece)
         return ids
+
+    def plain_ids(self, text: str) -> list[int]:
+        """Ids of a text without special tokens. A vocabulary that would make one of its name gets the name letter by letter."""
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        if not ({*self.specials.values()} - {self.unk_id}) & {*ids}:
+            return ids
+        parts = (
+            [part] if i % 2 == 0 else [*part]
+            for i, part in enumerate(self._special.split(text))  # type: ignore[attr-defined]
+        )
+        pieces = [piece for part in parts for piece in part]
+        return [i for piece in pieces for i in self.tokenizer.encode(piece, add_special_tokens=False).ids]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special tokens. An unfinished character of several bytes becomes U+FFFD."""
@@ -159,8 +160,8 @@ class TextTokenizer:
             InputError: the model has no chat template, the template refuses, or a text holds the name of a special token.
         """
         for message in messages:
-            if found := self._special.search(message["content"]):  # type: ignore[attr-defined]
-                raise InputError(f"a text holds {found[0]}, which is a control token of the language model: remove it")
+            if match := self._special.search(message["content"]):  # type: ignore[attr-defined]
+                raise InputError(f"a text holds {match[0]}, which is a control token of the language model: remove it")
         return self.encode(self.render(messages, answer=answer), specials=True)
 
     def render(self, messages: Sequence[Mapping[str, str]], *, answer: bool = True) -> str:
@@ -186,6 +187,30 @@ class TextTokenizer:
             )
         except Exception as error:  # a template may fail in any way that an expression may
             raise InputError(f"the chat template refuses this conversation: {str(error)[:200]}") from None
+
+
+def _read_files(directory: Path) -> tuple[Tokenizer, dict[str, str]]:
+    """The tokenizer in a directory, and the special tokens that it names itself."""
+    from tokenizers import AddedToken, Tokenizer
+
+    try:
+        if (directory / "tokenizer.json").exists():
+            return Tokenizer.from_file(str(directory / "tokenizer.json")), {}
+        for name in ("tokenizer.model", "spiece.model"):
+            if (directory / name).exists():
+                model = sentencepiece.read_model(directory / name)
+                tokenizer = sentencepiece.build_tokenizer(model)
+                extra = _read_json(directory / "added_tokens.json")
+                tokenizer.add_special_tokens(
+                    [AddedToken(x, normalized=False) for x in sorted(extra, key=extra.__getitem__)]
+                )
+                ids = {"bos": model.bos_id, "eos": model.eos_id, "unk": model.unk_id}
+                return tokenizer, {name: model.pieces[i] for name, i in ids.items() if 0 <= i < len(model.pieces)}
+        return byte_level.from_files(directory / "vocab.json", directory / "merges.txt"), {}
+    except InputError:
+        raise
+    except Exception as error:  # the library raises plain Exception
+        raise InputError(f"{directory} holds no usable tokenizer: {str(error)[:200]}") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

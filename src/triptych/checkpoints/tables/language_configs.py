@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from triptych.checkpoints.tables.rope import read_rope
 from triptych.errors import InputError
-from triptych.nn.configs import DecoderConfig, T5Config
+from triptych.nn.configs import Activation, DecoderConfig, T5Config
 
 Config = Mapping[str, Any]
-Activation = Literal["silu", "relu", "gelu", "gelu_tanh"]
 
-ACTIVATIONS: dict[str, Activation] = {
+HIDDEN_ACTS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "relu": "relu",
@@ -32,8 +31,12 @@ MPT_COVERED: dict[str, tuple[Any, ...]] = {
     "logit_scale": (None,),
     "norm_type": ("low_precision_layernorm", "layernorm"),
 }
-MOSAIC_GPT = {"mlp_ratio": "expansion_ratio", "attn_qk_ln": "qk_ln", "attn_clip_qkv": "clip_qkv"}  # -> MPT's names
-GEMMA3 = {  # what a Gemma 3 with pictures leaves out of its text_config
+MOSAIC_GPT_NAMES = {
+    "mlp_ratio": "expansion_ratio",
+    "attn_qk_ln": "qk_ln",
+    "attn_clip_qkv": "clip_qkv",
+}  # -> MPT's names
+GEMMA3_DEFAULTS = {  # what a Gemma 3 with pictures leaves out of its text_config
     "vocab_size": 262208,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
@@ -46,9 +49,9 @@ GEMMA3 = {  # what a Gemma 3 with pictures leaves out of its text_config
 
 
 def activation(name: str) -> Activation:
-    if name not in ACTIVATIONS:
-        raise InputError(f"the activation {name!r} is not covered: there are {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]
+    if name not in HIDDEN_ACTS:
+        raise InputError(f"the activation {name!r} is not covered: there are {', '.join(HIDDEN_ACTS)}")
+    return HIDDEN_ACTS[name]
 
 
 def llama_config(config: Config) -> DecoderConfig:
@@ -147,7 +150,7 @@ def gemma2_config(config: Config) -> DecoderConfig:
 
 def gemma3_config(config: Config) -> DecoderConfig:
     """Gemma 3 (2025): a window in five of six layers, which have rotary frequencies of their own; norms of queries and keys."""
-    settings = {**GEMMA3, **config}
+    settings = {**GEMMA3_DEFAULTS, **config}
     if settings.get("use_bidirectional_attention"):
         raise InputError("a Gemma 3 that attends to later tokens (use_bidirectional_attention) is not covered")
     if not isinstance(settings.get("rope_parameters"), Mapping):
@@ -295,5 +298,5 @@ def mpt_config(config: Config) -> DecoderConfig:
 
 def mosaic_gpt_config(config: Config) -> DecoderConfig:
     """MPT as MosaicML first named it: a flat config, its defaults without ALiBi and with biases (OpenFlamingo-3B's)."""
-    flat = {MOSAIC_GPT.get(name, name): value for name, value in config.items()}
+    flat = {MOSAIC_GPT_NAMES.get(name, name): value for name, value in config.items()}
     return mpt_config({"alibi": False, "no_bias": False, **flat})

@@ -1,0 +1,73 @@
+"""Byte-level BPE, GPT-2's tokenizer and its relatives: they differ in how a text is split before merging."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from triptych.errors import InputError
+from triptych.text.sentencepiece import USER_DEFINED
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+GPT2_SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+TEKKEN_SPLIT = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+WHOLE_WORDS = (
+    "llama-bpe",
+    "llama3",
+    "llama-v3",
+    "tekken",
+)  # words of the vocabulary are taken whole, whatever the merges
+COMPOSED = ("qwen2", "deepseek-r1-qwen")  # the text is first brought to Unicode's composed form
+TEXT_SPLITS = {  # `tokenizer.ggml.pre` -> how a text is split before merging, step by step
+    "default": (GPT2_SPLIT,),
+    "gpt-2": (GPT2_SPLIT,),
+    "smollm": (r"\p{N}", GPT2_SPLIT),
+    "starcoder": (r"\p{N}", GPT2_SPLIT),
+    "refact": (r"\p{N}", GPT2_SPLIT),
+    **dict.fromkeys(("mpt", "olmo", "phi-2"), (GPT2_SPLIT,)),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3"), (LLAMA3_SPLIT,)),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), (QWEN2_SPLIT,)),
+    "tekken": (TEKKEN_SPLIT,),
+}
+
+
+def from_gguf_metadata(metadata: Mapping[str, Any], words: Sequence[str], kinds: Sequence[int]) -> Tokenizer:
+    """From the metadata of a GGUF file. Raises InputError: its way to split texts is not covered."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+    from tokenizers.models import BPE
+
+    pre = metadata.get("tokenizer.ggml.pre", "default")
+    if pre not in TEXT_SPLITS:
+        raise InputError(f"a GGUF tokenizer that splits texts as {pre!r} cannot be read: {', '.join(TEXT_SPLITS)} can")
+    pairs = [(left, right) for left, right in (merge.split(" ") for merge in metadata["tokenizer.ggml.merges"])]
+    ids = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(BPE(ids, pairs, ignore_merges=pre in WHOLE_WORDS))
+    if pre in COMPOSED:
+        tokenizer.normalizer = normalizers.NFC()
+    splits = [pre_tokenizers.Split(Regex(split), "isolated") for split in TEXT_SPLITS[pre]]
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, bytes_])
+    tokenizer.decoder = decoders.ByteLevel()
+    own = [word for word, kind in zip(words, kinds, strict=False) if kind == USER_DEFINED]
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in own])
+    return tokenizer
+
+
+def from_files(vocabulary: Path, merges: Path) -> Tokenizer:
+    """GPT-2's own files."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers.models import BPE
+
+    tokenizer = Tokenizer(BPE.from_file(str(vocabulary), str(merges)))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
