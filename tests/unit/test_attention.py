@@ -57,7 +57,7 @@ def test_causal_flag_is_the_causal_mask(biased: bool) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 5, 40])
-def test_a_biased_row_with_nothing_to_see_gets_zero(length: int) -> None:
+def test_a_biased_row_with_all_keys_masked_gets_zero(length: int) -> None:
     q, (k, v) = torch.randn(2, 4, length, 8, requires_grad=True), torch.randn(2, 2, 4, 9, 8, requires_grad=True)
     mask = torch.ones(2, length, 9, dtype=torch.bool)
     mask[0, 0] = False
@@ -69,7 +69,7 @@ def test_a_biased_row_with_nothing_to_see_gets_zero(length: int) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 5, 40])
-def test_a_row_with_nothing_to_see_gets_zero(length: int) -> None:
+def test_a_row_with_all_keys_masked_gets_zero(length: int) -> None:
     attention = MultiHeadAttention(16, 2, bias=False)
     x = torch.randn(2, length, 16, requires_grad=True)
     source = torch.randn(2, 9, 16, requires_grad=True)
@@ -185,13 +185,13 @@ def test_fork_leaves_the_original_and_truncate_goes_back() -> None:
 def test_places_count_tokens_only() -> None:
     cache = KVCache(1)
     mask = torch.tensor([[False, False, True], [True, True, True]])
-    places, visible = cache.advance(3, mask)
-    assert places is not None and visible is not None
-    assert places.tolist() == [[0, 0, 0], [0, 1, 2]] and torch.equal(visible, mask)
+    position_ids, visible = cache.advance(3, mask)
+    assert position_ids is not None and visible is not None
+    assert position_ids.tolist() == [[0, 0, 0], [0, 1, 2]] and torch.equal(visible, mask)
     cache[0].append(torch.randn(2, 1, 3, 4), torch.randn(2, 1, 3, 4))
-    places, visible = cache.advance(2)
-    assert places is not None and visible is not None
-    assert places.tolist() == [[1, 2], [3, 4]]
+    position_ids, visible = cache.advance(2)
+    assert position_ids is not None and visible is not None
+    assert position_ids.tolist() == [[1, 2], [3, 4]]
     assert visible.tolist() == [[False, False, True, True, True], [True] * 5]
 
 

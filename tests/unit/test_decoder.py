@@ -101,8 +101,8 @@ def test_batch_equals_singles(lm: Decoder, beams: int) -> None:
 def test_beams_score_what_they_say(lm: Decoder) -> None:
     """The log-probability of each beam is that of its ids in one uncached run: the cache followed the beams."""
     prompt = ids(1, 6)
-    [found] = generate(lm, prompt, Search(eos=frozenset([7]), max_new_tokens=10, beams=4, n_best=4))
-    for text in found:
+    [texts] = generate(lm, prompt, Search(eos=frozenset([7]), max_new_tokens=10, beams=4, n_best=4))
+    for text in texts:
         written = torch.tensor([[*text.ids, *([7] if text.finished else [])]])
         logprobs = lm.logits(lm(torch.cat([prompt, written], 1))).log_softmax(-1)[0, 5:-1]
         assert text.logprob == pytest.approx(float(logprobs.gather(1, written.T).sum()), abs=1e-4)
@@ -148,11 +148,11 @@ def test_blocks_may_be_run_from_outside(lm: Decoder) -> None:
 
 @pytest.mark.parametrize("training", [False, True])
 def test_branches_of_one_row(lm: Decoder, training: bool) -> None:
-    """Texts that share a beginning, side by side in one row, as ``enter`` places them: each as if it were alone."""
+    """Texts that share a beginning, side by side in one row, as ``add_positions`` numbers them: each as if it were alone."""
     prefix, ends = ids(1, 2), ids(3, 2, seed=2)
-    places = torch.tensor([[0, 1] + [2, 3] * 3])
+    position_ids = torch.tensor([[0, 1] + [2, 3] * 3])
     with torch.set_grad_enabled(training):
-        x, positions = lm.add_positions(lm.embed(torch.cat([prefix, ends.view(1, -1)], 1)), places)
+        x, positions = lm.add_positions(lm.embed(torch.cat([prefix, ends.view(1, -1)], 1)), position_ids)
         for block in lm.blocks:
             x = block(x, TokenContext(masks.branches(2, [0, 0, 1, 1, 2, 2]), False, positions))
         alone = lm(torch.cat([prefix.expand(3, -1), ends], 1))
@@ -160,17 +160,17 @@ def test_branches_of_one_row(lm: Decoder, training: bool) -> None:
 
 
 def test_alibi() -> None:
-    """The paper's slopes, of 8 heads and of 6, and its biases at places in any order."""
+    """The paper's slopes, of 8 heads and of 6, and its biases at positions in any order."""
     for heads, most, exponents in (
         (8, 8, [1, 2, 3, 4, 5, 6, 7, 8]),
         (8, 16, [2, 4, 6, 8, 10, 12, 14, 16]),
         (6, 8, [2, 4, 6, 8, 1, 3]),
         (1, 8, [8]),
     ):
-        places, seen = torch.tensor([[5, 6], [2, 3]]), torch.tensor([[6, 0, 4], [0, 1, 2]])
-        for b, (rows, columns) in enumerate(zip(places.tolist(), seen.tolist(), strict=True)):
+        queries, keys = torch.tensor([[5, 6], [2, 3]]), torch.tensor([[6, 0, 4], [0, 1, 2]])
+        for b, (rows, columns) in enumerate(zip(queries.tolist(), keys.tolist(), strict=True)):
             expected = torch.tensor([[[-(2.0**-e) * (i - j) for j in columns] for i in rows] for e in exponents])
-            torch.testing.assert_close(alibi(places, seen, heads, most)[b], expected)
+            torch.testing.assert_close(alibi(queries, keys, heads, most)[b], expected)
 
 
 def test_alibi_stays_exact_far_from_the_beginning() -> None:

@@ -47,7 +47,7 @@ def tokens(model: Flamingo, pictures: int, seed: int = 1) -> Tensor:
 
 
 def text(length: int, pictures: tuple[int, ...], seed: int = 2) -> Tensor:
-    """``[1, length]`` with pictures at these places."""
+    """``[1, length]`` with pictures at these positions."""
     ids = torch.randint(1, IMAGE, (1, length), generator=torch.Generator().manual_seed(seed))
     ids[0, list(pictures)] = IMAGE
     return ids
@@ -79,30 +79,30 @@ def test_a_new_model_has_its_gates_shut_and_its_frozen_parts_frozen() -> None:
 
 
 def test_every_part_of_the_bridge_counts(model: Flamingo) -> None:
-    ids, shown = text(6, (0, 3)), tokens(model, 2)
-    before = logits(model, ids, shown)
+    ids, visual = text(6, (0, 3)), tokens(model, 2)
+    before = logits(model, ids, visual)
     for name, parameter in [*model.xattn.named_parameters()]:
         kept = parameter.clone()
         parameter.add_(torch.randn_like(parameter))
-        assert not torch.allclose(logits(model, ids, shown), before), name
+        assert not torch.allclose(logits(model, ids, visual), before), name
         parameter.copy_(kept)
     for name, parameter in [*model.resampler.named_parameters()]:
         kept = parameter.clone()
         parameter.add_(torch.randn_like(parameter))
-        assert not torch.allclose(tokens(model, 2), shown), name
+        assert not torch.allclose(tokens(model, 2), visual), name
         parameter.copy_(kept)
 
 
 def test_text_looks_at_the_pictures_before_it(model: Flamingo) -> None:
     """Editing a picture changes no text before it; of the text after the next picture it changes what looks at all, through the gates."""
-    ids, shown = text(9, (2, 5)), tokens(model, 2)
-    media = model.media(shown, [2])
+    ids, visual = text(9, (2, 5)), tokens(model, 2)
+    media = model.media(visual, [2])
     time = (ids == IMAGE).cumsum(1)
     for picture, changed in (
         (0, {"last": range(2, 5), "all": range(2, 9)}),
         (1, {"last": range(5, 9), "all": range(5, 9)}),
     ):
-        edited = shown.clone()
+        edited = visual.clone()
         edited[picture] += 1
         other = model.media(edited, [2])
         x = torch.randn(1, 9, 12)
@@ -110,7 +110,7 @@ def test_text_looks_at_the_pictures_before_it(model: Flamingo) -> None:
         block: Any = model.xattn[0]
         moved = (block(x, media.blocks[0], mask) != block(x, other.blocks[0], mask)).any(-1)[0]
         assert moved.tolist() == [i in changed[model.config.look] for i in range(9)]
-        before, after = logits(model, ids, shown), logits(model, ids, edited)
+        before, after = logits(model, ids, visual), logits(model, ids, edited)
         first = (2, 5)[picture]
         assert torch.equal(before[:, :first], after[:, :first])
         assert not torch.allclose(before[:, first:], after[:, first:])
@@ -120,69 +120,69 @@ def test_text_without_a_picture_before_it_gets_exactly_nothing(model: Flamingo) 
     media = model.media(tokens(model, 1), [1])
     mask = masks.media(torch.tensor([[0, 0, 1]]), media.numbers, R, model.config.look)
     block: Any = model.xattn[0]
-    found = block.attention(torch.randn(1, 3, 12), media.blocks[0], mask)
-    assert not found[:, :2].any() and found[:, 2].all()
+    outputs = block.attention(torch.randn(1, 3, 12), media.blocks[0], mask)
+    assert not outputs[:, :2].any() and outputs[:, 2].all()
 
 
 @pytest.mark.parametrize("chunks", [(9,), (1,) * 9, (2, 7), (3, 1, 5), (6, 3), (4, 2, 2, 1)])
 def test_pictures_that_come_later_change_nothing(model: Flamingo, chunks: tuple[int, ...]) -> None:
     """Text in chunks, each picture given just before the chunk that holds its place, equals all at once."""
-    ids, shown = text(9, (0, 4, 7)), tokens(model, 3)
-    whole, state, given, found, start = logits(model, ids, shown), state_of(model), 0, [], 0
+    ids, visual = text(9, (0, 4, 7)), tokens(model, 3)
+    whole, state, given, outputs, start = logits(model, ids, visual), state_of(model), 0, [], 0
     for length in chunks:
         part = ids[:, start : start + length]
         new = int((part == IMAGE).sum())
-        model.add_pictures(state, shown[given : given + new], [new])
-        found.append(model.lm.logits(model(part, state=state)))
+        model.add_pictures(state, visual[given : given + new], [new])
+        outputs.append(model.lm.logits(model(part, state=state)))
         given, start = given + new, start + length
-    torch.testing.assert_close(torch.cat(found, 1), whole, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.cat(outputs, 1), whole, atol=1e-5, rtol=1e-5)
 
 
 def test_a_batch_answers_as_its_rows(model: Flamingo) -> None:
     """Rows of several lengths with several numbers of pictures, one without any."""
     rows = [text(8, (0, 3, 6), seed=3), text(5, (1,), seed=4), text(4, (), seed=5), text(6, (0, 5), seed=6)]
     counts = [int((row == IMAGE).sum()) for row in rows]
-    shown = [tokens(model, count, seed=count) if count else torch.zeros(0, R, 8) for count in counts]
-    prompt = flamingo_prompt([row[0].tolist() for row in rows], torch.cat(shown), counts, PAD)
+    visual = [tokens(model, count, seed=count) if count else torch.zeros(0, R, 8) for count in counts]
+    prompt = flamingo_prompt([row[0].tolist() for row in rows], torch.cat(visual), counts, PAD)
     for search in (Search(frozenset(), max_new_tokens=6), Search(frozenset(), max_new_tokens=6, beams=3)):
         together = generate(model, prompt, search)
-        for row, pictures, count, found in zip(rows, shown, counts, together, strict=True):
+        for row, pictures, count, outputs in zip(rows, visual, counts, together, strict=True):
             (alone,) = generate(model, flamingo_prompt([row[0].tolist()], pictures, [count], PAD), search)
-            assert alone[0].ids == found[0].ids
-            assert alone[0].logprobs == pytest.approx(found[0].logprobs, abs=5e-5)
+            assert alone[0].ids == outputs[0].ids
+            assert alone[0].logprobs == pytest.approx(outputs[0].logprobs, abs=5e-5)
 
 
 def test_steps_equal_the_whole_text(model: Flamingo) -> None:
-    ids, shown = text(10, (1, 3)), tokens(model, 2)
-    whole = logits(model, ids, shown)
-    first, state = model.prefill(flamingo_prompt([ids[0, :5].tolist()], shown, [2], PAD))
-    found = [first]
+    ids, visual = text(10, (1, 3)), tokens(model, 2)
+    whole = logits(model, ids, visual)
+    first, state = model.prefill(flamingo_prompt([ids[0, :5].tolist()], visual, [2], PAD))
+    outputs = [first]
     for i in range(5, 10):
         step, state = model.step(ids[:, i], state)
-        found.append(step)
-    torch.testing.assert_close(torch.stack(found, 1), whole[:, 4:], atol=1e-5, rtol=1e-5)
+        outputs.append(step)
+    torch.testing.assert_close(torch.stack(outputs, 1), whole[:, 4:], atol=1e-5, rtol=1e-5)
 
 
 def test_pictures_given_before_their_places_are_seen_in_time(model: Flamingo) -> None:
-    """All pictures at once, the text token by token: each is looked at from its own place on."""
-    ids, shown = text(7, (0, 3, 5)), tokens(model, 3)
+    """All pictures at once, the text token by token: each is attended to from its own position on."""
+    ids, visual = text(7, (0, 3, 5)), tokens(model, 3)
     state = state_of(model)
-    model.add_pictures(state, shown, [3])
-    found = [model.lm.logits(model(ids[:, i : i + 1], state=state)) for i in range(7)]
-    torch.testing.assert_close(torch.cat(found, 1), logits(model, ids, shown), atol=1e-5, rtol=1e-5)
+    model.add_pictures(state, visual, [3])
+    outputs = [model.lm.logits(model(ids[:, i : i + 1], state=state)) for i in range(7)]
+    torch.testing.assert_close(torch.cat(outputs, 1), logits(model, ids, visual), atol=1e-5, rtol=1e-5)
 
 
 def test_going_back_forgets_text_and_pictures(model: Flamingo) -> None:
-    ids, shown = text(8, (1, 5)), tokens(model, 2)
+    ids, visual = text(8, (1, 5)), tokens(model, 2)
     state = state_of(model)
-    model.add_pictures(state, shown[:1], [1])
+    model.add_pictures(state, visual[:1], [1])
     model(ids[:, :4], state=state)
     model.add_pictures(state, tokens(model, 1, seed=9), [1])
     model(text(3, (0,), seed=8), state=state)
     state.truncate(4, pictures=1)
-    model.add_pictures(state, shown[1:], [1])
-    found = model.lm.logits(model(ids[:, 4:], state=state))
-    torch.testing.assert_close(found, logits(model, ids, shown)[:, 4:], atol=1e-5, rtol=1e-5)
+    model.add_pictures(state, visual[1:], [1])
+    outputs = model.lm.logits(model(ids[:, 4:], state=state))
+    torch.testing.assert_close(outputs, logits(model, ids, visual)[:, 4:], atol=1e-5, rtol=1e-5)
 
 
 def test_places_and_frames_have_embeddings() -> None:
@@ -208,10 +208,10 @@ def test_media_of_ragged_rows() -> None:
     torch.testing.assert_close(media.blocks[1].keys[2], single.blocks[1].keys[0])
 
 
-@pytest.mark.parametrize("places", [0, 1, 3])
-def test_pictures_and_places_must_match(model: Flamingo, places: int) -> None:
-    ids = text(5, tuple(range(places)))[0].tolist()
-    with pytest.raises(InputError, match=f"2 pictures for {places} image tokens"):
+@pytest.mark.parametrize("image_tokens", [0, 1, 3])
+def test_pictures_and_image_tokens_must_match(model: Flamingo, image_tokens: int) -> None:
+    ids = text(5, tuple(range(image_tokens)))[0].tolist()
+    with pytest.raises(InputError, match=f"2 pictures for {image_tokens} image tokens"):
         model.prefill(flamingo_prompt([ids], tokens(model, 2), [2], PAD))
     with pytest.raises(InputError, match="give one for each"):
         model.media(tokens(model, 2), [1])

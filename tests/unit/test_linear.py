@@ -120,13 +120,13 @@ def test_gradients_pass_the_frozen_model(lm: Decoder, autocast: bool) -> None:
 
     def gradient(model: Decoder, prompt: Tensor) -> Tensor:
         logits = model.logits(model(torch.cat([prompt, model.embed(text)], 1))[:, 2:-1])
-        [found] = torch.autograd.grad(F.cross_entropy(logits.flatten(0, 1), text.flatten()), prompt)
-        return found
+        [by_prompt] = torch.autograd.grad(F.cross_entropy(logits.flatten(0, 1), text.flatten()), prompt)
+        return by_prompt
 
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        found = gradient(model, soft)
+        ours = gradient(model, soft)
     expected = gradient(model.double(), soft.detach().double().requires_grad_())
-    assert (found - expected).abs().max() <= (0.1 if autocast else 1e-4) * expected.abs().max()
+    assert (ours - expected).abs().max() <= (0.1 if autocast else 1e-4) * expected.abs().max()
 
 
 def test_a_frozen_model_trains_in_bfloat16_unless_a_checkpoint_holds_it(lm: Decoder) -> None:

@@ -26,12 +26,12 @@ MASKS = {
 
 def drawings() -> list[tuple[str, str]]:
     """(call, picture) of every drawing in the docstrings."""
-    found = []
+    pictures = []
     for name, function in inspect.getmembers(masks, inspect.isfunction):
         text = inspect.getdoc(function) or ""
         for call, picture in re.findall(rf"``({name}\([^`]*\))``[^\n]*:\n\n((?:    [#. ]+(?:\n|$))+)", text):
-            found.append((call, inspect.cleandoc(picture)))
-    return found
+            pictures.append((call, inspect.cleandoc(picture)))
+    return pictures
 
 
 @pytest.mark.parametrize(("call", "picture"), drawings(), ids=[call for call, _ in drawings()])
@@ -49,7 +49,7 @@ def test_every_mask_is_drawn() -> None:
 @pytest.mark.parametrize("training", [False, True], ids=["fused", "training"])
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 def test_attention_keeps_to_the_mask(mask: Tensor, training: bool) -> None:
-    """Change one position looked at: exactly the rows that may see it move."""
+    """Change one key: exactly the rows that may attend to it change."""
     with torch.set_grad_enabled(training):
         check_attention(mask)
 
@@ -86,10 +86,10 @@ def test_padding_takes_any_padding_mask() -> None:
 
 
 def test_window_counts_no_padding() -> None:
-    """Two texts with padding at different places: each row sees the two tokens before it, wherever they stand."""
-    places = torch.tensor([[0, 1, 2, 3], [0, 0, 0, 1]])
+    """Two texts with padding at different positions: each row attends to the two last tokens, wherever they stand."""
+    positions = torch.tensor([[0, 1, 2, 3], [0, 0, 0, 1]])
     expected = [[[1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 1, 1]], [[1, 1, 1, 1]] * 4]
-    assert torch.equal(masks.window(places, places, 2), torch.tensor(expected).bool())
+    assert torch.equal(masks.window(positions, positions, 2), torch.tensor(expected).bool())
 
 
 def test_itg_is_what_cached_text_sees() -> None:
