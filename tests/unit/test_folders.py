@@ -19,6 +19,7 @@ from triptych.errors import InputError
 from triptych.folders import Journal, Sidecars, count_photos, describe_photos, walk_photos, write_output
 from triptych.folders.pipeline import AHEAD, PHOTO_BATCH, Description, decoded_batches
 from triptych.folders.sidecars import DC, RDF
+from triptych.tasks import Answer
 
 SETTINGS = {"model": "toy"}
 
@@ -131,7 +132,9 @@ def test_sidecars(tmp_path: Path, kind: str) -> None:
     text = Path(names[2]).with_suffix(f".{kind}").read_text()
     assert "photo of red 2!" in text
     if kind == "json":
-        assert json.loads(text) == {"image": names[2], "caption": "photo of red 2!", "logprob": -1.0}
+        record = json.loads(text)
+        assert record.pop("seconds") >= 0
+        assert record == {"image": names[2], "caption": "photo of red 2!", "logprob": -1.0}
     assert describe_photos(names, say_red, sidecars=sidecars).skipped == 3
 
 
@@ -244,3 +247,54 @@ def test_killed_at_random_points_no_photo_is_lost_or_repeated(tmp_path: Path) ->
     assert all(record["caption"] == f"red {n}" for n, record in enumerate(records))
     assert all(Path(name).with_suffix(".txt").read_text() == f"red {n}\n" for n, name in enumerate(names))
     assert not [path for path in (tmp_path / "album").iterdir() if path.name.startswith(".")] or os.name == "nt"
+
+
+class Toy:
+    """A captioner and answerer for the command line."""
+
+    def search(self, **settings: object) -> None: ...
+
+    def caption(self, photos: Sequence[Image.Image], **settings: object) -> list[Answer]:
+        return [Answer(text, "toy", -1.0, (), ()) for text, _ in say_red(photos)]
+
+    def ask(
+        self, photos: Sequence[list[Image.Image]], questions: Sequence[str], choices: object = None
+    ) -> list[Answer]:
+        return [
+            Answer(f"{q} {red}", "toy", -1.0, (), ())
+            for ((red, _),), q in zip(map(say_red, photos), questions, strict=True)
+        ]
+
+
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
+    from triptych.cli import main
+
+    monkeypatch.setattr("triptych.tasks.load", lambda model: Toy())
+    monkeypatch.setattr("triptych.tasks.load_answerer", lambda model: Toy())
+    monkeypatch.setattr(sys, "argv", ["triptych", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    out, err = capsys.readouterr()
+    return int(stop.value.code or 0), out, err
+
+
+def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    album(tmp_path / "a", 3)
+    album(tmp_path / "a" / "b", 1)
+    folder, out = str(tmp_path / "a"), tmp_path / "out.jsonl"
+    code, printed, said = run(capsys, monkeypatch, "caption", folder, "--json")
+    records = [json.loads(line) for line in printed.splitlines()]
+    assert code == 0 and [record["caption"] for record in records] == ["red 0", "red 1", "red 2"]
+    assert set(records[0]) == {"image", "model", "caption", "logprob", "seconds"}
+    code, printed, said = run(capsys, monkeypatch, "caption", folder, "--out", str(out), "--sidecar", "txt", "-r")
+    assert (code, printed) == (0, "") and "4 described" in said and len(out.read_text().splitlines()) == 4
+    assert (tmp_path / "a" / "b" / "000.txt").read_text() == "red 0\n"
+    code, _, said = run(capsys, monkeypatch, "caption", folder, "--out", str(out), "-r")
+    assert code == 0 and "0 described, 4 done before" in said
+    code, printed, _ = run(capsys, monkeypatch, "ask", folder, "-q", "How?", "--out", str(tmp_path / "answers.csv"))
+    assert code == 0 and "How? red 2" in (tmp_path / "answers.csv").read_text()
+    (tmp_path / "a" / "003.png").write_bytes(b"no picture")
+    code, _, said = run(capsys, monkeypatch, "caption", folder, "--out", str(out), "--strict")
+    assert code == 2 and "003.png" in said
+    assert run(capsys, monkeypatch, "caption", folder, "--out", str(out), "--explain", str(tmp_path))[0] == 2
+    assert run(capsys, monkeypatch, "caption", folder, "--out", str(tmp_path / "out.pdf"))[0] == 2

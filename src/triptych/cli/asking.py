@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from triptych.cli.common import Beams, Json, app, emit, reading, write_page
+from triptych.cli.folders import (
+    Existing,
+    FolderOptions,
+    Out,
+    Recursive,
+    SidecarKinds,
+    Strict,
+    as_descriptions,
+    describe_folder,
+)
+from triptych.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from PIL.Image import Image
+
+    from triptych.folders.pipeline import Description
 
 Model = Annotated[str, typer.Option("--model", help="blip2, flamingo, or a checkpoint directory.")]
 Matcher = Annotated[str, typer.Option("--model", help="blip2, or a checkpoint directory.")]
@@ -25,10 +43,35 @@ def ask(
     model: Model = "blip2",
     beams: Beams = None,
     explain: Figure = None,
+    out: Out = None,
+    recursive: Recursive = False,
+    sidecar: SidecarKinds = None,
+    existing: Existing = "skip",
+    strict: Strict = False,
     as_json: Json = False,
 ) -> None:
-    """Answer a question about one photo or several; with choices, say which is the likeliest."""
-    answer_question(images, question, choices, model, beams, explain, as_json)
+    """Answer a question about one photo or several; with choices, say which is the likeliest.
+
+    With a folder, or with --out or --sidecar, the question is asked about each photo on its own.
+    """
+    options = FolderOptions(out, recursive, tuple(sidecar or ()), existing, "", "", strict, as_json)
+    if not options.given and not any(Path(image).is_dir() for image in images):
+        answer_question(images, question, choices, model, beams, explain, as_json)
+        return
+    if explain is not None:
+        raise InputError("--explain draws one question: leave out folders, --out, --recursive and --sidecar")
+    from triptych.tasks import load_answerer
+
+    answerer = load_answerer(model)
+    settings: dict[str, Any] = {} if beams is None else {"beams": beams}
+
+    def describe(photos: Sequence[Image]) -> Sequence[Description]:
+        return as_descriptions(
+            answerer.ask([[photo] for photo in photos], [question] * len(photos), choices, **settings)
+        )
+
+    recorded = {"model": model, "question": question} | ({"choices": choices} if choices else {}) | settings
+    describe_folder(images, describe, recorded, options)
 
 
 @app.command()

@@ -23,13 +23,28 @@ from triptych.cli.common import (
     reading,
     write_page,
 )
+from triptych.cli.folders import (
+    Existing,
+    FolderOptions,
+    Out,
+    Prefix,
+    Recursive,
+    SidecarKinds,
+    Strict,
+    Suffix,
+    as_descriptions,
+    describe_folder,
+)
 from triptych.errors import InputError, TriptychError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from PIL.Image import Image
 
     from triptych.figures.page import Entry
-    from triptych.tasks import Answer
+    from triptych.folders.pipeline import Description
+    from triptych.tasks import Answer, Blip2Tasks, FlamingoTasks, SatTasks
 
 
 @app.command()
@@ -43,17 +58,46 @@ def caption(
     explain: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also draw where the model looked, into DIR.")
     ] = None,
+    out: Out = None,
+    recursive: Recursive = False,
+    sidecar: SidecarKinds = None,
+    existing: Existing = "skip",
+    prefix: Prefix = "",
+    suffix: Suffix = "",
+    strict: Strict = False,
     as_json: Json = False,
 ) -> None:
-    """Write a caption for each photo."""
-    from triptych.io.images import load_image
+    """Write a caption for each photo, or for all photos of a folder; --out and --sidecar keep the captions in files."""
     from triptych.tasks import load
 
-    sources = pictures(images)
+    options = FolderOptions(out, recursive, tuple(sidecar or ()), existing, prefix, suffix, strict, as_json)
+    if explain is not None and options.given:
+        raise InputError("--explain draws single photos: leave out --out, --recursive and --sidecar")
     captioner = load(model)
     given = (("beams", beams), ("max_new_tokens", max_new_tokens))
     settings: dict[str, Any] = {name: value for name, value in given if value is not None}
     captioner.search(**settings)  # wrong settings are said once, not for every photo
+    if explain is None and (options.given or any(Path(image).is_dir() for image in images)):
+
+        def describe(photos: Sequence[Image]) -> Sequence[Description]:
+            return as_descriptions(captioner.caption(list(photos), **settings))
+
+        describe_folder(images, describe, {"model": model, **settings}, options)
+    else:
+        caption_each(captioner, model, pictures(images), settings, explain, as_json)
+
+
+def caption_each(
+    captioner: SatTasks | FlamingoTasks | Blip2Tasks,
+    model: str,
+    sources: list[str],
+    settings: dict[str, Any],
+    explain: Path | None,
+    as_json: bool,
+) -> None:
+    """Photos one by one, with figures if ``explain`` names a folder for them; one bad photo does not lose the others."""
+    from triptych.io.images import load_image
+
     failed: TriptychError | None = None
     pages: list[Entry] = []
     drawn: set[str] = set()
@@ -64,7 +108,7 @@ def caption(
         try:
             photo = load_image(source)
             answer = captioner.caption(photo, explain=explain is not None, **settings)
-        except InputError as error:  # one bad photo does not lose the others
+        except InputError as error:
             complain(error)
             failed = error
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,27 +44,39 @@ Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first photo 
 SHOWN_FAILURES = 10
 
 
+@dataclass(frozen=True)
+class FolderOptions:
+    """The options above as one value."""
+
+    out: Path | None
+    recursive: bool
+    sidecar: tuple[str, ...]
+    existing: str
+    prefix: str
+    suffix: str
+    strict: bool
+    as_json: bool
+
+    @property
+    def given(self) -> bool:
+        """Whether the person asks for more than texts on the terminal."""
+        return self.out is not None or self.recursive or bool(self.sidecar) or self.strict
+
+
 def describe_folder(
     sources: Sequence[str],
     describe: Callable[[Sequence[Image]], Sequence[Description]],
     settings: Mapping[str, Any],
-    *,
-    out: Path | None,
-    recursive: bool,
-    sidecar: Sequence[str],
-    existing: str,
-    prefix: str,
-    suffix: str,
-    strict: bool,
-    as_json: bool,
+    options: FolderOptions,
 ) -> None:
     """Describe all photos of ``sources``, with a progress bar; exits with 2 if some could not be read."""
     from triptych.folders import Journal, Sidecars, count_photos, describe_photos, walk_photos, write_output
     from triptych.folders.outputs import journal_path
 
-    sidecars = Sidecars(tuple(sidecar), existing, prefix, suffix)
-    total = count_photos(sources, recursive)
-    journal = None if out is None else Journal(journal_path(out), settings, restart=existing != "skip")
+    out, as_json = options.out, options.as_json
+    sidecars = Sidecars(options.sidecar, options.existing, options.prefix, options.suffix)
+    total = count_photos(sources, options.recursive)
+    journal = None if out is None else Journal(journal_path(out), settings, restart=options.existing != "skip")
     console = Console(stderr=True)
     with Progress(
         TextColumn("photos"),
@@ -82,11 +95,11 @@ def describe_folder(
             bar.update(task, rate=f"{speed:.1f} photos/s" if speed else "")
 
         summary = describe_photos(
-            walk_photos(sources, recursive),
+            walk_photos(sources, options.recursive),
             describe,
             journal=journal,
             sidecars=sidecars,
-            strict=strict,
+            strict=options.strict,
             result=lambda record: print_record({**record, **settings}, as_json) if out is None or as_json else None,
             progress=advance,
         )

@@ -67,7 +67,7 @@ def describe_photos(
     Args:
         names: paths of photos.
         describe: a batch of RGB photos -> a description of each.
-        journal: gets a record for each photo; photos that it holds already are skipped.
+        journal: gets a record for each photo; photos that it holds already are skipped. Without one, photos whose sidecars exist are.
         sidecars: how files beside the photos are written, if they are.
         strict: stop at the first photo that cannot be read instead of leaving it out.
         result: called with the record of each photo, as it comes.
@@ -82,7 +82,7 @@ def describe_photos(
 
     def pending() -> Iterator[str]:
         for name in names:
-            if (journal is not None and name in journal) or sidecars.complete(name):
+            if sidecars.complete(name) if journal is None else name in journal:
                 summary.skipped += 1
                 progress(1)
             else:
@@ -90,12 +90,14 @@ def describe_photos(
 
     for batch in decoded_batches(pending()):
         readable = [(name, photo) for name, photo in batch if isinstance(photo, Image)]
+        began = time.perf_counter()
         described = iter(describe([photo for _, photo in readable]) if readable else ())
+        seconds = round((time.perf_counter() - began) / max(1, len(readable)), 3)
         records: list[dict[str, Any]] = []
         for name, photo in batch:
             if isinstance(photo, Image):
                 text, details = next(described)
-                record = {"image": name, "caption": sidecars.decorated(text), **details}
+                record = {"image": name, "caption": sidecars.decorated(text), **details, "seconds": seconds}
                 try:
                     sidecars.write(name, record, record["caption"])
                 except InputError as error:
