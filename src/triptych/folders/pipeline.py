@@ -26,6 +26,7 @@ from triptych.io.images import load_image
 PHOTO_BATCH = 8
 AHEAD = 2  # batches that are decoded while the model works on another one
 THREADS = 2
+SIDE = 512  # pixels: large JPEGs are decoded at part of their size, never below twice this
 
 
 class Description(NamedTuple):
@@ -135,6 +136,6 @@ def decoded_batches(names: Iterator[str]) -> Iterator[list[tuple[str, Image | In
 
 def decode_photo(name: str) -> Image | InputError:
     try:
-        return load_image(name)
+        return load_image(name, target=SIDE)
     except InputError as error:
         return error
