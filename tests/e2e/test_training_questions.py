@@ -10,7 +10,7 @@ from tiny_blip2 import tiny_blip2
 from tiny_blip2_training import THINGS, data
 
 from triptych.checkpoints.format import load_checkpoint
-from triptych.data.english.questions import Question
+from triptych.data.english.kinds import Question
 from triptych.errors import InputError
 from triptych.text.prompt import IGNORED
 from triptych.train.blip2.batches import Asked, QuestionRows

@@ -10,7 +10,8 @@ from PIL import Image
 from tiny_blip2 import blip2_tasks
 
 from triptych.data import Photo
-from triptych.data.english.questions import PairQuestion, Question
+from triptych.data.english.kinds import Question
+from triptych.data.english.pairs import PairQuestion
 from triptych.evaluate.choice import accuracy, swapped
 from triptych.evaluate.retrieval import recall, reranked
 from triptych.evaluate.vqa import by_kind, marked, without_photo

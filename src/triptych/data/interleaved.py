@@ -26,7 +26,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from triptych.data.english.caption_facts import read_caption, with_article
-from triptych.data.english.questions import SIDES, Question, make_pairs, make_questions, stated_questions
+from triptych.data.english.given import given_questions
+from triptych.data.english.kinds import Question
+from triptych.data.english.pairs import SIDES, make_pairs
+from triptych.data.english.questions import make_questions
 from triptych.data.photos import Photo
 from triptych.text.prompt import CAPTION, photo_names, question_after_pictures, question_prompt, split_at_images
 from triptych.text.vocabulary import plain_caption
@@ -170,7 +173,7 @@ class Sequences:
     def __init__(self, photos: Sequence[Photo], drawings: Sequence[Photo], seed: int = 0) -> None:
         self.photos = photos
         made = make_questions(photos, seed)
-        self.questions = [stated_questions(photo) or own for photo, own in zip(photos, made, strict=True)]
+        self.questions = [given_questions(photo) or own for photo, own in zip(photos, made, strict=True)]
         self.by_kind: dict[str, list[int]] = defaultdict(list)
         for place, questions in enumerate(self.questions):
             for kind in {question.kind for question in questions}:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import track
 
 from triptych.data import open_dataset
-from triptych.data.english.questions import PairQuestion, make_pairs
+from triptych.data.english.pairs import PairQuestion, make_pairs
 from triptych.errors import InputError
 from triptych.tasks import Answers, Matches, load
 from triptych.text.prompt import statement

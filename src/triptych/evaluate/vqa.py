@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.progress import track
 
 from triptych.data import Photo, open_dataset
-from triptych.data.english.questions import Question, make_questions, question_prior, stated_questions
+from triptych.data.english.given import given_answers, given_questions, question_prior
+from triptych.data.english.kinds import Question
+from triptych.data.english.questions import make_questions
 from triptych.errors import InputError
 from triptych.io.files import write_file
 from triptych.metrics.vqa import vqa_accuracy
@@ -72,7 +74,7 @@ def without_photo(chooser: Answers, questions: Sequence[str]) -> list[str]:
 
 def questions_of(photos: Sequence[Photo], seed: int, per_photo: int) -> list[tuple[Photo, Question]]:
     """The data set's own questions where it has any, else those made of its captions."""
-    stated = [(photo, question) for photo in photos for question in stated_questions(photo)]
+    stated = [(photo, question) for photo in photos for question in given_questions(photo)]
     if stated:
         return stated
     captioned = [photo for photo in photos if photo.captions]
@@ -94,8 +96,7 @@ def people(photo: Photo, question: Question) -> list[str]:
     """What people answered, where the data set says it."""
     stated: Iterable[Any] = photo.extra.get("vqa") or ()
     same = [entry for entry in stated if entry.get("question") == question.question]
-    answers = same[0].get("answers", ()) if same else ()
-    return [str(answer.get("answer") if isinstance(answer, dict) else answer) for answer in answers]
+    return given_answers(same[0]) if same else []
 
 
 def marked(answer: str, question: Question, given: Sequence[str]) -> float:

@@ -1,7 +1,7 @@
-"""What a caption says, read with the words of `triptych.data.english.question_words`: its nouns, and who does what to which.
+"""What a caption says, read with the words of `word_lists`: its nouns, and who does what to which.
 
 Each word gets a tag of one letter, and a pattern over the tags finds the noun phrases; each of them is then one ``n``. So
-"a boy in a red shirt is riding a bike" has the shape ``npnign``, in which further patterns find deeds and places. What is not
+"a boy in a red shirt is riding a bike" has the shape ``npnign``, in which further patterns find actions and places. What is not
 understood is passed over: a noun before an unknown word is not read, for that word may be the head ("a dog house").
 """
 
@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from triptych.data.english.question_words import (
+from triptych.data.english.word_lists import (
     ADJECTIVES,
     ADVERBS,
     COLOURS,
@@ -36,15 +36,15 @@ class Noun:
     count: int | None = None  # None where a plural does not say
     colours: tuple[str, ...] = ()
     other: bool = False
-    pursuit: str = ""  # a surfer's is surfing
+    activity: str = ""  # a surfer's is surfing
 
     @property
-    def shown(self) -> str:
+    def form(self) -> str:
         return PLURALS[self.name] if self.plural else self.name
 
 
 @dataclass(frozen=True)
-class Deed:
+class Action:
     """Who does what: "the man sits on a bench" is man, "sitting", "on", (bench,)."""
 
     subject: Noun
@@ -65,19 +65,21 @@ class Caption:
         part = self.parts[at] if at >= 0 else None
         return part if isinstance(part, Noun) else None
 
-    def deeds(self) -> Iterator[Deed]:
+    def actions(self) -> Iterator[Action]:
         for noun in self.nouns:
-            if noun.pursuit:
-                yield Deed(noun, noun.pursuit)
-        for match in DEED.finditer(self.shape):
-            subject, verb = self._subject(match.start()), DEEDS[str(self.parts[match.start()])]
+            if noun.activity:
+                yield Action(noun, noun.activity)
+        for match in ACTION.finditer(self.shape):
+            subject, verb = self._subject(match.start()), VERB_OF[str(self.parts[match.start()])]
             preposition = str(self.parts[match.start("by")]) if match["by"] else ""
             if subject:
-                yield Deed(subject, verb, preposition, self._chain(*match.span("what")))
+                yield Action(subject, verb, preposition, self._chain(*match.span("what")))
         for match in CLAD.finditer(self.shape):
             subject, objects = self.noun(match.start()), self._chain(*match.span("what"))
             if subject and subject.kind in ACTORS and self.parts[match.start() + 1] in ("in", "with"):
-                yield Deed(subject, "wearing", "", tuple(noun for noun in objects if noun.kind in ("clothes", "hair")))
+                yield Action(
+                    subject, "wearing", "", tuple(noun for noun in objects if noun.kind in ("clothes", "hair"))
+                )
 
     def places(self) -> Iterator[Noun]:
         """Where what it tells of takes place."""
@@ -159,9 +161,9 @@ def _tags(words: list[str]) -> str:
     for i, word in enumerate(words):
         before, after = tags[-1:] or ".", words[i + 1] if i + 1 < len(words) else "."
         tag = TAGS.get(word) or ("R" if re.search(r"(ing|ed|ly)$", word) else "X")
-        if word in DEEDS and i and words[i - 1] == "to":
+        if word in VERB_OF and i and words[i - 1] == "to":
             tag = "R"
-        elif word in FORMS and word in DEEDS and (before not in "DCJ1OPSXT" or _is_clothes(words[i - 1])):
+        elif word in FORMS and word in VERB_OF and (before not in "DCJ1OPSXT" or _is_clothes(words[i - 1])):
             tag = "V"
         elif tag == "V" and before in "DCJ1OSP":
             tag = "X"
@@ -187,19 +189,15 @@ def _noun(words: list[str], match: re.Match[str]) -> Noun:
 
 def _forms() -> Iterator[tuple[str, Noun]]:
     """Each noun's forms, with what they name."""
-    kind = ""
-    for line in NOUNS.replace("\\\n", "").strip().splitlines():
-        if line.startswith("# "):
-            kind = line[2:]
-            continue
-        name, forms = line.split(": ")
-        for form in forms.split():
-            singular, plural = form.split("/") if "/" in form else (form, _plural(form))
-            pursuit = ROLES.get(singular, "")
-            if singular:
-                yield singular, Noun(name, kind, False, pursuit=pursuit)
-            if plural:
-                yield plural, Noun(name, kind, True, pursuit=pursuit)
+    for kind, names in NOUNS.items():
+        for name, forms in names.items():
+            for form in forms.split():
+                singular, plural = form.split("/") if "/" in form else (form, _plural(form))
+                activity = ROLES.get(singular, "")
+                if singular:
+                    yield singular, Noun(name, kind, False, activity=activity)
+                if plural:
+                    yield plural, Noun(name, kind, True, activity=activity)
 
 
 def _plural(word: str) -> str:
@@ -209,9 +207,8 @@ def _plural(word: str) -> str:
 
 def _verbs() -> Iterator[tuple[str, str, str]]:
     """Each verb's forms: word, its participle, the verb of `VERBS` that it is an instance of."""
-    for line in VERBS.strip().splitlines():
-        name, bases = line.split(": ")
-        for base in bases.split():
+    for name, bases in VERBS.items():
+        for base in bases:
             participle = _gerund(base)
             yield base, participle, name
             yield "has" if base == "have" else _plural(base), participle, name
@@ -221,17 +218,17 @@ def _verbs() -> Iterator[tuple[str, str, str]]:
 FORMS = dict(_forms())
 PLURALS = {form.name: word for word, form in reversed(FORMS.items()) if form.plural}
 PARTICIPLES = {word: participle for word, participle, _ in _verbs()}
-DEEDS = {word: name for word, _, name in _verbs()}
+VERB_OF = {word: name for word, _, name in _verbs()}
 
 TAGS = {
     **{word: "G" if word == participle else "V" for word, participle in PARTICIPLES.items()},
     **{word: {"human": "H", "animal": "A"}.get(form.kind, "T") for word, form in FORMS.items()},
-    **dict.fromkeys(DETERMINERS.split(), "D"),
-    **dict.fromkeys(ADJECTIVES.split(), "J"),
+    **dict.fromkeys(DETERMINERS, "D"),
+    **dict.fromkeys(ADJECTIVES, "J"),
     **dict.fromkeys(COLOURS, "C"),
     **dict.fromkeys(NUMBERS, "1"),
-    **dict.fromkeys(PREPOSITIONS.split(), "P"),
-    **dict.fromkeys(ADVERBS.split(), "R"),
+    **dict.fromkeys(PREPOSITIONS, "P"),
+    **dict.fromkeys(ADVERBS, "R"),
     **dict.fromkeys(("another", "other", "others"), "O"),
     **dict.fromkeys(("like", "without", "no", "for", "not"), "L"),  # what follows need not be there
     **dict.fromkeys(("is", "are"), "I"),
@@ -247,5 +244,5 @@ PHRASE = re.compile("|".join(rf"\b({pattern})\b" for pattern in PHRASES))
 PHRASE_WORDS = ["", *PHRASES.values()]
 
 NOUN_PHRASE = re.compile(r"(?P<not>L?)[D1OS]*(?:[CJ](?:[,&]{1,2}(?=[CJ]))?)*[XT]*[THA](?![THAX])")
-DEED = re.compile(r"[gv]r*(?P<by>p?)r*(?P<what>n(?:[,&]{1,2}n(?![rigv]))*(?![sn]))?")
+ACTION = re.compile(r"[gv]r*(?P<by>p?)r*(?P<what>n(?:[,&]{1,2}n(?![rigv]))*(?![sn]))?")
 CLAD = re.compile(r"n(?=p(?P<what>n(?:[,&]{1,2}n(?![rigv]))*(?![sn])))")

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from triptych.data import Photo
-from triptych.data.english.questions import PairQuestion, Question
+from triptych.data.english.kinds import Question
+from triptych.data.english.pairs import PairQuestion
 from triptych.text.prompt import IGNORED, qformer_texts, question_prompt, split_at_images
 from triptych.text.tokenizer import TextTokenizer
 from triptych.text.vocabulary import plain_caption

@@ -21,7 +21,10 @@ from torch.distributed.nn.functional import all_gather
 
 from triptych.checkpoints.config import Card
 from triptych.data import Photo
-from triptych.data.english.questions import Question, make_pairs, make_questions, stated_questions
+from triptych.data.english.given import given_questions
+from triptych.data.english.kinds import Question
+from triptych.data.english.pairs import make_pairs
+from triptych.data.english.questions import make_questions
 from triptych.errors import InputError
 from triptych.evaluate.retrieval import recall
 from triptych.generate import Search, generate
@@ -338,7 +341,7 @@ def generated(
 def asked_of(photos: Sequence[Photo], seed: int) -> list[list[Question]]:
     """The questions that each photo comes with, else those made of its captions."""
     made = make_questions(photos, seed)
-    return [stated_questions(photo) or own for photo, own in zip(photos, made, strict=True)]
+    return [given_questions(photo) or own for photo, own in zip(photos, made, strict=True)]
 
 
 def answered(
