@@ -1,4 +1,4 @@
-"""What a model attended to: the evidence that an answer may carry."""
+"""Evidence: where a model looked for each word of its answer."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,14 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a model looked at for each of the T words that it produced, over N pictures.
+    """Where a model looked in N pictures for each of the T words that it produced.
 
-    words:    T words; one that spans several tokens is merged by the caller.
-    maps:     [T, N, h, w], >= 0: how much of word t's looking fell on each grid cell of picture n.
+    words:    T words; the caller merges the tokens of a word.
+    maps:     [T, N, h, w], >= 0: the attention of word t on each grid cell of picture n.
     logprobs: T natural logarithms of the words' probabilities.
-    Raises TriptychError where the three disagree or a map holds negative or non-finite values.
+
+    Raises:
+        TriptychError: the three have different lengths, or a map holds negative or non-finite values.
     """
 
     words: tuple[str, ...]
@@ -39,6 +41,10 @@ class Evidence:
 
 
 def check_pictures(count: int, evidence: Evidence) -> None:
-    """Raises TriptychError where the evidence is not about `count` pictures."""
+    """Check that the evidence is about ``count`` pictures.
+
+    Raises:
+        TriptychError: it is about another number of pictures.
+    """
     if count != evidence.maps.shape[1]:
         raise TriptychError(f"evidence is about {evidence.maps.shape[1]} pictures, but {count} were given")

@@ -62,10 +62,11 @@ def run(line: str) -> str:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_the_page_runs(page: str, photos: Path, load_once: None) -> None:
+    names: dict[str, object] = {}  # the Python blocks of a page go on from one another
     for language, text in blocks(page):
         if language == "python":
             with contextlib.redirect_stdout(io.StringIO()):
-                exec(compile(text, page, "exec"), {"__name__": "__main__"})
+                exec(compile(text, page, "exec"), names)
         else:
             for line in text.splitlines():
                 assert run(line), line

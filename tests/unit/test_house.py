@@ -21,7 +21,7 @@ LONGER = frozenset(  # still to be split
 MOST_SHARED = 110  # names that more than one file defines
 MOST_DIALECT = 220  # names of the dialect that are still defined
 
-# Words that name no thing of the field: see the glossary in CONTRIBUTING.md.
+# Words that name no thing of the field: see CONTRIBUTING.md, Habits.
 DIALECT = {
     "told",
     "seen",
