@@ -1,25 +1,32 @@
 """Turning logits into text: greedy, sampling, beam search, streaming; batched, with the log-probability of every token.
 
 This module knows no model. It asks for three things (``StepModel``): ``prefill`` reads the inputs and returns the logits of the
-first token, ``step`` takes one token per row, and ``state.reorder`` lets rows continue others. Arrays may be of any library that
-``torch.as_tensor`` takes, so an engine without torch fits as well. Shapes: B inputs, K rows (beams, samples) of each, V tokens.
+first token, ``step`` takes one token per row, and ``state.reorder`` lets rows continue others. The search is NumPy's; a model whose
+logits are torch's is given torch's tensors, on its device. Shapes: B inputs, K rows (beams, samples) of each, V tokens.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeVar
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from triptych.errors import InputError
 from triptych.interruption import check_interruption
 
+Scores = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+TOP_BLOCK = 256  # candidates of which only the best is looked at first
+
 
 class State(Protocol):
-    def reorder(self, rows: Tensor) -> Self:
+    def reorder(self, rows: Any) -> Self:
         """Row ``[b, k]`` continues the old row ``rows[b, k]``; inputs may be dropped, K may change, rows of one input stay together."""
         ...
 
@@ -29,13 +36,13 @@ StateT = TypeVar("StateT", bound=State)
 
 
 class StepModel(Protocol[Inputs, StateT]):
-    """``Inputs``: what is read, of B inputs. Logits are arrays that ``torch.as_tensor`` takes."""
+    """``Inputs``: what is read, of B inputs. Logits are NumPy's or torch's; so are the ``ids`` and ``rows`` that come back."""
 
     def prefill(self, inputs: Inputs) -> tuple[Any, StateT]:
         """-> logits of the first new token ``[B, V]``, state with one row for each input."""
         ...
 
-    def step(self, ids: Tensor, state: StateT) -> tuple[Any, StateT]:
+    def step(self, ids: Any, state: StateT) -> tuple[Any, StateT]:
         """``ids [B * K]`` -> logits of the next token ``[B * K, V]``, the state after ``ids``."""
         ...
 
@@ -95,15 +102,36 @@ class Hypothesis:
         return self.logprob / len(self.logprobs) ** length_penalty
 
 
-def log_softmax(logits: Any, search: Search) -> Tensor:
+def to_numpy(array: Any) -> Scores:
+    """An array of NumPy's, or a tensor of torch's on any device, in fp32."""
+    if isinstance(array, np.ndarray):
+        return array.astype(np.float32, copy=False)
+    return np.asarray(array.detach().float().cpu().numpy())
+
+
+def like(array: Ints, logits: Any) -> Any:
+    """``array`` as a model expects it whose logits these are."""
+    if isinstance(logits, np.ndarray):
+        return array
+    return sys.modules["torch"].from_numpy(array).to(logits.device)
+
+
+def without_gradients() -> AbstractContextManager[Any]:
+    """torch's inference mode, where torch is in use."""
+    torch = sys.modules.get("torch")
+    return torch.inference_mode() if torch else nullcontext()
+
+
+def log_softmax(logits: Any, search: Search) -> Scores:
     """``[rows, V]`` log-probabilities in fp32, the banned tokens at minus infinity."""
-    scores = torch.as_tensor(logits).float()
+    scores = to_numpy(logits)
     if search.banned:
-        scores = scores.index_fill(-1, torch.tensor(sorted(search.banned), device=scores.device), -torch.inf)
-    return scores.log_softmax(-1)
+        scores = scores.copy()
+        scores[:, sorted(search.banned)] = -np.inf
+    scores = scores - scores.max(-1, keepdims=True)
+    return scores - np.log(np.exp(scores).sum(-1, keepdims=True))
 
 
-@torch.inference_mode()
 def generate(
     model: StepModel[Inputs, StateT], inputs: Inputs, search: Search, seeds: Sequence[int] | None = None
 ) -> list[list[Hypothesis]]:
@@ -111,26 +139,28 @@ def generate(
 
     ``seeds``: one for each input instead of ``search.seed`` for all, where the draws of different inputs must be independent.
     """
-    if search.temperature == 0 and search.beams > 1:
-        return beam_search(model, inputs, search)
-    texts: list[list[list[tuple[int, float]]]] = []
-    for tokens in decode(model, inputs, search, seeds):
-        if not texts:
-            texts = [[[] for _ in row] for row in tokens]
-        for text_row, token_row in zip(texts, tokens, strict=True):
-            for text, token in zip(text_row, token_row, strict=True):
-                if token is not None:
-                    text.append(token)
+    with without_gradients():
+        if search.temperature == 0 and search.beams > 1:
+            return beam_search(model, inputs, search)
+        texts: list[list[list[tuple[int, float]]]] = []
+        for tokens in decode(model, inputs, search, seeds):
+            if not texts:
+                texts = [[[] for _ in row] for row in tokens]
+            for text_row, token_row in zip(texts, tokens, strict=True):
+                for text, token in zip(text_row, token_row, strict=True):
+                    if token is not None:
+                        text.append(token)
     return [[to_hypothesis(text, search.eos) for text in row] for row in texts]
 
 
-@torch.inference_mode()
 def stream(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search) -> Iterator[tuple[int, float]]:
     """Token ids and log-probabilities of a single input as they are made, without the end token."""
     if search.beams > 1 or search.n_best > 1:
         raise InputError("streaming writes one text as it is made: use beams = 1 and n_best = 1")
-    for tokens in decode(model, inputs, search):
-        [[token]] = tokens
+    tokens = decode(model, inputs, search)
+    while True:
+        with without_gradients():  # not while the caller has the token
+            [[token]] = next(tokens, [[None]])
         if token is None or token[0] in search.eos:
             return
         yield token
@@ -152,14 +182,14 @@ def decode(
     seeds = [search.seed] * batch if seeds is None else seeds
     if len(seeds) != batch:
         raise ValueError(f"{len(seeds)} seeds for {batch} inputs")
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    order = torch.arange(batch, device=logprobs.device)[:, None].expand(-1, rows)
+    draws = [Uniform(seed) for seed in seeds]
     if rows > 1:
-        state, logprobs = state.reorder(order), logprobs.repeat_interleave(rows, 0)
+        order = np.repeat(np.arange(batch)[:, None], rows, 1)
+        state, logprobs = state.reorder(like(order, logits)), logprobs.repeat(rows, 0)
     inputs_left, alive = list(range(batch)), [[True] * rows for _ in range(batch)]
     for position in range(search.max_new_tokens):
-        ids = choose(logprobs, [generators[source] for source in inputs_left], search)
-        chosen = logprobs.gather(1, ids[:, None]).squeeze(1)
+        ids = choose(logprobs, [draws[source] for source in inputs_left], search)
+        chosen = logprobs[np.arange(len(ids)), ids]
         tokens: list[list[tuple[int, float] | None]] = [[None] * rows for _ in range(batch)]
         for index, (token, logprob) in enumerate(zip(ids.tolist(), chosen.tolist(), strict=True)):
             source, row = inputs_left[index // rows], index % rows
@@ -171,32 +201,70 @@ def decode(
         if not kept or position + 1 == search.max_new_tokens:
             return
         if len(kept) < len(inputs_left):
-            order = torch.tensor(kept, device=ids.device)[:, None] * rows + torch.arange(rows, device=ids.device)
-            ids, state = ids[order.flatten()], state.reorder(order)
+            order = np.array(kept)[:, None] * rows + np.arange(rows)
+            ids, state = ids[order.reshape(-1)], state.reorder(like(order, logits))
             inputs_left = [inputs_left[index] for index in kept]
         check_interruption()
-        logits, state = model.step(ids, state)
+        logits, state = model.step(like(ids, logits), state)
         logprobs = log_softmax(logits, search)
 
 
-def choose(logprobs: Tensor, generators: Sequence[torch.Generator], search: Search) -> Tensor:
-    """One token for each row: the likeliest, or drawn after temperature, top-k and top-p (each input by its own generator)."""
+class Uniform:
+    """Random numbers of one input: the Mersenne Twister of torch's generators on a CPU, number for number."""
+
+    def __init__(self, seed: int) -> None:
+        self.bits = np.random.RandomState(seed & 0xFFFFFFFF)._bit_generator
+
+    def draw(self, count: int) -> NDArray[np.float64]:
+        """``count`` numbers from 0 to 1."""
+        high, low = self.bits.random_raw(2 * count).reshape(count, 2).T
+        mantissas = (high << np.uint64(32) | low) & np.uint64((1 << 53) - 1)
+        return mantissas.astype(np.float64) * 2.0**-53
+
+
+def choose(logprobs: Scores, draws: Sequence[Uniform], search: Search) -> Ints:
+    """One token for each row: the likeliest, or drawn after temperature, top-k and top-p (each input by its own numbers)."""
     if search.temperature == 0:
         return logprobs.argmax(-1)
-    scores = logprobs / search.temperature
+    scores = logprobs / np.float32(search.temperature)
     if 0 < search.top_k < scores.shape[-1]:
-        scores = scores.masked_fill(scores < scores.topk(search.top_k).values[:, -1:], -torch.inf)
+        lowest = np.partition(scores, -search.top_k, -1)[:, -search.top_k, None]
+        scores = np.where(scores < lowest, -np.inf, scores)
     if search.top_p < 1:
-        ordered, order = scores.softmax(-1).sort(-1, descending=True)
+        order = np.argsort(-scores, -1, kind="stable")
+        ordered = np.take_along_axis(softmax(scores), order, -1)
         beyond = ordered.cumsum(-1) - ordered >= search.top_p  # keeps the token that crosses the line
-        scores = scores.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
-    rows = len(scores) // len(generators)
-    device = torch.device("cpu") if scores.device.type == "mps" else scores.device  # MPS has no float64
-    uniform = torch.cat([torch.rand(rows, 1, dtype=torch.float64, generator=g) for g in generators]).to(device)
+        cut = np.empty_like(beyond)
+        np.put_along_axis(cut, order, beyond, -1)
+        scores = np.where(cut, -np.inf, scores)
+    rows = len(scores) // len(draws)
+    uniform = np.concatenate([numbers.draw(rows) for numbers in draws])
     # the inverse of the cumulative distribution at a random number
-    below = scores.softmax(-1).to(device).cumsum(-1, dtype=torch.float64)
-    drawn = torch.searchsorted(below, uniform * below[:, -1:], right=True).squeeze(1)
-    return drawn.clamp_max(scores.shape[-1] - 1).to(scores.device)
+    below = softmax(scores).cumsum(-1, dtype=np.float64)
+    drawn = (below <= uniform[:, None] * below[:, -1:]).sum(-1)
+    return np.minimum(drawn, scores.shape[-1] - 1)
+
+
+def softmax(scores: Scores) -> Scores:
+    exponentials = np.exp(scores - scores.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def top(scores: Scores, count: int) -> tuple[Scores, Ints]:
+    """The largest ``count`` of each row of ``scores [B, N]``, in order, and where they are.
+
+    The largest lie in the blocks of columns whose maxima are largest, so only these are sorted.
+    """
+    rows, columns = scores.shape
+    places = np.broadcast_to(np.arange(columns), scores.shape)
+    if columns > 4 * count * TOP_BLOCK:
+        padding = np.full((rows, -columns % TOP_BLOCK), -np.inf, np.float32)
+        blocks = np.concatenate([scores, padding], 1).reshape(rows, -1, TOP_BLOCK)
+        best = np.sort(np.argpartition(-blocks.max(2), count - 1, 1)[:, :count], 1)
+        places = (best[..., None] * TOP_BLOCK + np.arange(TOP_BLOCK)).reshape(rows, -1)
+        scores = np.take_along_axis(blocks, best[..., None], 1).reshape(rows, -1)
+    order = np.argsort(-scores, 1, kind="stable")[:, :count]
+    return np.take_along_axis(scores, order, 1), np.minimum(np.take_along_axis(places, order, 1), columns - 1)
 
 
 def beam_search(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search) -> list[list[Hypothesis]]:
@@ -206,25 +274,24 @@ def beam_search(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search
     """
     logits, state = model.prefill(inputs)
     logprobs = log_softmax(logits, search)
-    batch, vocabulary = logprobs.shape
-    device, beams = logprobs.device, search.beams
+    (batch, vocabulary), beams = logprobs.shape, search.beams
     ended: list[list[Hypothesis]] = [[] for _ in range(batch)]
     inputs_left = list(range(batch))
-    totals = torch.zeros(batch, 1, device=device)  # [B, K] log-probability of each beam; minus infinity: it is dead
+    totals = np.zeros((batch, 1), np.float32)  # [B, K] log-probability of each beam; minus infinity: it is dead
     texts: list[list[tuple[tuple[int, float], ...]]] = [[()] for _ in range(batch)]
 
     for position in range(search.max_new_tokens):
-        candidates = (totals[..., None] + logprobs.view(*totals.shape, vocabulary)).flatten(1)
-        best, index = candidates.topk(min(beams, candidates.shape[1]))
+        candidates = (totals[..., None] + logprobs.reshape(*totals.shape, vocabulary)).reshape(len(totals), -1)
+        best, index = top(candidates, min(beams, candidates.shape[1]))
         parents, ids = index // vocabulary, index % vocabulary
-        first_rows = torch.arange(len(totals), device=device)[:, None] * totals.shape[1]
-        token_logprobs = logprobs[(first_rows + parents).flatten(), ids.flatten()].view_as(best).tolist()
+        first_rows = np.arange(len(totals))[:, None] * totals.shape[1]
+        token_logprobs = logprobs[first_rows + parents, ids].tolist()
         last = position + 1 == search.max_new_tokens
         kept, survivors = [], []
         for row, (source, scores) in enumerate(zip(inputs_left, best.tolist(), strict=True)):
             slots, alive = beams - len(ended[source]), []
             for k, score in enumerate(scores[:slots]):
-                if score == -torch.inf:
+                if score == -np.inf:
                     break
                 token = (int(ids[row, k]), token_logprobs[row][k])
                 text = (*texts[row][int(parents[row, k])], token)
@@ -238,15 +305,15 @@ def beam_search(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search
         if not kept:
             break
         # Each photo's survivors come first; where there are fewer than beams, its first one is repeated, dead.
-        columns = torch.tensor([[k for k, _ in a] + [a[0][0]] * (beams - len(a)) for a in survivors], device=device)
-        dead = torch.arange(beams, device=device) >= torch.tensor([[len(a)] for a in survivors], device=device)
-        rows = torch.tensor(kept, device=device)
-        totals = best[rows].gather(1, columns).masked_fill(dead, -torch.inf)
+        columns = np.array([[k for k, _ in a] + [a[0][0]] * (beams - len(a)) for a in survivors])
+        dead = np.arange(beams) >= np.array([[len(a)] for a in survivors])
+        rows = np.array(kept)[:, None]
+        totals = np.where(dead, np.float32(-np.inf), best[rows, columns])
         texts = [[text for _, text in alive] for alive in survivors]
         inputs_left = [inputs_left[row] for row in kept]
-        state = state.reorder((first_rows + parents)[rows].gather(1, columns))
+        state = state.reorder(like((first_rows + parents)[rows, columns], logits))
         check_interruption()
-        logits, state = model.step(ids[rows].gather(1, columns).flatten(), state)
+        logits, state = model.step(like(ids[rows, columns].reshape(-1), logits), state)
         logprobs = log_softmax(logits, search)
 
     rank = search.length_penalty

@@ -1,4 +1,4 @@
-"""Search against brute force and plain loops. The model here is numpy alone: generation must not assume torch modules."""
+"""Search against brute force and plain loops. The model here is NumPy alone: generation must not need torch."""
 
 import itertools
 import math
@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,8 +21,8 @@ Rng = np.random.Generator
 class Memory(NamedTuple):
     h: np.ndarray  # [rows, WIDTH]
 
-    def reorder(self, rows: torch.Tensor) -> Self:
-        return self._replace(h=self.h[rows.numpy().reshape(-1)])
+    def reorder(self, rows: np.ndarray) -> Self:
+        return self._replace(h=self.h[rows.reshape(-1)])
 
 
 class TinyLM:
@@ -40,10 +39,10 @@ class TinyLM:
         h = np.tanh(inputs)
         return h @ self.out + self.bias, Memory(h)
 
-    def step(self, ids: torch.Tensor, state: Memory) -> tuple[np.ndarray, Memory]:
+    def step(self, ids: np.ndarray, state: Memory) -> tuple[np.ndarray, Memory]:
         assert ids.shape == (len(state.h),)
         self.rows_stepped.append(len(ids))
-        h = np.tanh(state.h @ self.recur + self.embed[ids.numpy()])
+        h = np.tanh(state.h @ self.recur + self.embed[ids])
         return h @ self.out + self.bias, Memory(h)
 
 
@@ -59,7 +58,7 @@ def token_logprobs(model: TinyLM, one: np.ndarray, tokens: Sequence[int], banned
         scores = logits[0].copy()
         scores[list(banned)] = -np.inf
         found.append(float(scores[token] - np.log(np.exp(scores).sum())))
-        logits, state = model.step(torch.tensor([token]), state)
+        logits, state = model.step(np.array([token]), state)
     return found
 
 

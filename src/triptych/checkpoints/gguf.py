@@ -10,13 +10,15 @@ import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from triptych.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 STRING, ARRAY = 8, 9
@@ -42,7 +44,7 @@ class GGUF:
     entries: dict[str, Entry]
     data: mmap.mmap
 
-    def tensor(self, name: str) -> Tensor:
+    def array(self, name: str) -> NDArray[np.float32]:
         """A tensor in fp32, its own copy.
 
         InputError: there is none of this name, its values are not finite, or it is stored in a way that the library cannot read.
@@ -59,11 +61,16 @@ class GGUF:
         except NotImplementedError:
             kind = GGMLQuantizationType(dtype).name
             raise InputError(f"{self.path}: the tensor {name} is stored as {kind}, which cannot be read") from None
-        tensor = torch.from_numpy(np.array(values) if dtype == GGMLQuantizationType.F32 else values).view(shape)
-        low, high = tensor.aminmax()
-        if not (torch.isfinite(low) & torch.isfinite(high)):
+        values = values.reshape(shape)
+        if not (np.isfinite(values.min()) and np.isfinite(values.max())):
             raise InputError(f"{self.path}: the tensor {name} has values that are not finite")
-        return tensor
+        return values.copy() if dtype == GGMLQuantizationType.F32 else values
+
+    def tensor(self, name: str) -> Tensor:
+        """``array`` for torch."""
+        import torch
+
+        return torch.from_numpy(self.array(name))
 
 
 def read_gguf(path: Path | str) -> GGUF:

@@ -6,14 +6,16 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from triptych.checkpoints.gguf import GGUF, read_gguf
-from triptych.checkpoints.tables.language import Change, Table
 from triptych.errors import InputError
 from triptych.nn.configs import DecoderConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from triptych.checkpoints.tables.language import Change, Table
 
 GGUF_LLAMA: Table = {
     "embedding": ("token_embd",),
@@ -108,7 +110,7 @@ def rope_factors(read: Fields, width: int) -> tuple[float, ...] | None:
         )
     for name in (ROPE_FACTORS, LONG_ROPE[0]):
         if name in read.file.entries:
-            return tuple(read.file.tensor(name).tolist())
+            return tuple(read.file.array(name).tolist())
     factor = float(read("rope.scaling.factor", 1.0))
     return None if factor == 1 else (factor,) * (width // 2)
 

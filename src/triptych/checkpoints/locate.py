@@ -31,6 +31,12 @@ def check_files(directory: Path, config: CheckpointConfig[Any]) -> None:
             raise InputError(f"{path} is damaged or of another checkpoint: config.json expects another sha256")
 
 
+def features_fingerprint(config: CheckpointConfig[Any]) -> str:
+    """Names the weights that BLIP-2's features for contrast come from: those of the checkpoint, and the image encoder below them."""
+    encoder = config.encoder
+    return f"{config.files.get(WEIGHTS, 'unsaved')[:32]}-{encoder.name}-{encoder.image_size}"
+
+
 def backup_of(directory: Path) -> Path:
     """Where a save keeps what it replaces until it is done."""
     return directory.with_name(f".{directory.name}.old")

@@ -179,7 +179,7 @@ class Blip2Spec:
 
 
 class TextPieces(NamedTuple):
-    """Word pieces for the Q-Former, as ``WordPieces.encode`` makes them."""
+    """Word pieces for the Q-Former, as ``WordPieces.encode_arrays`` makes them."""
 
     input_ids: Array  # [K, T]
     mask: Array  # [K, T], True on text

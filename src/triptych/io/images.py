@@ -85,17 +85,25 @@ def content_hash(image: Image.Image) -> str:
     return digest.hexdigest()
 
 
-def pixel_values(image: Image.Image, size: int, mean: Sequence[float], std: Sequence[float]) -> "torch.Tensor":
+def pixel_array(image: Image.Image, size: int, mean: Sequence[float], std: Sequence[float]) -> npt.NDArray[np.float32]:
     """Return an RGB image as float32 [3, size, size]: stretched to the square, scaled to 0..1, then (x - mean) / std.
 
     The aspect ratio is given up, not a part of the picture: the models are trained so. Resampling is PIL's bicubic,
     which is antialiased. `mean` and `std` have one entry per channel: red, green, blue.
     """
+    square = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
+    values = np.ascontiguousarray(square.transpose(2, 0, 1)).astype(np.float32)
+    values /= np.float32(255)
+    values -= np.array(mean, np.float32)[:, None, None]
+    values /= np.array(std, np.float32)[:, None, None]
+    return values
+
+
+def pixel_values(image: Image.Image, size: int, mean: Sequence[float], std: Sequence[float]) -> "torch.Tensor":
+    """`pixel_array` for torch."""
     import torch
 
-    square = np.array(image.resize((size, size), Image.Resampling.BICUBIC))
-    values = torch.from_numpy(square).permute(2, 0, 1).float().div_(255)
-    return values.sub_(torch.tensor(mean).view(3, 1, 1)).div_(torch.tensor(std).view(3, 1, 1)).contiguous()
+    return torch.from_numpy(pixel_array(image, size, mean, std))
 
 
 def _from_array(array: npt.NDArray[Any]) -> Image.Image:

@@ -21,7 +21,7 @@ from triptych.models.frozen import buildable, frozen_encoder
 from triptych.nn.cnn import ConvNet
 from triptych.systems.configs import ShowAttendTellConfig
 from triptych.systems.show_attend_tell import ShowAttendTell
-from triptych.text.vocabulary import BOS, EOS, PAD, UNK, WordVocabulary
+from triptych.text.vocabulary import BOS, EOS, PAD, UNK, WordVocabulary, read_vocabulary
 
 
 @dataclass(frozen=True)
@@ -78,16 +78,6 @@ def trunk_prefixes(encoder: ConvNet) -> tuple[str, ...]:
 def sat_search(**settings: Any) -> Search:
     """Search settings that never choose a special word but the end."""
     return Search(frozenset({EOS}), banned=frozenset({PAD, BOS, UNK}), **settings)
-
-
-def read_vocabulary(path: Path) -> WordVocabulary:
-    try:
-        words = json.loads(path.read_text(encoding="utf-8"))["words"]
-        return WordVocabulary(tuple(map(str, words)))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a vocabulary: {error}") from None
 
 
 def trained_tensors(model: ShowAttendTell) -> dict[str, Tensor]:

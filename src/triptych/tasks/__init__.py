@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from triptych.checkpoints.locate import load_config, locate
+from triptych.engines.choice import Precision, gpu_possible, open_onnx
 from triptych.errors import InputError
 from triptych.tasks.answer import Answer, Match
 from triptych.tasks.blip2 import Blip2Tasks
@@ -39,45 +41,66 @@ __all__ = [
 ]
 
 
-def load(model: str | Path = "sat", device: str | torch.device | None = None) -> SatTasks | FlamingoTasks | Blip2Tasks:
-    """A model by its name (``"sat"``, ``"flamingo"``, ``"blip2"``) or checkpoint directory, on ``device`` (a GPU where there is one).
+SYSTEMS = {"sat": SatTasks, "flamingo": FlamingoTasks, "blip2": Blip2Tasks}
+
+
+def load(
+    model: str | Path = "sat", device: str | torch.device | None = None, precision: Precision | None = None
+) -> SatTasks | FlamingoTasks | Blip2Tasks:
+    """A model by its name (``"sat"``, ``"flamingo"``, ``"blip2"``) or checkpoint directory.
+
+    Args:
+        device: of torch; None = a GPU where there is one, else ONNX Runtime on the CPU, without torch.
+        precision: of the weights on ONNX Runtime; None = the fastest that keeps the texts.
 
     Raises:
         InputError: no such model, or its files are damaged.
         TriptychError: a pretrained part could not be fetched.
     """
+    directory = locate(model)
+    if device is None and gpu_possible():
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else None
+    system = load_config(directory).system
+    if device is None and system in SYSTEMS:
+        engine = open_onnx(directory, precision)
+        if engine is not None:
+            return SYSTEMS[system](engine, str(model))
+    return load_on_torch(directory, str(model), device or "cpu")
+
+
+def load_on_torch(directory: Path, name: str, device: str | torch.device) -> SatTasks | FlamingoTasks | Blip2Tasks:
+    """The reference engine, of any system that is registered."""
     import torch
 
-    from triptych.checkpoints.locate import locate
     from triptych.models.registry import system_of
 
-    directory = locate(model)
     system = system_of(directory)
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    engine = system.resolve("engine")(system.resolve("load")(directory), chosen)
-    loaded: SatTasks | FlamingoTasks | Blip2Tasks = system.resolve("tasks")(engine, str(model))
+    engine = system.resolve("engine")(system.resolve("load")(directory), torch.device(device))
+    loaded: SatTasks | FlamingoTasks | Blip2Tasks = system.resolve("tasks")(engine, name)
     return loaded
 
 
-def load_answerer(model: str | Path = "blip2") -> Answers:
+def load_answerer(model: str | Path = "blip2", precision: Precision | None = None) -> Answers:
     """A model that answers questions. Raises as ``load``, and InputError for one that cannot."""
-    loaded = load(model)
+    loaded = load(model, precision=precision)
     if not isinstance(loaded, Answers):
         raise InputError(f"{model} writes captions only: it cannot answer questions; choose flamingo or blip2")
     return loaded
 
 
-def load_matcher(model: str | Path = "blip2") -> Matches:
+def load_matcher(model: str | Path = "blip2", precision: Precision | None = None) -> Matches:
     """A model that matches photos and texts. Raises as ``load``, and InputError for one that cannot."""
-    loaded = load(model)
+    loaded = load(model, precision=precision)
     if not isinstance(loaded, Matches):
         raise InputError(f"{model} writes texts only: it cannot match; choose blip2")
     return loaded
 
 
-def load_completer(model: str | Path = "flamingo") -> FlamingoTasks:
+def load_completer(model: str | Path = "flamingo", precision: Precision | None = None) -> FlamingoTasks:
     """A model that learns from examples in its prompt, and talks. Raises as ``load``, and InputError for one that cannot."""
-    loaded = load(model)
+    loaded = load(model, precision=precision)
     if not isinstance(loaded, FlamingoTasks):
         raise InputError(f"{model} takes no examples and holds no dialogue: choose flamingo")
     return loaded

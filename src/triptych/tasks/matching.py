@@ -48,7 +48,7 @@ class Blip2Matching:
         """For the Q-Former. Raises InputError: a text is empty or too long."""
         if any(not text.strip() for text in texts):
             raise InputError("a text is empty: say what to look for")
-        return TextPieces(*self.spec.words.encode(texts, self.spec.max_pieces))
+        return TextPieces(*self.spec.words.encode_arrays(texts, self.spec.max_pieces))
 
     def itc_images(self, images: Sequence[ImageSource]) -> Floats:
         """Features for contrast of each photo's queries, ``[B, Q, E]``, of length 1."""

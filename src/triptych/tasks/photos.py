@@ -9,7 +9,8 @@ from threading import Lock
 import numpy as np
 
 from triptych.engines.interface import Array, PhotoEncoder
-from triptych.io.images import ImageSource, content_hash, load_image, pixel_values
+from triptych.evidence import Floats
+from triptych.io.images import ImageSource, content_hash, load_image, pixel_array
 
 REMEMBERED_BYTES = 128 * 2**20  # of photos' features that a model keeps
 ENCODED_TOGETHER = 8  # photos; more take memory and save no time on a CPU
@@ -55,7 +56,7 @@ class PhotoMemory:
         spec = self.encoder.photos
         keys: list[str] = []
         known: dict[str, Array] = {}
-        new: dict[str, Array] = {}  # pixels, of one size: the photos themselves may be large
+        new: dict[str, Floats] = {}  # pixels, of one size: the photos themselves may be large
         for image in images:
             photo = load_image(image, spec.size)
             keys.append(key := content_hash(photo))
@@ -64,11 +65,11 @@ class PhotoMemory:
             if (features := self.features.get(key)) is not None:
                 known[key] = features
             else:
-                new[key] = pixel_values(photo, spec.size, spec.mean, spec.std)
+                new[key] = pixel_array(photo, spec.size, spec.mean, spec.std)
         waiting = list(new)
         for first in range(0, len(waiting), ENCODED_TOGETHER):
             part = waiting[first : first + ENCODED_TOGETHER]
-            pixels = np.stack([np.asarray(new.pop(key)) for key in part])
+            pixels = np.stack([new.pop(key) for key in part])
             for key, features in zip(part, self.encoder.encode(pixels), strict=True):
                 known[key] = features
                 self.features.put(key, features)

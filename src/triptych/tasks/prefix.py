@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from triptych.engines.interface import Array, FlamingoInputs, PromptState
 from triptych.generate import StepModel
 
@@ -44,7 +42,7 @@ class PrefixState:
     def prefill(self, inputs: None = None) -> tuple[Array, PromptState]:
         return self.logits, self.state
 
-    def step(self, ids: Tensor, state: PromptState) -> tuple[Array, PromptState]:
+    def step(self, ids: Any, state: PromptState) -> tuple[Array, PromptState]:
         if state is self.state:
             self.written += ids.tolist()
         return self.engine.step(ids, state)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import regex
 
@@ -62,3 +64,13 @@ class WordVocabulary:
         """A sentence: ``"A dog's ball."``"""
         text = " ".join(self.words[i] for i in ids if i not in (PAD, BOS, EOS)).replace(" '", "'")
         return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+
+def read_vocabulary(path: Path) -> WordVocabulary:
+    try:
+        words = json.loads(path.read_text(encoding="utf-8"))["words"]
+        return WordVocabulary(tuple(map(str, words)))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a vocabulary: {error}") from None

@@ -6,14 +6,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
-from torch import Tensor
 
 from triptych.errors import InputError
 from triptych.generate import Search
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 MAX_FILE = 16 << 20
@@ -59,7 +63,9 @@ class WordPieces:
     def __len__(self) -> int:
         return len(self.words)
 
-    def encode(self, texts: Sequence[str], max_tokens: int = 512, cut: bool = False) -> tuple[Tensor, Tensor]:
+    def encode_arrays(
+        self, texts: Sequence[str], max_tokens: int = 512, cut: bool = False
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """``[CLS] pieces [SEP]`` of each text, padded on the right: ``input_ids [B, T]`` and ``text_mask [B, T]``, True on text.
 
         Special words inside a text are text like any other.
@@ -77,10 +83,17 @@ class WordPieces:
                 if not cut:
                     raise InputError(f"a text of {len(row)} word pieces, {max_tokens} at most: {text[:40]!r}...")
                 row[max_tokens - 1 :] = [self.sep]
-        lengths = torch.tensor([len(row) for row in rows])
+        lengths = np.array([len(row) for row in rows], np.int64)
         width = max(map(len, rows), default=0)
-        input_ids = torch.tensor([row + [self.pad] * (width - len(row)) for row in rows], dtype=torch.long)
-        return input_ids.view(len(rows), width), torch.arange(width) < lengths[:, None]
+        input_ids = np.array([row + [self.pad] * (width - len(row)) for row in rows], np.int64)
+        return input_ids.reshape(len(rows), width), np.arange(width) < lengths[:, None]
+
+    def encode(self, texts: Sequence[str], max_tokens: int = 512, cut: bool = False) -> tuple[Tensor, Tensor]:
+        """``encode_arrays`` for torch."""
+        import torch
+
+        ids, mask = self.encode_arrays(texts, max_tokens, cut)
+        return torch.from_numpy(ids), torch.from_numpy(mask)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids, in lower case and without special words."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from triptych.data import Photo
-from triptych.generate import Hypothesis, Search, StepModel, generate, log_softmax
+from triptych.generate import Hypothesis, Search, StepModel, generate
 from triptych.metrics.bleu import bleu
 from triptych.metrics.cider import CiderD, Tokens
 from triptych.metrics.tokenize import ptb_tokenize
@@ -92,5 +92,8 @@ def self_critical_loss(logits: Tensor, labels: Tensor, reward: Tensor, sampling:
     """
     advantage = reward - (reward.sum(1, keepdim=True) - reward) / (reward.shape[1] - 1)
     told = labels != IGNORED
-    logprobs = log_softmax(logits.float() / sampling.temperature, sampling).gather(1, labels[told][:, None])[:, 0]
+    scores = logits.float() / sampling.temperature
+    if sampling.banned:
+        scores = scores.index_fill(-1, torch.tensor(sorted(sampling.banned), device=scores.device), -torch.inf)
+    logprobs = scores.log_softmax(-1).gather(1, labels[told][:, None])[:, 0]
     return -(advantage[..., None].expand(labels.shape)[told] * logprobs).mean()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,11 @@ import torch
 from msgspec import to_builtins
 from torch import Tensor
 
-from triptych.checkpoints.format import sha256_of
+from triptych.checkpoints.locate import features_fingerprint
 from triptych.engines.interface import Array, Blip2Spec, MatchArrays, Piece, SoftPrompt, TextPieces
-from triptych.engines.torch.common import TorchEncoder, continuation_logprobs, count_parameters, megabytes, to_numpy
+from triptych.engines.torch.common import TorchEncoder, continuation_logprobs, count_parameters, megabytes
 from triptych.evidence import Floats
-from triptych.generate import State
+from triptych.generate import State, to_numpy
 from triptych.models import Blip2Model
 from triptych.nn.language_model import LanguageModel
 from triptych.nn.qformer import ImageKeysValues, Past, QFormerHeads, QFormerOutput
@@ -121,11 +120,9 @@ class TorchBlip2(TorchEncoder):
 
     # Matching
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        encoder = self.blip2.config.encoder
-        bridge = {k: v for k, v in self.model.state_dict().items() if not k.startswith(("lm.", "projection."))}
-        return f"{sha256_of(bridge)[:32]}-{encoder.name}-{encoder.image_size}"
+        return features_fingerprint(self.blip2.config)
 
     @torch.inference_mode()
     def itc_images(self, features: Sequence[Array]) -> Floats:

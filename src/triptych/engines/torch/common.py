@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from triptych.engines.interface import Array, PhotoSpec
-from triptych.evidence import Floats
-from triptych.generate import Search, log_softmax
 
 
 class TorchEncoder:
@@ -50,12 +47,8 @@ def continuation_logprobs(
     logits = first.expand(len(texts), -1)[:, None]
     if longest > 1:
         logits = torch.cat([logits, read_on(padded[:, :-1])], 1)
-    logprobs = log_softmax(logits, Search(frozenset())).gather(2, padded[..., None])[..., 0]
+    logprobs = logits.float().log_softmax(-1).gather(2, padded[..., None])[..., 0]
     return [logprobs[i, : len(row)].tolist() for i, row in enumerate(texts)]
-
-
-def to_numpy(x: Tensor) -> Floats:
-    return np.asarray(x.float().cpu().numpy(), dtype=np.float32)
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:

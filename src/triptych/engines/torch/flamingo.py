@@ -11,9 +11,10 @@ from msgspec import to_builtins
 from torch import Tensor
 
 from triptych.engines.interface import Array, FlamingoInputs, FlamingoSpec
-from triptych.engines.torch.common import TorchEncoder, continuation_logprobs, count_parameters, megabytes, to_numpy
+from triptych.engines.torch.common import TorchEncoder, continuation_logprobs, count_parameters, megabytes
 from triptych.errors import InputError
 from triptych.evidence import Floats
+from triptych.generate import to_numpy
 from triptych.models import FlamingoModel
 from triptych.systems.flamingo import FlamingoState, flamingo_prompt
 

@@ -11,8 +11,9 @@ from msgspec import to_builtins
 from torch import Tensor
 
 from triptych.engines.interface import Array, SatSpec
-from triptych.engines.torch.common import TorchEncoder, count_parameters, megabytes, to_numpy
+from triptych.engines.torch.common import TorchEncoder, count_parameters, megabytes
 from triptych.evidence import Floats
+from triptych.generate import to_numpy
 from triptych.models import SatModel
 from triptych.systems.show_attend_tell import CaptionState
 from triptych.text.vocabulary import BOS

@@ -1,0 +1,55 @@
+"""Which engine runs a checkpoint: ONNX Runtime on a CPU, without importing torch; torch on a GPU, and wherever the former cannot."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from triptych.errors import InputError
+
+if TYPE_CHECKING:
+    from triptych.engines.onnx.blip2 import OnnxBlip2
+    from triptych.engines.onnx.flamingo import OnnxFlamingo
+    from triptych.engines.onnx.sat import OnnxSat
+
+Precision = Literal["fp32", "int8", "int4"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int4")
+
+
+def open_onnx(directory: Path, precision: Precision | None) -> OnnxSat | OnnxFlamingo | OnnxBlip2 | None:
+    """The checkpoint on ONNX Runtime; None, with one line of notice, where torch has to run it.
+
+    Args:
+        precision: of the weights; None = the fastest that keeps the texts (``onnx.opening.DEFAULT_PRECISION``).
+
+    Raises:
+        InputError: there is no such precision, or the files are damaged.
+        TriptychError: a pretrained part could not be fetched, or the graphs not be written.
+    """
+    if precision not in (None, *PRECISIONS):
+        raise InputError(f"the precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    try:
+        from triptych.engines.onnx.coverage import NotCoveredError
+        from triptych.engines.onnx.opening import open_engine
+    except ImportError as error:
+        notice(f"{error.name or 'onnxruntime'} is not installed: pip install {error.name or 'onnxruntime'}")
+        return None
+    try:
+        return open_engine(directory, precision)
+    except NotCoveredError as error:
+        notice(f"ONNX Runtime does not cover {error}")
+        return None
+
+
+def notice(reason: str) -> None:
+    print(f"triptych: {reason}; torch is used instead, which is slower", file=sys.stderr)
+
+
+def gpu_possible() -> bool:
+    """Whether it is worth asking torch for a GPU: a driver of NVIDIA's or AMD's is there. torch itself takes a second to import."""
+    if os.name == "nt":
+        return shutil.which("nvidia-smi") is not None
+    return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))

@@ -1,0 +1,125 @@
+"""Graphs on disk: built once for each checkpoint and precision, under $TRIPTYCH_HOME, and named by all that they are made of.
+
+A folder appears as a whole, by one rename. Beside the graphs lie word embeddings, mapped like all weights, and ``engine.json`` with the
+language model's sizes and tokenizer, so that running needs nothing else but the checkpoint's own small files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from triptych.checkpoints.config import CheckpointConfig
+from triptych.checkpoints.parts import home
+from triptych.engines.choice import Precision
+from triptych.engines.onnx.matrix import Blocks, Matrix
+from triptych.engines.onnx.text import EmbeddingTable
+from triptych.io.files import write_error
+from triptych.nn.configs import DecoderConfig
+from triptych.text.tokenizer import TextTokenizer
+
+KEPT_FOLDERS = 12  # folders; those not used for longest are deleted when another is built
+MANIFEST = "engine.json"
+
+
+def graphs_folder(config: CheckpointConfig[Any], precision: Precision, build: Callable[[Path], None]) -> Path:
+    """The folder of a checkpoint's graphs; ``build`` writes them into a new one where there is none yet.
+
+    Raises:
+        TriptychError: the disk is full or not writable.
+    """
+    root = home() / "engines"
+    folder = root / f"{config.system}-{precision}-{content_key(config, precision)[:24]}"
+    if (folder / MANIFEST).exists():
+        os.utime(folder)  # it was used
+        return folder
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=root))
+        try:
+            build(fresh)
+            fresh.chmod(0o755)
+            if not folder.exists():  # another process may have been quicker
+                fresh.rename(folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+        forget_old(root)
+    except OSError as error:
+        raise write_error(root, error) from error
+    return folder
+
+
+def content_key(config: CheckpointConfig[Any], precision: Precision) -> str:
+    """The sha256 of what decides the graphs: the checkpoint's config, which names the sha256 of all weights, and this package's code."""
+    digest = hashlib.sha256(f"{precision}\0{config.to_json()}".encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def forget_old(root: Path) -> None:
+    """Delete the folders that were not used for longest, and what a killed process left."""
+    folders = sorted((path for path in root.iterdir() if path.is_dir()), key=lambda path: -path.stat().st_mtime)
+    for path in [p for p in folders if not p.name.startswith(".")][KEPT_FOLDERS:]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
+    (folder / MANIFEST).write_text(json.dumps(content), encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return content
+
+
+def describe_language_model(config: DecoderConfig, tokenizer: TextTokenizer) -> dict[str, Any]:
+    """What ``engine.json`` says of a language model."""
+    return {
+        "decoder": asdict(config),
+        "tokenizer": {
+            "tokenizer": tokenizer.tokenizer.to_str(),
+            "specials": tokenizer.specials,
+            "bos_id": tokenizer.bos_id,
+            "eos_ids": sorted(tokenizer.eos_ids),
+            "add_bos": tokenizer.add_bos,
+            "template": tokenizer.template,
+        },
+    }
+
+
+def read_language_model(content: Mapping[str, Any]) -> tuple[DecoderConfig, TextTokenizer]:
+    """The reverse of ``describe_language_model``."""
+    from tokenizers import Tokenizer
+
+    sizes, fields = dict(content["decoder"]), dict(content["tokenizer"])
+    for name, value in sizes.items():
+        sizes[name] = tuple(value) if isinstance(value, list) else value
+    fields["tokenizer"] = Tokenizer.from_str(fields["tokenizer"])
+    fields["tokenizer"].encode_special_tokens = True  # a setting that is not kept with the tokenizer
+    fields["eos_ids"] = frozenset(fields["eos_ids"])
+    return DecoderConfig(**sizes), TextTokenizer(**fields)
+
+
+def save_embeddings(folder: Path, name: str, matrix: Matrix) -> None:
+    if isinstance(matrix, Blocks):
+        np.save(folder / f"{name}.codes.npy", matrix.codes)
+        np.save(folder / f"{name}.scale.npy", matrix.scale)
+    else:
+        np.save(folder / f"{name}.codes.npy", matrix)
+
+
+def open_embeddings(folder: Path, name: str) -> EmbeddingTable:
+    """Mapped into memory."""
+    scale = folder / f"{name}.scale.npy"
+    codes = np.load(folder / f"{name}.codes.npy", mmap_mode="r")
+    return EmbeddingTable(codes, np.load(scale, mmap_mode="r") if scale.exists() else None)

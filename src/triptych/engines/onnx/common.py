@@ -1,0 +1,78 @@
+"""What the engines of all systems share: the image encoder, log-probabilities, and the reference engine for what they leave to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from triptych.checkpoints.config import CheckpointConfig
+from triptych.engines.choice import Precision
+from triptych.engines.interface import Array, PhotoSpec
+from triptych.engines.onnx.session import open_session
+from triptych.evidence import Floats
+from triptych.nn import efficientnet
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint and the folder of its graphs."""
+
+    directory: Path
+    config: CheckpointConfig[Any]
+    folder: Path
+    precision: Precision
+
+
+class OnnxEncoder:
+    """The frozen image encoder; and the reference engine, which shows where the model looked. That alone needs torch."""
+
+    def __init__(self, opened: Opened) -> None:
+        self.opened = opened
+        self.encoder = open_session(opened.folder / "encoder.onnx")
+        size = opened.config.encoder.image_size or efficientnet.DEFAULT_IMAGE_SIZE
+        cells = -(-size // efficientnet.CELL)
+        self.photos = PhotoSpec(size, efficientnet.MEAN, efficientnet.STD, (cells, cells))
+
+    @cached_property
+    def reference(self) -> Any:
+        """The same checkpoint on torch, loaded when it is first needed."""
+        import torch
+
+        from triptych.models.registry import system_of
+
+        system = system_of(self.opened.directory)
+        return system.resolve("engine")(system.resolve("load")(self.opened.directory), torch.device("cpu"))
+
+    def encode(self, pixel_values: Array) -> list[Floats]:
+        """``[B, 3, H, W]`` -> the features of each photo."""
+        return [self.encoder.run(None, {"pixel_values": pixels[None]})[0][0] for pixels in np.asarray(pixel_values)]
+
+    def pooled(self, features: Sequence[Array]) -> Floats:
+        """The mean of each photo's features ``[L, D]`` over the grid: ``[B, D]``."""
+        return np.stack([np.asarray(photo).mean(0) for photo in features])
+
+    def info(self) -> dict[str, Any]:
+        """Parts, parameters, settings and model card, and how much memory the graphs' weights take."""
+        size = sum(path.stat().st_size for path in self.opened.folder.glob("*.data"))
+        return self.reference.info() | {
+            "engine": "ONNX Runtime",
+            "precision": self.opened.precision,
+            "memory_mb": round(size / 2**20, 1),
+        }
+
+
+def floats(array: Array) -> Floats:
+    """An array as NumPy's."""
+    return np.asarray(array, np.float32)
+
+
+def logprobs_of(logits: Floats, ids: Sequence[int]) -> list[float]:
+    """``logits [T, V]`` -> the log-probability of each of T ids."""
+    shifted = logits - logits.max(-1, keepdims=True)
+    chosen = shifted[np.arange(len(ids)), list(ids)]
+    return [float(x) for x in chosen - np.log(np.exp(shifted).sum(-1))]

@@ -1,0 +1,172 @@
+"""Flamingo on ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triptych.engines.interface import Array, FlamingoInputs, FlamingoSpec
+from triptych.engines.onnx.common import OnnxEncoder, Opened, floats, logprobs_of
+from triptych.engines.onnx.session import open_session
+from triptych.engines.onnx.text import HIDDEN, Arrays, Ids, OnnxLanguageModel, TextCache
+from triptych.errors import InputError
+from triptych.evidence import Floats
+from triptych.systems.configs import FlamingoConfig
+
+
+@dataclass
+class OnnxFlamingoState:
+    """Texts being read or written, with their pictures: a ``generate.State``."""
+
+    text: TextCache
+    pictures: list[list[Floats]]  # of each row, in order: keys and values [2 * J, H, R, d] of each picture
+    pictures_read: list[int]  # of each row: pictures whose token the text has had; 0 = it attends to none
+    beams: int = 1  # rows of each input
+    context: Arrays | None = field(
+        default=None, repr=False
+    )  # of a step: what each row attends to; None = not known yet
+
+    def reorder(self, rows: NDArray[np.int64]) -> OnnxFlamingoState:
+        """Row ``[b, k]`` continues the old row ``rows[b, k]``; uses up this state."""
+        rows = np.asarray(rows)
+        beams, flat = rows.shape[1], rows.reshape(-1)
+        same_inputs = beams == self.beams and len(flat) == len(self.pictures_read)
+        same_inputs = same_inputs and np.array_equal(flat // beams, np.arange(len(flat)) // beams)
+        return OnnxFlamingoState(
+            self.text.reorder(rows),
+            [self.pictures[row] for row in flat],
+            [self.pictures_read[row] for row in flat],
+            beams,
+            self.context if same_inputs else None,
+        )
+
+    def fork(self, rows: Sequence[int]) -> OnnxFlamingoState:
+        """An independent copy whose row i continues the row ``rows[i]``."""
+        pictures = [list(self.pictures[row]) for row in rows]
+        return OnnxFlamingoState(self.text.fork(np.array(rows)), pictures, [self.pictures_read[row] for row in rows])
+
+    def truncate(self, length: int, pictures: int) -> None:
+        """Go back, in place, to the first ``length`` tokens of a single row, among which there were so many pictures."""
+        self.text.truncate(length)
+        self.pictures, self.pictures_read, self.context = [self.pictures[0][:pictures]], [pictures], None
+
+
+class OnnxFlamingo(OnnxEncoder):
+    """An ``interface.FlamingoEngine``. ``lm``: the language model with its gated blocks."""
+
+    def __init__(self, opened: Opened, spec: FlamingoSpec, lm: OnnxLanguageModel) -> None:
+        super().__init__(opened)
+        self.spec, self.lm = spec, lm
+        self.config: FlamingoConfig = opened.config.model
+        self.resampler, self.media = (open_session(opened.folder / f"{name}.onnx") for name in ("resampler", "media"))
+
+    def read(self, features: Sequence[Array], places: Sequence[int]) -> list[Floats]:
+        """The visual tokens ``[R, D]`` of each picture."""
+        (tokens,) = self.resampler.run(None, {"features": np.stack([floats(picture) for picture in features])})
+        return list(tokens)
+
+    def prefill(self, inputs: FlamingoInputs) -> tuple[Floats, OnnxFlamingoState]:
+        """Read prompts, row by row: the logits ``[B, V]`` of what follows, and the state to go on with.
+
+        Raises:
+            InputError: pictures and their tokens do not match in number; a prompt is empty or too long.
+        """
+        rows = [np.array(row, np.int64) for row in inputs.rows]
+        state: OnnxFlamingoState | None = inputs.state
+        if state is None:
+            cache = self.lm.start(len(rows), max(map(len, rows)) + 64)
+            state = OnnxFlamingoState(cache, [[] for _ in rows], [0] * len(rows))
+        state.context = None
+        logits = []
+        for row, (ids, tokens) in enumerate(zip(rows, inputs.visual_tokens, strict=True)):
+            places = np.cumsum(ids == self.config.image_id)
+            if len(ids) and places[-1] != len(tokens):
+                raise InputError(f"{len(tokens)} pictures for {places[-1]} places in the text: give one for each")
+            state.pictures[row] = [*state.pictures[row], *self.keys_values(tokens)]
+            times = places + state.pictures_read[row]
+            if inputs.blind:
+                times[:] = 0  # there is no picture of this number
+            context = self.prompt_context(state.pictures[row], times)
+            logits.append(self.lm.read(state.text, row, self.lm.embed(ids), context))
+            state.pictures_read[row] = int(times[-1])
+        return np.concatenate(logits), state
+
+    def keys_values(self, visual_tokens: Sequence[Array]) -> list[Floats]:
+        """Of each picture ``[R, D]`` the keys and values ``[2 * J, H, R, d]`` for all gated blocks."""
+        if not len(visual_tokens):
+            return []
+        (media,) = self.media.run(None, {"visual_tokens": np.stack([floats(picture) for picture in visual_tokens])})
+        return [np.ascontiguousarray(media[:, p]) for p in range(len(visual_tokens))]
+
+    def prompt_context(self, pictures: Sequence[Floats], times: Ids) -> Arrays:
+        """What the S tokens of one row attend to: each the picture with the number ``times [S]``, from 1."""
+        latents = self.config.latents
+        media = np.concatenate(pictures, 2)[:, None] if pictures else self.no_media(1)
+        number = np.repeat(np.arange(1, media.shape[3] // latents + 1), latents)
+        bias = np.where(number == times[:, None], np.float32(0), np.float32(HIDDEN))
+        sees = (times > 0) & (times <= len(pictures))
+        return self.context(media, bias[None, None], sees)
+
+    def step_context(self, state: OnnxFlamingoState) -> Arrays:
+        """What the newest token of every row attends to: its last picture. The rows of an input share one."""
+        first = range(0, len(state.pictures), state.beams)
+        last = [state.pictures_read[row] for row in first]
+        sees = [0 < number <= len(state.pictures[row]) for row, number in zip(first, last, strict=True)]
+        none = self.no_media(1)[:, 0]
+        chosen = (
+            state.pictures[row][number - 1] if seen else none
+            for row, number, seen in zip(first, last, sees, strict=True)
+        )
+        media = np.stack(list(chosen), 1)
+        bias = np.zeros((1, 1, state.beams, self.config.latents), np.float32)
+        return self.context(media, bias, np.repeat(sees, state.beams))
+
+    def no_media(self, pictures: int) -> Floats:
+        config = self.config
+        gated = self.lm.config.layers // config.every
+        return np.zeros((2 * gated, pictures, config.heads, config.latents, config.head_dim), np.float32)
+
+    def context(self, media: Floats, bias: Floats, sees: NDArray[np.bool_]) -> Arrays:
+        shape = np.array([media.shape[1], -1, self.config.heads * self.config.head_dim])
+        arrays: dict[str, NDArray[Any]] = {
+            "media_shape": shape,
+            "media_bias": bias,
+            "sees": sees.astype(np.float32)[:, None],
+        }
+        for index, array in enumerate(media):
+            arrays[f"media_{('keys', 'values')[index % 2]}_{index // 2}"] = array
+        return arrays
+
+    def step(self, ids: Ids, state: OnnxFlamingoState) -> tuple[Floats, OnnxFlamingoState]:
+        """One more token of each row: ``ids [B * K]`` -> the logits ``[B * K, V]`` of the next."""
+        if state.context is None:
+            state.context = self.step_context(state)
+        return self.lm.step(np.asarray(ids), state.text, state.context), state
+
+    def score(self, logits: Array, state: OnnxFlamingoState, texts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The log-probability of each token of each text behind one prompt, whose state stays as it is."""
+        pictures, last = state.pictures[0], state.pictures_read[0]
+        found = []
+        for text in texts:
+            cache, rest = state.text.fork(np.zeros(1, np.int64)), np.array(text[:-1], np.int64)
+            following = floats(logits)[:1]
+            if len(rest):
+                context = self.prompt_context(pictures, np.full(len(rest), last))
+                behind = self.lm.read(cache, 0, self.lm.embed(rest), context, np.arange(len(rest)))
+                following = np.concatenate([following, behind])
+            found.append(logprobs_of(following, text))
+        return found
+
+    def maps(
+        self, prompt: Sequence[int], features: Sequence[Array], ids: Sequence[int], blind_from: int | None = None
+    ) -> Floats:
+        """Where the model looked in each picture of a prompt while it wrote each of ``ids``: ``[T, N, h, w]``."""
+        return self.reference.maps(prompt, features, ids, blind_from)
+
+    def gates(self) -> list[tuple[float, float]]:
+        """tanh of the two gates, attention and feed-forward, of each gated block."""
+        return self.reference.gates()

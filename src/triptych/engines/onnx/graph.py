@@ -1,0 +1,161 @@
+"""ONNX graphs written node by node, their weights in a file of their own that the runtime maps into memory.
+
+A graph is a directory: ``NAME.onnx`` (nodes, small constants) and ``NAME.data`` (weights, each at a page's beginning).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from triptych.engines.onnx.matrix import BLOCK, Blocks, Matrix
+from triptych.evidence import Floats
+
+AnyArray = NDArray[Any]
+Dims = Sequence[int | str]
+
+OPSET, CONTRIB = 17, "com.microsoft"
+ALIGNMENT = 4096
+INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level: x is rounded to 8 bits in blocks of 32
+INLINE = 1024  # bytes; smaller constants lie in the graph itself
+FLOAT, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64
+
+
+class Graph:
+    """A graph under construction. Values are names; ``add`` returns the name of a node's output."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._nodes: list[onnx.NodeProto] = []
+        self._inputs: list[onnx.ValueInfoProto] = []
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._weights: dict[str, AnyArray] = {}
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._count = 0
+
+    def input(self, name: str, shape: Dims, dtype: int = FLOAT) -> str:
+        """Declare an input; text in ``shape`` names a size that varies."""
+        self._inputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
+        return name
+
+    def output(self, value: str, name: str, shape: Dims, dtype: int = FLOAT) -> None:
+        """Declare ``value`` as the output ``name``."""
+        self._nodes.append(helper.make_node("Identity", [value], [name]))
+        self._outputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
+
+    def weight(self, array: AnyArray) -> str:
+        """A constant; equal small ones are kept once."""
+        array = np.asarray(array, order="C")
+        if array.nbytes >= INLINE:
+            name = f"w{len(self._weights)}"
+            self._weights[name] = array
+            return name
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            self._constants[key] = name = f"c{len(self._constants)}"
+            self._weights[name] = array
+        return self._constants[key]
+
+    def ints(self, *values: int) -> str:
+        """A constant vector of int64."""
+        return self.weight(np.array(values, np.int64))
+
+    def number(self, value: int) -> str:
+        """A constant scalar of int64."""
+        return self.weight(np.array(value, np.int64))
+
+    def scalar(self, value: float) -> str:
+        """A constant scalar of fp32."""
+        return self.weight(np.array(value, np.float32))
+
+    def add(self, op: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+        """Add a node of one output."""
+        return self.add_outputs(op, 1, *inputs, domain=domain, **attributes)[0]
+
+    def add_outputs(self, op: str, count: int, *inputs: str, domain: str = "", **attributes: Any) -> list[str]:
+        """Add a node of ``count`` outputs."""
+        names = [f"v{self._count + i}" for i in range(count)]
+        self._count += count
+        self._nodes.append(helper.make_node(op, list(inputs), names, domain=domain, **attributes))
+        return names
+
+    def contrib(self, op: str, *inputs: str, **attributes: Any) -> str:
+        """Add a node of one output, of an operator that ONNX Runtime adds to the standard."""
+        return self.add(op, *inputs, domain=CONTRIB, **attributes)
+
+    def raw(self, op: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> None:
+        """Add a contributed node whose outputs have given names ("" = not wanted)."""
+        self._nodes.append(helper.make_node(op, list(inputs), list(outputs), domain=CONTRIB, **attributes))
+
+    def declare_output(self, name: str, shape: Dims, dtype: int = FLOAT) -> None:
+        """Declare an output that a node writes under its own name."""
+        self._outputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
+
+    def reshape(self, x: str, *shape: int) -> str:
+        """0 keeps a size, -1 takes what is left."""
+        return self.add("Reshape", x, self.ints(*shape))
+
+    def layer_norm(self, x: str, weight: AnyArray, bias: AnyArray, eps: float) -> str:
+        return self.add("LayerNormalization", x, self.weight(weight), self.weight(bias), axis=-1, epsilon=eps)
+
+    def multiply(self, x: str, matrix: Matrix, bias: Floats | None = None) -> str:
+        """``x [.., D]`` -> ``x matrix^T + bias [.., N]``; where the matrix has offsets, x is ``[T, D]``."""
+        product = (
+            self._multiply_dense(x, matrix) if isinstance(matrix, np.ndarray) else self._multiply_blocks(x, matrix)
+        )
+        return product if bias is None else self.add("Add", product, self.weight(bias))
+
+    def _multiply_dense(self, x: str, matrix: Floats) -> str:
+        return self.add("MatMul", x, self.weight(matrix.T))
+
+    def _multiply_blocks(self, x: str, matrix: Blocks) -> str:
+        (rows, width), blocks = matrix.shape, matrix.scale.shape[1]
+        codes = matrix.codes
+        if matrix.bits == 4:
+            codes = codes[:, ::2] | codes[:, 1::2] << np.uint8(4)
+        product = self.contrib(
+            "MatMulNBits",
+            x,
+            self.weight(codes.reshape(rows, blocks, -1)),
+            self.weight(matrix.scale),
+            K=width,
+            N=rows,
+            bits=matrix.bits,
+            block_size=BLOCK,
+            accuracy_level=INT8_ACTIVATIONS,
+        )
+        if matrix.offset is None:
+            return product
+        sums = self.add("MatMul", x, self.weight(np.repeat(np.eye(blocks, dtype=np.float32), BLOCK, 0)))
+        return self.add("Gemm", sums, self.weight(matrix.offset.T), product)
+
+    def save(self, directory: Path) -> None:
+        """Write the two files into an existing directory."""
+        initializers, offset = [], 0
+        with (directory / f"{self.name}.data").open("wb") as data:
+            for name, array in self._weights.items():
+                if array.nbytes < INLINE:
+                    initializers.append(numpy_helper.from_array(array, name))
+                    continue
+                offset = -(-offset // ALIGNMENT) * ALIGNMENT
+                data.seek(offset)
+                data.write(array.data)
+                initializers.append(self._external(name, array, offset))
+                offset += array.nbytes
+        graph = helper.make_graph(self._nodes, self.name, self._inputs, self._outputs, initializers)
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=8, producer_name="triptych")
+        (directory / f"{self.name}.onnx").write_bytes(model.SerializeToString())
+
+    def _external(self, name: str, array: AnyArray, offset: int) -> onnx.TensorProto:
+        tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", f"{self.name}.data"), ("offset", offset), ("length", array.nbytes)):
+            tensor.external_data.add(key=key, value=str(value))
+        return tensor

@@ -1,0 +1,100 @@
+"""The graph of a Llama-like language model, with or without Flamingo's gated blocks between its own.
+
+One graph reads prompts and writes: embeddings in, logits of chosen positions out, keys and values in place.
+Shapes (legend in ``nn/attention.py``): G heads of keys and values, d width of a head, E width of the embeddings, C room in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from triptych.engines.choice import Precision
+from triptych.engines.onnx.graph import INT32, INT64, Graph
+from triptych.engines.onnx.matrix import at_least_8_bits, at_precision
+from triptych.engines.onnx.weights import Weights
+from triptych.evidence import Floats
+from triptych.nn.configs import DecoderConfig
+
+
+def rotary_tables(config: DecoderConfig) -> tuple[Floats, Floats]:
+    """Cosines and sines of every position, ``[P, d / 2]``."""
+    width = config.rotary_width
+    exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
+    frequencies = 1 / np.power(np.float32(config.rope_theta), exponents, dtype=np.float32)
+    if config.rope_factors is not None:
+        frequencies = frequencies / np.array(config.rope_factors, np.float32)
+    angles = np.arange(config.max_positions, dtype=np.float32)[:, None] * frequencies
+    return np.cos(angles), np.sin(angles)
+
+
+class LanguageGraph:
+    """Writes the graph; ``between`` adds what stands before block i: name of ``x [B * S, D]`` -> name of the new ``x``."""
+
+    def __init__(self, config: DecoderConfig, weights: Weights, precision: Precision) -> None:
+        self.config, self.weights, self.precision, self.graph = config, weights, precision, Graph("language")
+
+    def write(self, between: Callable[[Graph, int, str], str] | None = None) -> Graph:
+        """Inputs: ``embeddings [B, S, E]``, ``last_positions [B]`` (of each row the place of its newest token), ``total [1]`` (the longest
+        row's length with the new tokens), ``scored [N]`` (rows of ``[B * S]`` whose logits are wanted), ``keys_i`` and ``values_i``
+        ``[B, G, C, d]``. Outputs: ``logits [N, V]``, ``new_keys_i``, ``new_values_i``, which are to be given the same memory.
+        """
+        graph, config = self.graph, self.config
+        embeddings = graph.input("embeddings", ["B", "S", config.dim])
+        graph.input("last_positions", ["B"], INT32)
+        graph.input("total", [1], INT32)
+        scored = graph.input("scored", ["N"], INT64)
+        self.shape = graph.add(
+            "Concat",
+            graph.add("Slice", graph.add("Shape", embeddings), graph.ints(0), graph.ints(2)),
+            graph.ints(-1),
+            axis=0,
+        )
+        self.rotary = [graph.weight(table) for table in rotary_tables(config)]
+        x = graph.reshape(embeddings, -1, config.dim)
+        for layer in range(config.layers):
+            if between is not None:
+                x = between(graph, layer, x)
+            x = graph.add("Add", x, self.attention(layer, x))
+            x = graph.add("Add", x, self.feed_forward(layer, x))
+        x = self.norm(graph.add("Gather", x, scored, axis=0), "final_norm.weight")
+        head = self.weights.matrix("embedding.weight" if config.tied else "head.weight")
+        logits = graph.multiply(x, at_precision(head, at_least_8_bits(self.precision)))
+        graph.output(logits, "logits", ["N", config.vocab_size])
+        return graph
+
+    def norm(self, x: str, name: str) -> str:
+        weight = self.graph.weight(self.weights.array(name))
+        return self.graph.add("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=self.config.eps)
+
+    def linear(self, x: str, name: str) -> str:
+        matrix = at_precision(self.weights.matrix(f"{name}.weight"), self.precision)
+        bias = f"{name}.bias"
+        return self.graph.multiply(x, matrix, self.weights.array(bias) if bias in self.weights else None)
+
+    def attention(self, layer: int, x: str) -> str:
+        graph, config, prefix = self.graph, self.config, f"blocks.{layer}"
+        heads, groups, width = config.heads, config.groups, config.head_width
+        qkv = self.linear(self.norm(x, f"{prefix}.attention_norm.weight"), f"{prefix}.attention.qkv")
+        cache = [graph.input(f"{name}_{layer}", ["B", groups, "C", width]) for name in ("keys", "values")]
+        attended, *new = f"attended_{layer}", f"new_keys_{layer}", f"new_values_{layer}"
+        graph.raw(
+            "GroupQueryAttention",
+            [graph.add("Reshape", qkv, self.shape), "", "", *cache, "last_positions", "total", *self.rotary],
+            [attended, *new],
+            num_heads=heads,
+            kv_num_heads=groups,
+            do_rotary=1,
+            rotary_interleaved=0,
+        )
+        for name in new:
+            graph.declare_output(name, ["B", groups, "C", width])
+        return self.linear(graph.reshape(attended, -1, heads * width), f"{prefix}.attention.out")
+
+    def feed_forward(self, layer: int, x: str) -> str:
+        graph, prefix = self.graph, f"blocks.{layer}"
+        both = self.linear(self.norm(x, f"{prefix}.ffn_norm.weight"), f"{prefix}.ffn.up")
+        gate, up = graph.add_outputs("Split", 2, both, axis=-1)
+        hidden = graph.add("Mul", graph.contrib("QuickGelu", gate, alpha=1.0), up)
+        return self.linear(hidden, f"{prefix}.ffn.down")

@@ -1,0 +1,118 @@
+"""Weight matrices in the precisions that the runtime multiplies with: fp32, or 4 and 8 bits in blocks of 32 columns.
+
+A block holds w = scale * (code - 2 ** (bits - 1)) + offset. The runtime's quick kernel knows no offset, so its share of a product,
+sum over blocks of offset * (sum of x over the block), is a product of its own, in fp32 (1/32 of the size): files that store a scale and
+a minimum for each block (GGUF's Q4_1) are thus carried over without loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triptych.engines.choice import Precision
+from triptych.evidence import Floats
+
+BLOCK = 32
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A matrix ``[N, D]``, D a multiple of 32: ``codes`` uint8 ``[N, D]``, ``scale`` and ``offset`` ``[N, D / 32]``."""
+
+    bits: Literal[4, 8]
+    codes: NDArray[np.uint8]
+    scale: Floats
+    offset: Floats | None = None  # None = 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.codes.shape[0], self.codes.shape[1]
+
+    def dense(self) -> Floats:
+        """``[N, D]`` in fp32."""
+        codes = self.codes.reshape(*self.scale.shape, BLOCK).astype(np.float32) - (1 << self.bits - 1)
+        values = codes * self.scale[..., None]
+        if self.offset is not None:
+            values += self.offset[..., None]
+        return values.reshape(self.shape)
+
+    def take_rows(self, order: NDArray[np.int64]) -> Blocks:
+        """The rows in another order."""
+        return Blocks(
+            self.bits, self.codes[order], self.scale[order], None if self.offset is None else self.offset[order]
+        )
+
+
+Matrix = Floats | Blocks
+
+
+def dense(matrix: Matrix) -> Floats:
+    return matrix.dense() if isinstance(matrix, Blocks) else matrix
+
+
+def stack_rows(parts: Sequence[Matrix]) -> Matrix:
+    """Matrices of one width one below the other; in blocks where all are, of as many bits, and all or none have an offset."""
+    if len(parts) == 1:
+        return parts[0]
+    blocks = [part for part in parts if isinstance(part, Blocks)]
+    kinds = {(part.bits, part.offset is None) for part in blocks}
+    if len(blocks) < len(parts) or len(kinds) > 1:
+        return np.concatenate([dense(part) for part in parts])
+    offsets = [part.offset for part in blocks if part.offset is not None]
+    return Blocks(
+        blocks[0].bits,
+        np.concatenate([part.codes for part in blocks]),
+        np.concatenate([part.scale for part in blocks]),
+        np.concatenate(offsets) if offsets else None,
+    )
+
+
+def quantize8(values: Floats) -> Blocks:
+    """``[N, D]`` -> 8 bits: each block's largest magnitude becomes 127."""
+    cut = values.reshape(len(values), -1, BLOCK)
+    scale = np.abs(cut).max(-1) / 127
+    codes = np.rint(cut / np.where(scale > 0, scale, 1)[..., None]) + 128
+    return Blocks(8, codes.astype(np.uint8).reshape(values.shape), scale.astype(np.float32))
+
+
+def quantize4(values: Floats) -> Blocks:
+    """``[N, D]`` -> 4 bits: each block's smallest value becomes code 0 and its largest 15."""
+    cut = values.reshape(len(values), -1, BLOCK)
+    low, high = cut.min(-1), cut.max(-1)
+    scale = ((high - low) / 15).astype(np.float32)
+    codes = np.rint((cut - low[..., None]) / np.where(scale > 0, scale, 1)[..., None])
+    return Blocks(4, codes.astype(np.uint8).reshape(values.shape), scale, (low + 8 * scale).astype(np.float32))
+
+
+def rows_of_int8(codes: NDArray[np.int8], scale: Floats) -> Blocks:
+    """A matrix stored as int8 ``[N, D]`` with one ``scale [N]`` a row, as checkpoints have it: the same numbers in blocks."""
+    blocks = codes.shape[1] // BLOCK
+    return Blocks(8, codes.view(np.uint8) ^ np.uint8(128), np.repeat(scale[:, None].astype(np.float32), blocks, 1))
+
+
+def at_precision(matrix: Matrix, precision: Precision) -> Matrix:
+    """``matrix`` in fp32, in 8 bits, or with ``int4`` in as many as it has, at most 8, and 4 where it has none yet. What is no multiple
+    of 32 wide stays fp32."""
+    if precision == "fp32" or matrix.shape[1] % BLOCK:
+        return dense(matrix)
+    if isinstance(matrix, Blocks) and (precision == "int4" or matrix.bits == 8):
+        return matrix
+    return quantize8(dense(matrix)) if precision == "int8" else quantize4(dense(matrix))
+
+
+def scaled(matrix: Matrix, factor: float) -> Matrix:
+    """``factor * matrix``."""
+    if not isinstance(matrix, Blocks):
+        return matrix * np.float32(factor)
+    offset = None if matrix.offset is None else matrix.offset * np.float32(factor)
+    return Blocks(matrix.bits, matrix.codes, matrix.scale * np.float32(factor), offset)
+
+
+def at_least_8_bits(precision: Precision) -> Precision:
+    """What all but the language model's blocks are kept in: they are small, and its output layer decides between neighbouring words."""
+    return "fp32" if precision == "fp32" else "int8"

@@ -1,0 +1,134 @@
+"""Opening a checkpoint with this engine: its graphs are written where there are none yet, then mapped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from triptych.checkpoints.config import CheckpointConfig
+from triptych.checkpoints.locate import check_files, load_config
+from triptych.engines.choice import Precision
+from triptych.engines.interface import Blip2Spec, FlamingoSpec, SatSpec
+from triptych.engines.onnx.blip2 import OnnxBlip2, OnnxQFormer
+from triptych.engines.onnx.cache import graphs_folder, open_embeddings, read_language_model, read_manifest
+from triptych.engines.onnx.common import Opened
+from triptych.engines.onnx.coverage import (
+    NotCoveredError,
+    check_blip2,
+    check_encoder,
+    check_flamingo,
+    check_sat,
+)
+from triptych.engines.onnx.flamingo import OnnxFlamingo
+from triptych.engines.onnx.sat import OnnxSat
+from triptych.engines.onnx.session import open_session
+from triptych.engines.onnx.sources import Source
+from triptych.engines.onnx.text import OnnxLanguageModel
+from triptych.errors import InputError
+from triptych.systems.configs import Blip2Config, FlamingoConfig, ShowAttendTellConfig
+from triptych.text.tokenizer import TextTokenizer
+from triptych.text.vocabulary import BOS, EOS, PAD, UNK, read_vocabulary
+from triptych.text.wordpiece import WordPieces
+
+DEFAULT_PRECISION: Precision = "int4"
+ConfigT = TypeVar("ConfigT", ShowAttendTellConfig, FlamingoConfig, Blip2Config)
+
+
+def open_engine(directory: Path, precision: Precision | None = None) -> OnnxSat | OnnxFlamingo | OnnxBlip2:
+    """The engine of a checkpoint.
+
+    Raises:
+        NotCoveredError: a part of it is of a kind that has no graph.
+        InputError: the files are damaged.
+        TriptychError: a pretrained part could not be fetched, or the graphs not be written.
+    """
+    system, chosen = load_config(directory).system, precision or DEFAULT_PRECISION
+    if system == "sat":
+        return open_sat(directory, chosen)
+    if system == "flamingo":
+        return open_flamingo(directory, chosen)
+    if system == "blip2":
+        return open_blip2(directory, chosen)
+    raise NotCoveredError(f"the system {system}")
+
+
+def typed_source(directory: Path, kind: type[ConfigT]) -> tuple[CheckpointConfig[ConfigT], Source]:
+    """A checkpoint whose image encoder is covered and whose files are whole."""
+    config = load_config(directory).typed(kind, directory / "config.json")
+    check_encoder(config.encoder)
+    check_files(directory, config)
+    return config, Source(directory, config)
+
+
+def open_language_model(folder: Path) -> tuple[OnnxLanguageModel, TextTokenizer]:
+    config, tokenizer = read_language_model(read_manifest(folder))
+    session = open_session(folder / "language.onnx")
+    return OnnxLanguageModel(session, config, open_embeddings(folder, "embedding")), tokenizer
+
+
+def open_sat(directory: Path, precision: Precision) -> OnnxSat:
+    config, source = typed_source(directory, ShowAttendTellConfig)
+    check_sat(config.model, source.cut)
+    vocabulary = read_vocabulary(directory / "vocabulary.json")
+    if len(vocabulary) != config.model.vocab_size:
+        raise InputError(f"{directory}: {len(vocabulary)} words, but the model was made for {config.model.vocab_size}")
+
+    def build(folder: Path) -> None:
+        from triptych.engines.onnx.building import build_sat
+
+        build_sat(source, folder, precision)
+
+    folder = graphs_folder(config, precision, build)
+    spec = SatSpec(vocabulary, config.search.search(frozenset({EOS}), frozenset({PAD, BOS, UNK})))
+    return OnnxSat(Opened(directory, config, folder, precision), spec, open_embeddings(folder, "embedding"))
+
+
+def open_flamingo(directory: Path, precision: Precision) -> OnnxFlamingo:
+    config, source = typed_source(directory, FlamingoConfig)
+    check_flamingo(config.model)
+    if config.lm is None or config.lm.end_id is None:
+        raise InputError(f"{directory / 'config.json'}: lm.end_id is missing")
+
+    def build(folder: Path) -> None:
+        from triptych.engines.onnx.building import build_flamingo
+
+        build_flamingo(source, folder, precision)
+
+    folder = graphs_folder(config, precision, build)
+    lm, tokenizer = open_language_model(folder)
+    end_id, image_id = config.lm.end_id, config.model.image_id
+    search = config.search.search(frozenset({end_id}), frozenset({image_id}))
+    spec = FlamingoSpec(tokenizer, search, image_id, end_id, lm.config.max_positions, config.model.max_pictures)
+    return OnnxFlamingo(Opened(directory, config, folder, precision), spec, lm)
+
+
+def open_blip2(directory: Path, precision: Precision) -> OnnxBlip2:
+    config, source = typed_source(directory, Blip2Config)
+    model, heads = config.model, config.model.feature_dim is not None
+    check_blip2(model)
+
+    def build(folder: Path) -> None:
+        from triptych.engines.onnx.building import build_blip2
+
+        build_blip2(source, folder, precision)
+
+    folder = graphs_folder(config, precision, build)
+    lm, tokenizer = open_language_model(folder) if config.lm is not None else (None, None)
+    spec = Blip2Spec(
+        WordPieces.read(directory / "vocab.txt"),
+        tokenizer,
+        config.search.search(tokenizer.eos_ids if tokenizer else frozenset()),
+        model.qformer.max_positions,
+        lm.config.max_positions if lm else 0,
+        model.qformer.queries,
+        model.instructed,
+        heads,
+        heads and model.writes,
+        model.writer,
+        config.prompts,
+    )
+    qformer = OnnxQFormer(folder, model, open_embeddings(folder, "words"), np.load(folder / "positions.npy"))
+    temperature = float(np.load(folder / "temperature.npy")) if heads else None
+    return OnnxBlip2(Opened(directory, config, folder, precision), spec, qformer, lm, temperature)

@@ -1,0 +1,70 @@
+"""Show, Attend and Tell on ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triptych.engines.interface import Array, SatSpec
+from triptych.engines.onnx.common import OnnxEncoder, Opened, floats
+from triptych.engines.onnx.session import open_session
+from triptych.engines.onnx.text import EmbeddingTable, Ids
+from triptych.evidence import Floats
+from triptych.text.vocabulary import BOS
+
+
+class OnnxCaptionState(NamedTuple):
+    """What decoding carries along: the photos' annotations ``[B, L, D]``, projected ``keys [B, L, A]``, and the LSTM's ``[B, K, n]``."""
+
+    annotations: Floats
+    keys: Floats
+    h: Floats
+    c: Floats
+
+    def reorder(self, rows: NDArray[np.int64]) -> OnnxCaptionState:
+        """Row ``[b, k]`` continues the old row ``rows[b, k]``; the rows of one photo stay together."""
+        rows = np.asarray(rows)
+        annotations, keys = self.annotations, self.keys
+        photos = rows[:, 0] // self.h.shape[1]
+        if not np.array_equal(photos, np.arange(len(annotations))):
+            annotations, keys = annotations[photos], keys[photos]
+        h, c = (x.reshape(-1, x.shape[2])[rows] for x in (self.h, self.c))
+        return OnnxCaptionState(annotations, keys, h, c)
+
+
+class OnnxSat(OnnxEncoder):
+    """An ``interface.SatEngine``: a ``StepModel`` over annotations ``[B, L, D]``. ``embed``: of the words."""
+
+    def __init__(self, opened: Opened, spec: SatSpec, embed: EmbeddingTable) -> None:
+        super().__init__(opened)
+        self.spec, self.embed = spec, embed
+        self.annotate, self.start, self.next = (
+            open_session(opened.folder / f"{name}.onnx") for name in ("annotations", "start", "step")
+        )
+
+    def read(self, features: Sequence[Array]) -> Floats:
+        """Image features of B photos -> annotations ``[B, L, D]``."""
+        return self.annotate.run(None, {"features": np.stack([floats(photo) for photo in features])})[0]
+
+    def pooled(self, features: Sequence[Array]) -> Floats:
+        """The mean of each photo's annotations: ``[B, D]``."""
+        return self.read(features).mean(1)
+
+    def prefill(self, inputs: Array) -> tuple[Floats, OnnxCaptionState]:
+        """``annotations [B, L, D]`` -> logits of the first word ``[B, V]`` and the state after BOS (one row a photo)."""
+        annotations = floats(inputs)
+        keys, h, c = self.start.run(["keys", "h", "c"], {"annotations": annotations})
+        return self.step(np.full(len(annotations), BOS), OnnxCaptionState(annotations, keys, h[:, None], c[:, None]))
+
+    def step(self, ids: Ids, state: OnnxCaptionState) -> tuple[Floats, OnnxCaptionState]:
+        """``ids [B * K]``, one word for each row -> logits of the next ``[B * K, V]`` and the state after it."""
+        embedded = self.embed(np.asarray(ids)).reshape(*state.h.shape[:2], -1)
+        logits, h, c = self.next.run(["logits", "new_h", "new_c"], {"embedded": embedded, **state._asdict()})
+        return logits, state._replace(h=h, c=c)
+
+    def maps(self, features: Array, ids: Sequence[int]) -> Floats:
+        """The attention over the grid when each of the words ``ids`` of one photo's caption was written: ``[T, h, w]``."""
+        return self.reference.maps(features, ids)

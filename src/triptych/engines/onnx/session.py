@@ -1,0 +1,38 @@
+"""Sessions of ONNX Runtime: how many threads they take, and that they leave the processor alone when idle."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnxruntime as ort
+
+
+def physical_cores() -> int:
+    """Cores that this process may use, hyper-threads counted once; ``OMP_NUM_THREADS`` bounds it."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    siblings = threads_per_core()
+    cores = max(1, allowed // siblings)
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(limit)) if limit.isdigit() and int(limit) else cores
+
+
+def threads_per_core() -> int:
+    """Hardware threads of a core as Linux tells; 1 elsewhere."""
+    try:
+        siblings = Path("/sys/devices/system/cpu/cpu0/topology/thread_siblings_list").read_text(encoding="ascii")
+    except OSError:
+        return 1
+    first, dash, last = siblings.strip().partition("-")
+    return int(last) - int(first) + 1 if dash else siblings.count(",") + 1
+
+
+def open_session(path: Path) -> ort.InferenceSession:
+    """A session over a graph file; ``run`` may be called from several threads at once."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = physical_cores()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -1,0 +1,73 @@
+"""What an engine is built from: a checkpoint's config, its weights, and the frozen parts that it names or holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from triptych.checkpoints.config import CheckpointConfig
+from triptych.checkpoints.gguf_models import open_gguf
+from triptych.checkpoints.locate import WEIGHTS
+from triptych.checkpoints.parts import PARTS, part_fingerprint, part_path
+from triptych.engines.onnx.coverage import NotCoveredError, check_language_model
+from triptych.engines.onnx.vision_graph import Convolution, published_convolutions, stored_convolutions
+from triptych.engines.onnx.weights import CheckpointWeights, GGUFWeights, Weights, read_torch_file
+from triptych.errors import InputError
+from triptych.nn import efficientnet
+from triptych.nn.configs import DecoderConfig
+from triptych.text.tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True)
+class LanguageModelSource:
+    config: DecoderConfig
+    weights: Weights
+    tokenizer: TextTokenizer
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint. Its weights are read when they are first asked for."""
+
+    directory: Path
+    config: CheckpointConfig[Any]
+
+    @property
+    def cut(self) -> int:
+        """Layers of the image encoder that are frozen."""
+        cut = self.config.encoder.cut
+        return len(efficientnet.LAYERS) if cut is None else cut
+
+    @cached_property
+    def weights(self) -> CheckpointWeights:
+        return CheckpointWeights.read(self.directory / WEIGHTS)
+
+    def convolutions(self, prefix: str) -> dict[str, Convolution]:
+        """Of the image encoder; ``prefix``: of their names in the checkpoint, where it stores them."""
+        spec = self.config.encoder
+        if spec.stored:
+            return stored_convolutions(self.weights, prefix)
+        if spec.sha256 != part_fingerprint(spec.name):
+            raise InputError(f"{self.directory} was trained over another {spec.name} than this version fetches")
+        return published_convolutions(read_torch_file(part_path(spec.name)))
+
+    @cached_property
+    def language_model(self) -> LanguageModelSource:
+        """Raises NotCoveredError: it lies in a file of the user's, or is built otherwise than Llama."""
+        spec = self.config.lm
+        assert spec is not None
+        if spec.stored:
+            assert spec.decoder is not None and spec.eos is not None
+            check_language_model(spec.name, spec.decoder)
+            tokenizer = replace(TextTokenizer.from_directory(self.directory), eos_ids=frozenset(spec.eos))
+            return LanguageModelSource(spec.decoder, self.weights.below("lm."), tokenizer)
+        if spec.name not in {part.name for part in PARTS}:
+            raise NotCoveredError(f"the language model {spec.name}")
+        if spec.sha256 != part_fingerprint(spec.name):
+            raise InputError(f"{self.directory} was trained with another {spec.name} than is there now")
+        file, architecture, config = open_gguf(part_path(spec.name))
+        check_language_model(spec.name, config)
+        weights = GGUFWeights(file, architecture.table, config.heads, config.groups)
+        return LanguageModelSource(config, weights, TextTokenizer.from_gguf(file.metadata))

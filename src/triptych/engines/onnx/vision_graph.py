@@ -1,0 +1,88 @@
+"""The graph of the embedded image encoder, EfficientNet-Lite2 (Tan & Le 2019), batch norms folded into its convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from triptych.engines.onnx.graph import Graph
+from triptych.engines.onnx.weights import Weights
+from triptych.evidence import Floats
+from triptych.nn.efficientnet import LAYERS, Layer, published_names
+
+BATCH_NORM_EPS = 1e-3
+
+
+class Convolution(NamedTuple):
+    weight: Floats  # [N, M / groups, k, k]
+    bias: Floats
+
+
+def published_convolutions(state: Mapping[str, Floats]) -> dict[str, Convolution]:
+    """The convolutions of the published file by our names, w' = w g / s, b' = beta - mean g / s, s = sqrt(var + eps)."""
+    found = {}
+    for conv, norm, name in published_names():
+        scale = state[f"{norm}.weight"] / np.sqrt(state[f"{norm}.running_var"] + np.float32(BATCH_NORM_EPS))
+        bias = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale
+        found[name] = Convolution(state[f"{conv}.weight"] * scale[:, None, None, None], bias)
+    return found
+
+
+def stored_convolutions(weights: Weights, prefix: str, first: int = 0) -> dict[str, Convolution]:
+    """The convolutions that a checkpoint holds, of the layers from ``first`` on."""
+    names = (name for _, _, name in published_names() if int(name.split(".")[1]) >= first)
+    return {
+        name: Convolution(weights.array(f"{prefix}{name}.weight"), weights.array(f"{prefix}{name}.bias"))
+        for name in names
+    }
+
+
+class EncoderGraph:
+    """The layers from ``first`` up to ``end``. Given pixels they are named ``pixel_values [B, 3, H, H]``, given another layer's output
+    ``features``; the output is ``[B, C, h, w]``, or that of the last layer ``[B, L, D]``."""
+
+    def __init__(self, convolutions: Mapping[str, Convolution], first: int = 0, end: int = len(LAYERS)) -> None:
+        self.convolutions, self.first, self.end = convolutions, first, end
+
+    def write(self, name: str = "encoder") -> Graph:
+        self.graph = graph = Graph(name)
+        given = "features" if self.first else "pixel_values"
+        x = graph.input(given, ["B", LAYERS[self.first].dim, "H", "W"])
+        for index in range(self.first, self.end):
+            x = self.layer(f"layers.{index}", LAYERS[index], x)
+        dim = LAYERS[self.end - 1].out_dim
+        if self.end == len(LAYERS):
+            x = graph.add("Transpose", graph.reshape(x, 0, dim, -1), perm=[0, 2, 1])
+            graph.output(x, "annotations" if self.first else "features", ["B", "L", dim])
+        else:
+            graph.output(x, "features", ["B", dim, "h", "w"])
+        return graph
+
+    def layer(self, name: str, layer: Layer, x: str) -> str:
+        """A plain convolution with its ReLU6, or an inverted residual: expand, depthwise, project."""
+        if not layer.inverted:
+            return self.convolve(f"{name}.0", x, layer.stride, relu6=True)
+        y = x if layer.expand == 1 else self.convolve(f"{name}.expand", x, relu6=True)
+        y = self.convolve(f"{name}.depthwise", y, layer.stride, relu6=True, depthwise=True)
+        y = self.convolve(f"{name}.project", y)
+        return self.graph.add("Add", x, y) if layer.residual else y
+
+    def convolve(self, name: str, x: str, stride: int = 1, relu6: bool = False, depthwise: bool = False) -> str:
+        """TensorFlow's SAME padding: the odd pixel goes to the right and the bottom."""
+        weight, bias = self.convolutions[name]
+        graph = self.graph
+        x = graph.add(
+            "Conv",
+            x,
+            graph.weight(weight),
+            graph.weight(bias),
+            kernel_shape=list(weight.shape[2:]),
+            strides=[stride, stride],
+            group=len(weight) if depthwise else 1,
+            auto_pad="SAME_UPPER",
+        )
+        if not relu6:
+            return x
+        return graph.add("Clip", x, graph.scalar(0), graph.scalar(6))

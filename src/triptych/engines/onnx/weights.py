@@ -1,0 +1,223 @@
+"""Weights read without torch: checkpoints (safetensors), language models (GGUF) and the file of the embedded image encoder.
+
+All give their tensors under the names of our modules, matrices in the precision that they are stored in.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triptych.checkpoints.gguf import GGUF
+from triptych.engines.onnx.matrix import BLOCK, Blocks, Matrix, dense, rows_of_int8, stack_rows
+from triptych.errors import InputError
+from triptych.evidence import Floats
+
+SCALE = ".scale"
+
+
+class Weights(Protocol):
+    """Tensors by the names of our modules."""
+
+    def matrix(self, name: str) -> Matrix:
+        """``[N, D]`` as it is stored. Raises KeyError: there is none."""
+        ...
+
+    def array(self, name: str) -> Floats:
+        """Any tensor in fp32. Raises KeyError: there is none."""
+        ...
+
+    def __contains__(self, name: str) -> bool: ...
+
+
+@dataclass(frozen=True)
+class CheckpointWeights:
+    """The tensors of a checkpoint, mapped: fp32, fp16, or int8 with a scale for each row. ``prefix``: of their names in the file."""
+
+    tensors: Mapping[str, NDArray[Any]]
+    prefix: str = ""
+
+    @classmethod
+    def read(cls, path: Path) -> CheckpointWeights:
+        """Raises InputError: it cannot be read, or holds a type that NumPy has not."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+        for name, tensor in tensors.items():
+            if tensor.dtype.kind == "f" and tensor.size and not np.isfinite(tensor).all():
+                raise InputError(f"{path}: the tensor {name} has values that are not finite")
+        return cls(tensors)
+
+    def below(self, prefix: str) -> CheckpointWeights:
+        return CheckpointWeights(self.tensors, self.prefix + prefix)
+
+    def __contains__(self, name: str) -> bool:
+        return self.prefix + name in self.tensors
+
+    def matrix(self, name: str) -> Matrix:
+        stored = self.tensors[self.prefix + name]
+        scale = self.tensors.get(self.prefix + name + SCALE)
+        if scale is None:
+            return stored.astype(np.float32)
+        if stored.shape[1] % BLOCK:
+            return stored.astype(np.float32) * scale[:, None]
+        return rows_of_int8(stored, scale)
+
+    def array(self, name: str) -> Floats:
+        stored = self.tensors[self.prefix + name]
+        return dense(self.matrix(name)) if self.prefix + name + SCALE in self.tensors else stored.astype(np.float32)
+
+
+Q4_0, Q4_1, Q8_0 = 2, 3, 8
+
+
+@dataclass(frozen=True)
+class GGUFWeights:
+    """A Llama-like language model in a GGUF file, by the ``table`` of its architecture. ``heads``, ``groups``: of queries, of keys; their
+    rows are kept in another order by files of the architecture ``llama``."""
+
+    file: GGUF
+    table: Mapping[str, tuple[str, ...]]
+    heads: int
+    groups: int
+
+    def names(self, name: str) -> list[str]:
+        """Their names for one of ours; matrices that we keep as one are listed from top to bottom."""
+        part, _, kind = name.rpartition(".")
+        layer = re.search(r"\.(\d+)\.", part)
+        number = layer[1] if layer else ""
+        row = self.table.get(re.sub(r"\.\d+\.", ".*.", part), (part,))
+        return [f"{theirs.replace('*', number)}.{kind}" for theirs in row]
+
+    def __contains__(self, name: str) -> bool:
+        return all(theirs in self.file.entries for theirs in self.names(name))
+
+    def matrix(self, name: str) -> Matrix:
+        return stack_rows([self.reordered(theirs, self.stored(theirs)) for theirs in self.names(name)])
+
+    def array(self, name: str) -> Floats:
+        return np.concatenate([dense(self.reordered(theirs, self.stored(theirs))) for theirs in self.names(name)])
+
+    def reordered(self, theirs: str, stored: Matrix) -> Matrix:
+        """llama.cpp pairs neighbouring rows for rotation; ours, as transformers', are half a head apart."""
+        heads = self.heads if ".attn_q." in theirs else self.groups if ".attn_k." in theirs else 0
+        if not heads or self.file.metadata.get("general.architecture") != "llama":
+            return stored
+        rows = stored.shape[0]
+        order = np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
+        return stored.take_rows(order) if isinstance(stored, Blocks) else stored[order]
+
+    def stored(self, theirs: str) -> Matrix:
+        entry = self.file.entries[theirs]
+        data = np.frombuffer(self.file.data, np.uint8, entry.size, entry.start)
+        if entry.dtype == Q4_1:
+            return read_q4(data.reshape(*entry.shape[:-1], -1, 20), with_minimum=True)
+        if entry.dtype == Q4_0:
+            return read_q4(data.reshape(*entry.shape[:-1], -1, 18), with_minimum=False)
+        if entry.dtype == Q8_0:
+            return read_q8(data.reshape(*entry.shape[:-1], -1, 34))
+        return self.file.array(theirs)
+
+
+def read_q4(blocks: NDArray[np.uint8], with_minimum: bool) -> Blocks:
+    """GGUF's ``[N, B, bytes]``: a half of the scale d, with Q4_1 one of the minimum m, then 16 bytes of two codes q each.
+
+    Q4_0: w = d (q - 8). Q4_1: w = d q + m = d (q - 8) + (m + 8 d).
+    """
+    scale = halves(blocks[..., :2])
+    codes = blocks[..., 4:] if with_minimum else blocks[..., 2:]
+    unpacked = np.concatenate([codes & 15, codes >> 4], -1).reshape(len(blocks), -1)
+    return Blocks(4, unpacked, scale, halves(blocks[..., 2:4]) + 8 * scale if with_minimum else None)
+
+
+def read_q8(blocks: NDArray[np.uint8]) -> Blocks:
+    """GGUF's Q8_0 ``[N, B, 34]``: a half of the scale, then 32 signed codes."""
+    return Blocks(8, np.ascontiguousarray(blocks[..., 2:] ^ 128).reshape(len(blocks), -1), halves(blocks[..., :2]))
+
+
+def halves(data: NDArray[np.uint8]) -> Floats:
+    return np.ascontiguousarray(data).view("<f2")[..., 0].astype(np.float32)
+
+
+# torch's older files: four pickles, then the storages one after the other
+
+TORCH_TYPES = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "LongStorage": "<i8"}
+
+
+@dataclass
+class _Storage:
+    """Memory that tensors lie in; filled when its place in the file has been reached."""
+
+    dtype: str
+    length: int
+    data: NDArray[Any] | None = None
+
+
+@dataclass
+class _Tensor:
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def array(self) -> Floats:
+        assert self.storage.data is not None
+        flat = self.storage.data[self.offset :]
+        strides = [stride * flat.itemsize for stride in self.strides]
+        return np.lib.stride_tricks.as_strided(flat, self.shape, strides).astype(np.float32)
+
+
+def _rebuild(storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> _Tensor:
+    return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows tensors and ordered dicts; refuses all other code."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file)
+        self.storages: dict[str, _Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _rebuild
+        if module == "torch" and name in TORCH_TYPES:
+            return partial(_Storage, TORCH_TYPES[name])
+        raise pickle.UnpicklingError(f"{module}.{name}")
+
+    def persistent_load(self, key: Any) -> _Storage:
+        _, make, name, _, length, *_ = key
+        return self.storages.setdefault(name, make(length))
+
+
+def read_torch_file(path: Path) -> dict[str, Floats]:
+    """The tensors of a state dict that torch wrote before its version 1.6 (not a zip archive), in fp32.
+
+    For files whose sha256 is known: sizes are not checked against one another.
+    """
+    with path.open("rb") as file:
+        for _ in range(3):  # a magic number, the protocol's version, the machine's sizes
+            _Unpickler(file).load()
+        content = _Unpickler(file)
+        state = content.load()
+        for name in _Unpickler(file).load():
+            storage = content.storages[name]
+            file.seek(8, 1)  # the length once more
+            size = storage.length * np.dtype(storage.dtype).itemsize
+            storage.data = np.frombuffer(file.read(size), storage.dtype)
+    return {name: tensor.array() for name, tensor in state.items()}
