@@ -28,8 +28,12 @@ pytestmark = pytest.mark.parts
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
-    """(language, text) of the blocks that run."""
-    return BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))
+    """(language, text) of the blocks that run; a command that is broken over several lines is one line."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    return [
+        (language, re.sub(r"\\\n\s*", "", block) if language == "sh" else block)
+        for language, block in BLOCK.findall(text)
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 def commands(page: str, heading: str) -> list[tuple[str, str]]:
     """(command, the output that its comment promises) of a section's shell block."""
-    block = page.split(heading)[1].split("```sh\n")[1].split("```")[0]
+    block = page.split(heading)[1].split("```sh\n")[1].split("```")[0].replace("\\\n", "")
     return [(line.split(" #")[0].strip(), line.partition(" # ")[2].strip()) for line in block.splitlines()]
 
 
