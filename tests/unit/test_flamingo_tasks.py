@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from tiny_flamingo import flamingo_tasks
 
-from triptych.data.interleaved import example, told, with_pictures
+from triptych.data.interleaved import answer_part, example, with_pictures
 from triptych.errors import InputError
 from triptych.tasks.asking import PictureQuestion
 from triptych.tasks.chat import ANSWER_TOKENS
@@ -139,8 +139,8 @@ def test_beams_leave_the_kept_prompt_whole(model: FlamingoTasks, photos: list[Im
 def test_prompts_are_read_as_in_training(model: FlamingoTasks, photos: list[Image.Image]) -> None:
     """What training makes of a sequence, and what a prompt makes of it: the same ids."""
     rows = Rows(model.spec.tokenizer, model.spec.image_id, 1000)
-    question = [*with_pictures(question_prompt("which one?", 2), [0, 1]), told("left")]
-    caption = [*with_pictures(CAPTION, [2]), told("a dog runs")]
+    question = [*with_pictures(question_prompt("which one?", 2), [0, 1]), answer_part("left")]
+    caption = [*with_pictures(CAPTION, [2]), answer_part("a dog runs")]
     named = [*example(3, "This is", "a dax"), *example(4, "", "a wug")]
     row = rows([*question, *caption, *named])
     text = (

@@ -11,9 +11,9 @@ from triptych.data import Photo
 from triptych.data.english.caption_facts import read_caption
 from triptych.data.interleaved import (
     HELD_OUT,
-    Said,
+    PicturePart,
     Sequences,
-    Shown,
+    TextPart,
     binding,
     classes,
     episode,
@@ -42,8 +42,8 @@ def sequences() -> Sequences:
     return Sequences(photos, drawings)
 
 
-def texts(parts: list[Shown | Said]) -> list[Said]:
-    return [part for part in parts if isinstance(part, Said)]
+def texts(parts: list[PicturePart | TextPart]) -> list[TextPart]:
+    return [part for part in parts if isinstance(part, TextPart)]
 
 
 @pytest.mark.parametrize("task", ["caption", "name", "question", "dialogue", "pair", "compare", "binding"])
@@ -51,12 +51,12 @@ def test_every_task_shows_pictures_and_teaches_answers(sequences: Sequences, tas
     made = [parts for seed in range(20) if (parts := sequences.makers[task](random.Random(seed), seed))]
     assert len(made) > 10
     for parts in made:
-        assert any(isinstance(part, Shown) for part in parts)
-        learnt = [said for said in texts(parts) if said.learnt]
-        assert learnt and all(said.ends for said in learnt)  # answers, not questions
+        assert any(isinstance(part, PicturePart) for part in parts)
+        learnt = [said for said in texts(parts) if said.is_label]
+        assert learnt and all(said.ends_example for said in learnt)  # answers, not questions
         assert all(said.text.startswith(" ") for said in learnt)
-        assert isinstance(parts[-1], Said) and parts[-1].ends
-        assert {p.picture for p in parts if isinstance(p, Shown)} <= set(range(len(sequences.photos) + 8))
+        assert isinstance(parts[-1], TextPart) and parts[-1].ends_example
+        assert {p.picture for p in parts if isinstance(p, PicturePart)} <= set(range(len(sequences.photos) + 8))
 
 
 def test_the_same_seed_makes_the_same_sequence(sequences: Sequences) -> None:
@@ -67,7 +67,9 @@ def test_the_same_seed_makes_the_same_sequence(sequences: Sequences) -> None:
 def test_captions_are_of_their_pictures(sequences: Sequences) -> None:
     parts = sequences.captions(random.Random(0), 5)
     pairs = zip(
-        [p.picture for p in parts if isinstance(p, Shown)], [t.text for t in texts(parts) if t.learnt], strict=True
+        [p.picture for p in parts if isinstance(p, PicturePart)],
+        [t.text for t in texts(parts) if t.is_label],
+        strict=True,
     )
     for picture, text in pairs:
         assert text.strip() in sequences.photos[picture].captions
@@ -94,10 +96,10 @@ def test_classes_are_what_captions_agree_on() -> None:
 
 def test_a_name_is_learnt_once_all_are_known() -> None:
     parts = binding(random.Random(0), [[1, 2, 3], [7, 8, 9]], ["dax", "wug"], "This is a", [0, 0, 1, 0, 1])
-    shown = [p.picture for p in parts if isinstance(p, Shown)]
-    names = [t for t in texts(parts) if t.ends]
+    shown = [p.picture for p in parts if isinstance(p, PicturePart)]
+    names = [t for t in texts(parts) if t.ends_example]
     assert [t.text for t in names] == [" dax", " dax", " wug", " dax", " wug"]
-    assert [t.learnt for t in names] == [False, False, False, True, True]
+    assert [t.is_label for t in names] == [False, False, False, True, True]
     assert [picture > 5 for picture in shown] == [False, False, True, False, True]
     assert len(set(shown)) == 5  # each picture once
 
@@ -106,11 +108,11 @@ def test_an_episode_asks_about_a_new_picture() -> None:
     answers: Counter[int] = Counter()
     for seed in range(40):
         found = episode(random.Random(seed), [[1, 2, 3, 4], [5, 6, 7, 8]], ["dax", "wug"], 3)
-        shown = [p.picture for p in found.prompt if isinstance(p, Shown)]
-        named = [t.text.strip() for t in texts(found.prompt) if t.ends]
+        shown = [p.picture for p in found.prompt if isinstance(p, PicturePart)]
+        named = [t.text.strip() for t in texts(found.prompt) if t.ends_example]
         assert Counter(named) == {"dax": 3, "wug": 3} and len(set(shown)) == 7
         assert (shown[-1] > 4) == (found.answer == 1)
-        assert not texts(found.prompt)[-1].ends  # what follows is asked
+        assert not texts(found.prompt)[-1].ends_example  # what follows is asked
         answers[found.answer] += 1
     assert min(answers.values()) > 10
 
@@ -130,26 +132,35 @@ def rows() -> Rows:
 
 def test_rows_learn_answers_and_are_cut_behind_whole_examples(rows: Rows) -> None:
     ids = rows.tokenizer.encode
-    parts = [Shown(4), Said(" is"), Said(" dog", True, True), Shown(7), Said(" cat", False, True)]
+    parts = [
+        PicturePart(4),
+        TextPart(" is"),
+        TextPart(" dog", True, True),
+        PicturePart(7),
+        TextPart(" cat", False, True),
+    ]
     row = rows(parts)
     assert row.pictures == [4, 7]
     assert row.input_ids == [rows.image_id, *ids(" is dog"), rows.end, rows.image_id, *ids(" cat"), rows.end]
     learnt = [i for i, label in enumerate(row.labels) if label != IGNORED]
     assert [row.labels[i] for i in learnt] == [*ids(" dog"), rows.end]
     assert all(row.labels[i] == row.input_ids[i + 1] for i in learnt)
-    long = rows([*parts, Shown(9), Said(" a long text that does not fit", True, True)])
+    long = rows([*parts, PicturePart(9), TextPart(" a long text that does not fit", True, True)])
     assert long == row
-    assert rows([Shown(1), Said("x" * 50, True, True)]) == ([], [IGNORED], [])
+    assert rows([PicturePart(1), TextPart("x" * 50, True, True)]) == ([], [IGNORED], [])
 
 
 def test_scored_rows_learn_the_answer_alone(rows: Rows) -> None:
-    row = rows.scored([Shown(4), Said(" dog", True, True), Shown(5), Said(" a")], "wug")
+    row = rows.scored([PicturePart(4), TextPart(" dog", True, True), PicturePart(5), TextPart(" a")], "wug")
     told = [label for label in row.labels if label != IGNORED]
     assert told == [*rows.tokenizer.encode(" wug"), rows.end] and row.pictures == [4, 5]
 
 
 def test_padding_stands_behind_and_counts_nowhere(rows: Rows) -> None:
-    made = [rows([Shown(1), Said(" dog", True, True)]), rows([Said(" a"), Said(" longer text", True, True)])]
+    made = [
+        rows([PicturePart(1), TextPart(" dog", True, True)]),
+        rows([TextPart(" a"), TextPart(" longer text", True, True)]),
+    ]
     ids, labels, counts = padded(made, rows.end)
     assert ids.shape == labels.shape and counts.tolist() == [1, 0]
     short = len(made[0].input_ids)
@@ -178,7 +189,7 @@ def test_tasks_that_nothing_can_be_made_of_are_refused(rows: Rows) -> None:
 def test_answers_about_pairs_do_not_tell_one_another(sequences: Sequences) -> None:
     """Among the sequences of two answers, alike ones are as frequent as different ones."""
     answers = [
-        [said.text for said in texts(sequences.pair(random.Random(seed), seed % 20)) if said.ends]
+        [said.text for said in texts(sequences.pair(random.Random(seed), seed % 20)) if said.ends_example]
         for seed in range(200)
     ]
     alike = [first == second for first, second, *_ in (found for found in answers if len(found) > 1)]
@@ -190,11 +201,11 @@ def test_pictures_are_compared_by_what_is_said_of_them(sequences: Sequences) -> 
     kinds: Counter[str] = Counter()
     for seed in range(240):
         parts = sequences.compare(random.Random(seed), seed % 20)
-        pictures = [p.picture for p in parts if isinstance(p, Shown)]
-        *captions, answer = (said.text.strip() for said in texts(parts) if said.learnt)
+        pictures = [p.picture for p in parts if isinstance(p, PicturePart)]
+        *captions, answer = (said.text.strip() for said in texts(parts) if said.is_label)
         assert len(captions) == len(pictures) in (2, 3)
         assert all(text in sequences.photos[i].captions for i, text in zip(pictures, captions, strict=True))
-        written = "".join("<image>" if isinstance(p, Shown) else p.text + END * p.ends for p in parts)
+        written = "".join("<image>" if isinstance(p, PicturePart) else p.text + END * p.ends_example for p in parts)
         assert written.startswith(captions_by_picture(captions) + "\nQuestion: ")
         if answer in ("left", "right"):
             kinds["which"] += 1
@@ -231,7 +242,9 @@ def test_names_are_bound_to_nothing_to_others_or_exchanged(sequences: Sequences)
     for seed in range(300):
         parts = sequences.bound(random.Random(seed), 0)
         pairs = zip(
-            [p.picture for p in parts if isinstance(p, Shown)], [t for t in texts(parts) if t.ends], strict=True
+            [p.picture for p in parts if isinstance(p, PicturePart)],
+            [t for t in texts(parts) if t.ends_example],
+            strict=True,
         )
         meant: dict[str, set[str]] = {}
         for picture, name in pairs:

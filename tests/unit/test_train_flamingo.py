@@ -8,7 +8,7 @@ from tiny_flamingo import tiny_flamingo
 from torch import Tensor
 
 from triptych.data import Photo
-from triptych.data.interleaved import Episode, Said, Sequences, Shown
+from triptych.data.interleaved import Episode, PicturePart, Sequences, TextPart
 from triptych.errors import InputError
 from triptych.generate import Hypothesis
 from triptych.models import FlamingoModel
@@ -49,9 +49,11 @@ def flamingo() -> FlamingoModel:
 def rows_of(flamingo: FlamingoModel) -> list[Row]:
     rows = Rows(flamingo.tokenizer, flamingo.model.config.image_id, 100)
     return [
-        rows([Shown(0), Said(" a"), Said(" dog", True, True), Shown(1), Said(" cat", True, True)]),
-        rows([Said("no picture"), Said(" yes", True, True)]),
-        rows([Shown(2), Said(" a long text about it", True, True)]),
+        rows(
+            [PicturePart(0), TextPart(" a"), TextPart(" dog", True, True), PicturePart(1), TextPart(" cat", True, True)]
+        ),
+        rows([TextPart("no picture"), TextPart(" yes", True, True)]),
+        rows([PicturePart(2), TextPart(" a long text about it", True, True)]),
     ]
 
 
@@ -200,7 +202,13 @@ def test_validation_takes_the_likeliest_name(flamingo: FlamingoModel) -> None:
     model = flamingo.model
     rows = Rows(flamingo.tokenizer, model.config.image_id, 100)
     pictures = Pictures(Cells(3))  # type: ignore[arg-type]
-    prompt = [Shown(0), Said(" dax", True, True), Shown(1), Said(" wug", True, True), Shown(2)]
+    prompt = [
+        PicturePart(0),
+        TextPart(" dax", True, True),
+        PicturePart(1),
+        TextPart(" wug", True, True),
+        PicturePart(2),
+    ]
     scores = [float(logprobs(model, [rows.scored(prompt, name)], pictures).sum()) for name in ("dax", "wug")]
     best = int(scores[1] > scores[0])
     for answer in (0, 1):

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from triptych.checkpoints.parts import Member, Part, fetched
 from triptych.errors import InputError, TriptychError
+from triptych.io.files import write_file
 
 OPENMOJI = Part(
     "openmoji",
@@ -61,7 +62,7 @@ CUT = re.compile(
     r" (?:with|without|of|in|on|at|and|but|behind|over|under|from|for|showing|facing|tilted|wearing|taking) .*"
     r"| (?:face|up|down|left|right|departure|arrival|increasing|decreasing|receiver|horizontally|vertically)$"
 )
-ALIKE = {  # heads of names whose drawings are nearly alike
+SIMILAR = {  # heads of names whose drawings are nearly the same
     "heart": "suit",
     "person": "man woman men women people boy girl child pouting frowning anguished",
     "merperson": "merman mermaid",
@@ -79,24 +80,24 @@ ALIKE = {  # heads of names whose drawings are nearly alike
     "cityscape": "sunset",
     "hushed": "astonished worried",
 }
-SAME = {word: head for head, words in ALIKE.items() for word in words.split()}
+SAME = {word: head for head, words in SIMILAR.items() for word in words.split()}
 Drawer = Callable[[str], Image.Image | None]
 
 
 def read_names(text: str) -> dict[str, str]:
-    """Of an emoji-test.txt: the name of each emoji that shows something which its name says, in lower case."""
+    """Emoji -> its name in lower case, from an emoji-test.txt, for those whose picture shows what the name says."""
     names, group = {}, ""
     for line in text.splitlines():
         group = line.removeprefix("# group: ").strip() if line.startswith("# group: ") else group
-        if found := re.match(r"([0-9A-F ]+?) *; fully-qualified +# \S+ E[\d.]+ (.+)", line):
-            name = found[2].strip().lower().replace("’", "'")
+        if match := re.match(r"([0-9A-F ]+?) *; fully-qualified +# \S+ E[\d.]+ (.+)", line):
+            name = match[2].strip().lower().replace("’", "'")
             if group != "Symbols" and not NO_PICTURE.search(name):
-                names["".join(chr(int(code, 16)) for code in found[1].split())] = name
+                names["".join(chr(int(code, 16)) for code in match[1].split())] = name
     return names
 
 
 def head_of(name: str) -> str:
-    """The noun that decides the split: "dog" of "guide dog" and "dog face", "heart" of "hearts with arrow"."""
+    """The noun by which the split is chosen: "dog" of "guide dog" and "dog face", "heart" of "hearts with arrow"."""
     bare = re.sub(r"^(?:man|woman|person|men|women|people) (?=.)", "", name)
     cut = CUT.sub("", CUT.sub("", bare))
     word = (bare if cut in ("face", "") else cut).split()[-1]
@@ -110,7 +111,7 @@ def split_of_name(name: str) -> str:
 
 
 def font_drawer(path: Path, size: int) -> Drawer:
-    """Draws the emoji that the font has; None of others. InputError: no font, or none of this size."""
+    """A function that draws the emoji that the font has, None for others. Raises InputError: no font, or none of this size."""
     try:
         font = ImageFont.truetype(str(path), size)
     except OSError as error:
@@ -142,7 +143,7 @@ def write(out: Path, names: Mapping[str, str], drawers: Mapping[str, Drawer]) ->
                     file = f"{source}-{'-'.join(f'{ord(c):x}' for c in emoji)}.png"
                     picture.save(out / file)
                     rows.append({"file_name": file, "caption": name, "split": split_of_name(name), "source": source})
-        (out / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_file(out / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     except OSError as error:
         raise InputError(f"{error.filename or out}: cannot be written ({error.strerror or error})") from None
     return Counter(row[key] for row in rows for key in ("source", "split"))

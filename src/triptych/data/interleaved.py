@@ -1,4 +1,4 @@
-"""Sequences of pictures and text made from captioned photos and named drawings: what Flamingo learns a task in a prompt from.
+"""Sequences of pictures and text made from captioned photos and named drawings: from these Flamingo learns tasks in context.
 
 A sequence is of one task, its examples one after the other, so that each is also a few-shot prompt for the next:
 
@@ -8,8 +8,8 @@ A sequence is of one task, its examples one after the other, so that each is als
 - compare: several pictures are captioned one by one (``captions_by_picture``), then what they have in common is asked, how they differ, or
   which shows something;
 - binding: made-up names, the names of other things, or their own names exchanged, for two or three classes of pictures: only the sequence
-  tells which is which (the open-ended miniImageNet test of "Frozen", Tsimpoukelli et al. 2021). A name is learnt once every class has
-  been shown with its own.
+  says which is which (the open-ended miniImageNet test of "Frozen", Tsimpoukelli et al. 2021). A name counts in the loss once
+  every class has appeared with its own.
 
 The classes of photos are nouns that at least ``AGREE`` captions have. Those in ``HELD_OUT`` never make a class nor a name in training,
 and drawings of them are left out; captions and questions may still mention them.
@@ -51,39 +51,39 @@ ONSETS = SYLLABLE.findall("b bl d dr f fl g gr k kl l m n p pl r s sk sn t tr v 
 VOWELS, CODAS = "aeiou", SYLLABLE.findall("x g p t ck m n nt sh b")
 
 
-class Shown(NamedTuple):
+class PicturePart(NamedTuple):
     """A picture, by its place among all pictures."""
 
     picture: int
 
 
-class Said(NamedTuple):
-    """A text. ``learnt``: it counts in the loss; ``ends``: the end of an example follows, which counts with it."""
+class TextPart(NamedTuple):
+    """A text. ``is_label``: it counts in the loss; ``ends_example``: the end of an example follows, which counts with it."""
 
     text: str
-    learnt: bool = False
-    ends: bool = False
+    is_label: bool = False
+    ends_example: bool = False
 
 
-Interleaved = list[Shown | Said]
+Interleaved = list[PicturePart | TextPart]
 
 
 def with_pictures(prompt: str, pictures: Sequence[int]) -> Interleaved:
     """A prompt (``prompt.py``) with its pictures in their places."""
     first, *others = split_at_images(prompt, len(pictures))
-    parts: Interleaved = [Said(first)] if first else []
+    parts: Interleaved = [TextPart(first)] if first else []
     for picture, text in zip(pictures, others, strict=True):
-        parts += [Shown(picture), *([Said(text)] if text else [])]
+        parts += [PicturePart(picture), *([TextPart(text)] if text else [])]
     return parts
 
 
-def told(answer: str, learnt: bool = True) -> Said:
-    return Said(f" {answer}", learnt, ends=True)
+def answer_part(answer: str, is_label: bool = True) -> TextPart:
+    return TextPart(f" {answer}", is_label, ends_example=True)
 
 
-def example(picture: int, text: str, answer: str, learnt: bool = True) -> Interleaved:
-    """A picture, the text that asks for it, the answer."""
-    return [Shown(picture), *([Said(f" {text}")] if text else []), told(answer, learnt)]
+def example(picture: int, text: str, answer: str, is_label: bool = True) -> Interleaved:
+    """A picture, the text after it, the answer."""
+    return [PicturePart(picture), *([TextPart(f" {text}")] if text else []), answer_part(answer, is_label)]
 
 
 @dataclass(frozen=True)
@@ -97,12 +97,12 @@ class Episode:
 
 def classes(photos: Sequence[Photo], agree: int = AGREE) -> dict[str, list[int]]:
     """Nouns -> the photos of which ``agree`` captions, or all, have them."""
-    found: dict[str, list[int]] = defaultdict(list)
+    places: dict[str, list[int]] = defaultdict(list)
     for place, counts in enumerate(map(noun_counts, photos)):
         for noun, count in counts.items():
             if count >= min(agree, len(photos[place].captions)):
-                found[noun].append(place)
-    return {noun: found[noun] for noun in sorted(found)}
+                places[noun].append(place)
+    return {noun: places[noun] for noun in sorted(places)}
 
 
 def noun_counts(photo: Photo) -> Counter[str]:
@@ -113,12 +113,12 @@ def noun_counts(photo: Photo) -> Counter[str]:
 def only(
     left: Sequence[int], right: Sequence[int], mentions: Sequence[set[str]], names: tuple[str, str]
 ) -> tuple[list[int], list[int]]:
-    """Of two classes the photos in whose captions the other's noun never stands."""
+    """The photos of two classes whose captions never have the noun of the other class."""
     return [i for i in left if names[1] not in mentions[i]], [i for i in right if names[0] not in mentions[i]]
 
 
 def made_up_name(rng: random.Random, held_out: bool = False) -> str:
-    """A word that is none: "dax", "blicket". A third of them never occur in training (``held_out``)."""
+    """A word without a meaning: "dax", "blicket". A third of them never occur in training (``held_out``)."""
     while True:
         syllables = [rng.choice(ONSETS) + rng.choice(VOWELS) for _ in range(rng.choice((1, 1, 2)))]
         name = "".join(syllables) + rng.choice(CODAS)
@@ -127,7 +127,7 @@ def made_up_name(rng: random.Random, held_out: bool = False) -> str:
 
 
 def made_up_names(rng: random.Random, count: int, held_out: bool = False) -> list[str]:
-    """Different ones."""
+    """So many different made-up names."""
     names: list[str] = []
     while len(names) < count:
         if (name := made_up_name(rng, held_out)) not in names:
@@ -138,12 +138,12 @@ def made_up_names(rng: random.Random, count: int, held_out: bool = False) -> lis
 def binding(
     rng: random.Random, groups: Sequence[Sequence[int]], names: Sequence[str], template: str, order: Sequence[int]
 ) -> Interleaved:
-    """Pictures of the groups in this order (a group's number each), each with its group's name, learnt once all have been named."""
+    """Pictures of the groups in this order (a group's number each), each with its group's name, a label once all have been named."""
     drawn = [rng.sample(list(group), len(group)) for group in groups]
     used, parts = Counter[int](), Interleaved()
     for group in order:
         picture = drawn[group][used[group] % len(drawn[group])]
-        parts += example(picture, template, names[group], learnt=len(used) == len(groups))
+        parts += example(picture, template, names[group], is_label=len(used) == len(groups))
         used[group] += 1
     return parts
 
@@ -162,8 +162,8 @@ def episode(
     answer = rng.randrange(len(groups))
     *prompt, _ = binding(rng, groups, names, template, [*order, answer])
     if queries is not None:
-        last = max(place for place, part in enumerate(prompt) if isinstance(part, Shown))
-        prompt[last] = Shown(queries[answer])
+        last = max(place for place, part in enumerate(prompt) if isinstance(part, PicturePart))
+        prompt[last] = PicturePart(queries[answer])
     return Episode(prompt, tuple(names), answer)
 
 
@@ -202,15 +202,15 @@ class Sequences:
     def captions(self, rng: random.Random, first: int) -> Interleaved:
         parts = Interleaved()
         for place in [first, *(rng.randrange(len(self.photos)) for _ in range(8))]:
-            parts += [*with_pictures(CAPTION, [place]), told(self.caption(rng, place))]
+            parts += [*with_pictures(CAPTION, [place]), answer_part(self.caption(rng, place))]
         return parts
 
     def caption(self, rng: random.Random, place: int, noun: str | None = None) -> str:
         """One of a photo's captions; with ``noun``, one that has it."""
-        told = self.photos[place].captions
+        captions = self.photos[place].captions
         if noun is not None:
-            told = tuple(text for text in told if noun in {n.name for n in read_caption(text).nouns})
-        return plain_caption(rng.choice(told))
+            captions = tuple(text for text in captions if noun in {n.name for n in read_caption(text).nouns})
+        return plain_caption(rng.choice(captions))
 
     def names_of_drawings(self, rng: random.Random, first: int) -> Interleaved:
         template, parts = rng.choice(TEMPLATES), Interleaved()
@@ -224,61 +224,61 @@ class Sequences:
         kind = rng.choice(sorted({question.kind for question in self.questions[first]}))
         parts = Interleaved()
         for place in [first, *(rng.choice(self.by_kind[kind]) for _ in range(4))]:
-            parts += self.asked(rng.choice([q for q in self.questions[place] if q.kind == kind]), [place])
+            parts += self.answered(rng.choice([q for q in self.questions[place] if q.kind == kind]), [place])
         return parts
 
-    def asked(self, question: Question, pictures: Sequence[int]) -> Interleaved:
-        return [*with_pictures(question_prompt(question.question, 1), pictures), told(question.answer)]
+    def answered(self, question: Question, pictures: Sequence[int]) -> Interleaved:
+        return [*with_pictures(question_prompt(question.question, 1), pictures), answer_part(question.answer)]
 
     def dialogue(self, rng: random.Random, first: int) -> Interleaved:
         parts = Interleaved()
         for place in [first, rng.randrange(len(self.photos))]:
-            asked = self.questions[place]
-            turns = [(q.question, q.answer) for q in rng.sample(asked, min(3, len(asked)))]
+            questions = self.questions[place]
+            turns = [(q.question, q.answer) for q in rng.sample(questions, min(3, len(questions)))]
             turns.insert(rng.randrange(len(turns) + 1), (rng.choice(CAPTION_INSTRUCTION), self.caption(rng, place)))
             for i, (question, answer) in enumerate(turns):
                 parts += (
                     with_pictures(question_prompt(question, 1), [place])
                     if i == 0
-                    else [Said(question_after_pictures(question))]
+                    else [TextPart(question_after_pictures(question))]
                 )
-                parts.append(told(answer))
+                parts.append(answer_part(answer))
         return parts
 
     def pair(self, rng: random.Random, first: int) -> Interleaved:
-        """Each question for itself: drawn together they would have as many left as right answers, and the last would give itself away."""
+        """Each question is drawn alone: together they would have as many left as right answers, which gives the last one away."""
         parts = Interleaved()
         for _ in range(3):
             places = [first, *(rng.randrange(len(self.photos)) for _ in range(3))]
             for pair in make_pairs([self.photos[place] for place in places], 1, rng.randrange(1 << 30)):
                 parts += with_pictures(question_prompt(pair.question, 2), [places[pair.left], places[pair.right]])
-                parts.append(told(pair.answer))
+                parts.append(answer_part(pair.answer))
         return parts
 
     def compare(self, rng: random.Random, first: int) -> Interleaved:
-        """Two or three pictures, captioned one by one, and a question that their captions answer."""
+        """Two or three pictures, captioned one by one, then a question that the captions answer."""
         nouns = sorted(self.mentions[first] & self.classes.keys())
-        alike = rng.choice(nouns) if nouns and rng.random() < 0.5 else None  # all show this, or whatever they do
-        places, captions = [first], [self.caption(rng, first, alike)]
+        common = rng.choice(nouns) if nouns and rng.random() < 0.5 else None  # all show this, or anything
+        places, captions = [first], [self.caption(rng, first, common)]
         for _ in range(rng.choice((1, 1, 2))):
-            places.append(rng.choice(self.classes[alike]) if alike else rng.randrange(len(self.photos)))
-            captions.append(self.caption(rng, places[-1], alike))
+            places.append(rng.choice(self.classes[common]) if common else rng.randrange(len(self.photos)))
+            captions.append(self.caption(rng, places[-1], common))
         names = photo_names(len(places))
         parts = Interleaved()
         for name, place, caption in zip(names, places, captions, strict=True):
-            parts += [*with_pictures(f"{name}: {CAPTION}", [place]), told(caption)]
+            parts += [*with_pictures(f"{name}: {CAPTION}", [place]), answer_part(caption)]
         if len(places) == 2 and rng.random() < 0.4:
             for pair in make_pairs([self.photos[place] for place in places], 1, rng.randrange(1 << 30)):
                 side = pair.answer if pair.left == 0 else SIDES[pair.answer == "left"]  # as they stand here
-                return [*parts, Said(question_after_pictures(pair.question)), told(side)]
+                return [*parts, TextPart(question_after_pictures(pair.question)), answer_part(side)]
         if rng.random() < 0.5:
-            return [*parts, Said(question_after_pictures(rng.choice(COMMON))), told(in_common(captions))]
+            return [*parts, TextPart(question_after_pictures(rng.choice(COMMON))), answer_part(in_common(captions))]
         the = "the " if len(places) == 2 else ""
         differ = ", ".join(f"{the}{name.lower()} shows {text}" for name, text in zip(names, captions, strict=True))
-        return [*parts, Said(question_after_pictures(rng.choice(DIFFER))), told(differ)]
+        return [*parts, TextPart(question_after_pictures(rng.choice(DIFFER))), answer_part(differ)]
 
     def bound(self, rng: random.Random, first: int) -> Interleaved:
-        """Two or three kinds of drawings, or two kinds of photos; nothing where the data set has not two."""
+        """Two or three kinds of drawings, or two kinds of photos; empty where the data set has fewer than two."""
         drawn = min(rng.choice((2, 2, 2, 3)), len(self.drawn))
         groups = self.drawings(rng, drawn) if drawn > 1 and rng.random() < 0.5 else self.nouns(rng)
         if not groups:
@@ -299,7 +299,7 @@ class Sequences:
         return {name: self.drawn[name] for name in rng.sample([*self.drawn], count)}
 
     def nouns(self, rng: random.Random) -> dict[str, list[int]]:
-        """The photos of two nouns that show nothing of the other; none where hardly any are so."""
+        """Two nouns, each with photos that do not show the other; empty where there are too few such photos."""
         for _ in range(TRIES if len(self.classes) > 1 else 0):
             names = left, right = rng.sample([*self.classes], 2)
             groups = only(self.classes[left], self.classes[right], self.mentions, (left, right))
@@ -309,14 +309,14 @@ class Sequences:
 
 
 def in_common(captions: Sequence[str]) -> str:
-    """What all captions name: ``"both show a dog and grass"``; else the people or animals that all speak of."""
+    """What all captions name: ``"both show a dog and grass"``; else people or animals, if all name some."""
     both = "both" if len(captions) == 2 else "all"
-    told = [read_caption(text).nouns for text in captions]
-    names = [{noun.name for noun in nouns} for nouns in told]
-    shared = [n.name for n in told[0] if n.name not in ALL_HELD_OUT and all(n.name in found for found in names)]
+    each = [read_caption(text).nouns for text in captions]
+    names = [{noun.name for noun in nouns} for nouns in each]
+    shared = [n.name for n in each[0] if n.name not in ALL_HELD_OUT and all(n.name in own for own in names)]
     if shared:
         return f"{both} show {' and '.join(with_article(name) for name in dict.fromkeys(shared[:2]))}"
     for kind, named in (("human", "people"), ("animal", "animals")):
-        if all(any(noun.kind == kind for noun in nouns) for nouns in told):
+        if all(any(noun.kind == kind for noun in nouns) for nouns in each):
             return f"{both} show {named}"
     return NOTHING_MUCH

@@ -81,10 +81,10 @@ def text_of(value: Any, where: str) -> str:
 
 def fields_named(record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
     """The fields of ``record`` that are called so, in the order of ``names``: ``" File Name"`` is ``file_name``."""
-    found: dict[str, list[str]] = {}
+    fields: dict[str, list[str]] = {}
     for field in record:
-        found.setdefault(re.sub(r"[\s_-]+", "_", field.strip().lower()), []).append(field)
-    return [field for name in names for field in found.get(name, ())]
+        fields.setdefault(re.sub(r"[\s_-]+", "_", field.strip().lower()), []).append(field)
+    return [field for name in names for field in fields.get(name, ())]
 
 
 def take(record: dict[str, Any], names: Iterable[str]) -> Any:
@@ -134,17 +134,17 @@ def listed_captions(cell: str, several: bool, where: str) -> Any:
 
 def split_of(where: str, *given: Any) -> str:
     """The split on which all that is ``given`` agrees, as this package calls it; "" where nothing is given."""
-    found = set()
+    splits = set()
     for split in given:
         if split is not None and split != "":
             if not isinstance(split, str) or split.strip().lower() not in SPLITS:
                 raise InputError(f"{where}: unknown split {shorten(split)}; known are {', '.join(SPLITS)}")
-            found.add(SPLITS[split.strip().lower()])
-    if len(found) > 1:
+            splits.add(SPLITS[split.strip().lower()])
+    if len(splits) > 1:
         raise InputError(
-            f"{where}: is it {' or '.join(sorted(found))}? Its record and its folder or file say different splits"
+            f"{where}: is it {' or '.join(sorted(splits))}? Its record and its folder or file say different splits"
         )
-    return found.pop() if found else ""
+    return splits.pop() if splits else ""
 
 
 def split_in_name(stem: str) -> str | None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from triptych.data import Photo, open_dataset
-from triptych.data.interleaved import HELD_OUT, Episode, Said, classes, episode, made_up_names, noun_counts, only
+from triptych.data.interleaved import HELD_OUT, Episode, TextPart, classes, episode, made_up_names, noun_counts, only
 from triptych.errors import InputError
 from triptych.io.images import ImageSource
 from triptych.tasks import FlamingoTasks, load_completer
@@ -109,8 +109,8 @@ def chosen(completer: FlamingoTasks, found: Episode, photos: Sequence[Photo] | N
     shown: list[ImageSource] = []
     text = ""
     for part in found.prompt:
-        if isinstance(part, Said):
-            text += part.text + END * part.ends
+        if isinstance(part, TextPart):
+            text += part.text + END * part.ends_example
             continue
         text += IMAGE
         if photos is None:

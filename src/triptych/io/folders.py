@@ -29,10 +29,10 @@ def find_images(sources: Iterable[str | os.PathLike[str]]) -> list[str | os.Path
     Hidden files and the folders in it are left out; how many other files are left out is logged. Files and URLs pass
     through unread. Raises InputError for a folder that cannot be listed or holds no picture.
     """
-    found: list[str | os.PathLike[str]] = []
+    images: list[str | os.PathLike[str]] = []
     for source in sources:
         if not os.path.isdir(source):  # noqa: PTH112 (a URL, or a name with a null byte, is no Path)
-            found.append(source)
+            images.append(source)
             continue
         try:
             names = sorted(path.name for path in Path(source).iterdir() if path.is_file())
@@ -44,8 +44,8 @@ def find_images(sources: Iterable[str | os.PathLike[str]]) -> list[str | os.Path
             raise InputError(f"{printable(source)}: no pictures in this folder (known: {' '.join(SUFFIXES)})")
         if others:
             LOG.warning(left_out(source, others))
-        found += [Path(source) / name for name in inside]
-    return found
+        images += [Path(source) / name for name in inside]
+    return images
 
 
 def left_out(folder: str | os.PathLike[str], names: Sequence[str]) -> str:

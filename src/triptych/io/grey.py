@@ -55,10 +55,10 @@ def _full_scale(image: Image.Image, tags: Any, values: npt.NDArray[Any]) -> int:
 
 
 def _bits(tags: Any) -> int:
-    stated = tags.get(TIFF_BITS, 0)
-    return int(stated[0] if isinstance(stated, tuple) else stated)
+    bits = tags.get(TIFF_BITS, 0)
+    return int(bits[0] if isinstance(bits, tuple) else bits)
 
 
 def _sample_format(tags: Any) -> int:
-    stated = tags.get(TIFF_SAMPLE_FORMAT, UNSIGNED)
-    return int(stated[0] if isinstance(stated, tuple) else stated)
+    kind = tags.get(TIFF_SAMPLE_FORMAT, UNSIGNED)
+    return int(kind[0] if isinstance(kind, tuple) else kind)

@@ -12,16 +12,16 @@ IMAGE = "<image>"
 END = "<|endofchunk|>"  # ends an example within a prompt
 CAPTION = f"{IMAGE}\nCaption:"
 IGNORED = -100  # a label that does not count in the loss
-CAPTION_INSTRUCTION = "describe the photo"  # what a Q-Former that reads questions reads for a caption
+CAPTION_INSTRUCTION = "describe the photo"  # the Q-Former's question when a caption is wanted
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """How a model was taught to be asked; it belongs to its checkpoint. The defaults are those of the models trained here.
+    """The prompts that a model was trained with; its checkpoint holds them. The defaults are those of the models trained here.
 
     ``caption``: with ``<image>`` in its place. ``question``: ``{}`` is the question; the photos stand before it.
-    ``published``: they stand there bare, and the language model's begin token behind them, as transformers and LAVIS have it.
-    ``whole``: a Q-Former that reads the question reads the whole prompt, a caption's too (InstructBLIP).
+    ``published``: photos stand there without names, and the language model's begin token follows them, as in transformers
+    and LAVIS. ``whole``: a Q-Former that reads the question reads the whole prompt, also that of a caption (InstructBLIP).
     """
 
     caption: str = CAPTION
@@ -37,7 +37,7 @@ INSTRUCT_BLIP = Prompts(f"{IMAGE}A short image description:", "Question: {} Shor
 
 
 def question_prompt(question: str, pictures: int, prompts: Prompts = DEFAULT_PROMPTS) -> str:
-    """The prompt of a question about photos. A question that says itself where they stand (``<image>``) keeps them there.
+    """The prompt of a question about photos. A question with ``<image>`` in it keeps the photos at these places.
 
     Raises:
         InputError: the question is empty, or holds the mark that ends an example.
@@ -54,7 +54,7 @@ def question_prompt(question: str, pictures: int, prompts: Prompts = DEFAULT_PRO
 
 
 def photo_lines(pictures: int) -> str:
-    """How photos are put before a question: one alone, two as left and right, more by number."""
+    """The lines of the photos before a question: one without a name, two as left and right, more with numbers."""
     if pictures == 1:
         return IMAGE
     return "\n".join(f"{name}: {IMAGE}" for name in photo_names(pictures))
@@ -68,12 +68,12 @@ def captions_by_picture(captions: Sequence[str]) -> str:
 
 
 def question_after_pictures(question: str) -> str:
-    """A question about pictures that stand further up."""
+    """A question about pictures that come earlier in the prompt."""
     return question_prompt(question, 1).removeprefix(IMAGE)
 
 
 def qformer_texts(question: str, pictures: int) -> list[str]:
-    """What the Q-Former reads with each photo: the question without places, behind the photo's name where there are several."""
+    """The Q-Former's text for each photo: the question without ``<image>``, after the photo's name where there are several."""
     words = " ".join(question.replace(IMAGE, " ").split())
     return [words] if pictures == 1 else [f"{name.lower()}: {words}" for name in photo_names(pictures)]
 
@@ -99,21 +99,19 @@ def split_at_images(prompt: str, pictures: int) -> list[str]:
 
 
 def few_shot(shots: Sequence[tuple[bool, str]], query: str) -> str:
-    """Examples, then what is asked (Flamingo, Alayrac et al. 2022, section 3.4): ``"<image> a shiba<|endofchunk|><image> This is"``.
+    """Examples, then the query (Flamingo, Alayrac et al. 2022, section 3.4): ``"<image> a shiba<|endofchunk|><image> This is"``.
 
-    ``shots``: whether each has a picture, and its text; ``query``: what follows the last picture, perhaps nothing.
-    Raises InputError: an example says nothing, or a text holds a placeholder of its own.
+    ``shots``: whether each has a picture, and its text; ``query``: the text after the last picture, which may be empty.
+    Raises InputError: an example without text, or a text that holds a placeholder.
     """
-    told = [f"{IMAGE if pictured else ''} {shot_text(text)}{END}" for pictured, text in shots]
-    return "".join(told) + f"{IMAGE} {shot_text(query) if query.strip() else ''}".rstrip()
+    examples = [f"{IMAGE if pictured else ''} {shot_text(text)}{END}" for pictured, text in shots]
+    return "".join(examples) + f"{IMAGE} {shot_text(query) if query.strip() else ''}".rstrip()
 
 
 def shot_text(text: str) -> str:
-    """What an example says. Raises InputError: nothing, or a text with a placeholder of its own."""
+    """The text of an example on one line. Raises InputError: it is empty, or holds a placeholder."""
     if IMAGE in text or END in text:
-        raise InputError(
-            f"{text!r} holds {IMAGE} or {END}: an example has one picture and one end, which are put there"
-        )
+        raise InputError(f"{text!r} holds {IMAGE} or {END}: leave them out, they are added for you")
     if not text.strip():
         raise InputError("an example has no text: say what its picture shows")
     return " ".join(text.split())
@@ -130,15 +128,15 @@ def pictures_named_by(question: str, choices: Sequence[str], pictures: int) -> l
     ("left" and "the right one", "photo 3"); else None."""
     sides = {"left": 0, "right": 1} if pictures == 2 else {}
     named = sides | {str(n + 1): n for n in range(pictures)}
-    found = [{named[word] for word in re.findall(r"\w+", choice.lower()) if word in named} for choice in choices]
-    places = [min(places) for places in found if len(places) == 1]
-    asked = WHICH.match(question.strip()) and IMAGE not in question
-    return places if asked and len(choices) == pictures and sorted(places) == list(range(pictures)) else None
+    named_photos = [{named[word] for word in re.findall(r"\w+", choice.lower()) if word in named} for choice in choices]
+    places = [min(places) for places in named_photos if len(places) == 1]
+    is_which = WHICH.match(question.strip()) and IMAGE not in question
+    return places if is_which and len(choices) == pictures and sorted(places) == list(range(pictures)) else None
 
 
 def statement(question: str) -> str:
-    """What a photo must show to be the answer: ``"Which photo shows a dog in the snow?"`` -> ``"a dog in the snow"``.
+    """What the photo in question shows: ``"Which photo shows a dog in the snow?"`` -> ``"a dog in the snow"``.
 
-    A question of another kind is taken as it is.
+    Other questions are returned unchanged.
     """
     return WHICH.sub("", question.strip(), count=1).rstrip(" ?.") or question

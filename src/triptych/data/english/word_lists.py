@@ -47,7 +47,9 @@ ROLES = _table(_sections("roles")[""])
 RULED_OUT = {verb: frozenset(others.split()) for verb, others in _table(_sections("ruled_out")[""]).items()}
 """Asked -> what one does who certainly does not do it."""
 ASKED_ABOUT = {
-    phrase: asked for asked, phrases in _table(_sections("asked_about")[""]).items() for phrase in phrases.split(", ")
+    phrase: question
+    for question, phrases in _table(_sections("asked_about")[""]).items()
+    for phrase in phrases.split(", ")
 }
 """What a caption says -> what is asked: "running in" -> "running through"."""
 HINTS = {name: hints.split() for name, hints in _table(_sections("hints")[""]).items()}

@@ -38,11 +38,11 @@ def photos(source: Path, data: Any) -> list[Photo]:
     records = list(numbered_records(source, list_of(data["images"], f"{source}: images"), "images"))
     names = [text_of(record.get("file_name"), f"{where}.file_name") for where, record in records]
     folder = photo_folder(source, names)
-    found = []
+    listed = []
     for name, (where, record) in zip(names, records, strict=True):
         image_id = text_of(record.pop("id", None), f"{where}.id")
         path = file_within(folder, name, where)
-        found.append(Photo(image_id, split, captions_of(captions.pop(image_id, []), where), record, path))
+        listed.append(Photo(image_id, split, captions_of(captions.pop(image_id, []), where), record, path))
     if captions:
         raise InputError(f"{source}: captions of the image {next(iter(captions))!r}, which is not among its images")
-    return found
+    return listed

@@ -39,11 +39,11 @@ def photos(source: Path, data: Any) -> list[Photo]:
     if full and not is_file(folder / full[0]):
         folder, names = photo_folder(source, bare), bare
     named_split = None if any(record.get("split") for _, record in records) else split_in_name(source.stem)
-    found = []
+    listed = []
     for name, photo_id, (where, record) in zip(names, _ids(full), records, strict=True):
         sentences = list_of(record.pop("sentences", []), f"{where}.sentences")
         captions = [record_of(sentence, f"{where}.sentences") for sentence in sentences]
-        found.append(
+        listed.append(
             Photo(
                 id=photo_id,
                 split=split_of(where, record.pop("split", None), named_split),
@@ -52,7 +52,7 @@ def photos(source: Path, data: Any) -> list[Photo]:
                 path=file_within(folder, name, where),
             )
         )
-    return found
+    return listed
 
 
 def _ids(names: list[str]) -> list[str]:

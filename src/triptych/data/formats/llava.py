@@ -28,7 +28,7 @@ def photos(source: Path, data: Any) -> list[Photo]:
     names = [text_of(record.get("image"), f"{where}.image") for where, record in records]
     folder, split = photo_folder(source, names), split_in_name(source.stem) or ""
     counts: Counter[str] = Counter()
-    found = []
+    listed = []
     for name, (where, record) in zip(names, records, strict=True):
         for turn in list_of(record.get("conversations"), f"{where}.conversations"):
             message = record_of(turn, f"{where}.conversations")
@@ -37,5 +37,5 @@ def photos(source: Path, data: Any) -> list[Photo]:
         item_id = text_of(record.pop("id", name), f"{where}.id")
         counts[item_id] += 1
         number = f"#{counts[item_id]}" if counts[item_id] > 1 else ""
-        found.append(Photo(item_id + number, split, (), record, file_within(folder, name, where)))
-    return found
+        listed.append(Photo(item_id + number, split, (), record, file_within(folder, name, where)))
+    return listed

@@ -33,13 +33,13 @@ def find(path: Path) -> list[Path]:
     if path.is_file():
         return [path] if path.name in NAMES else []
     places = [path, *sorted(sub for sub in path.iterdir() if sub.name.lower() in SPLITS and sub.is_dir())]
-    found = []
+    sources = []
     for place in places:
         files = [place / name for name in NAMES if (place / name).is_file()]
         if len(files) > 1:
             raise InputError(f"{place} holds both {' and '.join(NAMES)}: remove one")
-        found += files
-    return found
+        sources += files
+    return sources
 
 
 def read(source: Path, root: Path) -> list[Photo]:

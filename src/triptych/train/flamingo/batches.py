@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from triptych.data.interleaved import Interleaved, Said, Sequences, Shown, told
+from triptych.data.interleaved import Interleaved, PicturePart, Sequences, TextPart, answer_part
 from triptych.errors import InputError
 from triptych.text.prompt import IGNORED
 from triptych.text.tokenizer import TextTokenizer
@@ -45,27 +45,27 @@ class Rows:
 
     def scored(self, prompt: Interleaved, answer: str) -> Row:
         """A prompt and an answer, which alone is learnt; nothing is cut."""
-        asked = [part._replace(learnt=False) if isinstance(part, Said) else part for part in prompt]
-        return Rows(self.tokenizer, self.image_id, 1 << 30)([*asked, told(answer)])
+        question = [part._replace(is_label=False) if isinstance(part, TextPart) else part for part in prompt]
+        return Rows(self.tokenizer, self.image_id, 1 << 30)([*question, answer_part(answer)])
 
     def __call__(self, parts: Interleaved) -> Row:
         ids = self.tokenizer.encode("", begin=True)
-        learnt = [False] * len(ids)
+        is_label = [False] * len(ids)
         pictures: list[int] = []
         whole = (0, 0)  # tokens and pictures up to the last example that fits
         for part in parts:
-            if isinstance(part, Shown):
+            if isinstance(part, PicturePart):
                 ids.append(self.image_id)
-                learnt.append(False)
+                is_label.append(False)
                 pictures.append(part.picture)
             else:
-                text = self.tokenizer.encode(part.text) + [self.end] * part.ends
+                text = self.tokenizer.encode(part.text) + [self.end] * part.ends_example
                 ids += text
-                learnt += [part.learnt] * len(text)
-                if part.ends and len(ids) <= self.max_tokens:
+                is_label += [part.is_label] * len(text)
+                if part.ends_example and len(ids) <= self.max_tokens:
                     whole = len(ids), len(pictures)
-        ids, learnt = ids[: whole[0]], learnt[: whole[0]]
-        labels = [i if told else IGNORED for i, told in zip(ids, learnt, strict=True)]
+        ids, is_label = ids[: whole[0]], is_label[: whole[0]]
+        labels = [i if label else IGNORED for i, label in zip(ids, is_label, strict=True)]
         return Row(ids, [*labels[1:], IGNORED], pictures[: whole[1]])
 
 
