@@ -111,7 +111,9 @@ def few_shot(shots: Sequence[tuple[bool, str]], query: str) -> str:
 def shot_text(text: str) -> str:
     """The text of an example on one line. Raises InputError: it is empty, or holds a placeholder."""
     if IMAGE in text or END in text:
-        raise InputError(f"{text!r} holds {IMAGE} or {END}: leave them out, they are added for you")
+        raise InputError(
+            f"{text!r} holds {IMAGE} or {END}: an example has one picture and one end, which are added for you"
+        )
     if not text.strip():
         raise InputError("an example has no text: say what its picture shows")
     return " ".join(text.split())
