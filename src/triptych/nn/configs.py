@@ -184,18 +184,27 @@ class T5Config:
 
 @dataclass(frozen=True)
 class ViTConfig:
+    """The defaults are CLIP's."""
+
     dim: int
     layers: int
     heads: int
     mlp_dim: int
     patch_size: int
     image_size: int  # of the square photos that the positions were learned on
-    activation: Literal["gelu", "quick_gelu"] = "gelu"
+    activation: Literal["gelu", "gelu_tanh", "quick_gelu"] = "gelu"
     eps: float = 1e-5
     patch_bias: bool = False
     norm_before: bool = True
     norm_after: bool = True
+    has_class_token: bool = True  # SigLIP has none
     class_token: bool = False  # whether its feature comes out, before those of the cells
+    registers: int = 0  # further tokens beside the cells, without positions (DINOv2)
+    layer_scale: bool = False  # each sublayer's output is multiplied by a learned vector (DINOv2)
+
+    def __post_init__(self) -> None:
+        if self.class_token and not self.has_class_token:
+            raise InputError("invalid image encoder config: class_token is true, and there is no class token")
 
     @classmethod
     def blip2(cls, **others: object) -> ViTConfig:

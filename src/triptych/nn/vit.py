@@ -1,12 +1,16 @@
-"""The vision transformer (Dosovitskiy et al. 2021), as CLIP has it and as BLIP-2 has EVA's: pixels -> a grid of features.
+"""The vision transformer (Dosovitskiy et al. 2021) as published encoders have it: pixels -> a grid of features.
 
-Both are pre-norm transformers over square patches with a class token and learned positions. CLIP has no bias on its patches and
-one more norm before the first block; EVA as BLIP-2 uses it has the bias and no such norm. Shapes (legend in ``attention.py``):
-``pixel_values [B, 3, H, W]`` -> ``image_features [B, L, D]``, L = h * w cells from left to right, then top to bottom, behind one
-more for the class token where the config asks for it.
+All are pre-norm transformers over square patches with learned positions. CLIP (Radford et al. 2021) has no bias on its patches and one
+more norm before the first block; EVA as BLIP-2 uses it, and the first ViT, have the bias and no such norm. SigLIP (Zhai et al. 2023)
+has no class token; DINOv2 (Oquab et al. 2023) scales the output of each sublayer, and may have registers (Darcet et al. 2024). Shapes
+(legend in ``attention.py``): ``pixel_values [B, 3, H, W]`` -> ``image_features [B, L, D]``, L = h * w cells from left to right, then top
+to bottom, behind one more for the class token where the config asks for it.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -25,19 +29,39 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
+VIT_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": quick_gelu,
+}
+
+
+class LayerScale(nn.Module):
+    """Touvron et al. 2021, *Going deeper with image transformers*, section 2."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((dim,), 1e-5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
 class ViTBlock(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(config.dim, config.eps)
         self.attention = MultiHeadAttention(config.dim, config.heads)
+        self.attention_scale = LayerScale(config.dim) if config.layer_scale else nn.Identity()
         self.mlp_norm = nn.LayerNorm(config.dim, config.eps)
         self.up = nn.Linear(config.dim, config.mlp_dim)
         self.down = nn.Linear(config.mlp_dim, config.dim)
-        self.activation = quick_gelu if config.activation == "quick_gelu" else F.gelu
+        self.mlp_scale = LayerScale(config.dim) if config.layer_scale else nn.Identity()
+        self.activation = VIT_ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x))
-        return x + self.down(self.activation(self.up(self.mlp_norm(x))))
+        x = x + self.attention_scale(self.attention(self.attention_norm(x)))
+        return x + self.mlp_scale(self.down(self.activation(self.up(self.mlp_norm(x)))))
 
 
 class ViT(nn.Module):
@@ -54,19 +78,23 @@ class ViT(nn.Module):
         self.mean, self.std = mean, std
         self.cut = config.layers  # all are frozen
         self.patches = nn.Conv2d(3, config.dim, config.patch_size, config.patch_size, bias=config.patch_bias)
-        self.class_token = nn.Parameter(torch.randn(config.dim) * 0.02)
-        self.positions = nn.Parameter(torch.randn(1 + config.grid[0] * config.grid[1], config.dim) * 0.02)
+        self.class_token = nn.Parameter(torch.randn(config.dim) * 0.02) if config.has_class_token else None
+        self.registers = nn.Parameter(torch.randn(config.registers, config.dim) * 0.02) if config.registers else None
+        positions = config.has_class_token + config.grid[0] * config.grid[1]
+        self.positions = nn.Parameter(torch.randn(positions, config.dim) * 0.02)
         self.norm_before = nn.LayerNorm(config.dim, config.eps) if config.norm_before else nn.Identity()
         self.blocks = nn.ModuleList(ViTBlock(config) for _ in range(config.layers))
         self.norm_after = nn.LayerNorm(config.dim, config.eps) if config.norm_after else nn.Identity()
 
     def positions_for(self, grid: tuple[int, int]) -> Tensor:
-        """``[1 + h * w, D]``: the learned positions, interpolated for a grid of another size."""
+        """``[1 + h * w, D]``, the first of the class token if there is one: the learned positions, interpolated for another grid."""
         if grid == self.grid:
             return self.positions
-        cells = self.positions[1:].T.reshape(1, self.dim, *self.grid)
-        cells = F.interpolate(cells, grid, mode="bicubic", align_corners=False)[0]
-        return torch.cat([self.positions[:1], cells.flatten(1).T])
+        extra = int(self.config.has_class_token)
+        cells = self.positions[extra:].T.reshape(1, self.dim, *self.grid)
+        antialias = self.config.registers > 0  # as DINOv2's code does for its models with registers
+        cells = F.interpolate(cells, grid, mode="bicubic", align_corners=False, antialias=antialias)[0]
+        return torch.cat([self.positions[:extra], cells.flatten(1).T])
 
     @property
     def frozen_layers(self) -> ViT:
@@ -90,8 +118,14 @@ class ViT(nn.Module):
             size = " x ".join(map(str, pixel_values.shape[2:]))
             raise InputError(f"the photo is {size} pixels: both must be multiples of {self.config.patch_size}")
         cells = self.patches(pixel_values)
-        x = torch.cat([self.class_token.expand(len(cells), 1, -1), cells.flatten(2).transpose(1, 2)], 1)
-        x = self.norm_before(x + self.positions_for((cells.shape[2], cells.shape[3])))
+        x = cells.flatten(2).transpose(1, 2)
+        if self.class_token is not None:
+            x = torch.cat([self.class_token.expand(len(x), 1, -1), x], 1)
+        x = x + self.positions_for((cells.shape[2], cells.shape[3]))
+        if self.registers is not None:  # behind the cells: attention knows no order
+            x = torch.cat([x, self.registers.expand(len(x), -1, -1)], 1)
+        x = self.norm_before(x)
         for block in self.blocks:
             x = block(x)
-        return self.norm_after(x if self.config.class_token else x[:, 1:])
+        x = x[:, : x.shape[1] - self.config.registers]
+        return self.norm_after(x[:, 1:] if self.config.has_class_token and not self.config.class_token else x)

@@ -1,0 +1,129 @@
+"""Image encoders as transformers saves them (CLIP, SigLIP, DINOv2, ViT), read into our vision transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from triptych.checkpoints.language_models import WithoutInitialWeights, read_settings, read_weights
+from triptych.checkpoints.tables.keys import load
+from triptych.checkpoints.tables.vision import VISION_TABLES
+from triptych.errors import InputError
+from triptych.nn.configs import Colour, ViTConfig
+from triptych.nn.vit import CLIP_MEAN, CLIP_STD, ViT
+
+ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
+BASE = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "image_size": 224,
+}
+# What transformers takes for granted of a vision_config: published configs leave it out
+CLIP = BASE | {"patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+SIGLIP = BASE | {"patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+IMAGENET: tuple[Colour, Colour] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF: tuple[Colour, Colour] = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+
+def read_vision_encoder(directory: Path, image_size: int | None = None) -> ViT:
+    """An image encoder from a directory of transformers': config.json, the files of tensors, and preprocessor_config.json.
+
+    Args:
+        image_size: of the square that photos are brought to, in pixels; None = the one it was trained on.
+
+    Raises:
+        InputError: it cannot be read, is of a kind that is not covered, or cannot take photos of this size.
+    """
+    config = read_settings(directory / "config.json")
+    kind = config.get("model_type")
+    if kind not in VISION_TABLES:
+        raise InputError(
+            f"{directory} holds an image encoder of the type {kind!r}: there are {', '.join(VISION_TABLES)}"
+        )
+    try:
+        ours = vit_config(kind, config)
+        with WithoutInitialWeights():
+            vit = ViT(ours, *colours(directory, kind))
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{directory / 'config.json'} does not describe an image encoder ({error})") from None
+    load(
+        vit,
+        read_weights(directory),
+        VISION_TABLES[kind],
+        "vision_encoder",
+        source=directory,
+        ignored_prefixes=unused(ours),
+    )
+    return resized(vit, image_size).eval()
+
+
+def unused(config: ViTConfig) -> tuple[str, ...]:
+    """CLIP norms its class token alone after the last block, which no cell has."""
+    return () if config.norm_after else ("norm_after",)
+
+
+def vit_config(kind: str, config: Mapping[str, Any]) -> ViTConfig:
+    """Raises KeyError and the like: a field is missing or invalid."""
+    family = kind.partition("_")[0]
+    defaults = {"clip": CLIP, "siglip": SIGLIP}.get(family, {})
+    settings = {**defaults, **(config.get("vision_config", {}) if kind in ("clip", "siglip") else config)}
+    if settings.get("use_swiglu_ffn"):
+        raise InputError("a DINOv2 with SwiGLU (giant) is not covered: small, base and large are")
+    if settings["hidden_act"] not in ACTIVATIONS:
+        raise InputError(
+            f"a feed-forward with {settings['hidden_act']!r} is not covered: there are {', '.join(ACTIVATIONS)}"
+        )
+    return ViTConfig(
+        dim=settings["hidden_size"],
+        layers=settings["num_hidden_layers"],
+        heads=settings["num_attention_heads"],
+        mlp_dim=int(settings["hidden_size"] * settings["mlp_ratio"])
+        if family == "dinov2"
+        else settings["intermediate_size"],
+        patch_size=settings["patch_size"],
+        image_size=settings["image_size"],
+        activation=ACTIVATIONS[settings["hidden_act"]],  # type: ignore[arg-type]
+        eps=settings["layer_norm_eps"],
+        patch_bias=family != "clip",
+        norm_before=family == "clip",
+        norm_after=family != "clip",
+        has_class_token=family != "siglip",
+        registers=settings["num_register_tokens"] if kind == "dinov2_with_registers" else 0,
+        layer_scale=family == "dinov2",
+    )
+
+
+def colours(directory: Path, kind: str) -> tuple[Colour, Colour]:
+    """The mean and the standard deviation that pixels are normalised by; without a file that says so, the family's own."""
+    settings = read_settings(directory / "preprocessor_config.json", optional=True)
+    if "image_mean" in settings and "image_std" in settings:
+        (r, g, b), (r_, g_, b_) = (map(float, settings[f"image_{x}"]) for x in ("mean", "std"))
+        return (r, g, b), (r_, g_, b_)
+    family = kind.partition("_")[0]
+    return {"clip": (CLIP_MEAN, CLIP_STD), "dinov2": IMAGENET}.get(family, HALF)
+
+
+def resized(vit: ViT, image_size: int | None) -> ViT:
+    """The same encoder for photos of another size: its positions are interpolated.
+
+    Raises:
+        InputError: the size is not a multiple of the patch size.
+    """
+    if image_size is None or image_size == vit.image_size:
+        return vit
+    if image_size < vit.config.patch_size or image_size % vit.config.patch_size:
+        raise InputError(
+            f"an image size of {image_size}: it must be a multiple of {vit.config.patch_size}, the encoder's patch size"
+        )
+    other = replace(vit.config, image_size=image_size)
+    with WithoutInitialWeights():
+        new = ViT(other, vit.mean, vit.std)
+    state = vit.state_dict() | {"positions": vit.positions_for(other.grid)}
+    new.load_state_dict(state)
+    return new
