@@ -9,7 +9,7 @@ from triptych.models.blip2 import (
     load_blip2,
     save_blip2,
 )
-from triptych.models.encoders import encoder_spec, published_encoder
+from triptych.models.encoders import encoder_spec, published_encoder, vision_encoder
 from triptych.models.flamingo import FlamingoModel, load_flamingo, save_flamingo
 from triptych.models.frozen import find_language_model, in_bfloat16, language_model_fingerprint
 from triptych.models.sat import SatModel, load_sat, sat_search, save_sat
@@ -34,4 +34,5 @@ __all__ = [
     "save_blip2",
     "save_flamingo",
     "save_sat",
+    "vision_encoder",
 ]

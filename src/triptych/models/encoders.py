@@ -7,8 +7,10 @@ from pathlib import Path
 from triptych.checkpoints.config import EncoderSpec
 from triptych.checkpoints.format import read_torch_pickle
 from triptych.checkpoints.parts import PARTS, part_fingerprint, part_path
+from triptych.checkpoints.vision import read_vision_encoder
 from triptych.errors import InputError
 from triptych.nn.cnn import ENCODERS, ConvNet
+from triptych.nn.vit import ViT
 
 
 def published_encoder(
@@ -36,6 +38,24 @@ def published_encoder(
     return encoder.eval()
 
 
+def vision_encoder(name: str, weights: Path | None = None, image_size: int | None = None) -> ConvNet | ViT:
+    """A ``published_encoder``, or the one in a directory of transformers' (CLIP, SigLIP, DINOv2, ViT): ``name`` is its path then.
+
+    Raises:
+        InputError: there is none of this name, or it cannot be read.
+    """
+    if name not in ENCODERS and not Path(name).is_dir():
+        known = ", ".join(ENCODERS)
+        raise InputError(
+            f"unknown encoder {name!r}: choose {known}, or a directory of transformers (CLIP, SigLIP, DINOv2, ViT)"
+        )
+    if not Path(name).is_dir():
+        return published_encoder(name, weights=weights, image_size=image_size)
+    if weights is not None:
+        raise InputError(f"{name} holds its own weights: leave out --encoder-weights")
+    return read_vision_encoder(Path(name), image_size)
+
+
 def check_part(source: Path, spec: EncoderSpec) -> None:
     """Raises InputError: the encoder is no embedded part, or another version of it."""
     if spec.name not in {part.name for part in PARTS}:
@@ -46,8 +66,12 @@ def check_part(source: Path, spec: EncoderSpec) -> None:
         raise InputError(f"{source} was trained over another {spec.name} than this version fetches")
 
 
-def encoder_spec(encoder: ConvNet, whole: bool = False) -> EncoderSpec:
-    """What a checkpoint says of a CNN. ``whole``: it stores the frozen layers as well, as always where they are no embedded part."""
+def encoder_spec(encoder: ConvNet | ViT, whole: bool = False) -> EncoderSpec:
+    """What a checkpoint says of an encoder. ``whole``: it stores the frozen layers as well, as always where they are no embedded part."""
+    if isinstance(encoder, ViT):
+        return EncoderSpec(
+            encoder.name, True, image_size=encoder.image_size, vit=encoder.config, mean=encoder.mean, std=encoder.std
+        )
     stored = whole or encoder.name not in {part.name for part in PARTS}
     sha256 = None if stored else part_fingerprint(encoder.name)
     return EncoderSpec(encoder.name, stored, sha256, encoder.image_size, encoder.cut)

@@ -24,7 +24,7 @@ from triptych.models import (
     language_model_fingerprint,
     load_blip2,
     locate,
-    published_encoder,
+    vision_encoder,
 )
 from triptych.nn.configs import QFormerConfig
 from triptych.systems.blip2 import Blip2
@@ -80,7 +80,7 @@ def blip2_run(
 
 def new_blip2(encoder: str, weights: Path | None, image_size: int | None, queries: int) -> Blip2Model:
     """The first stage before training: MiniLM's words and layers, fresh queries and cross-attention."""
-    vision = published_encoder(encoder, weights=weights, image_size=image_size)
+    vision = vision_encoder(encoder, weights=weights, image_size=image_size)
     words = WordPieces.read(part_path("minilm-l6", "vocab.txt"))
     model = Blip2(Blip2Config(QFormerConfig(vision.dim, queries=queries)), vision, None)
     load_bert(model.qformer, load_tensors(part_path("minilm-l6")))

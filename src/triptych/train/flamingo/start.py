@@ -20,7 +20,7 @@ from triptych.models import (
     language_model_fingerprint,
     load_flamingo,
     locate,
-    published_encoder,
+    vision_encoder,
 )
 from triptych.nn.cnn import ConvNet
 from triptych.systems.configs import FlamingoConfig
@@ -87,7 +87,7 @@ def new_flamingo(
     encoder: str, weights: Path | None, image_size: int, lm: str, image_token: str | None, sizes: dict[str, Any]
 ) -> FlamingoModel:
     """Fresh trained parts, their gates shut, between frozen ones."""
-    vision = published_encoder(encoder, weights=weights, image_size=image_size)
+    vision = vision_encoder(encoder, weights=weights, image_size=image_size)
     language = find_language_model(lm)
     specials = language.tokenizer.specials
     token = image_token or next((token for token in SPARE if token in specials), "")
