@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,10 +18,14 @@ from tiny_blip2 import byte_tokenizer
 from tiny_decoder import LLAMA, as_transformers, random_decoder
 from tiny_gguf import GGUF_CONFIG, MERGES, TEMPLATE, WORDS, write_gguf
 
+from triptych.checkpoints.gguf_models import ARCHITECTURES
 from triptych.checkpoints.language_models import build, from_directory, from_gguf
-from triptych.checkpoints.tables.language import config_from_hf, part_by_part
+from triptych.checkpoints.tables.language import FAMILIES, config_from_hf, part_by_part
+from triptych.checkpoints.tables.vision import VISION_TABLES
 from triptych.errors import InputError
+from triptych.nn.cnn import ENCODERS
 from triptych.nn.decoder import Decoder
+from triptych.text.byte_level import TEXT_SPLITS
 from triptych.text.tokenizer import TextTokenizer
 
 
@@ -210,3 +215,16 @@ def test_loading_stays_light(gguf_path: Path) -> None:
     )
     run = subprocess.run([sys.executable, "-c", probe, str(gguf_path)], capture_output=True, text=True, check=True)
     assert run.stdout.split() == []
+
+
+def test_the_page_of_models_names_what_can_be_read() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "language-models.md").read_text(encoding="utf-8")
+    tables = [part.partition("\n\n")[0] for part in page.split("|---|---|\n")[1:]]
+    named = [
+        {name for row in table.splitlines() for name in re.findall(r"`([\w-]+)`", row.split("|")[1])}
+        for table in tables
+    ]
+    assert named == [FAMILIES.keys(), ARCHITECTURES.keys(), VISION_TABLES.keys()]
+    splits = page.partition("splits texts as one of")[2].partition("##")[0]
+    assert {*re.findall(r"`([\w-]+)`", splits)} == TEXT_SPLITS.keys()
+    assert all(f"`{name}`" in page for name in ENCODERS)
