@@ -57,3 +57,15 @@ def serve(
         raise TriptychError(f"serving needs {error.name}: pip install 'triptych[serve]'") from None
     print(f"http://{settings.host}:{settings.port}", file=sys.stderr)
     run_server(settings)
+
+
+@app.command()
+def mcp(
+    library: Annotated[Path | None, typer.Option(metavar="DIR", help="A library to search (see index).")] = None,
+) -> None:
+    """Serve photos to an assistant over stdio (Model Context Protocol): caption, ask, compare, find."""
+    try:
+        from triptych.plugins.mcp_server import photo_server
+    except ModuleNotFoundError as error:
+        raise TriptychError(f"this needs {error.name}: pip install 'triptych[mcp]'") from None
+    photo_server(library).run("stdio")

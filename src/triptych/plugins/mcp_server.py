@@ -1,0 +1,90 @@
+"""An MCP server over stdio (Model Context Protocol): an assistant captions, questions, compares and finds photos on this machine.
+
+Started as ``triptych mcp``. Each model is loaded at its first use. stdout belongs to the protocol.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import cache, wraps
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
+
+from triptych.errors import TriptychError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+MAX_FOUND = 50
+INSTRUCTIONS = (
+    "Photos are named by their paths on this machine. caption describes one photo, ask answers a question about one photo or several, "
+    "compare says which of two photos a question is about, find searches a library that `triptych index` made."
+)
+
+
+def photo_server(library: Path | None = None, load: Callable[[str], Any] | None = None) -> MCPServer:
+    """The server with its tools. ``library``: what ``find`` searches. ``load``: name -> model; None = ``triptych.load``."""
+    server = MCPServer("triptych", instructions=INSTRUCTIONS)
+    lock = threading.Lock()
+
+    @cache
+    def model_of(name: str) -> Any:
+        from triptych.tasks import load as load_model
+
+        return (load or load_model)(name)
+
+    def tool(function: Callable[P, R]) -> Callable[P, R]:
+        """Register a tool: one call at a time, and our errors as the one line that they are."""
+
+        @wraps(function)
+        def call(*arguments: P.args, **named: P.kwargs) -> R:
+            try:
+                with lock:
+                    return function(*arguments, **named)
+            except TriptychError as error:
+                raise ToolError(str(error)) from None
+
+        server.tool()(call)
+        return call
+
+    @tool
+    def caption(image: str, model: str = "sat") -> str:
+        """Describe the photo at the path `image` in one sentence. `model`: sat, flamingo or blip2."""
+        return str(model_of(model).caption(image).text)
+
+    @tool
+    def ask(images: list[str], question: str, choices: list[str] | None = None, model: str = "blip2") -> dict[str, Any]:
+        """Answer a question about the photos at the paths `images`; with `choices`, say which is the likeliest."""
+        answer: dict[str, Any] = answerer(model_of(model), model).ask(images, question, choices).to_dict("answer")
+        return answer
+
+    @tool
+    def compare(left: str, right: str, question: str, model: str = "blip2") -> dict[str, Any]:
+        """Answer "left" or "right" to a question about two photos, such as "Which photo shows a dog?"."""
+        answer: dict[str, Any] = answerer(model_of(model), model).compare(left, right, question).to_dict("answer")
+        return answer
+
+    if library is not None:
+
+        @tool
+        def find(text: str, k: int = 10) -> list[dict[str, Any]]:
+            """The photos of the library that the text describes, the best first: path and score."""
+            from triptych.library import as_matcher, open_library
+            from triptych.library import find as find_photos
+
+            warnings: list[object] = []
+            matcher = as_matcher(model_of("blip2"), "blip2")
+            found = find_photos(open_library(library), matcher, text, min(k, MAX_FOUND), None, notice=warnings.append)
+            return [{"path": one.path, "score": round(one.score, 4)} for one in found]
+
+    return server
+
+
+def answerer(model: Any, name: str) -> Any:
+    """``model``, if it answers questions. Raises ToolError."""
+    if not hasattr(model, "ask"):
+        raise ToolError(f"{name} writes captions only: use blip2 or flamingo")
+    return model
