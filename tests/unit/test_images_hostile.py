@@ -183,6 +183,13 @@ def test_pillows_log_stays_off_stderr(capfd: pytest.CaptureFixture[str], monkeyp
 
 # Fuzzing
 
+
+def with_metadata(jpeg: bytes) -> bytes:
+    segments = ((0xE2, b"ICC_PROFILE\0\1\1" + bytes(30)), (0xED, b"Photoshop 3.0\0" + bytes(9)), (0xFE, b"comment"))
+    written = (b"\xff" + bytes([marker]) + struct.pack(">H", len(body) + 2) + body for marker, body in segments)
+    return jpeg[:2] + b"".join(written) + jpeg[2:]
+
+
 FILES = [
     encoded(Image.fromarray(SMOOTH), "JPEG"),
     encoded(
@@ -203,7 +210,10 @@ FILES = [
     encoded(Image.fromarray(NOISE), "TIFF", compression="tiff_lzw"),
     encoded(Image.fromarray(NOISE), "TIFF", compression="tiff_adobe_deflate"),
     encoded(Image.fromarray(NOISE), "JPEG2000"),
-    encoded(Image.fromarray(NOISE), "PPM"),
+    *(encoded(Image.fromarray(NOISE), kind) for kind in ("PPM", "QOI", "SGI", "PCX", "ICO", "TGA")),
+    encoded(Image.fromarray(NOISE), "TGA", compression="tga_rle"),
+    encoded(Image.fromarray(SMOOTH), "MPO", save_all=True, append_images=[Image.fromarray(SMOOTH)]),
+    with_metadata(encoded(Image.fromarray(SMOOTH), "JPEG")),
 ]
 FUZZ = settings(max_examples=250, deadline=5000, suppress_health_check=list(HealthCheck), derandomize=True)
 

@@ -114,6 +114,41 @@ def test_an_animated_png_shows_its_first_frame() -> None:
         assert pixels(data)[0, 0].tolist() == [255, 0, 0]
 
 
+# Segments of a JPEG's metadata
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return b"\xff" + bytes([marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+SEGMENTS = {
+    "short profile": segment(0xE2, b"ICC_PROFILE\0"),
+    "odd profile": segment(0xE2, b"ICC_PROFILE\0\5\2x"),
+    "pictures of an MPO": segment(0xE2, b"MPF\0nonsense"),
+    "short JFIF": segment(0xE0, b"JFIF\0"),
+    "empty APP0": segment(0xE0, b""),
+    "short Adobe": segment(0xEE, b"Adobe\0"),
+    "Photoshop": segment(0xED, b"Photoshop 3.0\08BIM\0"),
+    "empty EXIF": segment(0xE1, b"Exif\0\0"),
+    "nonsense in XMP": segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<bad"),
+    "comment": segment(0xFE, b"x" * 60_000),
+    "many profiles": segment(0xE2, b"ICC_PROFILE\0\1\xff" + b"x" * 60_000) * 40,
+}
+
+
+@pytest.mark.parametrize("name", SEGMENTS)
+def test_metadata_of_a_jpeg_do_not_matter(name: str) -> None:
+    for file in (encoded(Image.fromarray(SMOOTH), "JPEG"), encoded(Image.fromarray(SMOOTH).convert("CMYK"), "JPEG")):
+        assert np.array_equal(pixels(file[:2] + SEGMENTS[name] + file[2:]), pixels(file))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.sampled_from([*range(0xE0, 0xF0), 0xFE]), st.binary(max_size=40))
+def test_any_metadata_of_a_jpeg_are_harmless(marker: int, body: bytes) -> None:
+    file = encoded(Image.fromarray(SMOOTH[..., 0]), "JPEG")
+    assert np.array_equal(pixels(file[:2] + segment(marker, body) + file[2:]), pixels(file))
+
+
 # JPEGs without their end
 
 

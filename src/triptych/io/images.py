@@ -24,14 +24,17 @@ from triptych.io import limits
 from triptych.io.fetch import read_source
 from triptych.io.grey import grey_to_rgb, to_levels
 from triptych.io.limits import check_bytes, check_size, too_large
-from triptych.io.repair import JPEG_END, essential_png, missing_rows
+from triptych.io.repair import JPEG_END, essential_jpeg, essential_png, missing_rows
 
 if TYPE_CHECKING:
     import torch
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any]
 
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000")
+FORMATS = (
+    *("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000"),
+    *("QOI", "SGI", "PCX", "ICO", "DIB", "TGA"),
+)
 """What is decoded by Pillow itself; not among them: readers that start another program, such as EPS."""
 JPEG_FORMATS = ("JPEG", "MPO")
 
@@ -132,7 +135,7 @@ def decode_image(data: bytes, name: str, target: int | None = None) -> Image.Ima
     if not data:
         raise InputError(f"{name}: is empty")
     check_bytes(data, name)
-    data = essential_png(data)
+    data = essential_jpeg(essential_png(data))
     with _pillow_on_guard():
         image = _open(data, name, target)
         if image.format in JPEG_FORMATS:

@@ -1,4 +1,4 @@
-"""Files that viewers show although a strict reader refuses them: large or damaged PNG metadata, JPEGs without their end."""
+"""Files that viewers show although a strict reader refuses them: large or damaged metadata, JPEGs without their end."""
 
 import struct
 import zlib
@@ -15,7 +15,11 @@ ORIENTATION_TEXTS = (b"Raw profile type exif", b"Raw profile type APP1", b"XML:c
 MAX_METADATA = 64 * 2**10
 """The largest chunk of metadata that is read, in bytes."""
 
-JPEG_END = b"\xff\xd9"
+JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+JPEG_SCAN, JPEG_COMMENT = 0xDA, 0xFE
+JPEG_METADATA = range(0xE0, 0xF0)
+JPEG_KEPT = {0xE0: (b"JFIF\0", 14), 0xE1: (b"", 0), 0xEE: (b"Adobe", 12)}
+"""The segments of metadata that say how to show the picture (APP0, APP1 with the orientation, APP14): start, least size."""
 MISSING = 128
 """The level at which a JPEG's decoder leaves what is missing."""
 
@@ -76,6 +80,27 @@ def _unpacked_size(kind: bytes, text: bytes) -> int:
         return len(zlib.decompressobj().decompress(rest, MAX_METADATA + 1))
     except zlib.error:
         return MAX_METADATA + 1
+
+
+def essential_jpeg(data: bytes) -> bytes:
+    """A JPEG without the segments of metadata on which its pixels do not depend, whole or damaged; other data unchanged."""
+    if not data.startswith(JPEG_START):
+        return data
+    kept, at = [JPEG_START], len(JPEG_START)
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker, length = struct.unpack_from(">BH", data, at + 1)
+        end = at + 2 + length
+        if marker < 0xC0 or marker in (0xFF, JPEG_SCAN) or 0xD0 <= marker <= 0xD9 or length < 2 or end > len(data):
+            break
+        if marker != JPEG_COMMENT and (marker not in JPEG_METADATA or _is_needed(marker, data[at + 4 : end])):
+            kept.append(data[at:end])
+        at = end
+    return b"".join([*kept, data[at:]])
+
+
+def _is_needed(marker: int, body: bytes) -> bool:
+    start, least = JPEG_KEPT.get(marker, (b"", MAX_METADATA))
+    return body.startswith(start) and len(body) >= least
 
 
 def missing_rows(image: Image.Image) -> int:
