@@ -156,5 +156,5 @@ def test_second_stage(golden: Golden, state: Golden) -> None:
 
 def test_weights_that_should_be_tied(state: Golden) -> None:
     untied = state | {"Qformer.cls.predictions.decoder.weight": torch.randn(90, 48)}
-    with pytest.raises(InputError, match=r"they should be tied"):
+    with pytest.raises(InputError, match=r"which should be tied"):
         load(Stage1(), untied, LAVIS)

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 
-from triptych.checkpoints.tables.flamingo import OPENFLAMINGO, translate_flamingo
-from triptych.checkpoints.tables.keys import OPEN_CLIP_VISION, load, translate
+from triptych.checkpoints.tables.flamingo import OPENFLAMINGO, translated_flamingo
+from triptych.checkpoints.tables.keys import OPEN_CLIP_VISION, load, translated
 from triptych.checkpoints.tables.language import OPT
-from triptych.checkpoints.tables.language import translate as translate_lm
+from triptych.checkpoints.tables.language import translated as translate_lm
 from triptych.generate import Search, generate
 from triptych.nn import masks
 from triptych.nn.configs import DecoderConfig, ViTConfig
@@ -111,12 +111,12 @@ def whole() -> tuple[Flamingo, dict[str, Tensor]]:
         ffn_bias=True,
     )
     vision = ViT(ViTConfig(dim=32, layers=2, heads=4, mlp_dim=64, patch_size=8, image_size=32, activation="gelu"))
-    ours, every, left = translate_flamingo(state)
+    ours, every, left = translated_flamingo(state)
     model = Flamingo(FlamingoConfig(32, about["media_token_id"], every=every), vision, Decoder(sizes))
     left = {key.replace("old_decoder_blocks", "model.decoder.layers"): state[key] for key in left}
     left["lang_encoder.model.decoder.embed_tokens.weight"] = left["lang_encoder.lm_head.weight"]
     lm, _ = translate_lm({key.removeprefix("lang_encoder."): x for key, x in left.items()}, OPT, sizes)
-    encoder, _ = translate({key.replace("vision_encoder.", "visual."): x for key, x in left.items()}, OPEN_CLIP_VISION)
+    encoder, _ = translated({key.replace("vision_encoder.", "visual."): x for key, x in left.items()}, OPEN_CLIP_VISION)
     model.load_state_dict({**ours, **{f"lm.{key}": x for key, x in lm.items()}, **encoder})
     return model.eval().requires_grad_(False), golden
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -20,7 +21,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor
 
 from triptych import load
-from triptych.checkpoints.format import LoadReport, load_checkpoint
+from triptych.checkpoints.format import load_checkpoint
+from triptych.checkpoints.place import LoadReport
 from triptych.convert import convert_checkpoint
 from triptych.convert.blip2 import LANGUAGE, QFORMER, VISION
 from triptych.errors import InputError
@@ -280,10 +282,11 @@ def test_without_a_prompt(generation: Pair, photos: list[Image.Image]) -> None:
 
 def test_the_end_and_the_prompts_are_in_the_checkpoint(generation: Pair, instruct: Pair) -> None:
     newline = generation.processor.tokenizer.convert_tokens_to_ids("Ċ")
-    assert generation.ours.spec.search.eos == generation.ours.tokenizer.eos_ids == frozenset({newline})
+    bos = generation.processor.tokenizer.eos_token_id  # </s>: the configs name the line's end, the tokenizer this
+    assert generation.ours.spec.search.eos == generation.ours.tokenizer.eos_ids == frozenset({newline, bos})
     assert instruct.ours.spec.search.eos == frozenset({2})
     config, _ = load_checkpoint(generation.target)
-    assert config.prompts.caption == "<image>a photo of" and config.lm and config.lm.eos == (newline,)
+    assert config.prompts.caption == "<image>a photo of" and config.lm and set(config.lm.eos or ()) == {newline, bos}
     assert (generation.ours.engine.photos.mean, generation.ours.engine.photos.size) == (
         (0.4, 0.5, 0.6),
         SIZE,
@@ -388,7 +391,8 @@ def test_saved_again_and_in_half_the_bytes(generation: Pair, photos: list[Image.
     loaded = load_blip2(generation.target)
     save_blip2(tmp_path / "again", loaded, loaded.config.card)
     first, second = (load_checkpoint(folder) for folder in (generation.target, tmp_path / "again"))
-    assert first[0] == second[0]
+    first_config, second_config = (msgspec.structs.replace(x[0], files={}) for x in (first, second))
+    assert first_config == second_config and first[0].files.keys() == second[0].files.keys()
     assert all(torch.equal(tensor, second[1][name]) for name, tensor in first[1].items())
     convert_checkpoint(generation.folder, tmp_path / "half", half=True)
     assert (
@@ -425,9 +429,9 @@ Edit = Callable[[dict[str, Any]], Any]
         (lambda c: c["vision_config"].update(num_attention_heads=5), "does not fit Blip2: .* instead of"),
         (lambda c: c["qformer_config"].update(num_attention_heads=-4), "-4 heads and an epsilon"),
         (lambda c: c["qformer_config"].update(num_attention_heads=1 << 40), "does not fit Blip2"),
-        (lambda c: c["text_config"].update(num_hidden_layers=3), "does not fit its own config: Missing"),
-        (lambda c: c["text_config"].update(vocab_size=20), "does not fit its own config"),
-        (lambda c: c["text_config"].update(eos_token_id=[4, "a"]), "no ids of its vocabulary"),
+        (lambda c: c["text_config"].update(num_hidden_layers=3), "does not fit Decoder: missing"),
+        (lambda c: c["text_config"].update(vocab_size=20), "no ids of its vocabulary"),
+        (lambda c: c["text_config"].update(eos_token_id=[4, 9999]), "no ids of its vocabulary"),
     ],
 )
 def test_configs_that_do_not_fit_are_refused(generation: Pair, tmp_path: Path, edit: Edit, message: str) -> None:
@@ -465,7 +469,7 @@ def test_files_that_do_not_fit_are_refused(instruct: Pair, tmp_path: Path) -> No
     index.write_text(
         json.dumps({"weight_map": places["weight_map"] | {"one.more": "model-00001-of-00001.safetensors"}})
     )
-    refused("cannot read")
+    refused("download the missing shards")
     index.write_text(
         json.dumps({"weight_map": places["weight_map"] | {"one.more": min(places["weight_map"].values())}})
     )
@@ -474,5 +478,5 @@ def test_files_that_do_not_fit_are_refused(instruct: Pair, tmp_path: Path) -> No
     refused("does not say which files beside it")
     index.unlink()
     (folder / "pytorch_model.bin").write_bytes(b"")
-    refused("has no model.safetensors: .* pickles are not read")
+    refused("pytorch_model.bin is empty: download it again")
     assert not (tmp_path / "ours").exists()

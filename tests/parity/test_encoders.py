@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from triptych.checkpoints.format import read_torch_pickle
 from triptych.checkpoints.parts import part_path
+from triptych.checkpoints.weight_files import open_file
 from triptych.errors import InputError
 from triptych.nn.cnn import VGG19, EfficientNetLite, ResNet101, fold_batch_norms
 
@@ -112,7 +112,7 @@ def test_efficientnet_lite2(case):
     """The stored outputs are ``efficientnet_lite_pytorch``'s with the part's weights, for 64 x 96 and 97 x 65 pixels."""
     golden = load_file(LITE2)
     encoder = EfficientNetLite().eval()
-    encoder.load_published(read_torch_pickle(part_path("efficientnet-lite2")))
+    encoder.load_published(open_file(part_path("efficientnet-lite2")))
     assert_same(encoder(golden[f"in/{case}"]), golden[f"out/{case}"])
 
 

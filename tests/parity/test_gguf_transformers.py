@@ -12,7 +12,7 @@ import transformers
 from tiny_gguf import MERGES, WORDS, interleaved
 from torch import Tensor
 
-from triptych.checkpoints.language_models import from_gguf
+from triptych.checkpoints.language_models import load_language_model
 
 SMALL: dict[str, Any] = {
     "vocab_size": len(WORDS),
@@ -109,7 +109,7 @@ def test_logits(name: str, tmp_path: Path) -> None:
         parameter.data = torch.randn_like(parameter) * (0.3 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5)
     theirs.tie_weights()
     write(tmp_path / "model.gguf", theirs, name.partition(",")[0])
-    ours, _, report = from_gguf(tmp_path / "model.gguf")
+    ours, _, report = load_language_model(tmp_path / "model.gguf")
     assert not report.ignored
     ids = torch.randint(0, 64, (2, 20), generator=torch.Generator().manual_seed(1))
     expected = theirs(ids).logits

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from triptych.checkpoints.format import load_tensors
 from triptych.checkpoints.parts import part_path
+from triptych.checkpoints.store import load_tensors
 from triptych.checkpoints.tables.blip2 import HF_BLIP2, load_bert
 from triptych.checkpoints.tables.keys import load
 from triptych.errors import InputError

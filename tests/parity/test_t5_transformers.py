@@ -10,7 +10,7 @@ import transformers
 from tiny_blip2 import byte_tokenizer
 from torch import Tensor
 
-from triptych.checkpoints.language_models import from_directory
+from triptych.checkpoints.language_models import load_language_model
 from triptych.errors import InputError
 from triptych.generate import Search, generate
 from triptych.nn.decoder import Prompt, left_pad
@@ -49,7 +49,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     torch.save(theirs.state_dict(), directory / "pytorch_model.bin")
     theirs.config.save_pretrained(directory)
     byte_tokenizer().tokenizer.save(str(directory / "tokenizer.json"))
-    ours, _, report = from_directory(directory)
+    ours, _, report = load_language_model(directory)
     assert isinstance(ours, T5) and ours.config.tied == (request.param == "first")
     copies = {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
     assert set(report.ignored) == copies | ({"lm_head.weight"} if ours.config.tied else set())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from triptych.checkpoints.tables.blip2 import HF_BLIP2, LAVIS
-from triptych.checkpoints.tables.keys import CLIP_VISION, OPEN_CLIP_VISION, load, translate
+from triptych.checkpoints.tables.keys import CLIP_VISION, OPEN_CLIP_VISION, load, translated
 from triptych.errors import InputError
 from triptych.nn.configs import ViTConfig
 from triptych.nn.vit import ViT
@@ -144,5 +144,5 @@ def test_incomplete_and_foreign_files_are_refused() -> None:
     del state["vision_model.encoder.layers.1.mlp.fc1.bias"]
     with pytest.raises(InputError, match=r"missing blocks.1.up.bias"):
         load(ViT(ViTConfig.blip2(**SIZES)), state, HF_BLIP2, "vision_encoder")
-    ours, ignored = translate({"something.else": torch.zeros(1)}, HF_BLIP2)
+    ours, ignored = translated({"something.else": torch.zeros(1)}, HF_BLIP2)
     assert (ours, ignored) == ({}, ("something.else",))

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from tiny_blip2 import WORDS, byte_tokenizer
 from tiny_decoder import as_transformers
-from torch import Tensor, nn
+from torch import Tensor
 
 from triptych import InputError, load
 from triptych.checkpoints.config import CheckpointConfig, EncoderSpec
@@ -356,10 +356,9 @@ class Calls:
 
 def test_code_in_the_file_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for content in ({"model": {"query_tokens": Calls()}}, {"model": nn.Linear(2, 2)}):
-        torch.save(content, tmp_path / "blip2.pth")
-        with pytest.raises(InputError, match="which is refused"):
-            convert_checkpoint(tmp_path / "blip2.pth", tmp_path / "ours")
+    torch.save({"model": {"query_tokens": Calls()}}, tmp_path / "blip2.pth")
+    with pytest.raises(InputError, match="which is refused"):
+        convert_checkpoint(tmp_path / "blip2.pth", tmp_path / "ours")
     assert not (tmp_path / "made").exists()
 
 

@@ -12,7 +12,7 @@ from tiny_gguf import GGUF_CONFIG, WORDS, interleaved, write_gguf
 
 from triptych.checkpoints.gguf import read_gguf
 from triptych.checkpoints.gguf_models import half_split
-from triptych.checkpoints.language_models import from_gguf, load_language_model
+from triptych.checkpoints.language_models import load_language_model
 from triptych.errors import InputError
 
 
@@ -36,7 +36,7 @@ def test_gguf_round_trip(gguf_path: Path) -> None:
 def test_gguf_quantised(tmp_path: Path) -> None:
     original = random_decoder(GGUF_CONFIG)
     write_gguf(tmp_path / "q.gguf", original, quantised=True)
-    lm = from_gguf(tmp_path / "q.gguf").decoder
+    lm = load_language_model(tmp_path / "q.gguf").decoder
     for name, tensor in original.state_dict().items():
         step = (tensor.max() - tensor.min()) / 15
         assert (lm.state_dict()[name] - tensor).abs().max() <= step, name
@@ -56,7 +56,7 @@ def test_gguf_truncated(gguf_path: Path, tmp_path: Path) -> None:
     for length in [*range(0, 200, 3), *range(200, len(content) - 1, len(content) // 60), len(content) - 64]:
         cut.write_bytes(content[:length])
         with pytest.raises(InputError, match=r"cut\.gguf"):
-            from_gguf(cut)
+            load_language_model(cut)
 
 
 def test_gguf_hostile(gguf_path: Path, tmp_path: Path) -> None:
@@ -70,13 +70,13 @@ def test_gguf_hostile(gguf_path: Path, tmp_path: Path) -> None:
             changed[chance.randrange(4, header)] = chance.choice([0, 1, 127, 255, chance.randrange(256)])
         bad.write_bytes(changed)
         try:
-            from_gguf(bad)
+            load_language_model(bad)
         except InputError:
             refused += 1
     assert refused > 50
     bad.write_bytes(content.replace(b"general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0llama", b"", 1))
     with pytest.raises(InputError):
-        from_gguf(bad)
+        load_language_model(bad)
 
 
 def test_gguf_not_finite(gguf_path: Path, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_gguf_not_finite(gguf_path: Path, tmp_path: Path) -> None:
     content[start : start + 4] = b"\x00\x00\xc0\x7f"
     (tmp_path / "nan.gguf").write_bytes(content)
     with pytest.raises(InputError, match=r"output_norm\.weight has values that are not finite"):
-        from_gguf(tmp_path / "nan.gguf")
+        load_language_model(tmp_path / "nan.gguf")
 
 
 def test_gguf_of_another_kind(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tiny_decoder import LLAMA, as_transformers, random_decoder
 from tiny_gguf import GGUF_CONFIG, MERGES, TEMPLATE, WORDS, write_gguf
 
 from triptych.checkpoints.gguf_models import ARCHITECTURES
-from triptych.checkpoints.language_models import build, from_directory, from_gguf
+from triptych.checkpoints.language_models import build, load_language_model
 from triptych.checkpoints.tables.language import FAMILIES, config_from_hf, part_by_part
 from triptych.checkpoints.tables.vision import VISION_TABLES
 from triptych.errors import InputError
@@ -49,7 +49,7 @@ def test_part_by_part() -> None:
 
 def test_directory(tmp_path: Path, gguf_path: Path) -> None:
     """A model as transformers saves it, in two files, with a tokenizer.json or with vocab.json and merges.txt."""
-    original = from_gguf(gguf_path)
+    original = load_language_model(gguf_path)
     c, own = GGUF_CONFIG, original.decoder.state_dict()
     tensors = as_transformers(original.decoder)
     theirs = {name: tensors.pop(name) for name in ("model.embed_tokens.weight", "lm_head.weight")}
@@ -73,7 +73,7 @@ def test_directory(tmp_path: Path, gguf_path: Path) -> None:
     settings = {"bos_token": "<|im_start|>", "eos_token": {"content": "<|im_end|>"}, "chat_template": TEMPLATE}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
 
-    lm, tokenizer, report = from_directory(tmp_path)
+    lm, tokenizer, report = load_language_model(tmp_path)
     assert report.ignored == ("model.rotary.inv_freq",) and len(report.mapped) == 21
     for name, tensor in own.items():
         assert torch.equal(lm.state_dict()[name], tensor), name
@@ -87,12 +87,12 @@ def test_directory(tmp_path: Path, gguf_path: Path) -> None:
     assert again.encode("a<|im_end|>") == tokenizer.encode("a<|im_end|>") and 1 not in again.encode("a<|im_end|>")
 
     (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": 128, "head_dim": 32}))
-    with pytest.raises(InputError, match="does not fit its own config"):
-        from_directory(tmp_path)
+    with pytest.raises(InputError, match="does not fit Decoder: "):
+        load_language_model(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="no usable tokenizer"):
-        from_directory(tmp_path)
+        load_language_model(tmp_path)
 
 
 @pytest.fixture
@@ -132,10 +132,10 @@ def test_bin_files(saved: Path, shards: int) -> None:
         torch.save(dict(tensors[shard::shards]), saved / name)
     torch.save({"of the training": 1}, saved / "optimizer.bin")
     (saved / "model.safetensors").unlink()
-    assert same(from_directory(saved).decoder)
+    assert same(load_language_model(saved).decoder)
     (saved / "pytorch_model.bin").write_bytes(pickle.dumps(subprocess.run))
     with pytest.raises(InputError, match=r"pytorch_model\.bin"):
-        from_directory(saved)
+        load_language_model(saved)
 
 
 def test_within_another_model(saved: Path) -> None:
@@ -144,16 +144,16 @@ def test_within_another_model(saved: Path) -> None:
     for prefix in ("language_model.model.", "model.language_model."):
         renamed = {key.replace("model.", prefix, 1): tensor for key, tensor in tensors.items()}
         save_file(renamed | {"vision_tower.patches.weight": torch.randn(2)}, saved / "model.safetensors")
-        lm, _, report = from_directory(saved)
+        lm, _, report = load_language_model(saved)
         assert same(lm) and report.ignored == ("vision_tower.patches.weight",)
 
 
 def test_every_end_token_counts(saved: Path) -> None:
     (saved / "config.json").write_text(json.dumps(LLAMA_SETTINGS | {"eos_token_id": 3}))
-    assert from_directory(saved).tokenizer.eos_ids == {3}
+    assert load_language_model(saved).tokenizer.eos_ids == {3}
     (saved / "generation_config.json").write_text(json.dumps({"eos_token_id": [4, 7, -1]}))
     (saved / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
-    assert from_directory(saved).tokenizer.eos_ids == {3, 4, 7, 256}
+    assert load_language_model(saved).tokenizer.eos_ids == {3, 4, 7, 256}
 
 
 @pytest.mark.parametrize(
@@ -167,16 +167,16 @@ def test_every_end_token_counts(saved: Path) -> None:
 def test_directories_that_are_refused(saved: Path, change: dict[str, object], words: str) -> None:
     (saved / "config.json").write_text(json.dumps(LLAMA_SETTINGS | change))
     with pytest.raises(InputError, match=words):
-        from_directory(saved)
+        load_language_model(saved)
 
 
 def test_adapters_and_folders_without_weights_are_refused(saved: Path) -> None:
     (saved / "model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"neither safetensors files nor pytorch_model\.bin"):
-        from_directory(saved)
+    with pytest.raises(InputError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
+        load_language_model(saved)
     (saved / "adapter_config.json").write_text("{}")
     with pytest.raises(InputError, match="holds an adapter: merge it"):
-        from_directory(saved)
+        load_language_model(saved)
 
 
 def test_configs_of_older_versions() -> None:
@@ -203,7 +203,7 @@ def test_configs_of_older_versions() -> None:
 def test_build_names_what_is_missing() -> None:
     tensors = random_decoder(LLAMA).state_dict()
     del tensors["blocks.1.ffn.up.weight"]
-    with pytest.raises(InputError, match=r"file\.gguf does not fit its own config: .*blocks\.1\.ffn\.up\.weight"):
+    with pytest.raises(InputError, match=r"file\.gguf does not fit Decoder: missing blocks\.1\.ffn\.up\.weight"):
         build(LLAMA, tensors, "file.gguf")
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tiny_blip2 import byte_tokenizer
 from torch import Tensor
 
-from triptych.checkpoints.language_models import from_directory
+from triptych.checkpoints.language_models import load_language_model
 
 DIM, LAYERS, HEADS, VOCABULARY = 24, 2, 3, 300
 CONFIG = {
@@ -86,7 +86,7 @@ def test_logits(biases: bool, qk_ln: bool, tmp_path: Path) -> None:
     save_file(state, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"no_bias": not biases, "attn_qk_ln": qk_ln}))
     byte_tokenizer().tokenizer.save(str(tmp_path / "tokenizer.json"))
-    ours, _, report = from_directory(tmp_path)
+    ours, _, report = load_language_model(tmp_path)
     assert not report.ignored and not report.missing
     ids = [5, 280, 17, 17, 3, 99, 150]
     expected = logits(state, ids)

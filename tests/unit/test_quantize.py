@@ -6,35 +6,36 @@ import torch
 
 from triptych.checkpoints.config import CheckpointConfig, EncoderSpec
 from triptych.checkpoints.format import load_checkpoint, save_checkpoint
-from triptych.checkpoints.quantize import SCALE, dequantize, quantize, stored_as
+from triptych.checkpoints.quantize import SCALE, dequantized, quantized, stored_as
+from triptych.checkpoints.store import as_store
 
 
 def test_a_matrix_comes_back_within_half_a_step_of_its_row() -> None:
     torch.manual_seed(0)
     weight = torch.randn(200, 300) * torch.logspace(-4, 2, 200)[:, None]  # rows of very different sizes
-    stored = quantize({"w": weight})
+    stored = quantized(as_store({"w": weight}))
     assert stored["w"].dtype == torch.int8 and stored["w" + SCALE].shape == (200,)
-    back = dequantize(stored)["w"]
+    back = dequantized(as_store(stored))["w"]
     step = weight.abs().amax(1, keepdim=True) / 127
     assert ((back - weight).abs() <= step / 2 * 1.001).all()
-    again = quantize({"w": back})
+    again = quantized(as_store({"w": back}))
     assert torch.equal(again["w"], stored["w"])  # nothing more is lost by storing it once more
 
 
 def test_small_and_odd_tensors_are_not_quantised() -> None:
     tensors = {"bias": torch.randn(20_000), "small": torch.randn(3, 4), "ids": torch.arange(40_000).view(200, 200)}
-    stored = quantize(tensors)
+    stored = quantized(as_store(tensors))
     assert {name: tensor.dtype for name, tensor in stored.items()} == {
         "bias": torch.float16,
         "small": torch.float16,
         "ids": torch.int64,
     }
-    assert torch.equal(dequantize(stored)["ids"], tensors["ids"])
+    assert torch.equal(dequantized(as_store(stored))["ids"], tensors["ids"])
 
 
 def test_a_parameter_called_scale_is_no_scale() -> None:
     tensors = {"norm.scale": torch.randn(5), "zero": torch.zeros(200, 200)}
-    back = dequantize(quantize(tensors))
+    back = dequantized(quantized(as_store(tensors)))
     assert back.keys() == tensors.keys()
     assert torch.equal(back["zero"], tensors["zero"])
 

@@ -24,7 +24,8 @@ import torch
 from torch import nn
 
 from triptych.checkpoints.config import Card, CheckpointConfig, EncoderSpec, SearchSpec
-from triptych.checkpoints.format import load_strict, load_typed, save_checkpoint
+from triptych.checkpoints.format import load_typed, save_checkpoint
+from triptych.checkpoints.place import load_strict
 from triptych.io.images import load_image, pixel_values
 from triptych.tasks.answer import Answer
 

@@ -9,7 +9,7 @@ from tiny_decoder import random_decoder
 from tiny_gguf import GGUF_CONFIG, WORDS, write_gguf
 
 from triptych.checkpoints.gguf import read_gguf
-from triptych.checkpoints.language_models import from_gguf
+from triptych.checkpoints.language_models import load_language_model
 from triptych.checkpoints.parts import part_path
 from triptych.errors import InputError
 from triptych.text.tokenizer import TextTokenizer
@@ -23,7 +23,7 @@ def gguf_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_tokenizer(gguf_path: Path) -> None:
-    tokenizer = from_gguf(gguf_path).tokenizer
+    tokenizer = load_language_model(gguf_path).tokenizer
     text = "hello hello 1212\n{x}"
     names = [WORDS[i] for i in tokenizer.encode(text)]
     assert names == ["hello", "Ġhello", "Ġ", "1", "2", "1", "2", "Ċ", "{", "x", "}"]  # each digit by itself
@@ -45,7 +45,7 @@ def test_bos_where_the_model_expects_it(gguf_path: Path) -> None:
 
 
 def test_chat(gguf_path: Path) -> None:
-    tokenizer = from_gguf(gguf_path).tokenizer
+    tokenizer = load_language_model(gguf_path).tokenizer
     messages = [{"role": "user", "content": "hello"}]
     expected = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.render(messages) == expected

@@ -11,39 +11,23 @@ One process at a time may save to a directory; any number may read.
 
 import hashlib
 import os
-import pickle
-import re
 import shutil
-import zipfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from triptych.checkpoints.config import CheckpointConfig
 from triptych.checkpoints.locate import WEIGHTS, backup_of, check_files, existing_or_backup, load_config
-from triptych.checkpoints.quantize import dequantize
+from triptych.checkpoints.quantize import dequantized
+from triptych.checkpoints.store import SafetensorsFile, TensorStore, as_store, write_tensors
 from triptych.errors import InputError, TriptychError
 from triptych.io.files import sha256_of_file
 
-MAX_HEADER = 32 << 20
-DTYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 M = TypeVar("M")
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What became of the keys: copied into the module, absent though optional, left aside."""
-
-    mapped: tuple[str, ...]
-    missing: tuple[str, ...]
-    ignored: tuple[str, ...]
 
 
 def save_checkpoint(
@@ -55,42 +39,41 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint, in the tensors' own dtypes; an existing one is replaced as a whole, or untouched on failure.
 
-    The version that writes it and the files' sha256 are filled in.
+    Of a ``TensorStore`` one tensor is in memory at a time. The version that writes it and the files' sha256 are filled in.
     InputError: the directory holds something else than a checkpoint, which is not deleted.
     TriptychError: the disk is full or not writable, or a tensor is not finite (a diverged training).
     """
     directory = Path(directory).resolve()
     _refuse_strange(directory)
-    for name, tensor in tensors.items():
-        if not _finite(tensor):
-            raise TriptychError(f"{directory} is not saved: the tensor {name} has values that are not finite")
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         fresh = directory.with_name(f".{directory.name}.new")
         shutil.rmtree(fresh, ignore_errors=True)  # of a save that was killed
         fresh.mkdir()
         try:
-            _write_files(fresh, config, tensors, extra_files or {})
+            _write_files(fresh, config, as_store(tensors), extra_files or {})
             _swap(fresh, directory)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         why = "the disk is full" if "No space left" in str(error) else error
         raise TriptychError(f"cannot save {directory}: {why}") from None
+    except TriptychError as error:
+        raise type(error)(f"{directory} is not saved: {error}") from None
 
 
-def load_checkpoint(directory: Path | str) -> tuple[CheckpointConfig[dict[str, Any]], dict[str, Tensor]]:
+def load_checkpoint(directory: Path | str) -> tuple[CheckpointConfig[dict[str, Any]], TensorStore]:
     """The config and the tensors of a checkpoint, after checking that its files belong together and are unchanged.
 
-    Tensors stored as 8-bit integers come back as fp32.
+    Tensors are read when they are asked for; those stored as 8-bit integers come back as fp32, others in the dtype they are stored in.
     """
     directory = existing_or_backup(Path(directory))
     config = load_config(directory)
     check_files(directory, config)
-    return config, dequantize(load_tensors(directory / WEIGHTS))
+    return config, dequantized(SafetensorsFile(directory / WEIGHTS))
 
 
-def load_typed(directory: Path, system: str, model: type[M]) -> tuple[CheckpointConfig[M], dict[str, Tensor]]:
+def load_typed(directory: Path, system: str, model: type[M]) -> tuple[CheckpointConfig[M], TensorStore]:
     """``load_checkpoint`` for one system, with the config of its module as a ``model``.
 
     Raises:
@@ -100,58 +83,6 @@ def load_typed(directory: Path, system: str, model: type[M]) -> tuple[Checkpoint
     if config.system != system:
         raise InputError(f"{directory} holds a {config.system} model, not {system}")
     return config.typed(model, Path(directory) / "config.json"), tensors
-
-
-def load_tensors(path: Path | str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file on the CPU; fp16 and bf16 become fp32, other dtypes stay.
-
-    InputError: not a safetensors file, truncated, corrupted, of a dtype no checkpoint uses, or a value is not finite.
-    """
-    path = Path(path)
-    try:
-        with path.open("rb") as file:
-            header = int.from_bytes(file.read(8), "little")
-            if not 2 <= header <= min(MAX_HEADER, os.fstat(file.fileno()).st_size - 8):
-                raise InputError(f"{path} is not a safetensors file, or is truncated")
-        with safe_open(path, framework="pt") as stored:
-            return {name: _read(stored, name, path) for name in stored.keys()}  # noqa: SIM118
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except (SafetensorError, RuntimeError, OverflowError, TypeError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise InputError(f"{path} is not a safetensors file, or is corrupted: {why}") from None
-
-
-def load_strict(
-    module: nn.Module,
-    tensors: Mapping[str, Tensor],
-    *,
-    source: Path | str = "the checkpoint",
-    optional_prefixes: tuple[str, ...] = (),
-    ignored_prefixes: tuple[str, ...] = (),
-) -> LoadReport:
-    """Copy tensors into a module, key by key; nothing is copied unless all fits.
-
-    Keys that start with one of `optional_prefixes` may be missing (frozen parts, built elsewhere); unexpected ones that
-    start with one of `ignored_prefixes` are left aside.
-    InputError: any other missing or unexpected key, or a wrong shape; the first few are named.
-    """
-    own = module.state_dict()
-    missing = tuple(key for key in own if key not in tensors)
-    extra = tuple(key for key in tensors if key not in own)
-    mapped = {key: tensor for key, tensor in tensors.items() if key in own}
-    troubles = [f"missing {key}" for key in missing if not key.startswith(optional_prefixes)]
-    troubles += [f"unexpected {key}" for key in extra if not key.startswith(ignored_prefixes)]
-    troubles += [
-        f"{key} is {tuple(tensor.shape)} instead of {tuple(own[key].shape)}"
-        for key, tensor in mapped.items()
-        if tensor.shape != own[key].shape
-    ]
-    if troubles:
-        more = f" and {len(troubles) - 3} more" if len(troubles) > 3 else ""
-        raise InputError(f"{source} does not fit {type(module).__name__}: {'; '.join(troubles[:3])}{more}")
-    module.load_state_dict(mapped, strict=False)
-    return LoadReport(tuple(mapped), missing, extra)
 
 
 def sha256_of(tensors: nn.Module | Mapping[str, Tensor]) -> str:
@@ -166,79 +97,13 @@ def sha256_of(tensors: nn.Module | Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def read_torch_pickle(path: Path | str) -> dict[str, Any]:
-    """The dict in a PyTorch file (.pth, .pt), on the CPU, mapped from the disk where possible; no code of it runs.
-
-    InputError: unreadable, corrupted, compressed, something other than a dict, or objects that need code to run.
-    """
-    path = Path(path)
-    try:
-        zipped = zipfile.is_zipfile(path)
-        if zipped:
-            with zipfile.ZipFile(path) as archive:
-                if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-                    raise InputError(f"{path} is compressed: PyTorch does not write such files")
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except pickle.UnpicklingError as error:
-        named = re.search(r"(?:GLOBAL|global:?) ([\w.]+)", str(error))
-        if named is None:
-            raise InputError(f"{path} is not a PyTorch file, or is corrupted") from None
-        raise InputError(
-            f"{path} holds objects that need code to run ({named[1]}), which is refused: save its state dict alone"
-        ) from None
-    except InputError:
-        raise
-    except Exception as error:  # the unpickler meets corrupted bytes with any exception there is
-        raise InputError(f"{path} is not a PyTorch file, or is corrupted ({type(error).__name__})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, not a dict of tensors")
-    for tensor in _tensors_in(content):
-        backed = tensor.layout is torch.strided and tensor.device.type == "cpu"
-        if not backed or tensor.nbytes > tensor.untyped_storage().nbytes():
-            raise InputError(f"{path} holds a tensor of shape {tuple(tensor.shape)} without the bytes for it")
-    return content
-
-
-def _tensors_in(content: Any) -> Iterator[Tensor]:
-    """Every tensor in nested dicts, lists and tuples; each container once, since a pickle may nest one in itself."""
-    todo, seen = [content], set()
-    while todo:
-        value = todo.pop()
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
-            seen.add(id(value))
-            todo.extend(value.values() if isinstance(value, dict) else value)
-
-
-def _finite(tensor: Tensor) -> bool:
-    if not tensor.is_floating_point() or not tensor.numel():
-        return True
-    low, high = tensor.detach().aminmax()  # a NaN anywhere becomes both
-    return bool(torch.isfinite(low) & torch.isfinite(high))
-
-
-def _read(stored: Any, name: str, path: Path) -> Tensor:
-    dtype = stored.get_slice(name).get_dtype()
-    if dtype not in DTYPES:
-        raise InputError(f"{path}: the tensor {name} has the unsupported dtype {dtype}")
-    tensor: Tensor = stored.get_tensor(name)
-    if not _finite(tensor):
-        raise InputError(f"{path}: the tensor {name} has values that are not finite")
-    return tensor.float() if dtype in ("F16", "BF16") else tensor
-
-
 def _write_files(
     directory: Path,
     config: CheckpointConfig[Any],
-    tensors: Mapping[str, Tensor],
+    tensors: TensorStore,
     extra_files: Mapping[str, str | bytes],
 ) -> None:
-    own = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    save_file(own, directory / WEIGHTS, metadata={"format": "pt"})
-    (directory / WEIGHTS).chmod(0o644)  # safetensors writes for the owner alone
+    write_tensors(directory / WEIGHTS, tensors)
     for name, content in extra_files.items():
         (directory / name).write_bytes(content.encode() if isinstance(content, str) else content)
     files = {path.name: sha256_of_file(path) for path in sorted(directory.iterdir())}

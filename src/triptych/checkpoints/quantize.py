@@ -7,35 +7,65 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from triptych.checkpoints.store import DerivedStore, Recipe, TensorStore, as_store, shaped
+
 SCALE = ".scale"
 SMALLEST = 1 << 14  # numbers; smaller tensors stay 16-bit floats
 
 
-def stored_as(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The floats among ``tensors`` in another width; ``torch.int8``: see ``quantize``."""
+def stored_as(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> TensorStore:
+    """The floats among ``tensors`` in another width; ``torch.int8``: see ``quantized``; None: as they are."""
+    store = as_store(tensors)
+    if dtype is None:
+        return store
     if dtype == torch.int8:
-        return quantize(tensors)
-    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+        return quantized(store)
+    return DerivedStore(store, {name: as_floats(name, dtype) for name in store})
 
 
-def quantize(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def as_floats(name: str, dtype: torch.dtype) -> Recipe:
+    """A tensor of floats in another width, any other as it is."""
+    return Recipe(
+        (name,),
+        lambda x: x[0].to(dtype) if x[0].is_floating_point() else x[0],
+        lambda x: shaped(x[0], dtype=dtype) if x[0].is_floating_point() else x[0],
+    )
+
+
+def scales(matrix: Tensor) -> Tensor:
+    """``[N, M]`` -> ``[N]``: max |w| / 127 of each row."""
+    return matrix.float().abs().amax(1).clamp_min(1e-12) / 127
+
+
+def quantized(store: TensorStore) -> DerivedStore:
     """Each large matrix ``w [N, M]`` becomes int8 ``round(w / scale)`` and ``scale [N]`` = max |w| / 127 of its row; the rest fp16."""
-    stored = {}
-    for name, tensor in tensors.items():
-        if tensor.ndim != 2 or tensor.numel() < SMALLEST or not tensor.is_floating_point():
-            stored[name] = tensor.half() if tensor.is_floating_point() else tensor
+    recipes = {}
+    for name in store:
+        layout = store.layout(name)
+        if layout.ndim != 2 or layout.numel() < SMALLEST or not layout.is_floating_point():
+            recipes[name] = as_floats(name, torch.float16)
             continue
-        scale = tensor.abs().amax(1).clamp_min(1e-12) / 127
-        stored[name] = (tensor / scale[:, None]).round().to(torch.int8)
-        stored[name + SCALE] = scale.float()
-    return stored
+        recipes[name] = Recipe(
+            (name,),
+            lambda x: (x[0].float() / scales(x[0])[:, None]).round().to(torch.int8),
+            lambda x: shaped(x[0], dtype=torch.int8),
+        )
+        recipes[name + SCALE] = Recipe(
+            (name,), lambda x: scales(x[0]), lambda x: shaped(x[0], x[0].shape[:1], torch.float32)
+        )
+    return DerivedStore(store, recipes)
 
 
-def dequantize(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What ``quantize`` stored, as fp32 under its own names; tensors without a scale as they are."""
-    scales = {name: tensors[name + SCALE] for name in tensors if name + SCALE in tensors}
-    return {
-        name: tensor.float() * scales[name][:, None] if name in scales else tensor
-        for name, tensor in tensors.items()
-        if not (name.endswith(SCALE) and name.removesuffix(SCALE) in scales)
-    }
+def dequantized(store: TensorStore) -> DerivedStore:
+    """What ``quantized`` stored, as fp32 under its own names; tensors without a scale as they are."""
+    recipes = {}
+    for name in store:
+        if name + SCALE in store:
+            recipes[name] = Recipe(
+                (name, name + SCALE),
+                lambda x: x[0].float() * x[1][:, None],
+                lambda x: shaped(x[0], dtype=torch.float32),
+            )
+        elif not (name.endswith(SCALE) and name.removesuffix(SCALE) in store):
+            recipes[name] = Recipe((name,), lambda x: x[0])
+    return DerivedStore(store, recipes)

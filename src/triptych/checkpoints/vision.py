@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from triptych.checkpoints.language_models import WithoutInitialWeights, read_settings, read_weights
-from triptych.checkpoints.tables.keys import load
+from triptych.checkpoints.place import WithoutInitialWeights, fill, unallocated
+from triptych.checkpoints.tables.keys import fitted, translated
 from triptych.checkpoints.tables.vision import VISION_TABLES
+from triptych.checkpoints.weight_files import open_folder, read_json
 from triptych.errors import InputError
 from triptych.nn.configs import Colour, ViTConfig
 from triptych.nn.vit import CLIP_MEAN, CLIP_STD, ViT
@@ -38,7 +39,7 @@ def read_vision_encoder(directory: Path, image_size: int | None = None) -> ViT:
     Raises:
         InputError: it cannot be read, is of a kind that is not covered, or cannot take photos of this size.
     """
-    config = read_settings(directory / "config.json")
+    config = read_json(directory / "config.json")
     kind = config.get("model_type")
     if kind not in VISION_TABLES:
         raise InputError(
@@ -46,20 +47,14 @@ def read_vision_encoder(directory: Path, image_size: int | None = None) -> ViT:
         )
     try:
         ours = vit_config(kind, config)
-        with WithoutInitialWeights():
+        with unallocated():
             vit = ViT(ours, *colours(directory, kind))
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{directory / 'config.json'} does not describe an image encoder ({error})") from None
-    load(
-        vit,
-        read_weights(directory),
-        VISION_TABLES[kind],
-        "vision_encoder",
-        source=directory,
-        ignored_prefixes=unused(ours),
-    )
+    found, _ = translated(open_folder(directory), VISION_TABLES[kind], "vision_encoder", unused(ours))
+    fill(vit, fitted(found, vit), source=directory)
     return resized(vit, image_size).eval()
 
 
@@ -101,7 +96,7 @@ def vit_config(kind: str, config: Mapping[str, Any]) -> ViTConfig:
 
 def colours(directory: Path, kind: str) -> tuple[Colour, Colour]:
     """The mean and the standard deviation that pixels are normalised by; without a file that says so, the family's own."""
-    settings = read_settings(directory / "preprocessor_config.json", optional=True)
+    settings = read_json(directory / "preprocessor_config.json", optional=True)
     if "image_mean" in settings and "image_std" in settings:
         (r, g, b), (r_, g_, b_) = (map(float, settings[f"image_{x}"]) for x in ("mean", "std"))
         return (r, g, b), (r_, g_, b_)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import torch
 
-from triptych.checkpoints.format import LoadReport, load_checkpoint, read_torch_pickle, save_checkpoint
+from triptych.checkpoints.format import load_checkpoint, save_checkpoint
 from triptych.checkpoints.locate import WEIGHTS, existing_or_backup
+from triptych.checkpoints.place import LoadReport
 from triptych.checkpoints.quantize import stored_as
+from triptych.checkpoints.weight_files import open_file, read_json
 from triptych.convert.blip2 import convert_lavis, convert_transformers
 from triptych.convert.flamingo import convert_openflamingo
-from triptych.convert.published import read_json, state_dict_in
 from triptych.convert.tutorial import convert_tutorial, read_tutorial, read_word_map, tutorial_config, tutorial_decoder
 from triptych.errors import InputError
 
@@ -27,7 +28,7 @@ def convert_checkpoint(
     vision: Path | None = None,
     lm: Path | None = None,
 ) -> LoadReport:
-    """Write ``source`` as the checkpoint directory ``target``, in fp32, fp16 (``half``) or 8-bit integers (``int8``).
+    """Write ``source`` as the checkpoint directory ``target``, in the dtypes that it has, in fp16 (``half``) or 8-bit integers (``int8``).
 
     Args:
         source: one of our checkpoint directories, a directory of transformers' (BLIP-2, InstructBLIP), a BLIP-2 checkpoint of LAVIS
@@ -43,7 +44,7 @@ def convert_checkpoint(
     """
     if half and int8:
         raise InputError("--half and --int8: choose one width")
-    dtype = torch.int8 if int8 else torch.float16 if half else torch.float32
+    dtype = torch.int8 if int8 else torch.float16 if half else None
     directory = existing_or_backup(source)
     if directory.is_dir():
         if word_map is not None:
@@ -59,7 +60,7 @@ def convert_checkpoint(
     if word_map is not None:
         return convert_tutorial(source, target, word_map, dtype)
     try:
-        state = state_dict_in(read_torch_pickle(source))
+        state = open_file(source)
     except InputError as error:
         raise InputError(f"{error} (a checkpoint of the Show, Attend and Tell tutorial goes with --word-map)") from None
     if "perceiver.latents" in state:
@@ -71,7 +72,7 @@ def convert_checkpoint(
     )
 
 
-def rewrite(source: Path, target: Path, dtype: torch.dtype) -> LoadReport:
+def rewrite(source: Path, target: Path, dtype: torch.dtype | None) -> LoadReport:
     """One of our checkpoints once more, its floats in another width."""
     config, tensors = load_checkpoint(source)
     texts = {name: (source / name).read_bytes() for name in config.files if name != WEIGHTS}

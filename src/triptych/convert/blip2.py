@@ -14,35 +14,35 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from triptych.checkpoints.config import Card, CheckpointConfig
-from triptych.checkpoints.format import LoadReport, read_torch_pickle
-from triptych.checkpoints.language_models import WithoutInitialWeights, build, load_language_model
+from triptych.checkpoints.config import Card, CheckpointConfig, SearchSpec
+from triptych.checkpoints.language_models import LanguageModelFiles, eos_ids, open_language_model
 from triptych.checkpoints.parts import part_path
+from triptych.checkpoints.place import LoadReport, check_fit, unallocated
+from triptych.checkpoints.store import JoinedStore, MemoryStore, TensorStore, renamed
 from triptych.checkpoints.tables.blip2 import HF_BLIP2, LAVIS
-from triptych.checkpoints.tables.keys import Table, load, translate
+from triptych.checkpoints.tables.keys import Table, fitted, translated
 from triptych.checkpoints.tables.language import config_from_hf, family_of, with_head
-from triptych.checkpoints.tables.language import translate as translate_lm
+from triptych.checkpoints.tables.language import translated as translated_lm
+from triptych.checkpoints.weight_files import check_settings, open_file, open_folder, read_json
 from triptych.convert.published import (
     StoredLM,
     colours,
     heads_and_epsilon,
     known_layout,
     layers,
-    read_json,
-    read_safetensors,
     section,
     stored_lm,
     vit_sizes,
     vit_spec,
 )
 from triptych.errors import InputError
-from triptych.models import Blip2Model, blip2_search, save_blip2
-from triptych.nn.configs import Colour, QFormerConfig, ViTConfig
-from triptych.nn.t5 import T5
+from triptych.models.blip2 import write_blip2
+from triptych.nn.configs import Colour, QFormerConfig, T5Config, ViTConfig
 from triptych.nn.vit import CLIP_MEAN, CLIP_STD, ViT
 from triptych.systems.blip2 import Blip2
 from triptych.systems.configs import Blip2Config
 from triptych.text.prompt import BLIP2_OPT, BLIP2_T5, DEFAULT_PROMPTS, INSTRUCT_BLIP, Prompts
+from triptych.text.tokenizer import TextTokenizer
 from triptych.text.wordpiece import SPECIALS, WordPieces
 
 GENERATION, RETRIEVAL, INSTRUCT = (
@@ -85,7 +85,8 @@ LANGUAGE: Mapping[str, Mapping[str, Any]] = {
 }
 LAVIS_BLIP2: Table = {**LAVIS, "ln_vision": "vision_norm"}  # which LAVIS trains: it is no part of the frozen encoder
 EVA_BLOCKS, EVA_HEAD, BERT_HEAD = 39, 88, 64  # LAVIS leaves out the encoder's last block; widths of a head
-SEARCH = {"beams": 5, "length_penalty": 1.0, "max_new_tokens": 30}
+SEARCH = SearchSpec(beams=5, length_penalty=1.0, max_new_tokens=30)
+TEMPERATURE = 0.07
 
 
 class Unseen(NamedTuple):
@@ -97,29 +98,30 @@ class Unseen(NamedTuple):
     std: Colour = CLIP_STD
 
 
-def convert_transformers(source: Path, config: Mapping[str, Any], target: Path, dtype: torch.dtype) -> LoadReport:
-    """A directory of transformers' with config.json, safetensors, and the files of its processor."""
+def convert_transformers(source: Path, config: dict[str, Any], target: Path, dtype: torch.dtype | None) -> LoadReport:
+    """A directory of transformers' with config.json, tensors, and the files of its processor."""
+    check_settings(source, config)
     kinds = config.get("architectures")
-    kind = kinds[0] if isinstance(kinds, list) and kinds else config["model_type"]
+    kind = kinds[0] if isinstance(kinds, list) and kinds else config.get("model_type")
     if kind not in (GENERATION, RETRIEVAL, INSTRUCT):
         raise InputError(f"{source} holds a {kind}: {GENERATION}, {RETRIEVAL} and {INSTRUCT} can be read")
     settings = None if kind == RETRIEVAL else language_settings(config)
     unseen = unseen_by_config(source, config)
-    state = read_safetensors(source)
+    state = open_folder(source)
     lm, used = language_model(source, settings, state) if settings else (None, ())
-    model, report = blip2_model(state, HF_BLIP2, unseen, lm, source)
+    blip2 = published_blip2(state, HF_BLIP2, unseen, lm, source)
     words = None
-    if model.config.qformer.vocab_size:
+    if blip2.config.qformer.vocab_size:
         words = word_pieces(source / "qformer_tokenizer" if kind == INSTRUCT else source)
-    blip2 = BLIP2_T5 if lm and isinstance(lm.model, T5) else BLIP2_OPT
-    prompts = {GENERATION: blip2, RETRIEVAL: DEFAULT_PROMPTS, INSTRUCT: INSTRUCT_BLIP}[kind]
-    write(target, model, words, lm, prompts, f"{source.name}, a {kind} of transformers", dtype)
-    ignored = tuple(key for key in report.ignored if key not in {*used})
-    return LoadReport((*report.mapped, *used), report.missing, ignored)
+    generation = BLIP2_T5 if lm and lm.spec.t5 else BLIP2_OPT
+    prompts = {GENERATION: generation, RETRIEVAL: DEFAULT_PROMPTS, INSTRUCT: INSTRUCT_BLIP}[kind]
+    write(target, blip2, words, lm, prompts, f"{source.name}, a {kind} of transformers", dtype)
+    ignored = tuple(key for key in blip2.report.ignored if key not in {*used})
+    return LoadReport((*blip2.report.mapped, *used), blip2.report.missing, ignored)
 
 
 def convert_lavis(
-    source: Path, state: dict[str, Tensor], target: Path, dtype: torch.dtype, vision: Path | None, lm: Path | None
+    source: Path, state: TensorStore, target: Path, dtype: torch.dtype | None, vision: Path | None, lm: Path | None
 ) -> LoadReport:
     """A checkpoint of LAVIS's first stage, or of its second with OPT or T5 (InstructBLIP's with T5, too).
 
@@ -130,29 +132,40 @@ def convert_lavis(
     """
     check_left_out(source, state, vision, lm)
     if vision is not None:
-        state = state | eva_state(vision)
+        state = JoinedStore([state, eva_state(vision)])
     stored = None
     if lm is not None:
         stored = lavis_language_model(source, state, lm)
     try:
-        widths = state["visual_encoder.cls_token"].shape[-1], state["query_tokens"].shape[-1]
+        widths = (state.layout(name).shape[-1] for name in ("visual_encoder.cls_token", "query_tokens"))
+        vision_width, width = widths
     except (KeyError, IndexError):
         raise InputError(f"{source}: its image encoder is not EVA's ViT") from None
-    unseen = Unseen((widths[0] // EVA_HEAD, 1e-6), (widths[1] // BERT_HEAD, 1e-12))
-    model, report = blip2_model(state, LAVIS_BLIP2, unseen, stored, source)
-    words = WordPieces.read(part_path("minilm-l6", "vocab.txt")) if model.config.qformer.vocab_size else None
+    unseen = Unseen((vision_width // EVA_HEAD, 1e-6), (width // BERT_HEAD, 1e-12))
+    blip2 = published_blip2(state, LAVIS_BLIP2, unseen, stored, source)
+    words = WordPieces.read(part_path("minilm-l6", "vocab.txt")) if blip2.config.qformer.vocab_size else None
     prompts = DEFAULT_PROMPTS
     if stored is not None:
-        prompts = INSTRUCT_BLIP if words else BLIP2_T5 if isinstance(stored.model, T5) else BLIP2_OPT
-    write(target, model, words, stored, prompts, f"{source.name}, a BLIP-2 checkpoint of LAVIS", dtype)
-    return report
+        prompts = INSTRUCT_BLIP if words else BLIP2_T5 if stored.spec.t5 else BLIP2_OPT
+    write(target, blip2, words, stored, prompts, f"{source.name}, a BLIP-2 checkpoint of LAVIS", dtype)
+    return blip2.report
 
 
-def blip2_model(
-    state: Mapping[str, Tensor], table: Table, unseen: Unseen, lm: StoredLM | None, source: Path
-) -> tuple[Blip2, LoadReport]:
-    """The model of a published state dict, and what became of its keys."""
-    found, _ = translate(state, table)
+class PublishedBlip2(NamedTuple):
+    """A published model under our names; its tensors are still in their files."""
+
+    config: Blip2Config
+    vit: ViT  # without memory
+    tensors: TensorStore
+    report: LoadReport
+
+
+def published_blip2(
+    state: TensorStore, table: Table, unseen: Unseen, lm: StoredLM | None, source: Path
+) -> PublishedBlip2:
+    """The model of a published state dict, and what became of its keys. Raises InputError: it does not fit together."""
+    translation, ignored = translated(state, table)
+    found = translation.layouts()
     with known_layout(source, "a BLIP-2"):
         vision, qformer = vit_config(found, unseen), qformer_config(found, unseen)
         head = found.get("heads.vision_proj.weight")
@@ -163,11 +176,21 @@ def blip2_model(
             instructed=bool(lm and qformer.vocab_size),
             writes="heads.lm_bias" in found,
         )
-        with WithoutInitialWeights():
-            model = Blip2(config, ViT(vision, unseen.mean, unseen.std), lm.model if lm else None)
-    report = load(model, state, table, source=source, optional_prefixes=("lm.", "heads.temperature"))
-    missing = tuple(key for key in report.missing if not key.startswith("lm."))
-    return model.eval().requires_grad_(False), replace(report, missing=missing)
+        with unallocated():
+            vit = ViT(vision, unseen.mean, unseen.std)
+            model = Blip2(config, vit, lm.network if lm else None)
+    parts: list[TensorStore] = [fitted(translation, model)]
+    if lm:
+        parts.append(renamed(lm.tensors, {f"lm.{name}": name for name in lm.tensors}))
+    missing: tuple[str, ...] = ()
+    if config.feature_dim and "heads.temperature" not in found:  # transformers' files have lost it
+        parts.append(MemoryStore({"heads.temperature": torch.tensor(TEMPERATURE)}))
+        missing = ("heads.temperature",)
+    tensors = JoinedStore(parts)
+    check_fit(model, tensors.layouts(), source)
+    left = set(ignored)
+    report = LoadReport(tuple(key for key in state if key not in left), missing, ignored)
+    return PublishedBlip2(config, vit, tensors, report)
 
 
 def vit_config(found: Mapping[str, Tensor], unseen: Unseen) -> ViTConfig:
@@ -200,32 +223,27 @@ def qformer_config(found: Mapping[str, Tensor], unseen: Unseen) -> QFormerConfig
 
 def write(
     target: Path,
-    model: Blip2,
+    blip2: PublishedBlip2,
     words: WordPieces | None,
     lm: StoredLM | None,
     prompts: Prompts,
     origin: str,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
 ) -> None:
-    assert isinstance(model.vision_encoder, ViT)
-    known = model.config.qformer.vocab_size
+    known = blip2.config.qformer.vocab_size
     if words and len(words) - 1 > known:  # [DEC] may be one more, where nothing is written with it
         raise InputError(f"{origin}: {len(words)} word pieces, but its Q-Former knows {known}")
-    blip2 = Blip2Model(
-        model,
-        words or WordPieces(SPECIALS),
-        lm.tokenizer if lm else None,
-        blip2_search(lm.tokenizer if lm else None, **SEARCH),
-        CheckpointConfig(
-            system="blip2",
-            model=model.config,
-            encoder=vit_spec(model.vision_encoder),
-            lm=lm.spec if lm else None,
-            prompts=prompts,
-        ),
-        lm.files if lm else {},
+    config = CheckpointConfig(
+        system="blip2",
+        model=blip2.config,
+        encoder=vit_spec(blip2.vit),
+        lm=lm.spec if lm else None,
+        search=SEARCH,
+        prompts=prompts,
+        card=Card(recipe=f"converted from {origin}"),
     )
-    save_blip2(target, blip2, Card(recipe=f"converted from {origin}"), dtype=dtype)
+    words = words or WordPieces(SPECIALS)
+    write_blip2(target, config, blip2.tensors, words, lm.files if lm else {}, dtype=dtype)
 
 
 # Language models
@@ -239,15 +257,15 @@ def language_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def language_model(
-    source: Path, settings: Mapping[str, Any], state: Mapping[str, Tensor]
-) -> tuple[StoredLM, tuple[str, ...]]:
+def language_model(source: Path, settings: Mapping[str, Any], state: TensorStore) -> tuple[StoredLM, tuple[str, ...]]:
     """The language model within a state dict of transformers, and which keys it took."""
     prefix, family = "language_model.", family_of(settings)
-    theirs = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+    theirs = renamed(state, {key.removeprefix(prefix): key for key in state if key.startswith(prefix)})
     config = with_head(config_from_hf(settings), theirs)
-    tensors, report = translate_lm(theirs, family.table, config, family.changes)
-    stored = stored_lm(settings["model_type"], build(config, tensors, source), source, settings["eos_token_id"])
+    tensors, report = translated_lm(theirs, family.table, config, family.changes)
+    tokenizer = TextTokenizer.from_directory(source)
+    files = LanguageModelFiles(config, tensors, tokenizer, report)
+    stored = stored_lm(source, settings["model_type"], files, eos_ids(source, settings, tokenizer))
     return stored, tuple(f"{prefix}{key}" for key in report.mapped)
 
 
@@ -277,26 +295,26 @@ def word_pieces(directory: Path) -> WordPieces:
 # Files of LAVIS
 
 
-def lavis_language_model(source: Path, state: Mapping[str, Tensor], directory: Path) -> StoredLM:
+def lavis_language_model(source: Path, state: TensorStore, directory: Path) -> StoredLM:
     """The language model that a checkpoint of the second stage goes with. LAVIS ends OPT's texts with a line, and has an exact GELU in T5.
 
     Raises:
         InputError: it is of another kind or width than in training.
     """
-    model, tokenizer, _ = load_language_model(directory)
+    files = open_language_model(directory)
     kind = "t5" if "t5_proj.weight" in state else "opt"
-    width = len(state[f"{kind}_proj.weight"])
-    if isinstance(model, T5) != (kind == "t5") or model.embed_width != width:
+    width = len(state.layout(f"{kind}_proj.weight"))
+    if isinstance(files.config, T5Config) != (kind == "t5") or files.config.embed_width != width:
         raise InputError(
             f"{source} goes with {'a T5' if kind == 't5' else 'an OPT'} of width {width}: give its directory with --lm"
         )
-    if not isinstance(model, T5):
-        return stored_lm(directory.name, model, directory, tokenizer.encode("\n")[:1])
-    exact = build(replace(model.config, activation="gelu"), model.state_dict(), directory)
-    return stored_lm(directory.name, exact, directory, model.config.end_id)
+    if not isinstance(files.config, T5Config):
+        return stored_lm(directory, directory.name, files, files.tokenizer.encode("\n")[:1])
+    exact = files._replace(config=replace(files.config, activation="gelu"))
+    return stored_lm(directory, directory.name, exact, [files.config.end_id])
 
 
-def check_left_out(source: Path, state: Mapping[str, Tensor], vision: Path | None, lm: Path | None) -> None:
+def check_left_out(source: Path, state: TensorStore, vision: Path | None, lm: Path | None) -> None:
     """Raises InputError: a frozen part that the checkpoint leaves out is not given, or one is that it has or needs not."""
     if "llm_proj.weight" in state:
         raise InputError(
@@ -314,10 +332,8 @@ def check_left_out(source: Path, state: Mapping[str, Tensor], vision: Path | Non
         raise InputError(f"{source} leaves out its language model: give the directory of that OPT or T5 with --lm")
 
 
-def eva_state(path: Path) -> dict[str, Tensor]:
+def eva_state(path: Path) -> TensorStore:
     """The image encoder that LAVIS keeps in a file of its own, under the names that it has within a checkpoint."""
-    state = {
-        f"visual_encoder.{key}": tensor for key, tensor in read_torch_pickle(path).items() if isinstance(tensor, Tensor)
-    }
-    block = re.compile(r"visual_encoder\.blocks\.(\d+)\.")
-    return {k: v for k, v in state.items() if not (match := block.match(k)) or int(match[1]) < EVA_BLOCKS}
+    store, block = open_file(path), re.compile(r"blocks\.(\d+)\.")
+    names = [key for key in store if not (match := block.match(key)) or int(match[1]) < EVA_BLOCKS]
+    return renamed(store, {f"visual_encoder.{key}": key for key in names})

@@ -13,32 +13,31 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from triptych.checkpoints.config import Card, CheckpointConfig
-from triptych.checkpoints.format import LoadReport, load_tensors, read_torch_pickle
-from triptych.checkpoints.language_models import WithoutInitialWeights, build, decoder_only, load_language_model
-from triptych.checkpoints.tables.flamingo import translate_flamingo
-from triptych.checkpoints.tables.keys import CLIP_VISION, OPEN_CLIP_VISION, Table, translate
+from triptych.checkpoints.config import Card, CheckpointConfig, SearchSpec
+from triptych.checkpoints.format import save_checkpoint
+from triptych.checkpoints.language_models import decoder_only, open_language_model, unfilled
+from triptych.checkpoints.place import LoadReport, check_fit, unallocated
+from triptych.checkpoints.quantize import stored_as
+from triptych.checkpoints.store import DerivedStore, JoinedStore, Recipe, TensorStore, renamed, shaped
+from triptych.checkpoints.tables.flamingo import translated_flamingo
+from triptych.checkpoints.tables.keys import CLIP_VISION, OPEN_CLIP_VISION, Table, fitted, translated
 from triptych.checkpoints.tables.language import family_of
-from triptych.checkpoints.tables.language import translate as translate_lm
+from triptych.checkpoints.tables.language import translated as translated_lm
+from triptych.checkpoints.weight_files import open_file, open_folder, read_json
 from triptych.convert.published import (
     StoredLM,
     colours,
     heads_and_epsilon,
     known_layout,
     layers,
-    read_json,
-    read_safetensors,
     section,
-    state_dict_in,
     stored_lm,
     vit_sizes,
     vit_spec,
 )
 from triptych.errors import InputError
-from triptych.generate import Search
-from triptych.models import FlamingoModel, save_flamingo
 from triptych.models.frozen import FROZEN
 from triptych.nn.configs import ViTConfig
 from triptych.nn.vit import ViT
@@ -54,11 +53,12 @@ CLIP = {"num_attention_heads": 12, "layer_norm_eps": 1e-5, "hidden_act": "quick_
 
 
 class Encoder(NamedTuple):
-    vit: ViT
+    vit: ViT  # without memory
+    tensors: TensorStore
     used: tuple[str, ...]  # their keys
 
 
-class Written(NamedTuple):
+class FlamingoLM(NamedTuple):
     """The language model, the tokens that were added to it, and which keys of the checkpoint it took."""
 
     lm: StoredLM
@@ -68,7 +68,7 @@ class Written(NamedTuple):
 
 
 def convert_openflamingo(
-    source: Path, state: Mapping[str, Tensor], target: Path, dtype: torch.dtype, vision: Path | None, lm: Path | None
+    source: Path, state: TensorStore, target: Path, dtype: torch.dtype | None, vision: Path | None, lm: Path | None
 ) -> LoadReport:
     """A checkpoint of OpenFlamingo.
 
@@ -78,7 +78,7 @@ def convert_openflamingo(
             open_clip.
         lm: the directory of the language model that it was trained over.
     """
-    own = {f"visual.{key.removeprefix(TOWER)}": x for key, x in state.items() if key.startswith(TOWER)}
+    own = renamed(state, {f"visual.{key.removeprefix(TOWER)}": key for key in state if key.startswith(TOWER)})
     if own and vision:
         raise InputError(f"{source} has its own image encoder: leave out --vision")
     if not own and not vision:
@@ -90,39 +90,32 @@ def convert_openflamingo(
     with known_layout(vision or source, "a CLIP"):
         encoder = image_encoder(vision) if vision else open_clip_encoder(source, own)
     with known_layout(source, "an OpenFlamingo"):
-        ours, every, left = translate_flamingo(state)
+        ours, every, left = translated_flamingo(state)
         written = language_model(source, state, lm)
-        config = flamingo_config(ours, every, written.image_id)
+        config = flamingo_config(ours.layouts(), every, written.image_id)
         if config.image_dim != encoder.vit.dim:
             raise InputError(
                 f"{source} looks at features {config.image_dim} wide, and the image encoder's are {encoder.vit.dim}: "
                 "give the CLIP that it was trained over with --vision"
             )
-        with torch.device("meta"), WithoutInitialWeights():
-            model = Flamingo(config, encoder.vit, decoder_only(written.lm.model))
-        frozen = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(FROZEN)}
-        fill(model, ours | frozen, f"{source} was trained over another language model than {lm}, or is incomplete")
-    end = frozenset([written.end_id])
-    flamingo = FlamingoModel(
-        model.eval(),
-        written.lm.tokenizer,
-        Search(end, beams=3, length_penalty=0.0, max_new_tokens=20, banned=frozenset([written.image_id])),
-        CheckpointConfig(system="flamingo", model=config, encoder=vit_spec(encoder.vit), lm=written.lm.spec),
-        written.lm.files,
+        with unallocated():
+            model = Flamingo(config, encoder.vit, decoder_only(written.lm.network))
+        own_lm = renamed(written.lm.tensors, {f"lm.{name}": name for name in written.lm.tensors})
+        vit = renamed(encoder.tensors, {f"vision_encoder.{name}": name for name in encoder.tensors})
+        tensors = JoinedStore([fitted(ours, model), vit, own_lm])
+        check_fit(model, tensors.layouts(), f"{source}, over the language model in {lm},")
+    checkpoint = CheckpointConfig(
+        system="flamingo",
+        model=config,
+        encoder=vit_spec(encoder.vit),
+        lm=written.lm.spec,
+        search=SearchSpec(beams=3, length_penalty=0.0, max_new_tokens=20),
+        card=Card(recipe=f"converted from {source.name}, a checkpoint of OpenFlamingo"),
     )
-    card = Card(recipe=f"converted from {source.name}, a checkpoint of OpenFlamingo")
-    save_flamingo(target, flamingo, card, dtype=dtype)
+    save_checkpoint(target, config=checkpoint, tensors=stored_as(tensors, dtype), extra_files=written.lm.files)
     used = {*written.used, *(key.replace("visual.", TOWER, 1) for key in encoder.used if own)}
     mapped = tuple(key for key in state if key not in left or key in used)
     return LoadReport(mapped, (), tuple(key for key in left if key not in used))
-
-
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], otherwise: str) -> None:
-    """Give a module exactly these tensors, as fp32. Raises InputError: ``otherwise``, and why."""
-    try:
-        module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
-    except RuntimeError as error:
-        raise InputError(f"{otherwise}: {' '.join(str(error).partition(':')[2].split())[:200]}") from None
 
 
 def flamingo_config(found: Mapping[str, Tensor], every: int, image_id: int) -> FlamingoConfig:
@@ -155,14 +148,13 @@ def image_encoder(path: Path) -> Encoder:
         settings = section(config, "vision_config", CLIP) if kind == "clip" else CLIP | config
         heads, eps = heads_and_epsilon(path, settings, "quick_gelu", "gelu")
         unseen = {"heads": heads, "eps": eps, "activation": settings["hidden_act"]}
-        return encoder_of(path, read_safetensors(path), CLIP_VISION, unseen, *colours(path))
-    stored = load_tensors(path) if path.suffix == ".safetensors" else state_dict_in(read_torch_pickle(path))
-    return open_clip_encoder(path, stored)
+        return encoder_of(path, open_folder(path), CLIP_VISION, unseen, *colours(path))
+    return open_clip_encoder(path, open_file(path))
 
 
-def open_clip_encoder(source: Path, state: Mapping[str, Tensor]) -> Encoder:
+def open_clip_encoder(source: Path, state: TensorStore) -> Encoder:
     """OpenAI's weights under open_clip's names."""
-    width = state["visual.class_embedding"].shape[-1] if "visual.class_embedding" in state else 0
+    width = state.layout("visual.class_embedding").shape[-1] if "visual.class_embedding" in state else 0
     if width % HEAD or not 0 < width <= WIDEST:
         raise InputError(
             f"{source}: its image encoder is none of OpenAI's CLIP: give a directory of transformers' with --vision"
@@ -171,55 +163,60 @@ def open_clip_encoder(source: Path, state: Mapping[str, Tensor]) -> Encoder:
 
 
 def encoder_of(
-    source: Path, state: Mapping[str, Tensor], table: Table, unseen: Mapping[str, Any], *mean_and_std: Any
+    source: Path, state: TensorStore, table: Table, unseen: Mapping[str, Any], *mean_and_std: Any
 ) -> Encoder:
     """``unseen``: what tensors do not show."""
     # The published checkpoints were trained with open_clip 2.16, which normed the class token only, not the patch tokens
-    found, ignored = translate(state, table, ignored_prefixes=(f"{FROZEN[0]}norm_after",))
-    with torch.device("meta"), WithoutInitialWeights():
-        vit = ViT(ViTConfig(**vit_sizes(found), **unseen, norm_after=False), *mean_and_std)
-    own = {name.removeprefix(FROZEN[0]): tensor for name, tensor in found.items()}
-    fill(vit, own, f"{source} is not a CLIP of the known layout")
-    return Encoder(vit, tuple(state.keys() - {*ignored}))
+    found, ignored = translated(state, table, ignored_prefixes=(f"{FROZEN[0]}norm_after",))
+    with unallocated():
+        vit = ViT(ViTConfig(**vit_sizes(found.layouts()), **unseen, norm_after=False), *mean_and_std)
+    own = fitted(renamed(found, {name.removeprefix(FROZEN[0]): name for name in found}), vit)
+    check_fit(vit, own.layouts(), source)
+    return Encoder(vit, own, tuple(state.keys() - {*ignored}))
 
 
 # The language model
 
 
-def language_model(source: Path, state: Mapping[str, Tensor], directory: Path) -> Written:
+def language_model(source: Path, state: TensorStore, directory: Path) -> FlamingoLM:
     """The language model in ``directory``, with what the checkpoint has of it."""
-    loaded = load_language_model(directory)
-    decoder, tokenizer = loaded.decoder, loaded.tokenizer
+    base = open_language_model(directory)
+    decoder_only(unfilled(base.config))
     family = family_of(read_json(directory / "config.json"))
-    table = family.table
-    blocks = table["blocks.*.attention_norm"][0].partition("*")[0]
+    blocks = family.table["blocks.*.attention_norm"][0].partition("*")[0]
     names = {  # a layer may go by several: as it lies in the wrapper of version 2, or in version 1's list
         key: key.removeprefix(LM).replace("old_decoder_blocks.", blocks).replace(".decoder_layer.", ".")
         for key in state
         if key.startswith(LM)
     }
-    trained, report = translate_lm(
-        {name: state[key] for key, name in names.items()}, table, decoder.config, family.changes
-    )
-    tensors = decoder.state_dict() | {name: tensor.float() for name, tensor in trained.items()}
-    rows, width = tensors["embedding.weight"].shape
-    if width != decoder.config.embed_width:
+    theirs = renamed(state, {name: key for key, name in names.items()})
+    trained, report = translated_lm(theirs, family.table, base.config, family.changes)
+    tensors = JoinedStore([base.tensors, trained])
+    rows, width = tensors.layout("embedding.weight").shape
+    if width != base.config.embed_width:
         raise InputError(
-            f"{source} has word embeddings {width} wide, and the language model in {directory} {decoder.config.embed_width}: "
+            f"{source} has word embeddings {width} wide, and the language model in {directory} {base.config.embed_width}: "
             "give the one that it was trained over with --lm"
         )
-    end_id, image_id = added_tokens(tokenizer, "embedding.weight" in trained, source, directory)
+    end_id, image_id = added_tokens(base.tokenizer, "embedding.weight" in trained, source, directory)
     if max(end_id, image_id) >= rows:
         raise InputError(
             f"{source} has {rows} word embeddings, too few for the tokenizer in {directory} with {END} and {IMAGE}: "
             "give the language model that it was trained over with --lm"
         )
-    if decoder.head is not None and "head.weight" not in trained:
-        tensors["head.weight"] = F.pad(tensors["head.weight"], (0, 0, 0, rows - decoder.config.vocab_size))
-    whole = build(replace(decoder.config, vocab_size=rows), tensors, f"{source} over {directory}")
+    if not base.config.tied and "head.weight" not in trained:
+        more = rows - base.config.vocab_size
+        pad = Recipe(
+            ("head.weight",),
+            lambda x: F.pad(x[0], (0, 0, 0, more)),
+            lambda x: shaped(x[0], (len(x[0]) + more, *x[0].shape[1:])),
+        )
+        padded = {"head.weight": pad}
+        tensors = JoinedStore([tensors, DerivedStore(tensors, padded)])
     used = {*report.mapped}
-    return Written(
-        stored_lm(directory.name, whole, directory, end_id, end_id),
+    whole = base._replace(config=replace(base.config, vocab_size=rows), tensors=tensors)
+    return FlamingoLM(
+        stored_lm(directory, directory.name, whole, [end_id], end_id),
         end_id,
         image_id,
         tuple(key for key, name in names.items() if name in used),

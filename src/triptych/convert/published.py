@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,9 +12,12 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from triptych.checkpoints.config import EncoderSpec, LanguageModelSpec
-from triptych.checkpoints.format import load_tensors, sha256_of
+from triptych.checkpoints.language_models import LanguageModelFiles, unfilled
+from triptych.checkpoints.place import check_fit
+from triptych.checkpoints.store import TensorStore
+from triptych.checkpoints.weight_files import read_json
 from triptych.errors import InputError
-from triptych.nn.configs import Colour
+from triptych.nn.configs import Colour, T5Config
 from triptych.nn.decoder import Decoder
 from triptych.nn.t5 import T5
 from triptych.nn.vit import CLIP_MEAN, CLIP_STD, ViT
@@ -45,17 +47,6 @@ def known_layout(source: Path, name: str) -> Iterator[None]:
         raise InputError(f"{source} is not {name} of the known layout ({type(error).__name__}: {why})") from None
 
 
-def state_dict_in(content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The state dict in what a training saved, without the prefix of what ran it on several devices."""
-    inner = (content.get(name) for name in ("model", "model_state_dict", "state_dict"))
-    state = next((found for found in inner if isinstance(found, dict)), content)
-    return {
-        key.removeprefix("module."): tensor
-        for key, tensor in state.items()
-        if isinstance(key, str) and isinstance(tensor, Tensor)
-    }
-
-
 def layers(names: Iterable[str], prefix: str) -> int:
     return len({name.removeprefix(f"{prefix}.").partition(".")[0] for name in names if name.startswith(f"{prefix}.")})
 
@@ -81,39 +72,45 @@ def vit_spec(vit: ViT) -> EncoderSpec:
 
 
 class StoredLM(NamedTuple):
-    """A language model that goes into the checkpoint."""
+    """A language model that goes into the checkpoint; its tensors are still where they come from."""
 
-    model: Decoder | T5
+    tensors: TensorStore  # under our names
     tokenizer: TextTokenizer
     spec: LanguageModelSpec
     files: Mapping[str, bytes]  # of the tokenizer
 
+    @property
+    def network(self) -> Decoder | T5:
+        """Its module, without memory."""
+        assert self.spec.network is not None
+        return unfilled(self.spec.network)
 
-def stored_lm(name: str, model: Decoder | T5, directory: Path, eos: Any, end_id: int | None = None) -> StoredLM:
-    """A language model with the tokenizer in ``directory``. ``eos``: the ids that end a text; None = those of the tokenizer."""
-    tokenizer = TextTokenizer.from_directory(directory)
-    ends = sorted(tokenizer.eos_ids) if eos is None else eos if isinstance(eos, list) else [eos]
-    if not ends or not all(isinstance(i, int) and 0 <= i < model.config.vocab_size for i in ends):
-        raise InputError(f"{directory}: its language model ends a text with {ends}, which are no ids of its vocabulary")
+
+def stored_lm(
+    directory: Path, name: str, lm: LanguageModelFiles, eos: Iterable[int], end_id: int | None = None
+) -> StoredLM:
+    """A language model with the tokenizer in ``directory``.
+
+    Args:
+        eos: the ids that end a text.
+        end_id: the one that ends an example of a few-shot prompt.
+
+    Raises:
+        InputError: the tensors do not fit the config, or an id is none of its vocabulary.
+    """
+    ends = tuple(sorted(eos))
+    if not ends or not all(0 <= i < lm.config.vocab_size for i in ends):
+        raise InputError(
+            f"{directory}: its language model ends a text with {list(ends)}, which are no ids of its vocabulary"
+        )
+    t5, decoder = (lm.config, None) if isinstance(lm.config, T5Config) else (None, lm.config)
+    spec = LanguageModelSpec(name, True, decoder=decoder, eos=ends, end_id=end_id, t5=t5)
+    check_fit(unfilled(lm.config), lm.tensors.layouts(), directory)
     files = {file: (directory / file).read_bytes() for file in TOKENIZER_FILES if (directory / file).exists()}
-    network = {"t5" if isinstance(model, T5) else "decoder": model.config}
-    spec = LanguageModelSpec(name, True, sha256_of(model), eos=tuple(ends), end_id=end_id, **network)  # type: ignore[arg-type]
-    return StoredLM(model, replace(tokenizer, eos_ids=frozenset(ends)), spec, files)
+    return StoredLM(lm.tensors, replace(lm.tokenizer, eos_ids=frozenset(ends)), spec, files)
 
 
 # Files of transformers
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is not a JSON object")
-    return content
 
 
 def section(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,23 +147,3 @@ def colours(directory: Path) -> tuple[Colour, Colour]:
                 pass
             raise InputError(f"{directory / name}: its image_mean and image_std make no sense")
     return CLIP_MEAN, CLIP_STD
-
-
-def read_safetensors(directory: Path) -> dict[str, Tensor]:
-    """model.safetensors, or the files that its index names."""
-    whole, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if not index.exists():
-        if not whole.exists():
-            raise InputError(f"{directory} has no model.safetensors: save it as safetensors; pickles are not read")
-        return load_tensors(whole)
-    places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(
-        isinstance(name, str) and Path(name).name == name for name in places.values()
-    ):
-        raise InputError(f"{index} does not say which files beside it hold the tensors")
-    state: dict[str, Tensor] = {}
-    for name in sorted(set(places.values())):
-        state |= load_tensors(directory / name)
-    if absent := sorted(places.keys() - state.keys()):
-        raise InputError(f"{index} names {absent[0]}, which is in none of its files")
-    return state

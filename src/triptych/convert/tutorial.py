@@ -1,29 +1,20 @@
-"""Show, Attend and Tell of the PyTorch tutorial: its ``BEST_checkpoint_*.pth.tar``.
-
-It pickles whole modules, and a pickle may run any code, so ``ModulePickle`` reads it without importing or calling anything of the
-file's: modules become bare namespaces, tensors stay in the file until the table asks for them.
+"""Show, Attend and Tell of the PyTorch tutorial: its ``BEST_checkpoint_*.pth.tar``, which pickles whole modules (``checkpoints.torch_file``
+reads them without running anything).
 """
 
 from __future__ import annotations
 
-import io
 import json
-import math
-import os
-import pickle
-import zipfile
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
-from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
 
 from triptych.checkpoints.config import Card
-from triptych.checkpoints.format import LoadReport
+from triptych.checkpoints.place import LoadReport, unallocated
+from triptych.checkpoints.store import TensorStore, renamed
+from triptych.checkpoints.torch_file import TorchFile
 from triptych.errors import InputError
 from triptych.models import SatModel, sat_search, save_sat
 from triptych.nn.cnn import ResNet101
@@ -52,7 +43,7 @@ TUTORIAL_ENCODER = {  # its children by number -> torchvision's names
 }
 
 
-def convert_tutorial(source: Path, target: Path, word_map: Path, dtype: torch.dtype) -> LoadReport:
+def convert_tutorial(source: Path, target: Path, word_map: Path, dtype: torch.dtype | None) -> LoadReport:
     """The SAT tutorial's encoder and decoder as one checkpoint, which keeps the whole encoder."""
     vocabulary, rows = read_word_map(word_map)
     parts, ignored = read_tutorial(source)
@@ -64,7 +55,7 @@ def convert_tutorial(source: Path, target: Path, word_map: Path, dtype: torch.dt
     try:
         encoder.load_published(published)
         decoder = tutorial_decoder(parts["decoder"], rows)
-        with torch.device("meta"):  # no memory for sizes that turn out not to fit
+        with unallocated():  # no memory for sizes that turn out not to fit
             model = ShowAttendTell(tutorial_config(decoder), encoder)
         model.decoder.load_state_dict(decoder, assign=True)
     except (KeyError, IndexError, ValueError, RuntimeError) as error:
@@ -72,7 +63,7 @@ def convert_tutorial(source: Path, target: Path, word_map: Path, dtype: torch.dt
         raise InputError(f"{source} is not a checkpoint of the tutorial's model with these words: {why}") from None
     card = Card(recipe=f"converted from {source.name}, a checkpoint of the Show, Attend and Tell PyTorch tutorial")
     search = sat_search(beams=5, length_penalty=0.0, max_new_tokens=51)
-    save_sat(target, SatModel.new(model, vocabulary, search, whole_encoder=True), card, dtype=dtype)
+    save_sat(target, SatModel.new(model, vocabulary, search, whole_encoder=True), card, dtype=dtype or torch.float32)
     return LoadReport(tuple(f"{part}.{key}" for part, state in parts.items() for key in state), (), ignored)
 
 
@@ -135,167 +126,24 @@ def read_word_map(path: Path) -> tuple[WordVocabulary, Tensor]:
     return WordVocabulary(tuple(words)), torch.tensor([ids[word] for word in words])
 
 
-CONTAINERS = {
-    (module, name): container
-    for modules, name, container in (
-        (("collections",), "OrderedDict", OrderedDict),
-        (("collections",), "defaultdict", defaultdict),
-        (("builtins", "__builtin__"), "dict", dict),
-        (("builtins", "__builtin__"), "set", set),
-    )
-    for module in modules
-}
-DTYPES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-}
-STUBBED = ("models.", "torch.nn.", "torch.optim.", "torchvision.models.")
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+def read_tutorial(path: Path) -> tuple[dict[str, TensorStore], tuple[str, ...]]:
+    """The tensors of the encoder and the decoder, as far as the tables name their keys; the names of all else in the file.
 
-
-@dataclass(frozen=True, eq=False)
-class Stored:
-    """A pickled tensor: which storage of the file holds its numbers, and how they lie in it."""
-
-    storage: str
-    dtype: torch.dtype
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    @property
-    def bytes(self) -> int:
-        return abs(math.prod(self.size)) * self.dtype.itemsize
-
-
-class ModulePickle(pickle._Unpickler):
-    """Unpickles what ``torch.save`` wrote of whole modules, and runs none of their code.
-
-    A module, an optimiser or anything else of the names in ``STUBBED`` becomes a namespace that holds its attributes; a tensor
-    becomes a ``Stored``; the builtin containers are themselves; every other name is refused. The unpickler is the one in Python:
-    the one in C takes gigabytes of memory for a few corrupted bytes (its memo is an array).
-    """
-
-    def __init__(self, file: IO[bytes], path: Path, largest: int) -> None:
-        super().__init__(file)
-        self.path, self.largest = path, largest
-        self.storages: dict[str, int] = {}  # their bytes
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in CONTAINERS:
-            return CONTAINERS[module, name]
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return self.tensor
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return self.parameter
-        if module == "torch" and name in DTYPES:
-            return DTYPES[name]
-        if f"{module}.".startswith(STUBBED):
-            return SimpleNamespace
-        raise InputError(f"{self.path} asks for {module}.{name}, which is refused: only modules and tensors are read")
-
-    def persistent_load(self, pid: Any) -> Any:
-        """A storage, or (before PyTorch 1.6) a module's class with its source code."""
-        if pid[0] == "module":
-            return pid[1]
-        kind, dtype, key, _, length, *view = pid
-        size = length * dtype.itemsize
-        if kind != "storage" or any(view) or not 0 <= size <= self.largest:
-            raise pickle.UnpicklingError("a storage that the file cannot hold")
-        self.storages[key] = size
-        return key, dtype
-
-    def tensor(
-        self, storage: tuple[str, torch.dtype], offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
-    ) -> Stored:
-        return Stored(*storage, offset, size, stride)
-
-    def parameter(self, data: Stored, *_: object) -> Stored:
-        return data
-
-
-def read_tutorial(path: Path) -> tuple[dict[str, dict[str, Tensor]], tuple[str, ...]]:
-    """The state dicts of the encoder and the decoder, as far as the tables name their keys; the names of all else in the file.
+    Both may be whole modules (as the tutorial saves them), perhaps inside DataParallel, or state dicts.
 
     Raises:
-        InputError: unreadable, corrupted, of another layout, or made of more than modules and tensors.
+        InputError: unreadable, corrupted or of another layout.
     """
     tables = {"encoder": TUTORIAL_ENCODER, "decoder": TUTORIAL_DECODER}
-    try:
-        with path.open("rb") as file:
-            zipped = file.read(4) == b"PK\x03\x04"
-            file.seek(0)
-            content, read = (open_zip if zipped else open_legacy)(file, path)
-            if not isinstance(content, dict) or not tables.keys() <= content.keys():
-                raise InputError(f"{path} is not a checkpoint of the tutorial: it has no encoder and decoder")
-            parts: dict[str, dict[str, Tensor]] = {}
-            ignored, room = [key for key in content if key not in tables and isinstance(key, str)], file_size(file)
-            for part, table in tables.items():
-                stored = dict(tensors_in(content[part]))
-                wanted = [key for key in rename(stored, table) if not key.endswith(".num_batches_tracked")]
-                room -= sum(stored[key].bytes for key in wanted)
-                if room < 0:
-                    raise InputError(f"{path} has tensors larger than itself")
-                parts[part] = {key: fetch(stored[key], read) for key in wanted}
-                ignored += [f"{part}.{key}" for key in stored if key not in wanted]
-            return parts, tuple(ignored)
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except Exception as error:  # corrupted bytes can raise any exception there is
-        raise InputError(f"{path} is not a PyTorch file, or is corrupted ({type(error).__name__})") from None
-
-
-def open_zip(file: IO[bytes], path: Path) -> tuple[Any, Callable[[str], bytes]]:
-    """What a file of PyTorch 1.6 or later pickles, and the reader of its storages."""
-    archive = zipfile.ZipFile(file)
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-        raise InputError(f"{path} is compressed: PyTorch does not write such files")
-    [name] = (name for name in archive.namelist() if name.endswith("/data.pkl"))
-    folder = name.removesuffix(".pkl")
-    content = ModulePickle(io.BytesIO(archive.read(name)), path, file_size(file)).load()
-    return content, lambda key: archive.read(f"{folder}/{key}")
-
-
-def open_legacy(file: IO[bytes], path: Path) -> tuple[Any, Callable[[str], bytes]]:
-    """The same of an older PyTorch: five pickles in a row (magic, version, system, content, keys), then the storages."""
-    pickles = [ModulePickle(file, path, file_size(file)) for _ in range(5)]
-    if pickles[0].load() != LEGACY_MAGIC:
-        raise InputError(f"{path} is not a PyTorch file")
-    _, _, content, keys = (unpickler.load() for unpickler in pickles[1:])
-    sizes, places = pickles[3].storages, {}
-    for key in keys:
-        places[key] = file.seek(8, os.SEEK_CUR)  # past the number of elements
-        file.seek(sizes[key], os.SEEK_CUR)
-
-    def read(key: str) -> bytes:
-        file.seek(places[key])
-        return file.read(sizes[key])
-
-    return content, read
-
-
-def tensors_in(module: Any, prefix: str = "") -> Iterable[tuple[str, Stored]]:
-    """The state dict of an unpickled module. Takes the module apart, so that one nested in itself is walked through once."""
-    if not isinstance(module, SimpleNamespace):
-        return
-    for kind in ("_parameters", "_buffers"):
-        for name, value in vars(module).get(kind, {}).items():
-            if isinstance(value, Stored):
-                yield f"{prefix}{name}", value
-    for name, child in vars(module).pop("_modules", {}).items():
-        yield from tensors_in(child, f"{prefix}{name}.")
-
-
-def fetch(stored: Stored, read: Callable[[str], bytes]) -> Tensor:
-    """The tensor itself. RuntimeError: it reaches beyond its storage."""
-    numbers = torch.frombuffer(bytearray(read(stored.storage)), dtype=stored.dtype)
-    return numbers.as_strided(stored.size, stored.stride, stored.offset).clone(memory_format=torch.contiguous_format)
-
-
-def file_size(file: IO[bytes]) -> int:
-    return os.fstat(file.fileno()).st_size
+    file = TorchFile(path)
+    content = file.content if isinstance(file.content, Mapping) else {}
+    states = {part: file.state(content.get(part, content.get(f"{part}_state_dict"))) for part in tables}
+    if not all(part in content or f"{part}_state_dict" in content for part in tables):
+        raise InputError(f"{path} is not a checkpoint of the tutorial: it has no encoder and decoder")
+    parts: dict[str, TensorStore] = {}
+    ignored = [key for key in content if isinstance(key, str) and key.removesuffix("_state_dict") not in tables]
+    for part, table in tables.items():
+        wanted = [key for key in rename(states[part], table) if not key.endswith(".num_batches_tracked")]
+        parts[part] = renamed(states[part], {key: key for key in wanted})
+        ignored += [f"{part}.{key}" for key in states[part] if key not in wanted]
+    return parts, tuple(ignored)

@@ -15,11 +15,13 @@ import msgspec
 import torch
 
 from triptych.checkpoints.config import Card, CheckpointConfig, SearchSpec
-from triptych.checkpoints.format import load_strict, load_typed, save_checkpoint
+from triptych.checkpoints.format import load_typed, save_checkpoint
 from triptych.checkpoints.locate import WEIGHTS
+from triptych.checkpoints.place import fill, unallocated
 from triptych.checkpoints.quantize import stored_as
+from triptych.checkpoints.store import MemoryStore, TensorStore
 from triptych.generate import Search
-from triptych.models.frozen import buildable, frozen_encoder, frozen_lm, frozen_prefixes, tensors_to_save
+from triptych.models.frozen import buildable, frozen_parts, frozen_prefixes, tensors_to_save
 from triptych.systems.blip2 import Blip2
 from triptych.systems.configs import Blip2Config
 from triptych.text.prompt import Prompts
@@ -50,25 +52,37 @@ def save_blip2(directory: Path, blip2: Blip2Model, card: Card, *, dtype: torch.d
     config = msgspec.structs.replace(
         blip2.config, model=blip2.model.config, search=SearchSpec.of(blip2.search), card=card
     )
-    tensors = stored_as(tensors_to_save(blip2.model, config), dtype)
-    vocabulary = {"vocab.txt": "\n".join(blip2.words.words) + "\n"} if config.model.qformer.vocab_size else {}
-    save_checkpoint(directory, config=config, tensors=tensors, extra_files={**vocabulary, **blip2.files})
+    tensors = MemoryStore(tensors_to_save(blip2.model, config))
+    write_blip2(directory, config, tensors, blip2.words, blip2.files, dtype=dtype)
 
 
-def load_blip2(directory: Path) -> Blip2Model:
-    """Read a checkpoint and build the model between its frozen parts.
+def write_blip2(
+    directory: Path,
+    config: CheckpointConfig[Blip2Config],
+    tensors: TensorStore,
+    words: WordPieces,
+    files: Mapping[str, bytes],
+    *,
+    dtype: torch.dtype | None,
+) -> None:
+    """Write a checkpoint of tensors that need not be in memory. ``files``: of a stored language model's tokenizer."""
+    vocabulary = {"vocab.txt": "\n".join(words.words) + "\n"} if config.model.qformer.vocab_size else {}
+    save_checkpoint(directory, config=config, tensors=stored_as(tensors, dtype), extra_files={**vocabulary, **files})
+
+
+def load_blip2(directory: Path, *, dtype: torch.dtype = torch.float32) -> Blip2Model:
+    """Read a checkpoint, as ``dtype``, and build the model between its frozen parts.
 
     Raises:
         InputError: a file is missing, damaged, of another system, or does not fit; or a frozen part is another than in training.
     """
     config, tensors = load_typed(directory, "blip2", Blip2Config)
     with buildable(directory):
-        encoder = frozen_encoder(directory, config.encoder)
-        lm = None if config.lm is None else frozen_lm(directory, config.lm, tensors)
-        model = Blip2(config.model, encoder, lm.model if lm else None)
+        encoder, lm, tokenizer = frozen_parts(directory, config, dtype)
+        with unallocated():
+            model = Blip2(config.model, encoder, lm)
     words = WordPieces.read(directory / "vocab.txt") if config.model.qformer.vocab_size else WordPieces(SPECIALS)
-    load_strict(model, tensors, source=directory, optional_prefixes=("lm.", *frozen_prefixes(config)))
-    tokenizer = lm.tokenizer if lm else None
+    fill(model, tensors, source=directory, optional_prefixes=frozen_prefixes(config), dtype=dtype)
     search = blip2_search(tokenizer, **msgspec.structs.asdict(config.search))
     files = {n: (directory / n).read_bytes() for n in config.files if n not in (WEIGHTS, "vocab.txt")}
     return Blip2Model(model.eval().requires_grad_(False), words, tokenizer, search, config, files)

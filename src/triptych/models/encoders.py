@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from triptych.checkpoints.config import EncoderSpec
-from triptych.checkpoints.format import read_torch_pickle
 from triptych.checkpoints.parts import PARTS, part_fingerprint, part_path
 from triptych.checkpoints.vision import read_vision_encoder
+from triptych.checkpoints.weight_files import open_file
 from triptych.errors import InputError
 from triptych.nn.cnn import ENCODERS, ConvNet
 from triptych.nn.vit import ViT
@@ -32,7 +32,7 @@ def published_encoder(
         raise InputError(f"{name} is not embedded: give torchvision's state dict of it with --encoder-weights")
     encoder = ENCODERS[name](cut, image_size)
     try:
-        encoder.load_published(read_torch_pickle(weights or part_path(name)))
+        encoder.load_published(open_file(weights or part_path(name)))
     except (KeyError, RuntimeError) as error:
         raise InputError(f"{weights} does not hold torchvision's {name}: {str(error).splitlines()[0]}") from None
     return encoder.eval()

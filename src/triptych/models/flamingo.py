@@ -12,12 +12,14 @@ import msgspec
 import torch
 
 from triptych.checkpoints.config import Card, CheckpointConfig, SearchSpec
-from triptych.checkpoints.format import load_strict, load_typed, save_checkpoint
+from triptych.checkpoints.format import load_typed, save_checkpoint
+from triptych.checkpoints.language_models import decoder_only
 from triptych.checkpoints.locate import WEIGHTS
+from triptych.checkpoints.place import fill, unallocated
 from triptych.checkpoints.quantize import stored_as
 from triptych.errors import InputError
 from triptych.generate import Search
-from triptych.models.frozen import buildable, frozen_encoder, frozen_lm, frozen_prefixes, tensors_to_save
+from triptych.models.frozen import buildable, frozen_parts, frozen_prefixes, tensors_to_save
 from triptych.systems.configs import FlamingoConfig
 from triptych.systems.flamingo import Flamingo
 from triptych.text.tokenizer import TextTokenizer
@@ -49,8 +51,8 @@ def save_flamingo(directory: Path, flamingo: FlamingoModel, card: Card, *, dtype
     save_checkpoint(directory, config=config, tensors=tensors, extra_files=flamingo.files)
 
 
-def load_flamingo(directory: Path) -> FlamingoModel:
-    """Read a checkpoint and build the model between its frozen parts.
+def load_flamingo(directory: Path, *, dtype: torch.dtype = torch.float32) -> FlamingoModel:
+    """Read a checkpoint, as ``dtype``, and build the model between its frozen parts.
 
     Raises:
         InputError: a file is missing, damaged, of another system, or does not fit; or a frozen part is another than in training.
@@ -59,14 +61,16 @@ def load_flamingo(directory: Path) -> FlamingoModel:
     if config.lm is None or config.lm.end_id is None:
         raise InputError(f"{directory / 'config.json'}: lm.end_id is missing")
     with buildable(directory):
-        encoder = frozen_encoder(directory, config.encoder)
-        lm = frozen_lm(directory, config.lm, tensors)
-        model = Flamingo(config.model, encoder, lm.decoder)
-    end_id, image_id, words = config.lm.end_id, config.model.image_id, lm.decoder.config.vocab_size
+        encoder, language_model, tokenizer = frozen_parts(directory, config, dtype)
+        assert language_model is not None and tokenizer is not None
+        lm = decoder_only(language_model)
+        with unallocated():
+            model = Flamingo(config.model, encoder, lm)
+    end_id, image_id, words = config.lm.end_id, config.model.image_id, lm.config.vocab_size
     for name, token in (("lm.end_id", end_id), ("model.image_id", image_id)):
         if not 0 <= token < words:
             raise InputError(f"{directory / 'config.json'}: {name} is {token}, expected a token from 0 to {words - 1}")
-    load_strict(model, tensors, source=directory, optional_prefixes=("lm.", *frozen_prefixes(config)))
+    fill(model, tensors, source=directory, optional_prefixes=frozen_prefixes(config), dtype=dtype)
     search = config.search.search(frozenset({end_id}), frozenset({image_id}))
     files = {name: (directory / name).read_bytes() for name in config.files if name != WEIGHTS}
-    return FlamingoModel(model.eval().requires_grad_(False), lm.tokenizer, search, config, files)
+    return FlamingoModel(model.eval().requires_grad_(False), tokenizer, search, config, files)

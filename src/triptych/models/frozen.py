@@ -6,20 +6,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from triptych.checkpoints.config import CheckpointConfig, EncoderSpec, LanguageModelSpec
-from triptych.checkpoints.format import LoadReport, sha256_of
-from triptych.checkpoints.language_models import LoadedLanguageModel, build, load_language_model
+from triptych.checkpoints.format import sha256_of
+from triptych.checkpoints.language_models import LoadedLanguageModel, load_language_model, unfilled
 from triptych.checkpoints.parts import PARTS, part_fingerprint, part_path
+from triptych.checkpoints.place import unallocated
 from triptych.errors import InputError
 from triptych.models.encoders import check_part, published_encoder
 from triptych.nn.cnn import ENCODERS, ConvNet
 from triptych.nn.decoder import Decoder
 from triptych.nn.linear import Linear
+from triptych.nn.t5 import T5
 from triptych.nn.vit import CLIP_MEAN, CLIP_STD, ViT
 from triptych.text.tokenizer import TextTokenizer
 
@@ -67,26 +69,44 @@ def language_model_fingerprint(name: str, lm: LoadedLanguageModel) -> str:
     return part_fingerprint(name) if name in {part.name for part in PARTS} else sha256_of(lm.model)
 
 
-def frozen_lm(directory: Path, spec: LanguageModelSpec, tensors: dict[str, Tensor]) -> LoadedLanguageModel:
-    """The language model that a checkpoint names, or holds: its tensors are taken out of ``tensors`` then."""
-    if spec.stored:
-        assert spec.network is not None and spec.eos is not None
-        own = {name.removeprefix("lm."): tensors.pop(name) for name in [*tensors] if name.startswith("lm.")}
-        tokenizer = replace(TextTokenizer.from_directory(directory), eos_ids=frozenset(spec.eos))
-        return LoadedLanguageModel(build(spec.network, own, directory), tokenizer, LoadReport(tuple(own), (), ()))
-    lm = find_language_model(spec.name)
-    if language_model_fingerprint(spec.name, lm) != spec.sha256:
-        raise InputError(f"{directory} was trained with another {spec.name} than is there now")
-    return lm
+class FrozenParts(NamedTuple):
+    """The encoder and the language model of a checkpoint; those that it stores have no memory yet (``place.fill``)."""
+
+    encoder: ConvNet | ViT
+    lm: Decoder | T5 | None
+    tokenizer: TextTokenizer | None
+
+
+def frozen_parts(directory: Path, config: CheckpointConfig[Any], dtype: torch.dtype) -> FrozenParts:
+    """The frozen parts that a checkpoint names, as ``dtype``, or stores.
+
+    Raises:
+        InputError: a part is unknown, cannot be read, or is another than in training.
+    """
+    encoder = frozen_encoder(directory, config.encoder)
+    if not config.encoder.stored:
+        encoder.to(dtype)
+    if config.lm is None:
+        return FrozenParts(encoder, None, None)
+    if config.lm.stored:
+        assert config.lm.network is not None and config.lm.eos is not None
+        tokenizer = replace(TextTokenizer.from_directory(directory), eos_ids=frozenset(config.lm.eos))
+        return FrozenParts(encoder, unfilled(config.lm.network), tokenizer)
+    lm = find_language_model(config.lm.name)
+    if language_model_fingerprint(config.lm.name, lm) != config.lm.sha256:
+        raise InputError(f"{directory} was trained with another {config.lm.name} than is there now")
+    return FrozenParts(encoder, lm.model.to(dtype), lm.tokenizer)
 
 
 def frozen_encoder(directory: Path, spec: EncoderSpec) -> ConvNet | ViT:
-    """The image encoder that a checkpoint names; its weights are still to be read where the checkpoint holds them."""
+    """The image encoder that a checkpoint names; without memory where the checkpoint stores it."""
     if spec.vit is not None:
-        return ViT(spec.vit, spec.mean or CLIP_MEAN, spec.std or CLIP_STD)
+        with unallocated():
+            return ViT(spec.vit, spec.mean or CLIP_MEAN, spec.std or CLIP_STD)
     if spec.name not in ENCODERS:
         raise InputError(f"{directory}: encoder.name is {spec.name!r}, expected one of {', '.join(ENCODERS)}")
     if spec.stored:
-        return ENCODERS[spec.name](spec.cut, spec.image_size)
+        with unallocated():
+            return ENCODERS[spec.name](spec.cut, spec.image_size)
     check_part(directory, spec)
     return published_encoder(spec.name, spec.cut, image_size=spec.image_size)

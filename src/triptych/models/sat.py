@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from triptych.checkpoints.config import Card, CheckpointConfig, SearchSpec
-from triptych.checkpoints.format import load_strict, load_typed, save_checkpoint
+from triptych.checkpoints.format import load_typed, save_checkpoint
+from triptych.checkpoints.place import fill, unallocated
 from triptych.checkpoints.quantize import stored_as
 from triptych.errors import InputError
 from triptych.generate import Search
@@ -50,8 +51,8 @@ def save_sat(directory: Path, sat: SatModel, card: Card, *, dtype: torch.dtype =
     save_checkpoint(directory, config=config, tensors=stored_as(tensors, dtype), extra_files=vocabulary)
 
 
-def load_sat(directory: Path) -> SatModel:
-    """Read a checkpoint and build the model over its frozen encoder.
+def load_sat(directory: Path, *, dtype: torch.dtype = torch.float32) -> SatModel:
+    """Read a checkpoint, as ``dtype``, and build the model over its frozen encoder.
 
     Raises:
         InputError: a file is missing, damaged, of another system, or does not fit the model.
@@ -61,12 +62,13 @@ def load_sat(directory: Path) -> SatModel:
     if len(vocabulary) != config.model.vocab_size:
         raise InputError(f"{directory}: {len(vocabulary)} words, but the model was made for {config.model.vocab_size}")
     with buildable(directory):
-        encoder = frozen_encoder(directory, config.encoder)
+        encoder = frozen_encoder(directory, config.encoder).to(dtype)
         if not isinstance(encoder, ConvNet):
             raise InputError(f"{directory}: encoder.vit is a vision transformer, expected a CNN")
-        model = ShowAttendTell(config.model, encoder)
+        with unallocated():
+            model = ShowAttendTell(config.model, encoder)
     frozen = () if config.encoder.stored else trunk_prefixes(encoder)
-    load_strict(model, tensors, source=directory, optional_prefixes=frozen)
+    fill(model, tensors, source=directory, optional_prefixes=frozen, dtype=dtype)
     search = sat_search(**msgspec.structs.asdict(config.search))
     return SatModel(model.eval().requires_grad_(False), vocabulary, search, config)
 

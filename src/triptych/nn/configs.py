@@ -147,6 +147,10 @@ class T5Config:
     start_id: int = 0  # what the decoder begins with
     end_id: int = 1  # what ends a prompt
 
+    @property
+    def embed_width(self) -> int:
+        return self.dim
+
     def __post_init__(self) -> None:
         for name, most in (("decoder_layers", 1 << 10), ("max_distance", 1 << 20), ("buckets", 1 << 10)):
             if not 1 <= getattr(self, name) <= most:

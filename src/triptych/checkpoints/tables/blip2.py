@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from triptych.checkpoints.format import LoadReport, load_strict
-from triptych.checkpoints.tables.keys import HF_EVA, LAVIS_EVA, Table, translate
+from triptych.checkpoints.place import LoadReport, load_strict
+from triptych.checkpoints.tables.keys import HF_EVA, LAVIS_EVA, Table, translated
 from triptych.errors import InputError
 from triptych.nn.qformer import QFormer
 
@@ -86,7 +86,8 @@ def load_bert(qformer: QFormer, state: Mapping[str, Tensor]) -> LoadReport:
     Raises:
         InputError: the sizes differ.
     """
-    found, ignored = translate(state, BERT, "qformer")
+    translation, ignored = translated(state, BERT, "qformer")
+    found = dict(translation)
     segments = next((key for key in ignored if key.endswith("embeddings.token_type_embeddings.weight")), None)
     try:
         words, positions = found["word_embeddings.weight"], found["position_embeddings.weight"]

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from triptych.checkpoints.tables.keys import Table, translate
+from triptych.checkpoints.store import DerivedStore, renamed
+from triptych.checkpoints.tables.keys import Table, translated
 
 BLOCKS = (  # where a gated block lies: version 1, then version 2 over MPT, GPT-NeoX, LLaMA, OPT
     "gated_cross_attn_layers.*",
@@ -56,19 +57,19 @@ OPENFLAMINGO: Table = {  # a gated block is numbered by the language model's blo
 }
 
 
-def translate_flamingo(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int, tuple[str, ...]]:
-    """An OpenFlamingo state dict under our names, every how many blocks a gated one stands, and the keys that were left aside.
+def translated_flamingo(state: Mapping[str, Tensor]) -> tuple[DerivedStore, int, tuple[str, ...]]:
+    """OpenFlamingo's tensors under our names, every how many blocks a gated one stands, and the keys that were left aside.
 
     Raises:
         KeyError: it has no gated block.
     """
-    found, ignored = translate(state, OPENFLAMINGO)
-    numbers = sorted({int(name.split(".")[1]) for name in found if name.startswith("xattn.")})
+    store, ignored = translated(state, OPENFLAMINGO)
+    numbers = sorted({int(name.split(".")[1]) for name in store if name.startswith("xattn.")})
     if not numbers:
         raise KeyError("gated_cross_attn_layers")
     places = {number: place for place, number in enumerate(numbers)}
-    ours = {}
-    for name, tensor in found.items():
+    names = {}
+    for name in store:
         part, number, rest = (*name.split(".", 2), "")[:3]
-        ours[f"xattn.{places[int(number)]}.{rest}" if part == "xattn" else name] = tensor
-    return ours, numbers[0] + 1, ignored
+        names[f"xattn.{places[int(number)]}.{rest}" if part == "xattn" else name] = name
+    return renamed(store, names), numbers[0] + 1, ignored

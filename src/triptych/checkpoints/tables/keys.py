@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from triptych.checkpoints.format import LoadReport, load_strict
+from triptych.checkpoints.place import LoadReport, load_strict
+from triptych.checkpoints.store import DerivedStore, Recipe, TensorStore, as_store
 from triptych.errors import InputError
 
 Table = Mapping[str, str | tuple[str, ...]]
@@ -81,38 +83,51 @@ OPEN_CLIP_VISION: Table = {
 }
 
 
-def translate(
+def translated(
     state: Mapping[str, Tensor], table: Table, part: str = "", ignored_prefixes: tuple[str, ...] = ()
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Their state dict under our names, and those of their keys that are left aside.
+) -> tuple[DerivedStore, tuple[str, ...]]:
+    """Their tensors under our names, each translated when it is asked for; and those of their keys that are left aside.
 
     Args:
         part: only what belongs to this part of ours; the names come without it.
         ignored_prefixes: of names that are left aside too.
 
-    Raises:
-        InputError: two keys that should hold the same weights (tied ones) do not.
+    Where two keys hold the same weights (tied ones), both are read; InputError then: they do not.
     """
     prefix = f"{part}." if part else ""
     rows = [
         (re.compile(re.escape(theirs).replace(r"\*", r"(\d+)") + r"(\.weight|\.bias|)"), ours)
         for theirs, ours in table.items()
     ]
-    found: dict[str, Tensor] = {}
+    recipes: dict[str, Recipe] = {}
     ignored = []
-    for key, tensor in state.items():
+    for key in state:
         names = [name.removeprefix(prefix) for name in our_names(key, rows) if name.startswith(prefix)]
         if not names or names[0].startswith(ignored_prefixes):
             ignored.append(key)
             continue
-        pieces = tensor.tensor_split(len(names)) if tensor.ndim else [tensor] * len(names)
-        for name, piece in zip(names, pieces, strict=True):
-            if name in found and not torch.equal(found[name], piece):
-                raise InputError(f"{key} differs from the other tensor that stands for {name}: they should be tied")
-            found[name] = piece
+        for place, name in enumerate(names):
+            if name in recipes:
+                recipes[name] = Recipe((*recipes[name].sources, key), partial(tied, name))
+            else:
+                part_of = partial(piece, place, len(names))
+                recipes[name] = Recipe((key,), part_of, part_of)
             if key.endswith(".attn.q_bias"):  # LAVIS's EVA has no bias on its keys
-                found[name.replace(".query.", ".key.")] = torch.zeros_like(piece)
-    return found, tuple(ignored)
+                recipes[name.replace(".query.", ".key.")] = Recipe((key,), lambda x: torch.zeros_like(x[0]))
+    return DerivedStore(as_store(state), recipes), tuple(ignored)
+
+
+def piece(place: int, pieces: int, tensors: list[Tensor]) -> Tensor:
+    """One of several equal parts of a tensor."""
+    return tensors[0].tensor_split(pieces)[place] if pieces > 1 else tensors[0]  # a view, of a layout as well
+
+
+def tied(name: str, tensors: list[Tensor]) -> Tensor:
+    """Raises InputError: the tensors, which should be the same, are not."""
+    first, *others = tensors
+    if not first.is_meta and not all(torch.equal(first, other) for other in others):
+        raise InputError(f"several tensors stand for {name}, which should be tied, and they differ")
+    return first
 
 
 def our_names(key: str, rows: Iterable[tuple[re.Pattern[str], str | tuple[str, ...]]]) -> list[str]:
@@ -122,6 +137,21 @@ def our_names(key: str, rows: Iterable[tuple[re.Pattern[str], str | tuple[str, .
             *number, leaf = match.groups()
             return [name.replace("*", "".join(number)) + leaf for name in ((ours,) if isinstance(ours, str) else ours)]
     return []
+
+
+def fitted(store: TensorStore, module: nn.Module) -> DerivedStore:
+    """Published parameters such as ``query_tokens [1, Q, D]`` without the axes of length 1 that ours have not."""
+    own = module.state_dict()
+    names = {name: own[name].ndim if name in own else -1 for name in store}
+    squeezed = {name: partial(without_batch, ndim) for name, ndim in names.items()}
+    return DerivedStore(store, {name: Recipe((name,), squeeze, squeeze) for name, squeeze in squeezed.items()})
+
+
+def without_batch(ndim: int, tensors: list[Tensor]) -> Tensor:
+    tensor = tensors[0]
+    while -1 < ndim < tensor.ndim and len(tensor) == 1:
+        tensor = tensor.view(tensor.shape[1:])
+    return tensor
 
 
 def load(
@@ -146,16 +176,7 @@ def load(
     Raises:
         InputError: keys are missing, unknown to the module, or of another shape.
     """
-    found, ignored = translate(state, table, part, ignored_prefixes)
-    own = module.state_dict()
-    found = {name: without_batch(tensor, own[name].ndim) if name in own else tensor for name, tensor in found.items()}
-    missing = load_strict(module, found, source=source, optional_prefixes=optional_prefixes).missing
+    found, ignored = translated(state, table, part, ignored_prefixes)
+    missing = load_strict(module, fitted(found, module), source=source, optional_prefixes=optional_prefixes).missing
     left = set(ignored)
     return LoadReport(tuple(key for key in state if key not in left), missing, ignored)
-
-
-def without_batch(tensor: Tensor, ndim: int) -> Tensor:
-    """Published parameters such as ``query_tokens [1, Q, D]`` carry axes of length 1 in front."""
-    while tensor.ndim > ndim and len(tensor) == 1:
-        tensor = tensor[0]
-    return tensor

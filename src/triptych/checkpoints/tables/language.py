@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from triptych.checkpoints.format import LoadReport
+from triptych.checkpoints.place import LoadReport
+from triptych.checkpoints.store import DerivedStore, Recipe, as_store, shaped
 from triptych.checkpoints.tables import language_configs as configs
 from triptych.errors import InputError
 from triptych.nn.configs import DecoderConfig, T5Config
@@ -210,15 +212,15 @@ def with_head(config: LanguageModelConfig, theirs: Mapping[str, Tensor]) -> Lang
     return replace(config, tied=own is None or (shared is not None and torch.equal(own, shared)))
 
 
-def translate(
+def translated(
     theirs: Mapping[str, Tensor], table: Table, config: LanguageModelConfig, changes: Mapping[str, Change] = NO_CHANGES
-) -> tuple[dict[str, Tensor], LoadReport]:
-    """Their state dict as ours. Keys that the table does not name, and the head of a tied model, are ignored and reported.
+) -> tuple[DerivedStore, LoadReport]:
+    """Their tensors as ours, each translated when it is asked for. Keys that the table does not name, and the head of a tied model, are
+    ignored and reported.
 
     ``changes``: of the tensors under names of ours that end so, before they are stacked.
     """
-    ours: dict[str, Tensor] = {}
-    used: list[str] = []
+    recipes: dict[str, Recipe] = {}
     for target, sources in table.items():
         if target == "head" and config.tied:
             continue
@@ -227,9 +229,24 @@ def translate(
         layers = config.decoder_layers if isinstance(config, T5Config) and decoder else config.layers
         for layer in range(layers if "*" in target else 1):
             for kind in ("weight", "bias"):
-                keys = [f"{source.replace('*', str(layer))}.{kind}" for source in sources]
+                keys = tuple(f"{source.replace('*', str(layer))}.{kind}" for source in sources)
                 if all(key in theirs for key in keys):
-                    parts = [change(theirs[key], config, key) if change else theirs[key] for key in keys]
-                    ours[f"{target.replace('*', str(layer))}.{kind}"] = torch.cat(parts) if parts[1:] else parts[0]
-                    used += keys
-    return ours, LoadReport(tuple(used), (), tuple(theirs.keys() - set(used)))
+                    name = f"{target.replace('*', str(layer))}.{kind}"
+                    recipes[name] = Recipe(keys, partial(stacked, keys, change, config), stacked_layout)
+    used = tuple(key for recipe in recipes.values() for key in recipe.sources)
+    report = LoadReport(used, (), tuple(theirs.keys() - set(used)))
+    return DerivedStore(as_store(theirs), recipes), report
+
+
+def stacked(
+    keys: Sequence[str], change: Change | None, config: LanguageModelConfig, tensors: Sequence[Tensor]
+) -> Tensor:
+    parts = [change(x, config, key) for x, key in zip(tensors, keys, strict=True)] if change else list(tensors)
+    return torch.cat(parts) if parts[1:] else parts[0]
+
+
+def stacked_layout(layouts: Sequence[Tensor]) -> Tensor:
+    """Their rows one below the other; a ``Change`` leaves the shape as it is."""
+    first = layouts[0]
+    rows = sum(layout.shape[0] for layout in layouts) if first.ndim else 0
+    return shaped(first, (rows, *first.shape[1:])) if layouts[1:] else first

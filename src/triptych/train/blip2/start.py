@@ -12,8 +12,9 @@ from accelerate import PartialState
 from torch import nn
 
 from triptych.checkpoints.config import CheckpointConfig, LanguageModelSpec
-from triptych.checkpoints.format import load_strict, load_tensors
 from triptych.checkpoints.parts import part_path
+from triptych.checkpoints.place import load_strict
+from triptych.checkpoints.store import load_tensors
 from triptych.checkpoints.tables.blip2 import load_bert
 from triptych.errors import InputError
 from triptych.models import (

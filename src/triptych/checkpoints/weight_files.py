@@ -1,0 +1,109 @@
+"""The tensors in a file or a folder of somebody else's, whatever its format; and what to do about those that cannot be read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from triptych.checkpoints.store import JoinedStore, SafetensorsFile, TensorStore
+from triptych.checkpoints.torch_file import TorchFile
+from triptych.errors import InputError
+
+WHOLE = ("model.safetensors", "pytorch_model.bin")  # each may be cut into shards, with an index beside
+NOT_TENSORS = (
+    (b"version https://git-lfs", "is a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`"),
+    (b"<!DOCTYPE html", "is a web page, not the file: download it again"),
+    (b"<html", "is a web page, not the file: download it again"),
+    (b"GGUF", "is a GGUF file, which holds a language model alone: give it with --lm"),
+    (b"\x89HDF", "is an HDF5 file (of Keras), which is not read: save the weights as safetensors"),
+)
+
+
+def open_file(path: Path) -> TensorStore:
+    """A safetensors file, or the state dict in one of PyTorch's.
+
+    Raises:
+        InputError: it is neither, is truncated, or holds no tensors.
+    """
+    check_content(path)
+    if path.suffix == ".safetensors":
+        return SafetensorsFile(path)
+    return TorchFile(path).state_dict()
+
+
+def check_content(path: Path) -> None:
+    """Raises InputError: it cannot be read, is empty, or is something that people take for weights; says what to do."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(64)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    if not begin:
+        raise InputError(f"{path} is empty: download it again")
+    for sign, meaning in NOT_TENSORS:
+        if begin.startswith(sign):
+            raise InputError(f"{path} {meaning}")
+
+
+def open_folder(directory: Path) -> TensorStore:
+    """The tensors that transformers saved in a folder: in one file or in shards, as safetensors or else as ``.bin``.
+
+    Raises:
+        InputError: there are none, a shard is missing, an adapter or quantised weights lie there.
+    """
+    for name in WHOLE:
+        index = directory / f"{name}.index.json"
+        if index.exists():
+            return shards(index)
+        if (directory / name).exists():
+            return open_file(directory / name)
+    if (directory / "adapter_config.json").exists():
+        raise InputError(
+            f"{directory} holds an adapter: merge it into its base model (peft: merge_and_unload) and save that"
+        )
+    for pattern in ("*.safetensors", "pytorch_model*.bin"):
+        if files := sorted(directory.glob(pattern)):
+            return JoinedStore([open_file(path) for path in files])
+    raise InputError(f"{directory} has neither {' nor '.join(WHOLE)}: download the model's weights as well")
+
+
+def shards(index: Path) -> TensorStore:
+    """The files that an index names. Raises InputError: one is missing, or has not the tensors that it should have."""
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in places.values()
+    ):
+        raise InputError(f"{index} does not say which files beside it hold the tensors")
+    names = sorted(set(places.values()))
+    if absent := [name for name in names if not (index.parent / name).exists()]:
+        more = f" and {len(absent) - 1} more" if absent[1:] else ""
+        raise InputError(f"{index.parent} has no {absent[0]}{more}, which its index names: download the missing shards")
+    store = JoinedStore([open_file(index.parent / name) for name in names])
+    if lost := sorted(places.keys() - store.keys()):
+        raise InputError(f"{index} names {lost[0]}, which is in none of its files: the download is of two versions")
+    return store
+
+
+def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
+    """The object in a JSON file; empty where an optional one is not there. Raises InputError: it cannot be read, or is none."""
+    try:
+        content = {} if optional and not path.exists() else json.loads(path.read_bytes())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        if path.exists():
+            check_content(path)
+        raise InputError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON object")
+    return content
+
+
+def check_settings(directory: Path, settings: dict[str, Any]) -> None:
+    """Raises InputError: the weights that a config.json describes are quantised in a way that is not read."""
+    if isinstance(quantized := settings.get("quantization_config"), dict):
+        kind = quantized.get("quant_method", "unknown")
+        raise InputError(
+            f"{directory} is quantised ({kind}), which cannot be read: give the model in 16 bits, or a language model as a GGUF file"
+        )
