@@ -38,7 +38,7 @@ class TriptychLLM(llm.Model):
         """
         from triptych.errors import TriptychError
 
-        earlier = [a for turn in (conversation.responses if conversation else ()) for a in turn.attachments]
+        earlier = [a for turn in (conversation.responses if conversation else ()) for a in turn.prompt.attachments]
         photos = [attachment.content_bytes() for attachment in (*earlier, *prompt.attachments)]
         question = (prompt.prompt or "").strip()
         if not photos:
