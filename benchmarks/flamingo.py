@@ -253,7 +253,8 @@ def train(case: Case, repeats: int) -> dict[str, float]:
     model alone, with a gradient down to its embeddings."""
     from triptych.models import in_bfloat16
     from triptych.text.prompt import IGNORED
-    from triptych.train.flamingo.objective import FlamingoObjective, FlamingoRecipe
+    from triptych.train.flamingo.objective import FlamingoObjective
+    from triptych.train.flamingo.recipe import FlamingoRecipe
     from triptych.train.loop import has_fast_bf16
 
     model, image, bf16 = build(case), case.flamingo.image_id, has_fast_bf16()

@@ -15,8 +15,10 @@ from tiny_blip2_training import data
 
 from triptych.errors import InputError
 from triptych.train.blip2 import start as start_blip2
-from triptych.train.blip2.objective import Blip2Recipe, train
-from triptych.train.loop import LoopConfig
+from triptych.train.blip2.recipe import Blip2Recipe
+from triptych.train.blip2.trainer import Blip2Trainer
+from triptych.train.data import TrainingData
+from triptych.train.recipe import make_recipe
 
 SCRIPT = Path(__file__).with_name("tiny_blip2_training.py")
 
@@ -48,33 +50,42 @@ def test_self_critical_training_raises_the_reward(tmp_path: Path) -> None:
     assert config["model"]["writer"] == "lm"  # whoever was trained to caption writes
 
 
-def test_the_warm_start_is_for_a_projection_that_has_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipes: list[Blip2Recipe] = []
-
-    def begin(with_lm: bool, **weights: float) -> None:
+def test_the_warm_start_is_for_a_projection_that_has_not_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    def word_epochs(with_lm: bool, **weights: float) -> int:
         monkeypatch.setattr(start_blip2, "load_blip2", lambda name: tiny_blip2(with_lm))
-        recipe = Blip2Recipe(2, weights or None, captions_per_photo=5)
-        start_blip2.blip2_run(data=tmp_path, run=tmp_path / "run", recipe=recipe, init="one")
+        settings = {"stage": 2, "init": "one", "weights": weights or None, "captions_per_photo": 5}
+        blip2, recipe = start_blip2.starting_model(make_recipe(Blip2Recipe, settings))
+        assert blip2.model.lm is not None
+        return recipe.rates.word_epochs
 
     monkeypatch.setattr(start_blip2, "locate", lambda name: name)
-    monkeypatch.setattr(start_blip2, "split_photos", lambda *_: ([], []))
-    monkeypatch.setattr(start_blip2, "features", lambda *_: None)
     monkeypatch.setattr(start_blip2, "with_lm", lambda blip2, lm: tiny_blip2())
-    monkeypatch.setattr(start_blip2, "train", lambda run, blip2, train, val, recipe, notes: recipes.append(recipe))
-    begin(with_lm=False)
-    begin(with_lm=True)
-    begin(with_lm=True, scst=1.0)
-    assert [recipe.word_epochs for recipe in recipes] == [4, 0, 0]
+    assert word_epochs(with_lm=False) == 4
+    assert word_epochs(with_lm=True) == 0
+    assert word_epochs(with_lm=True, scst=1.0) == 0
     with pytest.raises(InputError, match="train its captions first"):
-        begin(with_lm=False, scst=1.0)
+        word_epochs(with_lm=False, scst=1.0)
 
 
-def test_photos_that_processes_cannot_share_evenly_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terms_need_the_heads_that_they_train(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A converted BLIP-2 with a language model alone has no heads for contrast."""
+    blip2 = tiny_blip2()
+    blip2.model.heads = None
+    monkeypatch.setattr(start_blip2, "locate", lambda name: name)
+    monkeypatch.setattr(start_blip2, "load_blip2", lambda name: blip2)
+    with pytest.raises(InputError, match="published has no heads for itc, itm: choose terms that it can learn"):
+        start_blip2.starting_model(make_recipe(Blip2Recipe, {"stage": 2, "init": "published"}))
+    learns = make_recipe(Blip2Recipe, {"stage": 2, "init": "published", "weights": {"caption": 1.0}})
+    assert start_blip2.starting_model(learns)[0] is blip2
+
+
+def test_photos_that_processes_cannot_share_evenly_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
-    recipe = Blip2Recipe(1, loop=LoopConfig(batch_size=8))
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    recipe = make_recipe(Blip2Recipe, {"batch_size": 8})
     with pytest.raises(InputError, match="8 photos a step are not the same number for each of 3 processes"):
-        train(tmp_path, tiny_blip2(with_lm=False), data(24, "train", 0), data(8, "val", 1), recipe)
+        Blip2Trainer(tiny_blip2(with_lm=False), TrainingData([data(24, "train", 0)], [data(8, "val", 1)]), recipe)
 
 
 @pytest.mark.parametrize("stage", [1, 3])

@@ -20,10 +20,12 @@ from triptych.nn.configs import DecoderConfig
 from triptych.nn.decoder import Decoder
 from triptych.systems.flamingo import Flamingo
 from triptych.text.tokenizer import TextTokenizer
-from triptych.train.crops import cells_of
-from triptych.train.flamingo.batches import Batch
-from triptych.train.flamingo.objective import FlamingoRecipe, train
-from triptych.train.loop import LoopConfig
+from triptych.train.crops import all_cells
+from triptych.train.data import TrainingData
+from triptych.train.flamingo.recipe import FlamingoRecipe
+from triptych.train.flamingo.trainer import FlamingoTrainer
+from triptych.train.loop import fit
+from triptych.train.recipe import make_recipe
 
 SCRIPT = Path(__file__).with_name("tiny_flamingo_training.py")
 
@@ -48,19 +50,16 @@ def test_self_critical_training_raises_the_reward(tmp_path: Path) -> None:
     assert sum(rewards[-9:]) > 1.5 * sum(rewards[:9])
 
 
-def test_each_row_knows_the_photo_it_is_made_around(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Batch] = []
-    monkeypatch.setattr(
-        "triptych.train.flamingo.objective.fit", lambda *given: made.append(given[4]([5, 20, 3, 11], 7)) or {}
-    )
-    recipe = FlamingoRecipe({"caption": 0.5, "scst": 0.5}, word_epochs=0, cells=1.0, window=1.0, mirror=False)
-    photos, features = data(24, "train", 0)
-    train(tmp_path, tiny_flamingo(), (photos, features), data(8, "val", 1), None, recipe)
-    [batch] = made
+def test_each_row_knows_the_photo_it_is_made_around() -> None:
+    settings = {"shares": {"caption": 0.5, "scst": 0.5}, "cells": 1.0, "window": 1.0, "mirror": False}
+    photos = data(24, "train", 0)
+    recipe = make_recipe(FlamingoRecipe, settings)
+    trainer = FlamingoTrainer(tiny_flamingo(), TrainingData([photos], [data(8, "val", 1)]), recipe)
+    batch = trainer.batch([5, 20, 3, 11], 7)
     assert batch.photos.tolist() == [5, 20, 3, 11] and batch.seed == 7 and set(batch.tasks.tolist()) == {0, 1}
     first = batch.counts.cumsum(0) - batch.counts
-    shown = cells_of(features[[5, 20, 3, 11], [0] * 4])
-    torch.testing.assert_close(batch.image_features[first].mean(1), shown.mean(1))  # in any order
+    cells = all_cells(photos.features, [5, 20, 3, 11])
+    torch.testing.assert_close(batch.image_features[first].mean(1), cells.mean(1))  # in any order
 
 
 class Unspaced(TextTokenizer):
@@ -86,9 +85,11 @@ def test_bfloat16_through_the_warm_start_of_a_model_with_narrow_embeddings(tmp_p
     lm = Decoder(DecoderConfig(len(tiny.tokenizer), **sizes))
     tokenizer = Unspaced(tiny.tokenizer.tokenizer, tiny.tokenizer.specials, eos_ids=tiny.tokenizer.eos_ids)
     flamingo = replace(tiny, model=Flamingo(tiny.model.config, TinyNet(), lm), tokenizer=tokenizer)
-    loop = LoopConfig(epochs=1, batch_size=8, learning_rate=0.01, precision="bf16")
-    recipe = FlamingoRecipe({"caption": 0.5, "scst": 0.5}, word_epochs=1, validation_photos=2, loop=loop)
-    train(tmp_path, flamingo, data(24, "train", 0), data(8, "val", 1), None, recipe)
+    loop = {"epochs": 1, "batch_size": 8, "learning_rate": 0.01, "precision": "bf16"}
+    settings = {"shares": {"caption": 0.5, "scst": 0.5}, "word_epochs": 1, "validation_photos": 2, **loop}
+    recipe = make_recipe(FlamingoRecipe, settings)
+    trainer = FlamingoTrainer(flamingo, TrainingData([data(24, "train", 0)], [data(8, "val", 1)]), recipe)
+    fit(tmp_path, trainer, recipe.loop)
     assert len(losses(tmp_path)) == 3 and len(losses(tmp_path / "words")) == 1
     assert all(gate for pair in flamingo.model.gates() for gate in pair)
 

@@ -13,14 +13,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_blip2 import tiny_blip2
 
 from triptych.data import Photo
-from triptych.train.blip2.objective import Blip2Recipe, train
-from triptych.train.features import Features
-from triptych.train.loop import LoopConfig
+from triptych.train.blip2.recipe import Blip2Recipe
+from triptych.train.blip2.trainer import Blip2Trainer
+from triptych.train.data import PhotoSet, TrainingData
+from triptych.train.features import StoredFeatures
+from triptych.train.loop import fit
+from triptych.train.recipe import make_recipe
+from triptych.train.trainer import train_bridges
 
 THINGS = ("dog", "horse", "cat", "bird")
 
 
-def data(photos: int, split: str, seed: int) -> tuple[list[Photo], Features]:
+def data(photos: int, split: str, seed: int) -> PhotoSet:
     """Photos whose nine cells all show the thing that their captions name."""
     maps = np.random.default_rng(seed).normal(0, 0.1, (photos, 2, 5, 3, 3)).astype(np.float16)
     items = []
@@ -29,20 +33,20 @@ def data(photos: int, split: str, seed: int) -> tuple[list[Photo], Features]:
         thing = THINGS[i % 4]
         captions = (f"a {thing} is on the grass", f"one {thing} is running on the grass")
         items.append(Photo(f"{split}-{i}", split, captions, {}, Path("none")))
-    return items, Features(maps)
+    return PhotoSet("things", items, StoredFeatures(maps))
 
 
 def main(run: Path, stage: int, epochs: int, weights: dict[str, float] | None = None) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     blip2 = tiny_blip2(with_lm=stage > 1, scale=0.15)
-    for name, parameter in blip2.model.named_parameters():
-        parameter.requires_grad_(not name.startswith(("vision_encoder.", "lm.")))
-    loop = LoopConfig(
-        epochs=epochs, batch_size=8, learning_rate=0.003, patience=epochs, save_minutes=0, precision="fp32"
-    )
-    recipe = Blip2Recipe(stage, weights, cells=0.7, bert_rate=1.0, questions=1.0, pairs=0.5, beams=1, loop=loop)
-    print(train(run, blip2, data(24, "train", 0), data(8, "val", 1), recipe))
+    train_bridges(blip2.model)
+    loop = {"epochs": epochs, "batch_size": 8, "learning_rate": 0.003, "weight_decay": 1e-4, "patience": epochs}
+    shares = {"cells": 0.7, "bert_rate": 1.0, "questions": 1.0, "pairs": 0.5, "beams": 1}
+    loop |= {"save_minutes": 0, "precision": "fp32"}
+    recipe = make_recipe(Blip2Recipe, {"stage": stage, "weights": weights, **shares, **loop})
+    trainer = Blip2Trainer(blip2, TrainingData([data(24, "train", 0)], [data(8, "val", 1)]), recipe)
+    print(fit(run, trainer, recipe.loop))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_blip2_training import data
 from tiny_flamingo import tiny_flamingo
 
-from triptych.train.flamingo.objective import FlamingoRecipe, train
-from triptych.train.loop import LoopConfig
+from triptych.train.data import TrainingData
+from triptych.train.flamingo.recipe import FlamingoRecipe
+from triptych.train.flamingo.trainer import FlamingoTrainer
+from triptych.train.loop import fit
+from triptych.train.recipe import make_recipe
+from triptych.train.trainer import train_bridges
 
 SHARES = {"caption": 1.0, "question": 0.5, "binding": 0.5}
 
@@ -22,13 +26,12 @@ def main(run: Path, epochs: int, shares: dict[str, float]) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     flamingo = tiny_flamingo(scale=0.15)
-    for name, parameter in flamingo.model.named_parameters():
-        parameter.requires_grad_(not name.startswith(("vision_encoder.", "lm.")))
-    loop = LoopConfig(
-        epochs=epochs, batch_size=8, learning_rate=0.01, patience=epochs, save_minutes=0, precision="fp32"
-    )
-    recipe = FlamingoRecipe(shares, cells=0.7, gate_rate=3.0, loop=loop)
-    print(train(run, flamingo, data(24, "train", 0), data(8, "val", 1), None, recipe))
+    train_bridges(flamingo.model)
+    loop = {"epochs": epochs, "batch_size": 8, "learning_rate": 0.01, "patience": epochs, "save_minutes": 0}
+    settings = {"shares": shares, "cells": 0.7, "gate_rate": 3.0, "precision": "fp32", **loop}
+    recipe = make_recipe(FlamingoRecipe, settings)
+    trainer = FlamingoTrainer(flamingo, TrainingData([data(24, "train", 0)], [data(8, "val", 1)]), recipe)
+    print(fit(run, trainer, recipe.loop))
 
 
 if __name__ == "__main__":

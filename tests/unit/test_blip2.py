@@ -1,7 +1,6 @@
 """BLIP-2 put together: the ways through the model, and its training objective, on tiny random weights."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -18,10 +17,13 @@ from triptych.nn.qformer import ImageKeysValues, QFormerOutput
 from triptych.systems.blip2 import Blip2, GroundedText
 from triptych.systems.blip2_losses import itc_similarity, itm_pairs
 from triptych.systems.configs import Blip2Config
-from triptych.text.prompt import CAPTION_INSTRUCTION, IGNORED
-from triptych.train.blip2.batches import PICTURE, Batch, Captions, Rows
-from triptych.train.blip2.objective import Blip2Objective, Blip2Recipe
+from triptych.text.prompt import IGNORED
+from triptych.train.blip2.batches import PICTURE, AnswerRows, Blip2Items, CaptionPieces
+from triptych.train.blip2.objective import Blip2Objective, Processes
+from triptych.train.blip2.prompts import CaptionPrompt
+from triptych.train.blip2.recipe import Blip2Recipe
 from triptych.train.crops import crop_cells
+from triptych.train.recipe import make_recipe, with_settings
 
 QUERIES, WORDS, TOKENS = 3, 40, 50
 
@@ -50,22 +52,13 @@ def model() -> Blip2:
     return random_(Blip2(Blip2Config(qformer, feature_dim=8), Pixels(), lm)).eval()
 
 
-class Instruction:
-    """Stands for the word pieces: [DEC], and the ids of the one text that is asked for."""
-
-    dec = WORDS - 1
-
-    def encode(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        assert texts == [CAPTION_INSTRUCTION]
-        return torch.tensor([[1, 5, 6, 2]]), torch.ones(1, 4, dtype=torch.bool)
+INSTRUCTION = torch.tensor([[1, 5, 6, 2]]), torch.ones(1, 4, dtype=torch.bool)
+PROMPT = CaptionPrompt(after=(7, 8), instruction=INSTRUCTION)
 
 
-INSTRUCTION: Any = Instruction()
-
-
-def objective(model: Blip2, **terms: float) -> Blip2Objective:
-    recipe = Blip2Recipe(stage=3, weights=terms, label_smoothing=0.0)
-    return Blip2Objective(model, recipe, INSTRUCTION, prompt=(7, 8), gather=lambda x: x)
+def objective(model: Blip2, processes: Processes = Processes(), **terms: float) -> Blip2Objective:  # noqa: B008
+    recipe = make_recipe(Blip2Recipe, {"stage": 3, "weights": terms, "label_smoothing": 0.0})
+    return Blip2Objective(model, recipe, WORDS - 1, PROMPT, processes)
 
 
 def test_frozen_parts_stay_in_eval_and_untrained(model: Blip2) -> None:
@@ -95,14 +88,14 @@ def test_branches_of_one_row_learn_what_separate_rows_learn(model: Blip2) -> Non
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-def question_rows(pictures: int, seed: int = 0) -> Rows:
+def question_rows(pictures: int, seed: int = 0) -> AnswerRows:
     """One prompt with ``pictures`` photos, and one without any."""
     torch.manual_seed(seed)
     pieces = [PICTURE] * QUERIES
     ids = [5, *[x for n in range(pictures) for x in (*pieces, 10 + n)], 20, 21]
     alone = [5, 20, 21]
     width = len(ids)
-    return Rows(
+    return AnswerRows(
         torch.arange(pictures),
         torch.randint(WORDS, (pictures, 4)),
         torch.ones(pictures, 4, dtype=torch.bool),
@@ -175,33 +168,39 @@ def test_grounded_text_steps_equal_one_pass(model: Blip2) -> None:
 @pytest.mark.parametrize("weight", [1.0, 7.0])
 def test_match_scores_by_name(model: Blip2, weight: float) -> None:
     model.config = replace(model.config, contrast_weight=weight)
+    with torch.no_grad():
+        model.heads.temperature.fill_(0.2)
     image = model.image_keys_values(torch.randn(2, 4, 3))
     ids, mask = torch.randint(WORDS, (3, 5)), torch.ones(3, 5, dtype=torch.bool)
     mask[1, 3:] = False
     queries = model.read_photos(image).queries
     scores = model.match(image, queries, model.text_features(ids, mask), ids, mask)
     assert scores.itc_cosine.abs().max() <= 1 + 1e-6
-    torch.testing.assert_close(scores.itc_scaled * model.heads.temperature, scores.itc_cosine)
+    torch.testing.assert_close(scores.itc_scaled * 0.2, scores.itc_cosine)
+    with torch.no_grad():
+        model.heads.temperature.fill_(7.0)  # matching divides by what training divides by: 0.5 at most
+    scaled = model.match(image, queries, model.text_features(ids, mask), ids, mask).itc_scaled
+    torch.testing.assert_close(scaled, 2 * scores.itc_cosine)
     pair = model.qformer.encode_both(image.select(torch.tensor([1])), ids[1:2, :3], mask[1:2, :3])
     logits = model.heads.itm_logits(pair.queries)[0]
     torch.testing.assert_close(scores.itm_prob[1, 1], logits.softmax(0)[1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(scores.rerank[1, 1], logits[1] + weight * scores.itc_cosine[1, 1], rtol=1e-4, atol=1e-5)
 
 
-def batch(photos: int, k: int) -> Batch:
+def batch(photos: int, k: int) -> Blip2Items:
     torch.manual_seed(photos)
     ids = torch.randint(WORDS - 1, (photos * k, 6))
-    return Batch(
+    return Blip2Items(
         torch.randn(photos, 4, 3),
         torch.arange(photos),
-        Captions(ids, torch.ones_like(ids, dtype=torch.bool)),
+        CaptionPieces(ids, torch.ones_like(ids, dtype=torch.bool)),
         None,
         None,
         None,
     )
 
 
-def seen(model: Blip2, batch: Batch) -> tuple[ImageKeysValues, QFormerOutput]:
+def photos_read(model: Blip2, batch: Blip2Items) -> tuple[ImageKeysValues, QFormerOutput]:
     image = model.image_keys_values(batch.image_features)
     return image, model.read_photos(image)
 
@@ -210,7 +209,7 @@ def test_processes_together_learn_what_one_learns(model: Blip2) -> None:
     """Two processes with half of the photos each: the mean of their losses for contrast is the loss of one process with all."""
     k, whole = 2, batch(6, 2)
     alone = objective(model, itc=1.0)
-    expected = alone.first_stage(*seen(model, whole), whole, seed=1)["itc"]
+    expected = alone.first_stage(*photos_read(model, whole), whole, seed=1)["itc"]
     halves = []
     with torch.no_grad():
         image_features = model.heads.image_features(
@@ -221,17 +220,17 @@ def test_processes_together_learn_what_one_learns(model: Blip2) -> None:
     for rank in range(2):
         part = slice(3 * rank, 3 * rank + 3)
         rows = slice(3 * k * rank, 3 * k * rank + 3 * k)
-        own = Batch(
+        own = Blip2Items(
             whole.image_features[part],
             whole.image_ids[part],
-            Captions(*(x[rows] for x in whole.captions)),
+            CaptionPieces(*(x[rows] for x in whole.captions)),
             None,
             None,
             None,
         )
         shapes = lambda x: everything[x.shape[0] if x.ndim == 1 else tuple(x.shape)]  # noqa: E731
-        one = Blip2Objective(model, alone.recipe, INSTRUCTION, (), shapes, rank)
-        halves.append(one.first_stage(*seen(model, own), own, seed=1)["itc"])
+        one = objective(model, Processes(2, rank, shapes), itc=1.0)
+        halves.append(one.first_stage(*photos_read(model, own), own, seed=1)["itc"])
     torch.testing.assert_close(torch.stack(halves).mean(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -239,8 +238,8 @@ def test_a_share_of_the_photos_is_matched_with_negatives_of_all(model: Blip2) ->
     """Of six photos three are matched: their own texts first, then a photo and a text of others, drawn as for all six."""
     whole = batch(6, 1)
     half = objective(model, itm=1.0)
-    half.recipe = replace(half.recipe, itm_photos=0.5, easy_negatives=0.0)
-    image, queries = seen(model, whole)
+    half.recipe = with_settings(half.recipe, {"itm_photos": 0.5, "easy_negatives": 0.0})
+    image, queries = photos_read(model, whole)
     temperature = model.heads.temperature.clamp(0.001, 0.5)
     features = model.heads.image_features(queries.queries)
     similarity = itc_similarity(features, model.text_features(*whole.captions)) / temperature
@@ -278,15 +277,15 @@ def test_cells_are_drawn_from_a_window() -> None:
 
 def test_captions_of_the_language_model_are_learnt_behind_the_instruction(model: Blip2) -> None:
     """Of three photos the first two are captioned; the Q-Former reads what is asked."""
-    told = torch.randint(TOKENS, (2, 2, 5))
+    captions = torch.randint(TOKENS, (2, 2, 5))
     one = objective(model, caption=1.0)
-    one.recipe = replace(one.recipe, lm_photos=0.6)
-    loss = one(batch(3, 1)._replace(captions=None, lm_captions=told), seed=0)
+    one.recipe = with_settings(one.recipe, {"lm_photos": 0.6})
+    loss = one(batch(3, 1)._replace(captions=None, lm_captions=captions), seed=0)
     image = model.image_keys_values(batch(3, 1).image_features[:2])
-    ids, mask = INSTRUCTION.encode([CAPTION_INSTRUCTION])
+    ids, mask = INSTRUCTION
     queries = model.read_photos(image, (ids.expand(2, -1), mask.expand(2, -1))).queries
-    torch.testing.assert_close(loss, one.caption_loss(model.soft_prompt(queries), told))
-    blind = one.caption_loss(model.soft_prompt(model.read_photos(image).queries), told)
+    torch.testing.assert_close(loss, one.caption_loss(model.soft_prompt(queries), captions))
+    blind = one.caption_loss(model.soft_prompt(model.read_photos(image).queries), captions)
     assert not torch.allclose(loss, blind)
 
 

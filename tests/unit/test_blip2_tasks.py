@@ -7,13 +7,13 @@ from PIL import Image
 from tiny_blip2 import blip2_tasks, read_prompt
 
 from triptych.errors import InputError
-from triptych.systems.blip2 import caption_inputs, instruction
 from triptych.tasks import Blip2Tasks
 from triptych.tasks.asking import PictureQuestion
 from triptych.tasks.blip2 import PhotoPrompt
 from triptych.tasks.words import sentence
 from triptych.text.prompt import CAPTION, CAPTION_INSTRUCTION, IGNORED
-from triptych.train.blip2.batches import PICTURE, Asked, QuestionRows
+from triptych.train.blip2.batches import PICTURE, AnsweredQuestion, QuestionEncoder
+from triptych.train.blip2.prompts import blip2_caption_prompt
 
 CPU = torch.device("cpu")
 
@@ -77,7 +77,7 @@ def test_matching_is_photo_by_photo_and_equals_single_pairs(model: Blip2Tasks, p
     for m in matches:
         [alone] = model.match(photos[m.image], texts[m.text])
         for name in ("itc_cosine", "itc_scaled", "itm_prob", "rerank"):
-            assert getattr(m, name) == pytest.approx(getattr(alone, name), abs=1e-5)
+            assert getattr(m, name) == pytest.approx(getattr(alone, name), abs=1e-5, rel=1e-5)
         assert -1 <= m.itc_cosine <= 1 and 0 <= m.itm_prob <= 1
     features, told = model.itc_images(photos), model.itc_texts(texts)
     np.testing.assert_allclose(np.linalg.norm(features, axis=-1), 1, rtol=1e-5)
@@ -112,7 +112,9 @@ def test_a_question_is_read_as_in_training(model: Blip2Tasks, photos: list[Image
     """What training makes of a question, and what answering makes of it: the same ids, photos at the same places."""
     question, shown = "which one is it?", photos[:pictures]
     torch_model, queries = model.engine.model, model.spec.queries
-    rows = QuestionRows(model.spec.words, model.tokenizer, queries)([Asked(tuple(range(pictures)), question, "x")])
+    rows = QuestionEncoder(model.spec.words, model.tokenizer, queries)(
+        [AnsweredQuestion(tuple(range(pictures)), question, "x")]
+    )
     image = model.engine.image_keys_values(model.encode(shown))
     read = torch_model.read_photos(image, (rows.question_ids, rows.question_mask)).queries
     (asked,) = model.read([model.question_prompt(PictureQuestion(shown, question))])
@@ -195,11 +197,13 @@ def test_sentences() -> None:
 def test_captions_are_read_with_the_instruction_of_training(model: Blip2Tasks, photos: list[Image.Image]) -> None:
     torch_model, words = model.engine.model, model.spec.words
     image = model.engine.image_keys_values(model.encode(photos[:1]))
-    asked = instruction(torch_model, words, 1)
+    prompt = blip2_caption_prompt(model.engine.blip2)
+    asked = prompt.instruction_for(1, CPU)
     assert asked is not None and torch.equal(asked[0], words.encode([CAPTION_INSTRUCTION])[0])
     expected = torch_model.soft_prompt(torch_model.read_photos(image, asked).queries)
     (row,) = model.read([PhotoPrompt(CAPTION, photos[:1])])
     torch.testing.assert_close(row.pieces[1], expected[0])
     assert not torch.allclose(torch_model.soft_prompt(torch_model.read_photos(image).queries), expected)
-    validated = caption_inputs(torch_model, image, words, model.tokenizer).inputs
+    before, after = (torch.tensor(ids, dtype=torch.long) for ids in (prompt.before, prompt.after))
+    validated = torch_model.prompt([[before, expected[0], after]]).inputs
     torch.testing.assert_close(read_prompt(model, CAPTION, photos[:1]).inputs, validated)

@@ -14,7 +14,7 @@ from tiny_flamingo import flamingo_tasks
 
 from triptych.cli.prompting import read_shot
 from triptych.errors import InputError
-from triptych.train.flamingo.objective import SHARES
+from triptych.train.flamingo.recipe import SHARES
 
 Run = Callable[..., Result]
 
@@ -133,7 +133,7 @@ def test_training_takes_its_tasks_and_their_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     recipes = []
-    monkeypatch.setattr("triptych.train.flamingo.start.flamingo_run", lambda *, recipe, **_: recipes.append(recipe))
+    monkeypatch.setattr("triptych.train.flamingo.start.train_flamingo", lambda *given: recipes.append(given[2]))
     train = ("train", "flamingo", "--data", tmp_path, "--run", tmp_path / "run")
     assert run(*train).code == 0
     assert run(*train, "--share", "scst=0.7", "--share", "caption=0.3", "--weight", "caption=0.2").code == 0

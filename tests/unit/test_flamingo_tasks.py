@@ -16,7 +16,7 @@ from triptych.tasks.asking import PictureQuestion
 from triptych.tasks.chat import ANSWER_TOKENS
 from triptych.tasks.flamingo import FlamingoTasks
 from triptych.text.prompt import CAPTION, END, captions_by_picture, few_shot, question_prompt
-from triptych.train.flamingo.batches import Rows
+from triptych.train.flamingo.batches import SequenceEncoder
 
 
 @pytest.fixture
@@ -138,7 +138,7 @@ def test_beams_leave_the_kept_prompt_whole(model: FlamingoTasks, photos: list[Im
 
 def test_prompts_are_read_as_in_training(model: FlamingoTasks, photos: list[Image.Image]) -> None:
     """What training makes of a sequence, and what a prompt makes of it: the same ids."""
-    rows = Rows(model.spec.tokenizer, model.spec.image_id, 1000)
+    rows = SequenceEncoder(model.spec.tokenizer, model.spec.image_id, 1000)
     question = [*with_pictures(question_prompt("which one?", 2), [0, 1]), answer_part("left")]
     caption = [*with_pictures(CAPTION, [2]), answer_part("a dog runs")]
     named = [*example(3, "This is", "a dax"), *example(4, "", "a wug")]

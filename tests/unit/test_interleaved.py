@@ -24,7 +24,7 @@ from triptych.data.interleaved import (
 )
 from triptych.errors import InputError
 from triptych.text.prompt import END, IGNORED, captions_by_picture, statement
-from triptych.train.flamingo.batches import Mixture, Rows, padded
+from triptych.train.flamingo.batches import SequenceEncoder, TaskMixture, padded
 
 
 def photo(i: int, *captions: str) -> Photo:
@@ -125,12 +125,12 @@ def test_made_up_names_of_tests_are_not_those_of_training() -> None:
 
 
 @pytest.fixture(scope="module")
-def rows() -> Rows:
+def rows() -> SequenceEncoder:
     tokenizer = byte_tokenizer()
-    return Rows(tokenizer, tokenizer.encode("\x01")[0], max_tokens=40)
+    return SequenceEncoder(tokenizer, tokenizer.encode("\x01")[0], max_tokens=40)
 
 
-def test_rows_learn_answers_and_are_cut_behind_whole_examples(rows: Rows) -> None:
+def test_rows_learn_answers_and_are_cut_behind_whole_examples(rows: SequenceEncoder) -> None:
     ids = rows.tokenizer.encode
     parts = [
         PicturePart(4),
@@ -150,13 +150,13 @@ def test_rows_learn_answers_and_are_cut_behind_whole_examples(rows: Rows) -> Non
     assert rows([PicturePart(1), TextPart("x" * 50, True, True)]) == ([], [IGNORED], [])
 
 
-def test_scored_rows_learn_the_answer_alone(rows: Rows) -> None:
+def test_scored_rows_learn_the_answer_alone(rows: SequenceEncoder) -> None:
     row = rows.scored([PicturePart(4), TextPart(" dog", True, True), PicturePart(5), TextPart(" a")], "wug")
     told = [label for label in row.labels if label != IGNORED]
     assert told == [*rows.tokenizer.encode(" wug"), rows.end] and row.pictures == [4, 5]
 
 
-def test_padding_stands_behind_and_counts_nowhere(rows: Rows) -> None:
+def test_padding_stands_behind_and_counts_nowhere(rows: SequenceEncoder) -> None:
     made = [
         rows([PicturePart(1), TextPart(" dog", True, True)]),
         rows([TextPart(" a"), TextPart(" longer text", True, True)]),
@@ -169,8 +169,8 @@ def test_padding_stands_behind_and_counts_nowhere(rows: Rows) -> None:
 
 def test_a_mixture_draws_tasks_by_their_shares(sequences: Sequences) -> None:
     tokenizer = byte_tokenizer()
-    rows = Rows(tokenizer, tokenizer.encode("\x01")[0], max_tokens=400)
-    mixture = Mixture(sequences, rows, {"caption": 3.0, "binding": 1.0, "pair": 0.0})
+    rows = SequenceEncoder(tokenizer, tokenizer.encode("\x01")[0], max_tokens=400)
+    mixture = TaskMixture(sequences, rows, {"caption": 3.0, "binding": 1.0, "pair": 0.0})
     made, tasks = mixture(range(16), seed=1)
     assert all(any(label != IGNORED for label in row.labels) for row in made)
     assert mixture(range(16), seed=1) == (made, tasks) != mixture(range(16), seed=2)
@@ -178,12 +178,12 @@ def test_a_mixture_draws_tasks_by_their_shares(sequences: Sequences) -> None:
     assert mixture.tasks == ["caption", "binding"] and 2 < drawn[0] / drawn[1] < 4.5
 
 
-def test_tasks_that_nothing_can_be_made_of_are_refused(rows: Rows) -> None:
+def test_tasks_that_nothing_can_be_made_of_are_refused(rows: SequenceEncoder) -> None:
     plain = Sequences([photo(i, "what a day") for i in range(3)], [])
     assert plain.bound(random.Random(0), 0) == []
     with pytest.raises(InputError, match="of binding, question none can be made"):
-        Mixture(plain, rows, {"binding": 1.0, "question": 1.0})([0], seed=0)
-    assert Mixture(plain, rows, {"binding": 1.0, "caption": 1.0})([0, 1], seed=0)[1] == [1, 1]
+        TaskMixture(plain, rows, {"binding": 1.0, "question": 1.0})([0], seed=0)
+    assert TaskMixture(plain, rows, {"binding": 1.0, "caption": 1.0})([0, 1], seed=0)[1] == [1, 1]
 
 
 def test_answers_about_pairs_do_not_tell_one_another(sequences: Sequences) -> None:

@@ -15,8 +15,11 @@ from triptych.metrics.bleu import bleu
 from triptych.metrics.cider import CiderD
 from triptych.models import Blip2Model
 from triptych.text.prompt import IGNORED
-from triptych.train.blip2.batches import Batch
-from triptych.train.blip2.objective import Blip2Objective, Blip2Recipe
+from triptych.train.blip2.batches import Blip2Items
+from triptych.train.blip2.objective import Blip2Objective
+from triptych.train.blip2.prompts import CaptionPrompt
+from triptych.train.blip2.recipe import Blip2Recipe
+from triptych.train.recipe import make_recipe
 from triptych.train.self_critical import CaptionReward, Reward, independent_seeds, self_critical_loss, to_labels
 
 REFERENCES = [[["a", "dog", "runs", "on", "grass", "."]], [["a", "man", "rides", "one", "horse", "."]]]
@@ -75,35 +78,38 @@ def test_photos_draw_independently_and_again_alike() -> None:
 
 def test_one_sample_has_no_others_to_be_compared_with() -> None:
     with pytest.raises(InputError, match="captions_per_photo must be 2 or more"):
-        Blip2Recipe(3, {"scst": 1.0}, captions_per_photo=1)
+        make_recipe(Blip2Recipe, {"stage": 3, "weights": {"scst": 1.0}, "captions_per_photo": 1})
 
 
-class Told:
+class OneReward:
     """Stands for ``CaptionReward``: the first sample of the first photo is worth 1, all others nothing."""
 
     def __init__(self, end: int) -> None:
-        self.end, self.asked, self.samples = end, [], []  # type: ignore[var-annotated]
+        self.end = end
+        self.photos: list[list[int]] = []
+        self.samples: list[list[list[Hypothesis]]] = []
 
     def __call__(self, found: list[list[Hypothesis]], photos: list[int]) -> Tensor:
-        self.asked.append(photos)
+        self.photos.append(photos)
         self.samples.append(found)
         reward = torch.zeros(len(photos), len(found[0]))
         reward[0, 0] = 1
         return reward
 
 
-def blip2_objective(blip2: Blip2Model, reward_fn: Told, weight: float = 1.0) -> Blip2Objective:
-    recipe = Blip2Recipe(
-        3, {"scst": weight}, captions_per_photo=4, max_tokens=40, temperature=0.6, lm_photos=0.6, cells=1.0
-    )
-    return Blip2Objective(blip2.model, recipe, blip2.words, (7, 8), lambda x: x, reward_fn=reward_fn)  # type: ignore[arg-type]
+def blip2_objective(blip2: Blip2Model, reward_fn: OneReward, weight: float = 1.0) -> Blip2Objective:
+    settings = {"captions_per_photo": 4, "max_tokens": 40, "temperature": 0.6, "lm_photos": 0.6, "cells": 1.0}
+    recipe = make_recipe(Blip2Recipe, {"stage": 3, "weights": {"scst": weight}, **settings})
+    instruction = blip2.words.encode(["describe the photo"])
+    prompt = CaptionPrompt(after=(7, 8), instruction=instruction)
+    return Blip2Objective(blip2.model, recipe, blip2.words.dec, prompt, reward_fn=reward_fn)  # type: ignore[arg-type]
 
 
 def test_blip2_learns_the_samples_that_it_drew() -> None:
     blip2 = tiny_blip2()
     lm = blip2.model.lm
     assert lm is not None
-    reward_fn = Told(min(blip2.search.eos))
+    reward_fn = OneReward(min(blip2.search.eos))
     objective = blip2_objective(blip2, reward_fn)
     soft = torch.randn(2, 3, 16)
     loss, reward = objective.reward_loss(soft, [3, 1], seed=5)
@@ -127,10 +133,10 @@ def test_blip2_learns_the_samples_that_it_drew() -> None:
 def test_blip2_is_rewarded_for_the_photos_that_it_captions() -> None:
     """The language model captions 0.6 of the batch's photos, which stand in any order among the training photos."""
     blip2 = tiny_blip2()
-    reward_fn = Told(min(blip2.search.eos))
+    reward_fn = OneReward(min(blip2.search.eos))
     objective = blip2_objective(blip2, reward_fn, weight=3.0)
-    batch = Batch(torch.randn(3, 9, 5), torch.tensor([40, 2, 17]), None, None, None, None)
+    batch = Blip2Items(torch.randn(3, 9, 5), torch.tensor([40, 2, 17]), None, None, None, None)
     loss = objective(batch, 5)
-    assert reward_fn.asked == [[40, 2]]
+    assert reward_fn.photos == [[40, 2]]
     assert set(objective.last) == {"scst", "reward"} and objective.last["reward"] == pytest.approx(1 / 8)
     assert float(loss) == pytest.approx(3 * objective.last["scst"], rel=1e-5) and float(loss)

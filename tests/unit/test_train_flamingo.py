@@ -14,22 +14,20 @@ from triptych.generate import Hypothesis
 from triptych.models import FlamingoModel
 from triptych.systems.flamingo import Flamingo
 from triptych.text.prompt import IGNORED
-from triptych.train.flamingo.batches import Mixture, Row, Rows, padded
-from triptych.train.flamingo.objective import (
-    FlamingoObjective,
-    FlamingoRecipe,
-    Pictures,
-    bound_rightly,
-    caption_prompt,
-    captions,
-    parameter_groups,
-    token_logprobs,
-)
+from triptych.train.crops import all_cells, cells_of
+from triptych.train.features import Features, JoinedFeatures
+from triptych.train.flamingo.batches import SequenceEncoder, SequenceIds, TaskMixture, padded
+from triptych.train.flamingo.objective import FlamingoObjective, token_logprobs
+from triptych.train.flamingo.recipe import FlamingoRecipe
+from triptych.train.flamingo.trainer import flamingo_parameter_groups
+from triptych.train.flamingo.validation import bound_rightly, flamingo_caption_prompt, write_flamingo_captions
+from triptych.train.recipe import make_recipe
 from triptych.train.self_critical import CaptionReward
+from triptych.train.trainer import train_bridges
 
 
 class Cells:
-    """Features of pictures, as ``train.features.Features`` has them."""
+    """Features of pictures in memory."""
 
     def __init__(self, count: int, seed: int = 0) -> None:
         self.maps = torch.randn(count, 5, 3, 3, generator=torch.Generator().manual_seed(seed))
@@ -46,8 +44,8 @@ def flamingo() -> FlamingoModel:
     return tiny_flamingo()
 
 
-def rows_of(flamingo: FlamingoModel) -> list[Row]:
-    rows = Rows(flamingo.tokenizer, flamingo.model.config.image_id, 100)
+def rows_of(flamingo: FlamingoModel) -> list[SequenceIds]:
+    rows = SequenceEncoder(flamingo.tokenizer, flamingo.model.config.image_id, 100)
     return [
         rows(
             [PicturePart(0), TextPart(" a"), TextPart(" dog", True, True), PicturePart(1), TextPart(" cat", True, True)]
@@ -57,15 +55,15 @@ def rows_of(flamingo: FlamingoModel) -> list[Row]:
     ]
 
 
-def logprobs(model: Flamingo, rows: list[Row], pictures: Pictures) -> Tensor:
+def logprobs(model: Flamingo, rows: list[SequenceIds], pictures: Features) -> Tensor:
     ids, labels, counts = padded(rows, 0)
     shown = [picture for row in rows for picture in row.pictures]
-    features = pictures.cells(shown) if shown else torch.zeros(0, 9, 5)
+    features = all_cells(pictures, shown) if shown else torch.zeros(0, 9, 5)
     return token_logprobs(model, features, counts.tolist(), ids, labels)
 
 
 def test_a_padded_batch_learns_what_its_rows_learn(flamingo: FlamingoModel) -> None:
-    model, rows, pictures = flamingo.model, rows_of(flamingo), Pictures(Cells(3))  # type: ignore[arg-type]
+    model, rows, pictures = flamingo.model, rows_of(flamingo), Cells(3)
     together = logprobs(model, rows, pictures)
     for row, found in zip(rows, together, strict=True):
         alone = logprobs(model, [row], pictures)[0]
@@ -75,31 +73,34 @@ def test_a_padded_batch_learns_what_its_rows_learn(flamingo: FlamingoModel) -> N
 
 
 def test_the_loss_is_the_weighted_mean_of_the_rows_means(flamingo: FlamingoModel) -> None:
-    model, rows, pictures = flamingo.model, rows_of(flamingo), Pictures(Cells(3))  # type: ignore[arg-type]
+    model, rows, pictures = flamingo.model, rows_of(flamingo), Cells(3)
     found = logprobs(model, rows, pictures)
     ids, labels, counts = padded(rows, 0)
     means = [-float(found[i].sum()) / sum(label != IGNORED for label in row.labels) for i, row in enumerate(rows)]
     objective = FlamingoObjective(model, ["caption", "binding"], FlamingoRecipe(weights={"binding": 3.0}))
     loss = objective(
-        pictures.cells([0, 1, 2]), counts, ids, labels, torch.tensor([0, 1, 1]), torch.tensor([0, 1, 2]), 0
+        all_cells(pictures, [0, 1, 2]), counts, ids, labels, torch.tensor([0, 1, 1]), torch.tensor([0, 1, 2]), 0
     )
     assert float(loss) == pytest.approx((means[0] + 3 * means[1] + 3 * means[2]) / 3, rel=1e-5)
     assert objective.last == pytest.approx({"caption": means[0], "binding": (means[1] + means[2]) / 2}, rel=1e-5)
 
 
-def rewarding(flamingo: FlamingoModel, **recipe: float) -> FlamingoObjective:
+def rewarding(flamingo: FlamingoModel, **recipe: object) -> FlamingoObjective:
     """An objective that wants a photo's captions to say what its three photos' captions say."""
     photos = [Photo(str(i), "train", (text,), {}, Path("none")) for i, text in enumerate(("a dog", "a cat", "an owl"))]
-    made = FlamingoRecipe({"scst": 0.5, "caption": 0.5}, samples=4, max_new_tokens=60, temperature=0.8, **recipe)  # type: ignore[arg-type]
+    made = make_recipe(
+        FlamingoRecipe,
+        {"shares": {"scst": 0.5, "caption": 0.5}, "samples": 4, "max_new_tokens": 60, "temperature": 0.8, **recipe},
+    )
     reward_fn = CaptionReward(photos, flamingo.tokenizer, 1.0)
-    return FlamingoObjective(flamingo.model, ["caption", "scst"], made, caption_prompt(flamingo), reward_fn)
+    return FlamingoObjective(flamingo.model, ["caption", "scst"], made, flamingo_caption_prompt(flamingo), reward_fn)
 
 
 def test_sampled_captions_are_as_likely_as_they_were_when_drawn(
     flamingo: FlamingoModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loss with a reward that is 1 for one sample and 0 for the others, from what ``generate`` draws at the recipe's temperature."""
-    objective, cells = rewarding(flamingo), Pictures(Cells(2)).cells([0, 1])  # type: ignore[arg-type]
+    objective, cells = rewarding(flamingo), all_cells(Cells(2), [0, 1])
     drawn: list[list[list[Hypothesis]]] = []
 
     def rewarded(samples: list[list[Hypothesis]], photos: list[int]) -> Tensor:
@@ -115,7 +116,7 @@ def test_sampled_captions_are_as_likely_as_they_were_when_drawn(
     assert not {h.ids for h in first} & {h.ids for h in drawn[1][0]}
 
     end, pad = flamingo.end_id, 0
-    rows = [Row([*objective.prompt.tolist(), *h.ids, *([end] * h.finished)], [], [0]) for h in first]
+    rows = [SequenceIds([*objective.prompt.tolist(), *h.ids, *([end] * h.finished)], [], [0]) for h in first]
     ids, _, _ = padded(rows, pad)
     tokens = flamingo.model.resampler(cells[:1], torch.ones(1, dtype=torch.long)).expand(4, -1, -1)
     logits = flamingo.model.lm.logits(flamingo.model(ids, flamingo.model.media(tokens, [1] * 4)))[:, :-1] / 0.8
@@ -129,15 +130,15 @@ def test_sampled_captions_are_as_likely_as_they_were_when_drawn(
 
 
 def test_rewarded_photos_stand_beside_sequences(flamingo: FlamingoModel) -> None:
-    model, rows, pictures = flamingo.model, rows_of(flamingo), Pictures(Cells(5))  # type: ignore[arg-type]
-    objective = rewarding(flamingo, weights={"scst": 3.0})  # type: ignore[arg-type]
-    mixed = [rows[0], Row([], [], [3]), rows[1], Row([], [], [4]), rows[2]]
+    model, rows, pictures = flamingo.model, rows_of(flamingo), Cells(5)
+    objective = rewarding(flamingo, weights={"scst": 3.0})
+    mixed = [rows[0], SequenceIds([], [], [3]), rows[1], SequenceIds([], [], [4]), rows[2]]
     ids, labels, counts = padded(mixed, 0)
     shown = [picture for row in mixed for picture in row.pictures]
     photos = torch.tensor([0, 1, 0, 2, 0])
-    loss = objective(pictures.cells(shown), counts, ids, labels, torch.tensor([0, 1, 0, 1, 0]), photos, 5)
+    loss = objective(all_cells(pictures, shown), counts, ids, labels, torch.tensor([0, 1, 0, 1, 0]), photos, 5)
     means = -logprobs(model, rows, pictures).sum(1) / torch.tensor([sum(i != IGNORED for i in r.labels) for r in rows])
-    rewarded, reward = objective.reward_loss(pictures.cells([3, 4]), [1, 2], 5)
+    rewarded, reward = objective.reward_loss(all_cells(pictures, [3, 4]), [1, 2], 5)
     torch.testing.assert_close(loss, (means.sum() + 3 * 2 * rewarded) / 5)
     assert objective.last == pytest.approx(
         {"caption": float(means.mean()), "scst": float(rewarded), "reward": reward}, rel=1e-5
@@ -147,12 +148,12 @@ def test_rewarded_photos_stand_beside_sequences(flamingo: FlamingoModel) -> None
 def test_a_rewarded_photo_is_a_row_of_its_picture_alone() -> None:
     photos = [Photo(str(i), "train", (f"a dog and {i} cats",), {}, Path("none")) for i in range(6)]
     flamingo = tiny_flamingo()
-    rows = Rows(flamingo.tokenizer, flamingo.model.config.image_id, 100)
-    made, tasks = Mixture(Sequences(photos, [], 0), rows, {"caption": 0.5, "scst": 0.5})([5, 2, 4, 0, 3, 1], seed=1)
+    rows = SequenceEncoder(flamingo.tokenizer, flamingo.model.config.image_id, 100)
+    made, tasks = TaskMixture(Sequences(photos, [], 0), rows, {"caption": 0.5, "scst": 0.5})([5, 2, 4, 0, 3, 1], seed=1)
     assert 0 < sum(tasks) < 6
     for photo, row, task in zip([5, 2, 4, 0, 3, 1], made, tasks, strict=True):
         assert row.pictures[0] == photo
-        assert (row == Row([], [], [photo])) == (task == 1)
+        assert (row == SequenceIds([], [], [photo])) == (task == 1)
 
 
 def test_sampling_leaves_autocast_the_gradients(flamingo: FlamingoModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +163,7 @@ def test_sampling_leaves_autocast_the_gradients(flamingo: FlamingoModel, monkeyp
     for parameter in trained.values():
         parameter.requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        loss, _ = rewarding(flamingo).reward_loss(Pictures(Cells(1)).cells([0]), [0], seed=3)  # type: ignore[arg-type]
+        loss, _ = rewarding(flamingo).reward_loss(all_cells(Cells(1), [0]), [0], seed=3)  # type: ignore[arg-type]
     loss.backward()  # type: ignore[no-untyped-call]
     assert [name for name, p in trained.items() if p.grad is None or not p.grad.any()] == []
 
@@ -170,15 +171,14 @@ def test_sampling_leaves_autocast_the_gradients(flamingo: FlamingoModel, monkeyp
 def test_shut_gates_open_and_the_frozen_parts_stay() -> None:
     flamingo = tiny_flamingo(scale=0)
     model = flamingo.model
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not name.startswith(("vision_encoder.", "lm.")))
-    groups = parameter_groups(model, FlamingoRecipe(gate_rate=10))
+    train_bridges(model)
+    groups = flamingo_parameter_groups(model, FlamingoRecipe(gate_rate=10))
     assert [group.get("lr_scale", 1.0) for group in groups] == [1.0, 10] and groups[1]["weight_decay"] == 0
     assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in model.parameters())
     assert len(groups[1]["params"]) == 2 * len(model.xattn)
     frozen = {name: p.clone() for name, p in model.lm.named_parameters()}
     optimizer = torch.optim.AdamW(groups, lr=0.01)
-    rows, pictures = rows_of(flamingo), Pictures(Cells(3))  # type: ignore[arg-type]
+    rows, pictures = rows_of(flamingo), Cells(3)
     before = {name: p.clone() for name, p in model.resampler.named_parameters()}
     for _ in range(2):  # at first only the gates have a gradient
         (-logprobs(model, rows, pictures).sum()).backward()
@@ -191,8 +191,7 @@ def test_shut_gates_open_and_the_frozen_parts_stay() -> None:
 
 def test_pictures_of_two_sets_have_one_numbering() -> None:
     photos, drawings = Cells(2, 1), Cells(3, 2)
-    pictures = Pictures(photos, drawings)  # type: ignore[arg-type]
-    found = pictures.cells([1, 4, 2], [0, 0, 1])
+    found = cells_of(JoinedFeatures(photos, drawings)[[1, 4, 2], [0, 0, 1]])
     assert found.shape == (3, 9, 5)
     expected = [photos.maps[1], drawings.maps[2], -drawings.maps[0]]
     assert torch.equal(found, torch.stack(expected).flatten(2).mT)
@@ -200,8 +199,8 @@ def test_pictures_of_two_sets_have_one_numbering() -> None:
 
 def test_validation_takes_the_likeliest_name(flamingo: FlamingoModel) -> None:
     model = flamingo.model
-    rows = Rows(flamingo.tokenizer, model.config.image_id, 100)
-    pictures = Pictures(Cells(3))  # type: ignore[arg-type]
+    rows = SequenceEncoder(flamingo.tokenizer, model.config.image_id, 100)
+    pictures = Cells(3)
     prompt = [
         PicturePart(0),
         TextPart(" dax", True, True),
@@ -217,18 +216,18 @@ def test_validation_takes_the_likeliest_name(flamingo: FlamingoModel) -> None:
 
 
 def test_validation_captions_are_those_of_the_tasks(flamingo: FlamingoModel) -> None:
-    pictures = Pictures(Cells(3))  # type: ignore[arg-type]
+    pictures = Cells(3)
     with torch.inference_mode():
-        texts = captions(flamingo, pictures, 3, batch=2)
+        texts = write_flamingo_captions(flamingo, pictures, 3, batch=2)
     assert len(texts) == 3 and len(set(texts)) > 1
     with torch.inference_mode():
-        assert captions(flamingo, pictures, 1) == texts[:1]
+        assert write_flamingo_captions(flamingo, pictures, 1) == texts[:1]
 
 
 def test_unknown_tasks_are_refused() -> None:
     with pytest.raises(InputError, match="unknown task captoin"):
-        FlamingoRecipe({"captoin": 1.0})
+        FlamingoRecipe(shares={"captoin": 1.0})
     with pytest.raises(InputError, match="no task is drawn"):
-        FlamingoRecipe({"caption": 0.0})
+        FlamingoRecipe(shares={"caption": 0.0})
     with pytest.raises(InputError, match="samples must be 2 or more"):
-        FlamingoRecipe({"scst": 1.0}, samples=1)
+        make_recipe(FlamingoRecipe, {"shares": {"scst": 1.0}, "samples": 1})

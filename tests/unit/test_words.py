@@ -8,7 +8,15 @@ from tiny_blip2 import byte_tokenizer
 from tiny_flamingo import tiny_flamingo
 
 from triptych.data import Photo
-from triptych.train.words import CaptionWords, WordObjective, begin_as_words, caption_text, residual_sizes, speak_words
+from triptych.train.words import (
+    CaptionWords,
+    PictureReader,
+    WordObjective,
+    begin_as_words,
+    caption_text,
+    residual_sizes,
+    speak_words,
+)
 
 
 def photo(i: int, *captions: str) -> Photo:
@@ -53,7 +61,8 @@ def test_the_loss_is_of_the_mixture_of_all_visual_tokens() -> None:
     words.ids, words.targets = torch.tensor([40, 41, 42]), torch.rand(60, 3)
     numbers = torch.ones(4, dtype=torch.long)
     embeddings = model.lm.embedding.weight[words.ids]
-    objective = WordObjective(model.resampler, lambda x: model.resampler(x, numbers), 8, embeddings, words)
+    reader = PictureReader(model.resampler, lambda x: model.resampler(x, numbers), 8)
+    objective = WordObjective(reader, embeddings, words)
     features, targets = torch.randn(4, 9, 5), torch.rand(4, 3)
     directions = torch.nn.functional.normalize(embeddings - embeddings.mean(0), dim=-1)
     expected = 0.0
@@ -75,8 +84,7 @@ def test_an_opening_gate_says_what_the_head_says() -> None:
     for block, size in zip(model.xattn, (sizes[1], sizes[3]), strict=True):
         attention = block.attention
         torch.nn.init.zeros_(attention.query.weight)
-        seen = attention.keys_values(tokens)
-        found = attention(torch.randn(6, 1, 16), seen)[:, 0]
+        found = attention(torch.randn(6, 1, 16), attention.keys_values(tokens))[:, 0]
         torch.testing.assert_close(found, tokens.mean(1) @ head.T * size / said, atol=1e-4, rtol=1e-4)
 
 

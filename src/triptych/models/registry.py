@@ -46,7 +46,7 @@ SYSTEMS: dict[str, System] = {
         save="triptych.models.sat:save_sat",
         engine="triptych.engines.torch.sat:TorchSat",
         tasks="triptych.tasks.sat:SatTasks",
-        train="triptych.train.start:sat_run",
+        train="triptych.train.sat.start:train_sat",
     ),
     "flamingo": System(
         module="triptych.systems.flamingo:Flamingo",
@@ -55,7 +55,7 @@ SYSTEMS: dict[str, System] = {
         save="triptych.models.flamingo:save_flamingo",
         engine="triptych.engines.torch.flamingo:TorchFlamingo",
         tasks="triptych.tasks.flamingo:FlamingoTasks",
-        train="triptych.train.flamingo.start:flamingo_run",
+        train="triptych.train.flamingo.start:train_flamingo",
     ),
     "blip2": System(
         module="triptych.systems.blip2:Blip2",
@@ -64,7 +64,7 @@ SYSTEMS: dict[str, System] = {
         save="triptych.models.blip2:save_blip2",
         engine="triptych.engines.torch.blip2:TorchBlip2",
         tasks="triptych.tasks.blip2:Blip2Tasks",
-        train="triptych.train.blip2.start:blip2_run",
+        train="triptych.train.blip2.start:train_blip2",
     ),
 }
 

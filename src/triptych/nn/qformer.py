@@ -261,6 +261,11 @@ class QFormerHeads(nn.Module):
             self.lm_bias = nn.Parameter(torch.zeros(config.vocab_size))
         self.apply(initialise)
 
+    @property
+    def bounded_temperature(self) -> Tensor:
+        """What similarities are divided by: the learned value between 0.001 and 0.5, so that no step of training runs away with it."""
+        return self.temperature.clamp(0.001, 0.5)
+
     def image_features(self, queries: Tensor) -> Tensor:
         """``[B, Q, D]`` -> ``[B, Q, E]`` of length 1, one for each query."""
         return F.normalize(self.vision_proj(queries), dim=-1)

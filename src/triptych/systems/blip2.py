@@ -23,10 +23,8 @@ from triptych.nn.decoder import Decoder, Prompt, left_pad
 from triptych.nn.encoder import VisionEncoder
 from triptych.nn.language_model import LanguageModel
 from triptych.nn.qformer import ImageKeysValues, Past, QFormer, QFormerHeads, QFormerOutput, initialise
+from triptych.systems.blip2_losses import itc_similarity
 from triptych.systems.configs import Blip2Config
-from triptych.text.prompt import CAPTION, CAPTION_INSTRUCTION, split_at_images
-from triptych.text.tokenizer import TextTokenizer
-from triptych.text.wordpiece import WordPieces
 
 
 class MatchScores(NamedTuple):
@@ -96,11 +94,11 @@ class Blip2(nn.Module):
             input_ids, text_mask: the K texts, ``[K, T]``.
         """
         assert self.heads is not None
-        cosine = (self.heads.image_features(queries) @ text_features.T).amax(1)
+        cosine = itc_similarity(self.heads.image_features(queries), text_features)
         photos, texts = cosine.shape
         pairs = self.qformer.encode_both(image, input_ids.repeat(photos, 1), text_mask.repeat(photos, 1))
         logits = self.heads.itm_logits(pairs.queries).view(photos, texts, 2)
-        scaled = cosine / self.heads.temperature
+        scaled = cosine / self.heads.bounded_temperature
         return MatchScores(
             cosine, scaled, logits.softmax(-1)[..., 1], logits[..., 1] + self.config.contrast_weight * cosine
         )
@@ -152,22 +150,3 @@ class GroundedText:
         assert heads is not None
         output = qformer.continue_text(ids[:, None], state)
         return heads.lm_logits(output.text[:, -1], qformer.word_embeddings.weight), output.past
-
-
-def instruction(model: Blip2, words: WordPieces, photos: int) -> tuple[Tensor, Tensor] | None:
-    """What the Q-Former reads for the captions of B photos, ids and mask ``[B, T]``; None if it reads nothing."""
-    if not model.config.instructed:
-        return None
-    device = model.qformer.query_tokens.device
-    ids, mask = (x.to(device).expand(photos, -1) for x in words.encode([CAPTION_INSTRUCTION]))
-    return ids, mask
-
-
-def caption_inputs(model: Blip2, image: ImageKeysValues, words: WordPieces, tokenizer: TextTokenizer) -> Prompt:
-    """The prompts for captions of B photos."""
-    photos = next(len(kv.keys) for kv in image.layers if kv)
-    soft = model.soft_prompt(model.read_photos(image, instruction(model, words, photos)).queries)
-    before, after = (
-        torch.tensor(tokenizer.encode(t), dtype=torch.long, device=soft.device) for t in split_at_images(CAPTION, 1)
-    )
-    return model.prompt([[before, photo, after] for photo in soft])

@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from triptych.train.features import Features
+from triptych.train.recipe import CropSettings
+
 
 def cells_of(maps: Tensor) -> Tensor:
-    """``[B, C, h, w]`` -> ``[B, L, C]``."""
-    return maps.flatten(2).transpose(1, 2)
+    """``[B, C, h, w]`` -> ``[B, L, C]``; cells ``[B, L, C]`` stay as they are."""
+    return maps.flatten(2).transpose(1, 2) if maps.ndim == 4 else maps
+
+
+def all_cells(features: Features, rows: Sequence[int]) -> Tensor:
+    """``[P, L, Dv]``: every cell of the photos as they are."""
+    return cells_of(features[rows, [0] * len(rows)])
+
+
+def draw_cells(
+    features: Features, rows: Sequence[int], grid: tuple[int, int], crops: CropSettings, seed: int
+) -> Tensor:
+    """``[P, l, Dv]``: what one training step reads of the photos, each maybe as in a mirror."""
+    maps = features[rows, mirrored(len(rows), crops.mirror, seed)]
+    return crop_cells(cells_of(maps), grid, crops.cells, crops.window, seed)
+
+
+def mirrored(count: int, mirror: bool, seed: int) -> list[int]:
+    """For each photo whether its mirror image is read: 1 or 0, each as likely; always 0 without ``mirror``."""
+    return torch.randint(2 if mirror else 1, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def crop_cells(image_features: Tensor, grid: tuple[int, int], share: float, window: float, seed: int) -> Tensor:
     """Some cells of each photo, ``[P, L, Dv]`` -> ``[P, share * L, Dv]``: drawn from a random window of the grid.
 
-    A window keeps at least ``window`` of each side, and as many cells as are drawn.
+    A window keeps at least ``window`` of each side, and as many cells as are drawn. What stands before the grid's cells (the class token
+    of a vision transformer) is kept.
     """
     (h, w), photos = grid, len(image_features)
+    before, image_features = image_features[:, : -h * w], image_features[:, -h * w :]
     keep = round(share * h * w)
     generator = torch.Generator().manual_seed(seed)
     inside = torch.ones(photos, h, w, dtype=torch.bool)
@@ -28,4 +53,5 @@ def crop_cells(image_features: Tensor, grid: tuple[int, int], share: float, wind
         inside &= within.unsqueeze(2 if axis == 1 else 1)
     order = torch.rand(photos, h * w, generator=generator) + ~inside.flatten(1)
     cells = order.topk(keep, largest=False).indices
-    return image_features.gather(1, cells[..., None].expand(-1, -1, image_features.shape[-1]))
+    drawn = image_features.gather(1, cells[..., None].expand(-1, -1, image_features.shape[-1]))
+    return torch.cat([before, drawn], 1) if before.shape[1] else drawn

@@ -3,40 +3,78 @@
 from __future__ import annotations
 
 import copy
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Sequence
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
 from triptych.checkpoints.format import sha256_of
 from triptych.data import Photo
-from triptych.errors import TriptychError
+from triptych.data.reading import PhotoReader
+from triptych.errors import InputError, TriptychError
+from triptych.io.files import write_file
 from triptych.io.images import pixel_values
 from triptych.nn.encoder import VisionEncoder
 
 FLUSH_EVERY = 64  # photos between two records of progress: what an interruption can cost
+NO_FALLOCATE = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 
 
-class Features:
-    """``features[rows, mirrored]`` -> ``maps [B, C, h, w]`` fp32, read from disk as needed."""
+class Features(Protocol):
+    """``features[rows, mirrored]`` -> ``[B, ...]`` fp32, as the trunk gives it: maps ``[C, h, w]`` of a CNN, cells ``[L, D]`` of a
+    transformer. ``mirrored``: 1 = of the mirror image."""
 
-    def __init__(self, maps: np.memmap) -> None:
-        self.maps = maps
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: tuple[Sequence[int], Sequence[int]]) -> Tensor: ...
+
+
+class StoredFeatures:
+    """Features in an array ``[photos, 2, ...]``, read from disk as needed. ``rows``: those of it that are used, None = all."""
+
+    def __init__(self, maps: np.ndarray[Any, Any], rows: Sequence[int] | None = None) -> None:
+        self.maps, self.rows = maps, range(len(maps)) if rows is None else rows
 
     def __len__(self) -> int:
-        return len(self.maps)
+        return len(self.rows)
 
     def __getitem__(self, rows: tuple[Sequence[int], Sequence[int]]) -> Tensor:
-        photos, mirrored = rows
-        return torch.from_numpy(np.stack([self.maps[p, m] for p, m in zip(photos, mirrored, strict=True)])).float()
+        chosen = [self.maps[self.rows[row], mirror] for row, mirror in zip(*rows, strict=True)]
+        return torch.from_numpy(np.stack(chosen)).float()
+
+
+class JoinedFeatures:
+    """The features of several sets of pictures, numbered one set behind the other."""
+
+    def __init__(self, *parts: Features) -> None:
+        self.parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __getitem__(self, rows: tuple[Sequence[int], Sequence[int]]) -> Tensor:
+        found = []
+        for row, mirror in zip(*rows, strict=True):
+            for part in self.parts:
+                if row < len(part):
+                    found.append(part[[row], [mirror]])
+                    break
+                row -= len(part)
+            else:
+                raise IndexError(f"{row + len(self)} of {len(self)} pictures")
+        return torch.cat(found)
 
 
 def features_key(photos: Sequence[Photo], encoder: VisionEncoder, dtype: torch.dtype) -> str:
@@ -44,63 +82,116 @@ def features_key(photos: Sequence[Photo], encoder: VisionEncoder, dtype: torch.d
     digest = hashlib.sha256(f"{encoder.name} {encoder.image_size} {encoder.cut} {dtype}".encode())
     digest.update(sha256_of(encoder.frozen_layers.state_dict()).encode())
     for photo in photos:
-        digest.update(hashlib.sha256(photo.read()).digest())
+        try:
+            digest.update(hashlib.sha256(photo.read()).digest())
+        except InputError:
+            digest.update(b"unreadable")
     return digest.hexdigest()[:16]
 
 
 @torch.inference_mode()
 def cached_features(
-    photos: Sequence[Photo], encoder: VisionEncoder, directory: Path, dtype: torch.dtype = torch.float32
-) -> Features:
+    photos: Sequence[Photo],
+    encoder: VisionEncoder,
+    directory: Path,
+    dtype: torch.dtype = torch.float32,
+    reader: PhotoReader | None = None,
+) -> StoredFeatures:
     """Features of ``photos``, from ``directory`` where they are there, else computed; goes on where it was interrupted.
 
     Args:
         dtype: what the trunk computes in; bfloat16 is about three times as fast where the processor has it.
+        reader: names and counts the photos that cannot be read; they are left out, so ``rows`` of the result are the others.
+            None = the first such photo raises InputError.
 
     Raises:
-        TriptychError: the disk is full.
+        InputError: a photo cannot be read, and the reader is strict; or none of them can be.
+        TriptychError: the disk is full, or refuses.
     """
+    reader = reader or PhotoReader(strict=True)
     folder = directory / features_key(photos, encoder, dtype)
-    progress, array = folder / "progress.json", folder / "maps.npy"
+    progress = folder / "progress.json"
     device = next(encoder.parameters()).device
     trunk = copy.deepcopy(encoder.frozen_layers).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    example = pixel_values(photos[0].image(), encoder.image_size, encoder.mean, encoder.std)[None]
-    shape = (len(photos), 2, *trunk(example.to(device, dtype)).shape[1:])
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not array.exists():
-            reserve(array, shape)
-        done = json.loads(progress.read_text())["photos"] if progress.exists() else 0
-        maps = np.lib.format.open_memmap(array, "r+")
+
+    def features_of(image: Image.Image) -> Tensor:
+        pixels = pixel_values(image, encoder.image_size, encoder.mean, encoder.std)
+        both = torch.stack([pixels, pixels.flip(-1)]).to(device, dtype, memory_format=torch.channels_last)
+        return trunk(both).to("cpu", torch.float16)
+
+    shape = (len(photos), *features_of(Image.new("RGB", (8, 8))).shape)
+    with naming_the_folder(folder, shape):
+        reserve(folder, shape)
+        maps = np.lib.format.open_memmap(folder / "maps.npy", "r+")
+        known = json.loads(progress.read_text()) if progress.exists() else {}
+        done, damaged = known.get("photos", 0), list(known.get("damaged", []))
+        for row in damaged:
+            reader.image(photos[row])  # named and counted in each run
         rows = range(done, len(photos))
         for row in track(rows, f"{encoder.name} features", console=Console(stderr=True), disable=not rows):
-            pixels = pixel_values(photos[row].image(), encoder.image_size, encoder.mean, encoder.std)
-            both = torch.stack([pixels, pixels.flip(-1)]).to(device, dtype, memory_format=torch.channels_last)
-            maps[row] = trunk(both).to("cpu", torch.float16).numpy()
+            image = reader.image(photos[row])
+            if image is None:
+                damaged.append(row)
+            else:
+                maps[row] = features_of(image).numpy()
             if (row + 1) % FLUSH_EVERY == 0 or row + 1 == len(photos):
                 maps.flush()
-                beside = progress.with_suffix(f".{os.getpid()}.tmp")
-                beside.write_text(json.dumps({"photos": row + 1}))
-                beside.replace(progress)
-    except OSError as error:
-        raise TriptychError(
-            f"{folder}: cannot write the features ({error.strerror}); about {np.prod(shape) * 2 / 2**30:.1f} GiB are needed"
-        ) from error
-    return Features(np.lib.format.open_memmap(array, mode="r"))
+                write_file(progress, json.dumps({"photos": row + 1, "damaged": damaged}))
+    if len(damaged) == len(photos):
+        raise InputError(f"none of the {len(photos)} photos can be read; {next(iter(reader.damaged.values()))}")
+    kept = sorted(set(range(len(photos))) - set(damaged))
+    return StoredFeatures(np.lib.format.open_memmap(folder / "maps.npy", mode="r"), kept)
 
 
-def reserve(array: Path, shape: tuple[int, ...]) -> None:
-    """An array of zeros on disk with all its bytes taken now: a disk that is too full says so here, not in the middle of a write.
-
-    Two runs that start at once write the same values into one file.
-    """
-    beside = array.with_suffix(f".{os.getpid()}.tmp")
+@contextmanager
+def naming_the_folder(folder: Path, shape: tuple[int, ...]) -> Iterator[None]:
+    """Says of an OSError which folder it is about, and of a full disk how much room is needed."""
     try:
-        np.lib.format.open_memmap(beside, "w+", np.float16, shape)
-        if hasattr(os, "posix_fallocate"):
-            with beside.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, beside.stat().st_size)
-        with suppress(FileExistsError):
-            os.link(beside, array)  # unlike a rename, never replaces an array that another run has begun to fill
+        yield
+    except OSError as error:
+        needed = ""
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            needed = f"; about {np.prod(shape) * 2 / 2**30:.1f} GiB are needed"
+        raise TriptychError(f"{folder}: cannot write the features ({error.strerror or error}){needed}") from error
+
+
+def reserve(folder: Path, shape: tuple[int, ...]) -> None:
+    """Make ``folder`` with an array of zeros in it, all its bytes taken now: a full disk says so here, not in the middle of a write.
+
+    The folder is made under another name and renamed, which never replaces one that another run has begun to fill. Two runs that start
+    at once write the same values into one array.
+    """
+    array = folder / "maps.npy"
+    if array.exists():
+        return
+    beside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    try:
+        beside.mkdir(parents=True, exist_ok=True)
+        np.lib.format.open_memmap(beside / array.name, "w+", np.float16, shape)
+        take_room(beside / array.name)
+        try:
+            beside.rename(folder)
+        except OSError:
+            if not array.exists():
+                raise
     finally:
-        beside.unlink(missing_ok=True)
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def take_room(file: Path) -> None:
+    """Have the disk keep room for all bytes of a sparse file of zeros; where it cannot promise that, by writing them."""
+    size = file.stat().st_size
+    with file.open("r+b") as opened:
+        try:
+            os.posix_fallocate(opened.fileno(), 0, size)
+            return
+        except AttributeError:
+            pass  # Windows, macOS
+        except OSError as error:
+            if error.errno not in NO_FALLOCATE:
+                raise
+        start = opened.read(1 << 12)  # the header of the array
+        opened.seek(0)
+        opened.write(start)
+        for first in range(len(start), size, 1 << 24):
+            opened.write(bytes(min(1 << 24, size - first)))

@@ -6,12 +6,11 @@ and started again goes on with the same losses. It runs through ``accelerate``: 
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +20,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from triptych.errors import InputError, TriptychError
-
-Batch = tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class LoopConfig:
-    """``batch_size`` counts items of one optimiser step over all processes; ``warmup`` is the share of steps in which the rate climbs.
-
-    After the warm-up the learning rate falls to zero along a cosine. ``patience``: validations without a better one before the end.
-    """
-
-    epochs: int = 15
-    batch_size: int = 64
-    accumulation: int = 1
-    learning_rate: float = 1e-3
-    weight_decay: float = 1e-4
-    warmup: float = 0.05
-    clip: float = 1.0
-    patience: int = 4
-    precision: str = "auto"  # auto, fp32 or bf16
-    seed: int = 0
-    save_minutes: float = 3.0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulation", "learning_rate", "clip", "patience"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"{name} is {getattr(self, name)}: it must be above 0")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise InputError(f"unknown precision {self.precision!r}: choose auto, fp32 or bf16")
-        if self.batch_size % self.accumulation:
-            raise InputError(f"a batch of {self.batch_size} cannot be split into {self.accumulation} equal parts")
+from triptych.train.recipe import LoopSettings
+from triptych.train.sampling import batch_rows, steps_per_epoch
+from triptych.train.state import Log, TrainingState
+from triptych.train.trainer import Trainer
 
 
 def has_fast_bf16() -> bool:
@@ -61,9 +33,9 @@ def has_fast_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def uses_bf16(config: LoopConfig) -> bool:
+def uses_bf16(loop: LoopSettings) -> bool:
     """Whether this run computes in bfloat16 (autocast)."""
-    return config.precision == "bf16" or (config.precision == "auto" and has_fast_bf16())
+    return loop.precision == "bf16" or (loop.precision == "auto" and has_fast_bf16())
 
 
 def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
@@ -74,199 +46,127 @@ def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - climb) / max(1, steps - climb)))
 
 
-def batch_rows(step: int, items: int, config: LoopConfig) -> list[int]:
-    """The items of one step: each epoch is its own shuffle; the last, incomplete batch of an epoch is left out."""
-    per_epoch = max(1, items // config.batch_size)
-    epoch, index = divmod(step, per_epoch)
-    order = torch.randperm(items, generator=torch.Generator().manual_seed(config.seed * 1_000_003 + epoch))
-    return order[index * config.batch_size : (index + 1) * config.batch_size].tolist()
-
-
-def fit(
-    run: Path,
-    objective: nn.Module,
-    parameter_groups: Sequence[dict[str, Any]],
-    items: int,
-    batch: Callable[[Sequence[int], int], Batch],
-    validate: Callable[[], dict[str, float]],
-    save_best: Callable[[dict[str, Any]], None],
-    config: LoopConfig,
-    identity: Mapping[str, Any],
-    metric: str = "CIDEr-D",
-) -> dict[str, Any]:
-    """Train ``objective`` (``forward(*batch) -> loss``) and keep the best state by ``metric``; resumes what it finds in ``run``.
+def fit(run: Path, trainer: Trainer, loop: LoopSettings) -> dict[str, Any]:
+    """Train and keep the best state by the trainer's metric in ``run/best``; goes on with what is in ``run``.
 
     Args:
-        run: the run's folder; gets ``state.pt`` (resume), ``log.jsonl`` and TensorBoard's events.
-        parameter_groups: as AdamW takes them; an ``lr_scale`` multiplies the learning rate of its group.
-        items: how many training items there are; an epoch sees each at most once (whole batches only).
-        batch: (rows of the training items, a seed) -> the tensors that ``objective`` takes.
-        validate: metrics of the present state, after each epoch, on the main process.
-        save_best: called with the record of a validation that beats all before.
-        identity: what the run is (recipe, model, data), as plain values; a run begun as another is not resumed.
+        run: the run's folder; gets ``state.pt`` (to resume), ``log.jsonl`` and TensorBoard's events.
+
+    Returns:
+        The record of the best validation.
 
     Raises:
         InputError: ``run`` holds another run, or there are too few items.
         TriptychError: the loss is not finite, or the disk is full.
     """
-    from accelerate import Accelerator, DistributedDataParallelKwargs
-
-    bf16 = uses_bf16(config)
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # a stage need not train every head
-    accelerator = Accelerator(mixed_precision="bf16" if bf16 else "no", kwargs_handlers=[unused])
+    run.mkdir(parents=True, exist_ok=True)
+    trainer.prepare(run, new=not (run / "state.pt").exists())
+    accelerator = make_accelerator(loop)
     optimizer = torch.optim.AdamW(
-        parameter_groups, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99)
+        trainer.parameter_groups(),
+        lr=loop.optimizer.learning_rate,
+        weight_decay=loop.optimizer.weight_decay,
+        betas=(0.9, 0.99),
     )
-    wrapped, optimizer = accelerator.prepare(objective, optimizer)
-    per_epoch = max(1, items // config.batch_size)
-    if min(items, config.batch_size) < config.accumulation * accelerator.num_processes:
-        raise InputError(
-            f"{items} photos in batches of {config.batch_size} are too few for {accelerator.num_processes} "
-            f"processes with {config.accumulation} parts each"
-        )
-    steps = per_epoch * config.epochs
-    progress: dict[str, Any] = {"step": 0, "best": -math.inf, "since_best": 0}
-    best_record: dict[str, Any] = {}
-    state_file = run / "state.pt"
-    plain = json.loads(json.dumps({"loop": asdict(config), **identity}))
-    if state_file.exists():
-        state = torch.load(state_file, map_location=accelerator.device, weights_only=True)
-        if state["identity"] != plain:
-            raise InputError(f"{run} was begun with other settings: go on with those, or name another --run")
-        objective.load_state_dict(state["objective"], strict=False)
-        optimizer.load_state_dict(state["optimizer"])
-        progress, best_record = state["progress"], state["best_record"]
-
-    def save_state() -> None:
-        trained = {k: v for k, v in objective.state_dict().items() if k in kept}
-        state = {"identity": plain, "objective": trained, "optimizer": optimizer.state_dict()}
-        write_atomically(state_file, state | {"progress": progress, "best_record": best_record})
-
-    frozen = {k for k, p in objective.named_parameters() if not p.requires_grad}
-    kept = set(objective.state_dict()) - frozen
-    main = accelerator.is_main_process
-    log = Log(run, progress["step"]) if main else None
+    wrapped, optimizer = accelerator.prepare(trainer.objective, optimizer)
+    check_sizes(trainer.mix.items, loop, accelerator.num_processes)
+    per_epoch = steps_per_epoch(trainer.mix, loop.batch_size)
+    steps = per_epoch * loop.epochs
+    state = TrainingState(run, trainer.objective, optimizer, {"loop": asdict(loop), **trainer.identity()})
+    progress = state.load(accelerator.device)
+    step_log = Log(run, progress.step) if accelerator.is_main_process else None
     saved = time.monotonic()
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not main,
-    )
-    with bar:
-        task = bar.add_task("training", total=steps, completed=progress["step"])
-        while progress["step"] < steps and progress["since_best"] < config.patience:
-            step = progress["step"]
-            factor = learning_rate_factor(step, steps, config.warmup)
+    with progress_bar(accelerator.is_main_process) as bar:
+        task = bar.add_task("training", total=steps, completed=progress.step)
+        while progress.step < steps and progress.since_best < loop.patience:
+            factor = learning_rate_factor(progress.step, steps, loop.optimizer.warmup)
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * group.get("lr_scale", 1.0) * factor
-            rows = batch_rows(step, items, config)[accelerator.process_index :: accelerator.num_processes]
-            wrapped.train()
-            loss = train_step(accelerator, wrapped, optimizer, rows, batch, step, config)
+                group["lr"] = loop.optimizer.learning_rate * group.get("lr_scale", 1.0) * factor
+            loss = train_step(accelerator, wrapped, optimizer, trainer, loop, progress.step)
             if not math.isfinite(loss):
-                raise TriptychError(f"the loss became {loss} at step {step}: try a lower --learning-rate")
-            progress["step"] = step + 1
+                raise TriptychError(f"the loss became {loss} at step {progress.step}: try a lower --learning-rate")
+            progress.step += 1
             bar.update(task, advance=1, description=f"loss {loss:.3f}")
-            if log:
-                terms = getattr(objective, "last", {})
-                log.write({"step": step + 1, "loss": loss, "learning_rate": config.learning_rate * factor} | terms)
-            if (step + 1) % per_epoch == 0:
-                metrics: dict[str, float] = {}
-                if main:
-                    objective.eval()
-                    metrics = validate()
-                value = share(accelerator, metrics.get(metric, 0.0))
-                better = value > progress["best"]
-                progress["best"], progress["since_best"] = (
-                    (value, 0) if better else (progress["best"], progress["since_best"] + 1)
-                )
-                if log:
-                    record = {"epoch": (step + 1) // per_epoch, "step": step + 1} | metrics
-                    log.write(record)
-                    shown = "  ".join(f"{k} {v:.3f}" for k, v in metrics.items())
-                    bar.console.print(
-                        f"epoch {record['epoch']}: loss {loss:.3f}  {shown}{'  (best)' if better else ''}",
-                        soft_wrap=True,
-                    )
+            if step_log:
+                rate = {"learning_rate": loop.optimizer.learning_rate * factor}
+                step_log.write({"step": progress.step, "loss": loss} | rate | getattr(trainer.objective, "last", {}))
+            epoch, rest = divmod(progress.step, per_epoch)
+            if not rest:
+                figures = validate(trainer) if step_log else {}
+                better = progress.judge(share_value(accelerator, figures.get(trainer.metric, 0.0)))
+                if step_log:
+                    record = {"epoch": epoch, "step": progress.step} | figures
+                    step_log.write(record)
+                    bar.console.print(epoch_line(record, loss, better), soft_wrap=True)
                     if better:
-                        best_record = record
-                        save_best(record)
-            if main and (time.monotonic() - saved > 60 * config.save_minutes or (step + 1) % per_epoch == 0):
-                save_state()
+                        progress.best_record = record
+                        trainer.save(run / "best", record)
+            if step_log and (not rest or time.monotonic() - saved > 60 * loop.save_minutes):
+                state.save(progress)
                 saved = time.monotonic()
     accelerator.wait_for_everyone()
-    return best_record
+    return progress.best_record
+
+
+def make_accelerator(loop: LoopSettings) -> Any:
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # a stage need not train every head
+    return Accelerator(mixed_precision="bf16" if uses_bf16(loop) else "no", kwargs_handlers=[unused])
+
+
+def check_sizes(items: int, loop: LoopSettings, processes: int) -> None:
+    """Raises InputError: a step has no item for some part of some process."""
+    if min(items, loop.batch_size) < loop.accumulation * processes:
+        raise InputError(
+            f"{items} photos in batches of {loop.batch_size} are too few for {processes} "
+            f"processes with {loop.accumulation} parts each"
+        )
+
+
+def progress_bar(visible: bool) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), disable=not visible)
+
+
+def validate(trainer: Trainer) -> dict[str, float]:
+    trainer.objective.eval()
+    return trainer.validate()
+
+
+def epoch_line(record: dict[str, Any], loss: float, better: bool) -> str:
+    figures = "  ".join(f"{name} {value:.3f}" for name, value in record.items() if name not in ("epoch", "step"))
+    return f"epoch {record['epoch']}: loss {loss:.3f}  {figures}{'  (best)' if better else ''}"
 
 
 def train_step(
-    accelerator: Any,
-    wrapped: nn.Module,
-    optimizer: Any,
-    rows: Sequence[int],
-    batch: Callable[[Sequence[int], int], Batch],
-    step: int,
-    config: LoopConfig,
+    accelerator: Any, wrapped: nn.Module, optimizer: Any, trainer: Trainer, loop: LoopSettings, step: int
 ) -> float:
     """Forward and backward over the parts of one batch, clip, update. Returns the mean loss of this process."""
     from accelerate.utils import send_to_device
 
+    wrapped.train()
+    processes, process = accelerator.num_processes, accelerator.process_index
+    rows: Sequence[int] = batch_rows(step, trainer.mix, loop.batch_size, loop.seed)[process::processes]
     total = 0.0
-    for part in range(config.accumulation):
-        seed = (
-            (config.seed * 1_000_003 + step) * config.accumulation + part
-        ) * accelerator.num_processes + accelerator.process_index
+    for part in range(loop.accumulation):
+        seed = ((loop.seed * 1_000_003 + step) * loop.accumulation + part) * processes + process
         torch.manual_seed(seed)  # dropout
-        tensors = send_to_device(batch(rows[part :: config.accumulation], seed), accelerator.device)
-        last = part + 1 == config.accumulation
+        tensors = send_to_device(trainer.batch(rows[part :: loop.accumulation], seed), accelerator.device)
+        last = part + 1 == loop.accumulation
         with nullcontext() if last else accelerator.no_sync(wrapped), accelerator.autocast():
-            loss = wrapped(*tensors) / config.accumulation
+            loss = wrapped(*tensors) / loop.accumulation
         accelerator.backward(loss)
         total += loss.item()
-    accelerator.clip_grad_norm_(wrapped.parameters(), config.clip)
+    accelerator.clip_grad_norm_(wrapped.parameters(), loop.optimizer.clip)
     optimizer.step()
     optimizer.zero_grad()
     return total
 
 
-def share(accelerator: Any, value: float) -> float:
+def share_value(accelerator: Any, value: float) -> float:
     """The main process's value, on every process."""
     if accelerator.num_processes == 1:
         return value
     tensor = torch.tensor([value if accelerator.is_main_process else 0.0], device=accelerator.device)
     return float(accelerator.reduce(tensor, reduction="sum").item())
-
-
-def write_atomically(path: Path, state: dict[str, Any]) -> None:
-    beside = path.with_suffix(".tmp")
-    try:
-        torch.save(state, beside)
-        beside.replace(path)
-    except (OSError, RuntimeError) as error:
-        beside.unlink(missing_ok=True)
-        raise TriptychError(
-            f"{path}: cannot save the training state ({error}); free some space and start the same command again"
-        ) from error
-
-
-class Log:
-    """Every step and validation, as JSON lines and for TensorBoard. A resumed run writes the steps after its last save anew."""
-
-    def __init__(self, run: Path, step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.lines = run / "log.jsonl"
-        if self.lines.exists():
-            whole = [line for line in self.lines.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            beside = self.lines.with_suffix(".tmp")
-            beside.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
-            beside.replace(self.lines)
-        self.events = SummaryWriter(str(run), purge_step=step + 1)
-
-    def write(self, record: dict[str, Any]) -> None:
-        with self.lines.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        for name, value in record.items():
-            if name not in ("step", "epoch") and isinstance(value, float):
-                self.events.add_scalar(name, value, record["step"])

@@ -91,9 +91,9 @@ def self_critical_loss(logits: Tensor, labels: Tensor, reward: Tensor, sampling:
         sampling: how the samples were drawn: p is what they were drawn from.
     """
     advantage = reward - (reward.sum(1, keepdim=True) - reward) / (reward.shape[1] - 1)
-    told = labels != IGNORED
+    is_label = labels != IGNORED
     scores = logits.float() / sampling.temperature
     if sampling.banned:
         scores = scores.index_fill(-1, torch.tensor(sorted(sampling.banned), device=scores.device), -torch.inf)
-    logprobs = scores.log_softmax(-1).gather(1, labels[told][:, None])[:, 0]
-    return -(advantage[..., None].expand(labels.shape)[told] * logprobs).mean()
+    logprobs = scores.log_softmax(-1).gather(1, labels[is_label][:, None])[:, 0]
+    return -(advantage[..., None].expand(labels.shape)[is_label] * logprobs).mean()

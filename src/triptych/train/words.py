@@ -1,11 +1,11 @@
 """A warm start without the language model: visual tokens learn to say which words a picture's captions have.
 
-The language model costs ten times what reads the pictures for it, and as long as it does not listen it teaches little. So each visual
-token v_r (of Flamingo's resampler, of BLIP-2's Q-Former) first proposes words, p(w | picture) = mean over tokens r of
-softmax_w(s e_w . H v_r + b_w), with e_w the frozen language model's embeddings. Rarer words count more; the classes that few-shot tests
-ask about do not count. Then H becomes the way into the language model: the values of Flamingo's gated blocks, whose opening gates let in
-words that the picture suggests; BLIP-2's projection, so that a soft prompt begins as a list of such words. No paper of the three does
-this.
+The language model costs ten times what reads the pictures for it, and until it attends to the visual tokens its loss teaches them
+little. So each visual token v_r (of Flamingo's resampler, of BLIP-2's Q-Former) first proposes words, p(w | picture) = mean over tokens
+r of softmax_w(s e_w . H v_r + b_w), with e_w the frozen language model's embeddings. Rarer words count more; the classes that few-shot
+tests ask about do not count. Then H becomes the way into the language model: the values of Flamingo's gated blocks, whose opening gates
+let in words that the picture suggests; BLIP-2's projection, so that a soft prompt begins as a list of such words. No paper of the three
+does this.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +28,16 @@ from triptych.nn.decoder import Decoder
 from triptych.systems.flamingo import Flamingo
 from triptych.text.tokenizer import TextTokenizer
 from triptych.text.vocabulary import plain_caption, split_words
-from triptych.train.loop import LoopConfig, fit
+from triptych.train.loop import fit
+from triptych.train.recipe import LoopSettings, with_settings
+from triptych.train.sampling import DataMix
+from triptych.train.trainer import ParameterGroups
 
 RARE = 5  # a word must occur in so many pictures' captions
 COMMON = 0.25  # and in no larger share of them
 BATCH, RATE = 64, 1e-3
+
+Cells = Callable[[Sequence[int], int], Tensor]  # (places of pictures, a seed) -> [P, L, Dv]
 
 
 class CaptionWords:
@@ -42,15 +47,15 @@ class CaptionWords:
         spoken = [Counter(word for text in photo.captions for word in set(split_words(text))) for photo in photos]
         spoken = [Counter({word: n for word, n in counts.items() if not held_out(word)}) for counts in spoken]
         token = {word: tokenizer.encode(f" {word}")[0] for counts in spoken for word in counts}
-        seen = Counter(i for counts in spoken for i in {token[word] for word in counts})
-        kept = sorted(i for i, count in seen.items() if RARE <= count <= max(RARE, COMMON * len(photos)))
+        pictures = Counter(i for counts in spoken for i in {token[word] for word in counts})  # that have each token
+        kept = sorted(i for i, count in pictures.items() if RARE <= count <= max(RARE, COMMON * len(photos)))
         self.ids = torch.tensor(kept, dtype=torch.long)
         place = {i: n for n, i in enumerate(kept)}
         self.targets = torch.zeros(len(photos), len(kept))
         for row, counts in enumerate(spoken):
             for word, count in counts.items():
                 if (i := token[word]) in place:
-                    self.targets[row, place[i]] += count * math.log(len(photos) / seen[i])
+                    self.targets[row, place[i]] += count * math.log(len(photos) / pictures[i])
         self.targets /= self.targets.sum(1, keepdim=True).clamp_min(1e-6)
 
 
@@ -59,17 +64,22 @@ def held_out(word: str) -> bool:
     return word in FORMS and FORMS[word].name in ALL_HELD_OUT
 
 
+class PictureReader(NamedTuple):
+    """What makes visual tokens: ``read``: ``image_features [P, L, Dv]`` -> ``[P, R, dim]``, by what is ``trained``."""
+
+    trained: nn.Module
+    read: Callable[[Tensor], Tensor]
+    dim: int
+
+
 class WordObjective(nn.Module):
     """-sum_w t_w log p(w | picture), the mean over pictures."""
 
-    def __init__(
-        self, trained: nn.Module, see: Callable[[Tensor], Tensor], dim: int, embeddings: Tensor, words: CaptionWords
-    ) -> None:
-        """``see``: ``image_features [P, L, Dv]`` -> visual tokens ``[P, R, dim]``, by what is ``trained``; ``embeddings [W, E]``: of the
-        words in the language model."""
+    def __init__(self, reader: PictureReader, embeddings: Tensor, words: CaptionWords) -> None:
+        """``embeddings [W, E]``: of the words in the language model."""
         super().__init__()
-        self.trained, self.see = trained, see
-        self.head = nn.Linear(dim, embeddings.shape[1], bias=False)
+        self.trained, self.read = reader.trained, reader.read
+        self.head = nn.Linear(reader.dim, embeddings.shape[1], bias=False)
         self.bias = nn.Parameter(words.targets.mean(0).clamp_min(1e-6).log())
         self.scale = nn.Parameter(torch.tensor(10.0))
         self.directions: Tensor
@@ -77,38 +87,59 @@ class WordObjective(nn.Module):
         self.register_buffer("directions", F.normalize(directions - directions.mean(0), dim=-1), persistent=False)
 
     def forward(self, image_features: Tensor, targets: Tensor) -> Tensor:
-        proposed = F.normalize(self.head(self.see(image_features)), dim=-1)  # [P, R, E]
+        proposed = F.normalize(self.head(self.read(image_features)), dim=-1)  # [P, R, E]
         logprobs = (self.scale * proposed @ self.directions.T + self.bias).float().log_softmax(-1)
         mixture = logprobs.logsumexp(1) - math.log(proposed.shape[1])
         return -(targets * mixture).sum(-1).mean()
+
+
+class WordTrainer:
+    """A ``train.trainer.Trainer`` of the warm start. Nothing is validated: the last state is what counts."""
+
+    metric = "words"
+
+    def __init__(
+        self, objective: WordObjective, words: CaptionWords, cells: Cells, identity: Mapping[str, Any], rate: float
+    ) -> None:
+        """``rate``: the learning rate of what proposes the words as a share of the head's."""
+        self.objective, self.words, self.cells, self.rate = objective, words, cells, rate
+        self.mix = DataMix((len(words.targets),))
+        self.known = {"words": words.ids.tolist(), **identity}
+
+    def identity(self) -> Mapping[str, Any]:
+        return self.known
+
+    def prepare(self, run: Path, new: bool) -> None:
+        """Nothing comes before the first step."""
+
+    def parameter_groups(self) -> ParameterGroups:
+        trained = [p for p in self.objective.trained.parameters() if p.requires_grad]
+        head = [*self.objective.head.parameters(), self.objective.bias, self.objective.scale]
+        return [{"params": trained, "lr_scale": self.rate}, {"params": head}]
+
+    def batch(self, rows: Sequence[int], seed: int) -> tuple[Tensor, Tensor]:
+        return self.cells(rows, seed), self.words.targets[list(rows)]
+
+    def validate(self) -> dict[str, float]:
+        return {}
+
+    def save(self, directory: Path, record: Mapping[str, Any]) -> None:
+        """The state of the run is all that is kept."""
 
 
 def learn_words(
     run: Path,
     objective: WordObjective,
     words: CaptionWords,
-    cells: Callable[[Sequence[int], int], Tensor],
-    loop: LoopConfig,
+    cells: Cells,
+    loop: LoopSettings,
     identity: Mapping[str, Any],
     rate: float = 1.0,
 ) -> None:
-    """Train ``objective`` in a run of its own, which is resumed like any other.
-
-    Args:
-        cells: (places of pictures, a seed) -> ``[P, L, Dv]``.
-        rate: the learning rate of what proposes the words as a share of the head's.
-    """
-    run.mkdir(parents=True, exist_ok=True)
-    trained = [p for p in objective.trained.parameters() if p.requires_grad]
-    head = [*objective.head.parameters(), objective.bias, objective.scale]
-    groups: list[dict[str, Any]] = [{"params": trained, "lr_scale": rate}, {"params": head}]
-    loop = replace(loop, batch_size=min(BATCH, len(words.targets)), learning_rate=RATE, patience=loop.epochs)
-
-    def batch(rows: Sequence[int], seed: int) -> tuple[Tensor, Tensor]:
-        return cells(rows, seed), words.targets[list(rows)]
-
-    known = {"words": words.ids.tolist(), **identity}
-    fit(run, objective, groups, len(words.targets), batch, dict, lambda record: None, loop, known, "words")
+    """Train ``objective`` in a run of its own, which is resumed like any other. ``rate``: see ``WordTrainer``."""
+    loop = replace(loop, batch_size=min(BATCH, len(words.targets)), accumulation=1, patience=loop.epochs)
+    loop = with_settings(loop, {"learning_rate": RATE})
+    fit(run, WordTrainer(objective, words, cells, identity, rate), loop)
 
 
 @torch.no_grad()

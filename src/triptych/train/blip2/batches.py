@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,22 +12,24 @@ from torch import Tensor
 from triptych.data import Photo
 from triptych.data.english.kinds import Question
 from triptych.data.english.pairs import PairQuestion
-from triptych.text.prompt import IGNORED, qformer_texts, question_prompt, split_at_images
+from triptych.text.prompt import DEFAULT_PROMPTS, IGNORED, Prompts, question_prompt
 from triptych.text.tokenizer import TextTokenizer
 from triptych.text.vocabulary import plain_caption
 from triptych.text.wordpiece import WordPieces
+from triptych.train.blip2.prompts import instructions, prompt_ids
 
 PICTURE = -1  # in ids: one query of a soft prompt stands here
+T = TypeVar("T")
 
 
-class Captions(NamedTuple):
+class CaptionPieces(NamedTuple):
     """K captions of each of P photos as word pieces: ``[P * K, T]``, True on text."""
 
     input_ids: Tensor
     text_mask: Tensor
 
 
-class Rows(NamedTuple):
+class AnswerRows(NamedTuple):
     """M prompts with answers. ``photos [R]``: which photo of the batch each soft prompt shows, in the order in which the prompts need
     them; ``question_ids``, ``question_mask [R, Tq]``: what the Q-Former reads with it; ``input_ids [M, T]`` with PICTURE where the Q
     queries of a soft prompt stand; ``labels [M, T]``: what follows each token."""
@@ -40,16 +42,18 @@ class Rows(NamedTuple):
     labels: Tensor
 
 
-class Batch(NamedTuple):
+class Blip2Items(NamedTuple):
+    """A batch: P photos of L cells, and what is learnt of them."""
+
     image_features: Tensor  # [P, L, Dv]
     image_ids: Tensor  # [P]
-    captions: Captions | None
+    captions: CaptionPieces | None
     lm_captions: Tensor | None  # [P, K, T] ids of the language model with the end token, IGNORED on padding
-    questions: Rows | None
-    pairs: Rows | None
+    questions: AnswerRows | None
+    pairs: AnswerRows | None
 
 
-class Texts:
+class CaptionTexts:
     """The captions of the training photos in both alphabets, tokenised once."""
 
     def __init__(
@@ -60,7 +64,8 @@ class Texts:
         max_pieces: int,
         max_tokens: int,
     ) -> None:
-        self.words = words
+        """``tokenizer``: of the language model, if there is one."""
+        self.words, self.max_pieces = words, max_pieces
         self.pieces = [words.encode(p.captions, max_pieces, cut=True) for p in photos]
         self.tokens: list[list[list[int]]] = []
         if tokenizer is not None:
@@ -69,13 +74,14 @@ class Texts:
                 [[*tokenizer.encode(f" {plain_caption(c)}")[: max_tokens - 1], end] for c in p.captions] for p in photos
             ]
 
-    def captions(self, rows: Sequence[int], choice: Sequence[Sequence[int]], width: int | None = None) -> Captions:
-        """The chosen captions of each photo, padded to ``width`` (None: to the longest)."""
+    def captions(self, rows: Sequence[int], choice: Sequence[Sequence[int]], full_width: bool) -> CaptionPieces:
+        """The chosen captions of each photo, padded to the longest, or all batches to one width."""
         ids = [self.pieces[row][0][k] for row, ks in zip(rows, choice, strict=True) for k in ks]
-        shown = [self.pieces[row][1][k] for row, ks in zip(rows, choice, strict=True) for k in ks]
-        width = width or max(int(mask.sum()) for mask in shown)
-        pad = [F.pad(x, (0, max(0, width - len(x))), value=self.words.pad)[:width] for x in ids]
-        return Captions(torch.stack(pad), torch.stack([F.pad(x, (0, max(0, width - len(x))))[:width] for x in shown]))
+        masks = [self.pieces[row][1][k] for row, ks in zip(rows, choice, strict=True) for k in ks]
+        width = self.max_pieces if full_width else max(int(mask.sum()) for mask in masks)
+        ids = [F.pad(x, (0, max(0, width - len(x))), value=self.words.pad)[:width] for x in ids]
+        masks = [F.pad(x, (0, max(0, width - len(x))))[:width] for x in masks]
+        return CaptionPieces(torch.stack(ids), torch.stack(masks))
 
     def lm_captions(self, rows: Sequence[int], choice: Sequence[Sequence[int]]) -> Tensor:
         chosen = [[self.tokens[row][k] for k in ks] for row, ks in zip(rows, choice, strict=True)]
@@ -90,7 +96,7 @@ def choose_captions(counts: Sequence[int], k: int, seed: int) -> list[list[int]]
     return [[order[i % len(order)] for i in range(k)] for order in orders]
 
 
-class Asked(NamedTuple):
+class AnsweredQuestion(NamedTuple):
     """A question about photos of the batch (their places in it), and its answer."""
 
     photos: tuple[int, ...]
@@ -98,41 +104,48 @@ class Asked(NamedTuple):
     answer: str
 
 
-class QuestionRows:
-    """Questions and answers as ids for the Q-Former and the language model."""
+class QuestionEncoder:
+    """Questions and answers as ids for the Q-Former and the language model, behind the checkpoint's prompts."""
 
-    def __init__(self, words: WordPieces, tokenizer: TextTokenizer, queries: int) -> None:
-        self.words, self.tokenizer, self.queries = words, tokenizer, queries
+    def __init__(
+        self, words: WordPieces, tokenizer: TextTokenizer, queries: int, prompts: Prompts = DEFAULT_PROMPTS
+    ) -> None:
+        self.words, self.tokenizer, self.queries, self.prompts = words, tokenizer, queries, prompts
         self.end = min(tokenizer.eos_ids)
 
-    def __call__(self, asked: Sequence[Asked]) -> Rows:
+    def __call__(self, questions: Sequence[AnsweredQuestion]) -> AnswerRows:
         """Prompts with answers, padded at the end; only the answers are learnt."""
-        rows = [self.row(item) for item in asked]
+        prompts = [question_prompt(item.question, len(item.photos), self.prompts) for item in questions]
+        rows = [self.row(prompt, item) for prompt, item in zip(prompts, questions, strict=True)]
         width = max(len(ids) for ids, _ in rows)
         input_ids = torch.tensor([ids + [self.end] * (width - len(ids)) for ids, _ in rows])
-        labels = torch.tensor([told + [IGNORED] * (width - len(told)) for _, told in rows])
+        labels = torch.tensor([label + [IGNORED] * (width - len(label)) for _, label in rows])
         token_mask = torch.arange(width) < torch.tensor([len(ids) for ids, _ in rows])[:, None]
-        read = [text for item in asked for text in qformer_texts(item.question, len(item.photos))]
+        read = [
+            text
+            for prompt, item in zip(prompts, questions, strict=True)
+            for text in instructions(self.prompts, prompt, item.question, len(item.photos))
+        ]
         question_ids, question_mask = self.words.encode(read, cut=True)
-        photos = torch.tensor([photo for item in asked for photo in item.photos], dtype=torch.long)
-        return Rows(photos, question_ids, question_mask, input_ids, token_mask, labels)
+        photos = torch.tensor([photo for item in questions for photo in item.photos], dtype=torch.long)
+        return AnswerRows(photos, question_ids, question_mask, input_ids, token_mask, labels)
 
-    def row(self, item: Asked) -> tuple[list[int], list[int]]:
+    def row(self, prompt: str, item: AnsweredQuestion) -> tuple[list[int], list[int]]:
         """Ids of the prompt and the answer, and what follows each (IGNORED within the prompt)."""
-        texts = split_at_images(question_prompt(item.question, len(item.photos)), len(item.photos))
-        prompt = self.tokenizer.encode(texts[0])
-        for text in texts[1:]:
-            prompt += [PICTURE] * self.queries + self.tokenizer.encode(text)
+        first, *further = prompt_ids(self.tokenizer, self.prompts, prompt, len(item.photos))
+        ids = [*first, *(i for text in further for i in (*[PICTURE] * self.queries, *text))]
         answer = [*self.tokenizer.encode(f" {item.answer}"), self.end]
-        return prompt + answer[:-1], [IGNORED] * (len(prompt) - 1) + answer
+        return ids + answer[:-1], [IGNORED] * (len(ids) - 1) + answer
 
 
-def draw_questions(rows: Sequence[int], questions: Sequence[Sequence[Question]], count: int, seed: int) -> list[Asked]:
+def draw_questions(
+    rows: Sequence[int], questions: Sequence[Sequence[Question]], count: int, seed: int
+) -> list[AnsweredQuestion]:
     """One question each about ``count`` photos of the batch, each kind as likely."""
     generator = torch.Generator().manual_seed(seed)
-    drawn: list[Asked] = []
+    drawn: list[AnsweredQuestion] = []
 
-    def pick(items: Sequence[Any]) -> Any:
+    def pick(items: Sequence[T]) -> T:
         return items[int(torch.randint(len(items), (1,), generator=generator))]
 
     for place in torch.randperm(len(rows), generator=generator).tolist():
@@ -143,9 +156,9 @@ def draw_questions(rows: Sequence[int], questions: Sequence[Sequence[Question]],
             by_kind.setdefault(question.kind, []).append(question)
         if by_kind:
             question = pick(by_kind[pick(sorted(by_kind))])
-            drawn.append(Asked((place,), question.question, question.answer))
+            drawn.append(AnsweredQuestion((place,), question.question, question.answer))
     return drawn
 
 
-def asked_pairs(pairs: Sequence[PairQuestion]) -> list[Asked]:
-    return [Asked((pair.left, pair.right), pair.question, pair.answer) for pair in pairs]
+def pair_questions(pairs: Sequence[PairQuestion]) -> list[AnsweredQuestion]:
+    return [AnsweredQuestion((pair.left, pair.right), pair.question, pair.answer) for pair in pairs]

@@ -1,4 +1,4 @@
-"""From a data set and a few choices to a BLIP-2 run: photos, frozen parts, cached features, model."""
+"""From data sets and a recipe to a run of BLIP-2: photos, model between its frozen parts, features, trainer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 import torch
-from accelerate import PartialState
 from torch import nn
 
 from triptych.checkpoints.config import CheckpointConfig, LanguageModelSpec
@@ -31,59 +30,67 @@ from triptych.nn.configs import QFormerConfig
 from triptych.systems.blip2 import Blip2
 from triptych.systems.configs import Blip2Config
 from triptych.text.wordpiece import WordPieces
-from triptych.train.blip2.objective import Blip2Recipe, train
-from triptych.train.start import FEATURES_TIMEOUT, features, split_photos
+from triptych.train.blip2.recipe import FIRST_STAGE, Blip2Recipe, Blip2Start
+from triptych.train.blip2.trainer import Blip2Trainer
+from triptych.train.data import FeatureReader, open_sources
+from triptych.train.loop import fit
+from triptych.train.recipe import with_settings
+from triptych.train.sources import Sources
+from triptych.train.trainer import train_bridges
 
-IMAGE_SIZE = 320  # pixels; 10 x 10 cells of EfficientNet-Lite2
 
-
-def blip2_run(
-    *,
-    data: Path,
-    run: Path,
-    recipe: Blip2Recipe,
-    init: str | None = None,
-    encoder: str = "efficientnet-lite2",
-    encoder_weights: Path | None = None,
-    image_size: int | None = None,
-    lm: str = "smollm2-135m",
-    queries: int = 16,
-) -> dict[str, Any] | None:
-    """``triptych train blip2``: train on ``data`` in the folder ``run``.
+def train_blip2(sources: Sources, run: Path, recipe: Blip2Recipe) -> dict[str, Any] | None:
+    """``triptych train blip2``: train in the folder ``run``; ``run/best`` is the checkpoint with the best validation.
 
     Stage 1 begins with MiniLM's weights; the later ones with a checkpoint (``init``) of an earlier stage.
-    Returns the record of the best validation in the main process, None in the others.
+
+    Returns:
+        The record of the best validation in the main process, None in the others.
+
+    Raises:
+        InputError: the data, the recipe or the checkpoint to start from cannot be used.
     """
-    if recipe.stage > 1 and init is None:
+    if recipe.stage > 1 and recipe.start.init is None:
         raise InputError(f"stage {recipe.stage} goes on from an earlier one: name its checkpoint with --init")
-    state = PartialState(timeout=FEATURES_TIMEOUT)
-    train_photos, val_photos = split_photos(data, recipe.questions_alone)
+    splits = open_sources(sources, recipe.questions_only)
     torch.manual_seed(recipe.loop.seed)
-    blip2 = new_blip2(encoder, encoder_weights, image_size, queries) if init is None else load_blip2(locate(init))
+    blip2, recipe = starting_model(recipe)
+    train_bridges(blip2.model)
+    reader = FeatureReader(blip2.model.vision_encoder, sources.strict)
+    blip2.model.to(reader.state.device)
+    data = reader.training_data(splits, sources, recipe.validation.validation_photos)
+    record = fit(run, Blip2Trainer(blip2, data, recipe), recipe.loop)
+    reader.report()
+    return record if reader.state.is_main_process else None
+
+
+def starting_model(recipe: Blip2Recipe) -> tuple[Blip2Model, Blip2Recipe]:
+    """The model that the recipe starts from; without the warm start where its projection has been trained.
+
+    Raises InputError: the model lacks what a term of the loss trains.
+    """
+    init = recipe.start.init
+    blip2 = new_blip2(recipe.start) if init is None else load_blip2(locate(init))
     if blip2.model.lm is not None:
-        recipe = replace(recipe, word_epochs=0)  # its projection has begun
+        recipe = with_settings(recipe, {"word_epochs": 0})
     elif recipe.stage > 1:
         if recipe.terms.get("scst"):
             raise InputError("self-critical training starts from a model that captions: train its captions first")
-        blip2 = with_lm(blip2, lm)
-    model = blip2.model
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not name.startswith(("vision_encoder.", "lm.")))
-    model.to(state.device)
-    val_photos = val_photos[: recipe.validation_photos]
-    with state.local_main_process_first():  # the other processes find the features on disk
-        train_data, val_data = (
-            (photos, features(photos, model.vision_encoder)) for photos in (train_photos, val_photos)
+        blip2 = with_lm(blip2, recipe.start.lm)
+    heads = [name for name in sorted(FIRST_STAGE) if recipe.terms.get(name)]
+    if blip2.model.heads is None and heads:
+        raise InputError(
+            f"{init} has no heads for {', '.join(heads)}: choose terms that it can learn, such as --stage 2 --weight caption=1"
         )
-    record = train(run, blip2, train_data, val_data, recipe, {"data": data.name})
-    return record if state.is_main_process else None
+    return blip2, recipe
 
 
-def new_blip2(encoder: str, weights: Path | None, image_size: int | None, queries: int) -> Blip2Model:
+def new_blip2(start: Blip2Start) -> Blip2Model:
     """The first stage before training: MiniLM's words and layers, fresh queries and cross-attention."""
-    vision = vision_encoder(encoder, weights=weights, image_size=image_size)
+    weights = None if start.encoder_weights is None else Path(start.encoder_weights)
+    vision = vision_encoder(start.encoder, weights=weights, image_size=start.image_size)
     words = WordPieces.read(part_path("minilm-l6", "vocab.txt"))
-    model = Blip2(Blip2Config(QFormerConfig(vision.dim, queries=queries)), vision, None)
+    model = Blip2(Blip2Config(QFormerConfig(vision.dim, queries=start.queries)), vision, None)
     load_bert(model.qformer, load_tensors(part_path("minilm-l6")))
     config = CheckpointConfig(system="blip2", model=model.config, encoder=encoder_spec(vision))
     return Blip2Model(model, words, None, blip2_search(None), config)

@@ -13,20 +13,23 @@ from triptych.data.interleaved import Interleaved, PicturePart, Sequences, TextP
 from triptych.errors import InputError
 from triptych.text.prompt import IGNORED
 from triptych.text.tokenizer import TextTokenizer
+from triptych.train.flamingo.recipe import REWARDED
 
 TRIES = 200  # tasks drawn for one sequence
-REWARDED = "scst"  # the task of a photo that is captioned by the model itself (``train.self_critical``): its row is only the picture
 
 
-class Row(NamedTuple):
-    """One sequence: ``labels`` say what follows each token; ``pictures`` by their places among all."""
+class SequenceIds(NamedTuple):
+    """One sequence: ``labels`` say what follows each token; ``pictures`` by their places among all. A photo that the model captions itself
+    is a sequence of its picture alone."""
 
     input_ids: list[int]
     labels: list[int]
     pictures: list[int]
 
 
-class Batch(NamedTuple):
+class FlamingoItems(NamedTuple):
+    """A batch: the features of P pictures, and B sequences that hold them."""
+
     image_features: Tensor  # [P, L, Dv]
     counts: Tensor  # [B] pictures of each row
     input_ids: Tensor  # [B, T]
@@ -36,19 +39,19 @@ class Batch(NamedTuple):
     seed: int  # of what is sampled
 
 
-class Rows:
+class SequenceEncoder:
     """Turns sequences into ids. A text longer than ``max_tokens`` is cut behind its last whole example."""
 
     def __init__(self, tokenizer: TextTokenizer, image_id: int, max_tokens: int) -> None:
         self.tokenizer, self.image_id, self.max_tokens = tokenizer, image_id, max_tokens
         self.end = min(tokenizer.eos_ids)
 
-    def scored(self, prompt: Interleaved, answer: str) -> Row:
+    def scored(self, prompt: Interleaved, answer: str) -> SequenceIds:
         """A prompt and an answer, which alone is learnt; nothing is cut."""
         question = [part._replace(is_label=False) if isinstance(part, TextPart) else part for part in prompt]
-        return Rows(self.tokenizer, self.image_id, 1 << 30)([*question, answer_part(answer)])
+        return SequenceEncoder(self.tokenizer, self.image_id, 1 << 30)([*question, answer_part(answer)])
 
-    def __call__(self, parts: Interleaved) -> Row:
+    def __call__(self, parts: Interleaved) -> SequenceIds:
         ids = self.tokenizer.encode("", begin=True)
         is_label = [False] * len(ids)
         pictures: list[int] = []
@@ -66,10 +69,10 @@ class Rows:
                     whole = len(ids), len(pictures)
         ids, is_label = ids[: whole[0]], is_label[: whole[0]]
         labels = [i if label else IGNORED for i, label in zip(ids, is_label, strict=True)]
-        return Row(ids, [*labels[1:], IGNORED], pictures[: whole[1]])
+        return SequenceIds(ids, [*labels[1:], IGNORED], pictures[: whole[1]])
 
 
-def padded(rows: Sequence[Row], pad: int) -> tuple[Tensor, Tensor, Tensor]:
+def padded(rows: Sequence[SequenceIds], pad: int) -> tuple[Tensor, Tensor, Tensor]:
     """Ids and labels ``[B, T]``, padded at the end, and the pictures' counts ``[B]``."""
     width = max(len(row.input_ids) for row in rows)
     ids = [row.input_ids + [pad] * (width - len(row.input_ids)) for row in rows]
@@ -78,29 +81,26 @@ def padded(rows: Sequence[Row], pad: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.tensor(ids, dtype=torch.long), torch.tensor(labels, dtype=torch.long), torch.tensor(counts)
 
 
-class Mixture:
+class TaskMixture:
     """Draws sequences: of each row its task by ``shares``, around the photo that the epoch has come to."""
 
-    def __init__(self, sequences: Sequences, rows: Rows, shares: Mapping[str, float]) -> None:
-        self.sequences, self.rows = sequences, rows
+    def __init__(self, sequences: Sequences, encode: SequenceEncoder, shares: Mapping[str, float]) -> None:
+        self.sequences, self.encode = sequences, encode
         self.tasks = [name for name, share in shares.items() if share > 0]
         self.shares = [shares[name] for name in self.tasks]
 
-    def __call__(self, photos: Sequence[int], seed: int) -> tuple[list[Row], list[int]]:
-        """A row for each of ``photos``, and the place of its task in ``tasks``."""
-        found, tasks = [], []
-        for photo in photos:
-            rng = random.Random(f"{seed} {photo}")
-            for _ in range(TRIES):  # a task may have nothing to say about a photo
-                (task,) = rng.choices(range(len(self.tasks)), self.shares)
-                if self.tasks[task] == REWARDED:
-                    row = Row([], [], [photo])
-                    break
-                row = self.rows(self.sequences.makers[self.tasks[task]](rng, photo))
-                if any(label != IGNORED for label in row.labels):
-                    break
-            else:
-                raise InputError(f"of {', '.join(self.tasks)} none can be made of these captions: draw other tasks too")
-            found.append(row)
-            tasks.append(task)
-        return found, tasks
+    def __call__(self, photos: Sequence[int], seed: int) -> tuple[list[SequenceIds], list[int]]:
+        """A sequence for each of ``photos``, and the place of its task in ``tasks``."""
+        drawn = [self.draw(photo, random.Random(f"{seed} {photo}")) for photo in photos]
+        return [ids for ids, _ in drawn], [task for _, task in drawn]
+
+    def draw(self, photo: int, rng: random.Random) -> tuple[SequenceIds, int]:
+        """Raises InputError: nothing can be learnt from these captions."""
+        for _ in range(TRIES):  # a task may have nothing to say about a photo
+            (task,) = rng.choices(range(len(self.tasks)), self.shares)
+            if self.tasks[task] == REWARDED:
+                return SequenceIds([], [], [photo]), task
+            ids = self.encode(self.sequences.makers[self.tasks[task]](rng, photo))
+            if any(label != IGNORED for label in ids.labels):
+                return ids, task
+        raise InputError(f"of {', '.join(self.tasks)} none can be made of these captions: draw other tasks too")

@@ -1,13 +1,12 @@
-"""From a data set and a few choices to a Flamingo run: photos, drawings, frozen parts, cached features, model."""
+"""From data sets and a recipe to a run of Flamingo: photos, drawings, model between its frozen parts, features, trainer."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 
 from triptych.checkpoints.config import CheckpointConfig, LanguageModelSpec
 from triptych.data import open_dataset
@@ -22,85 +21,69 @@ from triptych.models import (
     locate,
     vision_encoder,
 )
-from triptych.nn.cnn import ConvNet
 from triptych.systems.configs import FlamingoConfig
 from triptych.systems.flamingo import Flamingo
-from triptych.train.flamingo.batches import REWARDED
-from triptych.train.flamingo.objective import FlamingoRecipe, train
-from triptych.train.start import FEATURES_TIMEOUT, features, split_photos
+from triptych.train.data import FeatureReader, open_sources
+from triptych.train.flamingo.recipe import REWARDED, FlamingoRecipe, FlamingoStart
+from triptych.train.flamingo.trainer import FlamingoTrainer
+from triptych.train.loop import fit
+from triptych.train.recipe import with_settings
+from triptych.train.sources import Sources
+from triptych.train.trainer import train_bridges
 
-IMAGE_SIZE = 320  # pixels; 10 x 10 cells of EfficientNet-Lite2
 SPARE = ("<image>", "<file_sep>")  # a token that a picture may have, of those that language models know
 
 
-def flamingo_run(
-    *,
-    data: Path,
-    run: Path,
-    recipe: FlamingoRecipe,
-    drawings: Path | None = None,
-    init: str | None = None,
-    encoder: str = "efficientnet-lite2",
-    encoder_weights: Path | None = None,
-    image_size: int | None = None,
-    lm: str = "smollm2-135m",
-    image_token: str | None = None,
-    sizes: dict[str, Any] | None = None,
-) -> dict[str, Any] | None:
-    """``triptych train flamingo``: train on ``data`` in the folder ``run``.
-
-    Args:
-        drawings: a data set of named pictures, of which the training split is used.
-        init: a checkpoint to go on from.
-        image_token: the special token of the language model that stands for a picture; None = the first of ``SPARE`` that it has.
-        sizes: of the trained parts, as in ``FlamingoConfig``.
+def train_flamingo(sources: Sources, run: Path, recipe: FlamingoRecipe) -> dict[str, Any] | None:
+    """``triptych train flamingo``: train in the folder ``run``; ``run/best`` is the checkpoint with the best validation.
 
     Returns:
         The record of the best validation in the main process, None in the others.
+
+    Raises:
+        InputError: the data, the recipe or the checkpoint to start from cannot be used.
     """
-    state = PartialState(timeout=FEATURES_TIMEOUT)
-    photos, val_photos = split_photos(data)
+    splits = open_sources(sources)
     torch.manual_seed(recipe.loop.seed)
+    init = recipe.start.init
     if init is None:
         if recipe.shares.get(REWARDED):
             raise InputError("self-critical training starts from a trained model: name one with --init")
-        flamingo = new_flamingo(encoder, encoder_weights, image_size or IMAGE_SIZE, lm, image_token, sizes or {})
+        flamingo = new_flamingo(recipe.start)
     else:
         flamingo = load_flamingo(locate(init))
-        if not isinstance(flamingo.model.vision_encoder, ConvNet):
-            raise InputError(f"{init} looks with a vision transformer: training goes on from models with a CNN")
-        recipe = replace(recipe, word_epochs=0)
-    model = flamingo.model
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not name.startswith(("vision_encoder.", "lm.")))
-    model.to(state.device)
-    named = open_dataset(drawings, "train") if drawings else []
-    with state.local_main_process_first():  # the other processes find the features on disk
-        train_data, val_data = ((x, features(x, model.vision_encoder)) for x in (photos, val_photos))
-        drawn = (named, features(named, model.vision_encoder)) if named else None
-    notes = {"data": data.name, "drawings_data": drawings.name if drawings else None}
-    record = train(run, flamingo, train_data, val_data, drawn, recipe, notes)
-    return record if state.is_main_process else None
+        recipe = with_settings(recipe, {"word_epochs": 0})
+    train_bridges(flamingo.model)
+    reader = FeatureReader(flamingo.model.vision_encoder, sources.strict)
+    flamingo.model.to(reader.state.device)
+    drawings = None
+    if sources.drawings is not None:
+        drawings = reader.photo_set(sources.drawings.name, open_dataset(sources.drawings, "train"))
+    data = reader.training_data(splits, sources, None)
+    record = fit(run, FlamingoTrainer(flamingo, data, recipe, drawings), recipe.loop)
+    reader.report()
+    return record if reader.state.is_main_process else None
 
 
-def new_flamingo(
-    encoder: str, weights: Path | None, image_size: int, lm: str, image_token: str | None, sizes: dict[str, Any]
-) -> FlamingoModel:
+def new_flamingo(start: FlamingoStart) -> FlamingoModel:
     """Fresh trained parts, their gates shut, between frozen ones."""
-    vision = vision_encoder(encoder, weights=weights, image_size=image_size)
-    language = find_language_model(lm)
+    weights = None if start.encoder_weights is None else Path(start.encoder_weights)
+    vision = vision_encoder(start.encoder, weights=weights, image_size=start.image_size)
+    language = find_language_model(start.lm)
     specials = language.tokenizer.specials
-    token = image_token or next((token for token in SPARE if token in specials), "")
+    token = start.image_token or next((token for token in SPARE if token in specials), "")
     if token not in specials:
         known = ", ".join(sorted(specials)[:12])
-        raise InputError(f"name a token that can stand for a picture with --image-token: {lm} has {known}...")
+        raise InputError(f"name a token that can stand for a picture with --image-token: {start.lm} has {known}...")
     if not language.tokenizer.eos_ids:
-        raise InputError(f"{lm} has no token that ends a text: its tokenizer must name one")
+        raise InputError(f"{start.lm} has no token that ends a text: its tokenizer must name one")
     if specials[token] in language.tokenizer.eos_ids:
         raise InputError(f"{token} ends a text: choose another --image-token")
-    config = FlamingoConfig(vision.dim, specials[token], **sizes)
+    config = FlamingoConfig(vision.dim, specials[token], **asdict(start.network))
     end_id = min(language.tokenizer.eos_ids)
     search = Search(frozenset({end_id}), max_new_tokens=25, banned=frozenset({config.image_id}))
-    spec = LanguageModelSpec(lm, stored=False, sha256=language_model_fingerprint(lm, language), end_id=end_id)
+    spec = LanguageModelSpec(
+        start.lm, stored=False, sha256=language_model_fingerprint(start.lm, language), end_id=end_id
+    )
     own = CheckpointConfig(system="flamingo", model=config, encoder=encoder_spec(vision), lm=spec)
     return FlamingoModel(Flamingo(config, vision, language.decoder), language.tokenizer, search, own)

@@ -1,0 +1,177 @@
+"""The photos of a run: one data set or several, their splits kept apart, each with its features."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import PartialState
+
+from triptych.checkpoints.config import Card
+from triptych.checkpoints.parts import home
+from triptych.data import Photo, open_dataset
+from triptych.data.reading import PhotoReader
+from triptych.errors import InputError
+from triptych.nn.encoder import VisionEncoder
+from triptych.train.features import Features, JoinedFeatures, cached_features
+from triptych.train.loop import has_fast_bf16
+from triptych.train.recipe import Settings
+from triptych.train.sampling import DataMix
+from triptych.train.sources import Sources
+
+FEATURES_TIMEOUT = timedelta(days=2)  # how long other processes wait while one computes the features
+
+HELD_OUT = 10  # without a validation split, every tenth photo is held out for it
+
+
+class PhotoSet(NamedTuple):
+    """Photos of one split of one data set, and the features of each."""
+
+    name: str
+    photos: Sequence[Photo]
+    features: Features
+
+
+class Splits(NamedTuple):
+    """One data set: its photos to train on and to validate with."""
+
+    name: str
+    train: list[Photo]
+    validation: list[Photo]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """``shares``: see ``DataMix``. Training items are numbered through all data sets, one behind the other."""
+
+    train: Sequence[PhotoSet]
+    validation: Sequence[PhotoSet]
+    shares: tuple[float, ...] | None = None
+
+    @property
+    def photos(self) -> list[Photo]:
+        """The training photos of all data sets."""
+        return [photo for each in self.train for photo in each.photos]
+
+    @property
+    def features(self) -> JoinedFeatures:
+        """Of ``photos``."""
+        return JoinedFeatures(*(each.features for each in self.train))
+
+    @property
+    def mix(self) -> DataMix:
+        return DataMix(tuple(len(each.photos) for each in self.train), self.shares)
+
+    def check_captions(self, advice: str = "") -> None:
+        """Raises InputError: some photo has no captions."""
+        for each in (*self.train, *self.validation):
+            for photo in each.photos:
+                if not photo.captions:
+                    raise InputError(f"{photo.name} has no captions: remove it from the data or give it some{advice}")
+
+    def fingerprint(self, further: Iterable[Photo] = ()) -> str:
+        """Of the ids and captions of all photos."""
+        validation = [photo for each in self.validation for photo in each.photos]
+        known = [(photo.id, photo.captions) for photo in (*self.photos, *validation, *further)]
+        return hashlib.sha256(repr(known).encode()).hexdigest()
+
+    def card(self, recipe: Settings, record: Mapping[str, Any], drawings: PhotoSet | None = None) -> Card:
+        """The card of a checkpoint: the recipe, the figures of a validation, and the data sets."""
+        names = [each.name for each in self.train]
+        counts = {each.name: len(each.photos) for each in self.train}
+        notes: dict[str, Any] = {"photos_of": counts} if len(names) > 1 else {}
+        if self.shares:
+            notes["shares"] = dict(zip(names, self.shares, strict=True))
+        return Card(
+            recipe=asdict(recipe),  # type: ignore[call-overload]
+            validation=dict(record),
+            data=" + ".join(names),
+            photos=sum(counts.values()),
+            drawings_data=drawings.name if drawings else None,
+            drawings=len(drawings.photos) if drawings else None,
+            notes=notes,
+        )
+
+
+def validate_each(sets: Sequence[PhotoSet], figures_of: Callable[[PhotoSet], dict[str, float]]) -> dict[str, float]:
+    """The figures of each data set as ``name/figure``, and their means as ``figure``; of one data set, its figures alone.
+
+    The mean decides which state is the best, so that no data set is given up for another.
+    """
+    found = [figures_of(each) for each in sets]
+    if len(found) == 1:
+        return found[0]
+    apart = {
+        f"{each.name}/{name}": value
+        for each, figures in zip(sets, found, strict=True)
+        for name, value in figures.items()
+    }
+    common = [name for name in found[0] if all(name in figures for figures in found)]
+    return {name: sum(figures[name] for figures in found) / len(found) for name in common} | apart
+
+
+def open_sources(sources: Sources, questions: bool = False) -> list[Splits]:
+    """The photos of each data set; with several, their ids begin with the name of the data set.
+
+    ``questions``: photos that come with questions count, even without captions.
+    """
+    found = []
+    for name, path in zip(sources.names, sources.data, strict=True):
+        train, validation = split_photos(path, questions)
+        if len(sources.data) > 1:
+            train, validation = ([replace(p, id=f"{name}/{p.id}") for p in photos] for photos in (train, validation))
+        found.append(Splits(name, train, validation))
+    return found
+
+
+def split_photos(data: Path, questions: bool = False) -> tuple[list[Photo], list[Photo]]:
+    """Training and validation photos with captions (``questions``: or with questions); test photos are never touched."""
+    photos = [photo for photo in open_dataset(data) if photo.captions or (questions and photo.extra.get("vqa"))]
+    train_photos = [photo for photo in photos if photo.split == "train"]
+    val_photos = [photo for photo in photos if photo.split == "val"]
+    if not val_photos:
+        val_photos = train_photos[::HELD_OUT]
+        train_photos = [photo for i, photo in enumerate(train_photos) if i % HELD_OUT]
+        print(f"{data} has no validation split: every tenth photo ({len(val_photos)}) is held out", file=sys.stderr)
+    if not train_photos or not val_photos:
+        raise InputError(
+            f"{data} has {len(train_photos)} photos to train on and {len(val_photos)} to validate: both are needed"
+        )
+    return train_photos, val_photos
+
+
+class FeatureReader:
+    """Computes the features of photos, in one process for all, and says at the end which photos were left out."""
+
+    def __init__(self, encoder: VisionEncoder, strict: bool) -> None:
+        self.encoder = encoder
+        self.state = PartialState(timeout=FEATURES_TIMEOUT)
+        self.reader = PhotoReader(strict, self.say)
+
+    def say(self, line: str) -> None:
+        if self.state.is_main_process:
+            print(line, file=sys.stderr)
+
+    def photo_set(self, name: str, photos: Sequence[Photo]) -> PhotoSet:
+        """The photos that can be read, with their features, from the cache where they are there."""
+        dtype = torch.bfloat16 if has_fast_bf16() else torch.float32
+        with self.state.local_main_process_first():  # the other processes find the features on disk
+            features = cached_features(photos, self.encoder, home() / "features", dtype, self.reader)
+        return PhotoSet(name, [photos[row] for row in features.rows], features)
+
+    def training_data(self, splits: Sequence[Splits], sources: Sources, validation_photos: int | None) -> TrainingData:
+        """``validation_photos``: of each data set at most; None = all."""
+        train = [self.photo_set(each.name, each.train) for each in splits]
+        validation = [self.photo_set(each.name, each.validation[:validation_photos]) for each in splits]
+        return TrainingData(train, validation, sources.shares or None)
+
+    def report(self) -> None:
+        """One line about the photos that were left out, if any were."""
+        if summary := self.reader.summary():
+            self.say(summary)

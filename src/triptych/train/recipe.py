@@ -1,0 +1,205 @@
+"""What recipes are made of: settings with their help, ranges and defaults, nested by what they decide.
+
+A recipe is a frozen dataclass of settings and of groups of settings; the name of a setting is unique within its recipe, so that the command
+line and recipe files give them flat. This module and the ``recipe`` modules of the systems load no torch: ``--help`` reads them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
+
+from triptych.errors import InputError
+
+R = TypeVar("R", bound="Settings")
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: tuple[Any, ...] = (),
+    **texts: str,
+) -> Any:
+    """A dataclass field that is a setting.
+
+    Args:
+        low, high, above: the least and the greatest value, and one that the value must exceed.
+        choices: the texts that are allowed.
+        texts: of the command line: ``option`` (another name), ``metavar``, ``show_default``.
+    """
+    metadata = {"help": help, "low": low, "high": high, "above": above, "choices": choices, **texts}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+class Settings:
+    """A frozen dataclass that checks each of its settings against its type and range. Raises InputError."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for item in settings_in(self):
+            value = checked(item, hints[item.name], getattr(self, item.name))
+            object.__setattr__(self, item.name, value)
+
+
+def checked(item: Field[Any], hint: Any, value: Any) -> Any:
+    """The value of a setting as its type has it (1 as 1.0). Raises InputError with its name, the value, and what is expected."""
+    kinds = [kind for kind in (get_args(hint) or (hint,)) if isinstance(kind, type)]
+    if value is None and type(None) in kinds:
+        return None
+    if item.metadata["choices"]:
+        if value not in item.metadata["choices"]:
+            known = [str(choice) for choice in item.metadata["choices"] if choice is not None]
+            raise InputError(f"unknown {item.name} {value!r}: choose {' or '.join(known)}")
+        return value
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(value, Mapping):
+        return weights_of(item.name, value)
+    if not isinstance(value, tuple(kinds)) or (isinstance(value, bool) and bool not in kinds):
+        expected = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
+        raise InputError(f"{item.name} is {value!r}, expected {expected}")
+    if isinstance(value, int | float):
+        check_range(item, value)
+    return value
+
+
+def check_range(item: Field[Any], value: float) -> None:
+    low, high, above = (item.metadata[name] for name in ("low", "high", "above"))
+    if (
+        not math.isfinite(value)
+        or (low is not None and value < low)
+        or (high is not None and value > high)
+        or (above is not None and value <= above)
+    ):
+        bounds = [
+            f"{word} {bound}"
+            for word, bound in (("above", above), ("at least", low), ("at most", high))
+            if bound is not None
+        ]
+        raise InputError(f"{item.name} is {value}, expected a number {' and '.join(bounds)}".removesuffix(" "))
+
+
+def weights_of(name: str, given: Mapping[str, Any]) -> dict[str, float]:
+    """``given`` with finite numbers of 0 or more."""
+    for key, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise InputError(f"{name}: {key} is {value!r}, expected a finite number of at least 0")
+    return {str(key): float(value) for key, value in given.items()}
+
+
+def settings_in(group: Any) -> list[Field[Any]]:
+    """The settings of one group, without those of the groups in it."""
+    return [item for item in fields(group) if "help" in item.metadata]
+
+
+def all_settings(recipe: Settings) -> Iterator[tuple[Settings, Field[Any]]]:
+    """Every setting of a recipe with the group that holds its value, in the order in which they are written."""
+    for item in fields(recipe):  # type: ignore[arg-type]
+        value = getattr(recipe, item.name)
+        if "help" in item.metadata:
+            yield recipe, item
+        elif is_dataclass(value):
+            yield from all_settings(value)  # type: ignore[arg-type]
+
+
+def make_recipe(kind: type[R], given: Mapping[str, Any]) -> R:
+    """The recipe with its defaults but for the settings in ``given``, by name, in whichever group they are.
+
+    Raises:
+        InputError: there is no such setting, or a value is not allowed.
+    """
+    default = kind()
+    known = [item.name for _, item in all_settings(default)]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(sorted(known))}"
+            raise InputError(f"unknown setting {name!r}: {hint}")
+    return with_settings(default, given)
+
+
+def with_settings(recipe: R, given: Mapping[str, Any]) -> R:
+    """A copy with the settings of ``given`` that it has."""
+    changes: dict[str, Any] = {}
+    for item in fields(recipe):  # type: ignore[arg-type]
+        value = getattr(recipe, item.name)
+        if "help" not in item.metadata and isinstance(value, Settings):
+            changes[item.name] = with_settings(value, given)
+        elif item.name in given:
+            changes[item.name] = given[item.name]
+    return replace(recipe, **changes)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class OptimizerSettings(Settings):
+    learning_rate: float = setting(1e-3, "At its height; it climbs there, then falls to zero along a cosine.", above=0)
+    weight_decay: float = setting(1e-4, "Of AdamW.", low=0)
+    warmup: float = setting(0.05, "The share of the steps in which the learning rate climbs.", low=0, high=1)
+    clip: float = setting(1.0, "The norm that gradients are clipped to.", above=0)
+
+
+@dataclass(frozen=True)
+class LoopSettings(Settings):
+    """How long a run is and how its steps are made. ``batch_size`` counts items of one optimiser step over all processes."""
+
+    epochs: int = setting(15, "Times that as many items are read as there are.", low=1)
+    batch_size: int = setting(64, "Items per step.", low=1)
+    accumulation: int = setting(1, "Parts that a batch is split into, to save memory.", low=1)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    patience: int = setting(4, "Validations without a better one before stopping.", low=1)
+    precision: Literal["auto", "fp32", "bf16"] = setting(
+        "auto", "auto, fp32 or bf16.", choices=("auto", "fp32", "bf16")
+    )
+    seed: int = setting(0, "Of the order of the data, of dropout and of all that is drawn.", low=0, high=2**31 - 1)
+    save_minutes: float = setting(3.0, "Between two saves of what a killed run resumes from.", low=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size % self.accumulation:
+            raise InputError(f"a batch of {self.batch_size} cannot be split into {self.accumulation} equal parts")
+
+
+@dataclass(frozen=True)
+class CropSettings(Settings):
+    """What a step sees of the grid of a photo (``train.crops``)."""
+
+    mirror: bool = setting(True, "Half of the photos are seen as in a mirror.")
+    cells: float = setting(0.5, "Share of the grid's cells that a step reads, drawn anew each time.", above=0, high=1)
+    window: float = setting(0.7, "They lie in a window of at least this share of each side.", above=0, high=1)
+
+
+@dataclass(frozen=True)
+class RewardSettings(Settings):
+    """Self-critical training (``train.self_critical``)."""
+
+    temperature: float = setting(0.5, "Of the samples of self-critical training.", above=0)
+    bleu_weight: float = setting(1.0, "In their reward: of the mean of BLEU-1 to 4 beside CIDEr-D.", low=0)
+
+
+def encoder_setting() -> Any:
+    return setting("efficientnet-lite2", "efficientnet-lite2, vgg19 or resnet101.")
+
+
+def encoder_weights_setting() -> Any:
+    return setting(None, "torchvision's .pth of vgg19 or resnet101.", metavar="FILE")
+
+
+def image_size_setting() -> Any:
+    return setting(320, "Photos are brought to this square, in pixels.", low=32)
+
+
+def lm_setting() -> Any:
+    return setting(
+        "smollm2-135m",
+        "The frozen language model: smollm2-135m, a GGUF file, or a directory of transformers'.",
+        metavar="LM",
+    )

@@ -1,0 +1,63 @@
+"""Which training items a step reads: a function of the seed and the step alone, so that a killed run goes on with the same ones."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+EPOCH_SEEDS = 1_000_003  # far apart, so that two runs with neighbouring seeds share no epoch
+
+
+class DataMix(NamedTuple):
+    """``sizes``: training items of each data set; ``shares``: how much of an epoch comes from each, relative to the others. None = by size,
+    so that every item is read once in an epoch."""
+
+    sizes: tuple[int, ...]
+    shares: tuple[float, ...] | None = None
+
+    @property
+    def items(self) -> int:
+        return sum(self.sizes)
+
+    def counts(self) -> list[int]:
+        """Items of each data set in an epoch; together as many as there are."""
+        if self.shares is None:
+            return list(self.sizes)
+        exact = [self.items * share / sum(self.shares) for share in self.shares]
+        ends = [round(sum(exact[: i + 1])) for i in range(len(exact))]
+        return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def steps_per_epoch(mix: DataMix, batch_size: int) -> int:
+    return max(1, mix.items // batch_size)
+
+
+def batch_rows(step: int, mix: DataMix, batch_size: int, seed: int) -> list[int]:
+    """The items of one step, as places in all data sets one behind the other.
+
+    Each epoch is a shuffle of its own; its last, incomplete batch is left out. A data set that gives an epoch fewer items than it has goes
+    on in the next epoch where it stopped, and one that gives more is read again in another order: no item comes a second time before all
+    others of its data set have come once.
+    """
+    epoch, index = divmod(step, steps_per_epoch(mix, batch_size))
+    order = shuffled(mix.items, seed, epoch)
+    if mix.shares is not None:
+        drawn = [row for place in range(len(mix.sizes)) for row in rows_of(mix, place, seed, epoch)]
+        order = [drawn[i] for i in order]
+    return order[index * batch_size : (index + 1) * batch_size]
+
+
+def rows_of(mix: DataMix, place: int, seed: int, epoch: int) -> list[int]:
+    """The items that one data set gives to an epoch."""
+    size, count, first = mix.sizes[place], mix.counts()[place], sum(mix.sizes[:place])
+    rows: list[int] = []
+    while len(rows) < count:
+        reading, start = divmod(epoch * count + len(rows), size)
+        rows += [first + i for i in shuffled(size, seed, reading)[start : start + count - len(rows)]]
+    return rows
+
+
+def shuffled(items: int, seed: int, number: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed * EPOCH_SEEDS + number)
+    return torch.randperm(items, generator=generator).tolist()

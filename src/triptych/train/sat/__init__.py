@@ -1,0 +1,1 @@
+"""Training Show, Attend and Tell."""

@@ -1,0 +1,102 @@
+"""Show, Attend and Tell as the training loop sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from triptych.generate import Search, generate
+from triptych.metrics.captions import score_captions
+from triptych.models import SatModel, save_sat
+from triptych.systems.show_attend_tell import ShowAttendTell
+from triptych.text.vocabulary import EOS, WordVocabulary
+from triptych.train.crops import mirrored
+from triptych.train.data import PhotoSet, TrainingData, validate_each
+from triptych.train.features import Features
+from triptych.train.sat.batches import encode_captions, to_batch
+from triptych.train.sat.objective import CrossEntropy, SelfCritical, validation_search
+from triptych.train.sat.recipe import SatRecipe
+from triptych.train.trainer import ParameterGroups
+
+
+class SatTrainer:
+    """A ``train.trainer.Trainer``; the best state has the highest CIDEr-D of generated validation captions."""
+
+    metric = "CIDEr-D"
+
+    def __init__(self, sat: SatModel, data: TrainingData, recipe: SatRecipe) -> None:
+        """Raises InputError: a photo has no captions."""
+        data.check_captions()
+        self.sat, self.data, self.recipe, self.mix = sat, data, recipe, data.mix
+        self.features = data.features
+        captions = recipe.captions
+        self.captions = [
+            encode_captions(photo, sat.vocabulary, captions.captions_per_photo, captions.max_words)
+            for photo in data.photos
+        ]
+        self.search = validation_search(recipe)
+        self.objective: nn.Module = self.make_objective()
+
+    def make_objective(self) -> CrossEntropy | SelfCritical:
+        model, vocabulary = self.sat.model, self.sat.vocabulary
+        if self.recipe.objective == "xe":
+            return CrossEntropy(model, self.recipe.loss)
+        references = [[[*vocabulary.encode(text), EOS] for text in photo.captions] for photo in self.data.photos]
+        return SelfCritical(model, self.recipe, references)
+
+    def identity(self) -> dict[str, Any]:
+        model = self.sat.model
+        return {
+            "recipe": asdict(self.recipe),
+            "model": asdict(model.config),
+            "cut": model.encoder.cut,
+            "data": self.data.fingerprint(),
+            "shares": self.mix.shares,
+        }
+
+    def prepare(self, run: Path, new: bool) -> None:
+        """Nothing comes before the first step."""
+
+    def parameter_groups(self) -> ParameterGroups:
+        """The decoder; the encoder's trained layers at their own rate."""
+        model = self.sat.model
+        groups: ParameterGroups = [{"params": [p for p in model.decoder.parameters() if p.requires_grad]}]
+        tail = [p for p in model.encoder.layers[model.encoder.cut :].parameters() if p.requires_grad]
+        return [*groups, {"params": tail, "lr_scale": self.recipe.loss.tail_rate}] if tail else groups
+
+    def batch(self, rows: Sequence[int], seed: int) -> tuple[Any, ...]:
+        maps = self.features[rows, mirrored(len(rows), self.recipe.captions.mirror, seed)]
+        if self.recipe.objective == "scst":
+            return maps, rows, seed
+        return maps, *to_batch([self.captions[row] for row in rows]), seed
+
+    def validate(self) -> dict[str, float]:
+        return validate_each(self.data.validation, self.figures)
+
+    def figures(self, photos: PhotoSet) -> dict[str, float]:
+        judged = photos.photos[: self.recipe.validation.validation_photos]
+        texts = write_sat_captions(self.sat.model, photos.features, self.sat.vocabulary, self.search, len(judged))
+        references = {photo.id: photo.captions for photo in judged}
+        scores = score_captions(dict(zip(references, texts, strict=True)), references, meteor=False)
+        return {name: value for name, value in scores.items() if value is not None}
+
+    def save(self, directory: Path, record: Mapping[str, Any]) -> None:
+        card = self.data.card(self.recipe, record)
+        save_sat(directory, replace(self.sat, search=self.search), card)
+
+
+def write_sat_captions(
+    model: ShowAttendTell, features: Features, vocabulary: WordVocabulary, search: Search, photos: int, batch: int = 32
+) -> list[str]:
+    """Generated captions of the first ``photos`` photos."""
+    texts = []
+    device = next(model.parameters()).device
+    for first in range(0, photos, batch):
+        rows = range(first, min(first + batch, photos))
+        found = generate(model, features[rows, [0] * len(rows)].to(device), search)
+        texts += [vocabulary.decode(hypotheses[0].ids) for hypotheses in found]
+    return texts
