@@ -32,10 +32,13 @@ LONG = {
     "original_max_position_embeddings": 32,
 }
 LAYERS6 = {"num_hidden_layers": 6}
+PERMUTED = ("llama", "smollm3")  # whose rotary pairs the converter interleaves
 CONFIGS = {
     "llama": transformers.LlamaConfig(**SMALL),
     "qwen2": transformers.Qwen2Config(**SMALL),
     "qwen3": transformers.Qwen3Config(**SMALL, head_dim=12),
+    "smollm3": transformers.SmolLM3Config(**SMALL | LAYERS6),
+    "olmo2": transformers.Olmo2Config(**SMALL),
     "phi3": transformers.Phi3Config(**SMALL),
     "phi3, long": transformers.Phi3Config(**SMALL, rope_parameters=LONG, original_max_position_embeddings=32),
     "gemma": transformers.GemmaConfig(**SMALL, head_dim=12),
@@ -78,9 +81,9 @@ def stored(key: str, tensor: Tensor, config: Any) -> Tensor:
     """A tensor as the converter stores it."""
     if config.model_type.startswith("gemma") and key.endswith("norm.weight"):
         return tensor + 1
-    if config.model_type == "llama" and ".q_proj." in key:
+    if config.model_type in PERMUTED and ".q_proj." in key:
         return interleaved(tensor, config.num_attention_heads)
-    if config.model_type == "llama" and ".k_proj." in key:
+    if config.model_type in PERMUTED and ".k_proj." in key:
         return interleaved(tensor, config.num_key_value_heads)
     return tensor
 

@@ -37,6 +37,10 @@ GGUF_POST_NORM: Table = {
     "blocks.*.attention_post_norm": ("blk.*.post_attention_norm",),
     "blocks.*.ffn_post_norm": ("blk.*.post_ffw_norm",),
 }
+GGUF_OLMO2: Table = {
+    name: rows for name, rows in GGUF_LLAMA.items() if name not in ("blocks.*.attention_norm", "blocks.*.ffn_norm")
+}
+GGUF_OLMO2 |= GGUF_QK_NORM | GGUF_POST_NORM
 ROPE_FACTORS = "rope_freqs.weight"
 LONG_ROPE = ("rope_factors_short.weight", "rope_factors_long.weight")
 
@@ -119,6 +123,18 @@ def qwen3_from_gguf(read: Fields) -> DecoderConfig:
     return replace(llama_from_gguf(read), qk_norm="head")
 
 
+def smollm3_from_gguf(read: Fields) -> DecoderConfig:
+    """Every fourth layer is without positions, which metadata does not tell."""
+    ours = llama_from_gguf(read)
+    return replace(ours, unrotated_layers=tuple(range(3, ours.layers, 4)))
+
+
+def olmo2_from_gguf(read: Fields) -> DecoderConfig:
+    if read.get("attention.sliding_window"):
+        raise InputError(f"{read.file.path}: OLMo 3, whose layers have sliding windows, is not covered: OLMo 2 is")
+    return replace(llama_from_gguf(read), qk_norm="all", pre_norm=False, post_norm=True)
+
+
 def phi3_from_gguf(read: Fields) -> DecoderConfig:
     """Where the frequencies change at the original length (longrope), texts end there."""
     ours = llama_from_gguf(read)
@@ -172,6 +188,8 @@ ARCHITECTURES = {
     "llama": Architecture(GGUF_LLAMA, llama_from_gguf, {"attention.qkv": interleaved_rows}),  # Mistral's files, too
     "qwen2": Architecture(GGUF_LLAMA, llama_from_gguf),
     "qwen3": Architecture(GGUF_LLAMA | GGUF_QK_NORM, qwen3_from_gguf),
+    "smollm3": Architecture(GGUF_LLAMA, smollm3_from_gguf, {"attention.qkv": interleaved_rows}),
+    "olmo2": Architecture(GGUF_OLMO2, olmo2_from_gguf),
     "phi3": Architecture(GGUF_PHI3, phi3_from_gguf),
     "gemma": Architecture(GGUF_LLAMA, gemma_from_gguf),  # whose norms' weights llama.cpp stores as they are used
     "gemma2": Architecture(GGUF_LLAMA | GGUF_POST_NORM, gemma2_from_gguf),
