@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets_on_disk import fuzz, lines, put, refused, summary
+from datasets_on_disk import fuzz, lines, picture, put, put_tar, refused, summary
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -278,6 +278,8 @@ def test_what_is_no_text_needs_no_captions(tmp_path: Path) -> None:
         ("caption_id", ["17", "23", "5"]),
         ("sentid", ["0.0", "1.0", "2.0"]),
         ("id", ["1", "2", "3"]),
+        ("caption_ref", ["a.jpg#0", "a.jpg#1", "b.jpg#0"]),
+        ("id", ["a.jpg#0", "a.jpg#1", "b.jpg#0"]),
         ("ID", ["0", "1", "0"]),
     ],
 )
@@ -293,7 +295,7 @@ def test_columns_that_number_rows_or_captions(tmp_path: Path, column: str, numbe
     assert photos[0].extra == {}
     (tmp_path / "metadata.csv").unlink()
     texts = zip(numbers, files, captions, strict=True)
-    put(tmp_path / "metadata.jsonl", lines(*({column: int(float(n)), "file_name": f, "text": c} for n, f, c in texts)))
+    put(tmp_path / "metadata.jsonl", lines(*({column: n.strip(), "file_name": f, "text": c} for n, f, c in texts)))
     assert summary(open_dataset(tmp_path)) == expected
 
 
@@ -303,6 +305,41 @@ def test_columns_that_say_something_else_must_agree(tmp_path: Path) -> None:
     refused(tmp_path, "line 3", "a.jpg", "place")
     put(tmp_path / "metadata.csv", "file_name,caption,rating\na.jpg,one,4\na.jpg,two,4\n")
     assert open_dataset(tmp_path)[0].extra == {"rating": "4"}
+
+
+@pytest.mark.parametrize("names", [("caption_1", "caption_2"), ("caption1", "caption2"), ("Text 0", "Text 1")])
+def test_a_column_for_each_caption(tmp_path: Path, names: tuple[str, str]) -> None:
+    put(tmp_path / "a.jpg")
+    put(tmp_path / "b.jpg")
+    put(tmp_path / "metadata.csv", f"file_name,{','.join(names)}\na.jpg,a dog,a pup\nb.jpg,,a cat\n")
+    assert [photo.captions for photo in open_dataset(tmp_path)] == [("a dog", "a pup"), ("a cat",)]
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "folder"),
+    [
+        ("captions.txt", "image,caption", "Images"),
+        ("results.csv", "image_name| comment_number| comment", "flickr30k_images"),
+        ("Metadata.CSV", "file_name,caption", "."),
+        ("metadata.tsv", "file_name\tcaption", "images"),
+        ("captions.csv", "filename;text", "."),
+    ],
+)
+def test_tables_of_other_names(tmp_path: Path, name: str, header: str, folder: str) -> None:
+    content = put(tmp_path / folder / "a.jpg")
+    cells = ["a.jpg", *(["0"] if "number" in header else []), "a dog"]
+    put(tmp_path / name, header + "\n" + next(d for d in "|;\t," if d in header).join(cells) + "\n")
+    for place in (tmp_path, tmp_path / name):
+        (photo,) = open_dataset(place)
+        assert photo.captions == ("a dog",) and photo.read() == content
+
+
+def test_tables_that_name_no_files_are_left_alone(tmp_path: Path) -> None:
+    put_tar(tmp_path / "train-0.tar", {"a.jpg": picture()})
+    put(tmp_path / "captions.txt", "a dog\na cat\n")
+    put(tmp_path / "results.csv", "model,score\nx,1\n")
+    put(tmp_path / "captions.jsonl", "{}\n")
+    assert [photo.id for photo in open_dataset(tmp_path)] == ["a"]
 
 
 def test_metadata_may_be_named_themselves(tmp_path: Path) -> None:

@@ -33,6 +33,9 @@ CAPTION_FIELDS = (
 """The names of the fields that are known, of several the first that is not empty; case and spaces do not matter."""
 
 
+NUMBERED_CAPTION = re.compile(r"(?:caption|text|sentence|description|comment)[ _#-]?\d+")
+
+
 def read_text(path: Path) -> str:
     """A UTF-8 file, with or without byte order mark, its line ends as they are."""
     if path.stat().st_size > MAX_TEXT:
@@ -91,6 +94,13 @@ def take(record: dict[str, Any], names: Iterable[str]) -> Any:
     """Remove the fields called so from ``record``; the first value that is not empty, else None."""
     values = [record.pop(field) for field in fields_named(record, names)]
     return next((value for value in values if value not in (None, "", [])), None)
+
+
+def take_captions(record: dict[str, Any]) -> Any:
+    """Remove the captions from ``record``: the first known field that is not empty, else all of ``caption_1``, ``caption_2``..."""
+    numbered = [record.pop(field) for field in [*record] if NUMBERED_CAPTION.fullmatch(field.strip().lower())]
+    single = take(record, CAPTION_FIELDS)
+    return [value for value in numbered if value] if single is None else single
 
 
 def captions_of(value: Any, where: str) -> tuple[str, ...]:

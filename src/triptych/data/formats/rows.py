@@ -1,7 +1,8 @@
 """Rows of a table of photos and captions -> photos: rows of one photo that differ in their caption are its captions."""
 
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,6 +11,7 @@ from triptych.data.photos import Photo
 from triptych.data.records import (
     CAPTION_FIELDS,
     FILE_FIELDS,
+    NUMBERED_CAPTION,
     SPLITS,
     captions_of,
     fields_named,
@@ -17,12 +19,14 @@ from triptych.data.records import (
     shorten,
     split_of,
     take,
+    take_captions,
     text_of,
 )
 from triptych.errors import InputError
 
 OTHER_FIELDS = {"vqa", "conversations", "question", "questions", "answer", "answers", "objects"}
 """Fields beside which a table need not have captions."""
+NUMBERED = re.compile(r"(?P<text>.*?)(?P<number>\d{1,18})(?:\.0*)?", re.DOTALL)
 
 
 @dataclass
@@ -74,7 +78,7 @@ def _row(where: str, record: dict[str, Any], folder: Path, root: Path) -> Row:
         path=path,
         id=text_of(take(record, ["id"]), f"{where}: id") if named else None,
         split=split_of(where, folder_split, take(record, ["split"])),
-        captions=captions_of(take(record, CAPTION_FIELDS), where),
+        captions=captions_of(take_captions(record), where),
         extra=record,
     )
 
@@ -96,7 +100,8 @@ def _check_caption_column(records: Sequence[tuple[str, dict[str, Any]]]) -> None
     """Photos without captions are fine, captions that nobody reads are not."""
     texts: dict[str, str] = {}
     for where, record in records:
-        if fields_named(record, CAPTION_FIELDS) or OTHER_FIELDS & {field.strip().lower() for field in record}:
+        names = {field.strip().lower() for field in record}
+        if fields_named(record, CAPTION_FIELDS) or names & OTHER_FIELDS or any(map(NUMBERED_CAPTION.fullmatch, names)):
             return
         about = {*fields_named(record, [*FILE_FIELDS, "id", "split"])}
         for field, value in record.items():
@@ -111,7 +116,7 @@ def _check_caption_column(records: Sequence[tuple[str, dict[str, Any]]]) -> None
 
 
 def _drop_numbering_ids(rows: Sequence[Row]) -> None:
-    """Ids that differ between the rows of a file number its captions."""
+    """Ids that differ between the rows of a file number its captions: ``1``, ``2``, or ``a.jpg#0``, ``a.jpg#1``."""
     ids = defaultdict(list)
     for row in rows:
         ids[row.path].append(row.id)
@@ -134,20 +139,10 @@ def _drop_numbering_columns(rows: Sequence[Row], photos: Iterable[Sequence[Row]]
 
 
 def _are_numbers(values: Sequence[Any]) -> bool:
-    """Whether the values are whole numbers, each another one."""
-    numbers = [*_whole_numbers(values)]
-    return len({*numbers}) == len(values)
-
-
-def _whole_numbers(values: Iterable[Any]) -> Iterator[float]:
-    for value in values:
-        if isinstance(value, int | float | str) and not isinstance(value, bool):
-            try:
-                number = float(value)
-            except ValueError:
-                continue
-            if number.is_integer():
-                yield number
+    """Whether the values are different whole numbers, perhaps all behind the same text."""
+    parts = [NUMBERED.fullmatch(str(value).strip()) for value in values if not isinstance(value, bool)]
+    numbered = [(match["text"], int(match["number"])) for match in parts if match]
+    return len({*numbered}) == len(values) and len({text for text, _ in numbered}) == 1
 
 
 def _listed(fields: Iterable[str]) -> str:

@@ -12,14 +12,13 @@ from typing import BinaryIO
 
 from triptych.data.photos import Photo
 from triptych.data.records import (
-    CAPTION_FIELDS,
     captions_of,
     decode,
     parse_json,
     record_of,
     split_in_name,
     split_of,
-    take,
+    take_captions,
     text_of,
 )
 from triptych.errors import InputError
@@ -62,7 +61,7 @@ def _photos(source: Path, shard: Shard) -> Iterator[Photo]:
     for key, (offset, size) in shard.pictures.items():
         text, where = shard.texts.get(key, {}), f"{source}: {key}"
         record = record_of(parse_json(text.get("json", "{}"), f"{where}.json"), f"{where}.json")
-        captions = captions_of(take(record, CAPTION_FIELDS), f"{where}.json")
+        captions = captions_of(take_captions(record), f"{where}.json")
         yield Photo(
             id=text_of(record.pop("id", key), where),
             split=split_of(where, shard_split, record.pop("split", None)),
