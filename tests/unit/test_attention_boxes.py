@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from triptych import load
+from triptych.data import open_dataset
 from triptych.evaluate.attention import attention_in_boxes, inside, named
 
 
@@ -30,6 +32,6 @@ def test_names() -> None:
 @pytest.mark.data
 @pytest.mark.parts
 def test_the_shipped_model_looks_at_what_it_names(coco_mini: Path) -> None:
-    record = attention_in_boxes("sat", coco_mini, "val")
+    record = attention_in_boxes(load("sat"), open_dataset(coco_mini, "val"))
     assert record["words"] >= 5
     assert record["attention"] > 1.2 * record["area"]

@@ -10,6 +10,7 @@ from triptych.errors import InputError
 from triptych.tasks import Blip2Tasks
 from triptych.tasks.asking import PictureQuestion
 from triptych.tasks.blip2 import PhotoPrompt
+from triptych.tasks.choices import GREY, blind_share, normalised_logprobs
 from triptych.tasks.words import sentence
 from triptych.text.prompt import CAPTION, CAPTION_INSTRUCTION, IGNORED
 from triptych.train.blip2.batches import PICTURE, AnsweredQuestion, QuestionEncoder
@@ -57,17 +58,39 @@ def test_both_photos_and_the_question_matter(model: Blip2Tasks, photos: list[Ima
     assert scores(photos[0], photos[1], question="who?") != base
 
 
-def test_choices_are_scored_as_whole_answers(model: Blip2Tasks, photos: list[Image.Image]) -> None:
-    answer = model.ask(photos[0], "what?", ["a cat", "no", "yes it is"])
-    assert answer.scores is not None and answer.text == max(answer.scores, key=lambda c: answer.scores[c])
-    assert answer.logprob == pytest.approx(answer.scores[answer.text])
-    tokenizer, engine = model.tokenizer, model.engine
-    (row,) = model.read([model.question_prompt(PictureQuestion(photos[:1], "what?"))])
-    for choice, score in answer.scores.items():  # the same without a cache, one at a time
-        ids = torch.tensor([*tokenizer.encode(f" {choice}"), *tokenizer.eos_ids])
-        inputs = engine.model.prompt([engine.tensors([*row.pieces, ids.tolist()])]).inputs
-        logprobs = engine.lm.logits(engine.lm(inputs))[0, -len(ids) - 1 : -1].log_softmax(-1)
-        assert score == pytest.approx(logprobs.gather(1, ids[:, None]).sum().item(), abs=1e-4)
+def test_choices_are_scored_by_what_the_photo_adds_to_them_as_whole_answers(
+    model: Blip2Tasks, photos: list[Image.Image]
+) -> None:
+    tokenizer, engine, choices = model.tokenizer, model.engine, ["a Cat", "no", "yes it is"]
+
+    def logprobs(photo: Image.Image) -> np.ndarray:
+        """The same without a cache, one at a time."""
+        (row,), found = model.read([model.question_prompt(PictureQuestion([photo], "what?"))]), []
+        for form in ("cat", "no", "yes it is"):
+            ids = torch.tensor([*tokenizer.encode(f" {form}"), *tokenizer.eos_ids])
+            inputs = engine.model.prompt([engine.tensors([*row.pieces, ids.tolist()])]).inputs
+            each = engine.lm.logits(engine.lm(inputs))[0, -len(ids) - 1 : -1].log_softmax(-1)
+            found.append(each.gather(1, ids[:, None]).sum().item())
+        return np.array(found)
+
+    answer = model.ask(photos[0], "what?", choices)
+    expected = normalised_logprobs(logprobs(photos[0]) - blind_share(logprobs(GREY)))
+    assert answer.scores == pytest.approx(dict(zip(choices, expected, strict=True)), abs=1e-3)
+    assert answer.text == choices[int(expected.argmax())] and answer.logprob == answer.scores[answer.text]
+
+
+def test_the_photo_that_shows_something_is_chosen_by_matching(model: Blip2Tasks, photos: list[Image.Image]) -> None:
+    rerank = [m.rerank for m in model.match(photos[:2], "a dog")]
+    found = model.compare(photos[0], photos[1], "In which photo is a dog?", explain=True)
+    assert found.method == "matching" and found.text == ("left", "right")[int(np.argmax(rerank))]
+    assert list(found.scores.values()) == pytest.approx(normalised_logprobs(rerank).tolist(), abs=1e-4)
+    assert found.evidence is not None and found.evidence.maps.shape[1] == 2
+    turned = model.compare(photos[1], photos[0], "In which photo is a dog?")
+    assert {found.text, turned.text} == {"left", "right"}
+    by_words = model.choose_answer(PictureQuestion(photos[:2], "In which photo is a dog?"), ["left", "right"])
+    again = model.choose_answer(PictureQuestion(photos[1::-1], "In which photo is a dog?"), ["left", "right"])
+    assert by_words.method == "language model"
+    assert by_words.scores["left"] == pytest.approx(again.scores["right"], abs=1e-3)
 
 
 def test_matching_is_photo_by_photo_and_equals_single_pairs(model: Blip2Tasks, photos: list[Image.Image]) -> None:

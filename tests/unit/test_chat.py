@@ -35,16 +35,36 @@ def test_a_dialogue_is_one_interleaved_text(model: FlamingoTasks, photos: list[I
     first = ask(chat, "what is it?")
     second = ask(chat, "and now?")
     chat.add(photos[1])
-    chat.add(photos[2])
-    third = ask(chat, "which?")
+    third = ask(chat, "what is this?")
     text = (
         f"<image>\nQuestion: what is it?\nAnswer:{first}<|endofchunk|>"
         f"\nQuestion: and now?\nAnswer:{second}<|endofchunk|>"
-        "Left photo: <image>\nRight photo: <image>\nQuestion: which?\nAnswer:"
+        "<image>\nQuestion: what is this?\nAnswer:"
     )
-    expected = model.interleaved(photos[:3], text, max_new_tokens=4)
+    expected = model.interleaved(photos[:2], text, max_new_tokens=4)
     assert third.strip() == expected.text
-    assert [len(turn.pictures) for turn in chat.turns] == [1, 0, 2] and chat.first == 0
+    assert [len(turn.pictures) for turn in chat.turns] == [1, 0, 1] and chat.first == 0
+
+
+def test_a_question_about_several_pictures_is_answered_as_ask_does(
+    model: FlamingoTasks, photos: list[Image.Image]
+) -> None:
+    chat, alone = model.chat(), flamingo_tasks(max_positions=2000)
+    chat.add(photos[0])
+    chat.add(photos[1])
+    assert (
+        ask(chat, "What are they?").strip() == alone.ask(photos[:2], "What are they?", max_new_tokens=4, beams=1).text
+    )
+    chat.add(photos[2])
+    latest = ask(chat, "What is it?")
+    assert latest.strip() != alone.ask(photos[:3], "What is it?", max_new_tokens=4, beams=1).text
+    differ = "How do the photos differ?"  # speaks of all that were shown
+    assert ask(chat, differ).strip() == alone.ask(photos[:3], differ, max_new_tokens=4, beams=1).text
+    found = chat.answer("Is there a dog?", explain=True)
+    expected = alone.ask(photos[2], "Is there a dog?")
+    assert (found.text, found.method) == (expected.text, "caption likelihood")
+    assert found.evidence is not None and found.evidence.maps.shape[1] == 1
+    assert chat.turns[-1].answer == f" {expected.text}" and len(chat.turns) == 4
 
 
 def test_earlier_turns_are_not_read_again(

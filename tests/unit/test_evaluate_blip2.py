@@ -1,5 +1,6 @@
 """Recall, choices and marks for answers, by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from tiny_blip2 import blip2_tasks
 from triptych.data import Photo
 from triptych.data.english.kinds import Question
 from triptych.data.english.pairs import PairQuestion
-from triptych.evaluate.choice import accuracy, swapped
+from triptych.errors import InputError
+from triptych.evaluate.calibration import expected_calibration_error
+from triptych.evaluate.choice import accuracy, choice_metrics, swapped
 from triptych.evaluate.retrieval import recall, reranked
-from triptych.evaluate.vqa import by_kind, marked, without_photo
+from triptych.evaluate.vqa import answer_questions, by_kind, vqa_metrics, without_photo
 
 
 def test_recall_by_hand() -> None:
@@ -69,14 +72,11 @@ def test_choices_by_hand() -> None:
     }
 
 
-def test_marks() -> None:
-    yes = Question("Is there a dog?", "yes", "yes/no")
-    assert marked("Yes.", yes, []) == 1.0 and marked("no", yes, []) == 0.0
-    assert marked("a dog", Question("What?", "dog", "object"), []) == 1.0
-    people = ["yes", "yes", "no", *["maybe"] * 7]
-    assert marked("yes", yes, people) == pytest.approx(0.6)
-    assert marked("2", Question("How many?", "two", "number"), []) == 1.0
-    assert marked("maybe", yes, people) == 1.0
+def test_the_calibration_error_by_hand() -> None:
+    """Four answers at 0.95, of which three are right, and two at 0.55, both right: 4/6 * 0.2 + 2/6 * 0.45."""
+    found = expected_calibration_error([0.95] * 4 + [0.55] * 2, [1, 1, 1, 0, 1, 1])
+    assert found == pytest.approx(100 * (4 / 6 * 0.2 + 2 / 6 * 0.45), abs=0.06)
+    assert expected_calibration_error([1.0, 0.0], [1, 0]) == 0.0
 
 
 def photo(**extra: Any) -> Photo:
@@ -92,5 +92,40 @@ def test_accuracy_by_kind_uses_what_people_said() -> None:
 
 def test_the_blind_answer_needs_no_photo() -> None:
     model = blip2_tasks()
-    answers = without_photo(model, ["what is it?", "is it a dog?"])
-    assert answers == [without_photo(model, ["what is it?"])[0], without_photo(model, ["is it a dog?"])[0]]
+    answers = [answer.text for answer in without_photo(model, ["what is it?", "is it a dog?"])]
+    alone = [without_photo(model, [question])[0].text for question in ("what is it?", "is it a dog?")]
+    assert answers == alone and answers[1] in ("yes", "no")
+
+
+@pytest.fixture
+def captioned(tmp_path: Path) -> list[Photo]:
+    """Photos of plain colours that captions tell apart."""
+    texts = ["a dog runs on the grass", "a cat sits on a couch", "a man rides a horse"]
+    photos = []
+    for i in range(6):
+        Image.new("RGB", (12, 12), (40 * i, 255 - 40 * i, 90)).save(tmp_path / f"{i}.png")
+        photos.append(Photo(str(i), "test", (texts[i % 3],) * 3, {}, tmp_path / f"{i}.png"))
+    return photos
+
+
+def test_questions_of_photos_are_marked_beside_the_blind_baselines(captioned: list[Photo]) -> None:
+    model = blip2_tasks()
+    found = answer_questions(model, captioned, per_photo=3, seed=0)
+    record = vqa_metrics(found, captioned, per_photo=3, seed=0)
+    assert record["questions"] == len(found.questions) == len(found.records()) > 4
+    for name in ("model accuracy", "without photo", "commonest answer", "calibration error"):
+        assert 0 <= record[name]["all"] <= 100
+    assert {r["without photo"] for r in found.records() if r["question"].startswith("Is ")} <= {"yes", "no"}
+    with pytest.raises(InputError, match="no question"):
+        answer_questions(model, [replace(captioned[0], captions=())], per_photo=3, seed=0)
+
+
+def test_choices_are_measured_by_matching_by_words_and_in_mixed_wording(captioned: list[Photo]) -> None:
+    record = choice_metrics(blip2_tasks(), captioned, pairs=4, seed=0)
+    for name in ("matching", "language model"):
+        assert record[name]["position: left chosen"] == 50.0  # the order of the photos decides nothing
+        assert record[name]["in both orders"] == record[name]["accuracy"]
+    assert set(record["wording"]) == {"as it is", "article", "capitals", "plural", "synonym", "same answer"}
+    assert record["wording"]["as it is"] == record["wording"]["article"] == record["wording"]["capitals"]
+    with pytest.raises(InputError, match="at least two photos"):
+        choice_metrics(blip2_tasks(), captioned[:1], pairs=4, seed=0)

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from tiny_flamingo import flamingo_tasks
 
+from triptych.data import open_dataset
 from triptych.errors import InputError
-from triptych.evaluate import fewshot
+from triptych.evaluate.captioning import caption_examples, captions_by_id
 from triptych.evaluate.fewshot import drawn_pairs, fewshot_metrics, noun_pairs
-from triptych.evaluate.run import caption_metrics
 from triptych.tasks.answer import Answer
 
 
@@ -45,16 +45,12 @@ class Seer:
     def kind_of(self, image: Any) -> Any:
         return self.kind(np.asarray(image)[0, 0, 0] // 3)
 
-    def info(self) -> dict[str, Any]:
-        return {"card": {}}
 
-
-def test_looking_binds_any_names_and_blindness_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_looking_binds_any_names_and_blindness_none(tmp_path: Path) -> None:
     photos = [["a man on a beach"] * 3] * 5 + [["a dog in the snow"] * 3] * 5 + [["a dog in the grass"] * 3] * 3
     data = data_set(tmp_path, photos)
     seer = Seer(lambda i: i // 5)
-    monkeypatch.setattr(fewshot, "load_completer", lambda model: seer)
-    found = fewshot_metrics("flamingo", data, "test", None, [1, 4, 5], 40, 0)
+    found = fewshot_metrics(seer, open_dataset(data, "test"), "test", [1, 4, 5], 40, 0)
     assert "5 examples" not in found  # five photos of each: four examples and a question
     for k in (1, 4):
         record = found[f"{k} examples"]
@@ -66,9 +62,7 @@ def test_looking_binds_any_names_and_blindness_none(tmp_path: Path, monkeypatch:
     assert len(own) == 2 * 40 and all(told[0] == "snow" and told[1] == "beach" for told in own)
 
 
-def test_drawings_are_shown_in_views_and_asked_about_by_another_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_drawings_are_shown_in_views_and_asked_about_by_another_one(tmp_path: Path) -> None:
     data = data_set(tmp_path, [[name] for name in ("owl", "cat", "pear", "boat") for _ in range(2)])
     shown: list[list[int]] = []
 
@@ -80,8 +74,7 @@ def test_drawings_are_shown_in_views_and_asked_about_by_another_one(
         def kind_of(self, image: Any) -> int:
             return int(np.asarray(image)[4, 4, 0]) // 6
 
-    monkeypatch.setattr(fewshot, "load_completer", lambda model: Watcher(None))
-    found = fewshot_metrics("flamingo", data, "test", None, [1, 5, 6], 20, 0)
+    found = fewshot_metrics(Watcher(None), open_dataset(data, "test"), "test", [1, 5, 6], 20, 0)
     assert found["1 examples"]["kinds"] == 4 and found["1 examples"]["made-up names"] == 100
     assert found["5 examples"]["made-up names"] == 100 and "6 examples" not in found  # five views of one drawing
     for *examples, query in (pictures for pictures in shown if 42 not in pictures):
@@ -105,28 +98,23 @@ def test_pairs_are_apart() -> None:
 
 def test_too_few_pictures_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="too few pictures"):
-        fewshot_metrics("flamingo", data_set(tmp_path, [["a man on a beach"] * 3] * 3), "test", None, [1], 5, 0)
+        photos = open_dataset(data_set(tmp_path, [["a man on a beach"] * 3] * 3), "test")
+        fewshot_metrics(Seer(None), photos, "test", [1], 5, 0)
 
 
-def test_captions_with_examples_from_the_training_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_captions_with_examples_from_the_training_split(tmp_path: Path) -> None:
     rows = []
     for i in range(6):
         Image.fromarray(np.full((8, 8, 3), 30 * i, np.uint8)).save(tmp_path / f"{i}.png")
         split = "train" if i < 4 else "test"
         rows += [{"file_name": f"{i}.png", "caption": f"a dog number {i}", "split": split} for _ in range(2)]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    tasks = flamingo_tasks()
-    given: list[Any] = []
-    caption = tasks.caption
-
-    def seen(images: Any, **settings: Any) -> Any:
-        given.append(settings["shots"])
-        return caption(images, **settings)
-
-    monkeypatch.setattr(tasks, "caption", seen)
-    monkeypatch.setattr("triptych.evaluate.run.load", lambda model: tasks)
-    found = caption_metrics("tiny", tmp_path, "test", None, {}, shots=3)
-    assert found["photos"] == 2 and found["shots"] == 3 and "shots" not in found["search"]
-    (shots,) = given
+    train, test = open_dataset(tmp_path, "train"), open_dataset(tmp_path, "test")
+    shots = caption_examples(train, 3)
     assert len({text for _, text in shots}) == 3 and all(text.startswith("a dog number ") for _, text in shots)
     assert not {text[-1] for _, text in shots} & {"4", "5"}
+    model = flamingo_tasks()
+    with_shots, without = captions_by_id(model, test, {"shots": shots}), captions_by_id(model, test, {})
+    assert with_shots.keys() == without.keys() == {photo.id for photo in test} and with_shots != without
+    with pytest.raises(InputError, match="5 examples are too many"):
+        caption_examples(train, 5)

@@ -23,7 +23,8 @@ from triptych.data.interleaved import (
     only,
 )
 from triptych.errors import InputError
-from triptych.text.prompt import END, IGNORED, captions_by_picture, statement
+from triptych.text.prompt import END, IGNORED, captions_by_picture
+from triptych.text.questions import statement
 from triptych.train.flamingo.batches import SequenceEncoder, TaskMixture, padded
 
 

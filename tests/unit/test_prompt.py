@@ -6,13 +6,12 @@ from triptych.errors import InputError
 from triptych.text.prompt import (
     END,
     captions_by_picture,
-    pictures_named_by,
     qformer_texts,
     question_after_pictures,
     question_prompt,
     split_at_images,
-    statement,
 )
+from triptych.text.questions import pictures_named_by, statement
 
 
 def test_one_text_more_than_pictures() -> None:

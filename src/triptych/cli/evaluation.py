@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from triptych.cli.common import Beams, Data, Json, Limit, Model, Split, app, show
+from triptych.cli.common import Beams, Data, Json, Limit, Model, Split, app, complain, show
+from triptych.errors import InputError
+
+if TYPE_CHECKING:
+    from triptych.data import Photo
 
 evaluation = typer.Typer(help="Measure a model on a data set.")
 app.add_typer(evaluation, name="eval")
 
-Blip2 = Annotated[str, typer.Option("--model", help="blip2, or a checkpoint directory.")]
-Answerer = Annotated[str, typer.Option("--model", help="blip2, flamingo, or a checkpoint directory.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the draw.")]
+MatchingModel = Annotated[str, typer.Option("--model", help="blip2, or a checkpoint directory.")]
+AnsweringModel = Annotated[str, typer.Option("--model", help="blip2, flamingo, or a checkpoint directory.")]
+DrawSeed = Annotated[int, typer.Option("--seed", min=0, help="Of the draw.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first damaged photo instead of leaving it out.")]
+Lines = Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Also write every text, as JSON lines.")]
 
 
 @evaluation.command("caption")
@@ -29,64 +37,109 @@ def eval_caption(
     ] = None,
     shots: Annotated[int, typer.Option(min=0, max=64, help="Flamingo: captioned training photos in the prompt.")] = 0,
     limit: Limit = None,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write every caption, as JSON lines.")
-    ] = None,
+    output: Lines = None,
+    strict: Strict = False,
     as_json: Json = False,
 ) -> None:
     """BLEU, METEOR (needs Java), ROUGE-L and CIDEr-D of the model's captions."""
-    from triptych.evaluate.run import caption_metrics
+    from time import perf_counter
 
-    settings = {k: v for k, v in (("beams", beams), ("length_penalty", length_penalty)) if v is not None}
-    show(caption_metrics(model, data, split, limit, settings, output, writer, shots), as_json)
+    from triptych.data import open_dataset
+    from triptych.evaluate.captioning import caption_examples, caption_metrics, captions_by_id
+    from triptych.tasks import Blip2Tasks, Completes, load
+
+    check_output(output)
+    photos = read_photos(data, split, limit, strict, lambda photo: bool(photo.captions))
+    captioner = load(model)
+    given = (("beams", beams), ("length_penalty", length_penalty), ("writer", writer))
+    settings: dict[str, Any] = {name: value for name, value in given if value is not None}
+    if writer is not None and not isinstance(captioner, Blip2Tasks):
+        raise InputError(f"{model} has one way to write captions: --writer is for blip2")
+    if shots:
+        if not isinstance(captioner, Completes):
+            raise InputError(f"{model} takes no examples in its prompt: --shots is for flamingo")
+        if split == "train":
+            raise InputError("--shots takes its examples from the training split: measure on another one")
+        settings["shots"] = caption_examples(open_dataset(data, "train"), shots)
+    started = perf_counter()
+    texts = captions_by_id(captioner, photos, settings)
+    seconds = perf_counter() - started
+    references = {photo.id: photo.captions for photo in photos}
+    write_lines(output, ({"id": i, "caption": text, "references": references[i]} for i, text in texts.items()))
+    record = {
+        **caption_metrics(texts, photos),
+        "seconds": round(seconds, 1),
+        "shots": shots,
+        "search": {**captioner.info()["search"], **{k: v for k, v in settings.items() if k != "shots"}},
+    }
+    show(described(captioner, data, split, photos, record), as_json)
 
 
 @evaluation.command("retrieval")
 def eval_retrieval(
     data: Data,
     split: Split = "test",
-    model: Blip2 = "blip2",
+    model: MatchingModel = "blip2",
     candidates: Annotated[int, typer.Option(min=1, help="The best of contrast that matching ranks again.")] = 6,
     limit: Limit = None,
+    strict: Strict = False,
     as_json: Json = False,
 ) -> None:
     """Recall of photos for texts and texts for photos, by contrast and after re-ranking by matching."""
     from triptych.evaluate.retrieval import retrieval_metrics
+    from triptych.tasks import load_matcher
 
-    show(retrieval_metrics(model, data, split, limit, candidates), as_json)
+    photos = read_photos(data, split, limit, strict, lambda photo: bool(photo.captions))
+    matcher = load_matcher(model)
+    show(described(matcher, data, split, photos, retrieval_metrics(matcher, photos, candidates)), as_json)
 
 
 @evaluation.command("choice")
 def eval_choice(
     data: Data,
     split: Split = "test",
-    model: Answerer = "blip2",
+    model: AnsweringModel = "blip2",
     pairs: Annotated[int, typer.Option(min=1, help="How many; each is asked in both orders.")] = 250,
-    seed: Seed = 0,
+    seed: DrawSeed = 0,
     limit: Limit = None,
+    strict: Strict = False,
     as_json: Json = False,
 ) -> None:
-    """Two photos, "Which photo shows ...?": by matching, and through the language model."""
+    """Two photos, "Which photo shows ...?", by matching and through the language model; one photo, choices in mixed wording."""
     from triptych.evaluate.choice import choice_metrics
+    from triptych.tasks import Answers, Matches, load
 
-    show(choice_metrics(model, data, split, limit, pairs, seed), as_json)
+    photos = read_photos(data, split, limit, strict, lambda photo: bool(photo.captions))
+    chooser = load(model)
+    if not isinstance(chooser, Answers | Matches):
+        raise InputError(f"{model} writes captions only: it cannot choose; choose flamingo or blip2")
+    show(described(chooser, data, split, photos, choice_metrics(chooser, photos, pairs, seed)), as_json)
 
 
 @evaluation.command("vqa")
 def eval_vqa(
     data: Data,
     split: Split = "test",
-    model: Answerer = "blip2",
+    model: AnsweringModel = "blip2",
     per_photo: Annotated[int, typer.Option(min=1, help="Questions made of a photo's captions.")] = 4,
-    seed: Seed = 0,
+    seed: DrawSeed = 0,
     limit: Limit = None,
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write every answer, as JSON lines.")] = None,
+    output: Lines = None,
+    strict: Strict = False,
     as_json: Json = False,
 ) -> None:
-    """Questions about one photo, beside what can be answered without looking."""
-    from triptych.evaluate.vqa import vqa_metrics
+    """Questions about one photo, beside what can be answered without seeing it."""
+    from triptych.data import open_dataset
+    from triptych.evaluate.vqa import answer_questions, vqa_metrics
+    from triptych.tasks import load_answerer
 
-    show(vqa_metrics(model, data, split, limit, per_photo, seed, output), as_json)
+    check_output(output)
+    photos = read_photos(data, split, limit, strict, lambda photo: bool(photo.captions or photo.extra.get("vqa")))
+    answerer = load_answerer(model)
+    found = answer_questions(answerer, photos, per_photo, seed)
+    write_lines(output, found.records())
+    train = [photo for photo in open_dataset(data) if photo.split == "train"]
+    show(described(answerer, data, split, photos, vqa_metrics(found, train, per_photo, seed)), as_json)
 
 
 @evaluation.command("fewshot")
@@ -99,20 +152,25 @@ def eval_fewshot(
         typer.Option(min=1, max=16, help="Examples of each name; repeat for several.", show_default="1, 3, 5"),
     ] = None,
     episodes: Annotated[int, typer.Option(min=1, help="How many prompts of each kind.")] = 200,
-    seed: Seed = 0,
+    seed: DrawSeed = 0,
     limit: Limit = None,
+    strict: Strict = False,
     as_json: Json = False,
 ) -> None:
     """Two new names for two kinds of pictures that training never named: how often the right one is found (chance: 50%)."""
     from triptych.evaluate.fewshot import fewshot_metrics
+    from triptych.tasks import load_completer
 
-    show(fewshot_metrics(model, data, split, limit, shots or [1, 3, 5], episodes, seed), as_json)
+    photos = read_photos(data, split, limit, strict, lambda photo: bool(photo.captions))
+    completer = load_completer(model)
+    record = fewshot_metrics(completer, photos, split, shots or [1, 3, 5], episodes, seed)
+    show(described(completer, data, split, photos, record), as_json)
 
 
 @evaluation.command("judgments")
 def eval_judgments(data: Data, as_json: Json = False) -> None:
     """How each caption metric agrees with people: Kendall's tau on Flickr8k's expert judgments."""
-    from triptych.evaluate.run import judgment_taus
+    from triptych.evaluate.judgments import judgment_taus
 
     show(judgment_taus(data), as_json)
 
@@ -122,9 +180,57 @@ def eval_attention(
     data: Data,
     split: Annotated[str | None, typer.Option(help="Which photos.", show_default="all")] = None,
     model: Model = "sat",
+    strict: Strict = False,
     as_json: Json = False,
 ) -> None:
     """How much of a word's attention falls into the boxes of what it names (data with COCO's boxes)."""
     from triptych.evaluate.attention import attention_in_boxes
+    from triptych.tasks import load
 
-    show(attention_in_boxes(model, data, split), as_json)
+    photos = read_photos(data, split, None, strict, lambda photo: bool(photo.extra.get("objects")))
+    captioner = load(model)
+    record = {"model": model, "data": data.name, **attention_in_boxes(captioner, photos)}
+    show(record, as_json)
+
+
+def read_photos(
+    data: Path, split: str | None, limit: int | None, strict: bool, wanted: Callable[[Photo], bool]
+) -> list[Photo]:
+    """The first photos of a split that are ``wanted`` and can be read; damaged ones are named on stderr and counted.
+
+    Raises:
+        InputError: there is none, or with ``strict`` one is damaged.
+    """
+    from triptych.data import open_dataset
+    from triptych.data.reading import PhotoReader
+
+    photos = [photo for photo in open_dataset(data, split) if wanted(photo)][:limit]
+    if not photos:
+        raise InputError(f"{data}: no photo of the split {split!r} has what is measured (captions, questions or boxes)")
+    reader = PhotoReader(strict, lambda line: complain(Exception(line)))
+    readable = reader.readable(photos)
+    if summary := reader.summary():
+        complain(Exception(summary))
+    return readable
+
+
+def described(
+    model: Any, data: Path, split: str | None, photos: list[Photo], metrics: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A record of an evaluation: what was measured on what, the metrics, and the model's card."""
+    about = {"model": model.name, "data": data.name, "split": split, "photos": len(photos)}
+    return {**about, **metrics, "recipe": model.info()["card"]}
+
+
+def check_output(output: Path | None) -> None:
+    """Raises InputError: its folder is missing. To be asked before hours of work."""
+    if output is not None and not output.parent.is_dir():
+        raise InputError(f"cannot write {output}: there is no folder {output.parent}; create it first")
+
+
+def write_lines(output: Path | None, records: Iterable[dict[str, Any]]) -> None:
+    from triptych.io.files import write_file
+
+    if output is not None:
+        lines = [json.dumps(record, ensure_ascii=False) for record in records]
+        write_file(output, ("\n".join(lines) + "\n").encode())

@@ -1,4 +1,4 @@
-"""Does the model look at what it names? The share of a word's attention that falls into the boxes of the thing it names.
+"""Does the model attend to what it names? The share of a word's attention that falls into the boxes of the thing it names.
 
 For data with COCO's object boxes (``extra["objects"]``). Only captions that name something in a box of the photo count.
 """
@@ -6,15 +6,14 @@ For data with COCO's object boxes (``extra["objects"]``). Only captions that nam
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych.data import open_dataset
+from triptych.data import Photo
 from triptych.errors import InputError
-from triptych.tasks import load
+from triptych.evaluate.progress import progress
+from triptych.tasks import Captions
 
 PEOPLE = (
     "person man woman boy girl child baby player rider skateboarder surfer snowboarder skier biker cyclist "
@@ -49,16 +48,19 @@ def named(word: str, categories: set[str]) -> str | None:
     return None
 
 
-def attention_in_boxes(model: str, data: Path, split: str | None, largest: float = 0.25) -> dict[str, Any]:
-    """Mean share of the attention inside the boxes, and of the photo that they cover (what looking anywhere would give).
+def attention_in_boxes(captioner: Captions, photos: Sequence[Photo], largest: float = 0.25) -> dict[str, float | int]:
+    """Mean share of the attention inside the boxes, and of the photo that they cover (what attention anywhere would give).
 
-    ``small_*``: only words whose boxes cover less than ``largest`` of the photo, where looking at the middle does not help.
+    ``small_*``: only words whose boxes cover less than ``largest`` of the photo, where attention to the middle does not help.
+
+    Raises:
+        InputError: no photo has boxes, or no caption names a thing that has one.
     """
-    photos = [photo for photo in open_dataset(data, split) if photo.extra.get("objects")]
+    photos = [photo for photo in photos if photo.extra.get("objects")]
     if not photos:
-        raise InputError(f"{data}: no photo has object boxes (COCO's `objects`)")
-    captioner, rows = load(model), []
-    for photo in photos:
+        raise InputError("no photo has object boxes (COCO's `objects`)")
+    rows = []
+    for photo in progress(photos, "photos"):
         boxes: dict[str, list[Sequence[float]]] = {}
         for thing in photo.extra["objects"]:
             boxes.setdefault(thing["category"], []).append(thing["box"])
@@ -69,7 +71,7 @@ def attention_in_boxes(model: str, data: Path, split: str | None, largest: float
                 cells = inside(boxes[category], image.size, maps.shape)
                 rows.append((float((maps * cells).sum() / maps.sum()), float(cells.mean())))
     if not rows:
-        raise InputError(f"{data}: no caption names a thing that has a box")
+        raise InputError("no caption names a thing that has a box")
     shares = np.array(rows)
     small = shares[shares[:, 1] < largest]
 
@@ -77,4 +79,4 @@ def attention_in_boxes(model: str, data: Path, split: str | None, largest: float
         attention, area = part.mean(0) if len(part) else (np.nan, np.nan)
         return {f"{name}words": len(part), f"{name}attention": round(attention, 4), f"{name}area": round(area, 4)}
 
-    return {"model": model, "data": data.name, "photos": len(photos), **means("", shares), **means("small_", small)}
+    return {"photos": len(photos), **means("", shares), **means("small_", small)}

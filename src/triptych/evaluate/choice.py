@@ -1,57 +1,79 @@
-"""Two photos, one question: which of them shows it? By matching, and through the language model; whichever photo comes first."""
+"""Questions with choices: which of two photos shows something, whichever comes first; and one photo, however the choices are worded."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from math import exp
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
-from triptych.data import open_dataset
+from triptych.data import Photo
 from triptych.data.english.pairs import PairQuestion, make_pairs
 from triptych.errors import InputError
-from triptych.tasks import Answers, Matches, load
-from triptych.text.prompt import statement
+from triptych.evaluate.calibration import expected_calibration_error
+from triptych.evaluate.progress import progress
+from triptych.evaluate.vqa import questions_of
+from triptych.tasks import Answer, Answers, Matches
+from triptych.tasks.asking import PictureQuestion
+from triptych.text.questions import statement
 
-SIDES = ("left", "right")
+ORDER = ("left", "right")
+REWORDED = {
+    "dog": "hound", "man": "guy", "woman": "lady", "boy": "lad", "child": "kid", "children": "kids", "bike": "bicycle", "street": "road",
+    "couch": "sofa", "hat": "cap", "beach": "shore", "ocean": "sea", "water": "lake", "field": "meadow", "stick": "branch",
+    "people": "persons",
+}  # fmt: skip
+WORDINGS: dict[str, Callable[[str], str]] = {
+    "as it is": lambda word: word,
+    "article": lambda word: f"{'an' if word[0] in 'aeiou' else 'a'} {word}",
+    "capitals": str.capitalize,
+    "plural": lambda word: word if word.endswith("s") else f"{word}s",
+    "synonym": lambda word: REWORDED.get(word, word),
+}
 
 
-def choice_metrics(model: str, data: Path, split: str, limit: int | None, pairs: int, seed: int) -> dict[str, Any]:
-    """Accuracy in percent over pairs drawn at random from ``split``, each asked twice, with the photos in both orders.
+def choice_metrics(model: Answers | Matches, photos: Sequence[Photo], pairs: int, seed: int) -> dict[str, Any]:
+    """Accuracy in percent, by matching and through the language model, over pairs of photos drawn at random, each asked twice, with the
+    photos in both orders; and of one photo with two choices of which one is worded otherwise (``wording_metrics``).
 
-    ``position``: how often the first photo was chosen; it is the right one half of the time. Without photos, 50% is what can be had.
+    Raises:
+        InputError: there are fewer than two photos.
     """
-    photos = [photo for photo in open_dataset(data, split) if photo.captions][:limit]
     if len(photos) < 2:
-        raise InputError(f"{data}: pairs need at least two photos with captions in the split {split!r}")
-    chooser = load(model)
+        raise InputError(f"pairs need at least two photos with captions; there are {len(photos)}")
     questions = make_pairs(photos, pairs, seed)
     both = [q for question in questions for q in (question, swapped(question))]
-    matched, told = [], []
-    console = Console(stderr=True)
-    for question in track(both, "pairs", console=console, disable=not console.is_terminal):
-        shown = [photos[question.left].image(), photos[question.right].image()]
-        if isinstance(chooser, Matches) and chooser.matches:
-            scores = [match.rerank for match in chooser.match(shown, statement(question.question))]
-            matched.append(SIDES[scores[1] > scores[0]])
-        if isinstance(chooser, Answers) and chooser.answers:
-            told.append(chooser.compare(shown[0], shown[1], question.question).text)
-    record = {"model": model, "data": data.name, "split": split, "pairs": len(questions), "seed": seed}
-    for name, answers in (("matching", matched), ("language model", told)):
-        if answers:
-            record[name] = accuracy(answers, both)
-    return record | {"recipe": chooser.info()["card"]}
+    matched, chosen = [], []
+    for question in progress(both, "pairs"):
+        images = [photos[question.left].image(), photos[question.right].image()]
+        if isinstance(model, Matches) and model.matches:
+            scores = [match.rerank for match in model.match(images, statement(question.question))]
+            matched.append(ORDER[scores[1] > scores[0]])
+            if isinstance(model, Answers) and model.answers:
+                chosen.append(model.choose_answer(PictureQuestion([*images], question.question), ORDER))
+        elif isinstance(model, Answers):
+            chosen.append(model.compare(images[0], images[1], question.question))
+    record: dict[str, Any] = {"pairs": len(questions), "seed": seed}
+    if matched:
+        record["matching"] = accuracy(matched, both)
+    if chosen:
+        right = [answer.text == question.answer for answer, question in zip(chosen, both, strict=True)]
+        error = {"calibration error": expected_calibration_error([sureness(answer) for answer in chosen], right)}
+        record["language model"] = accuracy([answer.text for answer in chosen], both) | error
+    if isinstance(model, Answers) and model.answers:
+        record["wording"] = wording_metrics(model, photos, pairs, seed)
+    return record
 
 
 def swapped(question: PairQuestion) -> PairQuestion:
     """The same with the photos in the other order."""
-    answer = SIDES[question.answer == "left"]
+    answer = ORDER[question.answer == "left"]
     return PairQuestion(question.question, question.right, question.left, answer)  # type: ignore[arg-type]
 
 
 def accuracy(answers: Sequence[str], questions: Sequence[PairQuestion]) -> dict[str, float]:
+    """``position``: how often the first photo was chosen; it is the right one half of the time. Without photos, 50% is what can be had."""
     right = [answer == question.answer for answer, question in zip(answers, questions, strict=True)]
 
     def share(chosen: Sequence[bool]) -> float:
@@ -61,8 +83,32 @@ def accuracy(answers: Sequence[str], questions: Sequence[PairQuestion]) -> dict[
         "accuracy": share(right),
         **{
             f"when {side}": share([r for r, q in zip(right, questions, strict=True) if q.answer == side])
-            for side in SIDES
+            for side in ORDER
         },
         "in both orders": share([a and b for a, b in zip(right[::2], right[1::2], strict=True)]),
         "position: left chosen": share([answer == "left" for answer in answers]),
     }
+
+
+def wording_metrics(model: Answers, photos: Sequence[Photo], count: int, seed: int) -> dict[str, float]:
+    """Accuracy in percent of questions about a thing in one photo with two choices, of which one is worded as ``WORDINGS`` says: once the
+    right one, once the wrong one; chance is 50%. ``same answer``: how often all wordings get the same."""
+    asked = [pair for pair in questions_of(photos, seed, per_photo=4) if pair[1].kind == "object"][:count]
+    answers = sorted({question.answer for _, question in asked})
+    rng, right, same = random.Random(seed), defaultdict[str, list[bool]](list), []
+    for photo, question in progress(asked, "wordings") if len(answers) > 1 else ():
+        other = rng.choice([answer for answer in answers if answer != question.answer])
+        image, marks = photo.image(), list[bool]()
+        for name, reword in WORDINGS.items():
+            for choices in ([reword(question.answer), other], [question.answer, reword(other)]):
+                if len(set(choices)) == 2:
+                    mark = model.ask(image, question.question, choices).text == choices[0]
+                    right[name].append(mark)
+                    marks.append(mark)
+        same.append(len(set(marks)) == 1)
+    return {name: round(100 * sum(x) / max(1, len(x)), 1) for name, x in (right | {"same answer": same}).items()}
+
+
+def sureness(answer: Answer) -> float:
+    """The probability of an answer."""
+    return exp(min(0.0, answer.logprob))

@@ -6,21 +6,19 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
-from rich.console import Console
-from rich.progress import track
 
-from triptych.data import Photo, open_dataset
+from triptych.data import Photo
 from triptych.data.interleaved import HELD_OUT, Episode, TextPart, classes, episode, made_up_names, noun_counts, only
 from triptych.errors import InputError
+from triptych.evaluate.progress import progress
 from triptych.io.images import ImageSource
-from triptych.tasks import FlamingoTasks, load_completer
+from triptych.tasks import Completes
+from triptych.tasks.choices import GREY
 from triptych.text.prompt import END, IMAGE
 
-GREY = Image.new("RGB", (32, 32), (127, 127, 127))
 AGREED = 2  # captions that must have a noun
 
 View = Callable[[Image.Image], Image.Image]
@@ -28,28 +26,26 @@ Pair = tuple[tuple[str, str], tuple[list[int], list[int]]]  # what two kinds of 
 
 
 def fewshot_metrics(
-    model: str, data: Path, split: str, limit: int | None, shots: Sequence[int], episodes: int, seed: int
+    completer: Completes, photos: Sequence[Photo], split: str, shots: Sequence[int], episodes: int, seed: int
 ) -> dict[str, Any]:
     """Accuracy in percent for each number of examples: with made-up names, with the two kinds' own names exchanged, and with made-up
     names before grey pictures (blind). Chance is 50%.
 
-    The kinds are nouns of captions that are no classes in training (``HELD_OUT``). Of a data set of named drawings they are the names: the
-    examples are views of all of a name's drawings but one, the question shows that one.
+    The kinds are nouns of captions that are no classes in training (``HELD_OUT`` of the ``split``). Of a data set of named drawings they
+    are the names: the examples are views of all of a name's drawings but one, the question shows that one.
+
+    Raises:
+        InputError: there are too few pictures of two kinds.
     """
-    photos = [photo for photo in open_dataset(data, split) if photo.captions][:limit]
     drawn = all(len(photo.captions) == 1 for photo in photos)
     pairs = drawn_pairs(photos) if drawn else noun_pairs(photos, split)
     usable = {k: found for k in shots if (found := [pair for pair in pairs if has_enough(pair, k, drawn)])}
     if not usable:
-        raise InputError(
-            f"{data}: the split {split!r} has too few pictures of two kinds for {min(shots)} examples of each"
-        )
-    completer = load_completer(model)
-    record: dict[str, Any] = {"model": model, "data": data.name, "split": split, "episodes": episodes, "seed": seed}
-    console = Console(stderr=True)
+        raise InputError(f"there are too few pictures of two kinds for {min(shots)} examples of each")
+    record: dict[str, Any] = {"episodes": episodes, "seed": seed}
     for k, enough in usable.items():
         right: dict[str, list[bool]] = defaultdict(list)
-        for i in track(range(episodes), f"{k} examples", console=console, disable=not console.is_terminal):
+        for i in progress(range(episodes), f"{k} examples"):
             rng = random.Random(f"{seed} {k} {i}")
             names, groups = rng.choice(enough)
             queries = None
@@ -57,13 +53,13 @@ def fewshot_metrics(
                 groups, queries = views_but_one(rng, groups, len(photos))
             new = made_up_names(rng, 2, held_out=True)
             for name, given in (("made-up names", new), ("exchanged names", names[::-1])):
-                asked = episode(random.Random(f"{seed} {i}"), groups, given, k, queries=queries)
-                right[name].append(chosen(completer, asked, photos) == asked.answer)
+                task = episode(random.Random(f"{seed} {i}"), groups, given, k, queries=queries)
+                right[name].append(chosen(completer, task, photos) == task.answer)
                 if given is new:
-                    right["without photos"].append(chosen(completer, asked, None) == asked.answer)
+                    right["without photos"].append(chosen(completer, task, None) == task.answer)
         kinds = {"kinds": float(len({name for names, _ in enough for name in names}))}
         record[f"{k} examples"] = kinds | {name: round(100 * sum(x) / len(x), 1) for name, x in right.items()}
-    return record | {"recipe": completer.info()["card"]}
+    return record
 
 
 def has_enough(pair: Pair, shots: int, drawn: bool) -> bool:
@@ -104,22 +100,22 @@ def drawn_pairs(pictures: Sequence[Photo]) -> list[Pair]:
     return [((a, b), (named[a], named[b])) for a, b in zip(names[:half], names[half:], strict=False)]
 
 
-def chosen(completer: FlamingoTasks, found: Episode, photos: Sequence[Photo] | None) -> int:
+def chosen(completer: Completes, task: Episode, photos: Sequence[Photo] | None) -> int:
     """Which name the model finds the likeliest; ``photos`` None = before grey pictures."""
-    shown: list[ImageSource] = []
+    pictures: list[ImageSource] = []
     text = ""
-    for part in found.prompt:
+    for part in task.prompt:
         if isinstance(part, TextPart):
             text += part.text + END * part.ends_example
             continue
         text += IMAGE
         if photos is None:
-            shown.append(GREY)
+            pictures.append(GREY)
         else:
             view, place = divmod(part.picture, len(photos))
-            shown.append(VIEWS[view](photos[place].image()))
-    answer = completer.interleaved(shown, text, found.choices)
-    return found.choices.index(answer.text)
+            pictures.append(VIEWS[view](photos[place].image()))
+    answer = completer.interleaved(pictures, text, task.choices)
+    return task.choices.index(answer.text)
 
 
 def turned(degrees: float) -> View:

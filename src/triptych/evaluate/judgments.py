@@ -8,8 +8,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
+from triptych.data import open_dataset
 from triptych.errors import InputError
 from triptych.metrics.captions import score_each
+
+EXPERTS = "expert-judgments.jsonl"  # beside Flickr8k's photos
+
+
+def judgment_taus(data: Path) -> dict[str, float | None]:
+    """Kendall's tau-c of each metric with Flickr8k's expert judgments, which lie beside its photos."""
+    path = (data if data.is_dir() else data.parent) / EXPERTS
+    if not path.is_file():
+        raise InputError(f"{path} is not there: the expert judgments come with Flickr8k")
+    references = {photo.id: photo.captions for photo in open_dataset(data, "test")}
+    taus = judgment_correlations(path, references)
+    return {name: None if tau is None else round(tau, 4) for name, tau in taus.items()}
 
 
 def judgment_correlations(

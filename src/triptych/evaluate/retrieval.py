@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
-from triptych.data import open_dataset
+from triptych.data import Photo
 from triptych.errors import InputError
-from triptych.tasks import Matches, load_matcher
+from triptych.evaluate.progress import progress
+from triptych.tasks import Matches
 
 RANKS = (1, 5, 10)
 DIRECTIONS = ("text-to-image", "image-to-text")
@@ -43,27 +40,20 @@ def recall(to_image: Tensor, to_text: Tensor, owners: Sequence[int]) -> dict[str
     }
 
 
-def retrieval_metrics(model: str, data: Path, split: str, limit: int | None, candidates: int) -> dict[str, Any]:
-    """Recall among all photos and captions of ``split``, with and without re-ranking the ``candidates`` best of each by ITM."""
-    photos = [photo for photo in open_dataset(data, split) if photo.captions][:limit]
+def retrieval_metrics(matcher: Matches, photos: Sequence[Photo], candidates: int) -> dict[str, Any]:
+    """Recall among all photos and their captions, with and without re-ranking the ``candidates`` best of each by ITM."""
     if len(photos) < 2:
-        raise InputError(f"{data}: retrieval needs at least two photos with captions in the split {split!r}")
-    matcher = load_matcher(model)
+        raise InputError(f"retrieval needs at least two photos with captions; there are {len(photos)}")
     started = time.perf_counter()
     texts = [caption for photo in photos for caption in photo.captions]
     owners = [i for i, photo in enumerate(photos) for _ in photo.captions]
     cosine, by_text, by_photo = reranked(matcher, [photo.image for photo in photos], texts, candidates)
     return {
-        "model": model,
-        "data": data.name,
-        "split": split,
-        "photos": len(photos),
         "texts": len(texts),
         "candidates": candidates,
         "itc": recall(cosine, cosine, owners),
         "itm": recall(by_text, by_photo, owners),
         "seconds": round(time.perf_counter() - started, 1),
-        "recipe": matcher.info()["card"],
     }
 
 
@@ -74,16 +64,14 @@ def reranked(
 
     ``photos``: functions that open them, so that they are not all in memory. What is no candidate keeps its order below all that are.
     """
-    console = Console(stderr=True)
-    shown = partial(track, console=console, disable=not console.is_terminal)
     text_features = matcher.itc_texts(texts)
-    contrast = [(matcher.itc_images([photo()])[0] @ text_features.T).max(0) for photo in shown(photos, "contrast")]
+    contrast = [(matcher.itc_images([photo()])[0] @ text_features.T).max(0) for photo in progress(photos, "contrast")]
     cosine = torch.from_numpy(np.stack(contrast))
     k = min(candidates, len(texts)), min(candidates, len(photos))
     for_photo = torch.zeros_like(cosine, dtype=torch.bool).scatter(1, cosine.topk(k[0], 1).indices, True)
     for_text = torch.zeros_like(cosine, dtype=torch.bool).scatter(0, cosine.topk(k[1], 0).indices, True)
     scores = torch.full_like(cosine, -torch.inf)
-    for i, photo in shown(list(enumerate(photos)), "re-ranking"):
+    for i, photo in progress(list(enumerate(photos)), "re-ranking"):
         rows = (for_photo[i] | for_text[i]).nonzero()[:, 0].tolist()
         for match in matcher.match(photo(), [texts[row] for row in rows]):
             scores[i, rows[match.text]] = match.rerank

@@ -6,13 +6,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, overload
 
+import numpy as np
+from numpy.typing import NDArray
+
 from triptych.errors import InputError
-from triptych.generate import Search
+from triptych.generate import Hypothesis, Search
 from triptych.io.images import ImageSource
-from triptych.tasks.answer import Answer
-from triptych.tasks.choices import check_choices
+from triptych.tasks.answer import Answer, Method
+from triptych.tasks.choices import (
+    GREY,
+    YES_NO,
+    blind_share,
+    check_choices,
+    forms_for_scoring,
+    in_other_order,
+    normalised_logprobs,
+)
+from triptych.tasks.photos import ArrayMemory
+from triptych.text.prompt import IMAGE
+from triptych.text.questions import is_yes_no, pictures_named_by, statement, thing_asked_for
 
 Photos = ImageSource | Sequence[ImageSource]
+
+BLIND_SCORE_BYTES = 2**20  # remembered: what choices get without photos
 
 
 @dataclass(frozen=True)
@@ -23,9 +39,27 @@ class PictureQuestion:
     text: str
     choices: list[str] | None = None
 
+    def without_photos(self) -> PictureQuestion:
+        """The same with grey in the place of each picture."""
+        return replace(self, images=[GREY] * len(self.images))
+
+    def in_other_order(self) -> PictureQuestion:
+        """The same about two pictures that change places; left becomes right in the text, too."""
+        return replace(self, images=self.images[::-1], text=in_other_order(self.text))
+
 
 class Answerer:
-    """``ask`` and ``compare``, for systems that implement ``answer_questions``."""
+    """``ask`` and ``compare``, over what a system implements (the last methods here).
+
+    ``picks_pictures``: whether ``choose_picture`` can be asked; ``detects``: whether ``detect`` is better than the language model's yes
+    or no.
+    """
+
+    picks_pictures = True
+    detects = False
+
+    def __init__(self) -> None:
+        self.blind_scores = ArrayMemory(BLIND_SCORE_BYTES)
 
     @overload
     def ask(
@@ -62,7 +96,8 @@ class Answerer:
             images: one picture, or a list of the pictures that the question is about. Two are called left and right in the prompt.
                 ``<image>`` in the question says where they stand instead.
             question: with a list of questions, ``images`` is a list of the same length, and so is the answer (each as if it were alone).
-            choices: scored by the log-probability of each as the whole answer (``Answer.scores``); nothing else is answered.
+            choices: the possible answers; nothing else is answered. How likely each is (``Answer.scores``) is what the pictures add to it:
+                see ``choices``. Which of the pictures shows something is decided by matching, or by the likelihood of captions.
 
         Raises:
             InputError: no picture, an empty question, fewer than two choices or one given twice, placeholders that do not match the
@@ -70,12 +105,13 @@ class Answerer:
         """
         if isinstance(question, str):
             return self.ask([images], [question], choices, explain=explain, **settings)[0]
-        if len(images) != len(question):
-            raise InputError(
-                f"{len(question)} questions for {len(images)} photos or lists of photos: each needs its own"
-            )
+        if isinstance(images, str) or len(images) != len(question):
+            count = 1 if isinstance(images, str) else len(images)
+            raise InputError(f"{len(question)} questions for {count} photos or lists of photos: each needs its own")
         checked = None if choices is None else check_choices(choices)
         questions = [PictureQuestion(as_list(of), text, checked) for of, text in zip(images, question, strict=True)]
+        for one in questions:
+            self.check_question(one)
         return self.answer_questions(questions, explain, settings)
 
     def compare(
@@ -93,8 +129,98 @@ class Answerer:
     def answer_questions(
         self, questions: Sequence[PictureQuestion], explain: bool, settings: Mapping[str, Any]
     ) -> list[Answer]:
-        """The answer to each, as if it were alone. All have the same choices, or none."""
+        """The answer to each, as if it were alone."""
+        answers: dict[int, Answer] = {}
+        free: dict[int, PictureQuestion] = {}
+        for i, question in enumerate(questions):
+            choices = question.choices
+            if choices is None and is_yes_no(question.text) and not settings.get("temperature"):
+                choices = YES_NO
+            if choices is None:
+                free[i] = question
+            else:
+                answers[i] = self.choose(replace(question, choices=choices), choices, explain)
+        answers |= zip(free, self.write_answers(list(free.values()), explain, settings), strict=True)
+        return [answers[i] for i in range(len(questions))]
+
+    # Choices
+
+    def choose(self, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
+        """The likeliest choice; which of the pictures shows something is decided by ``choose_picture``."""
+        pictures = len(question.images)
+        places = pictures_named_by(question.text, choices, pictures)
+        if places is not None and self.picks_pictures:
+            names = [choices[places.index(n)] for n in range(pictures)]
+            return self.choose_picture(statement(question.text), question.images, names, explain)
+        thing = thing_asked_for(question.text)
+        if thing is not None and self.detects and sorted(forms_for_scoring(choices)) == sorted(YES_NO):
+            return self.detect(thing, question.images, choices, explain)
+        return self.choose_answer(question, choices, explain)
+
+    def choose_answer(self, question: PictureQuestion, choices: Sequence[str], explain: bool = False) -> Answer:
+        """The choice that the language model finds the likeliest, by what the pictures add to its log-probability.
+
+        Of a question about two pictures, the mean over both orders."""
+        forms = forms_for_scoring(choices)
+        scored = self.score_forms(question, forms)
+        gains = [total_logprobs(scored) - self.blind_share(question, forms)]
+        if len(question.images) == 2 and IMAGE not in question.text:
+            turned, turned_forms = question.in_other_order(), [in_other_order(form) for form in forms]
+            again = total_logprobs(self.score_forms(turned, turned_forms))
+            gains.append(again - self.blind_share(turned, turned_forms))
+        scores = normalised_logprobs(np.mean(gains, 0))
+        answer = self.answer_of(scored[int(scores.argmax())], question, explain)
+        return as_choice(answer, choices, scores)
+
+    def blind_share(self, question: PictureQuestion, forms: Sequence[str]) -> NDArray[np.float64]:
+        """What is taken from the choices' log-probabilities: see ``choices.blind_share``. Computed once for as long as it is remembered."""
+        key = (question.text, len(question.images), *forms)
+        known = self.blind_scores.get(key)
+        if known is None:
+            known = total_logprobs(self.score_forms(question.without_photos(), forms))
+            self.blind_scores.put(key, known)
+        return blind_share(np.asarray(known))
+
+    # What a system implements
+
+    def check_question(self, question: PictureQuestion) -> None:
+        """Raises InputError: the model cannot be asked this."""
         raise NotImplementedError
+
+    def write_answers(
+        self, questions: Sequence[PictureQuestion], explain: bool, settings: Mapping[str, Any]
+    ) -> list[Answer]:
+        """Free answers."""
+        raise NotImplementedError
+
+    def score_forms(self, question: PictureQuestion, forms: Sequence[str]) -> list[Hypothesis]:
+        """Each form as the whole answer, by the language model."""
+        raise NotImplementedError
+
+    def answer_of(self, hypothesis: Hypothesis, question: PictureQuestion, explain: bool) -> Answer:
+        """A scored choice as an answer, with evidence where it is asked for."""
+        raise NotImplementedError
+
+    def choose_picture(self, text: str, images: Sequence[ImageSource], names: Sequence[str], explain: bool) -> Answer:
+        """Which picture shows ``text``; ``Answer.scores`` by the pictures' ``names``."""
+        raise NotImplementedError
+
+    def detect(self, thing: str, images: Sequence[ImageSource], choices: Sequence[str], explain: bool) -> Answer:
+        """Whether one of the pictures shows ``thing``; ``choices``: yes and no, as they were given."""
+        raise NotImplementedError
+
+
+def as_choice(
+    answer: Answer, choices: Sequence[str], scores: NDArray[np.float64], method: Method = "language model"
+) -> Answer:
+    """An answer whose text is the choice with the highest of the ``scores``, log-probabilities."""
+    best = int(scores.argmax())
+    by_choice = dict(zip(choices, scores.tolist(), strict=True))
+    return replace(answer, text=choices[best], logprob=float(scores[best]), scores=by_choice, method=method)
+
+
+def total_logprobs(hypotheses: Sequence[Hypothesis]) -> NDArray[np.float64]:
+    return np.array([h.logprob for h in hypotheses])
 
 
 def as_list(images: Photos) -> list[ImageSource]:

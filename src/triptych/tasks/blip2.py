@@ -6,23 +6,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, overload
 
-from triptych.engines.interface import Array, Piece, TextPieces
+import numpy as np
+
+from triptych.engines.interface import Array, Blip2Engine, Piece, TextPieces
 from triptych.errors import InputError
 from triptych.evidence import Evidence, Floats
 from triptych.generate import Hypothesis, Search, generate, stream
 from triptych.io.images import ImageSource
 from triptych.tasks.answer import Answer
-from triptych.tasks.asking import Answerer, Photos, PictureQuestion, with_settings
-from triptych.tasks.choices import choice_ids, likeliest, to_hypotheses
+from triptych.tasks.asking import Answerer, Photos, PictureQuestion, as_choice, with_settings
+from triptych.tasks.choices import choice_ids, normalised_logprobs, to_hypotheses
 from triptych.tasks.matching import Blip2Matching
 from triptych.tasks.photos import DECODED_TOGETHER
 from triptych.tasks.words import Spans, decode_pieces, join_word_pieces, sentence, sum_over_words, to_answer
 from triptych.text.prompt import CAPTION_INSTRUCTION, qformer_texts, question_prompt, split_at_images
+from triptych.text.questions import is_yes_no
 from triptych.text.tokenizer import TextTokenizer
 from triptych.text.wordpiece import itg_search
 
 MAX_PHOTOS = 16  # of one question
-WRITERS = ("lm", "qformer")
+WRITERS = ("lm", "qformer")  # of captions
 
 
 class PhotoPrompt(NamedTuple):
@@ -43,6 +46,10 @@ class InterleavedPrompt(NamedTuple):
 
 class Blip2Tasks(Answerer, Blip2Matching):
     """A BLIP-2 model in use. A photo is encoded once for as long as it is remembered (by content)."""
+
+    def __init__(self, engine: Blip2Engine[Any], name: str) -> None:
+        Answerer.__init__(self)
+        Blip2Matching.__init__(self, engine, name)
 
     @property
     def answers(self) -> bool:
@@ -127,6 +134,9 @@ class Blip2Tasks(Answerer, Blip2Matching):
 
     def stream(self, image: ImageSource, question: str | None = None, **settings: Any) -> Iterator[str]:
         """A caption, or the answer to a question, piece by piece as it is written (greedy, or sampled with a ``temperature``)."""
+        if question is not None and is_yes_no(question) and not settings.get("temperature"):
+            yield self.ask(image, question).text
+            return
         prompts = self.spec.prompts
         text = prompts.caption if question is None else question_prompt(question, 1, prompts)
         (row,) = self.read([PhotoPrompt(text, [image], question)])
@@ -135,21 +145,17 @@ class Blip2Tasks(Answerer, Blip2Matching):
 
     # Questions
 
-    def answer_questions(
+    def check_question(self, question: PictureQuestion) -> None:
+        self.prompt_ids(self.question_prompt(question))
+
+    def write_answers(
         self, questions: Sequence[PictureQuestion], explain: bool, settings: Mapping[str, Any]
     ) -> list[Answer]:
         search = self.search(**({"max_new_tokens": 20} | dict(settings)))
         prompts = [self.question_prompt(question) for question in questions]
         answers: list[Answer] = []
-        for first in range(0, len(questions), DECODED_TOGETHER):
-            part = slice(first, first + DECODED_TOGETHER)
-            if questions[first].choices is None:
-                answers += self.write(prompts[part], search, explain)
-                continue
-            rows = self.read(prompts[part], explain)
-            answers += [
-                self.choose(row, q.choices or [], explain) for row, q in zip(rows, questions[part], strict=True)
-            ]
+        for first in range(0, len(prompts), DECODED_TOGETHER):
+            answers += self.write(prompts[first : first + DECODED_TOGETHER], search, explain)
         return answers
 
     def question_prompt(self, question: PictureQuestion) -> PhotoPrompt:
@@ -159,15 +165,32 @@ class Blip2Tasks(Answerer, Blip2Matching):
         text = question_prompt(question.text, photos, self.spec.prompts)
         return PhotoPrompt(text, question.images, question.text)
 
-    def choose(self, row: InterleavedPrompt, choices: Sequence[str], explain: bool) -> Answer:
-        """The choice that the language model finds the likeliest answer; the prompt is read once for all."""
+    def score_forms(self, question: PictureQuestion, forms: Sequence[str]) -> list[Hypothesis]:
+        (row,) = self.read([self.question_prompt(question)])
         logits, state = self.engine.prefill([row.pieces])
-        ids = choice_ids(self.tokenizer, choices, min(self.tokenizer.eos_ids))
-        scored = to_hypotheses(ids, self.engine.score(logits, state, ids))
-        best = likeliest(scored)
-        answer = self.answer([scored[best]], row, explain)
-        scores = {choice: h.logprob for choice, h in zip(choices, scored, strict=True)}
-        return replace(answer, text=choices[best], scores=scores)
+        ids = choice_ids(self.tokenizer, forms, min(self.tokenizer.eos_ids))
+        return to_hypotheses(ids, self.engine.score(logits, state, ids))
+
+    def answer_of(self, hypothesis: Hypothesis, question: PictureQuestion, explain: bool) -> Answer:
+        if not explain:
+            return to_answer(self.name, self.tokenizer, [hypothesis])
+        (row,) = self.read([self.question_prompt(question)], explain)
+        return self.answer([hypothesis], row, explain)
+
+    @property
+    def picks_pictures(self) -> bool:  # type: ignore[override]
+        return self.matches
+
+    def choose_picture(self, text: str, images: Sequence[ImageSource], names: Sequence[str], explain: bool) -> Answer:
+        """The photo that matches ``text`` best, by the score that retrieval sorts by."""
+        scores = normalised_logprobs([match.rerank for match in self.match(list(images), text)])
+        evidence = None
+        words, logprobs = tuple(text.split()), (0.0,) * len(text.split())
+        if explain:
+            each = [self.match_evidence(image, text) for image in images]
+            evidence = replace(each[0], maps=np.concatenate([e.maps for e in each], 1))
+            words, logprobs = evidence.words, evidence.logprobs
+        return as_choice(Answer("", self.name, 0.0, words, logprobs, evidence), names, scores, "matching")
 
     # From photos and text to the language model and back
 

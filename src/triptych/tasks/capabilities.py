@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from triptych.generate import Search
 from triptych.io.images import ImageSource
 from triptych.tasks.answer import Answer, Match
+from triptych.tasks.asking import PictureQuestion
 from triptych.tasks.chat import Chat
 
 Shot: TypeAlias = tuple[ImageSource | None, str]  # an example: a picture, or none, and its text
@@ -31,8 +32,6 @@ class Captions(Model, Protocol):
         """One picture -> an ``Answer``; a list of pictures -> a list."""
         ...
 
-    def stream(self, image: ImageSource, **settings: Any) -> Iterator[str]: ...
-
 
 @runtime_checkable
 class Answers(Model, Protocol):
@@ -50,6 +49,10 @@ class Answers(Model, Protocol):
         **settings: Any,
     ) -> Any:
         """One question -> an ``Answer``; a list of questions -> a list."""
+        ...
+
+    def choose_answer(self, question: PictureQuestion, choices: Sequence[str], explain: bool = ...) -> Answer:
+        """By the language model, whatever the question."""
         ...
 
     def compare(

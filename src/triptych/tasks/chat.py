@@ -21,6 +21,7 @@ from triptych.io.files import write_file
 from triptych.io.images import ImageSource, load_image
 from triptych.tasks.answer import Answer
 from triptych.text.prompt import END, IMAGE, question_prompt
+from triptych.text.questions import is_about_all, thing_asked_for
 
 VERSION = 1
 ANSWER_TOKENS = 48  # of an answer at most: how two pictures differ takes a sentence
@@ -49,6 +50,7 @@ class Speaker(Protocol):
     """What a chat asks of a model; ``flamingo.FlamingoTasks`` is one."""
 
     def search(self, **settings: Any) -> Search: ...
+    def ask(self, images: list[ImageSource], question: str, *, explain: bool = ..., **settings: Any) -> Answer: ...
     def length(self, text: str, pictures: int) -> int: ...
     def streamed(self, text: str, images: Sequence[ImageSource], search: Search) -> Iterator[str]: ...
     def write(
@@ -82,7 +84,8 @@ class Chat:
     def stream(self, question: str, **settings: Any) -> Iterator[str]:
         """The answer piece by piece; the turn is part of the dialogue when it is complete.
 
-        ``first`` moves on where the oldest turns leave, because the dialogue has more than ``max_tokens`` or ``max_pictures``.
+        A question about several pictures, and whether something is there, is answered as ``ask`` does (in one piece). ``first`` moves
+        on where the oldest turns leave, because the dialogue has more than ``max_tokens`` or ``max_pictures``.
 
         Raises:
             InputError: the question is empty or alone too long, there is no picture yet, or a setting is out of bounds.
@@ -90,6 +93,10 @@ class Chat:
         turn = self.begin(question)
         search = self.model.search(**({"beams": 1, "max_new_tokens": ANSWER_TOKENS} | settings))
         first, text, pictures = self.remembered(turn, search.max_new_tokens)
+        if about := self.asked_about(turn):
+            yield (answer := f" {self.model.ask(about, question, **({'beams': 1} | settings)).text}")
+            self.end(first, turn, answer)
+            return
         pieces = []
         for piece in self.model.streamed(text, pictures, search):
             pieces.append(piece)
@@ -101,9 +108,25 @@ class Chat:
         turn = self.begin(question)
         search = self.model.search(**({"max_new_tokens": ANSWER_TOKENS} | settings))
         first, text, pictures = self.remembered(turn, search.max_new_tokens)
-        (found,) = self.model.write([(text, pictures)], search, explain)
+        if about := self.asked_about(turn):
+            found = self.model.ask(about, question, explain=explain, **settings)
+        else:
+            (found,) = self.model.write([(text, pictures)], search, explain)
         self.end(first, turn, f" {found.text}")
         return found
+
+    def asked_about(self, turn: Turn) -> list[ImageSource] | None:
+        """The pictures of a question that is answered by itself, not as the dialogue's next line: one about several pictures, which the
+        language model would answer from the last one alone; or whether something is there. None for any other question."""
+        if IMAGE in turn.question:
+            return None
+        remembered = [picture for old in [*self.turns[self.first :], turn] for picture in old.pictures]
+        latest = next(old.pictures for old in [turn, *reversed(self.turns)] if old.pictures)
+        if is_about_all(turn.question) and len(remembered) > 1 and len(turn.pictures) < 2:
+            return [*remembered]
+        if len(turn.pictures) > 1 or thing_asked_for(turn.question) is not None:
+            return [*latest]
+        return None
 
     def begin(self, question: str) -> Turn:
         turn = Turn(tuple(self.waiting), question, "")

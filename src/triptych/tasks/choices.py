@@ -1,16 +1,63 @@
-"""Questions with choices: the possible answers, scored by a language model."""
+"""Questions with choices: possible answers in one form, and what seeing the photos adds to how likely each is.
+
+A language model prefers some answers whatever the photo shows: short ones, common ones, those spelt as in its training. So choices are
+scored in one form (lower case, without article, singular), and from the log-probability of each is taken a part of what the same choice
+gets where grey stands in the place of the photos (Zhao et al. 2021, "Calibrate before use"; all of it is the domain-conditional PMI of
+Holtzman et al. 2021, which gives up that some answers are commoner than others).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from triptych.errors import InputError
 from triptych.generate import Hypothesis
 from triptych.text.tokenizer import TextTokenizer
 
+GREY = Image.new("RGB", (32, 32), (127, 127, 127))  # stands in the place of photos: what a model answers without seeing
+YES_NO = ["yes", "no"]
+
+# Chosen by accuracy on 70 questions with three choices about validation photos of Flickr8k, blip2 and flamingo: 79 and 84%; nothing taken
+# 76 and 83, all taken 59 and 60. With an article before the right choice alone: 33 and 50%, nothing taken 11 and 11.
+BLIND_WEIGHT = 0.25
+MAX_BLIND_GAP = 6.0
+
+ARTICLE = re.compile(r"^(?:a|an|the) (?=\w)", re.I)
+NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+IRREGULAR = {
+    "buses": "bus", "men": "man", "women": "woman", "children": "child", "people": "person", "feet": "foot", "teeth": "tooth",
+    "geese": "goose",
+    "mice": "mouse", "knives": "knife", "wolves": "wolf", "leaves": "leaf", "shelves": "shelf", "loaves": "loaf", "scarves": "scarf",
+}  # fmt: skip
+SINGULAR = (
+    "ss",
+    "us",
+    "is",
+    "news",
+    "series",
+    "lens",
+    "tennis",
+    "gas",
+    "clothes",
+    "jeans",
+    "pants",
+    "shorts",
+    "glasses",
+    "scissors",
+)
+
 
 def check_choices(choices: Sequence[str]) -> list[str]:
-    """Raises InputError: fewer than two, an empty one, or one twice."""
+    """Raises InputError: no list, fewer than two, one that is empty or no text, or one twice."""
+    if isinstance(choices, str) or not isinstance(choices, Sequence):
+        raise InputError(f"choices are {choices!r}: give a list of texts, such as ['yes', 'no']")
+    if wrong := [choice for choice in choices if not isinstance(choice, str)]:
+        raise InputError(f"the choice {wrong[0]!r} is no text")
     kept = [" ".join(choice.split()) for choice in choices]
     if len(kept) < 2:
         raise InputError(f"{len(kept)} choices: give at least two, or none for a free answer")
@@ -22,6 +69,52 @@ def check_choices(choices: Sequence[str]) -> list[str]:
     return kept
 
 
+def forms_for_scoring(choices: Sequence[str]) -> list[str]:
+    """The choices in one form: ``["A dog", "cats."]`` -> ``["dog", "cat"]``. What tells two of them apart is kept."""
+    forms = list(choices)
+    steps: tuple[Callable[[str], str], ...] = (without_stop, str.lower, without_article, number_as_word, singular)
+    for step in steps:
+        changed = [step(form) or form for form in forms]
+        if len(set(changed)) == len(changed):
+            forms = changed
+    return forms
+
+
+def without_stop(text: str) -> str:
+    return text.rstrip(" .!?")
+
+
+def without_article(text: str) -> str:
+    return ARTICLE.sub("", text)
+
+
+def number_as_word(text: str) -> str:
+    return NUMBER_WORDS[int(text)] if text.isdecimal() and int(text) < len(NUMBER_WORDS) else text
+
+
+def singular(text: str) -> str:
+    """Of one or several words the last as singular, by rule; a phrase with a number, such as ``two dogs``, stays as it is."""
+    before, space, word = text.rpartition(" ")
+    if any(part in NUMBER_WORDS[2:] for part in before.split()):
+        return text
+    if word in IRREGULAR:
+        return before + space + IRREGULAR[word]
+    if len(word) < 4 or not word.endswith("s") or word.endswith(SINGULAR):
+        return text
+    if word.endswith("ies"):
+        return f"{before}{space}{word[:-3]}y"
+    return before + space + (word[:-2] if word.endswith(("ches", "shes", "sses", "xes")) else word[:-1])
+
+
+def blind_share(logprobs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What to take from the choices' log-probabilities, given those without the photos ``[C]``.
+
+    A part of each; and all of what lies more than ``MAX_BLIND_GAP`` below the likeliest: so rare is a wording, not a thing.
+    """
+    excess = np.minimum(0.0, logprobs - (logprobs.max() - MAX_BLIND_GAP))
+    return BLIND_WEIGHT * logprobs + (1 - BLIND_WEIGHT) * excess
+
+
 def choice_ids(tokenizer: TextTokenizer, choices: Sequence[str], end: int) -> list[list[int]]:
     """The tokens of each choice as the whole answer, with its end."""
     return [[*tokenizer.encode(f" {choice}"), end] for choice in choices]
@@ -29,8 +122,25 @@ def choice_ids(tokenizer: TextTokenizer, choices: Sequence[str], end: int) -> li
 
 def to_hypotheses(ids: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]]) -> list[Hypothesis]:
     """Scored choices as texts that have ended."""
-    return [Hypothesis(tuple(row[:-1]), tuple(told), True) for row, told in zip(ids, logprobs, strict=True)]
+    return [Hypothesis(tuple(row[:-1]), tuple(each), True) for row, each in zip(ids, logprobs, strict=True)]
 
 
-def likeliest(hypotheses: Sequence[Hypothesis]) -> int:
-    return max(range(len(hypotheses)), key=lambda i: hypotheses[i].logprob)
+def normalised_logprobs(scores: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """The logarithms of probabilities that are proportional to exp(score)."""
+    shifted = np.asarray(scores, np.float64) - np.max(scores)
+    return shifted - np.log(np.exp(shifted).sum())
+
+
+SIDE_WORDS = {"left": "right", "right": "left", "first": "second", "second": "first"}
+SIDE_NAME = re.compile(r"\b(?:left|right|first|second)\b", re.I)
+
+
+def in_other_order(text: str) -> str:
+    """A text about two photos, when they change places: left becomes right."""
+
+    def swap(match: re.Match[str]) -> str:
+        word = match[0]
+        other = SIDE_WORDS[word.lower()]
+        return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
+
+    return SIDE_NAME.sub(swap, text)

@@ -11,30 +11,31 @@ import numpy as np
 
 from triptych.engines.interface import FlamingoEngine
 from triptych.errors import InputError
-from triptych.evidence import Floats
 from triptych.generate import Hypothesis, Search, generate, stream
 from triptych.io.images import ImageSource, load_image
 from triptych.tasks.answer import Answer
 from triptych.tasks.asking import Answerer, Photos, PictureQuestion, as_list, with_settings
 from triptych.tasks.capabilities import Shot
+from triptych.tasks.caption_likelihood import CaptionLikelihood
 from triptych.tasks.chat import ANSWER_TOKENS, MAX_TOKENS, Chat
 from triptych.tasks.chat import MAX_PICTURES as CHAT_PICTURES
-from triptych.tasks.choices import check_choices, choice_ids, likeliest, to_hypotheses
+from triptych.tasks.choices import check_choices, choice_ids, to_hypotheses
 from triptych.tasks.flamingo_prompts import FlamingoPrompts
 from triptych.tasks.prefix import PrefixState, PromptRow
-from triptych.tasks.words import Spans, decode_pieces, mean_over_words, to_answer
+from triptych.tasks.words import decode_pieces
 from triptych.text.prompt import (
     CAPTION,
     END,
     IMAGE,
     captions_by_picture,
     few_shot,
-    pictures_named_by,
     question_after_pictures,
     question_prompt,
     shot_text,
-    statement,
 )
+from triptych.text.questions import asks_what_is_shared, is_yes_no
+
+BEAMS_OF_SHARED = 5  # captions of each picture in which a shared thing is looked for
 
 
 def is_about_several(question: PictureQuestion) -> bool:
@@ -46,10 +47,13 @@ class FlamingoTasks(Answerer):
     """A Flamingo in use."""
 
     answers = True
+    detects = True
 
     def __init__(self, engine: FlamingoEngine[Any], name: str) -> None:
+        super().__init__()
         self.engine, self.name, self.spec = engine, name, engine.spec
         self.prompts = FlamingoPrompts(engine, name)
+        self.likelihood = CaptionLikelihood(self.prompts)
 
     def search(self, **settings: Any) -> Search:
         """The model's own search with ``settings`` changed. Raises InputError for an unknown or impossible one."""
@@ -89,17 +93,17 @@ class FlamingoTasks(Answerer):
 
     # Questions
 
-    def answer_questions(
+    def check_question(self, question: PictureQuestion) -> None:
+        self.prompts.check_count(len(question.images))
+        question_prompt(question.text, len(question.images))
+
+    def write_answers(
         self, questions: Sequence[PictureQuestion], explain: bool, settings: Mapping[str, Any]
     ) -> list[Answer]:
-        for question in questions:
-            self.prompts.check_count(len(question.images))
         answers: dict[int, Answer] = {}
         single: dict[int, tuple[str, list[ImageSource]]] = {}
         for i, question in enumerate(questions):
-            if question.choices is not None:
-                answers[i] = self.choose_answer(question, question.choices, explain)
-            elif is_about_several(question):
+            if is_about_several(question):
                 answers[i] = self.answer_by_captions(question, explain, settings)
             else:
                 single[i] = question_prompt(question.text, len(question.images)), question.images
@@ -108,11 +112,18 @@ class FlamingoTasks(Answerer):
         return [answers[i] for i in range(len(questions))]
 
     def answer_by_captions(self, question: PictureQuestion, explain: bool, settings: Mapping[str, Any]) -> Answer:
-        """A free answer about several pictures: they are captioned first, and the answer draws on their captions."""
+        """A free answer about several pictures: they are captioned first, and the answer draws on their captions.
+
+        Of a question what the pictures share, the answer is checked against them: see ``CaptionLikelihood.shared``."""
         search = self.search(**({"max_new_tokens": ANSWER_TOKENS * len(question.images)} | dict(settings)))
         with self.read_captions(question) as (row, prefix):
             (hypotheses,) = generate(prefix, None, search)
-        return self.prompts.answer(hypotheses, row, question.images if explain else None, method="captions")
+        answer = self.prompts.answer(hypotheses, row, question.images if explain else None, method="captions")
+        if asks_what_is_shared(question.text):
+            several = self.caption(question.images, beams=BEAMS_OF_SHARED, n_best=BEAMS_OF_SHARED)
+            captions = [text for caption in several for text in (caption.text, *(t for t, _ in caption.alternatives))]
+            return self.likelihood.shared(answer.text, captions, question.images, explain) or answer
+        return answer
 
     def read_captions(self, question: PictureQuestion) -> AbstractContextManager[tuple[PromptRow, PrefixState]]:
         """Pictures with their captions (each written as if it were alone, so that no caption repeats another picture's) and then the
@@ -122,52 +133,25 @@ class FlamingoTasks(Answerer):
         row = self.prompts.row(captions_by_picture([caption.text for caption in captions]), question.images)
         return self.prompts.read_blind(row, ids)
 
-    def choose_answer(self, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
-        """The likeliest choice; of a question that asks which of the photos shows something, by ``choose_picture``."""
-        images = question.images
-        prompt = question_prompt(question.text, len(images))
-        places = pictures_named_by(question.text, choices, len(images))
-        if places is None:
-            return self.choose(prompt, images, choices, explain)
-        names = [choices[places.index(n)] for n in range(len(images))]
-        return self.choose_picture(statement(question.text), images, names, explain)
+    def score_forms(self, question: PictureQuestion, forms: Sequence[str]) -> list[Hypothesis]:
+        row = self.prompts.row(question_prompt(question.text, len(question.images)), question.images)
+        return self.score_behind(row, forms)
+
+    def answer_of(self, hypothesis: Hypothesis, question: PictureQuestion, explain: bool) -> Answer:
+        row = self.prompts.row(question_prompt(question.text, len(question.images)), question.images)
+        return self.prompts.answer([hypothesis], row, question.images if explain else None)
 
     def choose_picture(self, text: str, images: Sequence[ImageSource], names: Sequence[str], explain: bool) -> Answer:
-        """The photo whose caption would sooner begin with ``text``, by its log-probability (``Answer.scores``, by ``names``).
+        return self.likelihood.choose(text, images, names, explain)
 
-        The paper, too, classifies by the likelihood of texts (section 3.4). A small language model is much better at saying what a photo
-        shows than at answering "left" or "right".
-        """
-        self.prompts.check_length(self.prompts.length(f"{CAPTION} {text}", 1))
-        rows = self.prompts.rows([(CAPTION, [image]) for image in images])
-        ids = self.spec.tokenizer.encode(f" {text}")
-        scored = []
-        for row in rows:
-            with self.prompts.prefix.read_prompt(row) as prefix:
-                scored.append(
-                    Hypothesis(tuple(ids), tuple(self.engine.score(prefix.logits, prefix.state, [ids])[0]), False)
-                )
-        best = likeliest(scored)
+    def detect(self, thing: str, images: Sequence[ImageSource], choices: Sequence[str], explain: bool) -> Answer:
+        return self.likelihood.detect(thing, images, choices, explain)
 
-        def maps(ids: Sequence[int], spans: Spans) -> Floats:
-            features = self.prompts.encode(images)
-            each = [self.engine.maps(row.input_ids, [x], ids) for row, x in zip(rows, features, strict=True)]
-            return mean_over_words(np.concatenate(each, 1), spans)
-
-        answer = to_answer(self.name, self.spec.tokenizer, [scored[best]], maps if explain else None)
-        scores = {name: h.logprob for name, h in zip(names, scored, strict=True)}
-        return replace(answer, text=names[best], scores=scores, method="caption likelihood")
-
-    def choose(self, text: str, images: Sequence[ImageSource], choices: Sequence[str], explain: bool) -> Answer:
-        """The choice that the language model finds the likeliest to follow; the prompt is read once for all."""
-        row = self.prompts.row(text, images)
+    def score_behind(self, row: PromptRow, choices: Sequence[str]) -> list[Hypothesis]:
+        """Each choice as all that follows a prompt, which is read once for all."""
         ids = choice_ids(self.spec.tokenizer, choices, self.spec.end_id)
         with self.prompts.prefix.read_prompt(row) as prefix:
-            scored = to_hypotheses(ids, self.engine.score(prefix.logits, prefix.state, ids))
-        best = likeliest(scored)
-        answer = self.prompts.answer([scored[best]], row, images if explain else None)
-        scores = {choice: h.logprob for choice, h in zip(choices, scored, strict=True)}
-        return replace(answer, text=choices[best], scores=scores)
+            return to_hypotheses(ids, self.engine.score(prefix.logits, prefix.state, ids))
 
     # Examples in the prompt
 
@@ -207,9 +191,14 @@ class FlamingoTasks(Answerer):
         **settings: Any,
     ) -> Answer:
         """What follows any text with ``<image>`` where each picture stands and ``<|endofchunk|>`` behind each example."""
-        if choices is not None:
-            return self.choose(text, images, check_choices(choices), explain)
-        return self.prompts.write([(text, images)], self.search(**settings), explain)[0]
+        if choices is None:
+            return self.prompts.write([(text, images)], self.search(**settings), explain)[0]
+        names, row = check_choices(choices), self.prompts.row(text, images)
+        scored = self.score_behind(row, names)
+        best = max(range(len(names)), key=lambda i: scored[i].logprob)
+        answer = self.prompts.answer([scored[best]], row, images if explain else None)
+        scores = {choice: h.logprob for choice, h in zip(names, scored, strict=True)}
+        return replace(answer, text=names[best], scores=scores)
 
     def most_similar(self, image: ImageSource, shots: Sequence[Shot], count: int) -> list[Shot]:
         """The ``count`` examples whose pictures are most like ``image`` by the cosine of their mean features, the most similar last
@@ -231,6 +220,8 @@ class FlamingoTasks(Answerer):
         if question is None:
             return self.prompts.streamed(CAPTION, pictures, self.search(**({"beams": 1} | settings)))
         asked = PictureQuestion(pictures, question)
+        if is_yes_no(question) and not settings.get("temperature"):
+            return iter([self.ask(pictures, question).text])
         tokens = ANSWER_TOKENS * (len(pictures) if is_about_several(asked) else 1)
         search = self.search(**({"beams": 1, "max_new_tokens": tokens} | settings))
         if is_about_several(asked):

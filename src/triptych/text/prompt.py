@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -117,28 +116,3 @@ def shot_text(text: str) -> str:
     if not text.strip():
         raise InputError("an example has no text: say what its picture shows")
     return " ".join(text.split())
-
-
-WHICH = re.compile(
-    r"(?:in )?which (?:photo|picture|image|one)s? (?:shows?|is there|(?:there )?(?:is|are)|can (?:you|we) see|do (?:you|we) see)? ?",
-    re.I,
-)
-
-
-def pictures_named_by(question: str, choices: Sequence[str], pictures: int) -> list[int] | None:
-    """The photo that each choice names, where a question asks which of the photos shows something and every photo is one of the choices
-    ("left" and "the right one", "photo 3"); else None."""
-    sides = {"left": 0, "right": 1} if pictures == 2 else {}
-    named = sides | {str(n + 1): n for n in range(pictures)}
-    named_photos = [{named[word] for word in re.findall(r"\w+", choice.lower()) if word in named} for choice in choices]
-    places = [min(places) for places in named_photos if len(places) == 1]
-    is_which = WHICH.match(question.strip()) and IMAGE not in question
-    return places if is_which and len(choices) == pictures and sorted(places) == list(range(pictures)) else None
-
-
-def statement(question: str) -> str:
-    """What the photo in question shows: ``"Which photo shows a dog in the snow?"`` -> ``"a dog in the snow"``.
-
-    Other questions are returned unchanged.
-    """
-    return WHICH.sub("", question.strip(), count=1).rstrip(" ?.") or question

@@ -1,0 +1,20 @@
+"""Whether probabilities mean what they say."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+BINS = 10
+
+
+def expected_calibration_error(probabilities: Sequence[float], right: Sequence[float]) -> float:
+    """The mean gap between how sure answers were and how often they were right, in percent (Guo et al. 2017, eq. 3).
+
+    ``probabilities``: of each answer given, 0 to 1, sorted into ten bins of equal width; ``right``: its mark, 0 to 1.
+    """
+    sure, marks = np.asarray(probabilities, float), np.asarray(right, float)
+    if not len(sure):
+        return 0.0
+    which = np.minimum((sure * BINS).astype(int), BINS - 1)
+    gaps = (abs(sure[which == b].mean() - marks[which == b].mean()) * (which == b).mean() for b in np.unique(which))
+    return round(100 * float(sum(gaps)), 1)

@@ -1,0 +1,47 @@
+"""Captions of a data set's photos, and what the metrics of the field say of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from triptych.data import Photo
+from triptych.errors import InputError
+from triptych.evaluate.progress import batches
+from triptych.io.images import ImageSource
+from triptych.metrics.captions import score_captions
+from triptych.tasks import Captions
+from triptych.text.vocabulary import plain_caption
+
+CAPTIONED_TOGETHER = 32
+
+
+def captions_by_id(captioner: Captions, photos: Sequence[Photo], settings: Mapping[str, Any]) -> dict[str, str]:
+    """The model's caption of each photo, by the photo's id. ``settings``: of ``Captions.caption``."""
+    texts = {}
+    for part in batches(photos, CAPTIONED_TOGETHER, "captions"):
+        answers = captioner.caption([photo.image() for photo in part], **settings)
+        texts.update({photo.id: answer.text for photo, answer in zip(part, answers, strict=True)})
+    return texts
+
+
+def caption_metrics(
+    texts: Mapping[str, str], photos: Sequence[Photo], *, meteor: bool = True
+) -> dict[str, float | None]:
+    """BLEU, METEOR (None where it is not computed), ROUGE-L and CIDEr-D of captions by photo id; rounded."""
+    scores = score_captions(texts, {photo.id: photo.captions for photo in photos}, meteor=meteor)
+    return {name: None if score is None else round(score, 4) for name, score in scores.items()}
+
+
+def caption_examples(train: Sequence[Photo], count: int) -> list[tuple[ImageSource, str]]:
+    """Training photos with a caption each, drawn at random, as examples for a prompt: always the same.
+
+    Raises:
+        InputError: there are fewer.
+    """
+    captioned = [photo for photo in train if photo.captions]
+    if count > len(captioned):
+        raise InputError(f"there are {len(captioned)} captioned training photos: {count} examples are too many")
+    drawn = random.Random(0).sample(captioned, count)
+    return [(photo.image(), plain_caption(photo.captions[0])) for photo in drawn]

@@ -1,0 +1,21 @@
+"""A progress bar on stderr, where that is a terminal."""
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import track
+
+Item = TypeVar("Item")
+
+
+def progress(items: Sequence[Item], what: str) -> Iterator[Item]:
+    """The items one by one; ``what`` names them."""
+    console = Console(stderr=True)
+    yield from track(items, what, console=console, disable=not console.is_terminal)
+
+
+def batches(items: Sequence[Item], size: int, what: str) -> Iterator[Sequence[Item]]:
+    """The items ``size`` at a time."""
+    for first in progress(range(0, len(items), size), what):
+        yield items[first : first + size]

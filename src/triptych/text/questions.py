@@ -1,0 +1,67 @@
+"""What a question asks for, read off its words: which picture, whether something is there, what all pictures share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from triptych.text.prompt import IMAGE
+
+NOUN = r"(?:photo(?:graph)?|picture|image|drawing|one)"
+PICTURE = rf"{NOUN}s?"
+WHICH = re.compile(
+    rf"(?:(?:in|on) )?(?:which|what) (?:of (?:these|those|them)|(?:of (?:the|these|those) (?:two |three )?)?{PICTURE}) "
+    r"(?:(?:shows?|has|have|contains?|depicts?)|is there|(?:there )?(?:is|are)|do(?:es)?(?! (?:you|we))|(?:can|do) (?:you|we) see)? ?",
+    re.I,
+)
+YES_NO_START = re.compile(r"(?:is|are|was|were|does|do|did|has|have|had|can|could|will|would) (?!.*\bor\b)", re.I)
+THERE = re.compile(
+    rf"(?:is|are) there (?:any )?(?P<thing>\S.*?)(?: (?:in|on) (?:the|this|these|either|any) {PICTURE}| here)? *\?*",
+    re.I,
+)
+ALL_PICTURES = re.compile(
+    rf"\b(?:in common|differ(?:s|ent|ence|ences)?|both|(?:all|two|these|the) (?:of )?(?:the |these )?{NOUN}s|which (?:of|{PICTURE}))\b",
+    re.I,
+)
+SHARED = re.compile(rf"\b(?:in common|in (?:all|both)(?: of)? (?:the |these )?(?:{PICTURE}|them))\b", re.I)
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+
+
+def pictures_named_by(question: str, choices: Sequence[str], pictures: int) -> list[int] | None:
+    """The picture that each choice names, where a question asks which of the pictures shows something and every picture is one of the
+    choices ("left" and "the right one", "photo 3", "the first"); else None."""
+    names = {"left": 0, "right": 1} if pictures == 2 else {}
+    names |= {str(n + 1): n for n in range(pictures)} | dict(zip(ORDINALS[:pictures], range(pictures), strict=False))
+    named = [{names[word] for word in re.findall(r"\w+", choice.lower()) if word in names} for choice in choices]
+    places = [min(each) for each in named if len(each) == 1]
+    asks_which = WHICH.match(question.strip()) and IMAGE not in question
+    return places if asks_which and len(choices) == pictures and sorted(places) == list(range(pictures)) else None
+
+
+def statement(question: str) -> str:
+    """What a photo must show to be the answer: ``"Which photo shows a dog in the snow?"`` -> ``"a dog in the snow"``.
+
+    A question of another kind is taken as it is.
+    """
+    return WHICH.sub("", question.strip(), count=1).rstrip(" ?.") or question
+
+
+def is_yes_no(question: str) -> bool:
+    """Whether the answer can only be yes or no."""
+    return YES_NO_START.match(question.strip()) is not None
+
+
+def thing_asked_for(question: str) -> str | None:
+    """What a question asks to be there: ``"Is there a dog in the photo?"`` -> ``"a dog"``; None for another question."""
+    match = THERE.fullmatch(question.strip())
+    return match["thing"] if match and is_yes_no(question) else None
+
+
+def is_about_all(question: str) -> bool:
+    """Whether a question speaks of several pictures: what they share, how they differ, which of them."""
+    return (ALL_PICTURES.search(question) or SHARED.search(question)) is not None
+
+
+def asks_what_is_shared(question: str) -> bool:
+    """Whether a question asks what all pictures have in common."""
+    return SHARED.search(question) is not None

@@ -1,0 +1,112 @@
+"""Choices in one form, what is taken from them, and questions read off their words."""
+
+import numpy as np
+import pytest
+
+from triptych.errors import InputError
+from triptych.tasks.choices import (
+    BLIND_WEIGHT,
+    MAX_BLIND_GAP,
+    blind_share,
+    check_choices,
+    forms_for_scoring,
+    in_other_order,
+    normalised_logprobs,
+)
+from triptych.text.questions import asks_what_is_shared, is_about_all, is_yes_no, statement, thing_asked_for
+
+
+@pytest.mark.parametrize(
+    ("choices", "forms"),
+    [
+        (["a dog", "cat"], ["dog", "cat"]),
+        (["Dog", "THE CAT"], ["dog", "cat"]),
+        (["dogs", "a cat."], ["dog", "cat"]),
+        (["an orange", "women", "city buses"], ["orange", "woman", "city bus"]),
+        (["puppies", "matches", "glass", "the tennis"], ["puppy", "match", "glass", "tennis"]),
+        (["2", "three", "12"], ["two", "three", "12"]),
+        (["two dogs", "one dog"], ["two dogs", "one dog"]),
+        (["dog", "dogs"], ["dog", "dogs"]),  # what tells them apart is kept
+        (["a dog", "dog"], ["a dog", "dog"]),
+        (["Yes", "No!"], ["yes", "no"]),
+        (["US", "us"], ["US", "us"]),
+        (["a", "the"], ["a", "the"]),
+        (["고양이", "개"], ["고양이", "개"]),
+    ],
+)
+def test_forms(choices: list[str], forms: list[str]) -> None:
+    assert forms_for_scoring(choices) == forms
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ("yes", "give a list"),
+        ({"yes": 1, "no": 2}, "give a list"),
+        (["yes", 3], "3 is no text"),
+        (["yes"], "at least two"),
+        (["yes", " yes "], "given twice"),
+        (["yes", " "], "empty"),
+    ],
+)
+def test_what_is_no_list_of_choices_is_refused(choices: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_choices(choices)  # type: ignore[arg-type]
+
+
+def test_a_part_is_taken_and_all_of_what_is_far_below() -> None:
+    taken = blind_share(np.array([-1.0, -3.0, -1.0 - MAX_BLIND_GAP - 2.0]))
+    assert taken == pytest.approx([-BLIND_WEIGHT, -3 * BLIND_WEIGHT, BLIND_WEIGHT * (-1 - MAX_BLIND_GAP) - 2])
+    assert np.exp(normalised_logprobs([1000.0, 1000.0])) == pytest.approx([0.5, 0.5])
+
+
+def test_sides_change_places() -> None:
+    assert in_other_order("Is the LEFT one nicer than the Right?") == "Is the RIGHT one nicer than the Left?"
+    assert in_other_order("the first, not leftover") == "the second, not leftover"
+
+
+@pytest.mark.parametrize(
+    ("question", "thing"),
+    [
+        ("Is there a dog?", "a dog"),
+        ("Is there a dog in the photo?", "a dog"),
+        ("are there any dogs in this picture ?", "dogs"),
+        ("Is there a man on the left?", "a man on the left"),
+        ("Is there a cat or a dog?", None),
+        ("Is the dog running?", None),
+        ("What is there?", None),
+    ],
+)
+def test_things_asked_for(question: str, thing: str | None) -> None:
+    assert thing_asked_for(question) == thing
+
+
+def test_kinds_of_questions() -> None:
+    assert is_yes_no("Is the dog running?") and is_yes_no("does he run?")
+    assert not is_yes_no("Is it a cat or a dog?") and not is_yes_no("What is it?")
+    for question in (
+        "How do they differ?",
+        "Which one is bigger?",
+        "What is in both pictures?",
+        "What is in all of them?",
+    ):
+        assert is_about_all(question)
+    assert not is_about_all("What colour is it?") and not is_about_all("Describe the photo.")
+    assert asks_what_is_shared("What do the photos have in common?") and asks_what_is_shared(
+        "What animal is in all photos?"
+    )
+    assert not asks_what_is_shared("How do they differ?")
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("Which of the two photos shows a dog?", "a dog"),
+        ("Which of these has a red car?", "a red car"),
+        ("What picture contains a bike?", "a bike"),
+        ("In which photo do you see a cat?", "a cat"),
+        ("In which photo are people eating?", "people eating"),
+    ],
+)
+def test_more_statements(question: str, expected: str) -> None:
+    assert statement(question) == expected
