@@ -405,7 +405,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 def test_commands(
     album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("triptych.tasks.load", lambda model: RandomModel() if model == "blip2" else object())
+    monkeypatch.setattr("triptych.tasks.load", lambda model, **_: RandomModel() if model == "blip2" else object())
     (album / "0.jpg").write_text("not a picture")
     library = tmp_path / "library"
     assert run(monkeypatch, "index", album, "--library", library, "--json") == 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from triptych.cli.common import Beams, Json, app, emit, reading, write_page
+from triptych.cli.common import Beams, Json, Precision, app, emit, reading, write_page
 from triptych.cli.folders import (
     Existing,
     FolderOptions,
@@ -48,6 +48,7 @@ def ask(
     sidecar: SidecarKinds = None,
     existing: Existing = "skip",
     strict: Strict = False,
+    precision: Precision = None,
     as_json: Json = False,
 ) -> None:
     """Answer a question about one photo or several; with choices, say which is the likeliest.
@@ -56,13 +57,13 @@ def ask(
     """
     options = FolderOptions(out, recursive, tuple(sidecar or ()), existing, "", "", strict, as_json)
     if not options.given and not any(Path(image).is_dir() for image in images):
-        answer_question(images, question, choices, model, beams, explain, as_json)
+        answer_question(images, question, choices, model, precision, beams, explain, as_json)
         return
     if explain is not None:
         raise InputError("--explain draws one question: leave out folders, --out, --recursive and --sidecar")
     from triptych.tasks import load_answerer
 
-    answerer = load_answerer(model)
+    answerer = load_answerer(model, precision)
     settings: dict[str, Any] = {} if beams is None else {"beams": beams}
 
     def describe(photos: Sequence[Image]) -> Sequence[Description]:
@@ -82,10 +83,11 @@ def compare(
     choices: Annotated[list[str] | None, typer.Option(help="The possible answers.", show_default="left, right")] = None,
     model: Model = "blip2",
     explain: Figure = None,
+    precision: Precision = None,
     as_json: Json = False,
 ) -> None:
     """A question about two photos with choices, such as "Which photo shows a dog?" """
-    answer_question([left, right], question, choices or ["left", "right"], model, None, explain, as_json)
+    answer_question([left, right], question, choices or ["left", "right"], model, precision, None, explain, as_json)
 
 
 def answer_question(
@@ -93,6 +95,7 @@ def answer_question(
     question: str,
     choices: list[str] | None,
     model: str,
+    precision: str | None,
     beams: int | None,
     explain: Path | None,
     as_json: bool,
@@ -101,7 +104,7 @@ def answer_question(
     from triptych.io.images import load_image
     from triptych.tasks import load_answerer
 
-    asked = load_answerer(model)
+    asked = load_answerer(model, precision)
     photos = [load_image(image) for image in images]
     settings = {} if beams is None else {"beams": beams}
     answer = asked.ask(photos, question, choices, explain=explain is not None, **settings)
@@ -120,6 +123,7 @@ def match(
     texts: Annotated[list[str], typer.Option("--text", "-t", help="A text; repeat for each.")],
     model: Matcher = "blip2",
     explain: Figure = None,
+    precision: Precision = None,
     as_json: Json = False,
 ) -> None:
     """How well each photo fits each text: cosine of contrast, probability of a match, and the score that ranks."""
@@ -127,7 +131,7 @@ def match(
     from triptych.io.images import load_image
     from triptych.tasks import load_matcher
 
-    matcher = load_matcher(model)
+    matcher = load_matcher(model, precision)
     photos = [load_image(image) for image in images]
     matches = matcher.match(photos, texts, explain=explain is not None)
     for found in matches:

@@ -15,6 +15,7 @@ from triptych.cli.common import (
     Images,
     Json,
     Model,
+    Precision,
     app,
     complain,
     emit,
@@ -65,6 +66,7 @@ def caption(
     prefix: Prefix = "",
     suffix: Suffix = "",
     strict: Strict = False,
+    precision: Precision = None,
     as_json: Json = False,
 ) -> None:
     """Write a caption for each photo, or for all photos of a folder; --out and --sidecar keep the captions in files."""
@@ -73,7 +75,7 @@ def caption(
     options = FolderOptions(out, recursive, tuple(sidecar or ()), existing, prefix, suffix, strict, as_json)
     if explain is not None and options.given:
         raise InputError("--explain draws single photos: leave out --out, --recursive and --sidecar")
-    captioner = load(model)
+    captioner = load(model, precision=precision)
     given = (("beams", beams), ("max_new_tokens", max_new_tokens))
     settings: dict[str, Any] = {name: value for name, value in given if value is not None}
     captioner.search(**settings)  # wrong settings are said once, not for every photo
@@ -168,6 +170,7 @@ def explain(
         typer.Option(help="sat, flamingo, blip2 or a checkpoint directory.", show_default="sat; blip2 with a question"),
     ] = None,
     beams: Beams = None,
+    precision: Precision = None,
     as_json: Json = False,
 ) -> None:
     """Draw where the model looked at each word of its caption, or of its answer to a question."""
@@ -182,9 +185,9 @@ def explain(
     photo = load_image(image)
     settings: dict[str, Any] = {} if beams is None else {"beams": beams}
     if question is None:
-        answer = load(model).caption(photo, explain=True, **settings)
+        answer = load(model, precision=precision).caption(photo, explain=True, **settings)
     else:
-        answer = load_answerer(model).ask(photo, question, explain=True, **settings)
+        answer = load_answerer(model, precision=precision).ask(photo, question, explain=True, **settings)
     said = reading(answer)
     if out.suffix.lower() == ".png":
         write_png(out, draw_words(photo, said.evidence))

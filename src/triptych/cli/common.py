@@ -28,6 +28,13 @@ app = typer.Typer(
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Photos: paths, folders or URLs.")]
 Model = Annotated[str, typer.Option("--model", help="sat, flamingo, blip2, or a checkpoint directory.")]
 Beams = Annotated[int | None, typer.Option(help="Beams of the search; 1 is greedy.", show_default="the model's")]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the weights on a CPU: fp32, int8 or int4 (the language model in 4 bits, the rest in 8).",
+        show_default="the fastest that keeps the texts",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per result, nothing else.")]
 Data = Annotated[Path, typer.Option("--data", help="Tar shards, a folder with metadata, Karpathy or COCO JSON.")]
 Split = Annotated[str, typer.Option(help="Which photos.")]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from triptych.cli.common import Json, app, complain, emit
+from triptych.cli.common import Json, Precision, app, complain, emit
 
 
 @app.command()
@@ -16,6 +16,7 @@ def index(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of photos; those below it count too.")],
     library: Annotated[Path, typer.Option("--library", metavar="PATH", help="The library's folder; made if missing.")],
     model: Annotated[str, typer.Option(help="blip2, or a checkpoint directory.")] = "blip2",
+    precision: Precision = None,
     as_json: Json = False,
 ) -> None:
     """Bring a photo library up to date with a folder; only what is new is read by the model."""
@@ -23,7 +24,7 @@ def index(
     from triptych.tasks import load
 
     listing = scan(directory, complain)
-    report = index_photos(listing, library, as_matcher(load(model), model), complain)
+    report = index_photos(listing, library, as_matcher(load(model, precision=precision), model), complain)
     record = vars(report) | {"seconds": round(report.seconds, 3)}
     kinds = ", ".join(f"{record[kind]} {kind}" for kind in ("added", "changed", "moved", "removed", "skipped"))
     emit(record, as_json, f"{library}: {report.photos} photos ({kinds})")
@@ -39,6 +40,7 @@ def find(
     ] = None,
     sheet: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write an HTML page of the photos.")] = None,
     model: Annotated[str, typer.Option(help="The model that made the library.")] = "blip2",
+    precision: Precision = None,
     as_json: Json = False,
 ) -> None:
     """Find the photos of a library that a text describes, the best first."""
@@ -48,7 +50,9 @@ def find(
     from triptych.tasks import load
 
     opened = open_library(library)
-    found = find_photos(opened, as_matcher(load(model), model), text, k, candidates, notice=complain)
+    found = find_photos(
+        opened, as_matcher(load(model, precision=precision), model), text, k, candidates, notice=complain
+    )
     for one in found:
         emit(vars(one), as_json, f"{one.score:.3f}  {one.path}")
     if sheet is not None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from triptych.cli.common import Json, app, emit, make_folder
+from triptych.cli.common import Json, Precision, app, emit, make_folder
 from triptych.cli.tables import record_text
 
 
@@ -25,13 +25,14 @@ def demo(
 @app.command()
 def info(
     model: Annotated[str, typer.Argument(help="sat, flamingo, blip2, or a checkpoint directory.")] = "sat",
+    precision: Precision = None,
     as_json: Json = False,
 ) -> None:
     """Describe a model: its parts, parameters, memory, licences and figures."""
     from triptych.checkpoints.parts import list_parts
     from triptych.tasks import load
 
-    record = load(model).info()
+    record = load(model, precision=precision).info()
     record["parts"] = {
         part.name: {"use": part.use, "licence": part.licence, "state": state} for part, state in list_parts()
     }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from triptych.cli.common import Beams, Json, app, complain, emit, reading, write_page
+from triptych.cli.common import Beams, Json, Precision, app, complain, emit, reading, write_page
 from triptych.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def complete(
     explain: Annotated[
         Path | None, typer.Option("--explain", metavar="FILE.html", help="Also show where the model looked.")
     ] = None,
+    precision: Precision = None,
     as_json: Json = False,
 ) -> None:
     """Do with a picture what the examples show: name it, caption it, answer about it."""
@@ -57,7 +58,7 @@ def complete(
     examples = [read_shot(shot) for shot in shots or ()]
     pictures = [None if source is None else load_image(source) for source, _ in examples]
     photo = load_image(image)
-    completer = load_completer(model)
+    completer = load_completer(model, precision)
     given = list(zip(pictures, (text for _, text in examples), strict=True))
     if similar is not None:
         given = completer.most_similar(photo, given, similar)  # type: ignore[assignment]
@@ -91,12 +92,13 @@ def chat(
     images: Annotated[list[str] | None, typer.Argument(metavar="[IMAGE]...", help="Pictures to begin with.")] = None,
     model: Model = "flamingo",
     max_new_tokens: Annotated[int | None, typer.Option(show_default="the model's")] = None,
+    precision: Precision = None,
     as_json: Json = False,
 ) -> None:
     """Talk about pictures; /help lists what else can be typed."""
     from triptych.tasks import load_completer
 
-    dialogue = load_completer(model).chat()
+    dialogue = load_completer(model, precision).chat()
     settings = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     for image in images or ():
         dialogue.add(image)

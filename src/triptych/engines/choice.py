@@ -19,7 +19,7 @@ Precision = Literal["fp32", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int4")
 
 
-def open_onnx(directory: Path, precision: Precision | None) -> OnnxSat | OnnxFlamingo | OnnxBlip2 | None:
+def open_onnx(directory: Path, precision: str | None) -> OnnxSat | OnnxFlamingo | OnnxBlip2 | None:
     """The checkpoint on ONNX Runtime; None, with one line of notice, where torch has to run it.
 
     Args:
@@ -29,7 +29,8 @@ def open_onnx(directory: Path, precision: Precision | None) -> OnnxSat | OnnxFla
         InputError: there is no such precision, or the files are damaged.
         TriptychError: a pretrained part could not be fetched, or the graphs not be written.
     """
-    if precision not in (None, *PRECISIONS):
+    chosen = next((known for known in PRECISIONS if known == precision), None)
+    if precision is not None and chosen is None:
         raise InputError(f"the precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
     try:
         from triptych.engines.onnx.coverage import NotCoveredError
@@ -38,7 +39,7 @@ def open_onnx(directory: Path, precision: Precision | None) -> OnnxSat | OnnxFla
         notice(f"{error.name or 'onnxruntime'} is not installed: pip install {error.name or 'onnxruntime'}")
         return None
     try:
-        return open_engine(directory, precision)
+        return open_engine(directory, chosen)
     except NotCoveredError as error:
         notice(f"ONNX Runtime does not cover {error}")
         return None

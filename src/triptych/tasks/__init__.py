@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from triptych.checkpoints.locate import load_config, locate
-from triptych.engines.choice import Precision, gpu_possible, open_onnx
+from triptych.engines.choice import gpu_possible, open_onnx
 from triptych.errors import InputError
 from triptych.tasks.answer import Answer, Match
 from triptych.tasks.blip2 import Blip2Tasks
@@ -45,7 +45,7 @@ SYSTEMS = {"sat": SatTasks, "flamingo": FlamingoTasks, "blip2": Blip2Tasks}
 
 
 def load(
-    model: str | Path = "sat", device: str | torch.device | None = None, precision: Precision | None = None
+    model: str | Path = "sat", device: str | torch.device | None = None, precision: str | None = None
 ) -> SatTasks | FlamingoTasks | Blip2Tasks:
     """A model by its name (``"sat"``, ``"flamingo"``, ``"blip2"``) or checkpoint directory.
 
@@ -82,7 +82,7 @@ def load_on_torch(directory: Path, name: str, device: str | torch.device) -> Sat
     return loaded
 
 
-def load_answerer(model: str | Path = "blip2", precision: Precision | None = None) -> Answers:
+def load_answerer(model: str | Path = "blip2", precision: str | None = None) -> Answers:
     """A model that answers questions. Raises as ``load``, and InputError for one that cannot."""
     loaded = load(model, precision=precision)
     if not isinstance(loaded, Answers):
@@ -90,7 +90,7 @@ def load_answerer(model: str | Path = "blip2", precision: Precision | None = Non
     return loaded
 
 
-def load_matcher(model: str | Path = "blip2", precision: Precision | None = None) -> Matches:
+def load_matcher(model: str | Path = "blip2", precision: str | None = None) -> Matches:
     """A model that matches photos and texts. Raises as ``load``, and InputError for one that cannot."""
     loaded = load(model, precision=precision)
     if not isinstance(loaded, Matches):
@@ -98,7 +98,7 @@ def load_matcher(model: str | Path = "blip2", precision: Precision | None = None
     return loaded
 
 
-def load_completer(model: str | Path = "flamingo", precision: Precision | None = None) -> FlamingoTasks:
+def load_completer(model: str | Path = "flamingo", precision: str | None = None) -> FlamingoTasks:
     """A model that learns from examples in its prompt, and talks. Raises as ``load``, and InputError for one that cannot."""
     loaded = load(model, precision=precision)
     if not isinstance(loaded, FlamingoTasks):
