@@ -86,7 +86,7 @@ def test_a_folder_belongs_to_a_checkpoint_a_precision_and_this_code(
     assert len(keys) == 3
     other = CheckpointConfig(system="sat", model={}, encoder=config.encoder, files=config.files)
     assert cache.content_key(other, "fp32") not in keys
-    monkeypatch.setattr(Path, "read_bytes", lambda _: b"another version")
+    monkeypatch.setattr(cache, "CODE", "another version")
     assert cache.content_key(config, "fp32") not in keys
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triptych.checkpoints.locate import features_fingerprint
+from triptych.engines.describe import describe_blip2
 from triptych.engines.interface import Array, Blip2Spec, MatchArrays, Piece, SoftPrompt, TextPieces
 from triptych.engines.onnx.common import OnnxEncoder, Opened, floats, logprobs_of
 from triptych.engines.onnx.session import open_session
@@ -180,6 +181,10 @@ class OnnxBlip2(OnnxEncoder):
     def match_maps(self, features: Array, texts: TextPieces) -> Floats:
         """Where one photo was looked at for each piece of one text, and behind them for the whole: ``[T + 1, h, w]``."""
         return self.reference.match_maps(features, texts)
+
+    def info(self) -> dict[str, Any]:
+        """Parts, parameters, memory, settings and model card."""
+        return self.with_precision(describe_blip2(self.opened.config, self.photos, self.size))
 
 
 class WriterState(NamedTuple):

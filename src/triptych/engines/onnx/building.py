@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from triptych.engines.choice import Precision
 from triptych.engines.onnx.cache import describe_language_model, save_embeddings, write_manifest
-from triptych.engines.onnx.flamingo_graph import media_graph, resampler_graph, text_graph
+from triptych.engines.onnx.flamingo_graph import gate_values, media_graph, resampler_graph, text_graph
 from triptych.engines.onnx.language import LanguageGraph
 from triptych.engines.onnx.matrix import at_least_8_bits, at_precision
 from triptych.engines.onnx.qformer_graph import QFormerGraphs
 from triptych.engines.onnx.sat_graph import DecoderGraphs, annotations_graph
 from triptych.engines.onnx.sources import LanguageModelSource, Source
-from triptych.engines.onnx.vision_graph import EncoderGraph
+from triptych.engines.onnx.vision_graph import Convolution, EncoderGraph, stored_convolutions
 
 
 def build_sat(source: Source, folder: Path, precision: Precision) -> None:
@@ -26,7 +28,10 @@ def build_sat(source: Source, folder: Path, precision: Precision) -> None:
     graphs.step().save(folder)
     embeddings = weights.matrix("decoder.embedding.weight")
     save_embeddings(folder, "embedding", at_precision(embeddings, at_least_8_bits(precision)))
-    write_manifest(folder, {})
+    encoder = source.convolutions("encoder.") | stored_convolutions(weights, "encoder.", cut)
+    trunk = sum(size_of(conv) for name, conv in encoder.items() if layer_of(name) < cut)
+    parameters = {"encoder": sum(map(size_of, encoder.values())), "decoder": weights.parameters("decoder.")}
+    write_manifest(folder, {"parameters": parameters, "frozen": trunk})
 
 
 def build_flamingo(source: Source, folder: Path, precision: Precision) -> None:
@@ -35,29 +40,51 @@ def build_flamingo(source: Source, folder: Path, precision: Precision) -> None:
     resampler_graph(model, source.weights).save(folder)
     media_graph(model, source.weights, lm.config.layers // model.every).save(folder)
     text_graph(model, source.weights, lm.config, lm.weights, precision).save(folder)
-    save_language_model(folder, lm, precision)
+    gates = gate_values(source.weights, lm.config.layers // model.every)
+    parts = {name: source.weights.parameters(f"{name}.") for name in ("resampler", "xattn")}
+    save_word_embeddings(folder, lm, precision)
+    write_manifest(folder, counted(source, parts) | {"gates": gates} | describe_language_model(lm.config, lm.tokenizer))
 
 
 def build_blip2(source: Source, folder: Path, precision: Precision) -> None:
-    model, weights, with_lm = source.config.model, source.weights, source.config.lm is not None
+    model, weights = source.config.model, source.weights
+    lm = source.language_model if source.config.lm is not None else None
     EncoderGraph(source.convolutions("vision_encoder.")).write().save(folder)
-    for graph in QFormerGraphs(model, weights, at_least_8_bits(precision)).all(with_lm):
+    for graph in QFormerGraphs(model, weights, at_least_8_bits(precision)).all(with_lm=lm is not None):
         graph.save(folder)
     words = at_precision(weights.matrix("qformer.word_embeddings.weight"), at_least_8_bits(precision))
     save_embeddings(folder, "words", words)
     np.save(folder / "positions.npy", weights.array("qformer.position_embeddings.weight"))
     if model.feature_dim is not None:
         np.save(folder / "temperature.npy", weights.array("heads.temperature"))
-    if with_lm:
-        lm = source.language_model
+    if lm is not None:
         LanguageGraph(lm.config, lm.weights, precision).write().save(folder)
-        save_language_model(folder, lm, precision)
-    else:
-        write_manifest(folder, {})
+        save_word_embeddings(folder, lm, precision)
+    names = ("vision_norm", "qformer", "heads", "projection")
+    parts = {name: weights.parameters(f"{name}.") for name in names}
+    described = describe_language_model(lm.config, lm.tokenizer) if lm is not None else {}
+    write_manifest(folder, counted(source, parts) | described)
 
 
-def save_language_model(folder: Path, source: LanguageModelSource, precision: Precision) -> None:
-    """What a language model needs beside its graph."""
+def save_word_embeddings(folder: Path, source: LanguageModelSource, precision: Precision) -> None:
     embeddings = at_precision(source.weights.matrix("embedding.weight"), at_least_8_bits(precision))
     save_embeddings(folder, "embedding", embeddings)
-    write_manifest(folder, describe_language_model(source.config, source.tokenizer))
+
+
+def counted(source: Source, trained: Mapping[str, int]) -> dict[str, Any]:
+    """Parameters of the frozen parts and of the ``trained`` ones."""
+    parameters = {"vision_encoder": sum(map(size_of, source.convolutions("vision_encoder.").values()))}
+    frozen = parameters["vision_encoder"]
+    if source.config.lm is not None:
+        parameters["lm"] = source.language_model.weights.parameters()
+        frozen += parameters["lm"]
+    return {"parameters": parameters | dict(trained), "frozen": frozen}
+
+
+def size_of(convolution: Convolution) -> int:
+    return convolution.weight.size + convolution.bias.size
+
+
+def layer_of(name: str) -> int:
+    """``layers.7.expand`` -> 7."""
+    return int(name.split(".")[1])

@@ -29,6 +29,7 @@ from triptych.text.tokenizer import TextTokenizer
 
 KEPT_FOLDERS = 12  # folders; those not used for longest are deleted when another is built
 MANIFEST = "engine.json"
+CODE = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
 
 
 def graphs_folder(config: CheckpointConfig[Any], precision: Precision, build: Callable[[Path], None]) -> Path:
@@ -60,10 +61,7 @@ def graphs_folder(config: CheckpointConfig[Any], precision: Precision, build: Ca
 
 def content_key(config: CheckpointConfig[Any], precision: Precision) -> str:
     """The sha256 of what decides the graphs: the checkpoint's config, which names the sha256 of all weights, and this package's code."""
-    digest = hashlib.sha256(f"{precision}\0{config.to_json()}".encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return hashlib.sha256(f"{CODE}\0{precision}\0{config.to_json()}".encode()).hexdigest()
 
 
 def forget_old(root: Path) -> None:

@@ -12,7 +12,9 @@ import numpy as np
 
 from triptych.checkpoints.config import CheckpointConfig
 from triptych.engines.choice import Precision
+from triptych.engines.describe import Size
 from triptych.engines.interface import Array, PhotoSpec
+from triptych.engines.onnx.cache import read_manifest
 from triptych.engines.onnx.session import open_session
 from triptych.evidence import Floats
 from triptych.nn import efficientnet
@@ -56,14 +58,16 @@ class OnnxEncoder:
         """The mean of each photo's features ``[L, D]`` over the grid: ``[B, D]``."""
         return np.stack([np.asarray(photo).mean(0) for photo in features])
 
-    def info(self) -> dict[str, Any]:
-        """Parts, parameters, settings and model card, and how much memory the graphs' weights take."""
-        size = sum(path.stat().st_size for path in self.opened.folder.glob("*.data"))
-        return self.reference.info() | {
-            "engine": "ONNX Runtime",
-            "precision": self.opened.precision,
-            "memory_mb": round(size / 2**20, 1),
-        }
+    def with_precision(self, info: dict[str, Any]) -> dict[str, Any]:
+        """``info`` with what runs the model."""
+        return info | {"engine": "ONNX Runtime", "precision": self.opened.precision}
+
+    @cached_property
+    def size(self) -> Size:
+        """As counted when the graphs were built."""
+        manifest = read_manifest(self.opened.folder)
+        stored = sum(path.stat().st_size for path in self.opened.folder.glob("*.data"))
+        return Size(manifest["parameters"], manifest["frozen"], round(stored / 2**20, 1))
 
 
 def floats(array: Array) -> Floats:

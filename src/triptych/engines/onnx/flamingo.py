@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from triptych.engines.describe import describe_flamingo
 from triptych.engines.interface import Array, FlamingoInputs, FlamingoSpec
+from triptych.engines.onnx.cache import read_manifest
 from triptych.engines.onnx.common import OnnxEncoder, Opened, floats, logprobs_of
 from triptych.engines.onnx.session import open_session
 from triptych.engines.onnx.text import HIDDEN, Arrays, Ids, OnnxLanguageModel, TextCache
@@ -169,4 +171,8 @@ class OnnxFlamingo(OnnxEncoder):
 
     def gates(self) -> list[tuple[float, float]]:
         """tanh of the two gates, attention and feed-forward, of each gated block."""
-        return self.reference.gates()
+        return [(attention, ffw) for attention, ffw in read_manifest(self.opened.folder)["gates"]]
+
+    def info(self) -> dict[str, Any]:
+        """Parts, parameters, gates, memory, settings and model card."""
+        return self.with_precision(describe_flamingo(self.opened.config, self.photos, self.gates(), self.size))

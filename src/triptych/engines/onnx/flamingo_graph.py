@@ -105,17 +105,26 @@ class GatedBlocks:
         )
         grouped = graph.add("Reshape", q, "media_shape")
         attended = graph.contrib("MultiHeadAttention", grouped, keys, values, "", "", "media_bias", num_heads=heads)
-        out = scaled(self.matrix(f"{prefix}.attention.out"), self.gate(f"{prefix}.attn_gate"))
+        out = scaled(self.matrix(f"{prefix}.attention.out"), open_gate(self.weights, f"{prefix}.attn_gate"))
         shown = graph.multiply(graph.reshape(attended, -1, heads * width), out)
         x = graph.add("Add", x, graph.add("Mul", shown, "sees"))
-        factor = self.gate(f"{prefix}.ffw_gate")
+        factor = open_gate(self.weights, f"{prefix}.ffw_gate")
         return graph.add("Add", x, gated_feed_forward(graph, x, self.weights, f"{prefix}.ffw", self.precision, factor))
 
     def matrix(self, name: str) -> Matrix:
         return at_precision(self.weights.matrix(f"{name}.weight"), self.precision)
 
-    def gate(self, name: str) -> float:
-        return float(np.tanh(self.weights.array(name)).item())
+
+def open_gate(weights: Weights, name: str) -> float:
+    """How far a gate lets what it guards through: the tanh of its parameter."""
+    return float(np.tanh(weights.array(name)).item())
+
+
+def gate_values(weights: Weights, gated: int) -> list[tuple[float, float]]:
+    """Both gates, attention and feed-forward, of each gated block."""
+    return [
+        (open_gate(weights, f"xattn.{j}.attn_gate"), open_gate(weights, f"xattn.{j}.ffw_gate")) for j in range(gated)
+    ]
 
 
 def text_graph(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from triptych.engines.describe import describe_sat
 from triptych.engines.interface import Array, SatSpec
 from triptych.engines.onnx.common import OnnxEncoder, Opened, floats
 from triptych.engines.onnx.session import open_session
@@ -68,3 +69,8 @@ class OnnxSat(OnnxEncoder):
     def maps(self, features: Array, ids: Sequence[int]) -> Floats:
         """The attention over the grid when each of the words ``ids`` of one photo's caption was written: ``[T, h, w]``."""
         return self.reference.maps(features, ids)
+
+    def info(self) -> dict[str, Any]:
+        """Parts, parameters, memory, settings and model card."""
+        config = self.opened.config
+        return self.with_precision(describe_sat(config, self.photos, len(self.spec.vocabulary), self.size))

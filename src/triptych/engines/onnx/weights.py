@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -34,6 +35,10 @@ class Weights(Protocol):
 
     def array(self, name: str) -> Floats:
         """Any tensor in fp32. Raises KeyError: there is none."""
+        ...
+
+    def parameters(self) -> int:
+        """How many there are."""
         ...
 
     def __contains__(self, name: str) -> bool: ...
@@ -66,6 +71,15 @@ class CheckpointWeights:
 
     def __contains__(self, name: str) -> bool:
         return self.prefix + name in self.tensors
+
+    def parameters(self, prefix: str = "") -> int:
+        """How many there are below ``prefix``; scales of int8 rows are none."""
+        return sum(
+            tensor.size
+            for name, tensor in self.tensors.items()
+            if name.startswith(self.prefix + prefix)
+            and not (name.endswith(SCALE) and name.removesuffix(SCALE) in self.tensors)
+        )
 
     def matrix(self, name: str) -> Matrix:
         stored = self.tensors[self.prefix + name]
@@ -104,6 +118,9 @@ class GGUFWeights:
 
     def __contains__(self, name: str) -> bool:
         return all(theirs in self.file.entries for theirs in self.names(name))
+
+    def parameters(self) -> int:
+        return sum(prod(entry.shape) for name, entry in self.file.entries.items() if not name.startswith("rope_"))
 
     def matrix(self, name: str) -> Matrix:
         return stack_rows([self.reordered(theirs, self.stored(theirs)) for theirs in self.names(name)])

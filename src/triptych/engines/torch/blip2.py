@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import torch
-from msgspec import to_builtins
 from torch import Tensor
 
 from triptych.checkpoints.locate import features_fingerprint
+from triptych.engines.describe import Size, describe_blip2
 from triptych.engines.interface import Array, Blip2Spec, MatchArrays, Piece, SoftPrompt, TextPieces
 from triptych.engines.torch.common import TorchEncoder, continuation_logprobs, count_parameters, megabytes
 from triptych.evidence import Floats
@@ -161,24 +160,9 @@ class TorchBlip2(TorchEncoder):
         return to_numpy(maps.view(*maps.shape[:-1], *self.photos.grid))
 
     def info(self) -> dict[str, Any]:
-        model, config = self.model, self.blip2.config
-        count = count_parameters(model)
-        frozen = count["vision_encoder"] + count.get("lm", 0)
-        return {
-            "system": "BLIP-2",
-            "encoder": config.encoder.name,
-            "language_model": config.lm and config.lm.name,
-            "grid": list(self.photos.grid),
-            "image_size": config.encoder.image_size,
-            "queries": self.spec.queries,
-            "parameters": count,
-            "parameters_trained": sum(count.values()) - frozen,
-            "parameters_frozen": frozen,
-            "memory_mb": megabytes(model),
-            "config": asdict(self.model.config),
-            "search": to_builtins(config.search),
-            "card": config.card.to_dict(),
-        }
+        count = count_parameters(self.model)
+        size = Size(count, count["vision_encoder"] + count.get("lm", 0), megabytes(self.model))
+        return describe_blip2(self.blip2.config, self.photos, size)
 
 
 class CaptionWriter:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
-from msgspec import to_builtins
 from torch import Tensor
 
+from triptych.engines.describe import Size, describe_flamingo
 from triptych.engines.interface import Array, FlamingoInputs, FlamingoSpec
 from triptych.engines.torch.common import TorchEncoder, continuation_logprobs, count_parameters, megabytes
 from triptych.errors import InputError
@@ -93,23 +92,6 @@ class TorchFlamingo(TorchEncoder):
         return self.model.gates()
 
     def info(self) -> dict[str, Any]:
-        model, config = self.model, self.flamingo.config
-        count = count_parameters(model)
-        frozen = count["vision_encoder"] + count["lm"]
-        gates = [(round(attn, 3), round(ffw, 3)) for attn, ffw in model.gates()]
-        return {
-            "system": "Flamingo",
-            "encoder": config.encoder.name,
-            "language_model": config.lm and config.lm.name,
-            "grid": list(self.photos.grid),
-            "image_size": config.encoder.image_size,
-            "latents": model.config.latents,
-            "gates": {f"before block {(i + 1) * model.config.every}": pair for i, pair in enumerate(gates)},
-            "parameters": count,
-            "parameters_trained": sum(count.values()) - frozen,
-            "parameters_frozen": frozen,
-            "memory_mb": megabytes(model),
-            "config": asdict(self.model.config),
-            "search": to_builtins(config.search),
-            "card": config.card.to_dict(),
-        }
+        count = count_parameters(self.model)
+        size = Size(count, count["vision_encoder"] + count["lm"], megabytes(self.model))
+        return describe_flamingo(self.flamingo.config, self.photos, self.gates(), size)

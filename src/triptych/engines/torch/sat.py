@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
-from msgspec import to_builtins
 from torch import Tensor
 
+from triptych.engines.describe import Size, describe_sat
 from triptych.engines.interface import Array, SatSpec
 from triptych.engines.torch.common import TorchEncoder, count_parameters, megabytes
 from triptych.evidence import Floats
@@ -48,18 +47,7 @@ class TorchSat(TorchEncoder):
         return to_numpy(alpha.view(len(ids), *self.photos.grid))
 
     def info(self) -> dict[str, Any]:
-        encoder, config = self.model.encoder, self.sat.config
+        encoder = self.model.encoder
         frozen = sum(p.numel() for p in encoder.layers[: encoder.cut].parameters())
-        return {
-            "system": "Show, Attend and Tell",
-            "encoder": encoder.name,
-            "grid": list(encoder.grid),
-            "image_size": encoder.image_size,
-            "vocabulary": len(self.sat.vocabulary),
-            "parameters_trained": sum(count_parameters(self.model).values()) - frozen,
-            "parameters_frozen": frozen,
-            "memory_mb": megabytes(self.model),
-            "config": asdict(self.model.config),
-            "search": to_builtins(config.search),
-            "card": config.card.to_dict(),
-        }
+        size = Size(count_parameters(self.model), frozen, megabytes(self.model))
+        return describe_sat(self.sat.config, self.photos, len(self.sat.vocabulary), size)
