@@ -54,4 +54,5 @@ class Photo:
 
 
 def is_file(path: Path) -> bool:
+    """Whether there is a file, or a link to one; False for names that no file can have."""
     return os.path.isfile(path)  # noqa: PTH113  (Path.is_file raises on a name that is too long)

@@ -44,6 +44,7 @@ def read_text(path: Path) -> str:
 
 
 def decode(content: bytes, where: str) -> str:
+    """UTF-8 bytes as text, without byte order mark. Raises InputError that names the first line that is not UTF-8."""
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -52,6 +53,7 @@ def decode(content: bytes, where: str) -> str:
 
 
 def parse_json(text: str, where: str) -> Any:
+    """The value of a JSON text. Raises InputError with the line and column of what is broken."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -62,12 +64,14 @@ def parse_json(text: str, where: str) -> Any:
 
 
 def record_of(value: Any, where: str) -> dict[str, Any]:
+    """``value``, if it is an object with named fields. Raises InputError else."""
     if not isinstance(value, dict):
         raise InputError(f"{where}: expected an object with named fields, found {shorten(value)}")
     return value
 
 
 def list_of(value: Any, where: str) -> list[Any]:
+    """``value``, if it is a list. Raises InputError else."""
     if not isinstance(value, list):
         raise InputError(f"{where}: expected a list, found {shorten(value)}")
     return value
@@ -176,6 +180,7 @@ def file_within(folder: Path, name: str, where: str) -> Path:
 
 
 def check_unicode(text: str, where: str) -> str:
+    """``text``, if it can be written as UTF-8. Raises InputError for half a character."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

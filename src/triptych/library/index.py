@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from lancedb.table import Table
 
 BATCH = 64  # photos written together: what an interruption can cost
+SIDE = 512  # pixels of a model's input at most: large JPEGs are decoded no larger than they need to be
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def _embedded(rows: Sequence[Row], model: Matcher, notice: Notice) -> Iterator[t
         photos: dict[str, Image.Image] = {}
         for row in rows[first : first + TOGETHER]:
             try:
-                photos[row.sha256] = load_image(row.path)
+                photos[row.sha256] = load_image(row.path, SIDE)
             except InputError as error:
                 notice(error)
         if photos:

@@ -10,6 +10,7 @@ from triptych.data.records import CAPTION_FIELDS, FILE_FIELDS, fields_named, num
 
 
 def matches(data: Any) -> bool:
+    """Whether the parsed file is a list of objects, some of which name a file and a caption."""
     return isinstance(data, list) and any(
         isinstance(item, dict) and fields_named(item, FILE_FIELDS) and fields_named(item, CAPTION_FIELDS)
         for item in data
@@ -17,10 +18,12 @@ def matches(data: Any) -> bool:
 
 
 def is_certain(data: Any) -> bool:
+    """What matches is such a list."""
     return True
 
 
 def photos(source: Path, data: Any) -> list[Photo]:
+    """The photos in the order of the file. Raises InputError with the place of what is wrong."""
     records = list(numbered_records(source, data, ""))
     names = [record[field] for _, record in records for field in fields_named(record, FILE_FIELDS)[:1]]
     folder = photo_folder(source, [name for name in names if isinstance(name, str)])

@@ -18,6 +18,7 @@ from triptych.errors import InputError
 
 
 def matches(data: Any) -> bool:
+    """Whether the parsed file has ``images`` and ``annotations``."""
     return isinstance(data, dict) and "images" in data and "annotations" in data
 
 
@@ -28,6 +29,7 @@ def is_certain(data: Any) -> bool:
 
 
 def photos(source: Path, data: Any) -> list[Photo]:
+    """The photos in the order of the file. Raises InputError with the place of what is wrong."""
     captions = defaultdict(list)
     annotations = list_of(data["annotations"], f"{source}: annotations")
     for where, record in numbered_records(source, annotations, "annotations"):

@@ -19,10 +19,12 @@ from triptych.data.records import (
 
 
 def matches(data: Any) -> bool:
+    """Whether the parsed file has ``images`` without ``annotations``."""
     return isinstance(data, dict) and "images" in data and "annotations" not in data
 
 
 def is_certain(data: Any) -> bool:
+    """Whether some of the items are of this format, unlike those of other JSON files."""
     return isinstance(data["images"], list) and any(isinstance(i, dict) and "filename" in i for i in data["images"])
 
 

@@ -11,10 +11,12 @@ from triptych.errors import InputError
 
 
 def matches(data: Any) -> bool:
+    """Whether the parsed file is a list."""
     return isinstance(data, list)
 
 
 def is_certain(data: Any) -> bool:
+    """Whether some of the items are of this format, unlike those of other JSON files."""
     return any(isinstance(item, dict) and "conversations" in item for item in data)
 
 
