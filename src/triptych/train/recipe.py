@@ -185,8 +185,9 @@ class RewardSettings(Settings):
     bleu_weight: float = setting(1.0, "In their reward: of the mean of BLEU-1 to 4 beside CIDEr-D.", low=0)
 
 
-def encoder_setting() -> Any:
-    return setting("efficientnet-lite2", "efficientnet-lite2, vgg19 or resnet101.")
+def encoder_setting(folders: str = "") -> Any:
+    """``folders``: what of transformers' directories may be given, too."""
+    return setting("efficientnet-lite2", f"efficientnet-lite2, vgg19 or resnet101{folders}.")
 
 
 def encoder_weights_setting() -> Any:

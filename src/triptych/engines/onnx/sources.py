@@ -59,7 +59,8 @@ class Source:
         spec = self.config.lm
         assert spec is not None
         if spec.stored:
-            assert spec.decoder is not None and spec.eos is not None
+            if spec.decoder is None or spec.eos is None:
+                raise NotCoveredError(f"the language model {spec.name}")
             check_language_model(spec.name, spec.decoder)
             tokenizer = replace(TextTokenizer.from_directory(self.directory), eos_ids=frozenset(spec.eos))
             return LanguageModelSource(spec.decoder, self.weights.below("lm."), tokenizer)

@@ -102,7 +102,7 @@ def with_lm(blip2: Blip2Model, name: str) -> Blip2Model:
     model = Blip2(blip2.model.config, blip2.model.vision_encoder, lm.decoder)
     load_strict(model, blip2.model.state_dict(), optional_prefixes=("lm.", "projection."))
     assert model.projection is not None
-    as_words = float(lm.decoder.embedding.weight.std()) / model.config.qformer.dim**0.5
+    as_words = float(lm.decoder.embedding.weight.std()) * lm.decoder.config.embed_scale / model.config.qformer.dim**0.5
     nn.init.normal_(model.projection.weight, std=as_words)  # soft prompts begin as large as words
     spec = LanguageModelSpec(name, stored=False, sha256=language_model_fingerprint(name, lm))
     config = msgspec.structs.replace(blip2.config, lm=spec)
