@@ -58,7 +58,7 @@ def test_the_warm_start_is_for_a_projection_that_has_not_begun(monkeypatch: pyte
         assert blip2.model.lm is not None
         return recipe.rates.word_epochs
 
-    monkeypatch.setattr(start_blip2, "locate", lambda name: name)
+    monkeypatch.setattr(start_blip2, "find_checkpoint", lambda name: name)
     monkeypatch.setattr(start_blip2, "with_lm", lambda blip2, lm: tiny_blip2())
     assert word_epochs(with_lm=False) == 4
     assert word_epochs(with_lm=True) == 0
@@ -71,7 +71,7 @@ def test_terms_need_the_heads_that_they_train(monkeypatch: pytest.MonkeyPatch) -
     """A converted BLIP-2 with a language model alone has no heads for contrast."""
     blip2 = tiny_blip2()
     blip2.model.heads = None
-    monkeypatch.setattr(start_blip2, "locate", lambda name: name)
+    monkeypatch.setattr(start_blip2, "find_checkpoint", lambda name: name)
     monkeypatch.setattr(start_blip2, "load_blip2", lambda name: blip2)
     with pytest.raises(InputError, match="published has no heads for itc, itm: choose terms that it can learn"):
         start_blip2.starting_model(make_recipe(Blip2Recipe, {"stage": 2, "init": "published"}))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from triptych.convert import read_word_map, tutorial_config, tutorial_decoder
+from triptych.convert.tutorial import read_word_map, tutorial_config, tutorial_decoder
 from triptych.generate import Search, beam_search
 from triptych.systems.configs import ShowAttendTellConfig
 from triptych.systems.show_attend_tell import CaptionDecoder

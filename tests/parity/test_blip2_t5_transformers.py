@@ -12,7 +12,7 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from triptych import load
-from triptych.convert import convert_checkpoint
+from triptych.convert.checkpoint import convert_checkpoint
 from triptych.nn.t5 import T5
 from triptych.tasks import Blip2Tasks
 

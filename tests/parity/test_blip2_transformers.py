@@ -23,8 +23,8 @@ from torch import Tensor
 from triptych import load
 from triptych.checkpoints.format import load_checkpoint
 from triptych.checkpoints.place import LoadReport
-from triptych.convert import convert_checkpoint
 from triptych.convert.blip2 import LANGUAGE, QFORMER, VISION
+from triptych.convert.checkpoint import convert_checkpoint
 from triptych.errors import InputError
 from triptych.generate import Hypothesis, generate
 from triptych.models import load_blip2, save_blip2

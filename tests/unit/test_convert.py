@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from triptych.convert import convert_checkpoint, read_tutorial, read_word_map
+from triptych.convert.checkpoint import convert_checkpoint
+from triptych.convert.tutorial import read_tutorial, read_word_map
 from triptych.errors import InputError
 from triptych.models import load_sat
 from triptych.nn.cnn import ResNet101

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from triptych import InputError, load
 from triptych.checkpoints.format import load_checkpoint
 from triptych.cli import main
-from triptych.convert import convert_checkpoint
+from triptych.convert.checkpoint import convert_checkpoint
 from triptych.models import load_flamingo
 from triptych.systems.flamingo import Flamingo
 from triptych.tasks import FlamingoTasks

@@ -47,15 +47,6 @@ def existing_or_backup(directory: Path) -> Path:
     return backup_of(directory) if not directory.exists() and backup_of(directory).exists() else directory
 
 
-def locate(model: str | Path) -> Path:
-    """The checkpoint directory of ``model``: the name of a shipped one, or a directory.
-
-    Raises:
-        InputError: neither.
-    """
-    shipped = sorted(path.name for path in BUNDLED.iterdir())
-    if str(model) in shipped:
-        return BUNDLED / str(model)
-    if (directory := existing_or_backup(Path(model))).is_dir():
-        return directory
-    raise InputError(f"unknown model {str(model)!r}: choose {', '.join(shipped)} or name a checkpoint directory")
+def shipped_models() -> list[str]:
+    """The names of the models that come with the package."""
+    return sorted(path.name for path in BUNDLED.iterdir())

@@ -26,7 +26,13 @@ app = typer.Typer(
 )
 
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Photos: paths, folders or URLs.")]
-Model = Annotated[str, typer.Option("--model", help="sat, flamingo, blip2, or a checkpoint directory.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help="sat, flamingo, blip2, a checkpoint (ours or published), or OWNER/NAME on the Hugging Face hub.",
+    ),
+]
 Beams = Annotated[int | None, typer.Option(help="Beams of the search; 1 is greedy.", show_default="the model's")]
 Precision = Annotated[
     str | None,

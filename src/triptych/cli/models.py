@@ -24,7 +24,7 @@ def demo(
 
 @app.command()
 def info(
-    model: Annotated[str, typer.Argument(help="sat, flamingo, blip2, or a checkpoint directory.")] = "sat",
+    model: Annotated[str, typer.Argument(help="As --model of the other commands.")] = "sat",
     precision: Precision = None,
     as_json: Json = False,
 ) -> None:
@@ -65,7 +65,7 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Read a checkpoint of another project (or of ours) and write it as a checkpoint directory."""
-    from triptych.convert import convert_checkpoint
+    from triptych.convert.checkpoint import convert_checkpoint
 
     report = convert_checkpoint(source, target, word_map, half, int8, vision, lm)
     counts = {"mapped": list(report.mapped), "missing": list(report.missing), "ignored": list(report.ignored)}

@@ -1,6 +1,5 @@
 """Whole systems on disk: what a checkpoint holds of each, and putting it together again with its frozen parts."""
 
-from triptych.checkpoints.locate import locate
 from triptych.checkpoints.parts import part_fingerprint
 from triptych.models.blip2 import (
     Blip2Model,
@@ -27,7 +26,6 @@ __all__ = [
     "load_blip2",
     "load_flamingo",
     "load_sat",
-    "locate",
     "part_fingerprint",
     "published_encoder",
     "sat_search",

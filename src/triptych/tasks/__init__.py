@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from triptych.checkpoints.locate import load_config, locate
+from triptych.checkpoints.locate import load_config
+from triptych.convert.opening import find_checkpoint
 from triptych.engines.choice import gpu_possible, open_onnx
 from triptych.errors import InputError
 from triptych.tasks.answer import Answer, Match
@@ -47,7 +48,7 @@ SYSTEMS = {"sat": SatTasks, "flamingo": FlamingoTasks, "blip2": Blip2Tasks}
 def load(
     model: str | Path = "sat", device: str | torch.device | None = None, precision: str | None = None
 ) -> SatTasks | FlamingoTasks | Blip2Tasks:
-    """A model by its name (``"sat"``, ``"flamingo"``, ``"blip2"``) or checkpoint directory.
+    """A model: a shipped one (``"sat"``, ``"flamingo"``, ``"blip2"``), a checkpoint of ours or a published one (``find_checkpoint``).
 
     Args:
         device: of torch; None = a GPU where there is one, else ONNX Runtime on the CPU, without torch.
@@ -57,7 +58,7 @@ def load(
         InputError: no such model, or its files are damaged.
         TriptychError: a pretrained part could not be fetched.
     """
-    directory = locate(model)
+    directory = find_checkpoint(model)
     if device is None and gpu_possible():
         import torch
 

@@ -15,6 +15,7 @@ from triptych.checkpoints.parts import part_path
 from triptych.checkpoints.place import load_strict
 from triptych.checkpoints.store import load_tensors
 from triptych.checkpoints.tables.blip2 import load_bert
+from triptych.convert.opening import find_checkpoint
 from triptych.errors import InputError
 from triptych.models import (
     Blip2Model,
@@ -23,7 +24,6 @@ from triptych.models import (
     find_language_model,
     language_model_fingerprint,
     load_blip2,
-    locate,
     vision_encoder,
 )
 from triptych.nn.configs import QFormerConfig
@@ -70,7 +70,7 @@ def starting_model(recipe: Blip2Recipe) -> tuple[Blip2Model, Blip2Recipe]:
     Raises InputError: the model lacks what a term of the loss trains.
     """
     init = recipe.start.init
-    blip2 = new_blip2(recipe.start) if init is None else load_blip2(locate(init))
+    blip2 = new_blip2(recipe.start) if init is None else load_blip2(find_checkpoint(init))
     if blip2.model.lm is not None:
         recipe = with_settings(recipe, {"word_epochs": 0})
     elif recipe.stage > 1:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from triptych.checkpoints.config import CheckpointConfig, LanguageModelSpec
+from triptych.convert.opening import find_checkpoint
 from triptych.data import open_dataset
 from triptych.errors import InputError
 from triptych.generate import Search
@@ -18,7 +19,6 @@ from triptych.models import (
     find_language_model,
     language_model_fingerprint,
     load_flamingo,
-    locate,
     vision_encoder,
 )
 from triptych.systems.configs import FlamingoConfig
@@ -51,7 +51,7 @@ def train_flamingo(sources: Sources, run: Path, recipe: FlamingoRecipe) -> dict[
             raise InputError("self-critical training starts from a trained model: name one with --init")
         flamingo = new_flamingo(recipe.start)
     else:
-        flamingo = load_flamingo(locate(init))
+        flamingo = load_flamingo(find_checkpoint(init))
         recipe = with_settings(recipe, {"word_epochs": 0})
     train_bridges(flamingo.model)
     reader = FeatureReader(flamingo.model.vision_encoder, sources.strict)

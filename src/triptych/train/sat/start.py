@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from triptych.convert.opening import find_checkpoint
 from triptych.errors import InputError
-from triptych.models import SatModel, load_sat, locate, published_encoder
+from triptych.models import SatModel, load_sat, published_encoder
 from triptych.systems.configs import ShowAttendTellConfig
 from triptych.systems.show_attend_tell import ShowAttendTell
 from triptych.text.vocabulary import SPECIALS, WordVocabulary
@@ -45,7 +46,7 @@ def train_sat(sources: Sources, run: Path, recipe: SatRecipe) -> dict[str, Any] 
 
 def started_sat(init: str, cut: int | None) -> SatModel:
     """A checkpoint's model, ready to be trained: vocabulary, sizes and encoder are its own; only ``cut`` may move, down."""
-    sat = load_sat(locate(init))
+    sat = load_sat(find_checkpoint(init))
     encoder = sat.model.encoder
     if cut is not None and not 0 < cut <= encoder.cut:
         raise InputError(f"--cut {cut}: {init} was trained after layer {encoder.cut}; name that one or one before it")

@@ -1,0 +1,78 @@
+"""Models on the Hugging Face hub: fetched by ``huggingface_hub`` into its own cache, and nothing but weights and settings of them.
+
+Its environment variables apply: ``HF_HOME`` (where the cache lies), ``HF_HUB_OFFLINE`` (use the cache alone), ``HF_TOKEN`` (gated models).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from triptych.errors import InputError
+
+MODEL_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
+SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja", "qformer_tokenizer/*")
+SAFE, PICKLED = ("*.safetensors",), ("pytorch_model*.bin",)
+CACHED = re.compile(r"models--.+--.+")
+
+
+def is_model_id(name: str) -> bool:
+    """Whether a name looks like ``owner/name`` or ``owner/name@revision``."""
+    return MODEL_ID.fullmatch(name) is not None
+
+
+def fetch_model(name: str) -> Path:
+    """The folder with the files of ``owner/name[@revision]``, in the hub's cache; what is there already is not fetched again.
+
+    Safetensors are taken where there are any, else PyTorch's files; never code.
+
+    Raises:
+        InputError: there is no such model or revision, it is gated, the network is down or off and the cache has it not.
+    """
+    found = MODEL_ID.fullmatch(name)
+    if found is None:
+        raise InputError(
+            f"{name!r} is not the name of a model on the hub: they read owner/name, or owner/name@revision"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    def fetch(patterns: tuple[str, ...]) -> Path:
+        return Path(snapshot_download(found["id"], revision=found["revision"], allow_patterns=list(patterns)))
+
+    try:
+        folder = fetch((*SETTINGS, *SAFE))
+        return folder if any(folder.glob("*.safetensors")) else fetch((*SETTINGS, *PICKLED))
+    except LocalEntryNotFoundError:
+        raise InputError(
+            f"{name} is not in the hub's cache, and the hub does not answer (is there a network? is HF_HUB_OFFLINE set?)"
+        ) from None
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise InputError(f"cannot get {name} from the hub: {_reason(error)}") from None
+
+
+def _reason(error: Exception) -> str:
+    """What to do about an error of the hub's."""
+    kind = type(error).__name__
+    if kind == "GatedRepoError":
+        return "it is gated: ask for access on its page, and set HF_TOKEN"
+    if kind == "RepositoryNotFoundError":
+        return "there is no such model, or it is private: check the name, or set HF_TOKEN"
+    if kind == "RevisionNotFoundError":
+        return "it has no such revision"
+    return " ".join(str(error).split())[:200] or kind
+
+
+def snapshot_in(folder: Path) -> Path:
+    """The files of a model in its folder of the hub's cache (``models--OWNER--NAME``): those of the branch main, else the latest.
+
+    Raises:
+        InputError: none were downloaded.
+    """
+    main = folder / "refs" / "main"
+    if main.is_file() and (snapshot := folder / "snapshots" / main.read_text().strip()).is_dir():
+        return snapshot
+    snapshots = [path for path in (folder / "snapshots").glob("*") if path.is_dir()]
+    if not snapshots:
+        raise InputError(f"{folder} is a folder of the hub's cache with no files of the model: download it again")
+    return max(snapshots, key=lambda path: path.stat().st_mtime)

@@ -1,0 +1,79 @@
+"""Which layout a published checkpoint has, and what reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from triptych.checkpoints.format import load_checkpoint, save_checkpoint
+from triptych.checkpoints.locate import WEIGHTS, existing_or_backup
+from triptych.checkpoints.place import LoadReport
+from triptych.checkpoints.quantize import stored_as
+from triptych.checkpoints.weight_files import open_file, read_json
+from triptych.convert.blip2 import convert_lavis, convert_transformers
+from triptych.convert.flamingo import convert_openflamingo
+from triptych.convert.tutorial import convert_tutorial
+from triptych.errors import InputError
+
+
+def convert_checkpoint(
+    source: Path,
+    target: Path,
+    word_map: Path | None = None,
+    half: bool = False,
+    int8: bool = False,
+    vision: Path | None = None,
+    lm: Path | None = None,
+) -> LoadReport:
+    """Write ``source`` as the checkpoint directory ``target``, in the dtypes that it has, in fp16 (``half``) or 8-bit integers (``int8``).
+
+    Args:
+        source: one of our checkpoint directories, a directory of transformers' (BLIP-2, InstructBLIP), a BLIP-2 checkpoint of LAVIS
+            (``.pth``), one of OpenFlamingo (``.pt``), or one of the Show, Attend and Tell tutorial (``BEST_checkpoint_*.pth.tar``).
+        word_map: the ``WORDMAP_*.json`` of a tutorial checkpoint.
+        vision, lm: the frozen parts that a checkpoint of LAVIS or OpenFlamingo leaves out (``convert_lavis``, ``convert_openflamingo``).
+
+    Returns:
+        The keys of ``source`` that were used (mapped) and those left aside (ignored), and the keys of ours that it had not (missing).
+
+    Raises:
+        InputError: a file cannot be read, is of another layout, or holds more than tensors and modules.
+    """
+    if half and int8:
+        raise InputError("--half and --int8: choose one width")
+    dtype = torch.int8 if int8 else torch.float16 if half else None
+    directory = existing_or_backup(source)
+    if directory.is_dir():
+        if word_map is not None:
+            raise InputError(f"{source} has its own vocabulary: --word-map goes with a tutorial checkpoint")
+        if vision or lm:
+            raise InputError(f"{source} has its own frozen parts: --vision and --lm go with LAVIS or OpenFlamingo")
+        config = read_json(directory / "config.json")
+        if "format" in config:
+            return rewrite(directory, target, dtype)
+        return convert_transformers(directory, config, target, dtype)
+    if not source.exists():
+        raise InputError(f"cannot read {source}: no such file or directory")
+    if word_map is not None:
+        return convert_tutorial(source, target, word_map, dtype)
+    try:
+        state = open_file(source)
+    except InputError as error:
+        raise InputError(f"{error} (a checkpoint of the Show, Attend and Tell tutorial goes with --word-map)") from None
+    if "perceiver.latents" in state:
+        return convert_openflamingo(source, state, target, dtype, vision, lm)
+    if "query_tokens" in state:
+        return convert_lavis(source, state, target, dtype, vision, lm)
+    raise InputError(
+        f"{source} is no checkpoint of LAVIS or OpenFlamingo: it has no query_tokens and no perceiver.latents"
+    )
+
+
+def rewrite(source: Path, target: Path, dtype: torch.dtype | None) -> LoadReport:
+    """One of our checkpoints once more, its floats in another width."""
+    config, tensors = load_checkpoint(source)
+    texts = {name: (source / name).read_bytes() for name in config.files if name != WEIGHTS}
+    cast = stored_as(tensors, dtype)
+    save_checkpoint(target, config=config, tensors=cast, extra_files=texts)
+    return LoadReport(tuple(tensors), (), ())

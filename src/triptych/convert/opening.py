@@ -1,0 +1,140 @@
+"""From whatever names a model to a checkpoint directory of ours: a name, a folder, a published file, a model on the hub.
+
+What is published in another layout is converted once into the cache (``home() / "converted"``), under a name that changes with the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from triptych.checkpoints.hub import CACHED, fetch_model, is_model_id, snapshot_in
+from triptych.checkpoints.locate import BUNDLED, existing_or_backup, shipped_models
+from triptych.checkpoints.parts import home
+from triptych.errors import InputError, TriptychError
+
+VERSION = 1  # of what conversion writes: another one converts anew
+FILES = (".pth", ".pt", ".tar", ".bin")
+LANGUAGE_MODELS = {  # by the projection in a LAVIS checkpoint, and its width
+    ("opt_proj.weight", 2560): "facebook/opt-2.7b",
+    ("opt_proj.weight", 4096): "facebook/opt-6.7b",
+    ("t5_proj.weight", 2048): "google/flan-t5-xl",
+    ("t5_proj.weight", 4096): "google/flan-t5-xxl",
+}
+
+
+def find_checkpoint(model: str | Path) -> Path:
+    """The checkpoint directory of ``model``: the name of a shipped one, a directory of ours or of transformers', a file of LAVIS's,
+    OpenFlamingo's or the tutorial's, a model on the Hugging Face hub (``owner/name``, ``owner/name@revision``).
+
+    What needs conversion is converted once, which one line on stderr says.
+
+    Raises:
+        InputError: none of these, or it cannot be read.
+        TriptychError: the cache cannot be written.
+    """
+    if str(model) in shipped_models():
+        return BUNDLED / str(model)
+    path = existing_or_backup(Path(model).expanduser())
+    if path.is_dir():
+        return from_folder(snapshot_in(path) if CACHED.fullmatch(path.name) else path, str(model))
+    if path.is_file():
+        if path.name.endswith(FILES):
+            return converted(path, str(model))
+        raise InputError(f"{path} is no checkpoint: name a directory, or a file that ends in {', '.join(FILES)}")
+    if is_model_id(str(model)):
+        return from_folder(fetch_model(str(model)), str(model))
+    raise InputError(
+        f"unknown model {str(model)!r}: choose {', '.join(shipped_models())}, or name a checkpoint directory, a published checkpoint "
+        "or a model on the Hugging Face hub (owner/name)"
+    )
+
+
+def from_folder(folder: Path, name: str) -> Path:
+    """The folder itself if it is a checkpoint of ours, else what it is converted to."""
+    from triptych.checkpoints.weight_files import read_json
+
+    if "format" in read_json(folder / "config.json", optional=True):
+        return folder
+    if not (folder / "config.json").exists():
+        raise InputError(f"{folder} has no config.json: it is neither a checkpoint of ours nor a model of transformers")
+    return converted(folder, name)
+
+
+class FrozenFiles(NamedTuple):
+    """What ``convert`` is given besides a published file."""
+
+    word_map: Path | None = None
+    vision: Path | None = None
+    lm: Path | None = None
+
+
+def converted(source: Path, name: str) -> Path:
+    """The checkpoint that ``source`` becomes, in the cache; made at the first use."""
+    target = home() / "converted" / f"{source.name}-{fingerprint(source)}"
+    if target.is_dir():
+        return target
+    from triptych.convert.checkpoint import convert_checkpoint
+
+    print(f"triptych: converting {name} once, into {target}", file=sys.stderr)
+    beside = target.with_name(f"{target.name}.{os.getpid()}")  # two processes may convert at once
+    try:
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        given = frozen_files(source) if source.is_file() else FrozenFiles()
+        convert_checkpoint(source, beside, given.word_map, vision=given.vision, lm=given.lm)
+        if not target.is_dir():
+            beside.replace(target)
+    except OSError as error:
+        raise TriptychError(
+            f"cannot write {target}: {error.strerror or error}; TRIPTYCH_HOME names another folder"
+        ) from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return target
+
+
+def fingerprint(source: Path) -> str:
+    """Changes with the files: their names, sizes and times."""
+    files = [source] if source.is_file() else sorted(path for path in source.rglob("*") if path.is_file())
+    digest = hashlib.sha256(f"{VERSION} {source.resolve()}".encode())
+    for path in files:
+        stat = path.stat()  # of what a link of the hub's cache points to
+        digest.update(f"{path.relative_to(source)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def frozen_files(source: Path) -> FrozenFiles:
+    """The parts that a published file leaves out, where people have them.
+
+    The tutorial's word map lies beside its checkpoint. LAVIS keeps its image encoder in ``eva_vit_g.pth``, which it downloads into torch's
+    cache; the language model of its second stage is the published one, of the hub's.
+    """
+    if source.name.endswith(".tar"):
+        return FrozenFiles(word_map=word_map_beside(source))
+    from triptych.checkpoints.weight_files import open_file
+
+    state = open_file(source)
+    if "query_tokens" not in state:
+        return FrozenFiles()
+    vision = None
+    if not any(key.startswith("visual_encoder.") for key in state):
+        torch_home = Path(os.environ.get("TORCH_HOME", "~/.cache/torch")).expanduser()
+        places = (source.parent / "eva_vit_g.pth", torch_home / "hub" / "checkpoints" / "eva_vit_g.pth")
+        vision = next((path for path in places if path.is_file()), None)
+    for (key, width), name in LANGUAGE_MODELS.items():
+        if key in state and len(state.layout(key)) == width:
+            return FrozenFiles(vision=vision, lm=fetch_model(name))
+    return FrozenFiles(vision=vision)
+
+
+def word_map_beside(source: Path) -> Path:
+    """Raises InputError: there is none, or several."""
+    maps = sorted(source.parent.glob("WORDMAP_*.json"))
+    if len(maps) != 1:
+        found = f"there are {len(maps)}: name one with `triptych convert --word-map`" if maps else "it is missing"
+        raise InputError(f"{source} goes with the tutorial's WORDMAP_*.json in the same folder, and {found}")
+    return maps[0]

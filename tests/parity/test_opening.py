@@ -1,0 +1,181 @@
+"""Models named as people name them: a folder of transformers', one of the hub's cache, a model on the hub, a published file."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from test_blip2_transformers import Pair, generation, photos, random_weights  # noqa: F401
+
+import triptych
+from triptych.checkpoints import hub
+from triptych.checkpoints.hub import fetch_model, is_model_id, snapshot_in
+from triptych.convert import opening
+from triptych.convert.opening import find_checkpoint
+from triptych.errors import InputError
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TRIPTYCH_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def in_hub_cache(cache: Path, name: str, files: Path) -> Path:
+    """A model as ``huggingface_hub`` keeps it: blobs by their hash, and links to them."""
+    folder, commit = cache / f"models--{name.replace('/', '--')}", "0" * 40
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    for i, path in enumerate(sorted(path for path in files.rglob("*") if path.is_file())):
+        (folder / "blobs").mkdir(exist_ok=True)
+        shutil.copy(path, folder / "blobs" / str(i))
+        link = folder / "snapshots" / commit / path.relative_to(files)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(folder / "blobs" / str(i))
+    return folder
+
+
+def test_a_model_on_the_hub_through_the_command_line(
+    generation: Pair,  # noqa: F811
+    photos: list[Image.Image],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """``--model Salesforce/blip2-opt-2.7b``: from the hub's cache, without a network; converted once; its text is transformers'."""
+    in_hub_cache(tmp_path / "hf" / "hub", "Salesforce/blip2-opt-2.7b", generation.folder)
+    photos[0].save(tmp_path / "photo.png")
+    command = [sys.executable, "-m", "triptych", "caption", str(tmp_path / "photo.png"), "--json"]
+    command += ["--model", "Salesforce/blip2-opt-2.7b", "--beams", "1", "--max-new-tokens", "8"]
+    environment = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    first = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    assert "converting Salesforce/blip2-opt-2.7b once" in first.stderr
+    inputs = generation.processor(images=photos[0], text="a photo of", return_tensors="pt")
+    ids = generation.peer.generate(**inputs, do_sample=False, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
+    expected = generation.ours.tokenizer.decode(ids.tolist())
+    caption = json.loads(first.stdout)["caption"]
+    assert caption.lower().rstrip(".") == " ".join(expected.lower().split()).rstrip(".")
+    again = find_checkpoint(tmp_path / "hf" / "hub" / "models--Salesforce--blip2-opt-2.7b")
+    assert again == next((tmp_path / "home" / "converted").iterdir())
+
+
+def test_a_folder_is_converted_once(
+    generation: Pair,  # noqa: F811
+    tmp_path: Path,
+    home: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = shutil.copytree(generation.folder, tmp_path / "blip2")
+    target = find_checkpoint(folder)
+    assert f"converting {folder} once" in capsys.readouterr().err
+    assert find_checkpoint(folder) == target and capsys.readouterr().err == ""
+    assert find_checkpoint(target) == target
+    (folder / "model.safetensors").touch()  # another time: perhaps another file
+    assert find_checkpoint(folder) != target
+    loaded: Any = triptych.load(folder, device="cpu")
+    assert loaded.engine.model.state_dict().keys() == generation.ours.engine.model.state_dict().keys()
+
+
+def test_a_failed_conversion_leaves_nothing(generation: Pair, tmp_path: Path, home: Path) -> None:  # noqa: F811
+    folder = shutil.copytree(generation.folder, tmp_path / "blip2")
+    (folder / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(InputError, match="a pointer of Git LFS"):
+        find_checkpoint(folder)
+    assert not list((home / "converted").iterdir())
+
+
+def test_names_that_mean_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "photo.jpg").write_bytes(b"x")
+    (tmp_path / "models--a--b").mkdir()
+    for name, message in (
+        ("nothing", "unknown model 'nothing': choose blip2, flamingo, sat, or name a checkpoint directory"),
+        (tmp_path / "empty", "empty has no config.json: it is neither"),
+        (tmp_path / "photo.jpg", "photo.jpg is no checkpoint"),
+        (tmp_path / "models--a--b", "no files of the model: download it again"),
+    ):
+        with pytest.raises(InputError, match=message):
+            find_checkpoint(name)
+
+
+def test_the_hub_answers_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    asked: list[Any] = []
+
+    def raising(error: Exception) -> Any:
+        def snapshot(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+            asked.append((name, revision, allow_patterns))
+            raise error
+
+        return snapshot
+
+    for error, message in (
+        (LocalEntryNotFoundError("x"), "is not in the hub's cache, and the hub does not answer"),
+        (OSError("disk\nfull"), "cannot get a/b@v1 from the hub: disk full"),
+    ):
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", raising(error))
+        with pytest.raises(InputError, match=message):
+            fetch_model("a/b@v1")
+    name, revision, patterns = asked[0]
+    assert (name, revision) == ("a/b", "v1")
+    assert not any(pattern.endswith((".py", ".bin", "*")) and pattern != "qformer_tokenizer/*" for pattern in patterns)
+    assert is_model_id("a/b") and is_model_id("a/b@main") and not is_model_id("a") and not is_model_id("../a/b")
+
+
+def test_pickled_weights_are_fetched_where_there_are_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    asked: list[list[str]] = []
+
+    def snapshot(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert fetch_model("a/b") == tmp_path
+    assert [any("bin" in pattern for pattern in patterns) for patterns in asked] == [False, True]
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    fetch_model("a/b")
+    assert len(asked) == 3
+
+
+def test_the_latest_snapshot_where_main_is_unknown(tmp_path: Path) -> None:
+    for i, name in enumerate(("old", "new")):
+        (tmp_path / "snapshots" / name).mkdir(parents=True)
+        os.utime(tmp_path / "snapshots" / name, (i, i))
+    assert snapshot_in(tmp_path).name == "new"
+    (tmp_path / "refs").mkdir()
+    (tmp_path / "refs" / "main").write_text("old\n")
+    assert snapshot_in(tmp_path).name == "old"
+
+
+def test_parts_that_a_file_leaves_out_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LAVIS's image encoder beside the file or in torch's cache, its language model on the hub; the tutorial's word map beside it."""
+    source = tmp_path / "blip2_opt.pth"
+    torch.save({"model": {"query_tokens": torch.zeros(1), "opt_proj.weight": torch.zeros(2560, 1)}}, source)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(opening, "fetch_model", lambda name: Path(name))
+    assert opening.frozen_files(source) == (None, None, Path("facebook/opt-2.7b"))
+    eva = tmp_path / "torch" / "hub" / "checkpoints" / "eva_vit_g.pth"
+    eva.parent.mkdir(parents=True)
+    eva.write_bytes(b"x")
+    assert opening.frozen_files(source).vision == eva
+    tutorial = tmp_path / "BEST_checkpoint_coco.pth.tar"
+    with pytest.raises(InputError, match=r"WORDMAP_\*\.json in the same folder, and it is missing"):
+        opening.frozen_files(tutorial)
+    (tmp_path / "WORDMAP_coco.json").write_text("{}")
+    assert opening.frozen_files(tutorial) == (tmp_path / "WORDMAP_coco.json", None, None)
+    (tmp_path / "WORDMAP_flickr.json").write_text("{}")
+    with pytest.raises(InputError, match="there are 2: name one"):
+        opening.frozen_files(tutorial)
+
+
+def test_only_weights_and_settings_are_allowed() -> None:
+    assert not any(pattern.endswith(".py") for pattern in (*hub.SETTINGS, *hub.SAFE, *hub.PICKLED))
