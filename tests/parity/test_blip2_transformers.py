@@ -171,7 +171,7 @@ def written(
 def read_instruction(ours: Blip2Tasks, text: str, photo: Image.Image) -> Tensor:
     """What the queries make of a photo when they read a text with it."""
     model, pieces = ours.engine.model, ours.word_pieces([text])
-    return model.read_photos(ours.engine.image_keys_values(ours.encode([photo])), tuple(pieces)).queries
+    return model.read_photos(ours.engine.image_keys_values(ours.encode([photo])), ours.engine.pieces(pieces)).queries
 
 
 def test_every_key_is_accounted_for(generation: Pair, instruct: Pair, retrieval: Pair) -> None:

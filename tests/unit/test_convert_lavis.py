@@ -91,7 +91,8 @@ RENAMED = {
 
 
 def in_lavis_layout(model: Blip2) -> dict[str, Tensor]:
-    state = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("lm.")}
+    elsewhere = ("lm.", "vision_encoder.norm_before")  # EVA has no such norm
+    state = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(elsewhere)}
     theirs = {}
     for key, tensor in state.items():
         if block := re.fullmatch(r"vision_encoder\.(blocks\.\d+)\.attention\.(query|key|value)\.weight", key):
@@ -212,6 +213,47 @@ def test_first_stage(tmp_path: Path, photos: list[Image.Image]) -> None:
     assert mine[0].text and ours.spec.prompts == DEFAULT_PROMPTS
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_first_stage_over_clip(tmp_path: Path, apart: bool) -> None:
+    """LAVIS's ViT-L, in the checkpoint or in a file of its own, which has one block more than is used."""
+    torch.manual_seed(3)
+    vit = ViT(ViTConfig(128, 2, 2, 40, 4, 12, "quick_gelu", norm_after=False, class_token=True))
+    qformer = QFormerConfig(128, **SIZES, vocab_size=len(WordPieces(WORDS)), max_positions=64)
+    original = randomised(Blip2(Blip2Config(qformer, feature_dim=16), vit, None))
+    state = without(in_lavis_layout(original), "visual_encoder.")
+    source = saved(tmp_path / "clip.pth", state if apart else state | in_open_clip_layout(vit, "visual_encoder."))
+    vision = tmp_path / "clip_vit_L.pth"
+    last = {"transformer.resblocks.23.ln_1.weight": torch.zeros(1), "proj": torch.zeros(2)}
+    torch.save(in_open_clip_layout(vit, "") | last, vision)
+    convert_checkpoint(source, tmp_path / "ours", vision=vision if apart else None)
+    ours = load_blip2(tmp_path / "ours").model
+    for name, tensor in original.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], tensor), name
+    assert ours.vision_encoder.config == vit.config
+
+
+def in_open_clip_layout(vit: ViT, prefix: str) -> dict[str, Tensor]:
+    own = vit.state_dict()
+    theirs = {"class_embedding": own["class_token"], "positional_embedding": own["positions"]}
+    names = {
+        "attention_norm": "ln_1",
+        "mlp_norm": "ln_2",
+        "attention.out": "attn.out_proj",
+        "up": "mlp.c_fc",
+        "down": "mlp.c_proj",
+    }
+    pairs = {"patches": "conv1", "norm_before": "ln_pre"}
+    for i in range(vit.config.layers):
+        block, theirs_block = f"blocks.{i}", f"transformer.resblocks.{i}"
+        pairs |= {f"{block}.{ours}": f"{theirs_block}.{name}" for ours, name in names.items()}
+        for kind in ("weight", "bias"):
+            joined = [own[f"{block}.attention.{x}.{kind}"] for x in ("query", "key", "value")]
+            theirs[f"{theirs_block}.attn.in_proj_{kind}"] = torch.cat(joined)
+    for ours, name in pairs.items():
+        theirs |= {f"{name}.{kind}": own[f"{ours}.{kind}"] for kind in ("weight", "bias") if f"{ours}.{kind}" in own}
+    return {prefix + name: tensor for name, tensor in theirs.items()}
+
+
 def test_second_stage_with_its_frozen_parts_in_other_files(tmp_path: Path, photos: list[Image.Image]) -> None:
     original, tokenizer = stage2()
     assert original.lm
@@ -302,7 +344,7 @@ Edit = Callable[[dict[str, Tensor]], Any]
     ("edit", "message"),
     [
         (lambda s: s.pop("query_tokens"), "has no query_tokens"),
-        (lambda s: s.update(query_tokens=torch.zeros(())), "its image encoder is not EVA's|not a BLIP-2"),
+        (lambda s: s.update(query_tokens=torch.zeros(())), "its image encoder is neither EVA's|not a BLIP-2"),
         (lambda s: s.update({"t5_proj.weight": torch.zeros(2)}), "leaves out its language model: .* --lm"),
         (lambda s: s.update({"llm_proj.weight": torch.zeros(2)}), "goes with Vicuna: give transformers'"),
         (lambda s: s.update({"opt_proj.weight": torch.zeros(2)}), "leaves out its language model: .* --lm"),
@@ -310,7 +352,7 @@ Edit = Callable[[dict[str, Tensor]], Any]
             lambda s: [s.pop(k) for k in [*s] if k.startswith("visual_encoder.")],
             "leaves out its image encoder: .* --vision",
         ),
-        (lambda s: s.pop("visual_encoder.cls_token"), "its image encoder is not EVA's"),
+        (lambda s: s.pop("visual_encoder.cls_token"), "its image encoder is neither EVA's"),
         (lambda s: s.pop("visual_encoder.blocks.1.norm1.bias"), "missing vision_encoder.blocks.1.attention_norm.bias"),
         (lambda s: s.pop("itm_head.weight"), "missing heads.itm_head.weight"),
         (lambda s: s.update({"temp": torch.zeros(2)}), r"heads.temperature is \(2,\) instead of \(\)"),

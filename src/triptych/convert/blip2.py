@@ -84,7 +84,8 @@ LANGUAGE: Mapping[str, Mapping[str, Any]] = {
     },
 }
 LAVIS_BLIP2: Table = {**LAVIS, "ln_vision": "vision_norm"}  # which LAVIS trains: it is no part of the frozen encoder
-EVA_BLOCKS, EVA_HEAD, BERT_HEAD = 39, 88, 64  # LAVIS leaves out the encoder's last block; widths of a head
+EVA_BLOCKS, CLIP_BLOCKS = 39, 23  # LAVIS leaves out the encoder's last block
+EVA_HEAD, CLIP_HEAD, BERT_HEAD = 88, 64, 64  # widths of a head
 SEARCH = SearchSpec(beams=5, length_penalty=1.0, max_new_tokens=30)
 TEMPERATURE = 0.07
 
@@ -127,21 +128,23 @@ def convert_lavis(
 
     Args:
         state: the state dict in ``source``.
-        vision: LAVIS's ``eva_vit_g.pth``, where the checkpoint leaves its image encoder out.
+        vision: LAVIS's ``eva_vit_g.pth`` or ``clip_vit_L.pth``, where the checkpoint leaves its image encoder out.
         lm: the directory of the language model that the second stage was trained with.
     """
     check_left_out(source, state, vision, lm)
     if vision is not None:
-        state = JoinedStore([state, eva_state(vision)])
+        state = JoinedStore([state, lavis_encoder(vision)])
     stored = None
     if lm is not None:
         stored = lavis_language_model(source, state, lm)
+    clip = "visual_encoder.class_embedding" in state
     try:
-        widths = (state.layout(name).shape[-1] for name in ("visual_encoder.cls_token", "query_tokens"))
-        vision_width, width = widths
+        names = (f"visual_encoder.{'class_embedding' if clip else 'cls_token'}", "query_tokens")
+        vision_width, width = (state.layout(name).shape[-1] for name in names)
     except (KeyError, IndexError):
-        raise InputError(f"{source}: its image encoder is not EVA's ViT") from None
-    unseen = Unseen((vision_width // EVA_HEAD, 1e-6), (width // BERT_HEAD, 1e-12))
+        raise InputError(f"{source}: its image encoder is neither EVA's ViT nor CLIP's") from None
+    encoder = (vision_width // CLIP_HEAD, 1e-5) if clip else (vision_width // EVA_HEAD, 1e-6)
+    unseen = Unseen(encoder, (width // BERT_HEAD, 1e-12))
     blip2 = published_blip2(state, LAVIS_BLIP2, unseen, stored, source)
     words = WordPieces.read(part_path("minilm-l6", "vocab.txt")) if blip2.config.qformer.vocab_size else None
     prompts = DEFAULT_PROMPTS
@@ -194,10 +197,15 @@ def published_blip2(
 
 
 def vit_config(found: Mapping[str, Tensor], unseen: Unseen) -> ViTConfig:
+    """EVA's, or CLIP's, which has a norm before its blocks and, as LAVIS takes it, none after them."""
+    heads, eps = unseen.vision
+    if "vision_encoder.norm_before.weight" in found:
+        sizes = vit_sizes(found)
+        return ViTConfig(**sizes, heads=heads, eps=eps, activation="quick_gelu", norm_after=False, class_token=True)
     return ViTConfig.blip2(
         **vit_sizes(found),
-        heads=unseen.vision[0],
-        eps=unseen.vision[1],
+        heads=heads,
+        eps=eps,
         norm_after="vision_encoder.norm_after.weight" in found,
     )
 
@@ -325,15 +333,18 @@ def check_left_out(source: Path, state: TensorStore, vision: Path | None, lm: Pa
     if has_encoder and vision:
         raise InputError(f"{source} has its own image encoder: leave out --vision")
     if not has_encoder and not vision:
-        raise InputError(f"{source} leaves out its image encoder: give LAVIS's eva_vit_g.pth with --vision")
+        raise InputError(
+            f"{source} leaves out its image encoder: give LAVIS's eva_vit_g.pth or clip_vit_L.pth with --vision"
+        )
     if lm and not needs_lm:
         raise InputError(f"{source} is of the first stage, which has no language model: leave out --lm")
     if needs_lm and not (lm and lm.is_dir()):
         raise InputError(f"{source} leaves out its language model: give the directory of that OPT or T5 with --lm")
 
 
-def eva_state(path: Path) -> TensorStore:
+def lavis_encoder(path: Path) -> TensorStore:
     """The image encoder that LAVIS keeps in a file of its own, under the names that it has within a checkpoint."""
-    store, block = open_file(path), re.compile(r"blocks\.(\d+)\.")
-    names = [key for key in store if not (match := block.match(key)) or int(match[1]) < EVA_BLOCKS]
+    store, block = open_file(path), re.compile(r"(?:transformer\.res)?blocks\.(\d+)\.")
+    blocks = CLIP_BLOCKS if "class_embedding" in store else EVA_BLOCKS
+    names = [key for key in store if not (match := block.match(key)) or int(match[1]) < blocks]
     return renamed(store, {f"visual_encoder.{key}": key for key in names})

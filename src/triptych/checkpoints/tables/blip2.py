@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from triptych.checkpoints.place import LoadReport, load_strict
-from triptych.checkpoints.tables.keys import HF_EVA, LAVIS_EVA, Table, translated
+from triptych.checkpoints.tables.keys import HF_EVA, LAVIS_EVA, OPEN_CLIP_VISION, Table, translated
 from triptych.errors import InputError
 from triptych.nn.qformer import QFormer
 
@@ -57,6 +57,7 @@ HF_BLIP2: Table = {  # BLIP-2 for generation and for retrieval, InstructBLIP; wi
 
 LAVIS: Table = {  # the first and second stage, and InstructBLIP (llm_proj)
     **LAVIS_EVA,
+    **{name.replace("visual.", "visual_encoder.", 1): ours for name, ours in OPEN_CLIP_VISION.items()},  # its ViT-L
     "query_tokens": "qformer.query_tokens",
     **bert("Qformer.bert."),
     "Qformer.cls.predictions.transform.dense": "heads.lm_dense",
