@@ -196,6 +196,12 @@ def test_dots_in_names(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None
     assert message.startswith(f"{tmp_path / 'train-0.tar'}: 4 files left out") and "d.cls" in message
 
 
+def test_a_dotted_name_beside_its_first_part(tmp_path: Path) -> None:
+    members = {"v1.jpg": picture(), "v1.2.jpg": picture(), "v1.2.txt": "a dog", "v1.3.jpg": picture()}
+    put_tar(tmp_path / "a.tar", members)
+    assert [(photo.id, photo.captions) for photo in open_dataset(tmp_path)] == [("v1", ()), ("v1.2", ("a dog",))]
+
+
 @pytest.mark.parametrize("suffix", ["jfif", "JPE", "gif", "bmp", "tiff", "heic", "avif"])
 def test_pictures_of_every_suffix(tmp_path: Path, suffix: str) -> None:
     put_tar(tmp_path / "a.tar", {f"a.{suffix}": picture(), "a.txt": "one"})

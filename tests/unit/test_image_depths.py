@@ -157,6 +157,7 @@ def test_deep_values_without_a_stated_depth() -> None:
     assert level(np.full((8, 8), 50000, np.int32)) == level(np.full((8, 8), 50000, np.uint16)) == 195
     assert level(np.full((8, 8), 50000, np.float32)) == 195
     assert level(np.full((8, 8), 0.5, np.float32)) == 128
+    assert pixels(Image.fromarray(np.float32([[0, 1]])))[0, :, 0].tolist() == [0, 255]
     for values in (np.int32([[70_000]]), np.int32([[-1, 300]]), np.float32([[0.5, 2]]), np.float32([[np.nan, 1]])):
         assert "grey values must lie in" in refusal(Image.fromarray(values))
 

@@ -101,6 +101,11 @@ def test_what_the_pixels_need_is_kept() -> None:
     assert "damaged" in refusal(bytes(broken))
 
 
+@pytest.mark.parametrize("cut", [13, 40, 200])
+def test_a_png_cut_within_its_pixels_is_refused(cut: int) -> None:
+    assert "damaged" in refusal(PNG[: -12 - cut])
+
+
 @pytest.mark.parametrize("cut", [1, 4, 8, 11, 12])
 def test_a_png_without_its_end(cut: int) -> None:
     assert np.array_equal(pixels(PNG[:-cut]), NOISE)

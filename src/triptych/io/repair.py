@@ -10,10 +10,10 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
 """The chunks that decide what is seen; all others (profiles, texts, times, animation) are left out."""
 PNG_ORIENTATION = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
-"""The chunks that may say which way up the picture is; kept only whole and small."""
+"""The chunks that may say which way up the picture is; kept only whole, texts only small."""
 ORIENTATION_TEXTS = (b"Raw profile type exif", b"Raw profile type APP1", b"XML:com.adobe.xmp")
 MAX_METADATA = 64 * 2**10
-"""The largest chunk of metadata that is read, in bytes."""
+"""The largest text about a picture that is read, in bytes once unpacked."""
 
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 JPEG_SCAN, JPEG_COMMENT = 0xDA, 0xFE
@@ -44,8 +44,6 @@ def essential_png(data: bytes) -> bytes:
         if critical or (_is_whole(data, at, end) and (kind in PNG_PIXELS or _tells_orientation(kind, body))):
             kept.append(data[at:end])
         at = end
-    if at > len(data):
-        return b"".join(kept)  # within the pixels: no end is put there that would hide it
     return b"".join([*kept, struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))])
 
 
@@ -55,7 +53,7 @@ def _is_whole(data: bytes, at: int, end: int) -> bool:
 
 
 def _tells_orientation(kind: bytes, body: memoryview) -> bool:
-    if kind not in PNG_ORIENTATION or len(body) > MAX_METADATA:
+    if kind not in PNG_ORIENTATION:
         return False
     if kind == b"eXIf":
         return True
