@@ -11,7 +11,7 @@ from typing import Any
 from PIL.Image import Image
 
 from triptych.figures.maps import draw_words, write_png
-from triptych.figures.page import Entry, Reading, Table, html_page
+from triptych.figures.page import PageEntry, Reading, ScoreTable, html_page
 from triptych.io.files import write_file
 from triptych.io.images import load_image
 from triptych.tasks import Answer, Blip2Tasks, FlamingoTasks, load
@@ -78,7 +78,7 @@ def caption_photo(file: str, photo: Image, models: dict[str, Any], out: Path) ->
     return readings
 
 
-def questions(photos: dict[str, Image], models: dict[str, Any]) -> list[Entry]:
+def questions(photos: dict[str, Image], models: dict[str, Any]) -> list[PageEntry]:
     """Questions about one photo, and about which of two, by the systems that answer."""
     print("questions", flush=True)
     entries = []
@@ -92,11 +92,11 @@ def questions(photos: dict[str, Image], models: dict[str, Any]) -> list[Entry]:
                 f"  {' | '.join(files)}: {question} {answer.text}  ({SYSTEM_TITLES[name]}, {seconds:.1f} s)", flush=True
             )
             readings += as_readings(SYSTEM_TITLES[name], answer, seconds)
-        entries.append(Entry(images, tuple(readings), question=question))
+        entries.append(PageEntry(images, tuple(readings), question=question))
     return entries
 
 
-def examples(model: FlamingoTasks) -> list[Entry]:
+def examples(model: FlamingoTasks) -> list[PageEntry]:
     """Flamingo names a picture from one example of each name."""
     shots = [(drawing(file), name) for file, name in NAME_SHOTS]
     query = drawing(NAME_QUERY)
@@ -107,10 +107,12 @@ def examples(model: FlamingoTasks) -> list[Entry]:
     )
     images = (*(picture for picture, _ in shots), query)
     question = f"If {names}, what is the third?"
-    return [Entry(images, tuple(as_readings("Flamingo", answer, seconds)), question=question, credit=drawing_credits())]
+    return [
+        PageEntry(images, tuple(as_readings("Flamingo", answer, seconds)), question=question, credit=drawing_credits())
+    ]
 
 
-def chat_about(photos: dict[str, Image], model: FlamingoTasks) -> list[Entry]:
+def chat_about(photos: dict[str, Image], model: FlamingoTasks) -> list[PageEntry]:
     """Flamingo talks about a photo."""
     print(f"Flamingo: about {CHAT_PHOTO}", flush=True)
     chat, entries = model.chat(), []
@@ -118,11 +120,13 @@ def chat_about(photos: dict[str, Image], model: FlamingoTasks) -> list[Entry]:
     for question in CHAT_QUESTIONS:
         answer, seconds = timed(chat.answer, question, explain=True)
         print(f"  {question} {answer.text}  ({seconds:.1f} s)", flush=True)
-        entries.append(Entry((photos[CHAT_PHOTO],), tuple(as_readings("Flamingo", answer, seconds)), question=question))
+        entries.append(
+            PageEntry((photos[CHAT_PHOTO],), tuple(as_readings("Flamingo", answer, seconds)), question=question)
+        )
     return entries
 
 
-def group(photos: dict[str, Image], model: FlamingoTasks) -> list[Entry]:
+def group(photos: dict[str, Image], model: FlamingoTasks) -> list[PageEntry]:
     """Flamingo compares three pictures of one animal, from its captions of each."""
     print(f"Flamingo: about {', '.join(GROUP)}", flush=True)
     images, entries = tuple(photos[file] if file in photos else drawing(file) for file in GROUP), []
@@ -130,7 +134,7 @@ def group(photos: dict[str, Image], model: FlamingoTasks) -> list[Entry]:
         answer, seconds = timed(model.ask, list(images), question, explain=True)
         print(f"  {question} {answer.text}  ({seconds:.1f} s)", flush=True)
         readings = tuple(as_readings("Flamingo", answer, seconds))
-        entries.append(Entry(images, readings, question=question, credit=drawing_credits()))
+        entries.append(PageEntry(images, readings, question=question, credit=drawing_credits()))
     return entries
 
 
@@ -144,17 +148,17 @@ def drawing(file: str) -> Image:
     return load_image(EXAMPLES / "drawings" / file)
 
 
-def gates(model: FlamingoTasks) -> Table:
+def gates(model: FlamingoTasks) -> ScoreTable:
     """How far the gates before the language model's blocks are open."""
     pairs = list(model.info()["gates"].items())
     columns = tuple(name.removeprefix("before ") for name, _ in pairs)
     scores = tuple(tuple(abs(pair[kind]) for _, pair in pairs) for kind in (0, 1))
-    return Table(
+    return ScoreTable(
         "Flamingo: how far its gates are open, |tanh| in percent", ("attention", "feed-forward"), columns, scores
     )
 
 
-def matching(photos: dict[str, Image], model: Blip2Tasks) -> Table:
+def matching(photos: dict[str, Image], model: Blip2Tasks) -> ScoreTable:
     """How likely each text matches each photo."""
     matches, seconds = timed(model.match, list(photos.values()), MATCH_TEXTS)
     print(f"BLIP-2: {len(matches)} pairs of a photo and a text matched  ({seconds:.1f} s)", flush=True)
@@ -164,7 +168,7 @@ def matching(photos: dict[str, Image], model: Blip2Tasks) -> Table:
     for file, row in zip(photos, scores, strict=True):
         print(f"  {file:14} {MATCH_TEXTS[row.index(max(row))]}  ({100 * max(row):.0f} %)", flush=True)
     title = "BLIP-2: how likely each text matches each photo, percent"
-    return Table(title, tuple(photos.values()), MATCH_TEXTS, tuple(map(tuple, scores)))
+    return ScoreTable(title, tuple(photos.values()), MATCH_TEXTS, tuple(map(tuple, scores)))
 
 
 def as_readings(name: str, answer: Answer, seconds: float) -> list[Reading]:
@@ -172,8 +176,8 @@ def as_readings(name: str, answer: Answer, seconds: float) -> list[Reading]:
     return [Reading(name, answer.text, answer.evidence, answer.logprob, seconds)] if answer.evidence else []
 
 
-def photo_entry(photo: Image, readings: list[Reading], credit: dict[str, Any]) -> Entry:
-    return Entry(
+def photo_entry(photo: Image, readings: list[Reading], credit: dict[str, Any]) -> PageEntry:
+    return PageEntry(
         (photo,),
         tuple(readings),
         name=credit["file"],

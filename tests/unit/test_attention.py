@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from triptych.nn import masks
-from triptych.nn.attention import MultiHeadAttention, Scores, attend, attention_weights
+from triptych.nn.attention import AttentionScores, MultiHeadAttention, attend, attention_weights
 from triptych.nn.cache import KVCache, LayerCache
 
 
@@ -43,7 +43,7 @@ def test_attend_is_the_formula(
                 for s, score in zip(allowed, scores, strict=True):
                     weights[b, h, t, s] = score / sum(scores)
                     expected[b, h, t] += weights[b, h, t, s] * v[b, h * groups // 6, s]
-    made = Scores(scale, bias, softcap)
+    made = AttentionScores(scale, bias, softcap)
     torch.testing.assert_close(attend(q, k, v, mask, scores=made), expected)
     torch.testing.assert_close(attention_weights(q, k, mask, made), weights)
 
@@ -52,8 +52,8 @@ def test_attend_is_the_formula(
 def test_causal_flag_is_the_causal_mask(biased: bool) -> None:
     q, k, v = torch.randn(3, 2, 4, 7, 8)
     bias = torch.randn(1, 4, 7, 7) if biased else None
-    causal = attend(q, k, v, causal=True, scores=Scores(bias=bias))
-    torch.testing.assert_close(causal, attend(q, k, v, masks.causal(7), scores=Scores(bias=bias)))
+    causal = attend(q, k, v, causal=True, scores=AttentionScores(bias=bias))
+    torch.testing.assert_close(causal, attend(q, k, v, masks.causal(7), scores=AttentionScores(bias=bias)))
 
 
 @pytest.mark.parametrize("length", [1, 5, 40])
@@ -61,7 +61,7 @@ def test_a_biased_row_with_all_keys_masked_gets_zero(length: int) -> None:
     q, (k, v) = torch.randn(2, 4, length, 8, requires_grad=True), torch.randn(2, 2, 4, 9, 8, requires_grad=True)
     mask = torch.ones(2, length, 9, dtype=torch.bool)
     mask[0, 0] = False
-    out = attend(q, k, v, mask, scores=Scores(bias=torch.randn(1, 4, length, 9)))
+    out = attend(q, k, v, mask, scores=AttentionScores(bias=torch.randn(1, 4, length, 9)))
     assert torch.equal(out[0, :, 0], torch.zeros(4, 8)) and (out[1] != 0).all()
     if torch.is_grad_enabled():
         out.square().sum().backward()

@@ -19,7 +19,7 @@ from triptych.errors import InputError, TriptychError
 from triptych.evidence import Evidence
 from triptych.figures import fonts
 from triptych.figures.maps import draw_words, heat, light, one_line, veiled, wrap, write_png
-from triptych.figures.page import Entry, Reading, Table, html_page
+from triptych.figures.page import PageEntry, Reading, ScoreTable, html_page
 from triptych.io.files import write_file
 
 WIDE, TALL = (300, 160), (150, 260)
@@ -46,7 +46,7 @@ def hot(row: int, column: int, grid: tuple[int, int] = (14, 14)) -> np.ndarray:
 
 def page(words: tuple[str, ...] = ("a", "dog"), **fields: str) -> str:
     reading = Reading("sat", " ".join(words), evidence(words), logprob=-3.5, seconds=0.25)
-    return html_page([Entry((photo(WIDE),), (reading,), **fields)], "Where it looked")
+    return html_page([PageEntry((photo(WIDE),), (reading,), **fields)], "Where it looked")
 
 
 class Parsed(HTMLParser):
@@ -154,7 +154,7 @@ def test_several_pictures_are_stacked_under_each_word(pictures: int) -> None:
     with pytest.raises(TriptychError, match=f"about {pictures} pictures, but 1"):
         draw_words(photos[0], evidence(("word",), pictures))
     with pytest.raises(TriptychError, match="pictures"):
-        Entry((photos[0],), (Reading("sat", "word", evidence(("word",), pictures)),))
+        PageEntry((photos[0],), (Reading("sat", "word", evidence(("word",), pictures)),))
 
 
 ODD = ("naïve", "犬", "👩‍👩‍👧", "e\u0301", "\u202eabc", "\ud800", "a\nb\0c", "", "x" * 3000, "ﷺ")
@@ -303,7 +303,7 @@ def test_every_text_is_escaped() -> None:
         "credit_url": f"https://example.org/{EVIL}",
         "licence": EVIL,
     }
-    html = html_page([Entry((photo(WIDE),), (reading,), **fields)], EVIL)
+    html = html_page([PageEntry((photo(WIDE),), (reading,), **fields)], EVIL)
     parsed = Parsed(html)
     assert len(parsed.all("script")) == 1 and "alert(1)" not in html.rsplit("<script>", 1)[1]
     assert not [attributes for _, attributes in parsed.tags if any(name.startswith("on") for name in attributes)]
@@ -339,7 +339,7 @@ def test_the_page_says_everything_without_a_script() -> None:
 @pytest.mark.parametrize("cell", [(1, 2), (12, 11)])
 def test_a_map_on_the_page_is_a_small_png_that_is_clear_where_the_model_looked(cell: tuple[int, int]) -> None:
     found = Evidence(("dog",), hot(*cell)[None, None], (-1.0,))
-    html = html_page([Entry((photo(TALL),), (Reading("sat", "dog", found),))], "t")
+    html = html_page([PageEntry((photo(TALL),), (Reading("sat", "dog", found),))], "t")
     data = b64decode(Parsed(html).all("img")[1]["src"].removeprefix("data:image/png;base64,"))
     assert len(data) < 1500
     alpha = np.asarray(Image.open(BytesIO(data)).convert("RGBA"))[..., 3].astype(int)
@@ -350,7 +350,7 @@ def test_a_map_on_the_page_is_a_small_png_that_is_clear_where_the_model_looked(c
 
 def test_three_systems_share_one_copy_of_each_photo() -> None:
     readings = tuple(Reading(model, "a dog", evidence(("a", "dog"), 3)) for model in ("sat", "flamingo", "blip2"))
-    html = html_page([Entry(tuple(photo((200, 100 + n)) for n in range(3)), readings)] * 2, "t")
+    html = html_page([PageEntry(tuple(photo((200, 100 + n)) for n in range(3)), readings)] * 2, "t")
     parsed = Parsed(html)
     assert html.count("image/jpeg") == 6
     assert len(parsed.all("article")) == 6 and len(parsed.all("img")) == 6 * 3 * 3
@@ -362,15 +362,15 @@ def test_three_systems_share_one_copy_of_each_photo() -> None:
 
 def test_a_choice_is_shown_beside_the_words_that_were_scored() -> None:
     words = evidence(("a", "dog"))
-    chosen = html_page([Entry((photo(WIDE),), (Reading("flamingo", "left", words),))], "t")
-    written = html_page([Entry((photo(WIDE),), (Reading("flamingo", "A dog.", words),))], "t")
+    chosen = html_page([PageEntry((photo(WIDE),), (Reading("flamingo", "left", words),))], "t")
+    written = html_page([PageEntry((photo(WIDE),), (Reading("flamingo", "A dog.", words),))], "t")
     assert '<p class="answer">left</p>' in chosen and "the words that were scored" in chosen
     assert 'class="answer"' not in written and "the words that were scored" not in written
 
 
 def test_a_table_names_its_columns_in_every_cell_and_marks_the_largest() -> None:
     html = html_page(
-        [], "t", [Table("Texts", ("dog.jpg", photo(WIDE)), ("a dog", "a <cat>"), ((0.9, 0.2), (0.1, 0.3)))]
+        [], "t", [ScoreTable("Texts", ("dog.jpg", photo(WIDE)), ("a dog", "a <cat>"), ((0.9, 0.2), (0.1, 0.3)))]
     )
     cells = [cell for cell in Parsed(html).all("td") if cell]
     assert [cell["data-column"] for cell in cells] == ["a dog", "a <cat>"] * 2
@@ -385,8 +385,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 def test_a_page_with_a_wide_table_does_not_scroll_sideways_on_a_phone(tmp_path: Path) -> None:
     columns = tuple(f"a rather long description number {n}" for n in range(12))
     readings = (Reading("sat", "a dog", evidence(("a", "dog"))),) * 3
-    entries = [Entry((photo((900, 300)),), readings, name="x" * 200, question="y" * 200)]
-    html = html_page(entries, "z" * 100, [Table("t", (photo(WIDE), "a name"), columns, ((0.5,) * 12,) * 2)])
+    entries = [PageEntry((photo((900, 300)),), readings, name="x" * 200, question="y" * 200)]
+    html = html_page(entries, "z" * 100, [ScoreTable("t", (photo(WIDE), "a name"), columns, ((0.5,) * 12,) * 2)])
     html = re.sub(r"<meta http-equiv=[^>]*>", "", html)  # the probe below is a script that the policy forbids
     probe = "<script>document.title = innerWidth + ' ' + document.documentElement.scrollWidth</script>"
     (tmp_path / "page.html").write_text(html.replace("</body>", probe + "</body>"), encoding="utf-8")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pictures import close, encoded, pixels, refusal
 from PIL import Image
 
-from triptych.io.images import FORMATS, load_image
+from triptych.io.images import PICTURE_FORMATS, load_image
 
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "I;16", "I;16B", "F")
 DEEP = ("I", "I;16", "I;16B", "F")
@@ -56,7 +56,7 @@ def write(image: Image.Image, kind: str, **options: Any) -> bytes | None:
         return None
 
 
-@pytest.mark.parametrize("kind", [*FORMATS, "MPO"])
+@pytest.mark.parametrize("kind", [*PICTURE_FORMATS, "MPO"])
 @settings(max_examples=3, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_every_mode_of_every_format(kind: str, data: st.DataObject) -> None:

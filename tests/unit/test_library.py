@@ -124,7 +124,7 @@ def test_half_precision_ranks_as_full(album: Path, tmp_path: Path) -> None:
         return values / np.linalg.norm(values, axis=-1, keepdims=True)
 
     features, texts = unit(2000, QUERIES, WIDTH), unit(50, WIDTH)
-    rows = [index_module.Row(f"/{n}", index_module.Stamp(0, 0), f"{n:064x}") for n in range(2000)]
+    rows = [index_module.PhotoRow(f"/{n}", index_module.Stamp(0, 0), f"{n:064x}") for n in range(2000)]
     table = index_module.create_table(tmp_path / "library", "random", (QUERIES, WIDTH))
     halves = {row.sha256: feature.astype(np.float16) for row, feature in zip(rows, features, strict=True)}
     index_module.write_rows(table, rows, halves)
@@ -159,7 +159,7 @@ def test_only_what_is_new_is_embedded(album: Path, tmp_path: Path) -> None:
 
 
 def test_two_photos_that_change_places(album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_module, "BATCH", 1)
+    monkeypatch.setattr(index_module, "INDEX_BATCH", 1)
     index(album, tmp_path / "library")
     put(album / "1.png", "2"), put(album / "2.png", "1")
     assert counts(index(album, tmp_path / "library")) == (12, 0, 2, 0, 0, 0)
@@ -226,7 +226,7 @@ def test_hidden_files_are_left_out_and_names_may_be_bytes(album: Path, tmp_path:
 
 
 def test_an_interruption_costs_one_batch(album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_module, "BATCH", 5)
+    monkeypatch.setattr(index_module, "INDEX_BATCH", 5)
 
     def death() -> None:
         raise KeyboardInterrupt
@@ -241,7 +241,7 @@ def test_an_interruption_costs_one_batch(album: Path, tmp_path: Path, monkeypatc
 
 def test_a_killed_process_costs_one_batch(album: Path, tmp_path: Path) -> None:
     child = (
-        "import os, signal, sys; from pathlib import Path; import test_library as t; t.index_module.BATCH = 5\n"
+        "import os, signal, sys; from pathlib import Path; import test_library as t; t.index_module.INDEX_BATCH = 5\n"
         "model = t.RandomModel(dies_at=11, death=lambda: os.kill(os.getpid(), signal.SIGKILL))\n"
         "t.index(Path(sys.argv[1]), Path(sys.argv[2]), model)"
     )
@@ -256,7 +256,7 @@ def test_a_killed_process_costs_one_batch(album: Path, tmp_path: Path) -> None:
 
 def test_reading_while_indexing(album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every reading is of whole batches, and none fails, also while the pieces are joined."""
-    monkeypatch.setattr(index_module, "BATCH", 2)
+    monkeypatch.setattr(index_module, "INDEX_BATCH", 2)
     library = tmp_path / "library"
     index(album / "2024", library)
     seen: list[int] = []
@@ -324,7 +324,7 @@ def test_a_library_of_another_model_or_version(album: Path, tmp_path: Path, monk
         index(album, library, RandomModel("other"))
     with pytest.raises(InputError, match="another model"):
         find(open_library(library), RandomModel("other"), "1", notice=fail)
-    monkeypatch.setattr("triptych.library.table.FORMAT", "2")
+    monkeypatch.setattr("triptych.library.table.LIBRARY_FORMAT", "2")
     with pytest.raises(InputError, match="another version"):
         index(album, library)
     with pytest.raises(InputError, match="another version"):

@@ -11,7 +11,7 @@ from PIL import Image
 from triptych.errors import InputError
 from triptych.folders import count_photos
 from triptych.io.folders import SUFFIXES, find_images, is_picture_name, walk_folders
-from triptych.io.images import FORMATS
+from triptych.io.images import PICTURE_FORMATS
 
 
 def test_find_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -44,7 +44,7 @@ def test_many_files_left_out_are_counted(tmp_path: Path, caplog: pytest.LogCaptu
 
 def test_every_suffix_of_the_formats_that_are_read_is_known() -> None:
     Image.init()
-    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO")}
+    known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in (*PICTURE_FORMATS, "MPO")}
     assert known - {*SUFFIXES} == {".bw", ".rgb", ".rgba", ".icb", ".vda", ".vst"}  # hardly pictures elsewhere
     assert {".jfif", ".jpe", ".hif", ".apng", ".mpo", ".heic", ".heif", ".dib"} <= {*SUFFIXES}
     assert is_picture_name("A.JPE") and not is_picture_name(".jpg") and not is_picture_name("jpg")

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from triptych.errors import InputError
-from triptych.text.wordpiece import SPECIALS, WordPieces
+from triptych.text.wordpiece import SPECIAL_PIECES, WordPieces
 
 PIECES = "a dog ' s two man runs long - haired ball . , ? ##ning run ##s un ##i ##code it isn t [ ] cls sep 日"
-WORDS = (*SPECIALS, *PIECES.split())
+WORDS = (*SPECIAL_PIECES, *PIECES.split())
 TEXTS = (
     "A dog's LONG-haired ball.",
     "Two men running, isn't it?",

@@ -23,7 +23,7 @@ from typing import Literal
 from triptych.errors import InputError, TriptychError
 
 PIP = (sys.executable, "-P", "-m", "pip")  # -P: a stray pip.py in the working directory is not run
-CHUNK = 1 << 20
+DOWNLOAD_CHUNK = 1 << 20
 DAY = 86400.0
 
 
@@ -305,7 +305,7 @@ REASONS = (
 
 def _reason(log: Path) -> str:
     """pip's many lines of complaint as one."""
-    text = log.read_bytes()[-CHUNK:].decode(errors="replace")
+    text = log.read_bytes()[-DOWNLOAD_CHUNK:].decode(errors="replace")
     for sign, words in REASONS:
         if sign in text:
             return words
@@ -358,7 +358,7 @@ def _extract(archive: zipfile.ZipFile, member: Member, target: Path) -> None:
     """ValueError when the file is not the published one."""
     digest = hashlib.sha256()
     with archive.open(member.path) as source, target.open("wb") as sink:
-        while chunk := source.read(CHUNK):
+        while chunk := source.read(DOWNLOAD_CHUNK):
             digest.update(chunk)
             sink.write(chunk)
         sink.flush()

@@ -15,7 +15,7 @@ from triptych.errors import InputError
 from triptych.nn.configs import Colour, ViTConfig
 from triptych.nn.vit import CLIP_MEAN, CLIP_STD, ViT
 
-ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
+VISION_ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
 BASE = {
     "hidden_size": 768,
     "num_hidden_layers": 12,
@@ -70,9 +70,9 @@ def vit_config(kind: str, config: Mapping[str, Any]) -> ViTConfig:
     settings = {**defaults, **(config.get("vision_config", {}) if kind in ("clip", "siglip") else config)}
     if settings.get("use_swiglu_ffn"):
         raise InputError("a DINOv2 with SwiGLU (giant) is not covered: small, base and large are")
-    if settings["hidden_act"] not in ACTIVATIONS:
+    if settings["hidden_act"] not in VISION_ACTIVATIONS:
         raise InputError(
-            f"a feed-forward with {settings['hidden_act']!r} is not covered: there are {', '.join(ACTIVATIONS)}"
+            f"a feed-forward with {settings['hidden_act']!r} is not covered: there are {', '.join(VISION_ACTIVATIONS)}"
         )
     return ViTConfig(
         dim=settings["hidden_size"],
@@ -83,7 +83,7 @@ def vit_config(kind: str, config: Mapping[str, Any]) -> ViTConfig:
         else settings["intermediate_size"],
         patch_size=settings["patch_size"],
         image_size=settings["image_size"],
-        activation=ACTIVATIONS[settings["hidden_act"]],  # type: ignore[arg-type]
+        activation=VISION_ACTIVATIONS[settings["hidden_act"]],  # type: ignore[arg-type]
         eps=settings["layer_norm_eps"],
         patch_bias=family != "clip",
         norm_before=family == "clip",

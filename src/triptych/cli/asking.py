@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from triptych.cli.common import Beams, Json, Precision, app, emit, reading, write_page
+from triptych.cli.common import Beams, Json, PrecisionOption, app, emit, reading, write_page
 from triptych.cli.folders import (
     Existing,
     FolderOptions,
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     from triptych.folders.pipeline import Description
 
-Model = Annotated[str, typer.Option("--model", help="blip2, flamingo, or a checkpoint directory.")]
-Matcher = Annotated[str, typer.Option("--model", help="blip2, or a checkpoint directory.")]
-Question = Annotated[str, typer.Option("--question", "-q", help="<image> in it says where the photos stand.")]
+AnswererOption = Annotated[str, typer.Option("--model", help="blip2, flamingo, or a checkpoint directory.")]
+MatcherOption = Annotated[str, typer.Option("--model", help="blip2, or a checkpoint directory.")]
+QuestionOption = Annotated[str, typer.Option("--question", "-q", help="<image> in it says where the photos stand.")]
 Figure = Annotated[
     Path | None, typer.Option("--explain", metavar="FILE.html", help="Also show where the model looked.")
 ]
@@ -38,9 +38,9 @@ Figure = Annotated[
 @app.command()
 def ask(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="The photos of the question, in order.")],
-    question: Question,
+    question: QuestionOption,
     choices: Annotated[list[str] | None, typer.Option(help="A possible answer; repeat for each.")] = None,
-    model: Model = "blip2",
+    model: AnswererOption = "blip2",
     beams: Beams = None,
     explain: Figure = None,
     out: Out = None,
@@ -48,7 +48,7 @@ def ask(
     sidecar: SidecarKinds = None,
     existing: Existing = "skip",
     strict: Strict = False,
-    precision: Precision = None,
+    precision: PrecisionOption = None,
     as_json: Json = False,
 ) -> None:
     """Answer a question about one photo or several; with choices, say which is the likeliest.
@@ -79,11 +79,11 @@ def ask(
 def compare(
     left: Annotated[str, typer.Argument(metavar="IMAGE", help="The first photo, the left one.")],
     right: Annotated[str, typer.Argument(metavar="IMAGE", help="The second photo, the right one.")],
-    question: Question,
+    question: QuestionOption,
     choices: Annotated[list[str] | None, typer.Option(help="The possible answers.", show_default="left, right")] = None,
-    model: Model = "blip2",
+    model: AnswererOption = "blip2",
     explain: Figure = None,
-    precision: Precision = None,
+    precision: PrecisionOption = None,
     as_json: Json = False,
 ) -> None:
     """A question about two photos with choices, such as "Which photo shows a dog?" """
@@ -100,7 +100,7 @@ def answer_question(
     explain: Path | None,
     as_json: bool,
 ) -> None:
-    from triptych.figures.page import Entry
+    from triptych.figures.page import PageEntry
     from triptych.io.images import load_image
     from triptych.tasks import load_answerer
 
@@ -114,20 +114,20 @@ def answer_question(
         record["scores"] = {choice: round(score, 4) for choice, score in answer.scores.items()}
     emit(record, as_json, answer.text)
     if explain is not None:
-        write_page(explain, [Entry(tuple(photos), (reading(answer),), question=question)], "Where the model looked")
+        write_page(explain, [PageEntry(tuple(photos), (reading(answer),), question=question)], "Where the model looked")
 
 
 @app.command()
 def match(
     images: Annotated[list[str], typer.Option("--image", "-i", help="A photo; repeat for each.")],
     texts: Annotated[list[str], typer.Option("--text", "-t", help="A text; repeat for each.")],
-    model: Matcher = "blip2",
+    model: MatcherOption = "blip2",
     explain: Figure = None,
-    precision: Precision = None,
+    precision: PrecisionOption = None,
     as_json: Json = False,
 ) -> None:
     """How well each photo fits each text: cosine of contrast, probability of a match, and the score that ranks."""
-    from triptych.figures.page import Entry, Reading
+    from triptych.figures.page import PageEntry, Reading
     from triptych.io.images import load_image
     from triptych.tasks import load_matcher
 
@@ -141,7 +141,7 @@ def match(
         emit({"image": image, "text": text, "model": model} | scores, as_json, line)
     if explain is not None:
         entries = [
-            Entry((photos[m.image],), (Reading(model, texts[m.text], m.evidence),), name=Path(images[m.image]).name)
+            PageEntry((photos[m.image],), (Reading(model, texts[m.text], m.evidence),), name=Path(images[m.image]).name)
             for m in matches
             if m.evidence is not None
         ]

@@ -14,8 +14,8 @@ from triptych.cli.common import (
     Beams,
     Images,
     Json,
-    Model,
-    Precision,
+    ModelOption,
+    PrecisionOption,
     app,
     complain,
     emit,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from triptych.figures.page import Entry
+    from triptych.figures.page import PageEntry
     from triptych.folders.pipeline import Description
     from triptych.tasks import Answer, Blip2Tasks, FlamingoTasks, SatTasks
 
@@ -51,13 +51,13 @@ if TYPE_CHECKING:
 @app.command()
 def caption(
     images: Images,
-    model: Model = "sat",
+    model: ModelOption = "sat",
     beams: Beams = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Longest caption, in words.", show_default="the model's")
     ] = None,
     explain: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also draw where the model looked, into DIR.")
+        Path | None, typer.Option(metavar="DIR", help="Also draw_figure where the model looked, into DIR.")
     ] = None,
     out: Out = None,
     recursive: Recursive = False,
@@ -66,7 +66,7 @@ def caption(
     prefix: Prefix = "",
     suffix: Suffix = "",
     strict: Strict = False,
-    precision: Precision = None,
+    precision: PrecisionOption = None,
     as_json: Json = False,
 ) -> None:
     """Write a caption for each photo, or for all photos of a folder; --out and --sidecar keep the captions in files."""
@@ -101,7 +101,7 @@ def caption_each(
     from triptych.io.images import load_image
 
     failed: TriptychError | None = None
-    pages: list[Entry] = []
+    pages: list[PageEntry] = []
     drawn: set[str] = set()
     if explain is not None:
         make_folder(explain)
@@ -124,7 +124,7 @@ def caption_each(
         }
         emit(record, as_json, f"{source}: {answer.text}" if len(sources) > 1 else answer.text)
         if explain is not None and answer.evidence is not None:
-            pages.append(draw(explain / f"{figure_name(source, drawn)}.png", source, photo, answer, seconds))
+            pages.append(draw_figure(explain / f"{figure_name(source, drawn)}.png", source, photo, answer, seconds))
     if explain is not None and pages:
         write_page(explain / "index.html", pages, "Where the model looked")
         print(f"maps: {explain / 'index.html'}", file=sys.stderr)
@@ -148,20 +148,20 @@ def figure_name(source: str, drawn: set[str]) -> str:
     return name
 
 
-def draw(figure: Path, source: str, photo: Image, answer: Answer, seconds: float) -> Entry:
+def draw_figure(figure: Path, source: str, photo: Image, answer: Answer, seconds: float) -> PageEntry:
     """Write the photo's figure; returns its section of the page, which keeps the photo at the page's size only."""
     from triptych.figures.maps import draw_words, fit_within, write_png
-    from triptych.figures.page import PHOTO_BOX, Entry
+    from triptych.figures.page import PHOTO_BOX, PageEntry
 
     said = reading(answer, seconds)
     write_png(figure, draw_words(photo, said.evidence))
-    return Entry((fit_within(photo, PHOTO_BOX),), (said,), name=shown_name(source))
+    return PageEntry((fit_within(photo, PHOTO_BOX),), (said,), name=shown_name(source))
 
 
 @app.command()
 def explain(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="A photo: path or URL.")],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where to draw: a .png or .html file.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where to draw_figure: a .png or .html file.")],
     question: Annotated[
         str | None, typer.Option("--question", "-q", help="Answer it instead (flamingo, blip2).")
     ] = None,
@@ -170,12 +170,12 @@ def explain(
         typer.Option(help="sat, flamingo, blip2 or a checkpoint directory.", show_default="sat; blip2 with a question"),
     ] = None,
     beams: Beams = None,
-    precision: Precision = None,
+    precision: PrecisionOption = None,
     as_json: Json = False,
 ) -> None:
     """Draw where the model looked at each word of its caption, or of its answer to a question."""
     from triptych.figures.maps import draw_words, write_png
-    from triptych.figures.page import Entry
+    from triptych.figures.page import PageEntry
     from triptych.io.images import load_image
     from triptych.tasks import load, load_answerer
 
@@ -192,6 +192,6 @@ def explain(
     if out.suffix.lower() == ".png":
         write_png(out, draw_words(photo, said.evidence))
     else:
-        write_page(out, [Entry((photo,), (said,), name=shown_name(image), question=question or "")], answer.text)
+        write_page(out, [PageEntry((photo,), (said,), name=shown_name(image), question=question or "")], answer.text)
     text = {"caption": answer.text} if question is None else {"question": question, "answer": answer.text}
     emit({"image": image, "model": model, **text, "out": str(out)}, as_json, f"{answer.text}\n{out}")

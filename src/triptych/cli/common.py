@@ -13,7 +13,7 @@ import typer
 from triptych.errors import InputError, TriptychError
 
 if TYPE_CHECKING:
-    from triptych.figures.page import Entry, Reading
+    from triptych.figures.page import PageEntry, Reading
     from triptych.tasks import Answer
 
 app = typer.Typer(
@@ -26,7 +26,7 @@ app = typer.Typer(
 )
 
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Photos: paths, folders or URLs.")]
-Model = Annotated[
+ModelOption = Annotated[
     str,
     typer.Option(
         "--model",
@@ -34,7 +34,7 @@ Model = Annotated[
     ),
 ]
 Beams = Annotated[int | None, typer.Option(help="Beams of the search; 1 is greedy.", show_default="the model's")]
-Precision = Annotated[
+PrecisionOption = Annotated[
     str | None,
     typer.Option(
         help="Of the weights on a CPU: fp32, int8 or int4 (the language model in 4 bits, the rest in 8).",
@@ -75,7 +75,7 @@ def reading(answer: Answer, seconds: float | None = None) -> Reading:
     return Reading(answer.model, answer.text, answer.evidence, answer.logprob, seconds)
 
 
-def write_page(path: Path, entries: list[Entry], title: str) -> None:
+def write_page(path: Path, entries: list[PageEntry], title: str) -> None:
     from triptych.figures.page import html_page
     from triptych.io.files import write_file
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from triptych.cli.common import Beams, Data, Json, Limit, Model, Split, app, complain, show
+from triptych.cli.common import Beams, Data, Json, Limit, ModelOption, Split, app, complain, show
 from triptych.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ Lines = Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Al
 def eval_caption(
     data: Data,
     split: Split = "test",
-    model: Model = "sat",
+    model: ModelOption = "sat",
     beams: Beams = None,
     length_penalty: Annotated[float | None, typer.Option(show_default="the model's")] = None,
     writer: Annotated[
@@ -179,7 +179,7 @@ def eval_judgments(data: Data, as_json: Json = False) -> None:
 def eval_attention(
     data: Data,
     split: Annotated[str | None, typer.Option(help="Which photos.", show_default="all")] = None,
-    model: Model = "sat",
+    model: ModelOption = "sat",
     strict: Strict = False,
     as_json: Json = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from triptych.cli.common import Json, Precision, app, complain, emit
+from triptych.cli.common import Json, PrecisionOption, app, complain, emit
 
 
 @app.command()
@@ -16,7 +16,7 @@ def index(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of photos; those below it count too.")],
     library: Annotated[Path, typer.Option("--library", metavar="PATH", help="The library's folder; made if missing.")],
     model: Annotated[str, typer.Option(help="blip2, or a checkpoint directory.")] = "blip2",
-    precision: Precision = None,
+    precision: PrecisionOption = None,
     as_json: Json = False,
 ) -> None:
     """Bring a photo library up to date with a folder; only what is new is read by the model."""
@@ -40,7 +40,7 @@ def find(
     ] = None,
     sheet: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write an HTML page of the photos.")] = None,
     model: Annotated[str, typer.Option(help="The model that made the library.")] = "blip2",
-    precision: Precision = None,
+    precision: PrecisionOption = None,
     as_json: Json = False,
 ) -> None:
     """Find the photos of a library that a text describes, the best first."""

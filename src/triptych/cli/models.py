@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from triptych.cli.common import Json, Precision, app, emit, make_folder
+from triptych.cli.common import Json, PrecisionOption, app, emit, make_folder
 from triptych.cli.tables import record_text
 
 
@@ -25,7 +25,7 @@ def demo(
 @app.command()
 def info(
     model: Annotated[str, typer.Argument(help="As --model of the other commands.")] = "sat",
-    precision: Precision = None,
+    precision: PrecisionOption = None,
     as_json: Json = False,
 ) -> None:
     """Describe a model: its parts, parameters, memory, licences and figures."""

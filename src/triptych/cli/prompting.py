@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from triptych.cli.common import Beams, Json, Precision, app, complain, emit, reading, write_page
+from triptych.cli.common import Beams, Json, PrecisionOption, app, complain, emit, reading, write_page
 from triptych.errors import InputError
 
 if TYPE_CHECKING:
     from triptych.tasks import Chat
 
-Model = Annotated[str, typer.Option("--model", help="flamingo, or a checkpoint directory.")]
+CompleterOption = Annotated[str, typer.Option("--model", help="flamingo, or a checkpoint directory.")]
 
 HELP = """/image PATH   add a picture to the next question
 /drop         give up the pictures that wait
@@ -41,17 +41,17 @@ def complete(
     similar: Annotated[
         int | None, typer.Option(min=1, help="Use only the N examples that look most like the picture (RICES).")
     ] = None,
-    model: Model = "flamingo",
+    model: CompleterOption = "flamingo",
     beams: Beams = None,
     max_new_tokens: Annotated[int | None, typer.Option(show_default="the model's")] = None,
     explain: Annotated[
         Path | None, typer.Option("--explain", metavar="FILE.html", help="Also show where the model looked.")
     ] = None,
-    precision: Precision = None,
+    precision: PrecisionOption = None,
     as_json: Json = False,
 ) -> None:
     """Do with a picture what the examples show: name it, caption it, answer about it."""
-    from triptych.figures.page import Entry
+    from triptych.figures.page import PageEntry
     from triptych.io.images import load_image
     from triptych.tasks import load_completer
 
@@ -70,7 +70,7 @@ def complete(
     emit(record, as_json, answer.text)
     if explain is not None:
         shown = (*(picture for picture, _ in given if picture is not None), photo)
-        write_page(explain, [Entry(shown, (reading(answer),), question=prompt)], "Where the model looked")
+        write_page(explain, [PageEntry(shown, (reading(answer),), question=prompt)], "Where the model looked")
 
 
 def read_shot(shot: str) -> tuple[str | None, str]:
@@ -90,9 +90,9 @@ def read_shot(shot: str) -> tuple[str | None, str]:
 @app.command()
 def chat(
     images: Annotated[list[str] | None, typer.Argument(metavar="[IMAGE]...", help="Pictures to begin with.")] = None,
-    model: Model = "flamingo",
+    model: CompleterOption = "flamingo",
     max_new_tokens: Annotated[int | None, typer.Option(show_default="the model's")] = None,
-    precision: Precision = None,
+    precision: PrecisionOption = None,
     as_json: Json = False,
 ) -> None:
     """Talk about pictures; /help lists what else can be typed."""

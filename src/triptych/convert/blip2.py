@@ -43,7 +43,7 @@ from triptych.systems.blip2 import Blip2
 from triptych.systems.configs import Blip2Config
 from triptych.text.prompt import BLIP2_OPT, BLIP2_T5, DEFAULT_PROMPTS, INSTRUCT_BLIP, Prompts
 from triptych.text.tokenizer import TextTokenizer
-from triptych.text.wordpiece import SPECIALS, WordPieces
+from triptych.text.wordpiece import SPECIAL_PIECES, WordPieces
 
 GENERATION, RETRIEVAL, INSTRUCT = (
     "Blip2ForConditionalGeneration",
@@ -250,7 +250,7 @@ def write(
         prompts=prompts,
         card=Card(recipe=f"converted from {origin}"),
     )
-    words = words or WordPieces(SPECIALS)
+    words = words or WordPieces(SPECIAL_PIECES)
     write_blip2(target, config, blip2.tensors, words, lm.files if lm else {}, dtype=dtype)
 
 

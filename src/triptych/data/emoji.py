@@ -39,7 +39,7 @@ OPENMOJI = Part(
     "drawings",
     "openmoji.org",
 )
-NAMES = Part(
+NAME_PART = Part(
     "emoji-names",
     "emoji-data",
     "0.5.0",
@@ -157,7 +157,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         drawers = {"noto": font_drawer(given.noto, 109)} if given.noto else {}
         drawers["openmoji"] = font_drawer(fetched(OPENMOJI, OPENMOJI.members[0]), 400)
-        counts = write(given.out, read_names(fetched(NAMES, NAMES.members[0]).read_text(encoding="utf-8")), drawers)
+        counts = write(
+            given.out, read_names(fetched(NAME_PART, NAME_PART.members[0]).read_text(encoding="utf-8")), drawers
+        )
     except TriptychError as error:
         parser.exit(error.exit_code, f"error: {error}\n")
     print(f"{given.out}: {', '.join(f'{count} {what}' for what, count in sorted(counts.items()))}")

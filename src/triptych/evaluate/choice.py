@@ -13,7 +13,7 @@ from triptych.data.english.pairs import PairQuestion, make_pairs
 from triptych.errors import InputError
 from triptych.evaluate.calibration import expected_calibration_error
 from triptych.evaluate.progress import progress
-from triptych.evaluate.vqa import questions_of
+from triptych.evaluate.vqa import vqa_questions
 from triptych.tasks import Answer, Answers, Matches
 from triptych.tasks.asking import PictureQuestion
 from triptych.text.questions import statement
@@ -93,7 +93,7 @@ def accuracy(answers: Sequence[str], questions: Sequence[PairQuestion]) -> dict[
 def wording_metrics(model: Answers, photos: Sequence[Photo], count: int, seed: int) -> dict[str, float]:
     """Accuracy in percent of questions about a thing in one photo with two choices, of which one is worded as ``WORDINGS`` says: once the
     right one, once the wrong one; chance is 50%. ``same answer``: how often all wordings get the same."""
-    asked = [pair for pair in questions_of(photos, seed, per_photo=4) if pair[1].kind == "object"][:count]
+    asked = [pair for pair in vqa_questions(photos, seed, per_photo=4) if pair[1].kind == "object"][:count]
     answers = sorted({question.answer for _, question in asked})
     rng, right, same = random.Random(seed), defaultdict[str, list[bool]](list), []
     for photo, question in progress(asked, "wordings") if len(answers) > 1 else ():

@@ -44,7 +44,7 @@ def answer_questions(model: Answers, photos: Sequence[Photo], per_photo: int, se
     Raises:
         InputError: there are no questions.
     """
-    asked = questions_of(photos, seed, per_photo)
+    asked = vqa_questions(photos, seed, per_photo)
     if not asked:
         raise InputError("no question can be made of the captions of these photos")
     answers, blind = list[Answer](), list[Answer]()
@@ -61,7 +61,7 @@ def vqa_metrics(found: VqaAnswers, train: Sequence[Photo], per_photo: int, seed:
 
     Marks are VQA's (``metrics.vqa``).
     """
-    prior = question_prior([question for _, question in questions_of(train, seed, per_photo)])
+    prior = question_prior([question for _, question in vqa_questions(train, seed, per_photo)])
     texts = [answer.text for answer in found.answers]
     return {
         "questions": len(found.questions),
@@ -78,7 +78,7 @@ def without_photo(model: Answers, questions: Sequence[str]) -> list[Answer]:
     return answers
 
 
-def questions_of(photos: Sequence[Photo], seed: int, per_photo: int) -> list[Asked]:
+def vqa_questions(photos: Sequence[Photo], seed: int, per_photo: int) -> list[Asked]:
     """The questions of each photo, in order: its own, or made of its captions where the data set has none."""
     if stated := [(photo, question) for photo in photos for question in given_questions(photo)]:
         return stated

@@ -93,7 +93,7 @@ def draw_words(images: Image.Image | Sequence[Image.Image], evidence: Evidence) 
         x, y = MARGIN + index % columns * (cell + GAP), head.height + index // columns * block
         chance = percent(logprob)
         room = cell - font(NOTE_SIZE).getlength(chance) - GAP / 2
-        draw.text((x, y + WORD_SIZE), shorten(word, WORD_SIZE, room), INK, font(WORD_SIZE, word), anchor="ls")
+        draw.text((x, y + WORD_SIZE), shorten_to_width(word, WORD_SIZE, room), INK, font(WORD_SIZE, word), anchor="ls")
         draw.text((x + cell, y + WORD_SIZE), chance, GREY, font(NOTE_SIZE), anchor="rs")
         y += label
         for photo, lit in zip(small, light(maps, [photo.size for photo in small]), strict=True):
@@ -174,7 +174,7 @@ def one_line(text: str) -> str:
     return " ".join(text.encode("utf-8", "replace").decode().replace("\0", " ").split())
 
 
-def shorten(text: str, size: int, room: float) -> str:
+def shorten_to_width(text: str, size: int, room: float) -> str:
     """The text, or its beginning with an ellipsis where it is wider than `room` pixels."""
     text = one_line(text)
     face = font(size, text)
@@ -193,9 +193,9 @@ def wrap(text: str, size: int, room: float) -> list[str]:
         if face.getlength(longer) <= room:
             lines[-1] = longer
         elif lines[-1]:
-            lines.append(shorten(word, size, room))
+            lines.append(shorten_to_width(word, size, room))
         else:
-            lines[-1] = shorten(word, size, room)
+            lines[-1] = shorten_to_width(word, size, room)
     return lines
 
 

@@ -43,7 +43,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Entry:
+class PageEntry:
     """One section of the page: its pictures (RGB; several where a question spans them) and up to three readings."""
 
     images: tuple[Image.Image, ...]
@@ -60,7 +60,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Table:
+class ScoreTable:
     """Numbers 0..1, shown in percent and as a shade: ``scores[i][j]`` of row i, a photo (RGB) or a name, and column j."""
 
     title: str
@@ -69,7 +69,7 @@ class Table:
     scores: tuple[tuple[float, ...], ...]
 
 
-def html_page(entries: Sequence[Entry], title: str, tables: Sequence[Table] = ()) -> str:
+def html_page(entries: Sequence[PageEntry], title: str, tables: Sequence[ScoreTable] = ()) -> str:
     """The page as text; write it as UTF-8 (`triptych.io.files.write_file`). All texts are escaped."""
     templates = environment()
     script = templates.get_template("page.js").render()
@@ -98,7 +98,7 @@ def environment() -> Environment:
     )
 
 
-def entry_fields(number: int, entry: Entry) -> dict[str, Any]:
+def entry_fields(number: int, entry: PageEntry) -> dict[str, Any]:
     """What the template shows of a section, the ``number``-th of its page."""
     count = len(entry.images)
     photos = [
@@ -157,7 +157,7 @@ def letters(text: str) -> str:
     return "".join(filter(str.isalnum, text.casefold()))
 
 
-def table_fields(table: Table) -> dict[str, Any]:
+def table_fields(table: ScoreTable) -> dict[str, Any]:
     """What the template shows of a table; the largest number of a row is marked."""
     rows = [
         {

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | npt.NDArray[Any]
 
-FORMATS = (
+PICTURE_FORMATS = (
     *("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000"),
     *("QOI", "SGI", "PCX", "ICO", "DIB", "TGA"),
 )
@@ -152,7 +152,7 @@ def _open(data: bytes, name: str, target: int | None) -> Image.Image:
     except Image.DecompressionBombError:
         raise too_large(name) from None
     except Exception:  # on hostile bytes each format has exceptions of its own
-        known = ", ".join(FORMATS)
+        known = ", ".join(PICTURE_FORMATS)
         raise InputError(f"{name}: not a picture, or damaged at its start (known: {known}, HEIC)") from None
     check_size(image.size, name)
     if image.format in JPEG_FORMATS:
@@ -184,7 +184,7 @@ def _read_header(data: bytes, name: str) -> Image.Image:
             raise InputError(f"{name}: HEIC pictures need a plugin: pip install triptych[heic]") from None
         read_header: Callable[[io.BytesIO], Image.Image] = HeifImageFile
         return read_header(io.BytesIO(data))
-    return Image.open(io.BytesIO(data), formats=FORMATS)
+    return Image.open(io.BytesIO(data), formats=PICTURE_FORMATS)
 
 
 def _load_jpeg(image: Image.Image, data: bytes, name: str, target: int | None) -> Image.Image:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from triptych.errors import InputError
 from triptych.io.images import load_image
-from triptych.library.matcher import TOGETHER, Match, Matcher, Notice
+from triptych.library.matcher import TOGETHER, Notice, PairScores, PhotoMatcher
 from triptych.library.table import check_model, described, open_table, read_features
 
 LEAST_CANDIDATES = 32
@@ -63,7 +63,7 @@ def open_library(library: str | os.PathLike[str]) -> Library:
 
 
 def find(
-    library: Library, model: Matcher, text: str, k: int = 20, candidates: int | None = None, *, notice: Notice
+    library: Library, model: PhotoMatcher, text: str, k: int = 20, candidates: int | None = None, *, notice: Notice
 ) -> list[Found]:
     """The ``k`` photos (fewer if there are fewer) that ``text`` fits best, the best one first.
 
@@ -83,7 +83,7 @@ def find(
     order = np.argsort(-library.similarity(model.itc_texts([text])[0]), kind="stable")
     failed: list[InputError] = []
     photos = islice(_readable((library.paths[row] for row in order), failed), candidates)
-    matches: list[tuple[str, Match]] = []
+    matches: list[tuple[str, PairScores]] = []
     while group := list(islice(photos, TOGETHER)):
         matches += [(group[match.image][0], match) for match in model.match([photo for _, photo in group], [text])]
     if not matches:

@@ -26,10 +26,10 @@ from rich.progress import Progress
 from triptych.errors import InputError
 from triptych.io.folders import SUFFIXES, is_picture_name, left_out, walk_folders
 from triptych.io.images import load_image
-from triptych.library.matcher import TOGETHER, Matcher, Notice
+from triptych.library.matcher import TOGETHER, Notice, PhotoMatcher
 from triptych.library.table import (
     Half,
-    Row,
+    PhotoRow,
     Stamp,
     create_table,
     delete_rows,
@@ -45,8 +45,8 @@ from triptych.library.table import (
 if TYPE_CHECKING:
     from lancedb.table import Table
 
-BATCH = 64  # photos written together: what an interruption can cost
-SIDE = 512  # pixels of a model's input at most: large JPEGs are decoded no larger than they need to be
+INDEX_BATCH = 64  # photos written together: what an interruption can cost
+INPUT_SIDE = 512  # pixels of a model's input at most: large JPEGs are decoded no larger than they need to be
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def scan(folder: str | os.PathLike[str], notice: Notice) -> Listing:
     return Listing(str(root), photos, tuple(closed))
 
 
-def index_photos(listing: Listing, library: str | os.PathLike[str], model: Matcher, notice: Notice) -> Report:
+def index_photos(listing: Listing, library: str | os.PathLike[str], model: PhotoMatcher, notice: Notice) -> Report:
     """Bring ``library`` up to date with the folder that was scanned; makes the library if there is none.
 
     Photos of other folders stay in it. One that cannot be read is left out, and ``notice`` is told.
@@ -130,7 +130,7 @@ def index_photos(listing: Listing, library: str | os.PathLike[str], model: Match
     return replace(report, library=str(library), seconds=time.perf_counter() - started)
 
 
-def _update(table: Table, listing: Listing, model: Matcher, notice: Notice) -> Report:
+def _update(table: Table, listing: Listing, model: PhotoMatcher, notice: Notice) -> Report:
     known = read_rows(table)
     homes = defaultdict(list)
     for row in known.values():
@@ -141,8 +141,8 @@ def _update(table: Table, listing: Listing, model: Matcher, notice: Notice) -> R
 
     with Progress(console=Console(stderr=True), disable=not stale) as progress:
         task = progress.add_task("photos", total=len(stale))
-        for first in range(0, len(stale), BATCH):
-            batch = stale[first : first + BATCH]
+        for first in range(0, len(stale), INDEX_BATCH):
+            batch = stale[first : first + INDEX_BATCH]
             rows = list(_hashed(batch, listing, notice))
             features = features_by_hash(table, {row.sha256 for row in rows})
             for digest, found in _embedded([row for row in rows if row.sha256 not in features], model, notice):
@@ -165,14 +165,14 @@ def _update(table: Table, listing: Listing, model: Matcher, notice: Notice) -> R
     return report
 
 
-def _open_or_create(library: str | os.PathLike[str], model: Matcher) -> Table:
+def _open_or_create(library: str | os.PathLike[str], model: PhotoMatcher) -> Table:
     if has_table(library):
         return open_table(library, model.fingerprint)
     _, queries, width = model.itc_images([Image.new("RGB", (64, 64))]).shape
     return create_table(library, model.fingerprint, (queries, width))
 
 
-def _hashed(paths: Sequence[str], listing: Listing, notice: Notice) -> Iterator[Row]:
+def _hashed(paths: Sequence[str], listing: Listing, notice: Notice) -> Iterator[PhotoRow]:
     for path in paths:
         try:
             with open(path, "rb") as file:  # noqa: PTH123
@@ -180,16 +180,16 @@ def _hashed(paths: Sequence[str], listing: Listing, notice: Notice) -> Iterator[
         except OSError as error:
             notice(InputError(f"{path}: cannot be read: {error.strerror}"))
         else:
-            yield Row(path, listing.photos[path], digest)
+            yield PhotoRow(path, listing.photos[path], digest)
 
 
-def _embedded(rows: Sequence[Row], model: Matcher, notice: Notice) -> Iterator[tuple[str, Half]]:
+def _embedded(rows: Sequence[PhotoRow], model: PhotoMatcher, notice: Notice) -> Iterator[tuple[str, Half]]:
     """The sha256 and the features ``[Q, E]`` of each photo that can be read."""
     for first in range(0, len(rows), TOGETHER):
         photos: dict[str, Image.Image] = {}
         for row in rows[first : first + TOGETHER]:
             try:
-                photos[row.sha256] = load_image(row.path, SIDE)
+                photos[row.sha256] = load_image(row.path, INPUT_SIDE)
             except InputError as error:
                 notice(error)
         if photos:

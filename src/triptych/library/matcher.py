@@ -16,7 +16,7 @@ Notice = Callable[[TriptychError], object]
 """Told of each photo or folder that is left out."""
 
 
-class Match(Protocol):
+class PairScores(Protocol):
     """How well photo number ``image`` and text number ``text`` fit; ``rerank`` is the score to sort by."""
 
     @property
@@ -32,7 +32,7 @@ class Match(Protocol):
 
 
 @runtime_checkable
-class Matcher(Protocol):
+class PhotoMatcher(Protocol):
     @property
     def fingerprint(self) -> str:
         """Names the model's weights: features of another model mean something else."""
@@ -43,12 +43,12 @@ class Matcher(Protocol):
     def itc_texts(self, texts: Sequence[str], /) -> NDArray[np.float32]:
         """``[T, E]``, of unit length."""
 
-    def match(self, images: Sequence[ImageSource], texts: Sequence[str], /) -> Sequence[Match]:
+    def match(self, images: Sequence[ImageSource], texts: Sequence[str], /) -> Sequence[PairScores]:
         """Every photo with every text."""
 
 
-def as_matcher(model: object, name: str) -> Matcher:
+def as_matcher(model: object, name: str) -> PhotoMatcher:
     """The model, if it can match. Raises InputError where it cannot."""
-    if not isinstance(model, Matcher):
+    if not isinstance(model, PhotoMatcher):
         raise InputError(f"{name}: this model cannot match photos and texts; a library needs a BLIP-2, such as blip2")
     return model

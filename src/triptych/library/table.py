@@ -22,9 +22,9 @@ from triptych.errors import InputError, TriptychError
 if TYPE_CHECKING:
     from lancedb.table import Table
 
-FORMAT = "1"
+LIBRARY_FORMAT = "1"
 NAME = "photos"
-KEPT = timedelta(minutes=10)  # old versions of the table, for those who still read them
+OLD_VERSIONS_KEPT = timedelta(minutes=10)  # old versions of the table, for those who still read them
 DELETED_TOGETHER = 500
 
 Half = NDArray[np.float16]
@@ -40,7 +40,7 @@ class Stamp:
 
 
 @dataclass(frozen=True)
-class Row:
+class PhotoRow:
     path: str
     stamp: Stamp
     sha256: str
@@ -76,7 +76,7 @@ def open_table(library: str | os.PathLike[str], fingerprint: str | None = None) 
         metadata = described(table)
     except (ValueError, OSError, RuntimeError) as error:
         raise InputError(f"{library}: this photo library is damaged ({error}); delete it and index anew") from None
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") != LIBRARY_FORMAT:
         raise InputError(f"{library}: is of another version of triptych; index the photos into a new library")
     if fingerprint is not None:
         check_model(library, metadata["fingerprint"], fingerprint)
@@ -99,7 +99,7 @@ def create_table(library: str | os.PathLike[str], fingerprint: str, shape: Shape
         "sha256": pa.string(),
         "features": pa.list_(pa.float16(), queries * width),
     }
-    metadata = {"format": FORMAT, "fingerprint": fingerprint, "queries": str(queries)}
+    metadata = {"format": LIBRARY_FORMAT, "fingerprint": fingerprint, "queries": str(queries)}
     table: Table = lancedb.connect(library).create_table(NAME, schema=pa.schema(columns, metadata))
     return table
 
@@ -112,12 +112,12 @@ def described(table: Table) -> dict[str, str]:
     return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
 
 
-def read_rows(table: Table) -> dict[str, Row]:
+def read_rows(table: Table) -> dict[str, PhotoRow]:
     """All photos by path, without their features."""
     columns = table.search().select(["path", "size", "mtime_ns", "sha256"]).to_arrow().to_pydict()
     paths = map(os.fsdecode, columns["path"])
     stamps = map(Stamp, columns["size"], columns["mtime_ns"])
-    return {row.path: row for row in map(Row, paths, stamps, columns["sha256"])}
+    return {row.path: row for row in map(PhotoRow, paths, stamps, columns["sha256"])}
 
 
 def read_features(table: Table, where: str | None = None, by: str = "path") -> tuple[list[Any], Half]:
@@ -136,7 +136,7 @@ def features_by_hash(table: Table, hashes: Iterable[str]) -> dict[str, Half]:
     return dict(zip(*read_features(table, f"sha256 IN ({listed})", by="sha256"), strict=True)) if listed else {}
 
 
-def write_rows(table: Table, rows: Sequence[Row], features: Mapping[str, Half]) -> None:
+def write_rows(table: Table, rows: Sequence[PhotoRow], features: Mapping[str, Half]) -> None:
     """Add the rows, or replace those of the same path, in one commit; ``features`` are found by sha256."""
     pa = _import("pyarrow")
     if not rows:
@@ -162,7 +162,7 @@ def delete_rows(table: Table, paths: Sequence[str]) -> None:
 
 def tidy(table: Table) -> None:
     """Join the pieces that many small writes leave, and drop what nobody can still be reading."""
-    table.optimize(cleanup_older_than=KEPT)
+    table.optimize(cleanup_older_than=OLD_VERSIONS_KEPT)
 
 
 def _import(name: str) -> Any:

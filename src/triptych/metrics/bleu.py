@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from triptych.metrics.cider import ORDERS, Tokens, ngrams
 
-SMALL = 1e-9  # the reference implementation's guards against division by zero, part of its figures
+GUARD = 1e-9  # the reference implementation's guards against division by zero, part of its figures
 TINY = 1e-15
 
 
@@ -21,13 +21,14 @@ def bleu(
     The length of the references is that of the closest one, the shorter of two equally close.
     """
     counts = np.array(
-        [matches(candidate, refs) for candidate, refs in zip(candidates, references, strict=True)], dtype=np.float64
+        [ngram_matches(candidate, refs) for candidate, refs in zip(candidates, references, strict=True)],
+        dtype=np.float64,
     )
     return _score(counts.sum(axis=0)), np.array([_score(row) for row in counts])
 
 
-def matches(candidate: Tokens, references: Sequence[Tokens]) -> list[int]:
-    """Candidate length, closest reference length, clipped matches of each order, n-grams of each order: 10 numbers."""
+def ngram_matches(candidate: Tokens, references: Sequence[Tokens]) -> list[int]:
+    """Candidate length, closest reference length, clipped ngram_matches of each order, n-grams of each order: 10 numbers."""
     most: Counter[tuple[object, ...]] = Counter()
     for reference in references:
         most |= Counter(ngrams(reference))
@@ -41,6 +42,6 @@ def matches(candidate: Tokens, references: Sequence[Tokens]) -> list[int]:
 
 def _score(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     (length, closest), correct, guessed = counts[:2], counts[2 : 2 + ORDERS], counts[2 + ORDERS :]
-    means = np.cumprod((correct + TINY) / (guessed + SMALL)) ** (1 / np.arange(1, ORDERS + 1))
-    ratio = (length + TINY) / (closest + SMALL)
+    means = np.cumprod((correct + TINY) / (guessed + GUARD)) ** (1 / np.arange(1, ORDERS + 1))
+    ratio = (length + TINY) / (closest + GUARD)
     return means * (math.exp(1 - 1 / ratio) if ratio < 1 else 1.0)

@@ -14,7 +14,7 @@ from triptych.text.letters import LETTER as L
 from triptych.text.letters import LETTER_OR_DIGIT as A
 from triptych.text.letters import compose
 
-END = r"(?![\p{L}\p{N}])"
+TEXT_END = r"(?![\p{L}\p{N}])"
 W = r"\p{L}\p{N}\p{M}_"
 
 ABBREVIATIONS = (
@@ -30,28 +30,28 @@ NUMBERED_ABBREVIATIONS = "art|ca|figs?|nos?|op|pp"  # only before a number
 TOKEN = regex.compile(
     rf"""
       (?:https?|ftp)://[^\s<>|()]*[^\s<>|().!?,;:&"'*-]          # addresses, handles, tags
-    | (?:[{W}-]+\.)+(?:com|net|org|edu)(?:/[^\s<>|]*[^\s<>|.!?,;:&"')-])?{END}
+    | (?:[{W}-]+\.)+(?:com|net|org|edu)(?:/[^\s<>|]*[^\s<>|.!?,;:&"')-])?{TEXT_END}
     | [{W}.+-]+@(?:[{W}-]+\.)*[{W}-]+
     | [@#][A-Za-z_][{W}]*
     | </?[A-Za-z][^<>\s]*>
-    | [:;=][-o*']?[()DPdp]{END}                                    # smileys
+    | [:;=][-o*']?[()DPdp]{TEXT_END}                                    # smileys
 
-    | (?i:{ABBREVIATIONS})\.{END}                      # abbreviations keep their full stop
-    | (?:{CAPITAL_ABBREVIATIONS})\.{END}
+    | (?i:{ABBREVIATIONS})\.{TEXT_END}                      # abbreviations keep their full stop
+    | (?:{CAPITAL_ABBREVIATIONS})\.{TEXT_END}
     | (?i:{NUMBERED_ABBREVIATIONS})\.(?=\s?\d)
     | [A-Za-z](?:\.[A-Za-z])*\.(?!{A}|-)
 
     | (?i:can(?=not)|(?:gon|wan)(?=na)|got(?=ta)|(?:gim|lem)(?=me))(?=[{W}]{{2,3}}(?![{W}'-]))  # one word for two
-    | '[tT](?=(?i:is|was){END})
+    | '[tT](?=(?i:is|was){TEXT_END})
     | [yjYJ]'(?={L})
-    | (?i:{L}*(?!n){L}(?=n't{END}))                             # do n't, she 's
-    | (?i:n't|'(?:s|m|d|re|ve|ll)){END}
+    | (?i:{L}*(?!n){L}(?=n't{TEXT_END}))                             # do n't, she 's
+    | (?i:n't|'(?:s|m|d|re|ve|ll)){TEXT_END}
 
     | '[nN]\b'?                                                  # an apostrophe that belongs to the word
-    | '(?i:em|till?|cause){END}
-    | '[1-9]0s{END}
-    | (?i:c'mon|e'er|s'mores|li'l|ev'ry|nat'l|nor'easter|ol'|dunkin'){END}
-    | {L}+[aeiouyAEIOUY]'(?!(?i:s|m|d|re|ve|ll){END})[aeiouA-Z]{L}*
+    | '(?i:em|till?|cause){TEXT_END}
+    | '[1-9]0s{TEXT_END}
+    | (?i:c'mon|e'er|s'mores|li'l|ev'ry|nat'l|nor'easter|ol'|dunkin'){TEXT_END}
+    | {L}+[aeiouyAEIOUY]'(?!(?i:s|m|d|re|ve|ll){TEXT_END})[aeiouA-Z]{L}*
     | [A-HJ-XZn]'{L}{{2,}}
     | [dolDOL]'{A}+(?:-{A}+)*
 

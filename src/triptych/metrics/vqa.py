@@ -9,7 +9,7 @@ DIGITS = {
     for i, word in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
 }
 DIGITS["none"] = "0"
-PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+VQA_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 NUMBER_COMMA = re.compile(r"(?<=\d),(?=\d)")
 FULL_STOP = re.compile(r"\.(?!\d)")
 APOSTROPHES = str.maketrans("", "", "'\N{RIGHT SINGLE QUOTATION MARK}")
@@ -26,7 +26,7 @@ def normalize_answer(answer: str) -> str:
     """
     text = answer.lower()
     remove_all = NUMBER_COMMA.search(text) is not None
-    for mark in PUNCTUATION:
+    for mark in VQA_PUNCTUATION:
         beside_space = f"{mark} " in text or f" {mark}" in text
         text = text.replace(mark, "" if remove_all or beside_space else " ")
     words = FULL_STOP.sub("", text).translate(APOSTROPHES).split()

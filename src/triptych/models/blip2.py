@@ -26,7 +26,7 @@ from triptych.systems.blip2 import Blip2
 from triptych.systems.configs import Blip2Config
 from triptych.text.prompt import Prompts
 from triptych.text.tokenizer import TextTokenizer
-from triptych.text.wordpiece import SPECIALS, WordPieces, itg_search
+from triptych.text.wordpiece import SPECIAL_PIECES, WordPieces, itg_search
 
 __all__ = ["Blip2Model", "blip2_search", "itg_search", "load_blip2", "save_blip2"]
 
@@ -81,7 +81,7 @@ def load_blip2(directory: Path, *, dtype: torch.dtype = torch.float32) -> Blip2M
         encoder, lm, tokenizer = frozen_parts(directory, config, dtype)
         with unallocated():
             model = Blip2(config.model, encoder, lm)
-    words = WordPieces.read(directory / "vocab.txt") if config.model.qformer.vocab_size else WordPieces(SPECIALS)
+    words = WordPieces.read(directory / "vocab.txt") if config.model.qformer.vocab_size else WordPieces(SPECIAL_PIECES)
     fill(model, tensors, source=directory, optional_prefixes=frozen_prefixes(config), dtype=dtype)
     search = blip2_search(tokenizer, **msgspec.structs.asdict(config.search))
     files = {n: (directory / n).read_bytes() for n in config.files if n not in (WEIGHTS, "vocab.txt")}

@@ -36,7 +36,7 @@ class Cache(Protocol):
         ...
 
 
-class Scores(NamedTuple):
+class AttentionScores(NamedTuple):
     """How scores are made of queries and keys: cap(scale * Q K^T) + bias."""
 
     scale: float | None = None  # None = 1 / sqrt(d)
@@ -44,7 +44,7 @@ class Scores(NamedTuple):
     softcap: float | None = None  # cap(s) = softcap * tanh(s / softcap)
 
 
-SCALED_DOT_PRODUCT = Scores()
+SCALED_DOT_PRODUCT = AttentionScores()
 
 
 def attend(
@@ -54,7 +54,7 @@ def attend(
     mask: Tensor | None = None,
     *,
     causal: bool = False,
-    scores: Scores = SCALED_DOT_PRODUCT,
+    scores: AttentionScores = SCALED_DOT_PRODUCT,
 ) -> Tensor:
     """softmax(Q K^T / sqrt(d)) V (Vaswani et al. 2017, equation 1) by the fused kernel; other ``scores`` as they say.
 
@@ -87,7 +87,7 @@ def attend(
 
 
 def attention_weights(
-    queries: Tensor, keys: Tensor, mask: Tensor | None = None, scores: Scores = SCALED_DOT_PRODUCT
+    queries: Tensor, keys: Tensor, mask: Tensor | None = None, scores: AttentionScores = SCALED_DOT_PRODUCT
 ) -> Tensor:
     """The weights behind ``attend``, ``[B, H, T, S]``: rows sum to 1, or to 0 where all keys are masked."""
     keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from triptych.errors import InputError
 from triptych.nn import masks
-from triptych.nn.attention import Cache, Scores, attend, attention_weights, merge_heads
+from triptych.nn.attention import AttentionScores, Cache, attend, attention_weights, merge_heads
 from triptych.nn.cache import KVCache
 from triptych.nn.configs import Activation, DecoderConfig
 from triptych.nn.linear import Embedding, Linear
@@ -125,7 +125,7 @@ class SelfAttention(nn.Module):
         queries, keys, values = self.project(x, context.positions)
         if cache is not None:
             keys, values = cache.append(keys, values)
-        scores = Scores(self.scale, context.positions.bias, self.softcap)
+        scores = AttentionScores(self.scale, context.positions.bias, self.softcap)
         return self.out(
             merge_heads(attend(queries, keys, values, self.mask(context), causal=context.causal, scores=scores))
         )
@@ -134,7 +134,7 @@ class SelfAttention(nn.Module):
         """The weight of each token for each, ``[B, H, T, T]``, without a cache."""
         queries, keys, _ = self.project(x, context.positions)
         mask = masks.causal(x.shape[1], device=x.device) if context.causal else self.mask(context)
-        return attention_weights(queries, keys, mask, Scores(self.scale, context.positions.bias, self.softcap))
+        return attention_weights(queries, keys, mask, AttentionScores(self.scale, context.positions.bias, self.softcap))
 
 
 class DecoderFeedForward(nn.Module):

@@ -11,7 +11,7 @@ from typing import Any
 
 import llm
 
-NAMES = ("sat", "flamingo", "blip2")
+MODEL_NAMES = ("sat", "flamingo", "blip2")
 IMAGES = {"image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff"}
 
 
@@ -60,5 +60,5 @@ class TriptychLLM(llm.Model):
 @llm.hookimpl
 def register_models(register: Any) -> None:
     """Called by ``llm``: our models under the names ``triptych/NAME``."""
-    for name in NAMES:
+    for name in MODEL_NAMES:
         register(TriptychLLM(name))

@@ -18,7 +18,7 @@ from triptych.errors import InputError
 PICTURE_BYTES = 32 << 20
 HOPS = 3
 SECONDS = 10.0
-REFUSED = "this address is not allowed on this server"
+NOT_ALLOWED = "this address is not allowed on this server"
 
 
 def fetch_allowed(url: str, domains: tuple[str, ...]) -> bytes:
@@ -45,15 +45,15 @@ def parse(url: str, domains: tuple[str, ...]) -> tuple[str, int, bool, str]:
         parts = urlsplit(url)
         host, port = (parts.hostname or "").rstrip("."), parts.port
     except ValueError:
-        raise InputError(REFUSED) from None
+        raise InputError(NOT_ALLOWED) from None
     if parts.scheme not in ("http", "https") or parts.username is not None or not host.isascii():
-        raise InputError(REFUSED)
+        raise InputError(NOT_ALLOWED)
     if not any(host == domain.lower() or host.endswith(f".{domain.lower()}") for domain in domains):
-        raise InputError(REFUSED)
+        raise InputError(NOT_ALLOWED)
     secure = parts.scheme == "https"
     target = f"{parts.path or '/'}{f'?{parts.query}' if parts.query else ''}"
     if any(character <= " " or character == "\x7f" for character in target):
-        raise InputError(REFUSED)
+        raise InputError(NOT_ALLOWED)
     return host, port or (443 if secure else 80), secure, target
 
 
@@ -67,7 +67,7 @@ def public_address(host: str, port: int) -> str:
         address = ipaddress.ip_address(text.partition("%")[0])
         mapped = getattr(address, "ipv4_mapped", None) or address
         if not mapped.is_global or mapped.is_multicast:
-            raise InputError(REFUSED)
+            raise InputError(NOT_ALLOWED)
     return sorted(found)[0]
 
 

@@ -27,8 +27,8 @@ VERSION = 1
 ANSWER_TOKENS = 48  # of an answer at most: how two pictures differ takes a sentence
 MAX_TOKENS = 2048  # of the text that is remembered
 MAX_PICTURES = 32  # that are remembered
-MAX_FILE = 64 * 2**20  # bytes of a chat's file
-SIDE = 1024  # pixels: pictures are kept no larger than this
+MAX_CHAT_FILE = 64 * 2**20  # bytes of a chat's file
+PICTURE_SIDE = 1024  # pixels: pictures are kept no larger than this
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class Chat:
 def small(image: ImageSource) -> Image.Image:
     """A picture as it is kept."""
     picture = load_image(image)
-    picture.thumbnail((SIDE, SIDE))
+    picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
     return picture
 
 
@@ -198,8 +198,8 @@ def as_url(picture: Image.Image) -> str:
 
 def read_chat(path: Path) -> list[Turn]:
     try:
-        if path.stat().st_size > MAX_FILE:
-            raise InputError(f"{path} is larger than {MAX_FILE >> 20} MB: no chat is")
+        if path.stat().st_size > MAX_CHAT_FILE:
+            raise InputError(f"{path} is larger than {MAX_CHAT_FILE >> 20} MB: no chat is")
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None

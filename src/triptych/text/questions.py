@@ -8,22 +8,22 @@ from collections.abc import Sequence
 from triptych.text.prompt import IMAGE
 
 NOUN = r"(?:photo(?:graph)?|picture|image|drawing|one)"
-PICTURE = rf"{NOUN}s?"
+PICTURES = rf"{NOUN}s?"
 WHICH = re.compile(
-    rf"(?:(?:in|on) )?(?:which|what) (?:of (?:these|those|them)|(?:of (?:the|these|those) (?:two |three )?)?{PICTURE}) "
+    rf"(?:(?:in|on) )?(?:which|what) (?:of (?:these|those|them)|(?:of (?:the|these|those) (?:two |three )?)?{PICTURES}) "
     r"(?:(?:shows?|has|have|contains?|depicts?)|is there|(?:there )?(?:is|are)|do(?:es)?(?! (?:you|we))|(?:can|do) (?:you|we) see)? ?",
     re.I,
 )
 YES_NO_START = re.compile(r"(?:is|are|was|were|does|do|did|has|have|had|can|could|will|would) (?!.*\bor\b)", re.I)
-THERE = re.compile(
-    rf"(?:is|are) there (?:any )?(?P<thing>\S.*?)(?: (?:in|on) (?:the|this|these|either|any) {PICTURE}| here)? *\?*",
+IS_THERE = re.compile(
+    rf"(?:is|are) there (?:any )?(?P<thing>\S.*?)(?: (?:in|on) (?:the|this|these|either|any) {PICTURES}| here)? *\?*",
     re.I,
 )
 ALL_PICTURES = re.compile(
-    rf"\b(?:in common|differ(?:s|ent|ence|ences)?|both|(?:all|two|these|the) (?:of )?(?:the |these )?{NOUN}s|which (?:of|{PICTURE}))\b",
+    rf"\b(?:in common|differ(?:s|ent|ence|ences)?|both|(?:all|two|these|the) (?:of )?(?:the |these )?{NOUN}s|which (?:of|{PICTURES}))\b",
     re.I,
 )
-SHARED = re.compile(rf"\b(?:in common|in (?:all|both)(?: of)? (?:the |these )?(?:{PICTURE}|them))\b", re.I)
+SHARED = re.compile(rf"\b(?:in common|in (?:all|both)(?: of)? (?:the |these )?(?:{PICTURES}|them))\b", re.I)
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 
 
@@ -53,7 +53,7 @@ def is_yes_no(question: str) -> bool:
 
 def thing_asked_for(question: str) -> str | None:
     """What a question asks to be there: ``"Is there a dog in the photo?"`` -> ``"a dog"``; None for another question."""
-    match = THERE.fullmatch(question.strip())
+    match = IS_THERE.fullmatch(question.strip())
     return match["thing"] if match and is_yes_no(question) else None
 
 

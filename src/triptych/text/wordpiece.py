@@ -19,8 +19,8 @@ from triptych.generate import Search
 if TYPE_CHECKING:
     from torch import Tensor
 
-SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-MAX_FILE = 16 << 20
+SPECIAL_PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+MAX_VOCABULARY_FILE = 16 << 20
 JOINED = re.compile(r" (-|'(?= (?:s|t|re|ve|ll|d|m)\b)) ")  # "long - haired", "dog ' s": BERT splits at punctuation
 
 
@@ -29,12 +29,12 @@ class WordPieces:
 
     def __init__(self, words: Sequence[str]) -> None:
         ids = {word: i for i, word in enumerate(words)}
-        if absent := [word for word in SPECIALS if word not in ids]:
+        if absent := [word for word in SPECIAL_PIECES if word not in ids]:
             raise InputError(f"the vocabulary has no {absent[0]}: it is not BERT's")
         if len(ids) < len(words):
             raise InputError("the vocabulary holds a word piece twice")
         self.dec = ids.setdefault("[DEC]", len(ids))
-        self.pad, self.unk, self.cls, self.sep = (ids[word] for word in SPECIALS)
+        self.pad, self.unk, self.cls, self.sep = (ids[word] for word in SPECIAL_PIECES)
         self.words = tuple(ids)
         self._tokenizer = Tokenizer(WordPiece(ids, unk_token="[UNK]"))
         self._tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -51,13 +51,13 @@ class WordPieces:
         """
         try:
             with path.open(encoding="utf-8") as file:
-                text = file.read(MAX_FILE + 1)
+                text = file.read(MAX_VOCABULARY_FILE + 1)
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from None
         except ValueError:
             raise InputError(f"{path} is not a vocabulary: it is not UTF-8 text") from None
-        if len(text) > MAX_FILE:
-            raise InputError(f"{path} is too large for a vocabulary ({MAX_FILE >> 20} MB at most)")
+        if len(text) > MAX_VOCABULARY_FILE:
+            raise InputError(f"{path} is too large for a vocabulary ({MAX_VOCABULARY_FILE >> 20} MB at most)")
         return cls(text.removesuffix("\n").split("\n"))
 
     def __len__(self) -> int:

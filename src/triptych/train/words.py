@@ -34,7 +34,7 @@ from triptych.train.sampling import DataMix
 from triptych.train.trainer import ParameterGroups
 
 RARE = 5  # a word must occur in so many pictures' captions
-COMMON = 0.25  # and in no larger share of them
+COMMON_SHARE = 0.25  # and in no larger share of them
 BATCH, RATE = 64, 1e-3
 
 Cells = Callable[[Sequence[int], int], Tensor]  # (places of pictures, a seed) -> [P, L, Dv]
@@ -48,7 +48,7 @@ class CaptionWords:
         spoken = [Counter({word: n for word, n in counts.items() if not held_out(word)}) for counts in spoken]
         token = {word: tokenizer.encode(f" {word}")[0] for counts in spoken for word in counts}
         pictures = Counter(i for counts in spoken for i in {token[word] for word in counts})  # that have each token
-        kept = sorted(i for i, count in pictures.items() if RARE <= count <= max(RARE, COMMON * len(photos)))
+        kept = sorted(i for i, count in pictures.items() if RARE <= count <= max(RARE, COMMON_SHARE * len(photos)))
         self.ids = torch.tensor(kept, dtype=torch.long)
         place = {i: n for n, i in enumerate(kept)}
         self.targets = torch.zeros(len(photos), len(kept))

@@ -28,7 +28,7 @@ from itertools import chain, zip_longest
 
 from triptych.data.english.caption_facts import Noun
 from triptych.data.english.kinds import KEPT, KINDS, MOST, Kind, Question
-from triptych.data.english.scenes import ANIMALS, HUMANS, PLAYED, SAME, SPORTS, Actor, Scene, one_or_several
+from triptych.data.english.scenes import ANIMALS, HUMANS, PLAYED, SAME_SCENE, SPORTS, Actor, Scene, one_or_several
 from triptych.data.english.word_lists import ACTIVITIES, ANSWERED_BY, ASKED_ABOUT, NUMBERS
 from triptych.data.english.yes_no import deny, true_questions
 from triptych.data.photos import Photo
@@ -131,7 +131,7 @@ def _about_sorts(scene: Scene) -> Iterator[tuple[str, str]]:
 def _about_whom(scene: Scene) -> Iterator[tuple[str, str]]:
     alone = one_or_several(scene, HUMANS) is not None
     for actor in scene.actions:
-        if alone and actor.name in SAME and (verb := _activity(scene, actor)):
+        if alone and actor.name in SAME_SCENE and (verb := _activity(scene, actor)):
             yield f"Who is {verb}?", actor.form
 
 

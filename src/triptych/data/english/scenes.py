@@ -10,7 +10,7 @@ from itertools import chain
 from triptych.data.english.caption_facts import FORMS, PLURALS, Action, Caption, Noun, read_caption
 from triptych.data.english.word_lists import HINTS, NUMBERS
 
-SAME = {
+SAME_SCENE = {
     "man": {"man", "person"},
     "woman": {"woman", "person"},
     "boy": {"boy", "child", "baby", "person"},
@@ -20,7 +20,7 @@ SAME = {
 }
 """What somebody is called -> what other captions may call the same one."""
 
-HUMANS = (*SAME, "person")
+HUMANS = (*SAME_SCENE, "person")
 ANIMALS = tuple(dict.fromkeys(form.name for form in FORMS.values() if form.kind == "animal"))
 SPORTS = [word for word, form in FORMS.items() if form.kind == "sport"]
 PLAYED = re.compile("play(?:s|ed|ing)? ({0})\\b|\\b({0}) (?:player|game|match|team)".format("|".join(SPORTS)))
@@ -117,7 +117,7 @@ def _actors(scene: Scene) -> dict[str, Actor]:
     actors = {}
     if (plural := one_or_several(scene, HUMANS)) is not None:
         counts = Counter(noun.name for noun in chain(*scene.nouns(HUMANS)))
-        name = next((name for name in SAME if counts[name] >= 2 and counts.keys() <= SAME[name]), "person")
+        name = next((name for name in SAME_SCENE if counts[name] >= 2 and counts.keys() <= SAME_SCENE[name]), "person")
         actors = dict.fromkeys(HUMANS, Actor(name, plural))
     else:
         for man, boy in (("man", "boy"), ("woman", "girl")):
@@ -147,7 +147,7 @@ def one_or_several(scene: Scene, names: Sequence[str]) -> bool | None:
 
 def _numbers(scene: Scene) -> Iterator[tuple[str, int]]:
     """What is counted, in the plural, and how many there are."""
-    for names in (HUMANS, *((name,) for name in (*SAME, *ANIMALS) if scene.named[name])):
+    for names in (HUMANS, *((name,) for name in (*SAME_SCENE, *ANIMALS) if scene.named[name])):
         naming = zip(scene.captions, scene.nouns(names), strict=True)
         counts = [_count(caption, nouns) for caption, nouns in naming if nouns]
         known = [count for count in counts if count]

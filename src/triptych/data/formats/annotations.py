@@ -12,7 +12,7 @@ from triptych.errors import InputError
 
 PATTERNS = ("dataset*.json", "captions_*.json", "annotations/captions_*.json", "*.json", "annotations/*.json")
 """Where a folder's JSON files are looked for, in this order: Karpathy's, COCO's, any."""
-SMALL = 2**22
+SMALL_FILE = 2**22
 """A file of more bytes is no card of a data set: it is not parsed to find out."""
 
 
@@ -66,7 +66,7 @@ def _format_of(data: Any) -> JsonFormat | None:
 
 
 def _is_known(file: Path) -> bool:
-    if file.stat().st_size > SMALL:
+    if file.stat().st_size > SMALL_FILE:
         return True
     try:
         data = parse_json(read_text(file), str(file))

@@ -29,7 +29,7 @@ from triptych.errors import InputError
 
 STEMS = ("metadata", "captions", "results")
 """The names of tables, without suffix and in any case; one that is not called metadata must have a column of files."""
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
+METADATA_SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
 DELIMITERS = ",;\t|"
 
 
@@ -39,7 +39,9 @@ def find(path: Path) -> list[Path]:
     Raises InputError where a folder holds several tables of one name.
     """
     if path.is_file():
-        return [path] if path.suffix.lower() in SUFFIXES and (_stem(path) == STEMS[0] or _has_files(path)) else []
+        return (
+            [path] if path.suffix.lower() in METADATA_SUFFIXES and (_stem(path) == STEMS[0] or _has_files(path)) else []
+        )
     places = [path, *sorted(sub for sub in path.iterdir() if sub.name.lower() in SPLITS and sub.is_dir())]
     return [table for place in places for table in _tables(place)]
 
@@ -66,7 +68,9 @@ def _stem(path: Path) -> str:
 
 
 def _tables(place: Path) -> list[Path]:
-    tables = sorted(p for p in place.iterdir() if p.suffix.lower() in SUFFIXES and is_generic(p) and p.is_file())
+    tables = sorted(
+        p for p in place.iterdir() if p.suffix.lower() in METADATA_SUFFIXES and is_generic(p) and p.is_file()
+    )
     for stem in STEMS:
         known = [table for table in tables if _stem(table) == stem and (stem == STEMS[0] or _has_files(table))]
         if len(known) > 1:
