@@ -15,8 +15,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_blip2 import byte_tokenizer
+from tiny_openflamingo import WIDTH, WORDS, State, bridge, saved, tower
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import Tensor, nn
+from torch import nn
 
 from triptych import InputError, load
 from triptych.checkpoints.format import load_checkpoint
@@ -28,10 +29,7 @@ from triptych.tasks import FlamingoTasks
 from triptych.text.prompt import END, IMAGE
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "openflamingo_opt.safetensors"
-WORDS = 257  # of the small tokenizer
 SMALL: dict[str, Any] = {"vocab_size": WORDS, "hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3}
-WIDTH = 64  # of the tiny image encoder
-State = dict[str, Tensor]
 
 # Of each language model: its config, where its layers lie, what its word embeddings are called
 OVER = {
@@ -42,30 +40,6 @@ OVER = {
     ),
     "gpt_neox": (transformers.GPTNeoXConfig(**SMALL, intermediate_size=30), "gpt_neox.layers", "gpt_neox.embed_in"),
     "llama": (transformers.LlamaConfig(**SMALL, intermediate_size=30), "model.layers", "model.embed_tokens"),
-}
-FEED_FORWARD = {"0.weight": (24,), "0.bias": (24,), "1.weight": (48, 24), "3.weight": (24, 48)}
-GATED = {
-    **{f"attn.norm.{x}": (24,) for x in ("weight", "bias")},
-    **{"attn.to_q.weight": (128, 24), "attn.to_kv.weight": (256, WIDTH), "attn.to_out.weight": (24, 128)},
-    **{f"ff.{name}": shape for name, shape in FEED_FORWARD.items()},
-    **{"attn_gate": (1,), "ff_gate": (1,)},
-}
-RESAMPLER_LAYER = {
-    **{f"0.{norm}.{x}": (WIDTH,) for norm in ("norm_media", "norm_latents") for x in ("weight", "bias")},
-    **{"0.to_q.weight": (128, WIDTH), "0.to_kv.weight": (256, WIDTH), "0.to_out.weight": (WIDTH, 128)},
-    **{"1.0.weight": (WIDTH,), "1.0.bias": (WIDTH,), "1.1.weight": (128, WIDTH), "1.3.weight": (WIDTH, 128)},
-}
-TOWER_LAYER = {
-    **{f"{norm}.{x}": (WIDTH,) for norm in ("ln_1", "ln_2") for x in ("weight", "bias")},
-    **{"attn.in_proj_weight": (3 * WIDTH, WIDTH), "attn.in_proj_bias": (3 * WIDTH,)},
-    **{"attn.out_proj.weight": (WIDTH, WIDTH), "attn.out_proj.bias": (WIDTH,)},
-    **{"mlp.c_fc.weight": (80, WIDTH), "mlp.c_fc.bias": (80,)},
-    **{"mlp.c_proj.weight": (WIDTH, 80), "mlp.c_proj.bias": (WIDTH,)},
-}
-TOWER = {
-    **{"class_embedding": (WIDTH,), "positional_embedding": (10, WIDTH), "conv1.weight": (WIDTH, 3, 4, 4)},
-    **{f"{norm}.{x}": (WIDTH,) for norm in ("ln_pre", "ln_post") for x in ("weight", "bias")},
-    **{f"transformer.resblocks.{i}.{name}": shape for i in range(2) for name, shape in TOWER_LAYER.items()},
 }
 CLIP_NAMES = {
     "class_embedding": "embeddings.class_embedding",
@@ -79,15 +53,6 @@ CLIP_NAMES = {
     ".c_fc.": ".fc1.",
     ".c_proj.": ".fc2.",
 }
-
-
-def random_state(shapes: dict[str, tuple[int, ...]], prefix: str) -> State:
-    return {f"{prefix}{name}": torch.randn(shape) * 0.3 for name, shape in shapes.items()}
-
-
-def tower() -> State:
-    torch.manual_seed(5)
-    return random_state(TOWER, "")
 
 
 def clip_directory(folder: Path, state: State, prefix: str = "", **config: Any) -> Path:
@@ -112,13 +77,6 @@ def lm_directory(folder: Path, lm: Any, tokenizer: Tokenizer, **settings: Any) -
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"} | settings))
     return folder
-
-
-def saved(path: Path, state: State, nested: bool = False) -> Path:
-    """As published, or as the training saves it."""
-    told = {f"module.{key}": tensor for key, tensor in state.items()}
-    torch.save({"epoch": 3, "model_state_dict": told, "optimizer_state_dict": {}} if nested else state, path)
-    return path
 
 
 # The golden model
@@ -187,12 +145,7 @@ def language_model(kind: str) -> Any:
 def flamingo_state(kind: str, lm: Any) -> State:
     """Over four layers, a gated block before every second; its gates are shut. The layers lie in their wrappers."""
     _, path, words = OVER[kind]
-    torch.manual_seed(11)
-    state = random_state({"latents": (3, WIDTH), "norm.weight": (WIDTH,), "norm.bias": (WIDTH,)}, "perceiver.")
-    for i in range(2):
-        state |= random_state(RESAMPLER_LAYER, f"perceiver.layers.{i}.")
-        gated = random_state(GATED, f"lang_encoder.{path}.{2 * i + 1}.gated_cross_attn_layer.")
-        state |= {key: x * 0 if key.endswith("_gate") else x for key, x in gated.items()}
+    state = bridge(path, 4)
     own = lm.state_dict()
     state[f"lang_encoder.{words}.weight"] = torch.cat([own[f"{words}.weight"], torch.randn(2, 24)])
     for key, tensor in own.items():

@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from tiny_blip2 import byte_tokenizer
+from tiny_openflamingo import WORDS, bridge, saved, tower
 from torch import Tensor
 
 from triptych.checkpoints.language_models import load_language_model
+from triptych.convert.checkpoint import convert_checkpoint
+from triptych.models import load_flamingo
 
-DIM, LAYERS, HEADS, VOCABULARY = 24, 2, 3, 300
+DIM, LAYERS, HEADS = 24, 2, 3
+IDS = [5, 250, 17, 17, 3, 99, 150]
 CONFIG = {
     "model_type": "mosaic_gpt",
     "alibi": True,
@@ -33,7 +36,7 @@ CONFIG = {
     "no_bias": True,
     "prefix_lm": False,
     "softmax_scale": None,
-    "vocab_size": VOCABULARY,
+    "vocab_size": WORDS,
 }
 
 
@@ -43,7 +46,7 @@ def weights(biases: bool, qk_ln: bool) -> dict[str, Tensor]:
     shapes |= {"mlp.mlp_up": (4 * DIM, DIM), "mlp.mlp_down": (DIM, 4 * DIM)}
     if qk_ln:
         shapes |= {"attn.q_ln": (DIM,), "attn.k_ln": (DIM,)}
-    state = {"transformer.wte.weight": torch.randn(VOCABULARY, DIM)}
+    state = {"transformer.wte.weight": torch.randn(WORDS, DIM)}
     names = {f"transformer.blocks.{i}.{name}": shape for i in range(LAYERS) for name, shape in shapes.items()}
     for name, shape in {**names, "transformer.ln_f": (DIM,)}.items():
         state[f"{name}.weight"] = torch.randn(shape) * (1 if len(shape) == 1 else 0.3)
@@ -80,14 +83,36 @@ def logits(state: dict[str, Tensor], ids: list[int]) -> Tensor:
     return norm(x, "transformer.ln_f") @ state["transformer.wte.weight"].T
 
 
+def directory(path: Path, state: dict[str, Tensor], **settings: object) -> Path:
+    """As MosaicML publishes it."""
+    path.mkdir()
+    torch.save(state, path / "pytorch_model.bin")
+    (path / "config.json").write_text(json.dumps(CONFIG | settings))
+    byte_tokenizer().tokenizer.save(str(path / "tokenizer.json"))
+    (path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
+    return path
+
+
 @pytest.mark.parametrize(("biases", "qk_ln"), [(False, True), (True, False), (True, True)])
 def test_logits(biases: bool, qk_ln: bool, tmp_path: Path) -> None:
     state = weights(biases, qk_ln)
-    save_file(state, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"no_bias": not biases, "attn_qk_ln": qk_ln}))
-    byte_tokenizer().tokenizer.save(str(tmp_path / "tokenizer.json"))
-    ours, _, report = load_language_model(tmp_path)
-    assert not report.ignored and not report.missing
-    ids = [5, 280, 17, 17, 3, 99, 150]
-    expected = logits(state, ids)
-    assert (ours.logits(ours(torch.tensor([ids])))[0] - expected).abs().max() <= 1e-5 * expected.abs().max()
+    loaded = load_language_model(directory(tmp_path / "lm", state, no_bias=not biases, attn_qk_ln=qk_ln))
+    assert not loaded.report.ignored and not loaded.report.missing
+    close(loaded.decoder.logits(loaded.decoder(torch.tensor([IDS])))[0], logits(state, IDS))
+
+
+def close(ours: Tensor, expected: Tensor) -> None:
+    assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_openflamingo_3b(tmp_path: Path) -> None:
+    """Its gates are shut here, so the converted model writes as the language model alone."""
+    state = weights(False, True)
+    checkpoint = bridge("transformer.blocks", LAYERS) | {f"vision_encoder.{key}": x for key, x in tower().items()}
+    embeddings = torch.cat([state["transformer.wte.weight"], torch.randn(2, DIM)])
+    checkpoint |= {"lang_encoder.transformer.wte.weight": embeddings}
+    lm = directory(tmp_path / "mpt-1b", state)
+    convert_checkpoint(saved(tmp_path / "checkpoint.pt", checkpoint), tmp_path / "ours", lm=lm)
+    model = load_flamingo(tmp_path / "ours").model
+    assert model.config.image_id == WORDS + 1 and len(model.xattn) == 1
+    close(model.lm.logits(model(torch.tensor([IDS])))[0, :, :WORDS], logits(state, IDS))
