@@ -136,6 +136,7 @@ def test_what_is_no_picture(tmp_path: Path) -> None:
     assert "comma" in refusal("data:image/png")
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
     assert "not a picture" in refusal(eps)  # Pillow would start Ghostscript
+    assert "not a picture" in refusal(encoded(Image.fromarray(SMOOTH), "ICO"))  # holds files of other formats
 
 
 def test_pipes_and_devices(tmp_path: Path) -> None:
@@ -210,7 +211,7 @@ FILES = [
     encoded(Image.fromarray(NOISE), "TIFF", compression="tiff_lzw"),
     encoded(Image.fromarray(NOISE), "TIFF", compression="tiff_adobe_deflate"),
     encoded(Image.fromarray(NOISE), "JPEG2000"),
-    *(encoded(Image.fromarray(NOISE), kind) for kind in ("PPM", "QOI", "SGI", "PCX", "ICO", "TGA")),
+    *(encoded(Image.fromarray(NOISE), kind) for kind in ("PPM", "QOI", "SGI", "PCX", "DIB", "TGA")),
     encoded(Image.fromarray(NOISE), "TGA", compression="tga_rle"),
     encoded(Image.fromarray(SMOOTH), "MPO", save_all=True, append_images=[Image.fromarray(SMOOTH)]),
     with_metadata(encoded(Image.fromarray(SMOOTH), "JPEG")),

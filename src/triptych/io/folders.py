@@ -11,7 +11,7 @@ from triptych.io.limits import printable
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".mpo", ".png", ".apng", ".gif", ".webp", ".bmp", ".dib"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tif", ".tiff", ".heic", ".heif", ".hif", ".heics", ".heifs"),
-    *(".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".qoi", ".sgi", ".pcx", ".ico", ".tga"),
+    *(".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".qoi", ".sgi", ".pcx", ".tga"),
 )
 """The ends of names, in lower case, of the pictures that can be read."""
 

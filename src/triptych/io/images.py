@@ -33,9 +33,9 @@ ImageSource: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | npt.NDAr
 
 PICTURE_FORMATS = (
     *("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000"),
-    *("QOI", "SGI", "PCX", "ICO", "DIB", "TGA"),
+    *("QOI", "SGI", "PCX", "DIB", "TGA"),
 )
-"""What is decoded by Pillow itself; not among them: readers that start another program, such as EPS."""
+"""What is decoded by Pillow itself; not among them: readers that start another program (EPS), and pictures within files (ICO)."""
 JPEG_FORMATS = ("JPEG", "MPO")
 
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
