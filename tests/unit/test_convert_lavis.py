@@ -24,8 +24,8 @@ from triptych.checkpoints.config import CheckpointConfig, EncoderSpec
 from triptych.checkpoints.format import load_checkpoint
 from triptych.checkpoints.tables.language import OPT
 from triptych.cli import main
+from triptych.convert import blip2 as convert_blip2
 from triptych.convert.checkpoint import convert_checkpoint
-from triptych.convert.tutorial import blip2 as convert_blip2
 from triptych.engines.torch import TorchBlip2
 from triptych.models import Blip2Model, blip2_search, load_blip2
 from triptych.nn.configs import DecoderConfig, QFormerConfig, T5Config, ViTConfig

@@ -105,6 +105,10 @@ def test_the_name_of_a_special_token_is_text(kind: str, tmp_path: Path) -> None:
     for text in ("</s>", "a dog</s>", "<s> a </s>dog</s>"):
         assert not ({*tokenizer.specials.values()} - {tokenizer.unk_id}) & {*tokenizer.encode(text)}, text
         assert [*tokenizer.eos_ids] == tokenizer.encode("</s>", specials=True)
+    tokenizer.tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "unk_token": "<unk>"}))
+    again = TextTokenizer.from_directory(tmp_path)
+    assert again.encode("a dog</s>") == tokenizer.encode("a dog</s>") and again.eos_ids == tokenizer.eos_ids
 
 
 @given(st.text(max_size=30))

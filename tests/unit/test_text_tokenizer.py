@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from tiny_decoder import random_decoder
-from tiny_gguf import GGUF_CONFIG, WORDS, write_gguf
+from tiny_gguf import GGUF_CONFIG, MERGES, TEMPLATE, WORDS, write_gguf
 
 from triptych.checkpoints.gguf import read_gguf
 from triptych.checkpoints.language_models import load_language_model
@@ -73,6 +74,38 @@ def test_tokenizers_that_cannot_be_built(gguf_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=words):
             TextTokenizer.from_gguf(metadata | change)
+
+
+def bpe_folder(path: Path, **settings: object) -> Path:
+    """GPT-2's own files."""
+    (path / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(WORDS)}))
+    (path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(MERGES))
+    (path / "tokenizer_config.json").write_text(json.dumps(settings))
+    return path
+
+
+def test_digits_of_qwen(tmp_path: Path) -> None:
+    """Its tokenizer splits every digit, GPT-2's does not."""
+    for name, pieces in (("Qwen2Tokenizer", ["1", "2"]), ("GPT2Tokenizer", ["12"])):
+        tokenizer = TextTokenizer.from_directory(bpe_folder(tmp_path, tokenizer_class=name))
+        assert [WORDS[i] for i in tokenizer.encode("12")] == pieces
+
+
+def test_tokens_behind_the_vocabulary(tmp_path: Path) -> None:
+    first = len(WORDS)
+    listed = {str(first): {"content": "<tool>"}, str(first + 1): {"content": "<|im_out|>", "special": True}}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": "<|im_out|>"}}))
+    tokenizer = TextTokenizer.from_directory(bpe_folder(tmp_path, added_tokens_decoder=listed))
+    assert tokenizer.eos_ids == {first + 1} and len(tokenizer) == first + 2
+    assert tokenizer.encode("a<tool>") == [WORDS.index("a"), first] and first + 1 not in tokenizer.encode("<|im_out|>")
+    with pytest.raises(InputError, match="'<tool>' should have the id 109"):
+        TextTokenizer.from_directory(bpe_folder(tmp_path, added_tokens_decoder={"109": {"content": "<tool>"}}))
+
+
+def test_the_default_of_several_templates(tmp_path: Path) -> None:
+    templates = [{"name": "tools", "template": "no"}, {"name": "default", "template": TEMPLATE}]
+    assert TextTokenizer.from_directory(bpe_folder(tmp_path, chat_template=templates)).template == TEMPLATE
+    assert TextTokenizer.from_directory(bpe_folder(tmp_path, chat_template=templates[:1])).template is None
 
 
 @pytest.mark.parts

@@ -31,6 +31,7 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "spiece.model",
     "added_tokens.json",
+    "special_tokens_map.json",
     "chat_template.jinja",
 )
 

@@ -42,7 +42,7 @@ TEXT_SPLITS = {  # `tokenizer.ggml.pre` -> how a text is split before merging, s
 
 def from_gguf_metadata(metadata: Mapping[str, Any], words: Sequence[str], kinds: Sequence[int]) -> Tokenizer:
     """From the metadata of a GGUF file. Raises InputError: its way to split texts is not covered."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+    from tokenizers import AddedToken
     from tokenizers.models import BPE
 
     pre = metadata.get("tokenizer.ggml.pre", "default")
@@ -50,24 +50,28 @@ def from_gguf_metadata(metadata: Mapping[str, Any], words: Sequence[str], kinds:
         raise InputError(f"a GGUF tokenizer that splits texts as {pre!r} cannot be read: {', '.join(TEXT_SPLITS)} can")
     pairs = [(left, right) for left, right in (merge.split(" ") for merge in metadata["tokenizer.ggml.merges"])]
     ids = {word: i for i, word in enumerate(words)}
-    tokenizer = Tokenizer(BPE(ids, pairs, ignore_merges=pre in WHOLE_WORDS))
-    if pre in COMPOSED:
-        tokenizer.normalizer = normalizers.NFC()
-    splits = [pre_tokenizers.Split(Regex(split), "isolated") for split in TEXT_SPLITS[pre]]
-    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, bytes_])
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = over_bytes(BPE(ids, pairs, ignore_merges=pre in WHOLE_WORDS), pre)
     own = [word for word, kind in zip(words, kinds, strict=False) if kind == USER_DEFINED]
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in own])
     return tokenizer
 
 
-def from_files(vocabulary: Path, merges: Path) -> Tokenizer:
-    """GPT-2's own files."""
-    from tokenizers import Tokenizer, decoders, pre_tokenizers
+def from_files(vocabulary: Path, merges: Path, pre: str = "gpt-2") -> Tokenizer:
+    """GPT-2's own files, vocab.json and merges.txt; ``pre``: how a text is split, of ``TEXT_SPLITS``."""
     from tokenizers.models import BPE
 
-    tokenizer = Tokenizer(BPE.from_file(str(vocabulary), str(merges)))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return over_bytes(BPE.from_file(str(vocabulary), str(merges)), pre)
+
+
+def over_bytes(model: Any, pre: str) -> Tokenizer:
+    """A tokenizer that splits texts as ``pre`` says and merges bytes."""
+    from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+
+    tokenizer = Tokenizer(model)
+    if pre in COMPOSED:
+        tokenizer.normalizer = normalizers.NFC()
+    splits = [pre_tokenizers.Split(Regex(split), "isolated") for split in TEXT_SPLITS[pre]]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splits, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from triptych.errors import InputError
 from triptych.text import byte_level, sentencepiece
+from triptych.text import tokenizer_files as files
 from triptych.text.sentencepiece import CONTROL, NORMAL, SentencePieces
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-
-NAMED = ("bos", "eos", "unk", "pad")
 
 
 @dataclass(frozen=True)
@@ -92,9 +89,9 @@ class TextTokenizer:
         """
         from tokenizers import AddedToken
 
-        settings = _read_json(directory / "tokenizer_config.json")
-        tokenizer, defaults = _read_files(directory)
-        named = {name: _content(settings.get(f"{name}_token")) or defaults.get(name) for name in NAMED}
+        settings = files.read_object(directory / "tokenizer_config.json")
+        tokenizer, defaults = files.read_tokenizer(directory, settings)
+        named = files.named_tokens(directory, settings, defaults)
         tokenizer.add_special_tokens([AddedToken(name, normalized=False) for name in named.values() if name])
         tokenizer.encode_special_tokens = True
         tokenizer.no_padding()
@@ -102,9 +99,6 @@ class TextTokenizer:
         added = tokenizer.get_added_tokens_decoder()
         specials = {token.content: i for i, token in added.items() if token.special}
         bos, eos = specials.get(named["bos"] or ""), specials.get(named["eos"] or "")
-        template = settings.get("chat_template")
-        if (directory / "chat_template.jinja").exists():
-            template = (directory / "chat_template.jinja").read_text(encoding="utf-8")
         add_bos = settings.get("add_bos_token")
         if add_bos is None and bos is not None:
             add_bos = "bos" in defaults or tokenizer.encode("", add_special_tokens=True).ids[:1] == [bos]
@@ -115,7 +109,7 @@ class TextTokenizer:
             eos_ids=frozenset() if eos is None else frozenset([eos]),
             unk_id=specials.get(named["unk"] or ""),
             add_bos=bool(add_bos) and bos is not None,
-            template=template if isinstance(template, str) else None,
+            template=files.chat_template(directory, settings),
         )
 
     def __len__(self) -> int:
@@ -187,44 +181,3 @@ class TextTokenizer:
             )
         except Exception as error:  # a template may fail in any way that an expression may
             raise InputError(f"the chat template refuses this conversation: {str(error)[:200]}") from None
-
-
-def _read_files(directory: Path) -> tuple[Tokenizer, dict[str, str]]:
-    """The tokenizer in a directory, and the special tokens that it names itself."""
-    from tokenizers import AddedToken, Tokenizer
-
-    try:
-        if (directory / "tokenizer.json").exists():
-            return Tokenizer.from_file(str(directory / "tokenizer.json")), {}
-        for name in ("tokenizer.model", "spiece.model"):
-            if (directory / name).exists():
-                model = sentencepiece.read_model(directory / name)
-                tokenizer = sentencepiece.build_tokenizer(model)
-                extra = _read_json(directory / "added_tokens.json")
-                tokenizer.add_special_tokens(
-                    [AddedToken(x, normalized=False) for x in sorted(extra, key=extra.__getitem__)]
-                )
-                ids = {"bos": model.bos_id, "eos": model.eos_id, "unk": model.unk_id}
-                return tokenizer, {name: model.pieces[i] for name, i in ids.items() if 0 <= i < len(model.pieces)}
-        return byte_level.from_files(directory / "vocab.json", directory / "merges.txt"), {}
-    except InputError:
-        raise
-    except Exception as error:  # the library raises plain Exception
-        raise InputError(f"{directory} holds no usable tokenizer: {str(error)[:200]}") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in an optional JSON file; empty when there is none."""
-    try:
-        content = json.loads(path.read_bytes()) if path.exists() else {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"cannot read {path}: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is not a JSON object")
-    return content
-
-
-def _content(token: Any) -> str | None:
-    """tokenizer_config.json names a token by its text, or by an object around it."""
-    text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) else None
