@@ -1,5 +1,7 @@
 """The feature cache: what it holds, that an interruption costs little, and when it is made anew."""
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 from triptych.data import Photo
+from triptych.data.reading import PhotoReader
 from triptych.errors import InputError, TriptychError
 from triptych.io.images import load_image, pixel_values
 from triptych.nn.cnn import ConvNet
@@ -126,3 +129,71 @@ def test_a_full_disk_says_so_and_leaves_nothing(
     with pytest.raises(TriptychError, match="No space left"):
         cached_features(photos, encoder, tmp_path / "cache")
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_a_photo_that_cannot_be_read_is_left_out_where_the_reader_allows_it(
+    photos: list[Photo], encoder: TinyNet, tmp_path: Path
+) -> None:
+    whole = cached_features(photos, encoder, tmp_path / "whole")
+    photos[2].path.write_text("not a picture")
+    photos[7].path.unlink()
+    lines: list[str] = []
+    found = cached_features(photos, encoder, tmp_path / "cache", reader=PhotoReader(notice=lines.append))
+    assert list(found.rows) == [0, 1, 3, 4, 5, 6, 8, 9] and len(lines) == 2
+    assert torch.equal(found[[2], [1]], whole[[3], [1]])
+
+
+@pytest.mark.parametrize("refusal", [errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_file_system_that_cannot_promise_room_gets_the_bytes_written(
+    photos: list[Photo], encoder: TinyNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int
+) -> None:
+    whole = cached_features(photos, encoder, tmp_path / "whole")
+
+    def refuse(*_: int) -> None:
+        raise OSError(refusal, "refused")
+
+    monkeypatch.setattr(features.os, "posix_fallocate", refuse)
+    found = cached_features(photos, encoder, tmp_path / "cache")
+    np.testing.assert_array_equal(found.maps, whole.maps)
+    [array] = (tmp_path / "cache").rglob("maps.npy")
+    assert array.stat().st_blocks * 512 >= array.stat().st_size  # no holes
+
+
+def test_no_hard_link_is_needed(
+    photos: list[Photo], encoder: TinyNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(features.os, "link", refuse)
+    assert len(cached_features(photos, encoder, tmp_path / "cache")) == 10
+
+
+def test_another_run_that_began_at_once_keeps_its_array(
+    photos: list[Photo], encoder: TinyNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both make an array; the second to be there uses the first's, and neither loses what the other has written."""
+    take_room = features.take_room
+
+    def other_run_first(file: Path) -> None:
+        monkeypatch.setattr(features, "take_room", take_room)
+        cached_features(photos, encoder, tmp_path / "cache")
+        take_room(file)
+
+    monkeypatch.setattr(features, "take_room", other_run_first)
+    found = cached_features(photos, encoder, tmp_path / "cache")
+    np.testing.assert_array_equal(found.maps, cached_features(photos, encoder, tmp_path / "whole").maps)
+    assert found.maps.any() and not list((tmp_path / "cache").glob("*.tmp"))
+
+
+@pytest.mark.parametrize(("number", "room"), [(errno.ENOSPC, True), (errno.EACCES, False), (errno.EROFS, False)])
+def test_room_is_spoken_of_only_where_it_is_missing(
+    photos: list[Photo], encoder: TinyNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, room: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(features, "take_room", refuse)
+    with pytest.raises(TriptychError) as caught:
+        cached_features(photos, encoder, tmp_path / "cache")
+    assert ("GiB are needed" in str(caught.value)) == room and os.strerror(number) in str(caught.value)

@@ -172,7 +172,7 @@ def test_shut_gates_open_and_the_frozen_parts_stay() -> None:
     flamingo = tiny_flamingo(scale=0)
     model = flamingo.model
     train_bridges(model)
-    groups = flamingo_parameter_groups(model, FlamingoRecipe(gate_rate=10))
+    groups = flamingo_parameter_groups(model, make_recipe(FlamingoRecipe, {"gate_rate": 10}))
     assert [group.get("lr_scale", 1.0) for group in groups] == [1.0, 10] and groups[1]["weight_decay"] == 0
     assert sum(len(group["params"]) for group in groups) == sum(p.requires_grad for p in model.parameters())
     assert len(groups[1]["params"]) == 2 * len(model.xattn)

@@ -119,31 +119,37 @@ def validate_each(sets: Sequence[PhotoSet], figures_of: Callable[[PhotoSet], dic
 def open_sources(sources: Sources, questions: bool = False) -> list[Splits]:
     """The photos of each data set; with several, their ids begin with the name of the data set.
 
+    A data set without a validation split has one held out if no other has any; else all its photos are for training.
     ``questions``: photos that come with questions count, even without captions.
     """
+    opened = [photos_by_split(path, questions) for path in sources.data]
+    hold_out = not any(validation for _, validation in opened)
     found = []
-    for name, path in zip(sources.names, sources.data, strict=True):
-        train, validation = split_photos(path, questions)
+    for name, path, (train, validation) in zip(sources.names, sources.data, opened, strict=True):
+        if not validation and hold_out:
+            train, validation = held_out(path, train)
+        if not train or (not validation and hold_out):
+            raise InputError(
+                f"{path} has {len(train)} photos to train on and {len(validation)} to validate: both are needed"
+            )
         if len(sources.data) > 1:
             train, validation = ([replace(p, id=f"{name}/{p.id}") for p in photos] for photos in (train, validation))
         found.append(Splits(name, train, validation))
     return found
 
 
-def split_photos(data: Path, questions: bool = False) -> tuple[list[Photo], list[Photo]]:
+def photos_by_split(data: Path, questions: bool = False) -> tuple[list[Photo], list[Photo]]:
     """Training and validation photos with captions (``questions``: or with questions); test photos are never touched."""
     photos = [photo for photo in open_dataset(data) if photo.captions or (questions and photo.extra.get("vqa"))]
-    train_photos = [photo for photo in photos if photo.split == "train"]
-    val_photos = [photo for photo in photos if photo.split == "val"]
-    if not val_photos:
-        val_photos = train_photos[::HELD_OUT]
-        train_photos = [photo for i, photo in enumerate(train_photos) if i % HELD_OUT]
-        print(f"{data} has no validation split: every tenth photo ({len(val_photos)}) is held out", file=sys.stderr)
-    if not train_photos or not val_photos:
-        raise InputError(
-            f"{data} has {len(train_photos)} photos to train on and {len(val_photos)} to validate: both are needed"
-        )
-    return train_photos, val_photos
+    train, validation = ([photo for photo in photos if photo.split == split] for split in ("train", "val"))
+    return train, validation
+
+
+def held_out(data: Path, photos: Sequence[Photo]) -> tuple[list[Photo], list[Photo]]:
+    """Photos to train on, and every tenth for validation."""
+    validation = list(photos[::HELD_OUT])
+    print(f"{data} has no validation split: every tenth photo ({len(validation)}) is held out", file=sys.stderr)
+    return [photo for i, photo in enumerate(photos) if i % HELD_OUT], validation
 
 
 class FeatureReader:
@@ -168,7 +174,9 @@ class FeatureReader:
     def training_data(self, splits: Sequence[Splits], sources: Sources, validation_photos: int | None) -> TrainingData:
         """``validation_photos``: of each data set at most; None = all."""
         train = [self.photo_set(each.name, each.train) for each in splits]
-        validation = [self.photo_set(each.name, each.validation[:validation_photos]) for each in splits]
+        validation = [
+            self.photo_set(each.name, each.validation[:validation_photos]) for each in splits if each.validation
+        ]
         return TrainingData(train, validation, sources.shares or None)
 
     def report(self) -> None:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -164,7 +165,7 @@ def reserve(folder: Path, shape: tuple[int, ...]) -> None:
     array = folder / "maps.npy"
     if array.exists():
         return
-    beside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    beside = folder.with_name(f"{folder.name}.{secrets.token_hex(8)}.tmp")
     try:
         beside.mkdir(parents=True, exist_ok=True)
         np.lib.format.open_memmap(beside / array.name, "w+", np.float16, shape)

@@ -20,7 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from triptych.errors import InputError, TriptychError
-from triptych.train.recipe import LoopSettings
+from triptych.train.averaging import WeightAverage
+from triptych.train.recipe import LoopSettings, OptimizerSettings
 from triptych.train.sampling import batch_rows, steps_per_epoch
 from triptych.train.state import Log, TrainingState
 from triptych.train.trainer import Trainer
@@ -62,17 +63,12 @@ def fit(run: Path, trainer: Trainer, loop: LoopSettings) -> dict[str, Any]:
     run.mkdir(parents=True, exist_ok=True)
     trainer.prepare(run, new=not (run / "state.pt").exists())
     accelerator = make_accelerator(loop)
-    optimizer = torch.optim.AdamW(
-        trainer.parameter_groups(),
-        lr=loop.optimizer.learning_rate,
-        weight_decay=loop.optimizer.weight_decay,
-        betas=(0.9, 0.99),
-    )
-    wrapped, optimizer = accelerator.prepare(trainer.objective, optimizer)
+    wrapped, optimizer = accelerator.prepare(trainer.objective, make_optimizer(trainer, loop.optimizer))
     check_sizes(trainer.mix.items, loop, accelerator.num_processes)
     per_epoch = steps_per_epoch(trainer.mix, loop.batch_size)
     steps = per_epoch * loop.epochs
-    state = TrainingState(run, trainer.objective, optimizer, {"loop": asdict(loop), **trainer.identity()})
+    average = WeightAverage(trainer.objective, loop.optimizer.average)
+    state = TrainingState(run, trainer.objective, optimizer, average, {"loop": asdict(loop), **trainer.identity()})
     progress = state.load(accelerator.device)
     step_log = Log(run, progress.step) if accelerator.is_main_process else None
     saved = time.monotonic()
@@ -85,6 +81,7 @@ def fit(run: Path, trainer: Trainer, loop: LoopSettings) -> dict[str, Any]:
             loss = train_step(accelerator, wrapped, optimizer, trainer, loop, progress.step)
             if not math.isfinite(loss):
                 raise TriptychError(f"the loss became {loss} at step {progress.step}: try a lower --learning-rate")
+            average.update(progress.step)
             progress.step += 1
             bar.update(task, advance=1, description=f"loss {loss:.3f}")
             if step_log:
@@ -92,20 +89,25 @@ def fit(run: Path, trainer: Trainer, loop: LoopSettings) -> dict[str, Any]:
                 step_log.write({"step": progress.step, "loss": loss} | rate | getattr(trainer.objective, "last", {}))
             epoch, rest = divmod(progress.step, per_epoch)
             if not rest:
-                figures = validate(trainer) if step_log else {}
-                better = progress.judge(share_value(accelerator, figures.get(trainer.metric, 0.0)))
-                if step_log:
-                    record = {"epoch": epoch, "step": progress.step} | figures
-                    step_log.write(record)
-                    bar.console.print(epoch_line(record, loss, better), soft_wrap=True)
-                    if better:
-                        progress.best_record = record
-                        trainer.save(run / "best", record)
+                with average.applied():
+                    record = {"epoch": epoch, "step": progress.step} | (validate(trainer) if step_log else {})
+                    better = progress.judge(share_value(accelerator, record.get(trainer.metric, 0.0)))
+                    if step_log:
+                        step_log.write(record)
+                        bar.console.print(epoch_line(record, loss, better), soft_wrap=True)
+                        if better:
+                            progress.best_record = record
+                            trainer.save(run / "best", record)
             if step_log and (not rest or time.monotonic() - saved > 60 * loop.save_minutes):
                 state.save(progress)
                 saved = time.monotonic()
     accelerator.wait_for_everyone()
     return progress.best_record
+
+
+def make_optimizer(trainer: Trainer, settings: OptimizerSettings) -> torch.optim.AdamW:
+    groups = trainer.parameter_groups()
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99))
 
 
 def make_accelerator(loop: LoopSettings) -> Any:

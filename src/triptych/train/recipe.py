@@ -145,6 +145,12 @@ class OptimizerSettings(Settings):
     weight_decay: float = setting(1e-4, "Of AdamW.", low=0)
     warmup: float = setting(0.05, "The share of the steps in which the learning rate climbs.", low=0, high=1)
     clip: float = setting(1.0, "The norm that gradients are clipped to.", above=0)
+    average: float = setting(
+        0.0,
+        "Decay of a moving average of the weights, which is validated and kept, such as 0.99; 0 = none.",
+        low=0,
+        high=1,
+    )
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from triptych.errors import InputError, TriptychError
+from triptych.train.averaging import WeightAverage
 
 
 @dataclass
@@ -32,11 +33,13 @@ class Progress:
 
 
 class TrainingState:
-    """``state.pt`` of a run: the trained tensors, the optimiser's, and the progress."""
+    """``state.pt`` of a run: the trained tensors, their average, the optimiser's, and the progress."""
 
-    def __init__(self, run: Path, objective: nn.Module, optimizer: Any, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self, run: Path, objective: nn.Module, optimizer: Any, average: WeightAverage, identity: Mapping[str, Any]
+    ) -> None:
         """``identity``: what the run is, as plain values."""
-        self.path, self.objective, self.optimizer = run / "state.pt", objective, optimizer
+        self.path, self.objective, self.optimizer, self.average = run / "state.pt", objective, optimizer, average
         self.identity = json.loads(json.dumps(identity))
         frozen = {name for name, parameter in objective.named_parameters() if not parameter.requires_grad}
         self.trained = set(objective.state_dict()) - frozen
@@ -48,17 +51,19 @@ class TrainingState:
         state = torch.load(self.path, map_location=device, weights_only=True)
         if state["identity"] != self.identity:
             raise InputError(
-                f"{self.path.parent} was begun with other settings{difference(state['identity'], self.identity)}: "
+                f"{self.path.parent} was started with other settings{difference(state['identity'], self.identity)}: "
                 "go on with those, or name another --run"
             )
         self.objective.load_state_dict(state["objective"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
+        self.average.load(state["average"])
         return Progress(**state["progress"])
 
     def save(self, progress: Progress) -> None:
         """Raises TriptychError: the disk is full."""
         tensors = {name: x for name, x in self.objective.state_dict().items() if name in self.trained}
         state = {"identity": self.identity, "objective": tensors, "optimizer": self.optimizer.state_dict()}
+        state["average"] = self.average.tensors
         beside = self.path.with_suffix(".tmp")
         try:
             torch.save(state | {"progress": asdict(progress)}, beside)

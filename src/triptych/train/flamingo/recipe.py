@@ -65,6 +65,12 @@ class FlamingoStart(Settings):
 
 
 @dataclass(frozen=True)
+class FlamingoRates(Settings):
+    gate_rate: float = setting(10.0, "Learning rate of the gates, relative: they begin shut.", low=0)
+    word_epochs: int = setting(6, "Of the warm start, in which the resampler learns words; 0 = none.", low=0)
+
+
+@dataclass(frozen=True)
 class FlamingoSampling(RewardSettings):
     """The task ``scst``. A caption that has not ended within ``max_new_tokens`` lacks its end in the reward."""
 
@@ -92,8 +98,7 @@ class FlamingoRecipe(Settings):
         {}, "Of a task's sequences in the loss.", option="--weight", metavar="TASK=W", show_default="1 each"
     )
     max_tokens: int = setting(112, "Of a training sequence.", low=16)
-    gate_rate: float = setting(10.0, "Learning rate of the gates, relative: they begin shut.", low=0)
-    word_epochs: int = setting(6, "Of the warm start, in which the resampler learns words; 0 = none.", low=0)
+    rates: FlamingoRates = field(default_factory=FlamingoRates)
     crops: CropSettings = field(default_factory=CropSettings)
     sampling: FlamingoSampling = field(default_factory=FlamingoSampling)
     validation: FlamingoValidation = field(default_factory=FlamingoValidation)

@@ -76,7 +76,7 @@ class FlamingoTrainer:
     def prepare(self, run: Path, new: bool) -> None:
         """The warm start; the frozen language model in bfloat16 where autocast would take it so at every step."""
         recipe, flamingo = self.recipe, self.flamingo
-        if new and recipe.word_epochs:
+        if new and recipe.rates.word_epochs:
             warm_start_resampler(run / "words", flamingo, ([*self.data.photos, *self.drawn], self.pictures), recipe)
         if uses_bf16(recipe.loop):
             in_bfloat16(flamingo.model.lm, flamingo.config.lm)
@@ -121,4 +121,4 @@ def flamingo_parameter_groups(model: Flamingo, recipe: FlamingoRecipe) -> Parame
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     gates = [p for name, p in named if name.endswith("_gate")]
     rest = [p for name, p in named if not name.endswith("_gate")]
-    return [{"params": rest}, {"params": gates, "lr_scale": recipe.gate_rate, "weight_decay": 0.0}]
+    return [{"params": rest}, {"params": gates, "lr_scale": recipe.rates.gate_rate, "weight_decay": 0.0}]

@@ -38,7 +38,7 @@ def warm_start_resampler(
     embeddings = model.lm.project_in(model.lm.embedding.weight[words.ids])
     reader = PictureReader(model.resampler, read, model.config.visual_dim)
     objective = WordObjective(reader, embeddings, words).to(device)
-    loop = replace(recipe.loop, epochs=recipe.word_epochs)
+    loop = replace(recipe.loop, epochs=recipe.rates.word_epochs)
     learn_words(run, objective, words, cells, loop, {"model": asdict(model.config)})
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, uses_bf16(recipe.loop)):
         tokens = read(all_cells(features, range(min(64, len(photos)))).to(device))

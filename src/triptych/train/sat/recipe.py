@@ -37,6 +37,12 @@ class SatStart(Settings):
     init: str | None = setting(
         None, "A checkpoint to go on from; its encoder, sizes and words are kept.", metavar="MODEL"
     )
+    new_words: int | None = setting(
+        None,
+        "With --init: add the words that occur so often in the training captions and that it lacks.",
+        low=1,
+        show_default="none",
+    )
     encoder: str = encoder_setting()
     encoder_weights: str | None = encoder_weights_setting()
     cut: int | None = setting(None, "Train the encoder's layers after this one too.", low=1, show_default="none")

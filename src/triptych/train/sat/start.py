@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from triptych.systems.show_attend_tell import ShowAttendTell
 from triptych.text.vocabulary import SPECIALS, WordVocabulary
 from triptych.train.data import FeatureReader, Splits, open_sources
 from triptych.train.loop import fit
+from triptych.train.sat.new_words import with_new_words
 from triptych.train.sat.objective import validation_search
 from triptych.train.sat.recipe import SatNetwork, SatRecipe
 from triptych.train.sat.trainer import SatTrainer
@@ -36,12 +37,21 @@ def train_sat(sources: Sources, run: Path, recipe: SatRecipe) -> dict[str, Any] 
         raise InputError("self-critical training starts from a trained model: name one with --init")
     splits = open_sources(sources)
     sat = new_sat(splits, recipe) if recipe.start.init is None else started_sat(recipe.start.init, recipe.start.cut)
+    if recipe.start.new_words is not None:
+        if recipe.start.init is None:
+            raise InputError("--new-words adds to the words of a checkpoint: name one with --init")
+        sat = with_new_words(sat, captions_of(splits), recipe.start.new_words)
     reader = FeatureReader(sat.model.encoder, sources.strict)
     sat.model.to(reader.state.device)
     data = reader.training_data(splits, sources, recipe.validation.validation_photos)
     record = fit(run, SatTrainer(sat, data, recipe), recipe.loop)
     reader.report()
     return record if reader.state.is_main_process else None
+
+
+def captions_of(splits: Sequence[Splits]) -> Iterator[str]:
+    """The captions of all training photos."""
+    return (text for each in splits for photo in each.train for text in photo.captions)
 
 
 def started_sat(init: str, cut: int | None) -> SatModel:
@@ -58,7 +68,7 @@ def started_sat(init: str, cut: int | None) -> SatModel:
 def new_sat(splits: Sequence[Splits], recipe: SatRecipe) -> SatModel:
     """A decoder of random weights over a published encoder, with the words of the training captions."""
     torch.manual_seed(recipe.loop.seed)
-    vocabulary = WordVocabulary.build(text for each in splits for photo in each.train for text in photo.captions)
+    vocabulary = WordVocabulary.build(captions_of(splits))
     if len(vocabulary) == len(SPECIALS):
         names = ", ".join(each.name for each in splits)
         raise InputError(f"{names}: no word occurs five times in the training captions, so there is nothing to learn")

@@ -1,0 +1,116 @@
+"""Show, Attend and Tell's training: what its losses sum, which parameters learn at which rate, more words for a trained model."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from triptych.generate import generate
+from triptych.text.prompt import IGNORED
+from triptych.text.vocabulary import UNK
+from triptych.train.data import TrainingData
+from triptych.train.recipe import make_recipe
+from triptych.train.sat.new_words import with_new_words
+from triptych.train.sat.objective import CrossEntropy
+from triptych.train.sat.recipe import SatLoss, SatNetwork, SatRecipe
+from triptych.train.sat.start import sat_config
+from triptych.train.sat.trainer import SatTrainer
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
+from tiny_training import data, tiny_sat
+
+
+def batch() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    maps = torch.randn(3, 3, 2, 2, generator=generator)
+    input_ids = torch.randint(4, 9, (3, 2, 5), generator=generator)
+    labels = torch.randint(4, 9, (3, 2, 5), generator=generator)
+    labels[0, 1, 3:] = IGNORED
+    return maps, input_ids, labels
+
+
+@pytest.mark.parametrize(("reduction", "weight"), [("sum", 1.0), ("mean", 1.0), ("mean", 2.5), ("mean", 0.0)])
+def test_equation_14_adds_the_penalty_to_the_cross_entropy(reduction: str, weight: float) -> None:
+    """L = -log p(y | x) + lambda sum_i (1 - sum_t alpha_ti)^2, from the model's own alpha."""
+    model = tiny_sat().model.eval()
+    maps, input_ids, labels = batch()
+    loss = CrossEntropy(model, SatLoss(label_smoothing=0.0, penalty=weight, penalty_reduction=reduction))  # type: ignore[arg-type]
+    found = loss(maps, input_ids, labels, 0)
+    output = model(maps, input_ids)
+    entropy = F.cross_entropy(output.logits[labels != IGNORED], labels[labels != IGNORED])
+    alpha = output.alpha * (labels != IGNORED)[..., None]
+    each = (1 - alpha.sum(2)).square()  # [B, K, L]
+    penalty = each.sum(-1).mean() if reduction == "sum" else each.mean()
+    assert penalty > 0.01
+    torch.testing.assert_close(found, entropy + weight * penalty)
+
+
+@pytest.mark.parametrize(("share", "drawn"), [(0.0, 0), (1.0, 40), (0.5, 20)])
+def test_hard_attention_draws_cells_in_its_share_of_the_steps(share: float, drawn: int) -> None:
+    loss = CrossEntropy(tiny_sat("hard").model, SatLoss(hard_share=share))
+    steps: list[int] = []
+    loss.hard_loss.forward = lambda output, labels: (steps.append(1), output.logits.sum())[1]  # type: ignore[method-assign]
+    for seed in range(40):
+        loss(*batch(), seed)
+    assert abs(len(steps) - drawn) <= (8 if 0 < share < 1 else 0)
+
+
+def trainer(**settings: object) -> SatTrainer:
+    sat = tiny_sat()
+    sat.model.unfreeze()
+    photos = TrainingData([data(24, "train", 0)], [data(6, "val", 1)])
+    return SatTrainer(sat, photos, make_recipe(SatRecipe, settings))
+
+
+def test_the_encoders_tail_learns_at_its_own_rate_and_the_trunk_not_at_all() -> None:
+    made = trainer(tail_rate=0.07)
+    decoder, tail = made.parameter_groups()
+    model = made.sat.model
+    assert {id(p) for p in decoder["params"]} == {
+        id(p) for p in model.decoder.parameters()
+    } and "lr_scale" not in decoder
+    assert {id(p) for p in tail["params"]} == {id(p) for p in model.encoder.layers[1:].parameters()}
+    assert tail["lr_scale"] == 0.07
+    model.encoder.requires_grad_(False)
+    assert len(made.parameter_groups()) == 1
+
+
+def test_a_batch_holds_the_captions_of_its_rows_and_half_of_the_mirror_images() -> None:
+    made = trainer(captions_per_photo=2)
+    maps, input_ids, labels, seed = made.batch(list(range(24)), 5)
+    assert maps.shape == (24, 3, 2, 2) and seed == 5 and input_ids.shape == labels.shape
+    vocabulary = made.sat.vocabulary
+    for row in (0, 7, 23):
+        words = [vocabulary.decode(ids[ids != IGNORED].tolist()) for ids in labels[row]]
+        assert [text.lower().rstrip(".") for text in words] == list(made.data.photos[row].captions)
+    own = [torch.equal(m, torch.from_numpy(made.data.train[0].features.maps[i, 0]).float()) for i, m in enumerate(maps)]  # type: ignore[attr-defined]
+    assert 4 < sum(own) < 20
+
+
+def test_new_words_are_added_behind_the_old_ones() -> None:
+    sat = tiny_sat()
+    captions = ["a purple square"] * 3 + ["a purple and golden circle"] * 2 + ["once"]
+    more = with_new_words(sat, captions, 2)
+    known = len(sat.vocabulary)
+    assert more.vocabulary.words[:known] == sat.vocabulary.words
+    assert set(more.vocabulary.words[known:]) == {"purple", "golden", "and", "circle"}
+    assert more.vocabulary.words[known] == "purple" and UNK not in more.vocabulary.encode("a golden circle")
+    for name, tensor in sat.model.state_dict().items():
+        assert torch.equal(more.model.state_dict()[name][: len(tensor)], tensor)
+    rows = more.model.decoder.output.weight[known:]
+    assert rows.std() < sat.model.decoder.output.weight.std() and not torch.equal(rows[0], rows[1])
+    maps = data(6, "val", 1).features[range(6), [0] * 6]
+    before = [h[0].ids for h in generate(sat.model.eval(), maps, sat.search)]
+    assert [h[0].ids for h in generate(more.model.eval(), maps, more.search)] == before
+    assert all(p.requires_grad for p in more.model.decoder.parameters())
+    assert with_new_words(sat, captions, 9) is sat
+
+
+def test_a_variant_has_the_choices_that_are_given() -> None:
+    paper = sat_config(SatNetwork(hidden_dim=16), 20, 6)
+    assert paper.hidden_dim == 16 and paper.gate == sat_config(SatNetwork(), 20, 6).gate
+    assert sat_config(SatNetwork(gate="vector"), 20, 6).gate == "vector"
+    assert sat_config(SatNetwork(variant="tutorial"), 20, 6) != sat_config(SatNetwork(), 20, 6)
