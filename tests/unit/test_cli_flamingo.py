@@ -37,7 +37,7 @@ def photos(tmp_path: Path) -> list[Path]:
 def test_complete_prints_one_result(run: Run, photos: list[Path], tmp_path: Path) -> None:  # noqa: F811
     shots = [x for i, name in enumerate(("a dax", "a wug")) for x in ("--shot", f"{photos[i]}={name}")]
     found = run("complete", *shots, "--image", photos[2], "--json")
-    assert found.code == 0 and set(json.loads(found.out)) == {"image", "model", "text", "logprob"}
+    assert found.code == 0 and set(json.loads(found.out)) == {"image", "model", "text", "logprob", "method"}
     page = tmp_path / "page.html"
     chosen = run(
         "complete", *shots, "--image", photos[2], "--prompt", "This is", "--choices", "a dax", "--choices", "a wug",
@@ -150,3 +150,60 @@ def test_training_takes_its_tasks_and_their_weights(
     ):
         refused = run(*train, *wrong)
         assert refused.code == 2 and len(refused.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        '/image "{path}"', "/image '{path}'", "/image {escaped}", "{escaped}", "'{path}'", "{path}", "/image {path}", "/image ~/my dog.png",
+        "~/my\\ dog.png", "{escaped} '{path}'",
+    ],
+)  # fmt: skip
+def test_paths_typed_or_dragged_into_a_chat(
+    run: Run,  # noqa: F811
+    photos: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    typed: str,
+) -> None:
+    path = tmp_path / "my dog.png"
+    path.write_bytes(photos[0].read_bytes())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    line = typed.format(path=path, escaped=str(path).replace(" ", "\\ "))
+    found = chat(run, monkeypatch, f"{line}\nwhat is it?\n/save ~/kept.json\n")
+    assert found.code == 0 and ("added" in found.err or "2 pictures wait" in found.err)
+    assert (tmp_path / "kept.json").is_file()
+
+
+def test_a_path_to_nothing_is_no_command(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    found = chat(run, monkeypatch, "/home/nobody/no.png\n")
+    assert found.code == 2 and "no such picture" in found.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("ask", "{photo}", "-q", "x \udcb0\udcad"),
+        ("ask", "{photo}", "-q", "what?", "--choices", "a\udcb0", "--choices", "b"),
+        ("compare", "{photo}", "{photo}", "-q", "Which photo shows \udcb0?"),
+        ("complete", "--image", "{photo}", "--prompt", "\udcb0"),
+        ("complete", "--image", "{photo}", "--shot", "{photo}=\udcb0"),
+        ("complete", "--image", "{photo}", "--choices", "\udcb0", "--choices", "b"),
+    ],
+)
+def test_text_that_is_not_unicode_is_one_line_and_exit_2(
+    run: Run,  # noqa: F811
+    photos: list[Path],
+    arguments: tuple[str, ...],
+) -> None:
+    found = run(*(argument.replace("{photo}", str(photos[0])) for argument in arguments), "--model", "flamingo")
+    assert found.code == 2 and "is not Unicode" in found.err and len(found.err.splitlines()) == 1
+
+
+def test_a_chat_goes_on_after_text_that_is_not_unicode(
+    run: Run,  # noqa: F811
+    photos: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = chat(run, monkeypatch, "x \udcb0\nwhat is it?\n", photos[0])
+    assert found.code == 2 and "is not Unicode" in found.err and found.out.strip()

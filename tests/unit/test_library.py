@@ -59,6 +59,9 @@ class RandomModel:
                 self.death()
         return features / (np.linalg.norm(features, axis=-1, keepdims=True) + 1e-6)
 
+    def unknown_texts(self, texts: Sequence[str]) -> list[str]:
+        return [text for text in texts if not text.isascii()]
+
     def itc_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return RandomModel().itc_images([picture(text) for text in texts])[:, 1]
 

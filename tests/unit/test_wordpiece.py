@@ -77,3 +77,26 @@ def test_unreadable_files(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="not UTF-8"):
         WordPieces.read(tmp_path / "vocab.txt")
+
+
+@pytest.mark.parametrize(
+    ("text", "known"),
+    [
+        ("dog", True),
+        ("강아지 dog", True),
+        ("running", True),
+        ("a", True),
+        ("日", False),  # a letter of another script that the vocabulary happens to have
+        ("강아지", False),
+        ("\N{DOG FACE}", False),
+        ("?!", False),
+        ("runx", False),
+    ],
+)
+def test_whether_a_text_has_a_known_word(pieces: WordPieces, text: str, known: bool) -> None:
+    assert pieces.knows_a_word(text) == known
+
+
+def test_text_that_is_not_unicode_is_refused(pieces: WordPieces) -> None:
+    with pytest.raises(InputError, match="not Unicode"):
+        pieces.encode(["a dog", "x \udcb0"])

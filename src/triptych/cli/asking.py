@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from triptych.cli.common import Beams, Json, PrecisionOption, app, emit, reading, write_page
+from triptych.cli.common import Beams, Json, PrecisionOption, app, complain, emit, reading, write_page
 from triptych.cli.folders import (
     Existing,
     FolderOptions,
@@ -108,11 +108,7 @@ def answer_question(
     photos = [load_image(image) for image in images]
     settings = {} if beams is None else {"beams": beams}
     answer = asked.ask(photos, question, choices, explain=explain is not None, **settings)
-    record: dict[str, Any] = {"images": images, "model": model, "question": question, "answer": answer.text}
-    record["logprob"] = round(answer.logprob, 4)
-    if answer.scores is not None:
-        record["scores"] = {choice: round(score, 4) for choice, score in answer.scores.items()}
-    emit(record, as_json, answer.text)
+    emit({"images": images, "question": question, **answer.to_dict("answer")}, as_json, answer.text)
     if explain is not None:
         write_page(explain, [PageEntry(tuple(photos), (reading(answer),), question=question)], "Where the model looked")
 
@@ -134,11 +130,12 @@ def match(
     matcher = load_matcher(model, precision)
     photos = [load_image(image) for image in images]
     matches = matcher.match(photos, texts, explain=explain is not None)
+    for text in matcher.unknown_texts(texts):
+        complain(InputError(f"the model knows no word of {text!r}: how well it matches is chance"))
     for found in matches:
         image, text = images[found.image], texts[found.text]
-        scores = {name: round(getattr(found, name), 4) for name in ("itc_cosine", "itc_scaled", "itm_prob", "rerank")}
         line = f"{image}\t{text}\tcosine {found.itc_cosine:.3f}  match {found.itm_prob:.3f}  rerank {found.rerank:.3f}"
-        emit({"image": image, "text": text, "model": model} | scores, as_json, line)
+        emit({"image": image, "text": text, "model": model, **found.to_dict()}, as_json, line)
     if explain is not None:
         entries = [
             PageEntry((photos[m.image],), (Reading(model, texts[m.text], m.evidence),), name=Path(images[m.image]).name)

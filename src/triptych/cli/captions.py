@@ -115,13 +115,7 @@ def caption_each(
             failed = error
             continue
         seconds = time.perf_counter() - started
-        record = {
-            "image": source,
-            "model": model,
-            "caption": answer.text,
-            "logprob": round(answer.logprob, 4),
-            "seconds": round(seconds, 3),
-        }
+        record = {"image": source, **answer.to_dict("caption"), "seconds": round(seconds, 3)}
         emit(record, as_json, f"{source}: {answer.text}" if len(sources) > 1 else answer.text)
         if explain is not None and answer.evidence is not None:
             pages.append(draw_figure(explain / f"{figure_name(source, drawn)}.png", source, photo, answer, seconds))

@@ -22,6 +22,9 @@ MatchingModel = Annotated[str, typer.Option("--model", help="blip2, or a checkpo
 AnsweringModel = Annotated[str, typer.Option("--model", help="blip2, flamingo, or a checkpoint directory.")]
 DrawSeed = Annotated[int, typer.Option("--seed", min=0, help="Of the draw.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first damaged photo instead of leaving it out.")]
+Floor = Annotated[
+    bool, typer.Option("--floor", help="Also what a closed form over pooled features and the training split reaches.")
+]
 Lines = Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Also write every text, as JSON lines.")]
 
 
@@ -38,6 +41,7 @@ def eval_caption(
     shots: Annotated[int, typer.Option(min=0, max=64, help="Flamingo: captioned training photos in the prompt.")] = 0,
     limit: Limit = None,
     output: Lines = None,
+    floor: Floor = False,
     strict: Strict = False,
     as_json: Json = False,
 ) -> None:
@@ -50,6 +54,7 @@ def eval_caption(
 
     check_output(output)
     photos = read_photos(data, split, limit, strict, lambda photo: bool(photo.captions))
+    train = training_photos(data, split, strict) if floor else []
     captioner = load(model)
     given = (("beams", beams), ("length_penalty", length_penalty), ("writer", writer))
     settings: dict[str, Any] = {name: value for name, value in given if value is not None}
@@ -72,6 +77,11 @@ def eval_caption(
         "shots": shots,
         "search": {**captioner.info()["search"], **{k: v for k, v in settings.items() if k != "shots"}},
     }
+    if floor:
+        from triptych.evaluate.floor import caption_floor
+        from triptych.models.sentences import sentence_vectors
+
+        record["floor"] = caption_metrics(caption_floor(captioner, sentence_vectors, train, photos), photos)
     show(described(captioner, data, split, photos, record), as_json)
 
 
@@ -82,6 +92,7 @@ def eval_retrieval(
     model: MatchingModel = "blip2",
     candidates: Annotated[int, typer.Option(min=1, help="The best of contrast that matching ranks again.")] = 6,
     limit: Limit = None,
+    floor: Floor = False,
     strict: Strict = False,
     as_json: Json = False,
 ) -> None:
@@ -90,8 +101,15 @@ def eval_retrieval(
     from triptych.tasks import load_matcher
 
     photos = read_photos(data, split, limit, strict, lambda photo: bool(photo.captions))
+    train = training_photos(data, split, strict) if floor else []
     matcher = load_matcher(model)
-    show(described(matcher, data, split, photos, retrieval_metrics(matcher, photos, candidates)), as_json)
+    record = retrieval_metrics(matcher, photos, candidates)
+    if floor:
+        from triptych.evaluate.floor import retrieval_floor
+        from triptych.models.sentences import sentence_vectors
+
+        record["floor"] = retrieval_floor(matcher, sentence_vectors, train, photos)
+    show(described(matcher, data, split, photos, record), as_json)
 
 
 @evaluation.command("choice")
@@ -212,6 +230,13 @@ def read_photos(
     if summary := reader.summary():
         complain(Exception(summary))
     return readable
+
+
+def training_photos(data: Path, split: str, strict: bool) -> list[Photo]:
+    """The captioned photos of the training split, for a floor. Raises InputError: they are what is measured, or there are none."""
+    if split == "train":
+        raise InputError("--floor takes what it knows from the training split: measure on another one")
+    return read_photos(data, "train", None, strict, lambda photo: bool(photo.captions))
 
 
 def described(

@@ -21,8 +21,10 @@ def index(
 ) -> None:
     """Bring a photo library up to date with a folder; only what is new is read by the model."""
     from triptych.library import as_matcher, index_photos, scan
+    from triptych.library.table import check_location
     from triptych.tasks import load
 
+    check_location(library)
     listing = scan(directory, complain)
     report = index_photos(listing, library, as_matcher(load(model, precision=precision), model), complain)
     record = vars(report) | {"seconds": round(report.seconds, 3)}

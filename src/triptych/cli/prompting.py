@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +22,8 @@ if TYPE_CHECKING:
 
 CompleterOption = Annotated[str, typer.Option("--model", help="flamingo, or a checkpoint directory.")]
 
-HELP = """/image PATH   add a picture to the next question
+COMMANDS = ("/image", "/drop", "/undo", "/save", "/load", "/help", "/quit", "/exit")
+HELP = """/image PATH   add a picture to the next question (a path alone does, too)
 /drop         give up the pictures that wait
 /undo         take back the last question and answer
 /save FILE    keep the dialogue as JSON
@@ -64,10 +68,7 @@ def complete(
         given = completer.most_similar(photo, given, similar)  # type: ignore[assignment]
     settings = {k: v for k, v in (("beams", beams), ("max_new_tokens", max_new_tokens)) if v is not None}
     answer = completer.complete(photo, given, prompt, choices, explain=explain is not None, **settings)
-    record: dict[str, Any] = {"image": image, "model": model, "text": answer.text, "logprob": round(answer.logprob, 4)}
-    if answer.scores is not None:
-        record["scores"] = {choice: round(score, 4) for choice, score in answer.scores.items()}
-    emit(record, as_json, answer.text)
+    emit({"image": image, **answer.to_dict()}, as_json, answer.text)
     if explain is not None:
         shown = (*(picture for picture, _ in given if picture is not None), photo)
         write_page(explain, [PageEntry(shown, (reading(answer),), question=prompt)], "Where the model looked")
@@ -108,7 +109,10 @@ def chat(
         print("Ask about your pictures. /image PATH adds one, /help lists the rest.", file=sys.stderr)
     for line in lines(terminal):
         try:
-            if line.startswith("/"):
+            paths = typed_paths(line) if is_path(line) else []
+            if paths:
+                add_pictures(dialogue, paths)
+            elif line.startswith("/"):
                 if command(dialogue, line) is None:
                     break
             elif line:
@@ -121,6 +125,8 @@ def chat(
 
 
 def lines(terminal: bool) -> Iterator[str]:
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # bytes of another encoding are refused line by line
     while True:
         if terminal:
             print("> ", end="", file=sys.stderr, flush=True)
@@ -128,6 +134,40 @@ def lines(terminal: bool) -> Iterator[str]:
         if not line:
             return
         yield line.strip()
+
+
+def add_pictures(dialogue: Chat, paths: Sequence[str]) -> None:
+    for path in paths:
+        dialogue.add(path)
+    waiting = len(dialogue.waiting)
+    print(f"{waiting} pictures wait for a question" if waiting > 1 else "added", file=sys.stderr)
+
+
+def is_path(line: str) -> bool:
+    """Whether a line may name pictures: commands and questions do not look so."""
+    return bool(line) and (line.split()[0] not in COMMANDS) and not line.endswith("?")
+
+
+def typed_paths(text: str) -> list[str]:
+    """The files that a text names, typed or dragged into the terminal: in quotes, with backslashes, from ``~``, several one after the
+    other; an address (``https:``, ``file:``, ``data:``). Empty if one of them is no file."""
+    if as_path(text).lower().startswith(("http://", "https://", "file:", "data:")) and " " not in text:
+        return [as_path(text)]
+    for whole in (text, as_path(text)):
+        if os.path.isfile(whole):  # noqa: PTH113  (Path.is_file raises for long names)
+            return [whole]
+    try:
+        parts = [os.path.expanduser(part) for part in shlex.split(text)]  # noqa: PTH111
+    except ValueError:  # a quote that is not closed
+        return []
+    return parts if all(map(os.path.isfile, parts)) else []
+
+
+def as_path(text: str) -> str:
+    """A path as a shell would take it: without quotes and backslashes, ``~`` as the home folder."""
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    plain = text[1:-1] if quoted else text if os.name == "nt" else re.sub(r"\\(.)", r"\1", text)
+    return os.path.expanduser(plain)  # noqa: PTH111
 
 
 def command(dialogue: Chat, line: str) -> str | None:
@@ -138,23 +178,25 @@ def command(dialogue: Chat, line: str) -> str | None:
         raise InputError(f"{name} needs a file: {name} PATH")
     match name:
         case "/image":
-            dialogue.add(rest)
-            said = f"{len(dialogue.waiting)} pictures wait for a question" if dialogue.waiting[1:] else "added"
+            add_pictures(dialogue, typed_paths(rest) or [as_path(rest)])
+            return ""
         case "/drop":
             dialogue.drop()
             said = "no picture waits"
         case "/undo":
             said = f"taken back: {dialogue.undo().question}"
         case "/save":
-            dialogue.save(Path(rest))
-            said = f"saved: {rest}"
+            dialogue.save(Path(as_path(rest)))
+            said = f"saved: {as_path(rest)}"
         case "/load":
-            dialogue.load(Path(rest))
+            dialogue.load(Path(as_path(rest)))
             said = f"{len(dialogue.turns)} turns"
         case "/help":
             said = HELP
         case "/quit" | "/exit":
             return None
+        case _ if "/" in name[1:]:
+            raise InputError(f"{line}: no such picture")
         case _:
             raise InputError(f"{name} is no command: /help lists them")
     print(said, file=sys.stderr)

@@ -7,34 +7,36 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from triptych.data import Photo
 from triptych.errors import InputError
 from triptych.evaluate.progress import progress
+from triptych.evidence import Floats
+from triptych.generate import to_numpy
 from triptych.tasks import Matches
 
 RANKS = (1, 5, 10)
 DIRECTIONS = ("text-to-image", "image-to-text")
 
 
-def recall(to_image: Tensor, to_text: Tensor, owners: Sequence[int]) -> dict[str, float]:
+def recall(to_image: Any, to_text: Any, owners: Sequence[int]) -> dict[str, float]:
     """How often a right answer is among the k best, in percent, both ways.
 
     Args:
-        to_image, to_text: ``[photos, texts]``, higher = fits better: what photos of a text, and texts of a photo, are sorted by.
+        to_image, to_text: ``[photos, texts]``, arrays of NumPy's or torch's, higher = fits better: what photos of a text, and texts of a
+            photo, are sorted by.
         owners: the photo of each text.
     """
-    owner = torch.as_tensor(owners)
-    own = to_image[owner, torch.arange(len(owner))]
+    to_image, to_text, owner = to_numpy(to_image), to_numpy(to_text), np.asarray(owners)
+    own = to_image[owner, np.arange(len(owner))]
     text_ranks = (to_image > own).sum(0)  # photos before the right one
-    is_own = owner == torch.arange(len(to_text))[:, None]
-    best_own = to_text.masked_fill(~is_own, -torch.inf).amax(1, keepdim=True)
+    is_own = owner == np.arange(len(to_text))[:, None]
+    best_own = np.where(is_own, to_text, -np.inf).max(1, keepdims=True)
     image_ranks = (to_text > best_own).sum(1)
     return {
-        f"{name} R@{k}": round(100 * (ranks < k).float().mean().item(), 2)
+        f"{name} R@{k}": round(100 * float((ranks < k).mean()), 2)
         for name, ranks in zip(DIRECTIONS, (text_ranks, image_ranks), strict=True)
         for k in RANKS
     }
@@ -59,21 +61,28 @@ def retrieval_metrics(matcher: Matches, photos: Sequence[Photo], candidates: int
 
 def reranked(
     matcher: Matches, photos: Sequence[Callable[[], Image.Image]], texts: Sequence[str], candidates: int
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Floats, Floats, Floats]:
     """Three scores ``[photos, texts]``: contrast; for each text its best photos re-ranked; for each photo its best texts re-ranked.
 
     ``photos``: functions that open them, so that they are not all in memory. What is no candidate keeps its order below all that are.
     """
     text_features = matcher.itc_texts(texts)
-    contrast = [(matcher.itc_images([photo()])[0] @ text_features.T).max(0) for photo in progress(photos, "contrast")]
-    cosine = torch.from_numpy(np.stack(contrast))
-    k = min(candidates, len(texts)), min(candidates, len(photos))
-    for_photo = torch.zeros_like(cosine, dtype=torch.bool).scatter(1, cosine.topk(k[0], 1).indices, True)
-    for_text = torch.zeros_like(cosine, dtype=torch.bool).scatter(0, cosine.topk(k[1], 0).indices, True)
-    scores = torch.full_like(cosine, -torch.inf)
+    cosine = np.stack(
+        [(matcher.itc_images([photo()])[0] @ text_features.T).max(0) for photo in progress(photos, "contrast")]
+    )
+    for_photo, for_text = best_of(cosine, candidates, 1), best_of(cosine, candidates, 0)
+    scores = np.full_like(cosine, -np.inf)
     for i, photo in progress(list(enumerate(photos)), "re-ranking"):
-        rows = (for_photo[i] | for_text[i]).nonzero()[:, 0].tolist()
+        rows = np.flatnonzero(for_photo[i] | for_text[i]).tolist()
         for match in matcher.match(photo(), [texts[row] for row in rows]):
             scores[i, rows[match.text]] = match.rerank
     below = cosine - 1e4
-    return cosine, torch.where(for_text, scores, below), torch.where(for_photo, scores, below)
+    return cosine, np.where(for_text, scores, below), np.where(for_photo, scores, below)
+
+
+def best_of(scores: Floats, count: int, axis: int) -> NDArray[np.bool_]:
+    """True at the ``count`` highest scores along an axis."""
+    order = np.argsort(-scores, axis=axis, kind="stable")
+    chosen = np.zeros(scores.shape, bool)
+    np.put_along_axis(chosen, order[:, :count] if axis == 1 else order[:count], True, axis)
+    return chosen

@@ -76,6 +76,8 @@ def find(
     """
     if not text.strip():
         raise InputError("there is nothing to look for: give a text, such as 'a dog in the snow'")
+    if model.unknown_texts([text]):
+        notice(InputError(f"the model knows no word of {text!r}: what it finds is chance"))
     candidates = max(2 * k, LEAST_CANDIDATES) if candidates is None else candidates
     if not 1 <= k <= candidates:
         raise InputError(f"k must be at least 1 and at most the {candidates} candidates that are ranked, not {k}")

@@ -37,6 +37,9 @@ class PhotoMatcher(Protocol):
     def fingerprint(self) -> str:
         """Names the model's weights: features of another model mean something else."""
 
+    def unknown_texts(self, texts: Sequence[str], /) -> list[str]:
+        """The texts of which the model knows no word."""
+
     def itc_images(self, images: Sequence[Image.Image], /) -> NDArray[np.float32]:
         """``[B, Q, E]``, of unit length in E."""
 

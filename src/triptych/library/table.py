@@ -7,6 +7,7 @@ text), absolute: a library may hold several folders. Features are fp16, which lo
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ LIBRARY_FORMAT = "1"
 NAME = "photos"
 OLD_VERSIONS_KEPT = timedelta(minutes=10)  # old versions of the table, for those who still read them
 DELETED_TOGETHER = 500
+
+ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # a letter alone is a drive
+NO_SPACE = re.compile("no space left|os error 28|disk (?:is )?full|quota exceeded", re.I)
 
 Half = NDArray[np.float16]
 Shape = tuple[int, int]  # Q, E
@@ -48,7 +52,11 @@ class PhotoRow:
 
 @contextmanager
 def writing(library: str | os.PathLike[str]) -> Iterator[None]:
-    """Make the library's folder if it is missing, and keep other writers out; the lock ends with the process that holds it."""
+    """Make the library's folder if it is missing, and keep other writers out; the lock ends with the process that holds it.
+
+    Raises TriptychError where the disk is full, InputError for what is no folder that can be written.
+    """
+    check_location(library)
     filelock = _import("filelock")
     lock = filelock.FileLock(Path(library) / "index.lock", timeout=0)
     try:
@@ -62,12 +70,24 @@ def writing(library: str | os.PathLike[str]) -> Iterator[None]:
         raise InputError(f"{library}: cannot write into this folder: {error.strerror}") from None
     try:
         yield
+    except (OSError, RuntimeError, ValueError) as error:  # LanceDB's failures come as any of these
+        if NO_SPACE.search(str(error)) is None:
+            raise
+        raise TriptychError(f"{library}: the disk is full; free some space and index again") from None
     finally:
         lock.release()
 
 
+def check_location(library: str | os.PathLike[str]) -> None:
+    """Raises InputError: ``library`` is no path of a folder, but an address that LanceDB would take for another place."""
+    name = os.fspath(library)
+    if ADDRESS.match(name) or any(ord(letter) < 32 for letter in name):
+        raise InputError(f"{name!r}: a library is a folder on this machine; give its path, such as ./library")
+
+
 def open_table(library: str | os.PathLike[str], fingerprint: str | None = None) -> Table:
     """The table of ``library``, which ``fingerprint``'s model made. Raises InputError where there is none or it is another's."""
+    check_location(library)
     lancedb = _import("lancedb")
     if not has_table(library):
         raise InputError(f"{library}: no photo library here; make one with: triptych index DIR --library {library}")

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import exp
 from typing import Any, Literal, TypeAlias
 
 from triptych.evidence import Evidence
 
 Method: TypeAlias = Literal["decoder", "language model", "q-former", "captions", "caption likelihood", "matching"]
 
+SUM_ERROR = 1e-6
+
 
 @dataclass(frozen=True)
 class Answer:
     """A produced text. ``logprob`` is of the whole text with its end; ``tokens`` are its words, each with its log-probability.
 
-    scores: of a question with choices, the log-probability of each; ``text`` is the likeliest.
+    scores: of choices, the log-probability of each; ``text`` is the likeliest. Those of ``ask`` are calibrated (``choices``), and their
+        ``probabilities`` sum to 1; those of a completion are of each text as it stands.
     method: how the answer was found. ``decoder``: written by the decoder of Show, Attend and Tell; ``language model``: written, or its
         choices scored, by the language model; ``q-former``: written by the Q-Former (ITG); ``captions``: by the language model from
         captions of the pictures, one by one; ``caption likelihood``: the picture whose caption would sooner begin with a text;
@@ -32,6 +36,12 @@ class Answer:
     scores: Mapping[str, float] | None = None
     method: Method = "language model"
 
+    @property
+    def probabilities(self) -> dict[str, float] | None:
+        """Of the choices, where the ``scores`` are logarithms of probabilities that sum to 1, as those of ``ask`` are."""
+        each = {choice: exp(score) for choice, score in (self.scores or {}).items()}
+        return each if abs(sum(each.values()) - 1) < SUM_ERROR else None
+
     def to_dict(self, text: str = "text") -> dict[str, Any]:
         """What the command line and the server print of it, for JSON; ``text`` names the field of the text."""
         record: dict[str, Any] = {
@@ -42,6 +52,8 @@ class Answer:
         }
         if self.scores is not None:
             record["scores"] = {choice: round(score, 4) for choice, score in self.scores.items()}
+            if self.probabilities is not None:
+                record["probabilities"] = {choice: round(p, 4) for choice, p in self.probabilities.items()}
         if self.alternatives:
             record["alternatives"] = [[other, round(logprob, 4)] for other, logprob in self.alternatives]
         return record

@@ -11,6 +11,7 @@ import numpy as np
 
 from triptych.engines.interface import FlamingoEngine
 from triptych.errors import InputError
+from triptych.evidence import Floats
 from triptych.generate import Hypothesis, Search, generate, stream
 from triptych.io.images import ImageSource, load_image
 from triptych.tasks.answer import Answer
@@ -207,7 +208,7 @@ class FlamingoTasks(Answerer):
         if not 1 <= count <= len(pictured):
             raise InputError(f"{count} similar examples of {len(pictured)} with pictures: choose 1 to {len(pictured)}")
         pictures = [source for source, _ in pictured if source is not None]
-        pooled = self.engine.pooled(self.prompts.encode([image, *pictures]))
+        pooled = self.pooled([image, *pictures])
         query, *others = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
         order = np.argsort(np.stack(others) @ query, kind="stable")
         return [pictured[i] for i in order[-count:]]
@@ -251,6 +252,10 @@ class FlamingoTasks(Answerer):
     ) -> list[Answer]:
         """What follows each prompt."""
         return self.prompts.write(prompts, search, explain)
+
+    def pooled(self, images: Sequence[ImageSource]) -> Floats:
+        """The mean of each picture's image features over the grid: ``[B, D]``."""
+        return self.engine.pooled(self.prompts.encode(images))
 
     def info(self) -> dict[str, Any]:
         """Parts, parameters, gates, memory, licence and figures."""

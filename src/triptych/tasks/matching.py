@@ -50,6 +50,14 @@ class Blip2Matching:
             raise InputError("a text is empty: say what to look for")
         return TextPieces(*self.spec.words.encode_arrays(texts, self.spec.max_pieces))
 
+    def pooled(self, images: Sequence[ImageSource]) -> Floats:
+        """The mean of each photo's image features over the grid: ``[B, D]``."""
+        return self.engine.pooled(self.encode(images))
+
+    def unknown_texts(self, texts: Sequence[str]) -> list[str]:
+        """The texts of which the model knows no word: what it finds for them is chance."""
+        return [text for text in texts if not self.spec.words.knows_a_word(text)]
+
     def itc_images(self, images: Sequence[ImageSource]) -> Floats:
         """Features for contrast of each photo's queries, ``[B, Q, E]``, of length 1."""
         self.check_matches()

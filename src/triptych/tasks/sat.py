@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
 from triptych.engines.interface import Array, SatEngine
-from triptych.evidence import Evidence
+from triptych.evidence import Evidence, Floats
 from triptych.generate import Hypothesis, Search, generate, stream
 from triptych.io.images import ImageSource
 from triptych.tasks.answer import Answer
@@ -75,6 +75,10 @@ class SatTasks:
             alternatives=tuple((vocabulary.decode(h.ids), h.logprob) for h in hypotheses[1:]),
             method="decoder",
         )
+
+    def pooled(self, images: Sequence[ImageSource]) -> Floats:
+        """The mean of each photo's annotations over the grid: ``[B, D]``."""
+        return self.engine.pooled(self.encode(images))
 
     def info(self) -> dict[str, Any]:
         """Parts, parameters, memory, licence and figures."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from triptych.errors import InputError
 from triptych.text import byte_level, sentencepiece
 from triptych.text import tokenizer_files as files
+from triptych.text.letters import check_unicode
 from triptych.text.sentencepiece import CONTROL, NORMAL, SentencePieces
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class TextTokenizer:
 
     def encode(self, text: str, *, specials: bool = False, begin: bool = False) -> list[int]:
         """Ids of a text. ``specials``: names of special tokens stand for them; ``begin``: put ``bos_id`` first if the model expects it."""
+        check_unicode(text)
         ids = [self.bos_id] if begin and self.add_bos and self.bos_id is not None else []
         pieces = self._special.split(text) if specials else [text]  # type: ignore[attr-defined]
         for piece in pieces:

@@ -15,6 +15,7 @@ from tokenizers.models import WordPiece
 
 from triptych.errors import InputError
 from triptych.generate import Search
+from triptych.text.letters import check_unicode
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,6 +78,8 @@ class WordPieces:
         Raises:
             InputError: a text is longer, and is not to be cut.
         """
+        for text in texts:
+            check_unicode(text)
         rows = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
         for text, row in zip(texts, rows, strict=True):
             if len(row) > max_tokens:
@@ -94,6 +97,20 @@ class WordPieces:
 
         ids, mask = self.encode_arrays(texts, max_tokens, cut)
         return torch.from_numpy(ids), torch.from_numpy(mask)
+
+    def knows_a_word(self, text: str) -> bool:
+        """Whether the vocabulary has a word of the text, or a piece of at least three letters of one: other scripts are cut into letters,
+        which say nothing."""
+        pieces = [self.words[i] for i in self._tokenizer.encode(text).ids[1:-1]]
+        followed = [piece.startswith("##") for piece in (*pieces[1:], "")]
+        for piece, goes_on in zip(pieces, followed, strict=True):
+            letters = piece.removeprefix("##")
+            if not any(map(str.isalnum, letters)) or piece == "[UNK]":
+                continue
+            whole = not goes_on and not piece.startswith("##")
+            if len(letters) >= 3 or (whole and (len(letters) == 2 or letters.isascii())):
+                return True
+        return False
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the ids, in lower case and without special words."""

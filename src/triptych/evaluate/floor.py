@@ -1,0 +1,137 @@
+"""Closed-form floors: what a photo's pooled features reach without gradients. A model below them has learnt less than nothing.
+
+Retrieval: ridge regression from the encoder's features, pooled over the grid, to sentence vectors of the captions (MiniLM's, the mean over
+tokens). Captions: of the captions of the nearest training photos in that space the one that agrees best with the others (the consensus
+caption of Devlin et al. 2015, "Exploring Nearest Neighbor Approaches for Image Captioning").
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import log
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triptych.data import Photo
+from triptych.errors import InputError
+from triptych.evaluate.progress import batches
+from triptych.evaluate.retrieval import recall
+from triptych.evidence import Floats
+from triptych.io.images import ImageSource
+from triptych.metrics.tokenize import ptb_tokenize
+
+TOGETHER = 16
+NEIGHBOURS = 20
+ORDERS = 4  # of n-grams
+PENALTY = 1.0  # ridge's, times the mean variance of the features
+
+Gram = tuple[str, ...]
+Embed = Callable[[Sequence[str]], Floats]
+
+
+class Pools(Protocol):
+    """What a model must do: ``[B, D]``, the encoder's features of each photo, pooled over the grid."""
+
+    def pooled(self, images: Sequence[ImageSource]) -> Floats: ...
+
+
+@dataclass(frozen=True)
+class Ridge:
+    """A linear map from pooled features to sentence vectors: ``(x - mean) @ weight``, for centred vectors."""
+
+    mean: NDArray[np.float64]  # [D]
+    weight: NDArray[np.float64]  # [D, E]
+    text_mean: NDArray[np.float64]  # [E]
+
+    @classmethod
+    def fit(cls, features: Floats, vectors: Floats, penalty: float = PENALTY) -> Ridge:
+        """In closed form. ``features [N, D]``, ``vectors [N, E]``, of the same photos."""
+        x, y = features.astype(np.float64), vectors.astype(np.float64)
+        mean, text_mean = x.mean(0), y.mean(0)
+        x, y = x - mean, y - text_mean
+        gram = x.T @ x
+        gram[np.diag_indices_from(gram)] += penalty * len(x) * x.var(0).mean()
+        return cls(mean, np.linalg.solve(gram, x.T @ y), text_mean)
+
+    def photos(self, features: Floats) -> NDArray[np.float64]:
+        """Directions of photos in the space of the sentences, ``[N, E]``."""
+        return unit((features - self.mean) @ self.weight)
+
+    def texts(self, vectors: Floats) -> NDArray[np.float64]:
+        return unit(vectors - self.text_mean)
+
+
+def retrieval_floor(model: Pools, embed: Embed, train: Sequence[Photo], photos: Sequence[Photo]) -> dict[str, float]:
+    """Recall of retrieval (``retrieval.recall``) over ``photos`` and their captions by ridge regression on ``train``."""
+    ridge = fit_ridge(embed, pool(model, train), train)
+    texts = [caption for photo in photos for caption in photo.captions]
+    owners = [i for i, photo in enumerate(photos) for _ in photo.captions]
+    cosine = ridge.photos(pool(model, photos)) @ ridge.texts(embed(texts)).T
+    return recall(cosine, cosine, owners)
+
+
+def caption_floor(model: Pools, embed: Embed, train: Sequence[Photo], photos: Sequence[Photo]) -> dict[str, str]:
+    """The consensus caption of the nearest training photos for each photo, by its id."""
+    features = pool(model, train)
+    ridge = fit_ridge(embed, features, train)
+    nearness = ridge.photos(pool(model, photos)) @ ridge.photos(features).T
+    nearest = np.argsort(-nearness, axis=1, kind="stable")[:, :NEIGHBOURS]
+    rarity = Rarity([photo.captions for photo in train])
+    return {
+        photo.id: consensus([caption for i in row for caption in train[i].captions], rarity)
+        for photo, row in zip(photos, nearest.tolist(), strict=True)
+    }
+
+
+class Rarity:
+    """How rare n-grams are among the captions of photos: the inverse document frequency of CIDEr."""
+
+    def __init__(self, captions: Sequence[Sequence[str]]) -> None:
+        self.photos = len(captions)
+        self.counts = Counter(gram for each in captions for gram in {g for text in each for g in ngrams_of(text)})
+
+    def weight(self, gram: Gram) -> float:
+        return log(self.photos / max(1, self.counts[gram]))
+
+
+def consensus(captions: Sequence[str], rarity: Rarity) -> str:
+    """The caption with the highest mean similarity to the others: the cosine of n-gram counts weighed by rarity, the mean over the orders,
+    as in CIDEr."""
+    counts = [Counter(ngrams_of(caption)) for caption in captions]
+    similarity = np.zeros((len(captions),) * 2)
+    for order in range(1, ORDERS + 1):
+        grams = sorted({gram for each in counts for gram in each if len(gram) == order})
+        weights = np.array([[each[gram] * rarity.weight(gram) for gram in grams] for each in counts])
+        similarity += unit(weights) @ unit(weights).T / ORDERS
+    np.fill_diagonal(similarity, 0)
+    return captions[int(similarity.sum(1).argmax())]
+
+
+def ngrams_of(caption: str) -> list[Gram]:
+    tokens = ptb_tokenize(caption)
+    return [tuple(tokens[i : i + n]) for n in range(1, ORDERS + 1) for i in range(len(tokens) - n + 1)]
+
+
+def fit_ridge(embed: Embed, features: Floats, train: Sequence[Photo]) -> Ridge:
+    """On the mean vector of each photo's captions."""
+    vectors = embed([caption for photo in train for caption in photo.captions])
+    ends = np.cumsum([len(photo.captions) for photo in train])
+    means = [part.mean(0) for part in np.split(unit(vectors), ends[:-1])]
+    return Ridge.fit(features, np.stack(means).astype(np.float32))
+
+
+def pool(model: Pools, photos: Sequence[Photo]) -> Floats:
+    """``[N, D]``. Raises InputError: there are no photos."""
+    if not photos:
+        raise InputError("a floor needs captioned photos of the training split, and there are none")
+    parts = [model.pooled([photo.image() for photo in part]) for part in batches(photos, TOGETHER, "floor")]
+    return np.concatenate(parts)
+
+
+def unit(x: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Rows of length 1."""
+    return np.asarray(x, np.float64) / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
