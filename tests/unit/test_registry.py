@@ -55,7 +55,7 @@ def save_toy(directory, toy, card, *, dtype=torch.float32):
     save_checkpoint(directory, config=toy.config, tensors=toy.model.state_dict())
 
 
-def load_toy(directory):
+def load_toy(directory, *, dtype=torch.float32):
     config, tensors = load_typed(directory, "toy", ToyConfig)
     model = Toy(config.model)
     load_strict(model, tensors, source=directory)

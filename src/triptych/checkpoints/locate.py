@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from triptych.checkpoints.config import CheckpointConfig, read_config
-from triptych.errors import InputError
-from triptych.io.files import sha256_of_file
+from triptych.checkpoints.parts import home
+from triptych.errors import InputError, TriptychError
+from triptych.io.files import sha256_of_file, write_file
 
 WEIGHTS = "model.safetensors"
 BUNDLED = Path(__file__).parents[1] / "weights"
@@ -20,15 +23,35 @@ def load_config(directory: Path | str) -> CheckpointConfig[dict[str, Any]]:
 
 
 def check_files(directory: Path, config: CheckpointConfig[Any]) -> None:
-    """Raises InputError: a file is missing, or is not the one that the config was written with."""
+    """Whether the files are those that the config was written with. The weights are hashed once for each size and time of change.
+
+    Raises:
+        InputError: a file is missing, or is another.
+    """
     for name in {WEIGHTS, *config.files}:
         path = directory / name
         try:
-            intact = sha256_of_file(path) == config.files.get(name)
+            intact = (weights_hash(path) if name == WEIGHTS else sha256_of_file(path)) == config.files.get(name)
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
         if not intact:
             raise InputError(f"{path} is damaged or of another checkpoint: config.json expects another sha256")
+
+
+def weights_hash(path: Path) -> str:
+    """The sha256 of a file, which the cache remembers for as long as its size and time stay the same. Raises OSError."""
+    stat = path.stat()
+    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()
+    note, key = home() / "hashes" / place[:32], f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
+    with suppress(OSError, ValueError):
+        remembered, _, digest = note.read_text().rpartition(" ")
+        if remembered == key:
+            return digest
+    digest = sha256_of_file(path)
+    with suppress(OSError, TriptychError):  # a cache that cannot be written costs time, not more
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_file(note, f"{key} {digest}")
+    return digest
 
 
 def features_fingerprint(config: CheckpointConfig[Any]) -> str:

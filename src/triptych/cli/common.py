@@ -37,7 +37,7 @@ Beams = Annotated[int | None, typer.Option(help="Beams of the search; 1 is greed
 PrecisionOption = Annotated[
     str | None,
     typer.Option(
-        help="Of the weights on a CPU: fp32, int8 or int4 (the language model in 4 bits, the rest in 8).",
+        help="Of the weights: fp32, int8 or int4 (the language model in 4 bits, the rest in 8) on a CPU; bf16 or fp16 with torch.",
         show_default="the fastest that keeps the texts",
     ),
 ]

@@ -26,17 +26,33 @@ def demo(
 def info(
     model: Annotated[str, typer.Argument(help="As --model of the other commands.")] = "sat",
     precision: PrecisionOption = None,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Only say how much memory torch needs for it, without loading it.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Describe a model: its parts, parameters, memory, licences and figures."""
     from triptych.checkpoints.parts import list_parts
     from triptych.tasks import load
 
+    if estimate:
+        emit_estimate(model, as_json)
+        return
     record = load(model, precision=precision).info()
     record["parts"] = {
         part.name: {"use": part.use, "licence": part.licence, "state": state} for part, state in list_parts()
     }
     emit(record, as_json, record_text(record))
+
+
+def emit_estimate(model: str, as_json: bool) -> None:
+    import torch
+
+    from triptych.convert.opening import find_checkpoint
+    from triptych.models.memory import estimate
+
+    record = estimate(find_checkpoint(model), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    emit({"model": model, **record}, as_json, record_text(record))
 
 
 @app.command()

@@ -6,6 +6,7 @@ What is published in another layout is converted once into the cache (``home() /
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -56,13 +57,18 @@ def find_checkpoint(model: str | Path) -> Path:
 
 def from_folder(folder: Path, name: str) -> Path:
     """The folder itself if it is a checkpoint of ours, else what it is converted to."""
-    from triptych.checkpoints.weight_files import read_json
-
-    if "format" in read_json(folder / "config.json", optional=True):
-        return folder
     if not (folder / "config.json").exists():
         raise InputError(f"{folder} has no config.json: it is neither a checkpoint of ours nor a model of transformers")
-    return converted(folder, name)
+    return folder if is_ours(folder) else converted(folder, name)
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether config.json is one of ours; also where it is damaged, which reading it then says. Loads no torch."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return True
+    return not isinstance(config, dict) or "format" in config
 
 
 class FrozenFiles(NamedTuple):

@@ -100,7 +100,7 @@ def attention_weights(
     if mask is None:
         return products.softmax(-1)
     masked = ~mask.unsqueeze(-3)
-    return products.masked_fill(masked, -1e30).softmax(-1).masked_fill(masked, 0)
+    return products.masked_fill(masked, max(-1e30, torch.finfo(products.dtype).min)).softmax(-1).masked_fill(masked, 0)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from triptych.checkpoints.locate import load_config
 from triptych.convert.opening import find_checkpoint
-from triptych.engines.choice import gpu_possible, open_onnx
+from triptych.engines.choice import PRECISIONS, gpu_possible, open_onnx
 from triptych.errors import InputError
 from triptych.tasks.answer import Answer, Match
 from triptych.tasks.blip2 import Blip2Tasks
@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 
+ON_TORCH = ("bf16", "fp16")  # precisions that ONNX Runtime does not run
 SYSTEMS = {"sat": SatTasks, "flamingo": FlamingoTasks, "blip2": Blip2Tasks}
 
 
@@ -52,33 +53,41 @@ def load(
 
     Args:
         device: of torch; None = a GPU where there is one, else ONNX Runtime on the CPU, without torch.
-        precision: of the weights on ONNX Runtime; None = the fastest that keeps the texts.
+        precision: of the weights: fp32, int8 or int4 on ONNX Runtime, None = the fastest that keeps the texts; fp32, bf16 or fp16 on
+            torch, None = the widest of fp32 and bf16 that fits the memory.
 
     Raises:
         InputError: no such model, or its files are damaged.
         TriptychError: a pretrained part could not be fetched.
     """
+    if precision not in (None, *PRECISIONS, *ON_TORCH):
+        known = ", ".join((*PRECISIONS, *ON_TORCH))
+        raise InputError(f"the precision is {precision!r}, expected one of {known}")
     directory = find_checkpoint(model)
     if device is None and gpu_possible():
         import torch
 
         device = "cuda" if torch.cuda.is_available() else None
     system = load_config(directory).system
-    if device is None and system in SYSTEMS:
+    if device is None and system in SYSTEMS and precision not in ON_TORCH:
         engine = open_onnx(directory, precision)
         if engine is not None:
             return SYSTEMS[system](engine, str(model))
-    return load_on_torch(directory, str(model), device or "cpu")
+    return load_on_torch(directory, str(model), device or "cpu", precision)
 
 
-def load_on_torch(directory: Path, name: str, device: str | torch.device) -> SatTasks | FlamingoTasks | Blip2Tasks:
+def load_on_torch(
+    directory: Path, name: str, device: str | torch.device, precision: str | None = None
+) -> SatTasks | FlamingoTasks | Blip2Tasks:
     """The reference engine, of any system that is registered."""
     import torch
 
+    from triptych.models.memory import choose_dtype
     from triptych.models.registry import system_of
 
-    system = system_of(directory)
-    engine = system.resolve("engine")(system.resolve("load")(directory), torch.device(device))
+    system, chosen = system_of(directory), torch.device(device)
+    dtype = choose_dtype(directory, precision, chosen)
+    engine = system.resolve("engine")(system.resolve("load")(directory, dtype=dtype), chosen)
     loaded: SatTasks | FlamingoTasks | Blip2Tasks = system.resolve("tasks")(engine, name)
     return loaded
 

@@ -18,11 +18,12 @@ class TorchEncoder:
         encoder.to(memory_format=torch.channels_last)
         self.photos = PhotoSpec(encoder.image_size, encoder.mean, encoder.std, tuple(encoder.grid))
         self.encode_pixels, self.device = encode_pixels, device
+        self.dtype: torch.dtype = next(encoder.parameters()).dtype
 
     @torch.inference_mode()
     def encode(self, pixel_values: Array) -> list[Tensor]:
         """``[B, 3, H, W]`` -> the features of each photo, in memory of their own."""
-        pixels = self.tensor(pixel_values).contiguous(memory_format=torch.channels_last)
+        pixels = self.tensor(pixel_values).to(self.dtype, memory_format=torch.channels_last)
         return [features.clone(memory_format=torch.contiguous_format) for features in self.encode_pixels(pixels)]
 
     def tensor(self, array: Any) -> Tensor:

@@ -1,0 +1,148 @@
+"""Memory: kept while converting and loading, predicted, refused with the numbers. Weights are hashed once."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from test_blip2_transformers import LM_SIZES, QUERIES, byte_tokenizer, image_processor, parts
+from torch import Tensor
+
+from triptych.checkpoints import locate
+from triptych.checkpoints.locate import check_files, load_config
+from triptych.checkpoints.store import TensorStore, write_tensors
+from triptych.convert.checkpoint import convert_checkpoint
+from triptych.errors import InputError
+from triptych.models import memory
+from triptych.models.memory import bytes_needed, choose_dtype, estimate
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+{work}
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+CONVERT = "from triptych.convert.checkpoint import convert_checkpoint; convert_checkpoint(*map(Path, sys.argv[1:]))"
+LOAD = "from triptych.models.blip2 import load_blip2; load_blip2(Path(sys.argv[1]), dtype=getattr(torch, sys.argv[2]))"
+BESIDES = 500_000_000
+
+
+def peak(work: str, *arguments: object) -> int:
+    """Bytes of memory at the peak of a process that does ``work``."""
+    command = [sys.executable, "-c", MEASURE.format(work=work), *map(str, arguments)]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+class Constant(TensorStore):
+    """Tensors of these layouts, in fp16, made when they are asked for."""
+
+    def __init__(self, layouts: dict[str, Tensor]) -> None:
+        self.layouts_ = layouts
+
+    @property
+    def names(self) -> Collection[str]:
+        return self.layouts_
+
+    def layout(self, name: str) -> Tensor:
+        return torch.empty(self.layouts_[name].shape, dtype=torch.float16, device="meta")
+
+    def __getitem__(self, name: str) -> Tensor:
+        return torch.full(self.layouts_[name].shape, 0.01, dtype=torch.float16)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BLIP-2 over an OPT of 150 million parameters, in two shards of fp16, as transformers saves it."""
+    folder, tokenizer = tmp_path_factory.mktemp("published"), byte_tokenizer()
+    text = LM_SIZES | {"hidden_size": 1024, "ffn_dim": 4096, "num_hidden_layers": 12, "num_attention_heads": 8}
+    text |= {"word_embed_proj_dim": 1024, "vocab_size": len(tokenizer), "eos_token_id": 2}
+    config = transformers.Blip2Config(**parts(transformers.OPTConfig(**text), None))
+    with torch.device("meta"):
+        layouts = transformers.Blip2ForConditionalGeneration(config).state_dict()
+    layouts.pop("language_model.lm_head.weight")
+    config.architectures = ["Blip2ForConditionalGeneration"]
+    config.save_pretrained(folder)
+    transformers.Blip2Processor(image_processor(), tokenizer, num_query_tokens=QUERIES).save_pretrained(folder)
+    names = sorted(layouts)
+    shards = {f"model-0000{i + 1}-of-00002.safetensors": names[i::2] for i in range(2)}
+    for file, keys in shards.items():
+        write_tensors(folder / file, Constant({key: layouts[key] for key in keys}))
+    places = {key: file for file, keys in shards.items() for key in keys}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("ours") / "blip2"
+    convert_checkpoint(published, target)
+    return target
+
+
+def test_converting_takes_no_more_than_a_shard(published: Path, tmp_path: Path) -> None:
+    largest = max(path.stat().st_size for path in published.glob("*.safetensors"))
+    assert largest > 140_000_000
+    assert peak(CONVERT, published, tmp_path / "ours") <= 1.3 * largest + BESIDES
+    stored = (tmp_path / "ours" / "model.safetensors").stat().st_size
+    assert stored == pytest.approx(sum(path.stat().st_size for path in published.glob("*.safetensors")), rel=0.01)
+
+
+@pytest.mark.parametrize(("dtype", "width"), [("bfloat16", 2), ("float32", 4)])
+def test_loading_takes_the_weights_and_little_more(checkpoint: Path, dtype: str, width: int) -> None:
+    weights = (checkpoint / "model.safetensors").stat().st_size // 2 * width
+    taken = peak(LOAD, checkpoint, dtype)
+    assert taken <= 1.15 * weights + BESIDES
+    assert taken <= bytes_needed(weights // width, getattr(torch, dtype))  # what is predicted
+
+
+def test_what_does_not_fit_is_refused_with_the_numbers(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    count = estimate(checkpoint, cpu)["parameters"]
+    assert 150e6 < count < 160e6
+    for gigabytes, precision, expected in (
+        (9.0, None, torch.float32),
+        (1.0, None, torch.bfloat16),
+        (1.0, "fp16", torch.float16),
+    ):
+        monkeypatch.setattr(memory, "bytes_available", lambda device, free=gigabytes: int(free * 1e9))
+        assert choose_dtype(checkpoint, precision, cpu) == expected
+    with pytest.raises(InputError, match=r"needs 1\.2 GB of memory in fp32, and 1\.0 GB are free; bf16 needs half"):
+        choose_dtype(checkpoint, "fp32", cpu)
+    monkeypatch.setattr(memory, "bytes_available", lambda device: 600_000_000)
+    with pytest.raises(InputError, match=r"needs 0\.8 GB of memory in bf16, and 0\.6 GB are free: free some"):
+        choose_dtype(checkpoint, None, cpu)
+    monkeypatch.setattr(memory, "bytes_available", lambda device: None)
+    assert choose_dtype(checkpoint, None, cpu) == torch.float32
+
+
+def test_the_command_that_predicts(checkpoint: Path) -> None:
+    command = [sys.executable, "-m", "triptych", "info", str(checkpoint), "--estimate", "--json"]
+    record = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert record["needed_gb"]["fp32"] == pytest.approx(record["parameters"] * 4 * 1.15 / 1e9 + 0.5, abs=0.01)
+    assert record["available_gb"] > 0 and record["precision"] in ("fp32", "bf16", None)
+
+
+def test_weights_are_hashed_once(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIPTYCH_HOME", str(tmp_path))
+    hashed: list[str] = []
+    original = locate.sha256_of_file
+    monkeypatch.setattr(locate, "sha256_of_file", lambda path: hashed.append(path.name) or original(path))
+    weights = checkpoint / "model.safetensors"
+    for _ in range(2):
+        check_files(checkpoint, load_config(checkpoint))
+    assert hashed.count("model.safetensors") == 1
+    os.utime(weights, (1, 1))
+    check_files(checkpoint, load_config(checkpoint))
+    assert hashed.count("model.safetensors") == 2
+    with weights.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x7b")
+    with pytest.raises(InputError, match="is damaged or of another checkpoint"):
+        check_files(checkpoint, load_config(checkpoint))
