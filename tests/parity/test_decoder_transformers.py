@@ -208,6 +208,9 @@ def test_refuses_what_it_does_not_cover() -> None:
         with pytest.raises(InputError, match=words):
             config_from_hf(CONFIGS["llama, grouped, tied"].to_dict() | {"head_dim": None} | change)
     for kind, change, words in (
+        ("smollm3", {"num_hidden_layers": 1 << 40, "no_rope_layers": None}, "layers"),
+        ("gemma 3", {"num_hidden_layers": 1 << 40, "layer_types": None}, "layers"),
+        ("qwen2, window in the last layer", {"num_hidden_layers": 1 << 40, "layer_types": None}, "layers"),
         ("gpt_neox", {"hidden_act": "tanh"}, "'tanh'"),
         ("gpt_neox", {"num_attention_heads": 0}, "is invalid"),
         ("gpt_neox", {"rope_parameters": {"partial_rotary_factor": 0.4}}, "even rotary_dim"),

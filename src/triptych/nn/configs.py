@@ -93,6 +93,8 @@ class DecoderConfig:
             raise InputError(
                 f"{len(self.rope_factors)} rotary factors: a width of {self.rotary_width} needs half as many"
             )
+        if not all(0 < factor < float("inf") for factor in self.rope_factors or ()):
+            raise InputError("invalid language model config: rope_factors must be numbers above 0")
         for name in ("unrotated_layers", "local_layers"):
             if not set(getattr(self, name) or ()) <= set(range(self.layers)):
                 raise InputError(

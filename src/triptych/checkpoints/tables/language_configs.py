@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,9 +18,9 @@ HIDDEN_ACTS: dict[str, Activation] = {
     "swish": "silu",
     "relu": "relu",
     "gelu": "gelu",
-    **dict.fromkeys(
-        ("gelu_new", "gelu_fast", "gelu_pytorch_tanh"), "gelu_tanh"
-    ),  # the same function, computed in several ways
+    "gelu_new": "gelu_tanh",  # these three are the same function, computed in several ways
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
 }
 MPT_COVERED: dict[str, tuple[Any, ...]] = {
     "attn_type": ("multihead_attention",),
@@ -31,11 +31,11 @@ MPT_COVERED: dict[str, tuple[Any, ...]] = {
     "logit_scale": (None,),
     "norm_type": ("low_precision_layernorm", "layernorm"),
 }
-MOSAIC_GPT_NAMES = {
+MOSAIC_GPT_NAMES = {  # -> MPT's
     "mlp_ratio": "expansion_ratio",
     "attn_qk_ln": "qk_ln",
     "attn_clip_qkv": "clip_qkv",
-}  # -> MPT's names
+}
 GEMMA3_DEFAULTS = {  # what a Gemma 3 with pictures leaves out of its text_config
     "vocab_size": 262208,
     "num_attention_heads": 8,
@@ -110,12 +110,12 @@ def qwen_config(config: Config) -> DecoderConfig:
 
 def smollm3_config(config: Config) -> DecoderConfig:
     """SmolLM3 (2025): every fourth layer without positions."""
-    interval = config.get("no_rope_layer_interval", 4)
-    layers = range(config["num_hidden_layers"])
+    ours = llama_config(config)
+    interval, layers = config.get("no_rope_layer_interval", 4), range(ours.layers)
     rotated = config.get("no_rope_layers") or [int((layer + 1) % interval != 0) for layer in layers]
     window = config.get("sliding_window") if config.get("use_sliding_window") else None
     return replace(
-        llama_config(config),
+        ours,
         unrotated_layers=tuple(layer for layer in layers if not rotated[layer]),
         tied=bool(config.get("tie_word_embeddings", True)),
         **local(config, window, lambda layer: not rotated[layer]),
@@ -173,7 +173,7 @@ def gemma3_config(config: Config) -> DecoderConfig:
     )
 
 
-def local(config: Config, window: int | None, has_window: Any) -> dict[str, Any]:
+def local(config: Config, window: int | None, has_window: Callable[[int], bool]) -> dict[str, Any]:
     """The window and the layers that it holds for: those that ``layer_types`` names, else where ``has_window(layer)``."""
     if window is None:
         return {"window": None, "local_layers": None}
