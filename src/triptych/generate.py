@@ -52,7 +52,8 @@ class Search:
     """How to choose. ``temperature`` above 0 samples ``n_best`` texts of each input; else beam search (1 beam is greedy).
 
     length_penalty: hypotheses are ranked by sum of log-probabilities / tokens ** length_penalty; 0 = the plain sum (SAT), 1 = the mean.
-    banned: tokens that are never chosen. seed: of each input's own random numbers, so a batch equals its items.
+    banned: tokens that are never chosen. once: tokens that a text may hold once. no_repeat_ngrams: sequences of so many tokens occur once;
+    0 = they may repeat. min_new_tokens: the end is not chosen before so many. seed: of each input's own random numbers, so a batch equals its items.
     """
 
     eos: frozenset[int]
@@ -65,9 +66,12 @@ class Search:
     top_p: float = 1.0
     seed: int = 0
     banned: frozenset[int] = frozenset()
+    once: frozenset[int] = frozenset()
+    no_repeat_ngrams: int = 0
+    min_new_tokens: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_new_tokens", "beams", "n_best", "top_k", "seed"):
+        for name in ("max_new_tokens", "beams", "n_best", "top_k", "seed", "no_repeat_ngrams", "min_new_tokens"):
             if not isinstance(getattr(self, name), int):
                 raise InputError(f"{name} is {getattr(self, name)!r}: it must be a whole number")
         sampling = self.temperature > 0
@@ -79,6 +83,8 @@ class Search:
             ("top_k", self.top_k, 0, 1_000_000),
             ("top_p", self.top_p, 1e-6, 1),
             ("length_penalty", self.length_penalty, -10, 10),
+            ("no_repeat_ngrams", self.no_repeat_ngrams, 0, 64),
+            ("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens),
         ):
             if not low <= value <= high:
                 raise InputError(f"{name} is {value}: it must lie between {low} and {high}")
@@ -132,6 +138,31 @@ def log_softmax(logits: Any, search: Search) -> Scores:
     return scores - np.log(np.exp(scores).sum(-1, keepdims=True))
 
 
+def restrict(logprobs: Scores, texts: Sequence[Sequence[int]], search: Search) -> Scores:
+    """``logprobs [rows, V]`` with minus infinity where a token may not follow the ``texts`` written so far (``Search``).
+
+    They are not normalised again, so log-probabilities stay those of the model; transformers does the same.
+    """
+    if not (search.once or search.no_repeat_ngrams or search.min_new_tokens):
+        return logprobs
+    allowed = logprobs.copy()
+    for row, text in zip(allowed, texts, strict=True):
+        refused = search.once.intersection(text) | repeating_tokens(text, search.no_repeat_ngrams)
+        if len(text) < search.min_new_tokens:
+            refused |= search.eos
+        row[sorted(refused)] = -np.inf
+    return allowed
+
+
+def repeating_tokens(text: Sequence[int], size: int) -> frozenset[int]:
+    """The tokens that would complete a sequence of ``size`` tokens that ``text`` holds already."""
+    if size < 1 or len(text) < size:
+        return frozenset()
+    tail = tuple(text[len(text) - size + 1 :])
+    starts = range(len(text) - size + 1)
+    return frozenset(text[i + size - 1] for i in starts if tuple(text[i : i + size - 1]) == tail)
+
+
 def generate(
     model: StepModel[Inputs, StateT], inputs: Inputs, search: Search, seeds: Sequence[int] | None = None
 ) -> list[list[Hypothesis]]:
@@ -178,6 +209,7 @@ def decode(
     """Greedy or sampled tokens ``[B][K]``, step by step; None in rows that have ended."""
     logits, state = model.prefill(inputs)
     logprobs = log_softmax(logits, search)
+    logprobs = restrict(logprobs, [()] * len(logprobs), search)
     batch, rows = len(logprobs), search.n_best if search.temperature > 0 else 1
     seeds = [search.seed] * batch if seeds is None else seeds
     if len(seeds) != batch:
@@ -187,6 +219,7 @@ def decode(
         order = np.repeat(np.arange(batch)[:, None], rows, 1)
         state, logprobs = state.reorder(like(order, logits)), logprobs.repeat(rows, 0)
     inputs_left, alive = list(range(batch)), [[True] * rows for _ in range(batch)]
+    texts: list[list[int]] = [[] for _ in range(batch * rows)]
     for position in range(search.max_new_tokens):
         ids = choose(logprobs, [draws[source] for source in inputs_left], search)
         chosen = logprobs[np.arange(len(ids)), ids]
@@ -196,6 +229,7 @@ def decode(
             if alive[source][row]:
                 tokens[source][row] = (token, logprob)
                 alive[source][row] = token not in search.eos
+            texts[index].append(token)
         yield tokens
         kept = [index for index, source in enumerate(inputs_left) if any(alive[source])]
         if not kept or position + 1 == search.max_new_tokens:
@@ -203,10 +237,11 @@ def decode(
         if len(kept) < len(inputs_left):
             order = np.array(kept)[:, None] * rows + np.arange(rows)
             ids, state = ids[order.reshape(-1)], state.reorder(like(order, logits))
+            texts = [texts[index] for index in order.reshape(-1)]
             inputs_left = [inputs_left[index] for index in kept]
         check_interruption()
         logits, state = model.step(like(ids, logits), state)
-        logprobs = log_softmax(logits, search)
+        logprobs = restrict(log_softmax(logits, search), texts, search)
 
 
 class Uniform:
@@ -274,6 +309,7 @@ def beam_search(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search
     """
     logits, state = model.prefill(inputs)
     logprobs = log_softmax(logits, search)
+    logprobs = restrict(logprobs, [()] * len(logprobs), search)
     (batch, vocabulary), beams = logprobs.shape, search.beams
     ended: list[list[Hypothesis]] = [[] for _ in range(batch)]
     inputs_left = list(range(batch))
@@ -314,7 +350,8 @@ def beam_search(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search
         state = state.reorder(like((first_rows + parents)[rows, columns], logits))
         check_interruption()
         logits, state = model.step(like(ids[rows, columns].reshape(-1), logits), state)
-        logprobs = log_softmax(logits, search)
+        written = [[i for i, _ in row[min(k, len(row) - 1)]] for row in texts for k in range(beams)]
+        logprobs = restrict(log_softmax(logits, search), written, search)
 
     rank = search.length_penalty
     return [sorted(hypotheses, key=lambda h: -h.score(rank))[: search.n_best] for hypotheses in ended]
