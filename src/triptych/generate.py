@@ -8,7 +8,7 @@ logits are torch's is given torch's tensors, on its device. Shapes: B inputs, K 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, Self, TypeVar
@@ -52,8 +52,9 @@ class Search:
     """How to choose. ``temperature`` above 0 samples ``n_best`` texts of each input; else beam search (1 beam is greedy).
 
     length_penalty: hypotheses are ranked by sum of log-probabilities / tokens ** length_penalty; 0 = the plain sum (SAT), 1 = the mean.
-    banned: tokens that are never chosen. once: tokens that a text may hold once. no_repeat_ngrams: sequences of so many tokens occur once;
-    0 = they may repeat. min_new_tokens: the end is not chosen before so many. seed: of each input's own random numbers, so a batch equals its items.
+    banned: tokens that are never chosen. once: whether a text may hold a token only once; None = all may repeat.
+    no_repeat_ngrams: sequences of so many tokens occur once; 0 = they may repeat. min_new_tokens: before so many the end is not chosen.
+    seed: of each input's own random numbers, so a batch equals its items.
     """
 
     eos: frozenset[int]
@@ -66,7 +67,7 @@ class Search:
     top_p: float = 1.0
     seed: int = 0
     banned: frozenset[int] = frozenset()
-    once: frozenset[int] = frozenset()
+    once: Callable[[int], bool] | None = None
     no_repeat_ngrams: int = 0
     min_new_tokens: int = 0
 
@@ -147,7 +148,9 @@ def restrict(logprobs: Scores, texts: Sequence[Sequence[int]], search: Search) -
         return logprobs
     allowed = logprobs.copy()
     for row, text in zip(allowed, texts, strict=True):
-        refused = search.once.intersection(text) | repeating_tokens(text, search.no_repeat_ngrams)
+        refused = repeating_tokens(text, search.no_repeat_ngrams)
+        if search.once:
+            refused |= frozenset(filter(search.once, text))
         if len(text) < search.min_new_tokens:
             refused |= search.eos
         row[sorted(refused)] = -np.inf

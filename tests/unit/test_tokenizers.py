@@ -87,3 +87,8 @@ def test_bad_vocabularies_are_refused() -> None:
         WordVocabulary(("dog", *SPECIALS))
     with pytest.raises(InputError, match="begins with"):
         WordVocabulary(SPECIALS[:3])
+
+
+def test_content_words() -> None:
+    words = WordVocabulary((*SPECIALS, "dog", "a", "'s"))
+    assert [words.is_content(token) for token in range(len(words))] == [False] * 4 + [True, False, False]

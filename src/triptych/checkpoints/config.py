@@ -79,19 +79,20 @@ class LanguageModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 
 class SearchSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How text is made by default: fields of ``generate.Search``."""
+    """How text is made by default: fields of ``generate.Search``. ``words_once``: captions say each content word once."""
 
     beams: int = 1
     length_penalty: float = 0.0
     max_new_tokens: int = 30
+    words_once: bool = True
 
     @classmethod
-    def of(cls, search: Search) -> SearchSpec:
-        return cls(**{name: getattr(search, name) for name in cls.__struct_fields__})
+    def of(cls, search: Search, words_once: bool = True) -> SearchSpec:
+        return cls(search.beams, search.length_penalty, search.max_new_tokens, words_once)
 
     def search(self, eos: frozenset[int], banned: frozenset[int] = frozenset()) -> Search:
-        """Raises InputError: a value is out of bounds."""
-        return Search(eos, banned=banned, **msgspec.structs.asdict(self))
+        """The search of answers and, without ``once``, of captions. Raises InputError: a value is out of bounds."""
+        return Search(eos, self.max_new_tokens, self.beams, length_penalty=self.length_penalty, banned=banned)
 
 
 class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -184,6 +185,8 @@ def upgrade(raw: Mapping[str, Any], source: object) -> dict[str, Any]:
             lm = dict(raw["lm"])
             decoder, end_id = lm.pop("config", None), new.pop("end_id", None)
             new["lm"] = lm | {"stored": decoder is not None, "decoder": decoder, "end_id": end_id}
+        if "search" in raw:  # converted models, whose encoder is stored, write as they were published
+            new["search"] = {"words_once": part is not None} | dict(raw["search"])
         new["card"] = _card(raw.get("card", {}))
     except KeyError as error:
         raise InputError(f"{source}: the field {error} is missing") from None

@@ -86,7 +86,7 @@ LANGUAGE: Mapping[str, Mapping[str, Any]] = {
 LAVIS_BLIP2: Table = {**LAVIS, "ln_vision": "vision_norm"}  # which LAVIS trains: it is no part of the frozen encoder
 EVA_BLOCKS, CLIP_BLOCKS = 39, 23  # LAVIS leaves out the encoder's last block
 EVA_HEAD, CLIP_HEAD, BERT_HEAD = 88, 64, 64  # widths of a head
-SEARCH = SearchSpec(beams=5, length_penalty=1.0, max_new_tokens=30)
+SEARCH = SearchSpec(beams=5, length_penalty=1.0, max_new_tokens=30, words_once=False)
 TEMPERATURE = 0.07
 
 

@@ -109,7 +109,7 @@ def convert_openflamingo(
         model=config,
         encoder=vit_spec(encoder.vit),
         lm=written.lm.spec,
-        search=SearchSpec(beams=3, length_penalty=0.0, max_new_tokens=20),
+        search=SearchSpec(beams=3, length_penalty=0.0, max_new_tokens=20, words_once=False),
         card=Card(recipe=f"converted from {source.name}, a checkpoint of OpenFlamingo"),
     )
     save_checkpoint(target, config=checkpoint, tensors=stored_as(tensors, dtype), extra_files=written.lm.files)

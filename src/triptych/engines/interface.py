@@ -93,7 +93,7 @@ class SatEngine(PhotoEncoder, StepModel[Array, StateT], Protocol[StateT]):
 @dataclass(frozen=True)
 class FlamingoSpec:
     """``image_id`` stands for a picture, ``end_id`` ends an example. ``max_tokens``: of a prompt. ``max_pictures``: how many places have an
-    embedding of their own; None = a picture's place makes no difference."""
+    embedding of their own; None = a picture's place makes no difference. ``words_once``: captions say each content word once."""
 
     tokenizer: TextTokenizer
     search: Search
@@ -101,6 +101,7 @@ class FlamingoSpec:
     end_id: int
     max_tokens: int
     max_pictures: int | None
+    words_once: bool = False
 
 
 class PromptState(State, Protocol):
@@ -163,7 +164,8 @@ class FlamingoEngine(PhotoEncoder, StepModel[FlamingoInputs, PromptStateT], Prot
 @dataclass(frozen=True)
 class Blip2Spec:
     """``tokenizer`` None: there is no language model. ``instructed``: the Q-Former reads the question. ``matches``: it has the heads of the
-    first stage; ``writes``: it can write captions itself (ITG); ``writer``: of captions by default."""
+    first stage; ``writes``: it can write captions itself (ITG); ``writer``: of captions by default. ``words_once``: captions say each
+    content word once."""
 
     words: WordPieces
     tokenizer: TextTokenizer | None
@@ -176,6 +178,7 @@ class Blip2Spec:
     writes: bool
     writer: str
     prompts: Prompts = DEFAULT_PROMPTS
+    words_once: bool = False
 
 
 class TextPieces(NamedTuple):

@@ -50,7 +50,10 @@ class Blip2Model:
 def save_blip2(directory: Path, blip2: Blip2Model, card: Card, *, dtype: torch.dtype = torch.float32) -> None:
     """Write a checkpoint of the trained tensors and of the frozen parts whose specs say so. ``dtype`` int8: see ``quantize``."""
     config = msgspec.structs.replace(
-        blip2.config, model=blip2.model.config, search=SearchSpec.of(blip2.search), card=card
+        blip2.config,
+        model=blip2.model.config,
+        search=SearchSpec.of(blip2.search, blip2.config.search.words_once),
+        card=card,
     )
     tensors = MemoryStore(tensors_to_save(blip2.model, config))
     write_blip2(directory, config, tensors, blip2.words, blip2.files, dtype=dtype)
@@ -83,7 +86,7 @@ def load_blip2(directory: Path, *, dtype: torch.dtype = torch.float32) -> Blip2M
             model = Blip2(config.model, encoder, lm)
     words = WordPieces.read(directory / "vocab.txt") if config.model.qformer.vocab_size else WordPieces(SPECIAL_PIECES)
     fill(model, tensors, source=directory, optional_prefixes=frozen_prefixes(config), dtype=dtype)
-    search = blip2_search(tokenizer, **msgspec.structs.asdict(config.search))
+    search = config.search.search(tokenizer.eos_ids if tokenizer else frozenset())
     files = {n: (directory / n).read_bytes() for n in config.files if n not in (WEIGHTS, "vocab.txt")}
     return Blip2Model(model.eval().requires_grad_(False), words, tokenizer, search, config, files)
 

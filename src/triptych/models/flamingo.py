@@ -45,7 +45,10 @@ class FlamingoModel:
 def save_flamingo(directory: Path, flamingo: FlamingoModel, card: Card, *, dtype: torch.dtype = torch.float32) -> None:
     """Write a checkpoint of the trained tensors and of the frozen parts whose specs say so. ``dtype`` int8: see ``quantize``."""
     config = msgspec.structs.replace(
-        flamingo.config, model=flamingo.model.config, search=SearchSpec.of(flamingo.search), card=card
+        flamingo.config,
+        model=flamingo.model.config,
+        search=SearchSpec.of(flamingo.search, flamingo.config.search.words_once),
+        card=card,
     )
     tensors = stored_as(tensors_to_save(flamingo.model, config), dtype)
     save_checkpoint(directory, config=config, tensors=tensors, extra_files=flamingo.files)

@@ -39,13 +39,16 @@ class SatModel:
         cls, model: ShowAttendTell, vocabulary: WordVocabulary, search: Search, *, whole_encoder: bool = False
     ) -> SatModel:
         """``whole_encoder``: a checkpoint keeps the frozen layers as well (always where they are no embedded part)."""
-        spec = encoder_spec(model.encoder, whole_encoder)
-        return cls(model, vocabulary, search, CheckpointConfig(system="sat", model=model.config, encoder=spec))
+        encoder, spec = encoder_spec(model.encoder, whole_encoder), SearchSpec.of(search, search.once is not None)
+        config = CheckpointConfig(system="sat", model=model.config, encoder=encoder, search=spec)
+        return cls(model, vocabulary, search, config)
 
 
 def save_sat(directory: Path, sat: SatModel, card: Card, *, dtype: torch.dtype = torch.float32) -> None:
     """Write a checkpoint of the trained tensors, and of the encoder's frozen layers where its spec says so."""
-    config = msgspec.structs.replace(sat.config, model=sat.model.config, search=SearchSpec.of(sat.search), card=card)
+    config = msgspec.structs.replace(
+        sat.config, model=sat.model.config, search=SearchSpec.of(sat.search, sat.search.once is not None), card=card
+    )
     tensors = sat.model.state_dict() if config.encoder.stored else trained_tensors(sat.model)
     vocabulary = {"vocabulary.json": json.dumps({"words": sat.vocabulary.words}, indent=0) + "\n"}
     save_checkpoint(directory, config=config, tensors=stored_as(tensors, dtype), extra_files=vocabulary)
@@ -69,12 +72,20 @@ def load_sat(directory: Path, *, dtype: torch.dtype = torch.float32) -> SatModel
             model = ShowAttendTell(config.model, encoder)
     frozen = () if config.encoder.stored else trunk_prefixes(encoder)
     fill(model, tensors, source=directory, optional_prefixes=frozen, dtype=dtype)
-    search = sat_search(**msgspec.structs.asdict(config.search))
+    search = caption_search(vocabulary, config.search)
     return SatModel(model.eval().requires_grad_(False), vocabulary, search, config)
 
 
 def trunk_prefixes(encoder: ConvNet) -> tuple[str, ...]:
     return tuple(f"encoder.layers.{i}." for i in range(encoder.cut))
+
+
+def caption_search(vocabulary: WordVocabulary, spec: SearchSpec) -> Search:
+    """The search of a checkpoint's captions."""
+    once = vocabulary.is_content if spec.words_once else None
+    return sat_search(
+        beams=spec.beams, length_penalty=spec.length_penalty, max_new_tokens=spec.max_new_tokens, once=once
+    )
 
 
 def sat_search(**settings: Any) -> Search:

@@ -67,6 +67,11 @@ class Blip2Tasks(Answerer, Blip2Matching):
         """The model's own search with ``settings`` changed. Raises InputError for an unknown or impossible one."""
         return with_settings(self.spec.search, settings)
 
+    def caption_search(self, **settings: Any) -> Search:
+        """The search of captions, with ``settings`` changed: a caption says each content word once (``once=None`` lets it repeat them)."""
+        once = self.spec.tokenizer.is_content if self.spec.words_once and self.spec.tokenizer is not None else None
+        return self.search(**({"once": once} | settings))
+
     # Captions
 
     @overload
@@ -97,7 +102,7 @@ class Blip2Tasks(Answerer, Blip2Matching):
             raise InputError(f"unknown writer {writer!r}: choose {' or '.join(WRITERS)}")
         if (writer or self.spec.writer) == "qformer" or (writer is None and not self.answers):
             return self.grounded_captions(images, explain, **settings)
-        search = self.search(**settings)
+        search = self.caption_search(**settings)
         answers: list[Answer] = []
         for first in range(0, len(images), DECODED_TOGETHER):
             part = [
@@ -140,7 +145,7 @@ class Blip2Tasks(Answerer, Blip2Matching):
         prompts = self.spec.prompts
         text = prompts.caption if question is None else question_prompt(question, 1, prompts)
         (row,) = self.read([PhotoPrompt(text, [image], question)])
-        search = self.search(**({"beams": 1} | settings))
+        search = (self.caption_search if question is None else self.search)(**({"beams": 1} | settings))
         yield from decode_pieces(self.tokenizer, stream(self.engine, [row.pieces], search))
 
     # Questions

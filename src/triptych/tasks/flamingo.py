@@ -60,6 +60,11 @@ class FlamingoTasks(Answerer):
         """The model's own search with ``settings`` changed. Raises InputError for an unknown or impossible one."""
         return with_settings(self.spec.search, settings)
 
+    def caption_search(self, **settings: Any) -> Search:
+        """The search of captions, with ``settings`` changed: a caption says each content word once (``once=None`` lets it repeat them)."""
+        once = self.spec.tokenizer.is_content if self.spec.words_once else None
+        return self.search(**({"once": once} | settings))
+
     # Captions
 
     @overload
@@ -90,7 +95,7 @@ class FlamingoTasks(Answerer):
         )
         pictures = [load_image(image) for image, _ in shots if image is not None]
         prompts = [(examples + CAPTION, [*pictures, image]) for image in images]
-        return self.prompts.write(prompts, self.search(**settings), explain, as_sentence=True)
+        return self.prompts.write(prompts, self.caption_search(**settings), explain, as_sentence=True)
 
     # Questions
 
@@ -130,7 +135,7 @@ class FlamingoTasks(Answerer):
         """Pictures with their captions (each written as if it were alone, so that no caption repeats another picture's) and then the
         question, read."""
         ids = self.spec.tokenizer.encode(question_after_pictures(question.text))
-        captions = self.prompts.write([(CAPTION, [image]) for image in question.images], self.search())
+        captions = self.prompts.write([(CAPTION, [image]) for image in question.images], self.caption_search())
         row = self.prompts.row(captions_by_picture([caption.text for caption in captions]), question.images)
         return self.prompts.read_blind(row, ids)
 
@@ -219,7 +224,7 @@ class FlamingoTasks(Answerer):
         """A caption, or the answer to a question, piece by piece as it is written (greedy, or sampled with a ``temperature``)."""
         pictures = as_list(images)
         if question is None:
-            return self.prompts.streamed(CAPTION, pictures, self.search(**({"beams": 1} | settings)))
+            return self.prompts.streamed(CAPTION, pictures, self.caption_search(**({"beams": 1} | settings)))
         asked = PictureQuestion(pictures, question)
         if is_yes_no(question) and not settings.get("temperature"):
             return iter([self.ask(pictures, question).text])

@@ -13,6 +13,7 @@ from triptych.text import byte_level, sentencepiece
 from triptych.text import tokenizer_files as files
 from triptych.text.letters import check_unicode
 from triptych.text.sentencepiece import CONTROL, NORMAL, SentencePieces
+from triptych.text.vocabulary import FUNCTION_WORDS
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -144,6 +145,12 @@ class TextTokenizer:
         """The text of ids, without special tokens. An unfinished character of several bytes becomes U+FFFD."""
         hidden = set(self.specials.values())
         return self.tokenizer.decode([i for i in ids if i not in hidden], skip_special_tokens=False)
+
+    def is_content(self, token: int) -> bool:
+        """Whether a token begins a word that a caption says once: no article, preposition or number, no part of a longer word."""
+        text = self.decode([token])
+        word = text.strip().lower()
+        return text[:1].isspace() and word.isalpha() and word not in FUNCTION_WORDS
 
     def chat(self, messages: Sequence[Mapping[str, str]], *, answer: bool = True) -> list[int]:
         """Ids of a conversation, as the model was taught to read one.

@@ -18,6 +18,9 @@ SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
 WORD = regex.compile(rf"{LETTER_OR_DIGIT}+(?:-{LETTER_OR_DIGIT}+)*|'{LETTER}+")
 
 
+FUNCTION_WORDS = frozenset(Path(__file__).with_name("function_words.txt").read_text("utf-8").split())  # English
+
+
 def split_words(text: str) -> list[str]:
     """``"A dog's long-haired pup."`` -> ``["a", "dog", "'s", "long-haired", "pup"]``: lower case, punctuation dropped.
 
@@ -51,6 +54,10 @@ class WordVocabulary:
         counts = Counter(word for caption in captions for word in split_words(caption))
         kept = sorted((w for w, n in counts.items() if n >= min_count), key=lambda w: (-counts[w], w))
         return cls((*SPECIALS, *kept))
+
+    def is_content(self, token: int) -> bool:
+        """Whether a token is a word that a caption says once: no article, preposition, number or special word."""
+        return token >= len(SPECIALS) and self.words[token] not in FUNCTION_WORDS
 
     def __len__(self) -> int:
         return len(self.words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -81,7 +82,9 @@ def open_sat(directory: Path, precision: Precision) -> OnnxSat:
         build_sat(source, folder, precision)
 
     folder = graphs_folder(config, precision, build)
-    spec = SatSpec(vocabulary, config.search.search(frozenset({EOS}), frozenset({PAD, BOS, UNK})))
+    search = config.search.search(frozenset({EOS}), frozenset({PAD, BOS, UNK}))
+    once = vocabulary.is_content if config.search.words_once else None
+    spec = SatSpec(vocabulary, replace(search, once=once))
     return OnnxSat(Opened(directory, config, folder, precision), spec, open_embeddings(folder, "embedding"))
 
 
@@ -100,7 +103,8 @@ def open_flamingo(directory: Path, precision: Precision) -> OnnxFlamingo:
     lm, tokenizer = open_language_model(folder)
     end_id, image_id = config.lm.end_id, config.model.image_id
     search = config.search.search(frozenset({end_id}), frozenset({image_id}))
-    spec = FlamingoSpec(tokenizer, search, image_id, end_id, lm.config.max_positions, config.model.max_pictures)
+    limits = lm.config.max_positions, config.model.max_pictures
+    spec = FlamingoSpec(tokenizer, search, image_id, end_id, *limits, config.search.words_once)
     return OnnxFlamingo(Opened(directory, config, folder, precision), spec, lm)
 
 
@@ -128,6 +132,7 @@ def open_blip2(directory: Path, precision: Precision) -> OnnxBlip2:
         heads and model.writes,
         model.writer,
         config.prompts,
+        config.search.words_once,
     )
     qformer = OnnxQFormer(folder, model, open_embeddings(folder, "words"), np.load(folder / "positions.npy"))
     temperature = float(np.load(folder / "temperature.npy")) if heads else None

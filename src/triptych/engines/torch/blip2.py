@@ -40,6 +40,7 @@ class TorchBlip2(TorchEncoder):
             self.model.heads is not None and config.writes,
             config.writer,
             blip2.prompts,
+            blip2.config.search.words_once,
         )
         self.writer = CaptionWriter(self)
 

@@ -28,7 +28,13 @@ class TorchFlamingo(TorchEncoder):
         super().__init__(self.model.vision_encoder, self.model.encode, device)
         config, limit = self.model.config, self.model.lm.config.max_positions
         self.spec = FlamingoSpec(
-            flamingo.tokenizer, flamingo.search, config.image_id, flamingo.end_id, limit, config.max_pictures
+            flamingo.tokenizer,
+            flamingo.search,
+            config.image_id,
+            flamingo.end_id,
+            limit,
+            config.max_pictures,
+            flamingo.config.search.words_once,
         )
 
     def pooled(self, features: Sequence[Array]) -> Floats:

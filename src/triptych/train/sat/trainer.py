@@ -38,7 +38,7 @@ class SatTrainer:
             encode_captions(photo, sat.vocabulary, captions.captions_per_photo, captions.max_words)
             for photo in data.photos
         ]
-        self.search = validation_search(recipe)
+        self.search = replace(validation_search(recipe), once=sat.vocabulary.is_content)
         self.objective: nn.Module = self.make_objective()
 
     def make_objective(self) -> CrossEntropy | SelfCritical:

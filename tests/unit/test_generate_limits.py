@@ -1,0 +1,54 @@
+"""Texts that say things once, and texts of a least length."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from triptych.errors import InputError
+from triptych.generate import Search, generate
+
+
+class Parrot:
+    """A ``StepModel`` that likes the tokens 5, 6, 7 in this order of preference, whatever came before; 0 ends a text."""
+
+    def __init__(self, liked: Sequence[int] = (5, 6, 7, 0)) -> None:
+        self.liked = liked
+
+    def logits(self, rows: int) -> np.ndarray:
+        row = np.zeros(9, np.float32)
+        row[list(self.liked)] = range(4, 4 - len(self.liked), -1)
+        return np.tile(row, (rows, 1))
+
+    def prefill(self, inputs: int) -> tuple[np.ndarray, Any]:
+        return self.logits(inputs), self
+
+    def step(self, ids: np.ndarray, state: Any) -> tuple[np.ndarray, Any]:
+        return self.logits(len(ids)), self
+
+    def reorder(self, rows: np.ndarray) -> Any:
+        return self
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_tokens_that_a_text_holds_once(beams: int) -> None:
+    def text(**settings: Any) -> tuple[int, ...]:
+        both = generate(Parrot(), 2, Search(frozenset({0}), beams=beams, max_new_tokens=6, **settings))
+        assert both[0][0].ids == both[1][0].ids
+        return both[0][0].ids
+
+    assert text(min_new_tokens=6) == (5,) * 6
+    assert text(once=lambda token: token in (5, 6), min_new_tokens=6) == (5, 6, 7, 7, 7, 7)
+    assert text(no_repeat_ngrams=2, min_new_tokens=6)[:4] == (5, 5, 6, 5)
+    written = text(no_repeat_ngrams=2, min_new_tokens=6)
+    assert len({written[i : i + 2] for i in range(5)}) == 5
+    assert len(text(once=lambda token: True)) < 6  # the end is what is left
+
+
+def test_a_text_of_at_least_so_many_tokens() -> None:
+    for beams in (1, 2):
+        search = Search(frozenset({0}), beams=beams, min_new_tokens=3)
+        assert generate(Parrot((0, 5)), 1, search)[0][0].ids == (5, 5, 5)
+    with pytest.raises(InputError, match="min_new_tokens"):
+        Search(frozenset({0}), max_new_tokens=2, min_new_tokens=3)
