@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -123,3 +124,16 @@ def test_prompts_that_are_refused(pair: tuple[Any, T5]) -> None:
         ours.prefill(prompt(4096))
     with pytest.raises(ValueError, match="left_pad"):
         ours.prefill(Prompt(prompt(3), torch.tensor([[True, True, False]])))
+
+
+def test_configs_that_cannot_be(pair: tuple[Any, T5]) -> None:
+    for change, words in (
+        ({"decoder_layers": 0}, "decoder_layers is 0, expected 1 to 1024"),
+        ({"layers": 1 << 20}, "layers is 1048576"),
+        ({"buckets": 6}, "buckets is 6: it must be a multiple of 4"),
+        ({"max_distance": 4}, "max_distance more than half of it"),
+        ({"end_id": 97}, "must lie in the vocabulary of 97"),
+        ({"activation": "tanh"}, "the activation 'tanh'"),
+    ):
+        with pytest.raises(InputError, match=words):
+            replace(pair[1].config, **change)

@@ -133,6 +133,13 @@ def pieces_of(kind: str) -> tuple[tuple[str, ...], tuple[float, ...], tuple[int,
     return tuple(map(theirs.id_to_piece, ids)), tuple(map(theirs.get_score, ids)), tuple(kinds)
 
 
+def test_the_better_piece_is_merged_first() -> None:
+    """Whatever its id."""
+    pieces, scores = ("<unk>", "a", "b", "c", "bc", "ab"), (0.0, -5.0, -6.0, -7.0, -2.0, -1.0)
+    tokenizer = build_tokenizer(SentencePieces(pieces, scores, (2, 1, 1, 1, 1, 1), add_prefix=False))
+    assert tokenizer.encode("abc").tokens == ["ab", "c"]
+
+
 @pytest.mark.parametrize("kind", ["llama", "gemma"])
 def test_gguf(kind: str) -> None:
     pieces, scores, kinds = pieces_of(kind)
