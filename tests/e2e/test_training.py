@@ -2,103 +2,46 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
+from runs import TOGETHER, assert_same_run, best, finish, kill_after, losses, start
+from tiny_training import main
 
 from triptych.checkpoints.parts import home, part_path
 
-SCRIPT = Path(__file__).with_name("tiny_training.py")
-LAUNCH = [
-    "accelerate.commands.launch",
-    "--cpu",
-    "--num_processes=2",
-    "--num_machines=1",
-    "--mixed_precision=no",
-    "--dynamo_backend=no",
-]
+SCRIPT = "tiny_training.py"
 
 
-def start(run: Path, objective: str = "xe", attention: str = "soft", epochs: int = 12) -> "subprocess.Popen[str]":
-    command = [sys.executable, str(SCRIPT), str(run), objective, attention, str(epochs)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process: "subprocess.Popen[str]") -> str:
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    return out
-
-
-def log(run: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-
-
-def losses(run: Path) -> dict[int, float]:
-    found: dict[int, float] = {}
-    for record in log(run):
-        if "loss" in record:
-            assert record["step"] not in found, "a step was logged twice"
-            found[record["step"]] = record["loss"]
-    return found
-
-
-def cider(run: Path) -> list[float]:
-    return [record["CIDEr-D"] for record in log(run) if "CIDEr-D" in record]
-
-
+@pytest.mark.usefixtures("own_accelerator")
 def test_a_killed_run_goes_on_with_the_same_losses(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = start(killed)
-    while not (killed / "log.jsonl").exists() or len(log(killed)) < 8:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    reached = max(losses(killed))
-    assert 0 < reached < 36
-    finish(start(killed))
-    finish(start(whole))
-    assert losses(killed) == losses(whole)
-    assert len(losses(whole)) == 36
-    assert cider(killed) == cider(whole)
-    assert max(cider(whole)) > 1  # it has learnt to name the colour: generated captions, not teacher-forced ones
-    assert (whole / "best" / "model.safetensors").exists()
-    assert (whole / "best" / "model.safetensors").read_bytes() == (killed / "best" / "model.safetensors").read_bytes()
+    assert 0 < kill_after(start(SCRIPT, killed, "xe", "soft", 12), killed, 8) < 36
+    main(killed, "xe", "soft", 12)
+    main(whole, "xe", "soft", 12)
+    assert_same_run(killed, whole, 36)
+    assert best(whole, "CIDEr-D") > 1  # it has learnt to name the colour: generated captions, not teacher-forced ones
 
 
-@pytest.mark.parametrize("others", [{"epochs": 2}, {"epochs": 1, "attention": "hard"}])
-def test_other_settings_do_not_go_on_with_a_run(tmp_path: Path, others: dict[str, Any]) -> None:
-    finish(start(tmp_path / "run", epochs=1))
-    before = (tmp_path / "run" / "log.jsonl").read_bytes()
-    process = start(tmp_path / "run", **others)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert "begun with other settings" in err
-    assert (tmp_path / "run" / "log.jsonl").read_bytes() == before
-
-
+@pytest.mark.usefixtures("own_accelerator")
 def test_hard_attention_learns(tmp_path: Path) -> None:
-    finish(start(tmp_path, attention="hard", epochs=16))
-    assert max(cider(tmp_path)) > 1
+    main(tmp_path, "xe", "hard", 16)
+    assert best(tmp_path, "CIDEr-D") > 1
 
 
+@pytest.mark.usefixtures("own_accelerator")
 def test_self_critical_training_goes_beyond_cross_entropy(tmp_path: Path) -> None:
-    finish(start(tmp_path, "scst"))
-    assert max(cider(tmp_path)) > max(cider(tmp_path / "warm"))
+    main(tmp_path, "scst", "soft", 12)
+    assert best(tmp_path, "CIDEr-D") > best(tmp_path / "warm", "CIDEr-D")
 
 
 def test_two_processes_train_together(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", *LAUNCH, str(SCRIPT), str(tmp_path), "xe", "soft", "12"]
-    finish(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    finish(start(SCRIPT, tmp_path, "xe", "soft", 12, launcher=TOGETHER))
     assert len(losses(tmp_path)) == 36  # each step once: one process writes the log
-    assert max(cider(tmp_path)) > 1
+    assert best(tmp_path, "CIDEr-D") > 1
 
 
 @pytest.mark.parts

@@ -1,39 +1,27 @@
 """Training of BLIP-2 from end to end on features of a few numbers: it learns, a killed run goes on exactly, processes agree."""
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from test_training import LAUNCH, finish, log, losses
+from runs import SECONDS, TOGETHER, assert_same_run, best, finish, kill_after, log, losses, start
 from tiny_blip2 import tiny_blip2
-from tiny_blip2_training import data
+from tiny_blip2_training import data, main
 
 from triptych.errors import InputError
 from triptych.train.blip2 import start as start_blip2
 from triptych.train.blip2.recipe import Blip2Recipe
 from triptych.train.blip2.trainer import Blip2Trainer
-from triptych.train.data import TrainingData
+from triptych.train.data import PhotoSet, TrainingData
 from triptych.train.recipe import make_recipe
 
-SCRIPT = Path(__file__).with_name("tiny_blip2_training.py")
+SCRIPT = "tiny_blip2_training.py"
 
 
-def start(run: Path, stage: int | str, epochs: int) -> "subprocess.Popen[str]":
-    command = [sys.executable, str(SCRIPT), str(run), str(stage), str(epochs)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def best(run: Path, metric: str) -> float:
-    return max(record[metric] for record in log(run) if metric in record)
-
-
+@pytest.mark.usefixtures("own_accelerator")
 def test_stage_1_learns_to_retrieve(tmp_path: Path) -> None:
-    finish(start(tmp_path, 1, 50))
+    main(tmp_path, 1, 50)
     # Two photos of each thing cannot be told apart: half of what is asked of R@1, all of R@5
     assert best(tmp_path, "text-to-image R@5") == 100
     assert best(tmp_path, "R@1") > 40
@@ -41,8 +29,9 @@ def test_stage_1_learns_to_retrieve(tmp_path: Path) -> None:
     assert last < 0.7 * first
 
 
+@pytest.mark.usefixtures("own_accelerator")
 def test_self_critical_training_raises_the_reward(tmp_path: Path) -> None:
-    finish(start(tmp_path, "scst", 12))
+    main(tmp_path, 3, 12, {"scst": 1.0})
     rewards = [record["reward"] for record in log(tmp_path) if "reward" in record]
     assert len(rewards) == 36
     assert sum(rewards[-9:]) > 1.5 * sum(rewards[:9])
@@ -88,26 +77,49 @@ def test_photos_that_processes_cannot_share_evenly_are_refused(monkeypatch: pyte
         Blip2Trainer(tiny_blip2(with_lm=False), TrainingData([data(24, "train", 0)], [data(8, "val", 1)]), recipe)
 
 
-@pytest.mark.parametrize("stage", [1, 3])
-def test_a_killed_run_goes_on_with_the_same_losses(tmp_path: Path, stage: int) -> None:
+@pytest.mark.usefixtures("own_accelerator")
+def test_a_killed_run_goes_on_with_the_same_losses(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = start(killed, stage, 4)
-    while not (killed / "log.jsonl").exists() or len(log(killed)) < 5:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert 0 < max(losses(killed)) < 12
-    finish(start(killed, stage, 4))
-    finish(start(whole, stage, 4))
-    assert losses(killed) == losses(whole)
-    assert len(losses(whole)) == 12
-    weights = [(run / "best" / "model.safetensors").read_bytes() for run in (whole, killed)]
-    assert weights[0] == weights[1]
+    assert 0 < kill_after(start(SCRIPT, killed, 3, 4), killed, 5) < 12
+    main(killed, 3, 4)
+    main(whole, 3, 4)
+    assert_same_run(killed, whole, 12)
+
+
+@pytest.mark.usefixtures("own_accelerator")
+def test_stage_1_goes_on_with_the_same_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As above, stopped in the middle of its third validation."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    main(whole, 1, 4)
+    figures, calls = Blip2Trainer.figures, []
+
+    def stop(self: Blip2Trainer, photos: PhotoSet) -> dict[str, float]:
+        calls.append(photos)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return figures(self, photos)
+
+    monkeypatch.setattr(Blip2Trainer, "figures", stop)
+    with pytest.raises(KeyboardInterrupt):
+        main(stopped, 1, 4)
+    main(stopped, 1, 4)
+    assert_same_run(stopped, whole, 12)
 
 
 def test_two_processes_train_together(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", *LAUNCH, str(SCRIPT), str(tmp_path), "1", "50"]
-    finish(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    finish(start(SCRIPT, tmp_path, 1, 50, launcher=TOGETHER))
     assert len(losses(tmp_path)) == 150  # each step once: one process writes the log
     assert best(tmp_path, "text-to-image R@5") == 100
+
+
+def test_gradients_reach_the_process_that_made_the_features(tmp_path: Path) -> None:
+    """Each process weighs what both gathered in its own way; the gradient of a part is the sum of what both ask of it."""
+    processes = [start("gathered_gradients.py", rank, tmp_path / "store") for rank in range(2)]
+    for rank, process in enumerate(processes):
+        out, err = process.communicate(timeout=SECONDS)
+        assert process.returncode == 0, err
+        gathered, gradient = json.loads(out)
+        own = torch.arange(6.0).view(3, 2)
+        assert gathered == torch.cat([own, own + 10]).tolist()
+        expected = 3 * torch.arange(12.0).view(6, 2)  # once by the first process, twice by the second
+        assert gradient == expected[3 * rank : 3 * rank + 3].tolist()

@@ -1,20 +1,15 @@
 """Training of Flamingo from end to end on features of a few numbers: it learns, a killed run goes on exactly, processes agree."""
 
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from test_training import LAUNCH, finish, log, losses
+from runs import TOGETHER, assert_same_run, finish, kill_after, log, losses, start
 from tiny_blip2 import TinyNet
 from tiny_blip2_training import data
 from tiny_flamingo import tiny_flamingo
+from tiny_flamingo_training import SHARES, main
 
 from triptych.nn.configs import DecoderConfig
 from triptych.nn.decoder import Decoder
@@ -27,24 +22,19 @@ from triptych.train.flamingo.trainer import FlamingoTrainer
 from triptych.train.loop import fit
 from triptych.train.recipe import make_recipe
 
-SCRIPT = Path(__file__).with_name("tiny_flamingo_training.py")
+SCRIPT = "tiny_flamingo_training.py"
 
 
-def start(
-    run: Path, epochs: int, launcher: tuple[str, ...] = (), shares: tuple[str, ...] = ()
-) -> "subprocess.Popen[str]":
-    command = [sys.executable, *launcher, str(SCRIPT), str(run), str(epochs), *shares]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
+@pytest.mark.usefixtures("own_accelerator")
 def test_it_learns(tmp_path: Path) -> None:
-    finish(start(tmp_path, 40))
+    main(tmp_path, 40, SHARES)
     first, *_, last = losses(tmp_path).values()
     assert last < 0.8 * first
 
 
+@pytest.mark.usefixtures("own_accelerator")
 def test_self_critical_training_raises_the_reward(tmp_path: Path) -> None:
-    finish(start(tmp_path, 20, shares=("scst=1",)))
+    main(tmp_path, 20, {"scst": 1.0})
     rewards = [record["reward"] for record in log(tmp_path) if "reward" in record]
     assert len(rewards) == 60
     assert sum(rewards[-9:]) > 1.5 * sum(rewards[:9])
@@ -69,14 +59,6 @@ class Unspaced(TextTokenizer):
         return super().encode(text.lstrip(), **options)
 
 
-@pytest.fixture
-def own_accelerator() -> Iterator[None]:
-    """A process has one precision for all its runs."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.mark.usefixtures("own_accelerator")
 def test_bfloat16_through_the_warm_start_of_a_model_with_narrow_embeddings(tmp_path: Path) -> None:
     """As OPT-350m: what enters the language model is projected first."""
@@ -94,23 +76,15 @@ def test_bfloat16_through_the_warm_start_of_a_model_with_narrow_embeddings(tmp_p
     assert all(gate for pair in flamingo.model.gates() for gate in pair)
 
 
+@pytest.mark.usefixtures("own_accelerator")
 def test_a_killed_run_goes_on_with_the_same_losses(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = start(killed, 8)
-    while not (killed / "log.jsonl").exists() or len(log(killed)) < 5:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert 0 < max(losses(killed)) < 24
-    finish(start(killed, 8))
-    finish(start(whole, 8))
-    assert losses(killed) == losses(whole)
-    assert len(losses(whole)) == 24
-    weights = [(run / "best" / "model.safetensors").read_bytes() for run in (whole, killed)]
-    assert weights[0] == weights[1]
+    assert 0 < kill_after(start(SCRIPT, killed, 8), killed, 5) < 24
+    main(killed, 8, SHARES)
+    main(whole, 8, SHARES)
+    assert_same_run(killed, whole, 24)
 
 
 def test_two_processes_train_together(tmp_path: Path) -> None:
-    finish(start(tmp_path, 4, ("-m", *LAUNCH)))
+    finish(start(SCRIPT, tmp_path, 4, launcher=TOGETHER))
     assert len(losses(tmp_path)) == 12  # each step once: one process writes the log

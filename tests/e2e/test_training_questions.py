@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_training import log
+from runs import log
 from tiny_blip2 import tiny_blip2
 from tiny_blip2_training import THINGS, data
 
@@ -33,6 +33,7 @@ def without_captions(photos: int, split: str, seed: int) -> PhotoSet:
     return PhotoSet(name, plain, features)
 
 
+@pytest.mark.usefixtures("own_accelerator")
 def test_questions_alone_need_no_captions(tmp_path: Path) -> None:
     """A language model of random weights learns no answers here; only the answers are judged."""
     blip2 = tiny_blip2(scale=0.15)

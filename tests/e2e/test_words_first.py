@@ -23,6 +23,7 @@ class Initials:
         return [ord(text.strip()[0])]
 
 
+@pytest.mark.usefixtures("own_accelerator")
 def test_soft_prompts_begin_near_the_words_for_what_a_photo_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

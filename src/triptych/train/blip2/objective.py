@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
 
 from triptych.generate import Search
 from triptych.nn.decoder import Prompt
@@ -42,9 +41,25 @@ class Processes:
         return cls(distributed.get_world_size(), distributed.get_rank(), all_processes)
 
 
+class Gathered(torch.autograd.Function):
+    """Its backward pass adds up what all processes ask of each part, and gives each process its own."""
+
+    @staticmethod
+    def forward(context: Any, tensor: Tensor) -> Tensor:
+        parts = [torch.empty_like(tensor) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous()
+        torch.distributed.all_reduce(total)
+        return total.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
+
+
 def all_processes(tensor: Tensor) -> Tensor:
     """What every process has, in the order of their ranks; gradients flow to each one's own part."""
-    return torch.cat(all_gather(tensor))  # type: ignore[no-untyped-call]
+    return Gathered.apply(tensor)  # type: ignore[no-untyped-call]
 
 
 class Contrast(NamedTuple):

@@ -1,0 +1,148 @@
+"""BLIP-2's training: which parameters learn at which rate, whose prompts it reads, what gradients cross processes, other encoders."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+import torch.distributed as dist
+from PIL import Image
+from tiny_blip2 import tiny_blip2
+
+from triptych.data import Photo
+from triptych.errors import InputError
+from triptych.models import Blip2Model
+from triptych.nn.configs import ViTConfig
+from triptych.nn.vit import ViT
+from triptych.systems.blip2 import Blip2
+from triptych.text.prompt import BLIP2_OPT, IGNORED, INSTRUCT_BLIP, Prompts
+from triptych.train.blip2.batches import PICTURE, AnsweredQuestion
+from triptych.train.blip2.objective import all_processes
+from triptych.train.blip2.prompts import blip2_caption_prompt
+from triptych.train.blip2.recipe import Blip2Recipe
+from triptych.train.blip2.trainer import Blip2Trainer, blip2_parameter_groups
+from triptych.train.crops import crop_cells
+from triptych.train.data import PhotoSet, TrainingData
+from triptych.train.features import cached_features
+from triptych.train.recipe import make_recipe
+from triptych.train.trainer import train_bridges
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
+from tiny_blip2_training import data
+
+
+def with_prompts(prompts: Prompts) -> Blip2Model:
+    blip2 = tiny_blip2()
+    return replace(blip2, config=msgspec.structs.replace(blip2.config, prompts=prompts))
+
+
+def test_what_begins_as_bert_and_the_projection_learn_at_their_own_rates() -> None:
+    model = tiny_blip2().model
+    train_bridges(model)
+    groups = blip2_parameter_groups(model, make_recipe(Blip2Recipe, {"bert_rate": 0.2, "projection_rate": 7.0}))
+    assert [group.get("lr_scale", 1.0) for group in groups] == [1.0, 0.2, 7.0]
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    rest, bert, projection = ({names[id(p)] for p in group["params"]} for group in groups)
+    assert projection == {"projection.weight", "projection.bias"}
+    assert all(
+        ".self_attention." in name or ".text_mlp." in name or "position" in name or "norm" in name for name in bert
+    )
+    assert {"qformer.query_tokens", "heads.temperature"} <= rest and any("cross_attention" in name for name in rest)
+    assert any(".query_mlp." in name for name in rest) and not any(".self_attention." in name for name in rest)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert rest | bert | projection == trained and len(rest) + len(bert) + 2 == len(trained)
+    assert not any(name.startswith(("lm.", "vision_encoder.")) or "word_embeddings" in name for name in trained)
+    assert len(blip2_parameter_groups(tiny_blip2(with_lm=False).model, Blip2Recipe())) == 2
+
+
+@pytest.mark.parametrize("prompts", [Prompts(), BLIP2_OPT, INSTRUCT_BLIP, Prompts("look: <image> it shows")])
+def test_captions_are_learnt_behind_the_prompt_of_the_checkpoint(prompts: Prompts) -> None:
+    """The objective's soft prompt stands where the checkpoint's prompt has the photo; the same model with other words loses otherwise."""
+    blip2 = with_prompts(prompts)
+    tokenizer = blip2.tokenizer
+    assert tokenizer is not None
+    made = blip2_caption_prompt(blip2)
+    before, after = prompts.caption.split("<image>")
+    assert tokenizer.decode(list(made.before)) == before and tokenizer.decode(list(made.after)) == after
+    recipe = make_recipe(
+        Blip2Recipe, {"stage": 2, "weights": {"caption": 1.0}, "cells": 1.0, "window": 1.0, "mirror": False}
+    )
+    objective = Blip2Trainer(blip2, TrainingData([data(4, "train", 0)], [data(4, "val", 1)]), recipe).objective
+    soft, lm = torch.randn(1, 3, 16), blip2.model.decoder
+    caption = torch.tensor([[tokenizer.encode(" dog")]])
+    found = objective.caption_logits(soft, caption)
+    ids = [torch.tensor(x, dtype=torch.long) for x in (made.before, (*made.after, *caption[0, 0, :-1].tolist()))]
+    row = torch.cat([lm.embed(ids[0]), soft[0], lm.embed(ids[1])])[None]
+    expected = lm.logits(lm(row))[0, -caption.shape[2] :]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert made.instruction is not None
+    read = blip2.words.encode([after.strip()] if prompts.whole else ["describe the photo"])[0]
+    assert torch.equal(made.instruction[0], read)
+
+
+def test_a_prompt_that_ends_with_the_photo_is_refused() -> None:
+    with pytest.raises(InputError, match="ends with the photo"):
+        blip2_caption_prompt(with_prompts(Prompts("a photo: <image>")))
+
+
+def test_questions_are_learnt_behind_the_prompt_of_the_checkpoint() -> None:
+    blip2 = tiny_blip2()
+    assert blip2.tokenizer is not None
+    photos = TrainingData([data(4, "train", 0)], [data(4, "val", 1)])
+    recipe = make_recipe(Blip2Recipe, {"stage": 3})
+    encoders = [Blip2Trainer(with_prompts(p), photos, recipe).encode_questions for p in (Prompts(), BLIP2_OPT)]
+    ours, theirs = (encode([AnsweredQuestion((0, 1), "is it red?", "no")]) for encode in encoders if encode)
+
+    def text(ids: torch.Tensor) -> str:
+        return blip2.tokenizer.decode([i for i in ids.tolist() if i != PICTURE])  # type: ignore[union-attr]
+
+    assert text(ours.input_ids[0]) == "Left photo: \nRight photo: \nQuestion: is it red?\nAnswer: no"
+    assert text(theirs.input_ids[0]) == "Question: is it red? Answer: no"
+    assert (theirs.input_ids[0, :6] == PICTURE).all() and (ours.input_ids == PICTURE).sum() == 6
+    assert text(theirs.labels[0][theirs.labels[0] != IGNORED]) == " no"
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+def test_gradients_flow_through_what_is_gathered() -> None:
+    own = torch.randn(3, 2, requires_grad=True)
+    weights = torch.randn(3, 2)
+    gathered = all_processes(own)
+    assert torch.equal(gathered, own)
+    (gathered * weights).sum().backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(own.grad, weights)
+
+
+def test_a_crop_keeps_the_class_token() -> None:
+    features = torch.arange(17.0)[None, :, None].expand(5, 17, 1)
+    drawn = crop_cells(features, (4, 4), 0.5, 0.7, seed=3)[..., 0]
+    assert drawn.shape == (5, 9) and (drawn[:, 0] == 0).all() and (drawn[:, 1:] >= 1).all()
+
+
+def test_a_model_with_a_vision_transformer_trains(tmp_path: Path) -> None:
+    """As a converted BLIP-2: the encoder is a transformer that gives its class token too."""
+    tiny = tiny_blip2(scale=0.15)
+    vit = ViT(ViTConfig(5, 1, 1, 8, 4, 12, class_token=True)).eval()
+    model = Blip2(tiny.model.config, vit, tiny.model.decoder)
+    train_bridges(model)
+    photos = []
+    for i in range(4):
+        Image.new("RGB", (12, 12), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
+        photos.append(Photo(str(i), "train", (f"a dog {i}", "one cat"), {}, tmp_path / f"{i}.png"))
+    photo_set = PhotoSet("red", photos, cached_features(photos, vit, tmp_path / "cache"))
+    recipe = make_recipe(Blip2Recipe, {"stage": 3, "batch_size": 4, "cells": 0.7})
+    trainer = Blip2Trainer(replace(tiny, model=model), TrainingData([photo_set], [photo_set]), recipe)
+    items, seed = trainer.batch([0, 1, 2, 3], 0)
+    assert items.image_features.shape == (4, 1 + round(0.7 * 9), 5)
+    trainer.objective(items, seed).backward()
+    assert model.projection is not None and model.projection.weight.grad is not None
+    assert trainer.figures(photo_set).keys() >= {"CIDEr-D", "R@1", "accuracy"}
