@@ -9,6 +9,7 @@ import typer
 
 from triptych.cli.common import Json, PrecisionOption, app, emit, make_folder
 from triptych.cli.tables import record_text
+from triptych.errors import InputError
 
 
 @app.command()
@@ -90,3 +91,20 @@ def convert(
         as_json,
         f"{target}: " + ", ".join(f"{len(v)} {k}" for k, v in counts.items()),
     )
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="As --model of the other commands.")],
+    target: Annotated[Path, typer.Argument(help="The directory to write.")],
+    form: Annotated[str, typer.Option("--format", help="hf: a folder that transformers opens.")] = "hf",
+    as_json: Json = False,
+) -> None:
+    """Write a BLIP-2 over a vision transformer as a folder of another project."""
+    from triptych.convert.export import export_hf
+    from triptych.convert.opening import find_checkpoint
+
+    if form != "hf":
+        raise InputError(f"unknown format {form!r}: only hf is written")
+    count = export_hf(find_checkpoint(model), target)
+    emit({"target": str(target), "format": form, "tensors": count}, as_json, f"{target}: {count} tensors")

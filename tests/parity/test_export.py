@@ -1,0 +1,88 @@
+"""BLIP-2 out again: transformers opens the folder and writes the same ids; what it cannot compute is refused with the reason."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from PIL import Image
+from safetensors.torch import load_file
+from test_blip2_transformers import Pair, generation, instruct, photos  # noqa: F401
+from tiny_blip2 import tiny_blip2
+
+from triptych.checkpoints.config import Card
+from triptych.checkpoints.locate import BUNDLED
+from triptych.cli import main
+from triptych.convert.export import export_hf
+from triptych.errors import InputError
+from triptych.models import save_blip2
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: x for file in folder.glob("*.safetensors") for name, x in load_file(file).items()}
+
+
+def same_tensors(ours: Path, theirs: Path) -> None:
+    mine, peer = tensors_of(ours), tensors_of(theirs)
+    assert mine.keys() == peer.keys()
+    for name, tensor in peer.items():
+        assert torch.equal(mine[name], tensor), name
+
+
+def test_blip2_opens_in_transformers(
+    generation: Pair,  # noqa: F811
+    photos: list[Image.Image],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target = tmp_path / "hf"
+    monkeypatch.setattr(sys, "argv", ["triptych", "export", str(generation.target), str(target), "--format", "hf"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    same_tensors(target, generation.folder)
+    model = transformers.Blip2ForConditionalGeneration.from_pretrained(target).eval()
+    processor = transformers.Blip2Processor.from_pretrained(target)
+    for photo in photos:
+        inputs = processor(images=photo, text="a photo of", return_tensors="pt")
+        expected = generation.processor(images=photo, text="a photo of", return_tensors="pt")
+        torch.testing.assert_close(inputs["pixel_values"], expected["pixel_values"])
+        assert torch.equal(inputs["input_ids"], expected["input_ids"])
+        settings = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": None}
+        assert torch.equal(model.generate(**inputs, **settings), generation.peer.generate(**expected, **settings))
+
+
+def test_instructblip_has_the_same_tensors_and_sizes(instruct: Pair, tmp_path: Path) -> None:  # noqa: F811
+    assert export_hf(instruct.target, tmp_path / "hf") == len(tensors_of(instruct.folder))
+    same_tensors(tmp_path / "hf", instruct.folder)
+    mine, theirs = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "hf", instruct.folder))
+    for part in ("vision_config", "qformer_config", "text_config"):
+        for name, value in mine[part].items():
+            if name not in ("eos_token_id", "rope_theta"):
+                assert theirs[part].get(name, value) == value, (part, name)
+
+
+def test_what_transformers_cannot_compute_is_refused(generation: Pair, tmp_path: Path) -> None:  # noqa: F811
+    save_blip2(tmp_path / "tiny", tiny_blip2(), Card())
+    for folder, message in (
+        (
+            BUNDLED / "blip2",
+            "reads photos with the CNN efficientnet-lite2, for which transformers' BLIP-2 has no place",
+        ),
+        (BUNDLED / "sat", "holds a sat model, not blip2"),
+        (tmp_path / "tiny", "reads photos with the CNN tiny"),
+    ):
+        with pytest.raises(InputError, match=message):
+            export_hf(folder, tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("x")
+    with pytest.raises(InputError, match="is not empty"):
+        export_hf(generation.target, tmp_path / "full")
+
+
+def test_transformers_does_not_open_our_folders_with_random_weights(generation: Pair) -> None:  # noqa: F811
+    with pytest.raises(ValueError, match="triptych_blip2"):
+        transformers.AutoModel.from_pretrained(generation.target)
