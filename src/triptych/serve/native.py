@@ -103,7 +103,7 @@ async def post_caption(request: Request, body: CaptionRequest) -> dict[str, Any]
         return list(model.caption(list(photos), explain=body.explain, **chosen))
 
     answer = await submit(request, body.model, "caption", (body.explain, *sorted(chosen.items())), photo, run)
-    return {"model": body.model, "caption": answer.text, "logprob": answer.logprob, "evidence": maps_of(answer)}
+    return {**answer.to_dict("caption"), "model": body.model, "evidence": maps_of(answer)}
 
 
 @native_router.post("/ask")
@@ -116,15 +116,7 @@ async def post_ask(request: Request, body: AskRequest) -> dict[str, Any]:
 
     kind = (body.explain, tuple(body.choices or ()))
     answer = await submit(request, body.model, "ask", kind, (photos, body.question), run)
-    return {
-        "model": body.model,
-        "question": body.question,
-        "answer": answer.text,
-        "logprob": answer.logprob,
-        "scores": answer.scores,
-        "method": getattr(answer, "method", None),
-        "evidence": maps_of(answer),
-    }
+    return {"question": body.question, **answer.to_dict("answer"), "model": body.model, "evidence": maps_of(answer)}
 
 
 @native_router.post("/complete")
@@ -141,7 +133,7 @@ async def post_complete(request: Request, body: CompleteRequest) -> dict[str, An
     answer = await submit(
         request, body.model, "complete", (body.prompt, tuple(body.choices or ())), (photo, shots), run
     )
-    return {"model": body.model, "text": answer.text, "logprob": answer.logprob, "scores": answer.scores}
+    return {**answer.to_dict(), "model": body.model}
 
 
 @native_router.post("/match")
@@ -152,10 +144,7 @@ async def post_match(request: Request, body: MatchRequest) -> dict[str, Any]:
         return [model.match(images, body.texts) for images in payloads]
 
     found = await submit(request, body.model, "match", tuple(body.texts), photos, run)
-    rows = [
-        {"image": m.image, "text": m.text, "itc_cosine": m.itc_cosine, "itm_prob": m.itm_prob, "rerank": m.rerank}
-        for m in found
-    ]
+    rows = [{"image": m.image, "text": m.text, **m.to_dict()} for m in found]
     return {"model": body.model, "matches": rows}
 
 
