@@ -62,5 +62,5 @@ def best(run: Path, metric: str) -> float:
 def assert_same_run(one: Path, other: Path, steps: int) -> None:
     """The same losses and figures, and the same weights to the last bit."""
     assert log(one) == log(other) and len(losses(one)) == steps
-    weights = [(run / "best" / "model.safetensors").read_bytes() for run in (one, other)]
+    weights = [(run / "best" / "triptych.safetensors").read_bytes() for run in (one, other)]
     assert weights[0] == weights[1]

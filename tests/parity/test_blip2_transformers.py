@@ -396,7 +396,9 @@ def test_saved_again_and_in_half_the_bytes(generation: Pair, photos: list[Image.
     assert all(torch.equal(tensor, second[1][name]) for name, tensor in first[1].items())
     convert_checkpoint(generation.folder, tmp_path / "half", half=True)
     assert (
-        1.8 < np.divide(*((f / "model.safetensors").stat().st_size for f in (generation.target, tmp_path / "half"))) < 2
+        1.8
+        < np.divide(*((f / "triptych.safetensors").stat().st_size for f in (generation.target, tmp_path / "half")))
+        < 2
     )
     assert load(tmp_path / "half", device="cpu").caption(photos[0]).text
 

@@ -86,3 +86,5 @@ def test_what_transformers_cannot_compute_is_refused(generation: Pair, tmp_path:
 def test_transformers_does_not_open_our_folders_with_random_weights(generation: Pair) -> None:  # noqa: F811
     with pytest.raises(ValueError, match="triptych_blip2"):
         transformers.AutoModel.from_pretrained(generation.target)
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        transformers.Blip2ForConditionalGeneration.from_pretrained(generation.target)

@@ -90,13 +90,13 @@ def test_converting_takes_no_more_than_a_shard(published: Path, tmp_path: Path) 
     largest = max(path.stat().st_size for path in published.glob("*.safetensors"))
     assert largest > 140_000_000
     assert peak(CONVERT, published, tmp_path / "ours") <= 1.3 * largest + BESIDES
-    stored = (tmp_path / "ours" / "model.safetensors").stat().st_size
+    stored = (tmp_path / "ours" / "triptych.safetensors").stat().st_size
     assert stored == pytest.approx(sum(path.stat().st_size for path in published.glob("*.safetensors")), rel=0.01)
 
 
 @pytest.mark.parametrize(("dtype", "width"), [("bfloat16", 2), ("float32", 4)])
 def test_loading_takes_the_weights_and_little_more(checkpoint: Path, dtype: str, width: int) -> None:
-    weights = (checkpoint / "model.safetensors").stat().st_size // 2 * width
+    weights = (checkpoint / "triptych.safetensors").stat().st_size // 2 * width
     taken = peak(LOAD, checkpoint, dtype)
     assert taken <= 1.15 * weights + BESIDES
     assert taken <= bytes_needed(weights // width, getattr(torch, dtype))  # what is predicted
@@ -134,13 +134,13 @@ def test_weights_are_hashed_once(checkpoint: Path, tmp_path: Path, monkeypatch: 
     hashed: list[str] = []
     original = locate.sha256_of_file
     monkeypatch.setattr(locate, "sha256_of_file", lambda path: hashed.append(path.name) or original(path))
-    weights = checkpoint / "model.safetensors"
+    weights = checkpoint / "triptych.safetensors"
     for _ in range(2):
         check_files(checkpoint, load_config(checkpoint))
-    assert hashed.count("model.safetensors") == 1
+    assert hashed.count("triptych.safetensors") == 1
     os.utime(weights, (1, 1))
     check_files(checkpoint, load_config(checkpoint))
-    assert hashed.count("model.safetensors") == 2
+    assert hashed.count("triptych.safetensors") == 2
     with weights.open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x7b")

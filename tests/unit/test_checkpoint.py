@@ -54,15 +54,15 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
     assert msgspec.structs.replace(config, triptych="unknown", files={}) == CONFIG
     assert json.loads((tmp_path / "new" / "m" / "config.json").read_text())["format"] == 2
     assert json.loads((tmp_path / "new" / "m" / "vocab.json").read_text(encoding="utf-8")) == ["가"]
-    assert set(everything(tmp_path)) == {f"new/m/{n}" for n in ("config.json", "model.safetensors", "vocab.json")}
+    assert set(everything(tmp_path)) == {f"new/m/{n}" for n in ("config.json", "triptych.safetensors", "vocab.json")}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_stored_small_and_read_as_fp32(tmp_path: Path, dtype: torch.dtype) -> None:
     tensors = {"w": torch.randn(100, 100).to(dtype), "q": torch.randint(-128, 127, (9,), dtype=torch.int8)}
     save_checkpoint(tmp_path / "m", config=CONFIG, tensors=tensors)
-    assert (tmp_path / "m" / "model.safetensors").stat().st_size < 21_000
-    loaded = load_tensors(tmp_path / "m" / "model.safetensors")
+    assert (tmp_path / "m" / "triptych.safetensors").stat().st_size < 21_000
+    loaded = load_tensors(tmp_path / "m" / "triptych.safetensors")
     assert same(loaded, {"w": tensors["w"].float(), "q": tensors["q"]})
     assert loaded["w"].dtype == torch.float32
     assert loaded["q"].dtype == torch.int8
@@ -75,7 +75,7 @@ def test_a_checkpoint_is_replaced_as_a_whole(tmp_path: Path) -> None:
     config, loaded = load_checkpoint(tmp_path / "m")
     assert config.model["width"] == 6
     assert same(loaded, tensors)
-    assert set(everything(tmp_path)) == {"m/config.json", "m/model.safetensors"}
+    assert set(everything(tmp_path)) == {"m/config.json", "m/triptych.safetensors"}
 
 
 def test_a_save_through_a_link_replaces_what_it_points_to(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_killed_save_leaves_one_whole_checkpoint_and_the_next_save_clears_up(
     tensors = some_tensors()
     save_checkpoint(tmp_path / "m", config=CONFIG, tensors=tensors)
     assert same(load_checkpoint(tmp_path / "m")[1], tensors)
-    assert set(everything(tmp_path)) == {"m/config.json", "m/model.safetensors"}
+    assert set(everything(tmp_path)) == {"m/config.json", "m/triptych.safetensors"}
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -189,7 +189,7 @@ def test_files_of_two_checkpoints_are_not_taken_for_one(tmp_path: Path) -> None:
         save_checkpoint(
             tmp_path / name, config=CONFIG, tensors=some_tensors(), extra_files={"vocab.json": f'["{name}"]'}
         )
-    for file in ("model.safetensors", "vocab.json"):
+    for file in ("triptych.safetensors", "vocab.json"):
         original = (tmp_path / "m" / file).read_bytes()
         (tmp_path / "m" / file).write_bytes((tmp_path / "n" / file).read_bytes())
         with pytest.raises(InputError, match=rf"m/{file} is damaged or of another checkpoint"):
@@ -342,3 +342,14 @@ def test_the_fingerprint_sees_names_dtypes_shapes_and_every_byte_but_no_order() 
     assert sha256_of(strided) == sha256_of({"a": strided["a"].contiguous()})
     module = nn.Linear(3, 2)
     assert sha256_of(module) == sha256_of(module.state_dict())
+
+
+def test_a_checkpoint_that_calls_its_tensors_as_before_opens(tmp_path: Path) -> None:
+    """They lay in model.safetensors."""
+    tensors = some_tensors()
+    save_checkpoint(tmp_path / "m", config=CONFIG, tensors=tensors)
+    (tmp_path / "m" / "triptych.safetensors").rename(tmp_path / "m" / "model.safetensors")
+    config = json.loads((tmp_path / "m" / "config.json").read_text())
+    config["files"] = {"model.safetensors": config["files"]["triptych.safetensors"]}
+    (tmp_path / "m" / "config.json").write_text(json.dumps(config))
+    assert same(load_checkpoint(tmp_path / "m")[1], tensors)

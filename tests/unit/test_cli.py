@@ -155,12 +155,12 @@ def test_damaged_weights_are_refused(run, tiny: Path, photo: Path, tmp_path: Pat
     copy.mkdir()
     for file in tiny.iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
-    damaged = bytearray((copy / "model.safetensors").read_bytes())
+    damaged = bytearray((copy / "triptych.safetensors").read_bytes())
     damaged[-1] ^= 0xFF
-    (copy / "model.safetensors").write_bytes(damaged)
+    (copy / "triptych.safetensors").write_bytes(damaged)
     result = run("caption", photo, "--model", copy)
     assert (result.code, len(result.err.splitlines())) == (2, 1)
-    assert "model.safetensors" in result.err
+    assert "triptych.safetensors" in result.err
 
 
 def test_a_full_disk_is_one_line_and_exit_1(run, tiny: Path, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:

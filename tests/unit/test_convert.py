@@ -156,7 +156,7 @@ def test_one_of_ours_is_written_again_in_half_the_bytes(tutorial, tmp_path):
     report = convert_checkpoint(tmp_path / "full", tmp_path / "half", half=True)
     full, half = load_sat(tmp_path / "full"), load_sat(tmp_path / "half")
     assert (set(report.mapped), report.missing, report.ignored) == ({*full.model.state_dict()}, (), ())
-    size = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("full", "half")]
+    size = [(tmp_path / name / "triptych.safetensors").stat().st_size for name in ("full", "half")]
     assert 1.9 < size[0] / size[1] < 2
     assert (half.vocabulary, half.search, half.config.card) == (full.vocabulary, full.search, full.config.card)
     for name, tensor in full.model.state_dict().items():

@@ -133,10 +133,10 @@ def test_damaged_files_are_refused_though_the_graphs_are_there(saved: Path, tmp_
     for file in saved.iterdir():
         (copy / file.name).write_bytes(file.read_bytes())
     open_engine(copy, "int8")
-    damaged = bytearray((copy / "model.safetensors").read_bytes())
+    damaged = bytearray((copy / "triptych.safetensors").read_bytes())
     damaged[-1] ^= 0xFF
-    (copy / "model.safetensors").write_bytes(damaged)
-    with pytest.raises(InputError, match=r"model\.safetensors is damaged"):
+    (copy / "triptych.safetensors").write_bytes(damaged)
+    with pytest.raises(InputError, match=r"triptych\.safetensors is damaged"):
         open_engine(copy, "int8")
 
 

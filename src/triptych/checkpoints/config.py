@@ -28,6 +28,7 @@ from triptych.text.prompt import DEFAULT_PROMPTS, Prompts
 FORMAT = 2
 READABLE = (1, 2)
 MAX_CONFIG = 16 << 20
+WEIGHTS = "triptych.safetensors"
 M = TypeVar("M")
 K = TypeVar("K")
 
@@ -144,6 +145,11 @@ class CheckpointConfig(msgspec.Struct, Generic[M], frozen=True, kw_only=True, fo
         """The same with its ``model`` as a ``kind``. Raises InputError: a field is missing, unknown or out of bounds."""
         fields = msgspec.structs.asdict(self) | {"model": decode(self.model, kind, source, "model.")}
         return CheckpointConfig(**fields)
+
+    @property
+    def weights(self) -> str:
+        """The name of the file with the tensors. Earlier checkpoints call it ``model.safetensors``, which transformers would open too."""
+        return next((name for name in self.files if name.endswith(".safetensors")), WEIGHTS)
 
     def to_json(self) -> str:
         content = {"format": FORMAT, "model_type": f"triptych_{self.system}", **msgspec.to_builtins(self)}

@@ -1,4 +1,4 @@
-"""Checkpoints: a directory with config.json, model.safetensors and small text files (a vocabulary), written as a whole.
+"""Checkpoints: a directory with config.json, triptych.safetensors and small text files (a vocabulary), written as a whole.
 
 A checkpoint holds the trained tensors only, and in its config the fingerprints of the frozen parts they go with.
 
@@ -20,8 +20,8 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from triptych.checkpoints.config import CheckpointConfig
-from triptych.checkpoints.locate import WEIGHTS, backup_of, check_files, existing_or_backup, load_config
+from triptych.checkpoints.config import WEIGHTS, CheckpointConfig
+from triptych.checkpoints.locate import backup_of, check_files, existing_or_backup, load_config
 from triptych.checkpoints.quantize import dequantized
 from triptych.checkpoints.store import SafetensorsFile, TensorStore, as_store, write_tensors
 from triptych.errors import InputError, TriptychError
@@ -70,7 +70,7 @@ def load_checkpoint(directory: Path | str) -> tuple[CheckpointConfig[dict[str, A
     directory = existing_or_backup(Path(directory))
     config = load_config(directory)
     check_files(directory, config)
-    return config, dequantized(SafetensorsFile(directory / WEIGHTS))
+    return config, dequantized(SafetensorsFile(directory / config.weights))
 
 
 def load_typed(directory: Path, system: str, model: type[M]) -> tuple[CheckpointConfig[M], TensorStore]:

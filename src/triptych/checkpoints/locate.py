@@ -12,7 +12,6 @@ from triptych.checkpoints.parts import home
 from triptych.errors import InputError, TriptychError
 from triptych.io.files import sha256_of_file, write_file
 
-WEIGHTS = "model.safetensors"
 BUNDLED = Path(__file__).parents[1] / "weights"
 
 
@@ -28,10 +27,10 @@ def check_files(directory: Path, config: CheckpointConfig[Any]) -> None:
     Raises:
         InputError: a file is missing, or is another.
     """
-    for name in {WEIGHTS, *config.files}:
+    for name in {config.weights, *config.files}:
         path = directory / name
         try:
-            intact = (weights_hash(path) if name == WEIGHTS else sha256_of_file(path)) == config.files.get(name)
+            intact = (weights_hash(path) if name == config.weights else sha256_of_file(path)) == config.files.get(name)
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
         if not intact:
@@ -57,7 +56,7 @@ def weights_hash(path: Path) -> str:
 def features_fingerprint(config: CheckpointConfig[Any]) -> str:
     """Names the weights that BLIP-2's features for contrast come from: those of the checkpoint, and the image encoder below them."""
     encoder = config.encoder
-    return f"{config.files.get(WEIGHTS, 'unsaved')[:32]}-{encoder.name}-{encoder.image_size}"
+    return f"{config.files.get(config.weights, 'unsaved')[:32]}-{encoder.name}-{encoder.image_size}"
 
 
 def backup_of(directory: Path) -> Path:

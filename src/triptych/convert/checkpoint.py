@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from triptych.checkpoints.format import load_checkpoint, save_checkpoint
-from triptych.checkpoints.locate import WEIGHTS, existing_or_backup
+from triptych.checkpoints.locate import existing_or_backup
 from triptych.checkpoints.place import LoadReport
 from triptych.checkpoints.quantize import stored_as
 from triptych.checkpoints.weight_files import open_file, read_json
@@ -73,7 +73,7 @@ def convert_checkpoint(
 def rewrite(source: Path, target: Path, dtype: torch.dtype | None) -> LoadReport:
     """One of our checkpoints once more, its floats in another width."""
     config, tensors = load_checkpoint(source)
-    texts = {name: (source / name).read_bytes() for name in config.files if name != WEIGHTS}
+    texts = {name: (source / name).read_bytes() for name in config.files if name != config.weights}
     cast = stored_as(tensors, dtype)
     save_checkpoint(target, config=config, tensors=cast, extra_files=texts)
     return LoadReport(tuple(tensors), (), ())

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from triptych.checkpoints.config import CheckpointConfig
 from triptych.checkpoints.format import load_typed
-from triptych.checkpoints.locate import WEIGHTS
 from triptych.checkpoints.store import DerivedStore, Recipe, TensorStore, shaped, write_tensors
 from triptych.checkpoints.tables.blip2 import HF_BLIP2
 from triptych.checkpoints.tables.keys import Table
@@ -77,7 +76,7 @@ def export_hf(directory: Path, target: Path) -> int:
     try:
         target.mkdir(parents=True, exist_ok=True)
         for name in config.files:
-            if name not in (WEIGHTS, "vocab.txt"):
+            if name not in (config.weights, "vocab.txt"):
                 shutil.copy(directory / name, target / name)
         for name, content in (
             ("config.json", settings),
@@ -86,7 +85,7 @@ def export_hf(directory: Path, target: Path) -> int:
             ("processor_config.json", processor(config, kind)),
         ):
             (target / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        write_tensors(target / WEIGHTS, theirs)
+        write_tensors(target / "model.safetensors", theirs)
     except OSError as error:
         raise TriptychError(f"cannot write {target}: {error.strerror or error}") from None
     return len(theirs)

@@ -16,7 +16,6 @@ import torch
 
 from triptych.checkpoints.config import Card, CheckpointConfig, SearchSpec
 from triptych.checkpoints.format import load_typed, save_checkpoint
-from triptych.checkpoints.locate import WEIGHTS
 from triptych.checkpoints.place import fill, unallocated
 from triptych.checkpoints.quantize import stored_as
 from triptych.checkpoints.store import MemoryStore, TensorStore
@@ -87,7 +86,7 @@ def load_blip2(directory: Path, *, dtype: torch.dtype = torch.float32) -> Blip2M
     words = WordPieces.read(directory / "vocab.txt") if config.model.qformer.vocab_size else WordPieces(SPECIAL_PIECES)
     fill(model, tensors, source=directory, optional_prefixes=frozen_prefixes(config), dtype=dtype)
     search = config.search.search(tokenizer.eos_ids if tokenizer else frozenset())
-    files = {n: (directory / n).read_bytes() for n in config.files if n not in (WEIGHTS, "vocab.txt")}
+    files = {n: (directory / n).read_bytes() for n in config.files if n not in (config.weights, "vocab.txt")}
     return Blip2Model(model.eval().requires_grad_(False), words, tokenizer, search, config, files)
 
 

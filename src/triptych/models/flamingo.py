@@ -14,7 +14,6 @@ import torch
 from triptych.checkpoints.config import Card, CheckpointConfig, SearchSpec
 from triptych.checkpoints.format import load_typed, save_checkpoint
 from triptych.checkpoints.language_models import decoder_only
-from triptych.checkpoints.locate import WEIGHTS
 from triptych.checkpoints.place import fill, unallocated
 from triptych.checkpoints.quantize import stored_as
 from triptych.errors import InputError
@@ -75,5 +74,5 @@ def load_flamingo(directory: Path, *, dtype: torch.dtype = torch.float32) -> Fla
             raise InputError(f"{directory / 'config.json'}: {name} is {token}, expected a token from 0 to {words - 1}")
     fill(model, tensors, source=directory, optional_prefixes=frozen_prefixes(config), dtype=dtype)
     search = config.search.search(frozenset({end_id}), frozenset({image_id}))
-    files = {name: (directory / name).read_bytes() for name in config.files if name != WEIGHTS}
+    files = {name: (directory / name).read_bytes() for name in config.files if name != config.weights}
     return FlamingoModel(model.eval().requires_grad_(False), tokenizer, search, config, files)

@@ -11,7 +11,7 @@ import torch
 
 from triptych.checkpoints.config import CheckpointConfig
 from triptych.checkpoints.language_models import open_language_model
-from triptych.checkpoints.locate import WEIGHTS, load_config
+from triptych.checkpoints.locate import load_config
 from triptych.checkpoints.parts import PARTS, part_path
 from triptych.checkpoints.quantize import dequantized
 from triptych.checkpoints.store import SafetensorsFile
@@ -24,7 +24,7 @@ GB = 1e9
 
 def count_parameters(directory: Path, config: CheckpointConfig[Any]) -> int:
     """Of the checkpoint and of a language model that it names; an embedded image encoder adds a hundredth of what torch itself takes."""
-    count = sum(x.numel() for x in dequantized(SafetensorsFile(directory / WEIGHTS)).layouts().values())
+    count = sum(x.numel() for x in dequantized(SafetensorsFile(directory / config.weights)).layouts().values())
     if config.lm is not None and not config.lm.stored:
         name = config.lm.name
         path = part_path(name) if name in {part.name for part in PARTS} else Path(name)

@@ -9,7 +9,6 @@ from typing import Any
 
 from triptych.checkpoints.config import CheckpointConfig
 from triptych.checkpoints.gguf_models import open_gguf
-from triptych.checkpoints.locate import WEIGHTS
 from triptych.checkpoints.parts import PARTS, part_fingerprint, part_path
 from triptych.engines.onnx.coverage import NotCoveredError, check_language_model
 from triptych.engines.onnx.vision_graph import Convolution, published_convolutions, stored_convolutions
@@ -42,7 +41,7 @@ class Source:
 
     @cached_property
     def weights(self) -> CheckpointWeights:
-        return CheckpointWeights.read(self.directory / WEIGHTS)
+        return CheckpointWeights.read(self.directory / self.config.weights)
 
     def convolutions(self, prefix: str) -> dict[str, Convolution]:
         """Of the image encoder; ``prefix``: of their names in the checkpoint, where it stores them."""
