@@ -18,6 +18,7 @@ from triptych.checkpoints.parts import home
 from triptych.data import Photo, open_dataset
 from triptych.data.reading import PhotoReader
 from triptych.errors import InputError
+from triptych.evaluate.captioning import caption_metrics
 from triptych.nn.encoder import VisionEncoder
 from triptych.train.features import Features, JoinedFeatures, cached_features
 from triptych.train.loop import has_fast_bf16
@@ -114,6 +115,12 @@ def validate_each(sets: Sequence[PhotoSet], figures_of: Callable[[PhotoSet], dic
     }
     common = [name for name in found[0] if all(name in figures for figures in found)]
     return {name: sum(figures[name] for figures in found) / len(found) for name in common} | apart
+
+
+def caption_figures(photos: Sequence[Photo], texts: Sequence[str]) -> dict[str, float]:
+    """The figures of ``triptych eval caption`` for generated captions, METEOR aside, which needs a program of its own."""
+    found = caption_metrics({photo.id: text for photo, text in zip(photos, texts, strict=True)}, photos, meteor=False)
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def open_sources(sources: Sources, questions: bool = False) -> list[Splits]:

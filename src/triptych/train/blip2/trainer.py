@@ -17,7 +17,6 @@ from triptych.data.english.kinds import Question
 from triptych.data.english.pairs import make_pairs
 from triptych.data.english.questions import make_questions
 from triptych.errors import InputError
-from triptych.metrics.captions import score_captions
 from triptych.models import Blip2Model, in_bfloat16, save_blip2
 from triptych.systems.blip2 import Blip2
 from triptych.train.blip2.batches import (
@@ -35,7 +34,7 @@ from triptych.train.blip2.recipe import FIRST_STAGE, Blip2Recipe
 from triptych.train.blip2.validation import answer_accuracy, retrieval_recall, write_blip2_captions
 from triptych.train.blip2.warm_start import warm_start_qformer
 from triptych.train.crops import draw_cells
-from triptych.train.data import PhotoSet, TrainingData, validate_each
+from triptych.train.data import PhotoSet, TrainingData, caption_figures, validate_each
 from triptych.train.loop import uses_bf16
 from triptych.train.self_critical import CaptionReward
 from triptych.train.trainer import ParameterGroups
@@ -156,9 +155,7 @@ class Blip2Trainer:
         judged = photos[: recipe.validation.validation_captions]
         prompt = self.prompt if recipe.lm_writes else None
         captions = write_blip2_captions(self.blip2, data.features, len(judged), self.blip2.search, prompt)
-        references = {photo.id: photo.captions for photo in judged}
-        scores = score_captions(dict(zip(references, captions, strict=True)), references, meteor=False)
-        found |= {name: scores[name] or 0.0 for name in ("BLEU-1", "BLEU-4", "CIDEr-D")}
+        found |= caption_figures(judged, captions)
         return found | {"R@1": (found["text-to-image R@1"] + found["image-to-text R@1"]) / 2}
 
     def save(self, directory: Path, record: Mapping[str, Any]) -> None:

@@ -11,11 +11,10 @@ import torch
 
 from triptych.data.interleaved import Sequences
 from triptych.errors import InputError
-from triptych.metrics.captions import score_captions
 from triptych.models import FlamingoModel, in_bfloat16, save_flamingo
 from triptych.systems.flamingo import Flamingo
 from triptych.train.crops import draw_cells
-from triptych.train.data import PhotoSet, TrainingData, validate_each
+from triptych.train.data import PhotoSet, TrainingData, caption_figures, validate_each
 from triptych.train.features import JoinedFeatures
 from triptych.train.flamingo.batches import FlamingoItems, SequenceEncoder, TaskMixture, padded
 from triptych.train.flamingo.objective import FlamingoObjective
@@ -103,9 +102,7 @@ class FlamingoTrainer:
         flamingo, recipe = self.flamingo, self.recipe
         judged = data.photos[: recipe.validation.validation_photos]
         texts = write_flamingo_captions(flamingo, data.features, len(judged))
-        references = {photo.id: photo.captions for photo in judged}
-        scores = score_captions(dict(zip(references, texts, strict=True)), references, meteor=False)
-        found = {name: scores[name] or 0.0 for name in ("BLEU-4", "CIDEr-D")}
+        found = caption_figures(judged, texts)
         episodes = validation_episodes(data.photos, recipe.validation.validation_episodes, recipe.loop.seed)
         bound = (bound_rightly(flamingo.model, data.features, self.encode, flamingo.end_id, one) for one in episodes)
         found["binding"] = sum(bound) / max(1, len(episodes))

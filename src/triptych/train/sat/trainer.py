@@ -10,12 +10,11 @@ from typing import Any
 from torch import nn
 
 from triptych.generate import Search, generate
-from triptych.metrics.captions import score_captions
 from triptych.models import SatModel, save_sat
 from triptych.systems.show_attend_tell import ShowAttendTell
 from triptych.text.vocabulary import EOS, WordVocabulary
 from triptych.train.crops import mirrored
-from triptych.train.data import PhotoSet, TrainingData, validate_each
+from triptych.train.data import PhotoSet, TrainingData, caption_figures, validate_each
 from triptych.train.features import Features
 from triptych.train.sat.batches import encode_captions, to_batch
 from triptych.train.sat.objective import CrossEntropy, SelfCritical, validation_search
@@ -80,9 +79,7 @@ class SatTrainer:
     def figures(self, photos: PhotoSet) -> dict[str, float]:
         judged = photos.photos[: self.recipe.validation.validation_photos]
         texts = write_sat_captions(self.sat.model, photos.features, self.sat.vocabulary, self.search, len(judged))
-        references = {photo.id: photo.captions for photo in judged}
-        scores = score_captions(dict(zip(references, texts, strict=True)), references, meteor=False)
-        return {name: value for name, value in scores.items() if value is not None}
+        return caption_figures(judged, texts)
 
     def save(self, directory: Path, record: Mapping[str, Any]) -> None:
         card = self.data.card(self.recipe, record)
