@@ -1,5 +1,5 @@
 """``python -m benchmarks sat``: measures Show, Attend and Tell and prints a table; ``lm``: the language model; ``blip2``: BLIP-2;
-``flamingo``: Flamingo.
+``flamingo``: Flamingo; ``engine``: ONNX Runtime beside torch and transformers.
 
 See README.md for what each row means.
 """
@@ -9,18 +9,19 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from benchmarks.process import ROOT, run_python
+from benchmarks.process import ROOT, processor, run_python
 
 SHIPPED = ROOT / "src" / "triptych" / "weights" / "sat"
 PHOTO = ROOT / "src" / "triptych" / "examples" / "dog.jpg"
 BEAM, CAPTION = ["-m", "benchmarks.sat_beam"], ["-m", "benchmarks.sat_caption"]
 DECODE = ["-m", "benchmarks.lm_decode"]
+PEERS = ("transformers", "torch", "onnx")
 
 
 class Row(NamedTuple):
@@ -146,6 +147,67 @@ def flamingo_rows(threads: int, repeats: int, quick: bool) -> list[Row]:
     return [*rows, Row(f"{name}, time, ours / language model", step["ours"] / step["floor"], "times")]
 
 
+def engine_rows(threads: int, repeats: int) -> list[Row]:
+    """The engine for CPUs beside transformers and our decoder on torch, in turns; photos to captions; whole commands in new processes."""
+
+    def measured(*arguments: str) -> dict[str, float]:
+        run = run_python(["-m", "benchmarks.engine", *arguments, "--repeats", str(repeats)], threads)
+        times: dict[str, float] = json.loads(run.stdout)
+        return times
+
+    rows = []
+    for name, arguments in (
+        ("1 text", ["decode"]),
+        ("8 texts", ["decode", "--rows", "8"]),
+        ("beam 5", ["decode", "--beams", "5"]),
+    ):
+        times = measured(*arguments)
+        rows += [Row(f"{name}, {whose}", times["tokens"] / times[whose], "tokens/s") for whose in PEERS]
+        rows += ratios(name, times, PEERS[:-1])
+        if name == "1 text":
+            share = times["bytes"] * times["tokens"] / times["onnx"] / times["bandwidth"]
+            rows.append(Row("1 text, share of the memory's bandwidth", 100 * share, "%"))
+    times = measured("prompt")
+    rows += [Row(f"prompt of 32, {whose}", 1000 * times[whose], "ms") for whose in PEERS]
+    rows += ratios("prompt of 32", times, PEERS[:-1])
+    for model in ("sat", "blip2", "flamingo"):
+        for photos in (1, 8):
+            times = measured("caption", "--model", model, "--rows", str(photos))
+            name = f"{model}, {photos} photo{'s' * (photos > 1)}"
+            rows += [Row(f"{name}, {whose}", photos / times[whose], "photos/s") for whose in PEERS[1:]]
+            rows += ratios(name, times, PEERS[1:-1])
+    return [*rows, *cold_engine_rows(threads, repeats)]
+
+
+def ratios(name: str, times: dict[str, float], peers: Sequence[str]) -> list[Row]:
+    """How many times faster than each of its peers ONNX Runtime is, by the clock and by the processor's time."""
+    return [
+        Row(f"{name}, onnx / {whose}{suffix}", times[f"{whose}{clock}"] / times[f"onnx{clock}"], "times")
+        for whose in peers
+        for clock, suffix in (("", ""), ("_cpu", ", CPU time"))
+    ]
+
+
+def cold_engine_rows(threads: int, repeats: int) -> list[Row]:
+    """Commands from start to end, and the same on torch."""
+    question = "What is in the photo?"
+    commands = {
+        "triptych caption": ["-m", "triptych", "caption", str(PHOTO)],
+        "triptych ask": ["-m", "triptych", "ask", str(PHOTO), "--question", question],
+    }
+    on_torch = {
+        "triptych caption": f"import triptych; triptych.load('sat', device='cpu').caption({str(PHOTO)!r})",
+        "triptych ask": f"import triptych; triptych.load('blip2', device='cpu').ask({str(PHOTO)!r}, {question!r})",
+    }
+    rows = []
+    for name, arguments in commands.items():
+        for whose, command in (("onnx", arguments), ("torch", ["-c", on_torch[name]])):
+            runs = [run_python(command, threads) for _ in range(repeats + 1)][1:]
+            rows.append(Row(f"cold, {name}, {whose}", 1000 * median(run.seconds for run in runs), "ms"))
+            rows.append(Row(f"cold, {name}, {whose}, peak memory", max(run.peak_mb for run in runs), "MB"))
+    return rows
+
+
 def sat_rows(threads: int, repeats: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         model = "sat"
@@ -157,7 +219,7 @@ def sat_rows(threads: int, repeats: int) -> list[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    parser.add_argument("system", choices=("sat", "lm", "blip2", "flamingo"))
+    parser.add_argument("system", choices=("sat", "lm", "blip2", "flamingo", "engine"))
     parser.add_argument("--json", action="store_true", help="one JSON object per row")
     parser.add_argument("--threads", type=int, default=2, help="of torch (default: 2)")
     parser.add_argument(
@@ -170,7 +232,11 @@ def main() -> None:
         "lm": lm_rows,
         "blip2": blip2_rows,
         "flamingo": partial(flamingo_rows, quick=arguments.quick),
+        "engine": engine_rows,
     }
+    if arguments.system == "engine":
+        about = processor()
+        print(json.dumps(about) if arguments.json else f"{about['name']}, {about['cores']} cores: {about['flags']}")
     for row in systems[arguments.system](arguments.threads, arguments.repeats):
         digits = 2 if row.unit in ("times", "sequences/s") else 1
         print(json.dumps(row._asdict()) if arguments.json else f"{row.name:<48}{row.value:>10.{digits}f} {row.unit}")

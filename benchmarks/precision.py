@@ -53,11 +53,9 @@ def caption_logprobs(model: Any, photo: Photo) -> Floats:
     """The log-probabilities ``[T, V]`` that the language model gives behind each token of the photo's first caption."""
     engine, spec = model.engine, model.spec
     ids = spec.tokenizer.encode(f" {plain_caption(photo.captions[0])}")
-    features = model.encode([photo.image()])
     if isinstance(engine, OnnxFlamingo):
-        (tokens,) = engine.read(features, [1])
-        prompt = [spec.image_id, *spec.tokenizer.encode(CAPTION.removeprefix("<image>"))]
-        _, state = engine.prefill(FlamingoInputs([prompt], [[tokens]]))
+        row = model.prompts.row(CAPTION, [photo.image()])
+        _, state = engine.prefill(FlamingoInputs([row.input_ids], [row.visual_tokens]))
         context = engine.prompt_context(state.pictures[0], np.ones(len(ids), np.int64))
         logits = engine.lm.read(state.text, 0, engine.lm.embed(np.array(ids)), context, np.arange(len(ids)))
     else:

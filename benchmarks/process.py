@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PEAK_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, bytes
@@ -38,3 +39,14 @@ def run_python(arguments: list[str], threads: int) -> Run:
     if process.returncode:
         raise SystemExit(f"python {' '.join(arguments)} failed with exit code {process.returncode}")
     return Run(stdout, seconds, usage.ru_maxrss * PEAK_UNIT / 2**20)
+
+
+def processor() -> dict[str, Any]:
+    """The processor's name, cores and the instructions that decide how fast integers are multiplied."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="ascii").splitlines() if info.exists() else []
+    fields = {line.partition("\t")[0]: line.partition(": ")[2] for line in lines}
+    known = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+    flags = set(fields.get("flags", fields.get("Features", "")).split())
+    name = fields.get("model name", "unknown").strip()
+    return {"name": name, "cores": os.cpu_count(), "flags": " ".join(flag for flag in known if flag in flags)}

@@ -76,6 +76,18 @@ def test_products_are_those_of_the_dense_matrix(tmp_path: Path, matrix: np.ndarr
     assert error.max() < (0.02 * np.abs(wanted).max() if isinstance(matrix, Blocks) else 1e-4)
 
 
+@pytest.mark.parametrize("matrix", [quantize4(VALUES), quantize8(VALUES)], ids=["4", "8"])
+def test_fine_products_round_x_to_16_bits(tmp_path: Path, matrix: Blocks) -> None:
+    x = RNG.normal(size=(5, 96)).astype(np.float32)
+    x[0], x[1, :32] = 0, 0  # blocks without a scale
+    graph = Graph("fine")
+    graph.output(graph.multiply_finely(graph.input("x", ["T", 96]), matrix), "y", ["T", 48])
+    graph.save(tmp_path)
+    wanted = x @ matrix.dense().T
+    fine = np.abs(open_session(tmp_path / "fine.onnx").run(None, {"x": x})[0] - wanted).max()
+    assert fine < 0.02 * np.abs(product(tmp_path, x, matrix) - wanted).max()
+
+
 def test_offsets_add_no_error_of_their_own(tmp_path: Path) -> None:
     blocks = quantize4(VALUES)
     far = Blocks(4, blocks.codes, blocks.scale, blocks.offset + 100)

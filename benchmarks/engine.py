@@ -1,0 +1,124 @@
+"""The engine for CPUs beside its peers: ONNX Runtime, our decoder on torch, transformers; and photos to captions with both engines.
+
+    python -m benchmarks.engine decode|prompt|caption [--rows N] [--beams K] [--model sat] [--repeats 5]
+
+Prints one JSON object: what was measured -> seconds, medians of repeats in turns. ``_cpu`` counts the processor's seconds on all
+threads, which other programs disturb less than the clock's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.blip2_use import random_photos
+from benchmarks.lm_decode import PART, peer
+from triptych.checkpoints.language_models import load_language_model
+from triptych.checkpoints.parts import part_path
+from triptych.convert.opening import find_checkpoint
+from triptych.engines.onnx.opening import open_blip2
+from triptych.engines.onnx.text import ROOM, OnnxLanguageModel, TextCache
+from triptych.evidence import Floats
+from triptych.generate import Search, generate
+
+PROMPT, NEW_TOKENS = 32, 32
+
+
+class OnnxText:
+    """A language model on ONNX Runtime as a ``generate.StepModel`` over embeddings ``[B, T, E]``."""
+
+    def __init__(self, lm: OnnxLanguageModel) -> None:
+        self.lm = lm
+
+    def prefill(self, inputs: Floats) -> tuple[Floats, TextCache]:
+        cache = self.lm.start(len(inputs), inputs.shape[1] + ROOM)
+        return np.concatenate([self.lm.read(cache, row, text) for row, text in enumerate(inputs)]), cache
+
+    def step(self, ids: Any, state: TextCache) -> tuple[Floats, TextCache]:
+        return self.lm.step(ids, state), state
+
+
+def in_turns(work: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Seconds of each, of the clock and (``_cpu``) of the processor; each is run once before."""
+    seconds: dict[str, list[float]] = {}
+    for run in work.values():
+        run()
+    for _ in range(repeats):
+        for name, run in work.items():
+            clock, cpu = time.perf_counter(), time.process_time()
+            run()
+            seconds.setdefault(name, []).append(time.perf_counter() - clock)
+            seconds.setdefault(f"{name}_cpu", []).append(time.process_time() - cpu)
+    return {name: median(values) for name, values in seconds.items()}
+
+
+def decode(rows: int, beams: int, new_tokens: int, repeats: int) -> dict[str, float]:
+    """SmolLM2-135M writes ``new_tokens`` behind prompts of 32 embeddings in each of ``rows`` texts."""
+    decoder = load_language_model(part_path(PART)).decoder
+    noise = torch.randn(rows, PROMPT, decoder.config.dim, generator=torch.Generator().manual_seed(0))
+    prompts = noise * decoder.embedding.weight.std()
+    engine = open_blip2(find_checkpoint("blip2"), "int4")
+    theirs, ours = peer(decoder), OnnxText(engine.lm)
+    search = Search(frozenset(), max_new_tokens=new_tokens, beams=beams)
+
+    @torch.inference_mode()
+    def transformers() -> object:
+        return theirs.generate(
+            inputs_embeds=prompts,
+            attention_mask=torch.ones(prompts.shape[:2], dtype=torch.long),
+            max_new_tokens=new_tokens,
+            num_beams=beams,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+
+    work: dict[str, Callable[[], object]] = {
+        "transformers": transformers,
+        "torch": lambda: generate(decoder, prompts, search),
+        "onnx": lambda: generate(ours, prompts.numpy(), search),
+    }
+    weights = (engine.opened.folder / "language.data").stat().st_size
+    return in_turns(work, repeats) | {"tokens": rows * new_tokens, "bytes": weights, "bandwidth": bandwidth()}
+
+
+def bandwidth() -> float:
+    """Bytes a second that one thread reads from memory."""
+    array = np.ones(1 << 27, np.float32)
+    return array.nbytes / in_turns({"read": array.max}, 5)["read"]
+
+
+def caption(model: str, photos: int, repeats: int) -> dict[str, float]:
+    """Photos to captions, the same model with both engines; each time photos that it has not met."""
+    from triptych.tasks import load
+
+    engines = {"torch": load(model, device="cpu"), "onnx": load(model)}
+    fresh = {name: iter(range(10_000)) for name in engines}
+
+    def work(name: str) -> Callable[[], object]:
+        return lambda: engines[name].caption(random_photos(photos, seed=next(fresh[name])))
+
+    return in_turns({name: work(name) for name in engines}, repeats) | {"photos": photos}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=("decode", "prompt", "caption"))
+    parser.add_argument("--rows", type=int, default=1, help="texts or photos")
+    parser.add_argument("--beams", type=int, default=1)
+    parser.add_argument("--model", default="sat")
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    if arguments.what == "caption":
+        times = caption(arguments.model, arguments.rows, arguments.repeats)
+    else:
+        length = NEW_TOKENS if arguments.what == "decode" else 1
+        times = decode(arguments.rows, arguments.beams, length, arguments.repeats)
+    print(json.dumps(times))
