@@ -23,7 +23,7 @@ from triptych.train.blip2.objective import Blip2Objective, Processes
 from triptych.train.blip2.prompts import CaptionPrompt
 from triptych.train.blip2.recipe import Blip2Recipe
 from triptych.train.crops import crop_cells
-from triptych.train.recipe import make_recipe, with_settings
+from triptych.train.recipe import make_recipe, recipe_with
 
 QUERIES, WORDS, TOKENS = 3, 40, 50
 
@@ -238,7 +238,7 @@ def test_a_share_of_the_photos_is_matched_with_negatives_of_all(model: Blip2) ->
     """Of six photos three are matched: their own texts first, then a photo and a text of others, drawn as for all six."""
     whole = batch(6, 1)
     half = objective(model, itm=1.0)
-    half.recipe = with_settings(half.recipe, {"itm_photos": 0.5, "easy_negatives": 0.0})
+    half.recipe = recipe_with(half.recipe, {"itm_photos": 0.5, "easy_negatives": 0.0})
     image, queries = photos_read(model, whole)
     temperature = model.heads.temperature.clamp(0.001, 0.5)
     features = model.heads.image_features(queries.queries)
@@ -279,7 +279,7 @@ def test_captions_of_the_language_model_are_learnt_behind_the_instruction(model:
     """Of three photos the first two are captioned; the Q-Former reads what is asked."""
     captions = torch.randint(TOKENS, (2, 2, 5))
     one = objective(model, caption=1.0)
-    one.recipe = with_settings(one.recipe, {"lm_photos": 0.6})
+    one.recipe = recipe_with(one.recipe, {"lm_photos": 0.6})
     loss = one(batch(3, 1)._replace(captions=None, lm_captions=captions), seed=0)
     image = model.image_keys_values(batch(3, 1).image_features[:2])
     ids, mask = INSTRUCTION

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from triptych.data import open_dataset
-from triptych.data.emoji import SIDE, font_drawer, head_of, main, read_names, split_of_name, write
+from triptych.data.emoji import SIDE, font_drawer, head_of, main, read_names, split_of_name, write_drawings
 from triptych.errors import InputError
 
 LISTED = """\
@@ -63,14 +63,14 @@ def test_what_is_written_opens_as_a_data_set(tmp_path: Path) -> None:
         "one": lambda emoji: Image.new("RGB", (SIDE, SIDE), "red"),
         "two": lambda emoji: None if emoji == "🦖" else Image.new("RGB", (SIDE, SIDE), "blue"),
     }
-    counts = write(tmp_path / "out", read_names(LISTED), drawers)
+    counts = write_drawings(tmp_path / "out", read_names(LISTED), drawers)
     photos = open_dataset(tmp_path / "out")
     assert (counts["one"], counts["two"], len(photos)) == (4, 3, 7)
     assert photos[0].id == "one-1f436.png" and photos[0].captions == ("dog face",)
     assert photos[0].image().size == (SIDE, SIDE) and photos[0].extra == {"source": "one"}
     assert {photo.split for photo in photos if "dog" in photo.captions[0]} == {split_of_name("dog")}
     with pytest.raises(InputError, match="not empty"):
-        write(tmp_path / "out", {}, drawers)
+        write_drawings(tmp_path / "out", {}, drawers)
 
 
 def test_a_folder_that_cannot_be_made_or_a_font_that_is_none_is_one_line(
@@ -81,7 +81,7 @@ def test_a_folder_that_cannot_be_made_or_a_font_that_is_none_is_one_line(
     with pytest.raises(InputError, match="no colour font"):
         font_drawer(bad, 109)
     with pytest.raises(InputError, match="cannot be written"):
-        write(bad / "out", {}, {})
+        write_drawings(bad / "out", {}, {})
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path / "out"), "--noto", str(bad)])
     assert capsys.readouterr().err.count("\n") == 1

@@ -10,13 +10,25 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "triptych"
 MOST_LINES = 450
-LONGER = frozenset(  # still to be split
+LONGER = frozenset(  # to be split
     ("tests/parity/test_blip2_transformers.py",)
 )
-MOST_SHARED = 50  # names that more than one file defines
-MOST_DIALECT = 95  # names of the dialect that are still defined
 
-# Words that name no thing of the field: see CONTRIBUTING.md, Habits.
+# Names that more than one file may define, each for a reason.
+SHARED = {
+    "LOG": "the logger of a module",
+    "main": "the entry point of a program: the command line, and the drawings' own",
+    "find": "what a format of data sets is recognised by (data/formats), and the command that searches a library",
+    "read": "reads a data set (data/formats): the formats have the same functions",
+    "is_certain": "whether a file surely has a format (data/formats/annotations)",
+    "matches": "whether a file may have a format (data/formats/annotations)",
+    "photos": "the photos of a file of annotations (data/formats)",
+    "load": "a model (tasks), and a part of one from a table of keys",
+    "translated": "tensors under our names, by a table of keys, and by the table of a language model",
+}
+MOST_SHARED = 10
+
+# Words that name no thing of the field: see CONTRIBUTING.md, Habits. `look` is a field of checkpoints' config.json and stays.
 DIALECT = {
     "told",
     "seen",
@@ -27,7 +39,6 @@ DIALECT = {
     "shown",
     "asked",
     "found",
-    "look",
     "away",
     "nobody",
     "unseen",
@@ -81,7 +92,9 @@ def test_few_names_are_defined_twice() -> None:
         for name in top_level_names(ast.parse(path.read_text(encoding="utf-8"))):
             places[name].add(relative(path))
     twice = {name: sorted(files) for name, files in places.items() if len(files) > 1}
-    assert len(twice) <= MOST_SHARED, twice
+    assert not {name: files for name, files in twice.items() if name not in SHARED}, "give one of each another name"
+    assert set(SHARED) <= set(twice), "remove from SHARED what one file alone defines"
+    assert len(SHARED) <= MOST_SHARED
 
 
 def test_names_are_plain() -> None:
@@ -92,4 +105,4 @@ def test_names_are_plain() -> None:
         for name, line in defined_names(tree)
         if name.strip("_").lower() in DIALECT
     ]
-    assert len(dialect) <= MOST_DIALECT, dialect
+    assert not dialect, "name the thing"

@@ -20,7 +20,7 @@ from PIL import Image
 from triptych.cli import main
 from triptych.errors import InputError, TriptychError
 from triptych.io.images import load_image
-from triptych.library import Found, Library, Report, as_matcher, find, index_photos, open_library, scan, sheet_page
+from triptych.library import FoundPhoto, Library, Report, as_matcher, find, index_photos, open_library, scan, sheet_page
 from triptych.library import index as index_module
 
 QUERIES, WIDTH = 4, 64
@@ -386,7 +386,7 @@ def test_sheet_holds_the_photos_and_asks_nothing_of_the_network(album: Path) -> 
     hostile = put(album / "<script>'\"&.png")
     large = album / "large.png"
     picture("large").resize((1000, 500)).save(large)
-    found = [Found(str(hostile), 1.25, 0.5, 0.5, 1), Found(str(large), -2, 0.5, 0.5, 2)]
+    found = [FoundPhoto(str(hostile), 1.25, 0.5, 0.5, 1), FoundPhoto(str(large), -2, 0.5, 0.5, 2)]
     page = sheet_page("<b>dogs</b> & 'cats'", found)
     assert page.count('src="data:image/jpeg;base64,') == 2
     assert "<script>" not in page and "<b>dogs" not in page

@@ -6,7 +6,7 @@ import torch
 
 from triptych.checkpoints.config import CheckpointConfig, EncoderSpec
 from triptych.checkpoints.format import load_checkpoint, save_checkpoint
-from triptych.checkpoints.quantize import SCALE, dequantized, quantized, stored_as
+from triptych.checkpoints.quantize import SCALE_SUFFIX, dequantized, quantized, stored_as
 from triptych.checkpoints.store import as_store
 
 
@@ -14,7 +14,7 @@ def test_a_matrix_comes_back_within_half_a_step_of_its_row() -> None:
     torch.manual_seed(0)
     weight = torch.randn(200, 300) * torch.logspace(-4, 2, 200)[:, None]  # rows of very different sizes
     stored = quantized(as_store({"w": weight}))
-    assert stored["w"].dtype == torch.int8 and stored["w" + SCALE].shape == (200,)
+    assert stored["w"].dtype == torch.int8 and stored["w" + SCALE_SUFFIX].shape == (200,)
     back = dequantized(as_store(stored))["w"]
     step = weight.abs().amax(1, keepdim=True) / 127
     assert ((back - weight).abs() <= step / 2 * 1.001).all()

@@ -13,7 +13,7 @@ from triptych.errors import InputError
 from triptych.train import systems
 from triptych.train.blip2.recipe import Blip2Recipe
 from triptych.train.flamingo.recipe import FlamingoRecipe
-from triptych.train.recipe import LoopSettings, all_settings, make_recipe, with_settings
+from triptych.train.recipe import LoopSettings, all_settings, make_recipe, recipe_with
 from triptych.train.sat.recipe import SatRecipe
 from triptych.train.sources import Sources
 from triptych.train.systems import RECIPES, read_recipe_file, run_recipe_file
@@ -90,7 +90,7 @@ def test_settings_are_found_in_their_groups() -> None:
     assert recipe.loop.epochs == 2 and recipe.batch.crops.cells == 1.0 and recipe.start.lm == "mine"
     assert recipe.loop.optimizer.learning_rate == 1.0 and isinstance(recipe.loop.optimizer.learning_rate, float)
     assert recipe.loop.optimizer.weight_decay == 0.05  # the system's own default
-    assert with_settings(recipe, {"word_epochs": 0, "strange": 1}).rates.word_epochs == 0
+    assert recipe_with(recipe, {"word_epochs": 0, "strange": 1}).rates.word_epochs == 0
 
 
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Sources, Path, dict[str, Any]]]:

@@ -115,7 +115,7 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @classmethod
     def of(cls, entries: Mapping[str, Any]) -> Card:
         """A card of these entries; those without a field of their own become notes. Raises InputError: one is of another type."""
-        return decode(_card(entries), cls, "the card")
+        return decode_config(_card(entries), cls, "the card")
 
     def to_dict(self) -> dict[str, Any]:
         """The entries that say something, notes among them."""
@@ -143,7 +143,7 @@ class CheckpointConfig(msgspec.Struct, Generic[M], frozen=True, kw_only=True, fo
 
     def typed(self, kind: type[K], source: object) -> CheckpointConfig[K]:
         """The same with its ``model`` as a ``kind``. Raises InputError: a field is missing, unknown or out of bounds."""
-        fields = msgspec.structs.asdict(self) | {"model": decode(self.model, kind, source, "model.")}
+        fields = msgspec.structs.asdict(self) | {"model": decode_config(self.model, kind, source, "model.")}
         return CheckpointConfig(**fields)
 
     @property
@@ -174,7 +174,7 @@ def read_config(path: Path) -> CheckpointConfig[dict[str, Any]]:
     if raw["format"] == 1:
         raw = upgrade(raw, path)
     fields = {name: value for name, value in raw.items() if name not in ("format", "model_type")}
-    return decode(fields, CheckpointConfig[dict[str, Any]], path)
+    return decode_config(fields, CheckpointConfig[dict[str, Any]], path)
 
 
 def upgrade(raw: Mapping[str, Any], source: object) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def upgrade(raw: Mapping[str, Any], source: object) -> dict[str, Any]:
     return new
 
 
-def decode(raw: Any, kind: type[M], source: object, prefix: str = "") -> M:
+def decode_config(raw: Any, kind: type[M], source: object, prefix: str = "") -> M:
     """Plain data as a typed value. ``prefix``: of the fields' names in messages.
 
     Raises:
@@ -228,11 +228,11 @@ def _explain(message: str, raw: Any, kind: Any, prefix: str) -> str:
         return f"{field} is missing" if name[1] != "unknown" else f"{field} is not a field that this version knows"
     for part in path:
         raw = raw[int(part) if isinstance(raw, list) else part]
-    found = json.dumps(raw, ensure_ascii=False, default=str)[:100]
+    problem = json.dumps(raw, ensure_ascii=False, default=str)[:100]
     if expected := re.match(r"Expected `(.+?)`, got `.+?`$", what):
-        return f"{field.rstrip('.') or 'it'} is {found}, expected {expected[1]}"
+        return f"{field.rstrip('.') or 'it'} is {problem}, expected {expected[1]}"
     if what.startswith("Invalid enum value"):
-        return f"{field} is {found}, expected {' or '.join(map(repr, get_args(_type_at(kind, path))))}"
+        return f"{field} is {problem}, expected {' or '.join(map(repr, get_args(_type_at(kind, path))))}"
     return f"{field}: {what}" if field else what
 
 
@@ -251,8 +251,8 @@ def _unknown(raw: Any, known: Any, prefix: str) -> str | None:
     for name, value in raw.items():
         if name not in known and value is not None:
             return f"{prefix}{name}"
-        if found := _unknown(value, known.get(name), f"{prefix}{name}."):
-            return found
+        if problem := _unknown(value, known.get(name), f"{prefix}{name}."):
+            return problem
     return None
 
 

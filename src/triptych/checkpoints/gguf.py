@@ -26,7 +26,7 @@ VERSIONS = (2, 3)
 MAX_ENTRIES = 1 << 16  # of metadata, and of tensors
 
 
-class Entry(NamedTuple):
+class MetadataEntry(NamedTuple):
     """A tensor in the file: rows first, ``start`` and ``size`` in bytes from the file's beginning."""
 
     shape: tuple[int, ...]
@@ -41,7 +41,7 @@ class GGUF:
 
     path: Path
     metadata: dict[str, Any]
-    entries: dict[str, Entry]
+    entries: dict[str, MetadataEntry]
     data: mmap.mmap
 
     def array(self, name: str) -> NDArray[np.float32]:
@@ -110,19 +110,19 @@ def _read(path: Path, data: mmap.mmap) -> GGUF:
     for _ in range(count):
         key = header.string()
         metadata[key] = header.value(header.scalar("<I"))
-    found = [header.tensor() for _ in range(tensors)]
+    tensor_infos = [header.tensor() for _ in range(tensors)]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 1 <= alignment <= 1 << 20:
         raise ValueError(f"it is aligned to {alignment!r}")
     begin = -(-header.at // alignment) * alignment
     entries = {}
-    for name, shape, dtype, offset in found:
+    for name, shape, dtype, offset in tensor_infos:
         size = _stored_bytes(shape, dtype)
         if name in entries:
             raise ValueError(f"the tensor {name} is there twice")
         if begin + offset + size > len(data):
             raise InputError(f"{path} is truncated: the tensor {name} ends behind the end of the file")
-        entries[name] = Entry(shape, dtype, begin + offset, size)
+        entries[name] = MetadataEntry(shape, dtype, begin + offset, size)
     return GGUF(path, metadata, entries, data)
 
 

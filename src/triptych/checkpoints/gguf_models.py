@@ -15,9 +15,9 @@ from triptych.nn.configs import DecoderConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from triptych.checkpoints.tables.language import Change, Table
+    from triptych.checkpoints.tables.language import Change, KeyTable
 
-GGUF_LLAMA: Table = {
+GGUF_LLAMA: KeyTable = {
     "embedding": ("token_embd",),
     "blocks.*.attention_norm": ("blk.*.attn_norm",),
     "blocks.*.attention.qkv": ("blk.*.attn_q", "blk.*.attn_k", "blk.*.attn_v"),
@@ -28,16 +28,16 @@ GGUF_LLAMA: Table = {
     "final_norm": ("output_norm",),
     "head": ("output",),
 }
-GGUF_PHI3: Table = GGUF_LLAMA | {"blocks.*.attention.qkv": ("blk.*.attn_qkv",), "blocks.*.ffn.up": ("blk.*.ffn_up",)}
-GGUF_QK_NORM: Table = {
+GGUF_PHI3: KeyTable = GGUF_LLAMA | {"blocks.*.attention.qkv": ("blk.*.attn_qkv",), "blocks.*.ffn.up": ("blk.*.ffn_up",)}
+GGUF_QK_NORM: KeyTable = {
     "blocks.*.attention.query_norm": ("blk.*.attn_q_norm",),
     "blocks.*.attention.key_norm": ("blk.*.attn_k_norm",),
 }
-GGUF_POST_NORM: Table = {
+GGUF_POST_NORM: KeyTable = {
     "blocks.*.attention_post_norm": ("blk.*.post_attention_norm",),
     "blocks.*.ffn_post_norm": ("blk.*.post_ffw_norm",),
 }
-GGUF_OLMO2: Table = {
+GGUF_OLMO2: KeyTable = {
     name: rows for name, rows in GGUF_LLAMA.items() if name not in ("blocks.*.attention_norm", "blocks.*.ffn_norm")
 }
 GGUF_OLMO2 |= GGUF_QK_NORM | GGUF_POST_NORM
@@ -179,7 +179,7 @@ def gemma3_from_gguf(read: Fields) -> DecoderConfig:
 class Architecture:
     """One ``general.architecture``; see ``tables.language.translate``."""
 
-    table: Table
+    table: KeyTable
     config: Callable[[Fields], DecoderConfig]
     changes: Mapping[str, Change] = field(default_factory=dict)
 

@@ -29,8 +29,8 @@ def fetch_model(name: str) -> Path:
     Raises:
         InputError: there is no such model or revision, it is gated, the network is down or off and the cache has it not.
     """
-    found = MODEL_ID.fullmatch(name)
-    if found is None:
+    match = MODEL_ID.fullmatch(name)
+    if match is None:
         raise InputError(
             f"{name!r} is not the name of a model on the hub: they read owner/name, or owner/name@revision"
         )
@@ -38,7 +38,7 @@ def fetch_model(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     def fetch(patterns: tuple[str, ...]) -> Path:
-        return Path(snapshot_download(found["id"], revision=found["revision"], allow_patterns=list(patterns)))
+        return Path(snapshot_download(match["id"], revision=match["revision"], allow_patterns=list(patterns)))
 
     try:
         folder = fetch((*SETTINGS, *SAFE))

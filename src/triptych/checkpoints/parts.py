@@ -165,13 +165,13 @@ def fetched(part: Part, wanted: Member) -> Path:
     return path
 
 
-State = Literal["ready", "unverified", "absent"]
+PartState = Literal["ready", "unverified", "absent"]
 
 
-def list_parts() -> list[tuple[Part, State]]:
+def list_parts() -> list[tuple[Part, PartState]]:
     """Every part and whether it is here; reads no contents, so a file without its stamp is `unverified`."""
 
-    def state(part: Part) -> State:
+    def state(part: Part) -> PartState:
         paths = [(_folder(part) / m.file, m) for m in part.members]
         if not all(path.is_file() for path, _ in paths):
             return "absent"

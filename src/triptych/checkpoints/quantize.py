@@ -9,7 +9,7 @@ from torch import Tensor
 
 from triptych.checkpoints.store import DerivedStore, Recipe, TensorStore, as_store, shaped
 
-SCALE = ".scale"
+SCALE_SUFFIX = ".scale"
 SMALLEST = 1 << 14  # numbers; smaller tensors stay 16-bit floats
 
 
@@ -50,7 +50,7 @@ def quantized(store: TensorStore) -> DerivedStore:
             lambda x: (x[0].float() / scales(x[0])[:, None]).round().to(torch.int8),
             lambda x: shaped(x[0], dtype=torch.int8),
         )
-        recipes[name + SCALE] = Recipe(
+        recipes[name + SCALE_SUFFIX] = Recipe(
             (name,), lambda x: scales(x[0]), lambda x: shaped(x[0], x[0].shape[:1], torch.float32)
         )
     return DerivedStore(store, recipes)
@@ -60,12 +60,12 @@ def dequantized(store: TensorStore) -> DerivedStore:
     """What ``quantized`` stored, as fp32 under its own names; tensors without a scale as they are."""
     recipes = {}
     for name in store:
-        if name + SCALE in store:
+        if name + SCALE_SUFFIX in store:
             recipes[name] = Recipe(
-                (name, name + SCALE),
+                (name, name + SCALE_SUFFIX),
                 lambda x: x[0].float() * x[1][:, None],
                 lambda x: shaped(x[0], dtype=torch.float32),
             )
-        elif not (name.endswith(SCALE) and name.removesuffix(SCALE) in store):
+        elif not (name.endswith(SCALE_SUFFIX) and name.removesuffix(SCALE_SUFFIX) in store):
             recipes[name] = Recipe((name,), lambda x: x[0])
     return DerivedStore(store, recipes)

@@ -23,7 +23,7 @@ from torch import Tensor
 from triptych.errors import InputError, TriptychError
 
 MAX_HEADER = 32 << 20
-MAX_SIDE = 1 << 40  # numbers along one axis
+MAX_TENSOR_SIDE = 1 << 40  # numbers along one axis
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -227,7 +227,9 @@ def _entry(fields: Any, begin: int, size: int) -> Entry:
     """Raises ValueError: the entry does not fit the file."""
     shape, (start, end) = tuple(fields["shape"]), fields["data_offsets"]
     dtype = fields["dtype"]
-    if not all(type(x) is int and 0 <= x <= MAX_SIDE for x in (*shape, start, end)) or not isinstance(dtype, str):
+    if not all(type(x) is int and 0 <= x <= MAX_TENSOR_SIDE for x in (*shape, start, end)) or not isinstance(
+        dtype, str
+    ):
         raise ValueError("sizes that are no whole numbers")
     if not start <= end <= size - begin:
         raise ValueError("a tensor ends behind the end of the file")

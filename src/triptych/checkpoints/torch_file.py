@@ -241,7 +241,7 @@ class TorchFile:
         inner: Any = self.content
         if isinstance(inner, Mapping):
             named = (inner.get(name) for name in ("model", "model_state_dict", "state_dict"))
-            inner = next((found for found in named if isinstance(found, Mapping | Inert)), inner)
+            inner = next((entry for entry in named if isinstance(entry, Mapping | Inert)), inner)
         state = self.state(inner)
         if not state:
             raise InputError(f"{self.path} holds no state dict: neither itself nor under model or state_dict")

@@ -53,8 +53,8 @@ def read_vision_encoder(directory: Path, image_size: int | None = None) -> ViT:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{directory / 'config.json'} does not describe an image encoder ({error})") from None
-    found, _ = translated(open_folder(directory), VISION_TABLES[kind], "vision_encoder", unused(ours))
-    fill(vit, fitted(found, vit), source=directory)
+    tensors, _ = translated(open_folder(directory), VISION_TABLES[kind], "vision_encoder", unused(ours))
+    fill(vit, fitted(tensors, vit), source=directory)
     return resized(vit, image_size).eval()
 
 

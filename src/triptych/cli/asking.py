@@ -104,10 +104,10 @@ def answer_question(
     from triptych.io.images import load_image
     from triptych.tasks import load_answerer
 
-    asked = load_answerer(model, precision)
+    answerer = load_answerer(model, precision)
     photos = [load_image(image) for image in images]
     settings = {} if beams is None else {"beams": beams}
-    answer = asked.ask(photos, question, choices, explain=explain is not None, **settings)
+    answer = answerer.ask(photos, question, choices, explain=explain is not None, **settings)
     emit({"images": images, "question": question, **answer.to_dict("answer")}, as_json, answer.text)
     if explain is not None:
         write_page(explain, [PageEntry(tuple(photos), (reading(answer),), question=question)], "Where the model looked")
@@ -132,10 +132,10 @@ def match(
     matches = matcher.match(photos, texts, explain=explain is not None)
     for text in matcher.unknown_texts(texts):
         complain(InputError(f"the model knows no word of {text!r}: how well it matches is chance"))
-    for found in matches:
-        image, text = images[found.image], texts[found.text]
-        line = f"{image}\t{text}\tcosine {found.itc_cosine:.3f}  match {found.itm_prob:.3f}  rerank {found.rerank:.3f}"
-        emit({"image": image, "text": text, "model": model, **found.to_dict()}, as_json, line)
+    for pair in matches:
+        image, text = images[pair.image], texts[pair.text]
+        line = f"{image}\t{text}\tcosine {pair.itc_cosine:.3f}  match {pair.itm_prob:.3f}  rerank {pair.rerank:.3f}"
+        emit({"image": image, "text": text, "model": model, **pair.to_dict()}, as_json, line)
     if explain is not None:
         entries = [
             PageEntry((photos[m.image],), (Reading(model, texts[m.text], m.evidence),), name=Path(images[m.image]).name)

@@ -57,7 +57,7 @@ def caption(
         int | None, typer.Option(help="Longest caption, in words.", show_default="the model's")
     ] = None,
     explain: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also draw_figure where the model looked, into DIR.")
+        Path | None, typer.Option(metavar="DIR", help="Also draw where the model looked, into DIR.")
     ] = None,
     out: Out = None,
     recursive: Recursive = False,
@@ -155,7 +155,7 @@ def draw_figure(figure: Path, source: str, photo: Image, answer: Answer, seconds
 @app.command()
 def explain(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="A photo: path or URL.")],
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where to draw_figure: a .png or .html file.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where to draw: a .png or .html file.")],
     question: Annotated[
         str | None, typer.Option("--question", "-q", help="Answer it instead (flamingo, blip2).")
     ] = None,

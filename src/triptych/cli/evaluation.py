@@ -21,7 +21,9 @@ app.add_typer(evaluation, name="eval")
 MatchingModel = Annotated[str, typer.Option("--model", help="blip2, or a checkpoint directory.")]
 AnsweringModel = Annotated[str, typer.Option("--model", help="blip2, flamingo, or a checkpoint directory.")]
 DrawSeed = Annotated[int, typer.Option("--seed", min=0, help="Of the draw.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first damaged photo instead of leaving it out.")]
+StrictEvaluation = Annotated[
+    bool, typer.Option("--strict", help="Stop at the first damaged photo instead of leaving it out.")
+]
 Floor = Annotated[
     bool, typer.Option("--floor", help="Also what a closed form over pooled features and the training split reaches.")
 ]
@@ -42,7 +44,7 @@ def eval_caption(
     limit: Limit = None,
     output: Lines = None,
     floor: Floor = False,
-    strict: Strict = False,
+    strict: StrictEvaluation = False,
     as_json: Json = False,
 ) -> None:
     """BLEU, METEOR (needs Java), ROUGE-L and CIDEr-D of the model's captions."""
@@ -93,7 +95,7 @@ def eval_retrieval(
     candidates: Annotated[int, typer.Option(min=1, help="The best of contrast that matching ranks again.")] = 6,
     limit: Limit = None,
     floor: Floor = False,
-    strict: Strict = False,
+    strict: StrictEvaluation = False,
     as_json: Json = False,
 ) -> None:
     """Recall of photos for texts and texts for photos, by contrast and after re-ranking by matching."""
@@ -120,7 +122,7 @@ def eval_choice(
     pairs: Annotated[int, typer.Option(min=1, help="How many; each is asked in both orders.")] = 250,
     seed: DrawSeed = 0,
     limit: Limit = None,
-    strict: Strict = False,
+    strict: StrictEvaluation = False,
     as_json: Json = False,
 ) -> None:
     """Two photos, "Which photo shows ...?", by matching and through the language model; one photo, choices in mixed wording."""
@@ -143,7 +145,7 @@ def eval_vqa(
     seed: DrawSeed = 0,
     limit: Limit = None,
     output: Lines = None,
-    strict: Strict = False,
+    strict: StrictEvaluation = False,
     as_json: Json = False,
 ) -> None:
     """Questions about one photo, beside what can be answered without seeing it."""
@@ -154,10 +156,10 @@ def eval_vqa(
     check_output(output)
     photos = read_photos(data, split, limit, strict, lambda photo: bool(photo.captions or photo.extra.get("vqa")))
     answerer = load_answerer(model)
-    found = answer_questions(answerer, photos, per_photo, seed)
-    write_lines(output, found.records())
+    answers = answer_questions(answerer, photos, per_photo, seed)
+    write_lines(output, answers.records())
     train = [photo for photo in open_dataset(data) if photo.split == "train"]
-    show(described(answerer, data, split, photos, vqa_metrics(found, train, per_photo, seed)), as_json)
+    show(described(answerer, data, split, photos, vqa_metrics(answers, train, per_photo, seed)), as_json)
 
 
 @evaluation.command("fewshot")
@@ -172,7 +174,7 @@ def eval_fewshot(
     episodes: Annotated[int, typer.Option(min=1, help="How many prompts of each kind.")] = 200,
     seed: DrawSeed = 0,
     limit: Limit = None,
-    strict: Strict = False,
+    strict: StrictEvaluation = False,
     as_json: Json = False,
 ) -> None:
     """Two new names for two kinds of pictures that training never named: how often the right one is found (chance: 50%)."""
@@ -198,7 +200,7 @@ def eval_attention(
     data: Data,
     split: Annotated[str | None, typer.Option(help="Which photos.", show_default="all")] = None,
     model: ModelOption = "sat",
-    strict: Strict = False,
+    strict: StrictEvaluation = False,
     as_json: Json = False,
 ) -> None:
     """How much of a word's attention falls into the boxes of what it names (data with COCO's boxes)."""

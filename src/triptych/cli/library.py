@@ -52,11 +52,11 @@ def find(
     from triptych.tasks import load
 
     opened = open_library(library)
-    found = find_photos(
+    hits = find_photos(
         opened, as_matcher(load(model, precision=precision), model), text, k, candidates, notice=complain
     )
-    for one in found:
+    for one in hits:
         emit(vars(one), as_json, f"{one.score:.3f}  {one.path}")
     if sheet is not None:
-        write_file(sheet, sheet_page(text, found).encode())
+        write_file(sheet, sheet_page(text, hits).encode())
         print(f"photos: {sheet}", file=sys.stderr)

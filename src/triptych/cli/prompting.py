@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 CompleterOption = Annotated[str, typer.Option("--model", help="flamingo, or a checkpoint directory.")]
 
 COMMANDS = ("/image", "/drop", "/undo", "/save", "/load", "/help", "/quit", "/exit")
-HELP = """/image PATH   add a picture to the next question (a path alone does, too)
+CHAT_HELP = """/image PATH   add a picture to the next question (a path alone does, too)
 /drop         give up the pictures that wait
 /undo         take back the last question and answer
 /save FILE    keep the dialogue as JSON
@@ -70,8 +70,10 @@ def complete(
     answer = completer.complete(photo, given, prompt, choices, explain=explain is not None, **settings)
     emit({"image": image, **answer.to_dict()}, as_json, answer.text)
     if explain is not None:
-        shown = (*(picture for picture, _ in given if picture is not None), photo)
-        write_page(explain, [PageEntry(shown, (reading(answer),), question=prompt)], "Where the model looked")
+        pictures_in_order = (*(picture for picture, _ in given if picture is not None), photo)
+        write_page(
+            explain, [PageEntry(pictures_in_order, (reading(answer),), question=prompt)], "Where the model looked"
+        )
 
 
 def read_shot(shot: str) -> tuple[str | None, str]:
@@ -192,7 +194,7 @@ def command(dialogue: Chat, line: str) -> str | None:
             dialogue.load(Path(as_path(rest)))
             said = f"{len(dialogue.turns)} turns"
         case "/help":
-            said = HELP
+            said = CHAT_HELP
         case "/quit" | "/exit":
             return None
         case _ if "/" in name[1:]:

@@ -41,7 +41,7 @@ Shares = Annotated[
         show_default="by size",
     ),
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="Stop at a damaged photo instead of leaving it out.")]
+StrictTraining = Annotated[bool, typer.Option("--strict", help="Stop at a damaged photo instead of leaving it out.")]
 Drawings = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Also named pictures, such as `python -m triptych.data.emoji DIR` makes."),
@@ -98,7 +98,12 @@ def add_command(system: str) -> None:
         if record is not None:  # None in the processes beside the main one
             emit(record, given["as_json"], f"{given['run'] / 'best'}: {json.dumps(record)}")
 
-    common = {"data": (DataSets, ...), "run": (Run, ...), "data_share": (Shares, None), "strict": (Strict, False)}
+    common = {
+        "data": (DataSets, ...),
+        "run": (Run, ...),
+        "data_share": (Shares, None),
+        "strict": (StrictTraining, False),
+    }
     if system == "flamingo":
         common["drawings"] = (Drawings, None)
     parameters = {**common, **settings, "as_json": (Json, False)}
@@ -121,31 +126,31 @@ def add_command(system: str) -> None:
 def option(group: Settings, item: Field[Any]) -> tuple[Any, Any]:
     """A setting as Typer takes it: its annotation and its default. A mapping is an option that is given once for each name."""
     metadata, default = item.metadata, getattr(group, item.name)
-    shown = {name: metadata[name] for name in ("metavar", "show_default") if name in metadata}
+    extras = {name: metadata[name] for name in ("metavar", "show_default") if name in metadata}
     flag = metadata.get("option", f"--{item.name.replace('_', '-')}")
     kind = get_type_hints(type(group))[item.name]
     if item.metadata["choices"]:
         kind = type(default) if default is not None else str | None
     if isinstance(default, Mapping) or "=" in metadata.get("metavar", ""):
-        return Annotated[list[str] | None, typer.Option(flag, help=metadata["help"], **shown)], None
+        return Annotated[list[str] | None, typer.Option(flag, help=metadata["help"], **extras)], None
     if kind is bool:
         flag = f"{flag}/--no-{flag.removeprefix('--')}"
     low = metadata["low"] if metadata["low"] is not None else metadata["above"]
     ranged = {} if kind is bool else {"min": low, "max": metadata["high"]}
-    return Annotated[kind, typer.Option(flag, help=metadata["help"], **ranged, **shown)], default
+    return Annotated[kind, typer.Option(flag, help=metadata["help"], **ranged, **extras)], default
 
 
 def changed(recipe: Settings, given: Mapping[str, Any]) -> dict[str, Any]:
     """The options that were given, as settings: ``NAME=NUMBER`` texts as mappings; an empty list as not given."""
-    found = {}
+    options = {}
     for group, item in all_settings(recipe):
         value = given[item.name]
         if "=" in item.metadata.get("metavar", ""):
             if value:
-                found[item.name] = named_numbers(value, item.metadata["option"])
+                options[item.name] = named_numbers(value, item.metadata["option"])
         elif value != getattr(group, item.name):
-            found[item.name] = value
-    return found
+            options[item.name] = value
+    return options
 
 
 def named_numbers(given: list[str], option: str) -> dict[str, float]:

@@ -26,10 +26,10 @@ from triptych.checkpoints.tables.language import translated as translated_lm
 from triptych.checkpoints.weight_files import check_settings, open_file, open_folder, read_json
 from triptych.convert.published import (
     StoredLM,
-    colours,
     heads_and_epsilon,
     known_layout,
     layers,
+    published_colours,
     section,
     stored_lm,
     vit_sizes,
@@ -90,7 +90,7 @@ SEARCH = SearchSpec(beams=5, length_penalty=1.0, max_new_tokens=30, words_once=F
 TEMPERATURE = 0.07
 
 
-class Unseen(NamedTuple):
+class Hyperparameters(NamedTuple):
     """What tensors do not show: heads, and the epsilon of the norms; the mean and deviation of pixels."""
 
     vision: tuple[int, float]
@@ -106,17 +106,17 @@ def convert_transformers(source: Path, config: dict[str, Any], target: Path, dty
     kind = kinds[0] if isinstance(kinds, list) and kinds else config.get("model_type")
     if kind not in (GENERATION, RETRIEVAL, INSTRUCT):
         raise InputError(f"{source} holds a {kind}: {GENERATION}, {RETRIEVAL} and {INSTRUCT} can be read")
-    settings = None if kind == RETRIEVAL else language_settings(config)
-    unseen = unseen_by_config(source, config)
+    settings = None if kind == RETRIEVAL else blip2_language_settings(config)
+    hyperparameters = unseen_by_config(source, config)
     state = open_folder(source)
     lm, used = language_model(source, settings, state) if settings else (None, ())
-    blip2 = published_blip2(state, HF_BLIP2, unseen, lm, source)
+    blip2 = published_blip2(state, HF_BLIP2, hyperparameters, lm, source)
     words = None
     if blip2.config.qformer.vocab_size:
         words = word_pieces(source / "qformer_tokenizer" if kind == INSTRUCT else source)
     generation = BLIP2_T5 if lm and lm.spec.t5 else BLIP2_OPT
     prompts = {GENERATION: generation, RETRIEVAL: DEFAULT_PROMPTS, INSTRUCT: INSTRUCT_BLIP}[kind]
-    write(target, blip2, words, lm, prompts, f"{source.name}, a {kind} of transformers", dtype)
+    write_converted_blip2(target, blip2, words, lm, prompts, f"{source.name}, a {kind} of transformers", dtype)
     ignored = tuple(key for key in blip2.report.ignored if key not in {*used})
     return LoadReport((*blip2.report.mapped, *used), blip2.report.missing, ignored)
 
@@ -144,13 +144,13 @@ def convert_lavis(
     except (KeyError, IndexError):
         raise InputError(f"{source}: its image encoder is neither EVA's ViT nor CLIP's") from None
     encoder = (vision_width // CLIP_HEAD, 1e-5) if clip else (vision_width // EVA_HEAD, 1e-6)
-    unseen = Unseen(encoder, (width // BERT_HEAD, 1e-12))
-    blip2 = published_blip2(state, LAVIS_BLIP2, unseen, stored, source)
+    hyperparameters = Hyperparameters(encoder, (width // BERT_HEAD, 1e-12))
+    blip2 = published_blip2(state, LAVIS_BLIP2, hyperparameters, stored, source)
     words = WordPieces.read(part_path("minilm-l6", "vocab.txt")) if blip2.config.qformer.vocab_size else None
     prompts = DEFAULT_PROMPTS
     if stored is not None:
         prompts = INSTRUCT_BLIP if words else BLIP2_T5 if stored.spec.t5 else BLIP2_OPT
-    write(target, blip2, words, stored, prompts, f"{source.name}, a BLIP-2 checkpoint of LAVIS", dtype)
+    write_converted_blip2(target, blip2, words, stored, prompts, f"{source.name}, a BLIP-2 checkpoint of LAVIS", dtype)
     return blip2.report
 
 
@@ -164,29 +164,29 @@ class PublishedBlip2(NamedTuple):
 
 
 def published_blip2(
-    state: TensorStore, table: Table, unseen: Unseen, lm: StoredLM | None, source: Path
+    state: TensorStore, table: Table, hyperparameters: Hyperparameters, lm: StoredLM | None, source: Path
 ) -> PublishedBlip2:
     """The model of a published state dict, and what became of its keys. Raises InputError: it does not fit together."""
     translation, ignored = translated(state, table)
-    found = translation.layouts()
+    layouts = translation.layouts()
     with known_layout(source, "a BLIP-2"):
-        vision, qformer = vit_config(found, unseen), qformer_config(found, unseen)
-        head = found.get("heads.vision_proj.weight")
+        vision, qformer = published_vit_config(layouts, hyperparameters), qformer_config(layouts, hyperparameters)
+        head = layouts.get("heads.vision_proj.weight")
         config = Blip2Config(
             qformer,
             feature_dim=None if head is None else len(head),
-            normalise="vision_norm.weight" in found,
+            normalise="vision_norm.weight" in layouts,
             instructed=bool(lm and qformer.vocab_size),
-            writes="heads.lm_bias" in found,
+            writes="heads.lm_bias" in layouts,
         )
         with unallocated():
-            vit = ViT(vision, unseen.mean, unseen.std)
+            vit = ViT(vision, hyperparameters.mean, hyperparameters.std)
             model = Blip2(config, vit, lm.network if lm else None)
     parts: list[TensorStore] = [fitted(translation, model)]
     if lm:
         parts.append(renamed(lm.tensors, {f"lm.{name}": name for name in lm.tensors}))
     missing: tuple[str, ...] = ()
-    if config.feature_dim and "heads.temperature" not in found:  # transformers' files have lost it
+    if config.feature_dim and "heads.temperature" not in layouts:  # transformers' files have lost it
         parts.append(MemoryStore({"heads.temperature": torch.tensor(TEMPERATURE)}))
         missing = ("heads.temperature",)
     tensors = JoinedStore(parts)
@@ -196,40 +196,40 @@ def published_blip2(
     return PublishedBlip2(config, vit, tensors, report)
 
 
-def vit_config(found: Mapping[str, Tensor], unseen: Unseen) -> ViTConfig:
+def published_vit_config(layouts: Mapping[str, Tensor], hyperparameters: Hyperparameters) -> ViTConfig:
     """EVA's, or CLIP's, which has a norm before its blocks and, as LAVIS takes it, none after them."""
-    heads, eps = unseen.vision
-    if "vision_encoder.norm_before.weight" in found:
-        sizes = vit_sizes(found)
+    heads, eps = hyperparameters.vision
+    if "vision_encoder.norm_before.weight" in layouts:
+        sizes = vit_sizes(layouts)
         return ViTConfig(**sizes, heads=heads, eps=eps, activation="quick_gelu", norm_after=False, class_token=True)
     return ViTConfig.blip2(
-        **vit_sizes(found),
+        **vit_sizes(layouts),
         heads=heads,
         eps=eps,
-        norm_after="vision_encoder.norm_after.weight" in found,
+        norm_after="vision_encoder.norm_after.weight" in layouts,
     )
 
 
-def qformer_config(found: Mapping[str, Tensor], unseen: Unseen) -> QFormerConfig:
-    queries, dim = found["qformer.query_tokens"].shape[-2:]
-    depth = layers(found, "qformer.layers")
-    looking = [i for i in range(depth) if f"qformer.layers.{i}.cross_attention.norm.weight" in found]
-    places = found.get("qformer.position_embeddings.weight")
+def qformer_config(layouts: Mapping[str, Tensor], hyperparameters: Hyperparameters) -> QFormerConfig:
+    queries, dim = layouts["qformer.query_tokens"].shape[-2:]
+    depth = layers(layouts, "qformer.layers")
+    looking = [i for i in range(depth) if f"qformer.layers.{i}.cross_attention.norm.weight" in layouts]
+    places = layouts.get("qformer.position_embeddings.weight")
     return QFormerConfig(
-        image_dim=found["qformer.layers.0.cross_attention.attention.key.weight"].shape[1],
+        image_dim=layouts["qformer.layers.0.cross_attention.attention.key.weight"].shape[1],
         dim=dim,
         layers=depth,
-        heads=unseen.qformer[0],
-        mlp_dim=len(found["qformer.layers.0.query_mlp.up.weight"]),
+        heads=hyperparameters.qformer[0],
+        mlp_dim=len(layouts["qformer.layers.0.query_mlp.up.weight"]),
         queries=queries,
         cross_attn_every=looking[1] if looking[1:] else depth,
-        vocab_size=len(found.get("qformer.word_embeddings.weight", ())),
+        vocab_size=len(layouts.get("qformer.word_embeddings.weight", ())),
         max_positions=512 if places is None else len(places),
-        eps=unseen.qformer[1],
+        eps=hyperparameters.qformer[1],
     )
 
 
-def write(
+def write_converted_blip2(
     target: Path,
     blip2: PublishedBlip2,
     words: WordPieces | None,
@@ -257,7 +257,7 @@ def write(
 # Language models
 
 
-def language_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+def blip2_language_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of the language model within BLIP-2's, complete. Raises InputError: it is of a kind that is not covered."""
     text = section(config, "text_config", {"model_type": "opt"})
     settings = {"eos_token_id": None, **LANGUAGE.get(str(text["model_type"]), {}), **text}
@@ -280,10 +280,10 @@ def language_model(source: Path, settings: Mapping[str, Any], state: TensorStore
 # Files of transformers
 
 
-def unseen_by_config(source: Path, config: Mapping[str, Any]) -> Unseen:
+def unseen_by_config(source: Path, config: Mapping[str, Any]) -> Hyperparameters:
     parts = section(config, "vision_config", VISION), section(config, "qformer_config", QFORMER)
     vision, qformer = (heads_and_epsilon(source, part, "gelu") for part in parts)
-    return Unseen(vision, qformer, *colours(source))
+    return Hyperparameters(vision, qformer, *published_colours(source))
 
 
 def word_pieces(directory: Path) -> WordPieces:

@@ -35,7 +35,7 @@ WITH_BATCH = {  # theirs: how many axes of length 1 stand in front
 }
 
 
-class Kind(NamedTuple):
+class ExportKind(NamedTuple):
     """What the model becomes: a class of transformers', the type of its language model and that one's config."""
 
     architecture: str
@@ -67,7 +67,7 @@ def export_hf(directory: Path, target: Path) -> int:
         "architectures": [kind.architecture],
         "model_type": kind.model_type,
         "vision_config": vision_config(vit),
-        "qformer_config": qformer_config(config.model, kind),
+        "qformer_config": exported_qformer(config.model, kind),
         "text_config": kind.text | {"eos_token_id": eos[0] if len(eos) == 1 else eos},
         "num_query_tokens": config.model.qformer.queries,
         "image_token_index": tokenizer.specials[IMAGE],
@@ -108,7 +108,7 @@ def exportable_vit(directory: Path, config: CheckpointConfig[Blip2Config]) -> Vi
     return vit
 
 
-def exportable_lm(directory: Path, config: CheckpointConfig[Blip2Config]) -> Kind:
+def exportable_lm(directory: Path, config: CheckpointConfig[Blip2Config]) -> ExportKind:
     lm = config.lm
     if lm is None:
         raise InputError(f"{directory} has no language model: transformers' retrieval model is not written")
@@ -127,7 +127,7 @@ def exportable_lm(directory: Path, config: CheckpointConfig[Blip2Config]) -> Kin
             names = ("InstructBlipForConditionalGeneration", "instructblip")
             if not instructed:
                 names = ("Blip2ForConditionalGeneration", "blip-2")
-            return Kind(*names, family, text)
+            return ExportKind(*names, family, text)
     raise InputError(f"{directory}: its language model is neither an OPT nor a Llama, which are those that are written")
 
 
@@ -181,7 +181,7 @@ def vision_config(vit: ViTConfig) -> dict[str, Any]:
     }
 
 
-def qformer_config(config: Blip2Config, kind: Kind) -> dict[str, Any]:
+def exported_qformer(config: Blip2Config, kind: ExportKind) -> dict[str, Any]:
     own = config.qformer
     settings = {
         "hidden_size": own.dim,
@@ -210,7 +210,7 @@ def image_processor(config: CheckpointConfig[Blip2Config]) -> dict[str, Any]:
     }
 
 
-def processor(config: CheckpointConfig[Blip2Config], kind: Kind) -> dict[str, Any]:
+def processor(config: CheckpointConfig[Blip2Config], kind: ExportKind) -> dict[str, Any]:
     name = "InstructBlipProcessor" if kind.model_type == "instructblip" else "Blip2Processor"
     return {"processor_class": name, "num_query_tokens": config.model.qformer.queries}
 
@@ -218,7 +218,7 @@ def processor(config: CheckpointConfig[Blip2Config], kind: Kind) -> dict[str, An
 # Tensors
 
 
-def exported(tensors: TensorStore, config: CheckpointConfig[Blip2Config], kind: Kind) -> DerivedStore:
+def exported(tensors: TensorStore, config: CheckpointConfig[Blip2Config], kind: ExportKind) -> DerivedStore:
     """Our tensors under transformers' names.
 
     Raises:
@@ -233,7 +233,7 @@ def exported(tensors: TensorStore, config: CheckpointConfig[Blip2Config], kind: 
     return DerivedStore(tensors, recipes)
 
 
-def bridge_table(kind: Kind) -> Table:
+def bridge_table(kind: ExportKind) -> Table:
     """The rows of ``HF_BLIP2`` that this class has: where the Q-Former reads text, its embeddings and their norm lie elsewhere."""
     text = ("qformer.embeddings.",) if kind.model_type == "instructblip" else ("qformer.layernorm",)
     others = ("embeddings.", "qformer.embeddings.", "qformer.layernorm")
@@ -284,10 +284,10 @@ def language_recipes(
                 rows = len(tensors.layout(name))
                 sizes = heads if ours.endswith("attention.qkv") else [rows // len(theirs)] * len(theirs)
                 for place, their in enumerate(theirs):
-                    cut = partial(rows_of, sum(sizes[:place]), sizes[place])
+                    cut = partial(kept_rows, sum(sizes[:place]), sizes[place])
                     recipes[f"language_model.{their.replace('*', str(layer))}{leaf}"] = Recipe((name,), cut, cut)
     return recipes
 
 
-def rows_of(start: int, count: int, tensors: list[Tensor]) -> Tensor:
+def kept_rows(start: int, count: int, tensors: list[Tensor]) -> Tensor:
     return tensors[0].narrow(0, start, count)

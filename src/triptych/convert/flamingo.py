@@ -28,10 +28,10 @@ from triptych.checkpoints.tables.language import translated as translated_lm
 from triptych.checkpoints.weight_files import open_file, open_folder, read_json
 from triptych.convert.published import (
     StoredLM,
-    colours,
     heads_and_epsilon,
     known_layout,
     layers,
+    published_colours,
     section,
     stored_lm,
     vit_sizes,
@@ -49,7 +49,11 @@ from triptych.text.tokenizer import TextTokenizer
 TOWER, LM = "vision_encoder.", "lang_encoder."  # of their keys
 HEAD = 64  # width of a head, of OpenFlamingo's and of OpenAI's CLIP
 WIDEST = 1024  # of OpenAI's towers; open_clip's wider ones have other heads
-CLIP = {"num_attention_heads": 12, "layer_norm_eps": 1e-5, "hidden_act": "quick_gelu"}  # what transformers leaves out
+CLIP_DEFAULTS = {
+    "num_attention_heads": 12,
+    "layer_norm_eps": 1e-5,
+    "hidden_act": "quick_gelu",
+}  # what transformers leaves out
 
 
 class Encoder(NamedTuple):
@@ -91,7 +95,7 @@ def convert_openflamingo(
         encoder = image_encoder(vision) if vision else open_clip_encoder(source, own)
     with known_layout(source, "an OpenFlamingo"):
         ours, every, left = translated_flamingo(state)
-        written = language_model(source, state, lm)
+        written = flamingo_language_model(source, state, lm)
         config = flamingo_config(ours.layouts(), every, written.image_id)
         if config.image_dim != encoder.vit.dim:
             raise InputError(
@@ -118,21 +122,21 @@ def convert_openflamingo(
     return LoadReport(mapped, (), tuple(key for key in left if key not in used))
 
 
-def flamingo_config(found: Mapping[str, Tensor], every: int, image_id: int) -> FlamingoConfig:
+def flamingo_config(tensors: Mapping[str, Tensor], every: int, image_id: int) -> FlamingoConfig:
     """It was trained with ``only_attend_immediate_media``: text looks at the last picture."""
-    latents, dim = found["resampler.latents"].shape
+    latents, dim = tensors["resampler.latents"].shape
     first = "resampler.layers.0"
     return FlamingoConfig(
         dim,
         image_id,
         latents=latents,
-        resampler_layers=layers(found, "resampler.layers"),
-        heads=len(found[f"{first}.attention.query.weight"]) // HEAD,
+        resampler_layers=layers(tensors, "resampler.layers"),
+        heads=len(tensors[f"{first}.attention.query.weight"]) // HEAD,
         head_dim=HEAD,
-        ffn_factor=len(found[f"{first}.ffw.1.weight"]) // dim,
+        ffn_factor=len(tensors[f"{first}.ffw.1.weight"]) // dim,
         every=every,
-        max_pictures=len(found.get("resampler.picture_embeddings", ())) or None,
-        max_frames=len(found.get("resampler.frame_embeddings", ())) or None,
+        max_pictures=len(tensors.get("resampler.picture_embeddings", ())) or None,
+        max_frames=len(tensors.get("resampler.frame_embeddings", ())) or None,
     )
 
 
@@ -145,10 +149,10 @@ def image_encoder(path: Path) -> Encoder:
         config = read_json(path / "config.json")
         if (kind := config.get("model_type")) not in ("clip", "clip_vision_model"):
             raise InputError(f"{path} holds a model of the type {kind!r}: give a CLIP with --vision")
-        settings = section(config, "vision_config", CLIP) if kind == "clip" else CLIP | config
+        settings = section(config, "vision_config", CLIP_DEFAULTS) if kind == "clip" else CLIP_DEFAULTS | config
         heads, eps = heads_and_epsilon(path, settings, "quick_gelu", "gelu")
-        unseen = {"heads": heads, "eps": eps, "activation": settings["hidden_act"]}
-        return encoder_of(path, open_folder(path), CLIP_VISION, unseen, *colours(path))
+        hyperparameters = {"heads": heads, "eps": eps, "activation": settings["hidden_act"]}
+        return encoder_of(path, open_folder(path), CLIP_VISION, hyperparameters, *published_colours(path))
     return open_clip_encoder(path, open_file(path))
 
 
@@ -163,14 +167,14 @@ def open_clip_encoder(source: Path, state: TensorStore) -> Encoder:
 
 
 def encoder_of(
-    source: Path, state: TensorStore, table: Table, unseen: Mapping[str, Any], *mean_and_std: Any
+    source: Path, state: TensorStore, table: Table, hyperparameters: Mapping[str, Any], *mean_and_std: Any
 ) -> Encoder:
     """``unseen``: what tensors do not show."""
     # The published checkpoints were trained with open_clip 2.16, which normed the class token only, not the patch tokens
-    found, ignored = translated(state, table, ignored_prefixes=(f"{FROZEN[0]}norm_after",))
+    tensors, ignored = translated(state, table, ignored_prefixes=(f"{FROZEN[0]}norm_after",))
     with unallocated():
-        vit = ViT(ViTConfig(**vit_sizes(found.layouts()), **unseen, norm_after=False), *mean_and_std)
-    own = fitted(renamed(found, {name.removeprefix(FROZEN[0]): name for name in found}), vit)
+        vit = ViT(ViTConfig(**vit_sizes(tensors.layouts()), **hyperparameters, norm_after=False), *mean_and_std)
+    own = fitted(renamed(tensors, {name.removeprefix(FROZEN[0]): name for name in tensors}), vit)
     check_fit(vit, own.layouts(), source)
     return Encoder(vit, own, tuple(state.keys() - {*ignored}))
 
@@ -178,7 +182,7 @@ def encoder_of(
 # The language model
 
 
-def language_model(source: Path, state: TensorStore, directory: Path) -> FlamingoLM:
+def flamingo_language_model(source: Path, state: TensorStore, directory: Path) -> FlamingoLM:
     """The language model in ``directory``, with what the checkpoint has of it."""
     base = open_language_model(directory)
     decoder_only(unfilled(base.config))

@@ -141,6 +141,6 @@ def word_map_beside(source: Path) -> Path:
     """Raises InputError: there is none, or several."""
     maps = sorted(source.parent.glob("WORDMAP_*.json"))
     if len(maps) != 1:
-        found = f"there are {len(maps)}: name one with `triptych convert --word-map`" if maps else "it is missing"
-        raise InputError(f"{source} goes with the tutorial's WORDMAP_*.json in the same folder, and {found}")
+        problem = f"there are {len(maps)}: name one with `triptych convert --word-map`" if maps else "it is missing"
+        raise InputError(f"{source} goes with the tutorial's WORDMAP_*.json in the same folder, and {problem}")
     return maps[0]

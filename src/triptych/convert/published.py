@@ -52,15 +52,15 @@ def layers(names: Iterable[str], prefix: str) -> int:
     return len({name.removeprefix(f"{prefix}.").partition(".")[0] for name in names if name.startswith(f"{prefix}.")})
 
 
-def vit_sizes(found: Mapping[str, Tensor]) -> dict[str, Any]:
+def vit_sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """The sizes of an image encoder that its tensors show."""
-    dim, _, patch, _ = found["vision_encoder.patches.weight"].shape
+    dim, _, patch, _ = tensors["vision_encoder.patches.weight"].shape
     return {
         "dim": dim,
-        "layers": layers(found, "vision_encoder.blocks"),
-        "mlp_dim": len(found["vision_encoder.blocks.0.up.weight"]),
+        "layers": layers(tensors, "vision_encoder.blocks"),
+        "mlp_dim": len(tensors["vision_encoder.blocks.0.up.weight"]),
         "patch_size": patch,
-        "image_size": patch * math.isqrt(found["vision_encoder.positions"].shape[-2] - 1),
+        "image_size": patch * math.isqrt(tensors["vision_encoder.positions"].shape[-2] - 1),
     }
 
 
@@ -116,10 +116,10 @@ def stored_lm(
 
 def section(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """A config within a config, what it leaves out filled in."""
-    found = config.get(name) or {}
-    if not isinstance(found, dict):
+    inner = config.get(name) or {}
+    if not isinstance(inner, dict):
         raise InputError(f"the {name} of config.json is not a JSON object")
-    return {**defaults, **found}
+    return {**defaults, **inner}
 
 
 def heads_and_epsilon(source: Path, part: Mapping[str, Any], *activations: str) -> tuple[int, float]:
@@ -134,7 +134,7 @@ def heads_and_epsilon(source: Path, part: Mapping[str, Any], *activations: str) 
     return heads, eps
 
 
-def colours(directory: Path) -> tuple[Colour, Colour]:
+def published_colours(directory: Path) -> tuple[Colour, Colour]:
     """The mean and the standard deviation that pixels are normalised by; CLIP's where no file of the processor is there."""
     for name in ("preprocessor_config.json", "processor_config.json"):
         settings = read_json(directory / name) if (directory / name).exists() else {}

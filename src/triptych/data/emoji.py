@@ -57,7 +57,7 @@ NAME_PART = Part(
     "unicode.org",
 )
 SIDE, DRAWN = 320, 272  # of a picture, and the longer one of the drawing in it, in pixels
-NO_PICTURE = re.compile(r":|o'clock$|-thirty$| facing right$|^(zzz|hundred points)$")  # colon: skin, hair, flag, keycap
+NO_DRAWING = re.compile(r":|o'clock$|-thirty$| facing right$|^(zzz|hundred points)$")  # colon: skin, hair, flag, keycap
 CUT = re.compile(
     r" (?:with|without|of|in|on|at|and|but|behind|over|under|from|for|showing|facing|tilted|wearing|taking) .*"
     r"| (?:face|up|down|left|right|departure|arrival|increasing|decreasing|receiver|horizontally|vertically)$"
@@ -91,7 +91,7 @@ def read_names(text: str) -> dict[str, str]:
         group = line.removeprefix("# group: ").strip() if line.startswith("# group: ") else group
         if match := re.match(r"([0-9A-F ]+?) *; fully-qualified +# \S+ E[\d.]+ (.+)", line):
             name = match[2].strip().lower().replace("’", "'")
-            if group != "Symbols" and not NO_PICTURE.search(name):
+            if group != "Symbols" and not NO_DRAWING.search(name):
                 names["".join(chr(int(code, 16)) for code in match[1].split())] = name
     return names
 
@@ -130,7 +130,7 @@ def font_drawer(path: Path, size: int) -> Drawer:
     return draw
 
 
-def write(out: Path, names: Mapping[str, str], drawers: Mapping[str, Drawer]) -> Counter[str]:
+def write_drawings(out: Path, names: Mapping[str, str], drawers: Mapping[str, Drawer]) -> Counter[str]:
     """Write the data set into a new folder; the number of pictures of each source and split."""
     rows = []
     try:
@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         drawers = {"noto": font_drawer(given.noto, 109)} if given.noto else {}
         drawers["openmoji"] = font_drawer(fetched(OPENMOJI, OPENMOJI.members[0]), 400)
-        counts = write(
+        counts = write_drawings(
             given.out, read_names(fetched(NAME_PART, NAME_PART.members[0]).read_text(encoding="utf-8")), drawers
         )
     except TriptychError as error:

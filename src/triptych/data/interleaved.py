@@ -42,7 +42,7 @@ HELD_OUT: Mapping[str, tuple[str, ...]] = {
 }
 ALL_HELD_OUT = frozenset(noun for nouns in HELD_OUT.values() for noun in nouns)
 TEMPLATES = ("", "This is a", "This is", "Name:", "Label:", "Class:", "It is called", "Here we see a")
-CAPTION_INSTRUCTION = ("Describe the photo.", "What is in the photo?", "What do you see?", "What is happening?")
+CAPTION_REQUESTS = ("Describe the photo.", "What is in the photo?", "What do you see?", "What is happening?")
 COMMON = ("What do the photos have in common?", "What do these pictures have in common?", "What is in all of them?")
 NOTHING_MUCH = "nothing much"
 DIFFER = ("How do the photos differ?", "How do these pictures differ?", "What is the difference?")
@@ -235,7 +235,7 @@ class Sequences:
         for place in [first, rng.randrange(len(self.photos))]:
             questions = self.questions[place]
             turns = [(q.question, q.answer) for q in rng.sample(questions, min(3, len(questions)))]
-            turns.insert(rng.randrange(len(turns) + 1), (rng.choice(CAPTION_INSTRUCTION), self.caption(rng, place)))
+            turns.insert(rng.randrange(len(turns) + 1), (rng.choice(CAPTION_REQUESTS), self.caption(rng, place)))
             for i, (question, answer) in enumerate(turns):
                 parts += (
                     with_pictures(question_prompt(question, 1), [place])

@@ -40,10 +40,10 @@ def read_text(path: Path) -> str:
     """A UTF-8 file, with or without byte order mark, its line ends as they are."""
     if path.stat().st_size > MAX_TEXT:
         raise InputError(f"{path}: more than {MAX_TEXT // 2**30} GiB: split it into several data sets")
-    return decode(path.read_bytes(), str(path))
+    return decode_text(path.read_bytes(), str(path))
 
 
-def decode(content: bytes, where: str) -> str:
+def decode_text(content: bytes, where: str) -> str:
     """UTF-8 bytes as text, without byte order mark. Raises InputError that names the first line that is not UTF-8."""
     try:
         return content.decode("utf-8-sig")
@@ -83,7 +83,7 @@ def text_of(value: Any, where: str) -> str:
         return str(value)
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"{where}: expected a name, found {shorten(value)}")
-    return check_unicode(value, where)
+    return unicode_text(value, where)
 
 
 def fields_named(record: Mapping[str, Any], names: Iterable[str]) -> list[str]:
@@ -118,7 +118,7 @@ def captions_of(value: Any, where: str) -> tuple[str, ...]:
         if caption is not None and not isinstance(caption, str):
             raise InputError(f"{where}: a caption must be text, found {shorten(caption)}")
         if caption and caption.strip():
-            captions.append(check_unicode(caption.strip(), where))
+            captions.append(unicode_text(caption.strip(), where))
     return tuple(captions)
 
 
@@ -179,7 +179,7 @@ def file_within(folder: Path, name: str, where: str) -> Path:
     return folder / name
 
 
-def check_unicode(text: str, where: str) -> str:
+def unicode_text(text: str, where: str) -> str:
     """``text``, if it can be written as UTF-8. Raises InputError for half a character."""
     try:
         text.encode()

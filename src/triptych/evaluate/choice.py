@@ -93,10 +93,10 @@ def accuracy(answers: Sequence[str], questions: Sequence[PairQuestion]) -> dict[
 def wording_metrics(model: Answers, photos: Sequence[Photo], count: int, seed: int) -> dict[str, float]:
     """Accuracy in percent of questions about a thing in one photo with two choices, of which one is worded as ``WORDINGS`` says: once the
     right one, once the wrong one; chance is 50%. ``same answer``: how often all wordings get the same."""
-    asked = [pair for pair in vqa_questions(photos, seed, per_photo=4) if pair[1].kind == "object"][:count]
-    answers = sorted({question.answer for _, question in asked})
+    pairs = [pair for pair in vqa_questions(photos, seed, per_photo=4) if pair[1].kind == "object"][:count]
+    answers = sorted({question.answer for _, question in pairs})
     rng, right, same = random.Random(seed), defaultdict[str, list[bool]](list), []
-    for photo, question in progress(asked, "wordings") if len(answers) > 1 else ():
+    for photo, question in progress(pairs, "wordings") if len(answers) > 1 else ():
         other = rng.choice([answer for answer in answers if answer != question.answer])
         image, marks = photo.image(), list[bool]()
         for name, reword in WORDINGS.items():

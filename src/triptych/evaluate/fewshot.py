@@ -39,7 +39,9 @@ def fewshot_metrics(
     """
     drawn = all(len(photo.captions) == 1 for photo in photos)
     pairs = drawn_pairs(photos) if drawn else noun_pairs(photos, split)
-    usable = {k: found for k in shots if (found := [pair for pair in pairs if has_enough(pair, k, drawn)])}
+    usable = {
+        k: usable_pairs for k in shots if (usable_pairs := [pair for pair in pairs if has_enough(pair, k, drawn)])
+    }
     if not usable:
         raise InputError(f"there are too few pictures of two kinds for {min(shots)} examples of each")
     record: dict[str, Any] = {"episodes": episodes, "seed": seed}

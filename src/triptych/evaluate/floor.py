@@ -24,9 +24,9 @@ from triptych.evidence import Floats
 from triptych.io.images import ImageSource
 from triptych.metrics.tokenize import ptb_tokenize
 
-TOGETHER = 16
+PHOTOS_TOGETHER = 16
 NEIGHBOURS = 20
-ORDERS = 4  # of n-grams
+NGRAM_ORDERS = 4  # of n-grams
 PENALTY = 1.0  # ridge's, times the mean variance of the features
 
 Gram = tuple[str, ...]
@@ -103,17 +103,17 @@ def consensus(captions: Sequence[str], rarity: Rarity) -> str:
     as in CIDEr."""
     counts = [Counter(ngrams_of(caption)) for caption in captions]
     similarity = np.zeros((len(captions),) * 2)
-    for order in range(1, ORDERS + 1):
+    for order in range(1, NGRAM_ORDERS + 1):
         grams = sorted({gram for each in counts for gram in each if len(gram) == order})
         weights = np.array([[each[gram] * rarity.weight(gram) for gram in grams] for each in counts])
-        similarity += unit(weights) @ unit(weights).T / ORDERS
+        similarity += unit(weights) @ unit(weights).T / NGRAM_ORDERS
     np.fill_diagonal(similarity, 0)
     return captions[int(similarity.sum(1).argmax())]
 
 
 def ngrams_of(caption: str) -> list[Gram]:
     tokens = ptb_tokenize(caption)
-    return [tuple(tokens[i : i + n]) for n in range(1, ORDERS + 1) for i in range(len(tokens) - n + 1)]
+    return [tuple(tokens[i : i + n]) for n in range(1, NGRAM_ORDERS + 1) for i in range(len(tokens) - n + 1)]
 
 
 def fit_ridge(embed: Embed, features: Floats, train: Sequence[Photo]) -> Ridge:
@@ -128,7 +128,7 @@ def pool(model: Pools, photos: Sequence[Photo]) -> Floats:
     """``[N, D]``. Raises InputError: there are no photos."""
     if not photos:
         raise InputError("a floor needs captioned photos of the training split, and there are none")
-    parts = [model.pooled([photo.image() for photo in part]) for part in batches(photos, TOGETHER, "floor")]
+    parts = [model.pooled([photo.image() for photo in part]) for part in batches(photos, PHOTOS_TOGETHER, "floor")]
     return np.concatenate(parts)
 
 

@@ -20,13 +20,13 @@ from triptych.tasks.choices import GREY
 
 ASKED_TOGETHER = 16
 
-Asked = tuple[Photo, Question]
+PhotoQuestion = tuple[Photo, Question]
 
 
 class VqaAnswers(NamedTuple):
     """Questions, the model's answer to each, and its answer before a plain grey photo."""
 
-    questions: list[Asked]
+    questions: list[PhotoQuestion]
     answers: list[Answer]
     blind: list[Answer]
 
@@ -44,31 +44,31 @@ def answer_questions(model: Answers, photos: Sequence[Photo], per_photo: int, se
     Raises:
         InputError: there are no questions.
     """
-    asked = vqa_questions(photos, seed, per_photo)
-    if not asked:
+    questions = vqa_questions(photos, seed, per_photo)
+    if not questions:
         raise InputError("no question can be made of the captions of these photos")
     answers, blind = list[Answer](), list[Answer]()
-    for part in batches(asked, ASKED_TOGETHER, "questions"):
+    for part in batches(questions, ASKED_TOGETHER, "questions"):
         texts = [question.question for _, question in part]
         answers += model.ask([photo.image() for photo, _ in part], texts, beams=1)
         blind += without_photo(model, texts)
-    return VqaAnswers(asked, answers, blind)
+    return VqaAnswers(questions, answers, blind)
 
 
-def vqa_metrics(found: VqaAnswers, train: Sequence[Photo], per_photo: int, seed: int) -> dict[str, Any]:
+def vqa_metrics(answers: VqaAnswers, train: Sequence[Photo], per_photo: int, seed: int) -> dict[str, Any]:
     """Accuracy in percent, by kind of question: of the model, of the same model before a plain grey photo, and of the commonest answer to
     the question in the training photos (both blind); and how far the model's probabilities are from its accuracy.
 
     Marks are VQA's (``metrics.vqa``).
     """
     prior = question_prior([question for _, question in vqa_questions(train, seed, per_photo)])
-    texts = [answer.text for answer in found.answers]
+    texts = [answer.text for answer in answers.answers]
     return {
-        "questions": len(found.questions),
-        "model accuracy": by_kind(texts, found.questions),
-        "without photo": by_kind([answer.text for answer in found.blind], found.questions),
-        "commonest answer": by_kind([prior(question.question) for _, question in found.questions], found.questions),
-        "calibration error": calibration_by_kind(found.answers, found.questions),
+        "questions": len(answers.questions),
+        "model accuracy": by_kind(texts, answers.questions),
+        "without photo": by_kind([answer.text for answer in answers.blind], answers.questions),
+        "commonest answer": by_kind([prior(question.question) for _, question in answers.questions], answers.questions),
+        "calibration error": calibration_by_kind(answers.answers, answers.questions),
     }
 
 
@@ -78,28 +78,28 @@ def without_photo(model: Answers, questions: Sequence[str]) -> list[Answer]:
     return answers
 
 
-def vqa_questions(photos: Sequence[Photo], seed: int, per_photo: int) -> list[Asked]:
+def vqa_questions(photos: Sequence[Photo], seed: int, per_photo: int) -> list[PhotoQuestion]:
     """The questions of each photo, in order: its own, or made of its captions where the data set has none."""
-    if stated := [(photo, question) for photo in photos for question in given_questions(photo)]:
-        return stated
+    if given := [(photo, question) for photo in photos for question in given_questions(photo)]:
+        return given
     captioned = [photo for photo in photos if photo.captions]
     made = make_questions(captioned, seed, per_photo)
     return [(photo, question) for photo, questions in zip(captioned, made, strict=True) for question in questions]
 
 
-def by_kind(answers: Sequence[str], asked: Sequence[Asked]) -> dict[str, float]:
+def by_kind(answers: Sequence[str], questions: Sequence[PhotoQuestion]) -> dict[str, float]:
     """Marks in percent, of all and of each kind."""
     marks: dict[str, list[float]] = defaultdict(list)
-    for answer, (photo, question) in zip(answers, asked, strict=True):
+    for answer, (photo, question) in zip(answers, questions, strict=True):
         for kind in ("all", question.kind):
             marks[kind].append(vqa_accuracy(answer, people(photo, question)))
     return {kind: round(100 * sum(each) / len(each), 1) for kind, each in marks.items()}
 
 
-def calibration_by_kind(answers: Sequence[Answer], asked: Sequence[Asked]) -> dict[str, float]:
+def calibration_by_kind(answers: Sequence[Answer], questions: Sequence[PhotoQuestion]) -> dict[str, float]:
     """The expected calibration error in percent, of all and of each kind."""
     sure, marks = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
-    for answer, (photo, question) in zip(answers, asked, strict=True):
+    for answer, (photo, question) in zip(answers, questions, strict=True):
         for kind in ("all", question.kind):
             sure[kind].append(exp(min(0.0, answer.logprob)))
             marks[kind].append(vqa_accuracy(answer.text, people(photo, question)))

@@ -87,9 +87,9 @@ def missing_letters(file: str, letters: str) -> str:
 
 def system_files(letters: str) -> list[str]:
     """Font files of this machine that may have the letters: fontconfig's choice, then known places."""
-    found = []
+    files = []
     if program := shutil.which("fc-match"):
         codes = " ".join(f"{ord(letter):x}" for letter in letters[:200])
         command = [program, "--format=%{file}", f"sans-serif:charset={codes}"]
-        found.append(subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.strip())
-    return [file for file in dict.fromkeys([*found, *KNOWN_FILES]) if file and Path(file).is_file()]
+        files.append(subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.strip())
+    return [file for file in dict.fromkeys([*files, *KNOWN_FILES]) if file and Path(file).is_file()]

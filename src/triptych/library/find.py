@@ -18,7 +18,7 @@ from PIL import Image
 from triptych.errors import InputError
 from triptych.io.images import load_image
 from triptych.library.matcher import TOGETHER, Notice, PairScores, PhotoMatcher
-from triptych.library.table import check_model, described, open_table, read_features
+from triptych.library.table import check_model, open_table, read_features, table_description
 
 LEAST_CANDIDATES = 32
 
@@ -39,7 +39,7 @@ class Library:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundPhoto:
     """A photo and how well the text fits it: ``score`` is the re-ranking's."""
 
     path: str
@@ -58,13 +58,13 @@ def open_library(library: str | os.PathLike[str]) -> Library:
     paths, features = read_features(table)
     if not paths:
         raise InputError(f"{library}: holds no photos yet; index some with: triptych index DIR --library {library}")
-    fingerprint = described(table)["fingerprint"]
+    fingerprint = table_description(table)["fingerprint"]
     return Library(str(library), fingerprint, tuple(map(os.fsdecode, paths)), features.astype(np.float32))
 
 
 def find(
     library: Library, model: PhotoMatcher, text: str, k: int = 20, candidates: int | None = None, *, notice: Notice
-) -> list[Found]:
+) -> list[FoundPhoto]:
     """The ``k`` photos (fewer if there are fewer) that ``text`` fits best, the best one first.
 
     Args:
@@ -94,7 +94,7 @@ def find(
         notice(InputError(f"left out {len(failed)} photos that cannot be read, the first: {failed[0]}; index again"))
     best = sorted(matches, key=lambda one: -one[1].rerank)[:k]
     return [
-        Found(path, float(m.rerank), float(m.itc_cosine), float(m.itm_prob), rank)
+        FoundPhoto(path, float(m.rerank), float(m.itc_cosine), float(m.itm_prob), rank)
         for rank, (path, m) in enumerate(best, 1)
     ]
 

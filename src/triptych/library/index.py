@@ -145,8 +145,10 @@ def _update(table: Table, listing: Listing, model: PhotoMatcher, notice: Notice)
             batch = stale[first : first + INDEX_BATCH]
             rows = list(_hashed(batch, listing, notice))
             features = features_by_hash(table, {row.sha256 for row in rows})
-            for digest, found in _embedded([row for row in rows if row.sha256 not in features], model, notice):
-                features[digest] = found
+            for digest, features_of_row in _embedded(
+                [row for row in rows if row.sha256 not in features], model, notice
+            ):
+                features[digest] = features_of_row
                 progress.advance(task)
             rows = [row for row in rows if row.sha256 in features]
             write_rows(table, rows, features)

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 from triptych.figures.page import STATIC_POLICY, environment, thumbnail
 from triptych.io.images import load_image
-from triptych.library.find import Found
+from triptych.library.find import FoundPhoto
 
 BOX = (360, 360)
 
 
-def sheet_page(query: str, found: Sequence[Found]) -> str:
+def sheet_page(query: str, hits: Sequence[FoundPhoto]) -> str:
     """The page as text; write it as UTF-8 (``triptych.io.files.write_file``). All texts are escaped.
 
     Raises InputError where a photo has gone since it was found.
@@ -22,6 +22,6 @@ def sheet_page(query: str, found: Sequence[Found]) -> str:
             "name": photo.path.replace("\\", "/").rpartition("/")[2],
             "thumbnail": thumbnail(load_image(photo.path), BOX),
         }
-        for photo in found
+        for photo in hits
     ]
     return environment().get_template("sheet.html").render(title=query, policy=STATIC_POLICY, photos=photos)

@@ -93,7 +93,7 @@ def open_table(library: str | os.PathLike[str], fingerprint: str | None = None) 
         raise InputError(f"{library}: no photo library here; make one with: triptych index DIR --library {library}")
     try:
         table: Table = lancedb.connect(library).open_table(NAME)
-        metadata = described(table)
+        metadata = table_description(table)
     except (ValueError, OSError, RuntimeError) as error:
         raise InputError(f"{library}: this photo library is damaged ({error}); delete it and index anew") from None
     if metadata.get("format") != LIBRARY_FORMAT:
@@ -128,7 +128,7 @@ def has_table(library: str | os.PathLike[str]) -> bool:
     return (Path(library) / f"{NAME}.lance" / "_versions").is_dir()
 
 
-def described(table: Table) -> dict[str, str]:
+def table_description(table: Table) -> dict[str, str]:
     return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
 
 
@@ -145,7 +145,7 @@ def read_features(table: Table, where: str | None = None, by: str = "path") -> t
     query = table.search().select([by, "features"])
     rows = (query if where is None else query.where(where)).to_arrow()
     features = rows["features"].combine_chunks().flatten().to_numpy()
-    queries = int(described(table)["queries"])
+    queries = int(table_description(table)["queries"])
     width = table.schema.field("features").type.list_size // queries
     return rows[by].to_pylist(), features.reshape(len(rows), queries, width)
 

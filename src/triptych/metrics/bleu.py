@@ -28,7 +28,7 @@ def bleu(
 
 
 def ngram_matches(candidate: Tokens, references: Sequence[Tokens]) -> list[int]:
-    """Candidate length, closest reference length, clipped ngram_matches of each order, n-grams of each order: 10 numbers."""
+    """Candidate length, closest reference length, clipped matches of each order, n-grams of each order: 10 numbers."""
     most: Counter[tuple[object, ...]] = Counter()
     for reference in references:
         most |= Counter(ngrams(reference))

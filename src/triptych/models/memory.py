@@ -22,7 +22,7 @@ OVERHEAD, BESIDES = 1.15, 500_000_000  # of the weights while they are read; tor
 GB = 1e9
 
 
-def count_parameters(directory: Path, config: CheckpointConfig[Any]) -> int:
+def stored_parameters(directory: Path, config: CheckpointConfig[Any]) -> int:
     """Of the checkpoint and of a language model that it names; an embedded image encoder adds a hundredth of what torch itself takes."""
     count = sum(x.numel() for x in dequantized(SafetensorsFile(directory / config.weights)).layouts().values())
     if config.lm is not None and not config.lm.stored:
@@ -54,7 +54,7 @@ def bytes_available(device: torch.device) -> int | None:
 
 def estimate(directory: Path, device: torch.device) -> dict[str, Any]:
     """What ``info --estimate`` prints: parameters, and gigabytes needed and available; no tensor is read."""
-    parameters = count_parameters(directory, load_config(directory))
+    parameters = stored_parameters(directory, load_config(directory))
     available = bytes_available(device)
     needed = {name: round(bytes_needed(parameters, dtype) / GB, 2) for name, dtype in WIDTHS.items()}
     return {
@@ -79,7 +79,7 @@ def choose_dtype(directory: Path, precision: str | None, device: torch.device) -
     Raises:
         InputError: there is not enough memory; the message has the numbers.
     """
-    parameters, available = count_parameters(directory, load_config(directory)), bytes_available(device)
+    parameters, available = stored_parameters(directory, load_config(directory)), bytes_available(device)
     name = precision if precision in WIDTHS else fitting(parameters, available)
     if name is None or (available is not None and bytes_needed(parameters, WIDTHS[name]) > available):
         wanted = name or "bf16"

@@ -16,7 +16,7 @@ from triptych.nn.configs import QFormerConfig
 from triptych.nn.qformer import QFormer
 from triptych.text.wordpiece import WordPieces
 
-ENCODED_TOGETHER = 128
+SENTENCES_TOGETHER = 128
 
 
 @cache
@@ -33,8 +33,8 @@ def sentence_vectors(texts: Sequence[str]) -> Floats:
     """``[N, 384]``: the mean over each text's tokens. Long texts lose their end."""
     model, words = minilm()
     vectors = []
-    for first in range(0, len(texts), ENCODED_TOGETHER):
-        ids, mask = words.encode(texts[first : first + ENCODED_TOGETHER], 128, cut=True)
+    for first in range(0, len(texts), SENTENCES_TOGETHER):
+        ids, mask = words.encode(texts[first : first + SENTENCES_TOGETHER], 128, cut=True)
         weight = mask[..., None].float()
         vectors.append(((model.encode_text(ids, mask).text * weight).sum(1) / weight.sum(1)).numpy())
     return np.concatenate(vectors)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from triptych.nn.configs import Colour
 
 
-class Part(Protocol):
+class NetworkPart(Protocol):
     """What every ``nn.Module`` has, of which a part's Protocol is a view."""
 
     def __call__(self, x: Tensor) -> Any: ...
@@ -21,7 +21,7 @@ class Part(Protocol):
     def to(self, *args: Any, **kwargs: Any) -> Self: ...
 
 
-class VisionEncoder(Part, Protocol):
+class VisionEncoder(NetworkPart, Protocol):
     """Pixels -> a grid of features, in two steps: the frozen trunk, whose output may be kept, and a tail that may be trained.
 
     ``dim``: channels of a feature. ``grid``: rows and columns of cells. ``image_size``: side of the square photo, in pixels, which come

@@ -10,12 +10,12 @@ from typing import Protocol, TypeVar
 from torch import Tensor
 
 from triptych.nn.decoder import Prompt
-from triptych.nn.encoder import Part
+from triptych.nn.encoder import NetworkPart
 
 S = TypeVar("S")
 
 
-class LanguageModel(Part, Protocol[S]):
+class LanguageModel(NetworkPart, Protocol[S]):
     """A ``generate.StepModel`` over ids or embeddings, whose state is an ``S``."""
 
     @property

@@ -1,7 +1,7 @@
 """T5 (Raffel et al. 2020) and Flan-T5: an encoder reads the prompt, a decoder that attends to it writes.
 
 Pre-norm blocks without biases; positions are learned biases of the scores by distance, one table for all layers of the encoder and
-one for all of the decoder. AttentionScores are not divided by sqrt(d). A ``language_model.LanguageModel``: the prompt's keys and values are
+one for all of the decoder. Scores are not divided by sqrt(d). A ``language_model.LanguageModel``: the prompt's keys and values are
 computed once in ``prefill``, and the decoder begins with ``start_id``.
 
 Shapes (legend in ``attention.py``): P tokens of a prompt, T of a text that is written, d width of a head.

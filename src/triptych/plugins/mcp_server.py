@@ -77,8 +77,8 @@ def photo_server(library: Path | None = None, load: Callable[[str], Any] | None 
 
             warnings: list[object] = []
             matcher = as_matcher(model_of("blip2"), "blip2")
-            found = find_photos(open_library(library), matcher, text, min(k, MAX_FOUND), None, notice=warnings.append)
-            return [{"path": one.path, "score": round(one.score, 4)} for one in found]
+            hits = find_photos(open_library(library), matcher, text, min(k, MAX_FOUND), None, notice=warnings.append)
+            return [{"path": one.path, "score": round(one.score, 4)} for one in hits]
 
     return server
 

@@ -60,15 +60,15 @@ def parse(url: str, domains: tuple[str, ...]) -> tuple[str, int, bool, str]:
 def public_address(host: str, port: int) -> str:
     """The first address of ``host``, where all its addresses are public. Raises InputError."""
     try:
-        found = {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+        addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
     except OSError:
         raise InputError("the name of the address cannot be resolved") from None
-    for text in found:
+    for text in addresses:
         address = ipaddress.ip_address(text.partition("%")[0])
         mapped = getattr(address, "ipv4_mapped", None) or address
         if not mapped.is_global or mapped.is_multicast:
             raise InputError(NOT_ALLOWED)
-    return sorted(found)[0]
+    return sorted(addresses)[0]
 
 
 def request(host: str, port: int, secure: bool, target: str, deadline: float) -> tuple[int, str | None, bytes]:

@@ -97,9 +97,9 @@ class Worker:
             raise ApiError(429, f"{self.queue.maxsize} requests are waiting: try again later", retry_after=2) from None
 
     def _work(self) -> None:
-        held: Job | None = None  # taken from the queue, but of another kind than the batch before it
-        while (job := held or self.queue.get()) is not None:
-            held = None
+        waiting: Job | None = None  # taken from the queue, but of another kind than the batch before it
+        while (job := waiting or self.queue.get()) is not None:
+            waiting = None
             if job.cancelled.is_set():
                 continue
             if job.stream is not None:
@@ -115,7 +115,7 @@ class Worker:
                 if other.cancelled.is_set():
                     continue
                 if other.stream is not None or other.kind != job.kind:
-                    held = other
+                    waiting = other
                     break
                 batch.append(other)
             self._run_batch(batch)

@@ -111,8 +111,8 @@ async def post_ask(request: Request, body: AskRequest) -> dict[str, Any]:
     photos = read_pictures(request, body.images, "images")
 
     def run(model: Any, payloads: Sequence[tuple[list[Image], str]]) -> list[Any]:
-        asked, questions = zip(*payloads, strict=True)
-        return list(model.ask(list(asked), list(questions), body.choices, explain=body.explain))
+        images, questions = zip(*payloads, strict=True)
+        return list(model.ask(list(images), list(questions), body.choices, explain=body.explain))
 
     kind = (body.explain, tuple(body.choices or ()))
     answer = await submit(request, body.model, "ask", kind, (photos, body.question), run)
@@ -143,8 +143,8 @@ async def post_match(request: Request, body: MatchRequest) -> dict[str, Any]:
     def run(model: Any, payloads: Sequence[list[Image]]) -> list[Any]:
         return [model.match(images, body.texts) for images in payloads]
 
-    found = await submit(request, body.model, "match", tuple(body.texts), photos, run)
-    rows = [{"image": m.image, "text": m.text, **m.to_dict()} for m in found]
+    result = await submit(request, body.model, "match", tuple(body.texts), photos, run)
+    rows = [{"image": m.image, "text": m.text, **m.to_dict()} for m in result]
     return {"model": body.model, "matches": rows}
 
 
@@ -185,7 +185,7 @@ async def post_find(request: Request, body: FindRequest) -> dict[str, Any]:
 
         library, matcher = open_library(path), as_matcher(model, "blip2")
         return [
-            [found_fields(found) for found in find(library, matcher, query, body.k, None, notice=SERVER_LOG.warning)]
+            [found_fields(result) for result in find(library, matcher, query, body.k, None, notice=SERVER_LOG.warning)]
             for query in queries
         ]
 
@@ -193,9 +193,9 @@ async def post_find(request: Request, body: FindRequest) -> dict[str, Any]:
     return {"query": body.query, "results": results}
 
 
-def found_fields(found: Any) -> dict[str, Any]:
+def found_fields(result: Any) -> dict[str, Any]:
     from triptych.figures.page import thumbnail
     from triptych.io.images import load_image
 
-    picture = thumbnail(load_image(found.path), THUMBNAIL)
-    return {"rank": found.rank, "score": found.score, "name": Path(found.path).name, "thumbnail": picture}
+    picture = thumbnail(load_image(result.path), THUMBNAIL)
+    return {"rank": result.rank, "score": result.score, "name": Path(result.path).name, "thumbnail": picture}

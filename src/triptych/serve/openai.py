@@ -193,14 +193,14 @@ async def sse(body: ChatRequest, pieces: AsyncIterator[str]) -> AsyncIterator[st
 
     yield event({"role": "assistant", "content": ""})
     text = ""
-    held = max((len(stop) for stop in body.stops), default=1) - 1  # characters that may be the beginning of a stop
+    margin = max((len(stop) for stop in body.stops), default=1) - 1  # characters that may be the beginning of a stop
     sent = 0
     try:
         async for piece in pieces:
             text += piece
             text = text.lstrip() if not sent else text
             cut = cut_at_stop(text, body.stops)
-            until = len(cut) if len(cut) < len(text) else max(sent, len(text) - held)
+            until = len(cut) if len(cut) < len(text) else max(sent, len(text) - margin)
             if until > sent:
                 yield event({"content": text[sent:until]})
                 sent = until
@@ -210,8 +210,8 @@ async def sse(body: ChatRequest, pieces: AsyncIterator[str]) -> AsyncIterator[st
             if len(text) > sent:
                 yield event({"content": text[sent:]})
     except Exception as error:
-        shown = as_api_error(error)
-        yield f"data: {json.dumps(error_body(shown.status, shown.message, shown.param, shown.code))}\n\n"
+        api_error = as_api_error(error)
+        yield f"data: {json.dumps(error_body(api_error.status, api_error.message, api_error.param, api_error.code))}\n\n"
         yield "data: [DONE]\n\n"
         return
     yield event({}, "stop")
@@ -312,6 +312,6 @@ async def openai_rerank(request: Request, body: RerankRequest) -> dict[str, Any]
         if isinstance(picture, str):
             raise ApiError(400, f"documents[{i}] is no picture", param=f"documents[{i}]")
     run = lambda payloads: [model.match(photos, [query]) for photos, query in payloads]  # noqa: E731
-    found = await worker.submit(Job(("match",), (pictures, body.query), run=run), settings.timeout)
-    ranked = sorted(found, key=lambda match: -match.rerank)[: body.top_n]
+    result = await worker.submit(Job(("match",), (pictures, body.query), run=run), settings.timeout)
+    ranked = sorted(result, key=lambda match: -match.rerank)[: body.top_n]
     return {"model": body.model, "results": [{"index": m.image, "relevance_score": m.itm_prob} for m in ranked]}

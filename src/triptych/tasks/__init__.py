@@ -43,7 +43,7 @@ __all__ = [
 
 
 ON_TORCH = ("bf16", "fp16")  # precisions that ONNX Runtime does not run
-SYSTEMS = {"sat": SatTasks, "flamingo": FlamingoTasks, "blip2": Blip2Tasks}
+SYSTEM_TASKS = {"sat": SatTasks, "flamingo": FlamingoTasks, "blip2": Blip2Tasks}
 
 
 def load(
@@ -69,10 +69,10 @@ def load(
 
         device = "cuda" if torch.cuda.is_available() else None
     system = load_config(directory).system
-    if device is None and system in SYSTEMS and precision not in ON_TORCH:
+    if device is None and system in SYSTEM_TASKS and precision not in ON_TORCH:
         engine = open_onnx(directory, precision)
         if engine is not None:
-            return SYSTEMS[system](engine, str(model))
+            return SYSTEM_TASKS[system](engine, str(model))
     return load_on_torch(directory, str(model), device or "cpu", precision)
 
 

@@ -66,8 +66,8 @@ class CaptionLikelihood:
 
     def gains(self, texts: Sequence[str], images: Sequence[ImageSource]) -> NDArray[np.float64]:
         """How much likelier than before a grey picture, in nats: ``[pictures, texts]``."""
-        *seen, blind = np.array([[h.logprob for h in each] for each in self.score(texts, [*images, GREY])])
-        return np.stack(seen) - blind
+        *with_photo, blind = np.array([[h.logprob for h in each] for each in self.score(texts, [*images, GREY])])
+        return np.stack(with_photo) - blind
 
     def answer(self, hypothesis: Hypothesis, images: Sequence[ImageSource], explain: bool) -> Answer:
         """A text with its log-probabilities, and where each picture was looked at for its words."""
@@ -127,10 +127,10 @@ class CaptionLikelihood:
 
 def things_named(caption: str) -> list[str]:
     """``"A black dog runs on a horse."`` -> ``["a dog", "a horse"]``: by articles, without adjectives."""
-    found = []
+    scores = []
     for match in NAMED_THING.finditer(caption.lower()):
         head = match[2].split()[-1]
         if head not in NO_THINGS:
             article = "an" if head[0] in "aeiou" else "a"
-            found.append(head if match[1] == "of" else f"{article} {head}")
-    return found
+            scores.append(head if match[1] == "of" else f"{article} {head}")
+    return scores

@@ -23,7 +23,7 @@ from triptych.tasks.answer import Answer
 from triptych.text.prompt import END, IMAGE, question_prompt
 from triptych.text.questions import is_about_all, thing_asked_for
 
-VERSION = 1
+CHAT_VERSION = 1
 ANSWER_TOKENS = 48  # of an answer at most: how two pictures differ takes a sentence
 MAX_TOKENS = 2048  # of the text that is remembered
 MAX_PICTURES = 32  # that are remembered
@@ -109,11 +109,11 @@ class Chat:
         search = self.model.search(**({"max_new_tokens": ANSWER_TOKENS} | settings))
         first, text, pictures = self.remembered(turn, search.max_new_tokens)
         if about := self.asked_about(turn):
-            found = self.model.ask(about, question, explain=explain, **settings)
+            reply = self.model.ask(about, question, explain=explain, **settings)
         else:
-            (found,) = self.model.write([(text, pictures)], search, explain)
-        self.end(first, turn, f" {found.text}")
-        return found
+            (reply,) = self.model.write([(text, pictures)], search, explain)
+        self.end(first, turn, f" {reply.text}")
+        return reply
 
     def asked_about(self, turn: Turn) -> list[ImageSource] | None:
         """The pictures of a question that is answered by itself, not as the dialogue's next line: one about several pictures, which the
@@ -172,7 +172,7 @@ class Chat:
             {"pictures": [as_url(p) for p in turn.pictures], "question": turn.question, "answer": turn.answer}
             for turn in self.turns
         ]
-        write_file(path, json.dumps({"triptych_chat": VERSION, "turns": turns}, ensure_ascii=False).encode())
+        write_file(path, json.dumps({"triptych_chat": CHAT_VERSION, "turns": turns}, ensure_ascii=False).encode())
 
     def load(self, path: Path) -> None:
         """Go on with a dialogue that was saved; this one is given up. Nothing changes where the file is refused.
@@ -208,8 +208,8 @@ def read_chat(path: Path) -> list[Turn]:
     version = content.get("triptych_chat") if isinstance(content, dict) else None
     if version is None:
         raise InputError(f"{path} is not a chat file")
-    if version != VERSION:
-        raise InputError(f"{path} is a chat file of version {version!r}: this program reads version {VERSION}")
+    if version != CHAT_VERSION:
+        raise InputError(f"{path} is a chat file of version {version!r}: this program reads version {CHAT_VERSION}")
     try:
         return [
             Turn(

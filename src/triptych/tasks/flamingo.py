@@ -225,13 +225,13 @@ class FlamingoTasks(Answerer):
         pictures = as_list(images)
         if question is None:
             return self.prompts.streamed(CAPTION, pictures, self.caption_search(**({"beams": 1} | settings)))
-        asked = PictureQuestion(pictures, question)
+        picture_question = PictureQuestion(pictures, question)
         if is_yes_no(question) and not settings.get("temperature"):
             return iter([self.ask(pictures, question).text])
-        tokens = ANSWER_TOKENS * (len(pictures) if is_about_several(asked) else 1)
+        tokens = ANSWER_TOKENS * (len(pictures) if is_about_several(picture_question) else 1)
         search = self.search(**({"beams": 1, "max_new_tokens": tokens} | settings))
-        if is_about_several(asked):
-            return self.stream_by_captions(asked, search)
+        if is_about_several(picture_question):
+            return self.stream_by_captions(picture_question, search)
         return self.prompts.streamed(question_prompt(question, len(pictures)), pictures, search)
 
     def stream_by_captions(self, question: PictureQuestion, search: Search) -> Iterator[str]:

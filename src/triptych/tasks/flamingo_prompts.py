@@ -84,8 +84,8 @@ class FlamingoPrompts:
         """Of all pictures in order the hash of the content and the visual tokens ``[R, D]``. A picture's place in its prompt counts where
         places have embeddings."""
         fixed = self.spec.max_pictures is None
-        images = [image for shown in prompts for image in shown]
-        places = [1 if fixed else n for shown in prompts for n in range(1, len(shown) + 1)]
+        images = [image for pictures in prompts for image in pictures]
+        places = [1 if fixed else n for pictures in prompts for n in range(1, len(pictures) + 1)]
         keys: list[tuple[str, int]] = []
         known: dict[tuple[str, int], Array] = {}
         new: dict[tuple[str, int], Array] = {}  # image features

@@ -8,22 +8,22 @@ from collections.abc import Sequence
 from triptych.text.prompt import IMAGE
 
 NOUN = r"(?:photo(?:graph)?|picture|image|drawing|one)"
-PICTURES = rf"{NOUN}s?"
+PHOTO_NOUNS = rf"{NOUN}s?"
 WHICH = re.compile(
-    rf"(?:(?:in|on) )?(?:which|what) (?:of (?:these|those|them)|(?:of (?:the|these|those) (?:two |three )?)?{PICTURES}) "
+    rf"(?:(?:in|on) )?(?:which|what) (?:of (?:these|those|them)|(?:of (?:the|these|those) (?:two |three )?)?{PHOTO_NOUNS}) "
     r"(?:(?:shows?|has|have|contains?|depicts?)|is there|(?:there )?(?:is|are)|do(?:es)?(?! (?:you|we))|(?:can|do) (?:you|we) see)? ?",
     re.I,
 )
 YES_NO_START = re.compile(r"(?:is|are|was|were|does|do|did|has|have|had|can|could|will|would) (?!.*\bor\b)", re.I)
 IS_THERE = re.compile(
-    rf"(?:is|are) there (?:any )?(?P<thing>\S.*?)(?: (?:in|on) (?:the|this|these|either|any) {PICTURES}| here)? *\?*",
+    rf"(?:is|are) there (?:any )?(?P<thing>\S.*?)(?: (?:in|on) (?:the|this|these|either|any) {PHOTO_NOUNS}| here)? *\?*",
     re.I,
 )
 ALL_PICTURES = re.compile(
-    rf"\b(?:in common|differ(?:s|ent|ence|ences)?|both|(?:all|two|these|the) (?:of )?(?:the |these )?{NOUN}s|which (?:of|{PICTURES}))\b",
+    rf"\b(?:in common|differ(?:s|ent|ence|ences)?|both|(?:all|two|these|the) (?:of )?(?:the |these )?{NOUN}s|which (?:of|{PHOTO_NOUNS}))\b",
     re.I,
 )
-SHARED = re.compile(rf"\b(?:in common|in (?:all|both)(?: of)? (?:the |these )?(?:{PICTURES}|them))\b", re.I)
+SHARED = re.compile(rf"\b(?:in common|in (?:all|both)(?: of)? (?:the |these )?(?:{PHOTO_NOUNS}|them))\b", re.I)
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 
 

@@ -173,9 +173,9 @@ def build_tokenizer(model: SentencePieces) -> Tokenizer:
 def merges(model: SentencePieces) -> list[tuple[str, str]]:
     """The pairs that become one piece, the better piece first; the vocabulary lists pieces only."""
     normal = {piece: i for i, (piece, kind) in enumerate(zip(model.pieces, model.kinds, strict=True)) if kind == NORMAL}
-    found = []
+    merges = []
     for piece, i in normal.items():
         halves = ((piece[:cut], piece[cut:]) for cut in range(1, len(piece)))
         pairs = [(normal[left], normal[right]) for left, right in halves if left in normal and right in normal]
-        found += [(-model.scores[i], i, pair) for pair in sorted(pairs)]
-    return [(model.pieces[left], model.pieces[right]) for _, _, (left, right) in sorted(found)]
+        merges += [(-model.scores[i], i, pair) for pair in sorted(pairs)]
+    return [(model.pieces[left], model.pieces[right]) for _, _, (left, right) in sorted(merges)]

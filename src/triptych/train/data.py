@@ -28,7 +28,7 @@ from triptych.train.sources import Sources
 
 FEATURES_TIMEOUT = timedelta(days=2)  # how long other processes wait while one computes the features
 
-HELD_OUT = 10  # without a validation split, every tenth photo is held out for it
+HELD_OUT_EVERY = 10  # without a validation split, every tenth photo is held out for it
 
 
 class PhotoSet(NamedTuple):
@@ -105,16 +105,16 @@ def validate_each(sets: Sequence[PhotoSet], figures_of: Callable[[PhotoSet], dic
 
     The mean decides which state is the best, so that no data set is given up for another.
     """
-    found = [figures_of(each) for each in sets]
-    if len(found) == 1:
-        return found[0]
+    per_set = [figures_of(each) for each in sets]
+    if len(per_set) == 1:
+        return per_set[0]
     apart = {
         f"{each.name}/{name}": value
-        for each, figures in zip(sets, found, strict=True)
+        for each, figures in zip(sets, per_set, strict=True)
         for name, value in figures.items()
     }
-    common = [name for name in found[0] if all(name in figures for figures in found)]
-    return {name: sum(figures[name] for figures in found) / len(found) for name in common} | apart
+    common = [name for name in per_set[0] if all(name in figures for figures in per_set)]
+    return {name: sum(figures[name] for figures in per_set) / len(per_set) for name in common} | apart
 
 
 def caption_figures(photos: Sequence[Photo], texts: Sequence[str]) -> dict[str, float]:
@@ -131,18 +131,18 @@ def open_sources(sources: Sources, questions: bool = False) -> list[Splits]:
     """
     opened = [photos_by_split(path, questions) for path in sources.data]
     hold_out = not any(validation for _, validation in opened)
-    found = []
+    per_set = []
     for name, path, (train, validation) in zip(sources.names, sources.data, opened, strict=True):
         if not validation and hold_out:
-            train, validation = held_out(path, train)
+            train, validation = split_off_validation(path, train)
         if not train or (not validation and hold_out):
             raise InputError(
                 f"{path} has {len(train)} photos to train on and {len(validation)} to validate: both are needed"
             )
         if len(sources.data) > 1:
             train, validation = ([replace(p, id=f"{name}/{p.id}") for p in photos] for photos in (train, validation))
-        found.append(Splits(name, train, validation))
-    return found
+        per_set.append(Splits(name, train, validation))
+    return per_set
 
 
 def photos_by_split(data: Path, questions: bool = False) -> tuple[list[Photo], list[Photo]]:
@@ -152,11 +152,11 @@ def photos_by_split(data: Path, questions: bool = False) -> tuple[list[Photo], l
     return train, validation
 
 
-def held_out(data: Path, photos: Sequence[Photo]) -> tuple[list[Photo], list[Photo]]:
+def split_off_validation(data: Path, photos: Sequence[Photo]) -> tuple[list[Photo], list[Photo]]:
     """Photos to train on, and every tenth for validation."""
-    validation = list(photos[::HELD_OUT])
+    validation = list(photos[::HELD_OUT_EVERY])
     print(f"{data} has no validation split: every tenth photo ({len(validation)}) is held out", file=sys.stderr)
-    return [photo for i, photo in enumerate(photos) if i % HELD_OUT], validation
+    return [photo for i, photo in enumerate(photos) if i % HELD_OUT_EVERY], validation
 
 
 class FeatureReader:

@@ -66,16 +66,16 @@ class JoinedFeatures:
         return sum(map(len, self.parts))
 
     def __getitem__(self, rows: tuple[Sequence[int], Sequence[int]]) -> Tensor:
-        found = []
+        features = []
         for row, mirror in zip(*rows, strict=True):
             for part in self.parts:
                 if row < len(part):
-                    found.append(part[[row], [mirror]])
+                    features.append(part[[row], [mirror]])
                     break
                 row -= len(part)
             else:
                 raise IndexError(f"{row + len(self)} of {len(self)} pictures")
-        return torch.cat(found)
+        return torch.cat(features)
 
 
 def features_key(photos: Sequence[Photo], encoder: VisionEncoder, dtype: torch.dtype) -> str:

@@ -124,16 +124,16 @@ def make_recipe(kind: type[R], given: Mapping[str, Any]) -> R:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]}?" if near else f"choose {', '.join(sorted(known))}"
             raise InputError(f"unknown setting {name!r}: {hint}")
-    return with_settings(default, given)
+    return recipe_with(default, given)
 
 
-def with_settings(recipe: R, given: Mapping[str, Any]) -> R:
+def recipe_with(recipe: R, given: Mapping[str, Any]) -> R:
     """A copy with the settings of ``given`` that it has."""
     changes: dict[str, Any] = {}
     for item in fields(recipe):  # type: ignore[arg-type]
         value = getattr(recipe, item.name)
         if "help" not in item.metadata and isinstance(value, Settings):
-            changes[item.name] = with_settings(value, given)
+            changes[item.name] = recipe_with(value, given)
         elif item.name in given:
             changes[item.name] = given[item.name]
     return replace(recipe, **changes)  # type: ignore[type-var]

@@ -47,13 +47,13 @@ class CaptionReward:
         self.decode, self.end = tokenizer.decode, min(tokenizer.eos_ids)
         self.reward = Reward([[[*ptb_tokenize(c), self.end] for c in photo.captions] for photo in photos], bleu_weight)
 
-    def __call__(self, found: Sequence[Sequence[Hypothesis]], photos: Sequence[int]) -> Tensor:
+    def __call__(self, hypotheses: Sequence[Sequence[Hypothesis]], photos: Sequence[int]) -> Tensor:
         """``[P, K]``: of the K samples of each photo (its row in the training photos)."""
         texts: list[Tokens] = []
-        for hypothesis in chain.from_iterable(found):
+        for hypothesis in chain.from_iterable(hypotheses):
             words: list[str | int] = [*ptb_tokenize(self.decode(hypothesis.ids))]
             texts.append([*words, self.end] if hypothesis.finished else words)
-        owners = [photo for photo, samples in zip(photos, found, strict=True) for _ in samples]
+        owners = [photo for photo, samples in zip(photos, hypotheses, strict=True) for _ in samples]
         return self.reward(texts, owners).view(len(photos), -1)
 
 
@@ -66,8 +66,8 @@ def sample_captions(
     seed: int,
 ) -> tuple[Tensor, Tensor]:
     """``sampling.n_best`` captions of each of ``photos``, and what they are worth: labels ``[P, K, T]`` and rewards ``[P, K]``."""
-    found = generate(model, prompt, sampling, independent_seeds(len(photos), seed))
-    return to_labels(found, reward_fn.end), reward_fn(found, photos)
+    hypotheses = generate(model, prompt, sampling, independent_seeds(len(photos), seed))
+    return to_labels(hypotheses, reward_fn.end), reward_fn(hypotheses, photos)
 
 
 def independent_seeds(photos: int, seed: int) -> list[int]:
@@ -75,9 +75,9 @@ def independent_seeds(photos: int, seed: int) -> list[int]:
     return torch.randint(2**62, (photos,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def to_labels(found: Sequence[Sequence[Hypothesis]], end: int) -> Tensor:
+def to_labels(hypotheses: Sequence[Sequence[Hypothesis]], end: int) -> Tensor:
     """``[P, K, T]``: the ids of the samples, ``end`` where one ended, IGNORED behind."""
-    texts = [[[*h.ids, end] if h.finished else [*h.ids] for h in samples] for samples in found]
+    texts = [[[*h.ids, end] if h.finished else [*h.ids] for h in samples] for samples in hypotheses]
     longest = max(len(ids) for samples in texts for ids in samples)
     return torch.tensor([[ids + [IGNORED] * (longest - len(ids)) for ids in samples] for samples in texts])
 

@@ -66,16 +66,18 @@ def read_recipe_file(path: Path, data: Path, folder: Path) -> tuple[str, list[Pl
     try:
         if path.stat().st_size > MAX_FILE:
             raise InputError(f"{path} is larger than {MAX_FILE >> 20} MiB: that is no recipe")
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        settings = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not TOML: {error}") from None
-    name, runs = found.get("system"), found.get("run")
+    name, runs = settings.get("system"), settings.get("run")
     if not isinstance(name, str) or name not in RECIPES:
         raise InputError(f"{path}: system is {name!r}, expected {', '.join(RECIPES)}")
-    if set(found) != {"system", "run"} or not isinstance(runs, list) or not runs:
-        raise InputError(f"{path}: expected system and one table [[run]] or several, found {', '.join(sorted(found))}")
+    if set(settings) != {"system", "run"} or not isinstance(runs, list) or not runs:
+        raise InputError(
+            f"{path}: expected system and one table [[run]] or several, found {', '.join(sorted(settings))}"
+        )
     planned: list[PlannedRun] = []
     for number, table in enumerate(runs):
         try:

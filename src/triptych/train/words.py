@@ -29,7 +29,7 @@ from triptych.systems.flamingo import Flamingo
 from triptych.text.tokenizer import TextTokenizer
 from triptych.text.vocabulary import plain_caption, split_words
 from triptych.train.loop import fit
-from triptych.train.recipe import LoopSettings, with_settings
+from triptych.train.recipe import LoopSettings, recipe_with
 from triptych.train.sampling import DataMix
 from triptych.train.trainer import ParameterGroups
 
@@ -138,7 +138,7 @@ def learn_words(
 ) -> None:
     """Train ``objective`` in a run of its own, which is resumed like any other. ``rate``: see ``WordTrainer``."""
     loop = replace(loop, batch_size=min(BATCH, len(words.targets)), accumulation=1, patience=loop.epochs)
-    loop = with_settings(loop, {"learning_rate": RATE})
+    loop = recipe_with(loop, {"learning_rate": RATE})
     fit(run, WordTrainer(objective, words, cells, identity, rate), loop)
 
 

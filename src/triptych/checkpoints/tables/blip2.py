@@ -88,20 +88,20 @@ def load_bert(qformer: QFormer, state: Mapping[str, Tensor]) -> LoadReport:
         InputError: the sizes differ.
     """
     translation, ignored = translated(state, BERT, "qformer")
-    found = dict(translation)
+    table = dict(translation)
     segments = next((key for key in ignored if key.endswith("embeddings.token_type_embeddings.weight")), None)
     try:
-        words, positions = found["word_embeddings.weight"], found["position_embeddings.weight"]
+        words, positions = table["word_embeddings.weight"], table["position_embeddings.weight"]
         positions = positions[: qformer.config.max_positions]
-        found["position_embeddings.weight"] = positions + state[segments][0] if segments else positions
+        table["position_embeddings.weight"] = positions + state[segments][0] if segments else positions
         own = qformer.word_embeddings.weight.detach()
-        found["word_embeddings.weight"] = torch.cat([words, own[len(words) :]])
+        table["word_embeddings.weight"] = torch.cat([words, own[len(words) :]])
     except (KeyError, IndexError, RuntimeError) as error:
         raise InputError(f"the weights are not those of a BERT of {qformer.config.dim} channels: {error}") from None
-    found |= {
-        name.replace(".text_mlp.", ".query_mlp."): tensor for name, tensor in found.items() if ".text_mlp." in name
+    table |= {
+        name.replace(".text_mlp.", ".query_mlp."): tensor for name, tensor in table.items() if ".text_mlp." in name
     }
     fresh = tuple(name for name in qformer.state_dict() if name == "query_tokens" or ".cross_attention." in name)
-    missing = load_strict(qformer, found, source="BERT", optional_prefixes=fresh).missing
+    missing = load_strict(qformer, table, source="BERT", optional_prefixes=fresh).missing
     left = tuple(key for key in ignored if key != segments)
     return LoadReport(tuple(key for key in state if key not in left), missing, left)

@@ -176,7 +176,7 @@ def load(
     Raises:
         InputError: keys are missing, unknown to the module, or of another shape.
     """
-    found, ignored = translated(state, table, part, ignored_prefixes)
-    missing = load_strict(module, fitted(found, module), source=source, optional_prefixes=optional_prefixes).missing
+    tensors, ignored = translated(state, table, part, ignored_prefixes)
+    missing = load_strict(module, fitted(tensors, module), source=source, optional_prefixes=optional_prefixes).missing
     left = set(ignored)
     return LoadReport(tuple(key for key in state if key not in left), missing, ignored)

@@ -19,13 +19,13 @@ from triptych.checkpoints.tables import language_configs as configs
 from triptych.errors import InputError
 from triptych.nn.configs import DecoderConfig, T5Config
 
-Table = dict[str, tuple[str, ...]]
+KeyTable = dict[str, tuple[str, ...]]
 LanguageModelConfig = DecoderConfig | T5Config
 Change = Callable[[Tensor, Any, str], Tensor]  # their tensor, our config, its key -> as ours has it
 NO_CHANGES: Mapping[str, Change] = {}
 
 
-LLAMA: Table = {
+LLAMA: KeyTable = {
     "embedding": ("model.embed_tokens",),
     "blocks.*.attention_norm": ("model.layers.*.input_layernorm",),
     "blocks.*.attention.qkv": tuple(f"model.layers.*.self_attn.{x}_proj" for x in "qkv"),
@@ -36,25 +36,27 @@ LLAMA: Table = {
     "final_norm": ("model.norm",),
     "head": ("lm_head",),
 }
-QK_NORM: Table = {
+QK_NORM: KeyTable = {
     "blocks.*.attention.query_norm": ("model.layers.*.self_attn.q_norm",),
     "blocks.*.attention.key_norm": ("model.layers.*.self_attn.k_norm",),
 }
-POST_NORM: Table = {
+POST_NORM: KeyTable = {
     "blocks.*.attention_post_norm": ("model.layers.*.post_attention_layernorm",),
     "blocks.*.ffn_post_norm": ("model.layers.*.post_feedforward_layernorm",),
 }
-PHI3: Table = LLAMA | {
+PHI3: KeyTable = LLAMA | {
     "blocks.*.attention.qkv": ("model.layers.*.self_attn.qkv_proj",),
     "blocks.*.ffn.up": ("model.layers.*.mlp.gate_up_proj",),
 }
-OLMO2: Table = {ours: theirs for ours, theirs in LLAMA.items() if not ours.startswith("blocks.") or "_norm" not in ours}
+OLMO2: KeyTable = {
+    ours: theirs for ours, theirs in LLAMA.items() if not ours.startswith("blocks.") or "_norm" not in ours
+}
 OLMO2 = OLMO2 | QK_NORM | POST_NORM
-GEMMA2: Table = LLAMA | POST_NORM | {"blocks.*.ffn_norm": ("model.layers.*.pre_feedforward_layernorm",)}
-GEMMA3: Table = GEMMA2 | QK_NORM
+GEMMA2: KeyTable = LLAMA | POST_NORM | {"blocks.*.ffn_norm": ("model.layers.*.pre_feedforward_layernorm",)}
+GEMMA3: KeyTable = GEMMA2 | QK_NORM
 
 
-OPT: Table = {
+OPT: KeyTable = {
     "embedding": ("model.decoder.embed_tokens",),
     "position_embedding": ("model.decoder.embed_positions",),
     "project_in": ("model.decoder.project_in",),
@@ -70,7 +72,7 @@ OPT: Table = {
 }
 
 
-GPT_NEOX: Table = {
+GPT_NEOX: KeyTable = {
     "embedding": ("gpt_neox.embed_in",),
     "blocks.*.attention_norm": ("gpt_neox.layers.*.input_layernorm",),
     "blocks.*.attention.qkv": ("gpt_neox.layers.*.attention.query_key_value",),
@@ -83,7 +85,7 @@ GPT_NEOX: Table = {
 }
 
 
-MPT: Table = {
+MPT: KeyTable = {
     "embedding": ("transformer.wte",),
     "blocks.*.attention_norm": ("transformer.blocks.*.norm_1",),
     "blocks.*.attention.qkv": ("transformer.blocks.*.attn.Wqkv",),
@@ -98,7 +100,7 @@ MPT: Table = {
 }
 
 
-MOSAIC_GPT: Table = MPT | {
+MOSAIC_GPT: KeyTable = MPT | {
     "blocks.*.attention_norm": ("transformer.blocks.*.ln_1",),
     "blocks.*.ffn_norm": ("transformer.blocks.*.ln_2",),
     "blocks.*.ffn.up": ("transformer.blocks.*.mlp.mlp_up",),
@@ -107,10 +109,10 @@ MOSAIC_GPT: Table = MPT | {
 }
 
 
-def t5_stack(stack: str, ups: Sequence[str], *, cross: bool) -> Table:
+def t5_stack(stack: str, ups: Sequence[str], *, cross: bool) -> KeyTable:
     """The encoder or the decoder of a T5, whose blocks have two or three sublayers. ``ups``: into the feed-forward."""
     block, ffn = f"{stack}.block.*.layer", 2 if cross else 1
-    rows: Table = {
+    rows: KeyTable = {
         f"{stack}.bias.table": (f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias",),
         f"{stack}.blocks.*.attention_norm": (f"{block}.0.layer_norm",),
         f"{stack}.blocks.*.attention.qkv": tuple(f"{block}.0.SelfAttention.{x}" for x in "qkv"),
@@ -130,7 +132,7 @@ def t5_stack(stack: str, ups: Sequence[str], *, cross: bool) -> Table:
     return rows
 
 
-def t5(*ups: str) -> Table:
+def t5(*ups: str) -> KeyTable:
     encoder, decoder = t5_stack("encoder", ups, cross=False), t5_stack("decoder", ups, cross=True)
     return {"embedding": ("shared",), **encoder, **decoder, "head": ("lm_head",)}
 
@@ -152,7 +154,7 @@ def plus_one(stored: Tensor, config: DecoderConfig, name: str) -> Tensor:
 class Family:
     """One ``model_type`` of transformers. ``changes``: of tensors under the names of ours that end so."""
 
-    table: Table
+    table: KeyTable
     config: Callable[[Mapping[str, Any]], LanguageModelConfig]
     changes: Mapping[str, Change] = field(default_factory=dict)
 
@@ -213,7 +215,10 @@ def with_head(config: LanguageModelConfig, theirs: Mapping[str, Tensor]) -> Lang
 
 
 def translated(
-    theirs: Mapping[str, Tensor], table: Table, config: LanguageModelConfig, changes: Mapping[str, Change] = NO_CHANGES
+    theirs: Mapping[str, Tensor],
+    table: KeyTable,
+    config: LanguageModelConfig,
+    changes: Mapping[str, Change] = NO_CHANGES,
 ) -> tuple[DerivedStore, LoadReport]:
     """Their tensors as ours, each translated when it is asked for. Keys that the table does not name, and the head of a tied model, are
     ignored and reported.

@@ -23,13 +23,13 @@ def there_is(name: str) -> str:
     return f"{'are' if FORMS[name].plural else 'is'} there {with_article(name)}"
 
 
-THERE = {f"{there_is(name).capitalize()} in the photo?": name for name in HINTS}
+THERE_IS = {f"{there_is(name).capitalize()} in the photo?": name for name in HINTS}
 
 
 def true_questions(scene: Scene) -> list[list[str]]:
     """What can be asked that is true, in groups of a sort."""
     return [
-        [text for text, name in THERE.items() if scene.named[name] >= (3 if name in HUMANS else 2)],
+        [text for text, name in THERE_IS.items() if scene.named[name] >= (3 if name in HUMANS else 2)],
         [
             f"{actor.be.title()} {actor.text} {verb}?"
             for actor in scene.actions
@@ -43,7 +43,7 @@ def true_questions(scene: Scene) -> list[list[str]]:
 
 def _false(scene: Scene) -> set[str]:
     """What can be asked that is false."""
-    texts = {text for text, name in THERE.items() if name not in scene.hinted}
+    texts = {text for text, name in THERE_IS.items() if name not in scene.hinted}
     hinted = set(chain(*map(_verbs_hinted_by, scene.words)))
     for actor in scene.actions:
         said = {verb for verb, n in scene.verbs(actor).items() if n >= 2}

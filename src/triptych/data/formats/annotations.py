@@ -26,7 +26,7 @@ class JsonFormat:
     photos: Callable[[Path, Any], list[Photo]]
 
 
-FORMATS = tuple(
+ANNOTATION_FORMATS = tuple(
     JsonFormat(module.matches, module.is_certain, module.photos) for module in (caption_lists, llava, coco, karpathy)
 )
 
@@ -62,7 +62,7 @@ def read(source: Path, root: Path) -> list[Photo]:
 
 
 def _format_of(data: Any) -> JsonFormat | None:
-    return next((kind for kind in FORMATS if kind.matches(data)), None)
+    return next((kind for kind in ANNOTATION_FORMATS if kind.matches(data)), None)
 
 
 def _is_known(file: Path) -> bool:

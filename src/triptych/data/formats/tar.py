@@ -13,7 +13,7 @@ from typing import BinaryIO
 from triptych.data.photos import Photo
 from triptych.data.records import (
     captions_of,
-    decode,
+    decode_text,
     parse_json,
     record_of,
     split_in_name,
@@ -135,4 +135,4 @@ def _add(shard: Shard, source: Path, member: tarfile.TarInfo, file: BinaryIO) ->
         if member.size > MAX_RECORD:
             raise InputError(f"{where}: more than {MAX_RECORD // 2**20} MiB of text")
         file.seek(member.offset_data)
-        shard.texts.setdefault(key, {})[suffix] = decode(file.read(member.size), where)
+        shard.texts.setdefault(key, {})[suffix] = decode_text(file.read(member.size), where)

@@ -50,8 +50,8 @@ class OnnxQFormer:
             text = self.text(ids)
             present = np.concatenate([np.ones((len(ids), sizes.queries), bool), mask.astype(bool)], 1)
         given = {"text": text, "mask": square(present), "by_photo": np.array([photos, -1, sizes.dim])}
-        found = self.sessions.run("both", given | dict(image), wanted)
-        return [found[name] for name in wanted]
+        outputs = self.sessions.run("both", given | dict(image), wanted)
+        return [outputs[name] for name in wanted]
 
     def text_features(self, texts: TextPieces) -> Floats:
         """``[K, T]`` -> features for contrast ``[K, F]``, of length 1."""
@@ -213,7 +213,7 @@ class OnnxCaptionWriter:
 
     def step(self, ids: Ids, state: WriterState) -> tuple[Floats, WriterState]:
         text = self.qformer.text(np.asarray(ids)[:, None], state.words)
-        found = self.qformer.sessions.run("writer", {"text": text} | state.past)
-        logits = found.pop("logits")
-        past = {name.replace("new_", "past_"): array for name, array in found.items()}
+        outputs = self.qformer.sessions.run("writer", {"text": text} | state.past)
+        logits = outputs.pop("logits")
+        past = {name.replace("new_", "past_"): array for name, array in outputs.items()}
         return logits, WriterState(past, state.words + 1)

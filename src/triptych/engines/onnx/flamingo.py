@@ -120,8 +120,8 @@ class OnnxFlamingo(OnnxEncoder):
         sees = [0 < number <= len(state.pictures[row]) for row, number in zip(first, last, strict=True)]
         none = self.no_media(1)[:, 0]
         chosen = (
-            state.pictures[row][number - 1] if seen else none
-            for row, number, seen in zip(first, last, sees, strict=True)
+            state.pictures[row][number - 1] if attended else none
+            for row, number, attended in zip(first, last, sees, strict=True)
         )
         media = np.stack(list(chosen), 1)
         bias = np.zeros((1, 1, state.beams, self.config.latents), np.float32)
@@ -152,7 +152,7 @@ class OnnxFlamingo(OnnxEncoder):
     def score(self, logits: Array, state: OnnxFlamingoState, texts: Sequence[Sequence[int]]) -> list[list[float]]:
         """The log-probability of each token of each text behind one prompt, whose state stays as it is."""
         pictures, last = state.pictures[0], state.pictures_read[0]
-        found = []
+        results = []
         for text in texts:
             cache, rest = state.text.fork(np.zeros(1, np.int64)), np.array(text[:-1], np.int64)
             following = floats(logits)[:1]
@@ -160,8 +160,8 @@ class OnnxFlamingo(OnnxEncoder):
                 context = self.prompt_context(pictures, np.full(len(rest), last))
                 behind = self.lm.read(cache, 0, self.lm.embed(rest), context, np.arange(len(rest)))
                 following = np.concatenate([following, behind])
-            found.append(logprobs_of(following, text))
-        return found
+            results.append(logprobs_of(following, text))
+        return results
 
     def maps(
         self, prompt: Sequence[int], features: Sequence[Array], ids: Sequence[int], blind_from: int | None = None

@@ -106,8 +106,8 @@ class GatedBlocks:
         grouped = graph.add("Reshape", q, "media_shape")
         attended = graph.contrib("MultiHeadAttention", grouped, keys, values, "", "", "media_bias", num_heads=heads)
         out = scaled(self.matrix(f"{prefix}.attention.out"), open_gate(self.weights, f"{prefix}.attn_gate"))
-        shown = graph.multiply(graph.reshape(attended, -1, heads * width), out)
-        x = graph.add("Add", x, graph.add("Mul", shown, "sees"))
+        projected = graph.multiply(graph.reshape(attended, -1, heads * width), out)
+        x = graph.add("Add", x, graph.add("Mul", projected, "sees"))
         factor = open_gate(self.weights, f"{prefix}.ffw_gate")
         return graph.add("Add", x, gated_feed_forward(graph, x, self.weights, f"{prefix}.ffw", self.precision, factor))
 

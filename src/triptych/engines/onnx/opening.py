@@ -63,7 +63,7 @@ def typed_source(directory: Path, kind: type[ConfigT]) -> tuple[CheckpointConfig
     return config, Source(directory, config)
 
 
-def open_language_model(folder: Path) -> tuple[OnnxLanguageModel, TextTokenizer]:
+def open_lm_session(folder: Path) -> tuple[OnnxLanguageModel, TextTokenizer]:
     config, tokenizer = read_language_model(read_manifest(folder))
     session = open_session(folder / "language.onnx")
     return OnnxLanguageModel(session, config, open_embeddings(folder, "embedding")), tokenizer
@@ -100,7 +100,7 @@ def open_flamingo(directory: Path, precision: Precision) -> OnnxFlamingo:
         build_flamingo(source, folder, precision)
 
     folder = graphs_folder(config, precision, build)
-    lm, tokenizer = open_language_model(folder)
+    lm, tokenizer = open_lm_session(folder)
     end_id, image_id = config.lm.end_id, config.model.image_id
     search = config.search.search(frozenset({end_id}), frozenset({image_id}))
     limits = lm.config.max_positions, config.model.max_pictures
@@ -119,7 +119,7 @@ def open_blip2(directory: Path, precision: Precision) -> OnnxBlip2:
         build_blip2(source, folder, precision)
 
     folder = graphs_folder(config, precision, build)
-    lm, tokenizer = open_language_model(folder) if config.lm is not None else (None, None)
+    lm, tokenizer = open_lm_session(folder) if config.lm is not None else (None, None)
     spec = Blip2Spec(
         WordPieces.read(directory / "vocab.txt"),
         tokenizer,

@@ -150,8 +150,8 @@ class QFormerGraphs:
     def cross_attention(self, graph: Graph, layer: int, query: str, by_photo: str, shape: str) -> str:
         name, c = f"qformer.layers.{layer}.cross_attention", self.crossing.index(layer)
         image = [graph.input(f"image_{kind}_{c}", ["B", "L", self.sizes.dim]) for kind in ("keys", "values")]
-        asked = graph.add("Reshape", self.linear(graph, query, f"{name}.attention.query"), by_photo)
-        attended = graph.contrib("MultiHeadAttention", asked, *image, num_heads=self.sizes.heads)
+        queries = graph.add("Reshape", self.linear(graph, query, f"{name}.attention.query"), by_photo)
+        attended = graph.contrib("MultiHeadAttention", queries, *image, num_heads=self.sizes.heads)
         out = graph.add("Reshape", self.linear(graph, attended, f"{name}.attention.out"), shape)
         return self.norm(graph, graph.add("Add", query, out), f"{name}.norm")
 

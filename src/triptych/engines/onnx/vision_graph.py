@@ -22,12 +22,12 @@ class Convolution(NamedTuple):
 
 def published_convolutions(state: Mapping[str, Floats]) -> dict[str, Convolution]:
     """The convolutions of the published file by our names, w' = w g / s, b' = beta - mean g / s, s = sqrt(var + eps)."""
-    found = {}
+    nodes = {}
     for conv, norm, name in published_names():
         scale = state[f"{norm}.weight"] / np.sqrt(state[f"{norm}.running_var"] + np.float32(BATCH_NORM_EPS))
         bias = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale
-        found[name] = Convolution(state[f"{conv}.weight"] * scale[:, None, None, None], bias)
-    return found
+        nodes[name] = Convolution(state[f"{conv}.weight"] * scale[:, None, None, None], bias)
+    return nodes
 
 
 def stored_convolutions(weights: Weights, prefix: str, first: int = 0) -> dict[str, Convolution]:

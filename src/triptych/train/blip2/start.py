@@ -34,7 +34,7 @@ from triptych.train.blip2.recipe import FIRST_STAGE, Blip2Recipe, Blip2Start
 from triptych.train.blip2.trainer import Blip2Trainer
 from triptych.train.data import FeatureReader, open_sources
 from triptych.train.loop import fit
-from triptych.train.recipe import with_settings
+from triptych.train.recipe import recipe_with
 from triptych.train.sources import Sources
 from triptych.train.trainer import train_bridges
 
@@ -72,7 +72,7 @@ def starting_model(recipe: Blip2Recipe) -> tuple[Blip2Model, Blip2Recipe]:
     init = recipe.start.init
     blip2 = new_blip2(recipe.start) if init is None else load_blip2(find_checkpoint(init))
     if blip2.model.lm is not None:
-        recipe = with_settings(recipe, {"word_epochs": 0})
+        recipe = recipe_with(recipe, {"word_epochs": 0})
     elif recipe.stage > 1:
         if recipe.terms.get("scst"):
             raise InputError("self-critical training starts from a model that captions: train its captions first")

@@ -39,7 +39,7 @@ from triptych.train.loop import uses_bf16
 from triptych.train.self_critical import CaptionReward
 from triptych.train.trainer import ParameterGroups
 
-BERT = ("self_attention.", "text_mlp.", "position_embeddings.", "qformer.norm.")  # parameters that begin as BERT's
+BERT_PART = ("self_attention.", "text_mlp.", "position_embeddings.", "qformer.norm.")  # parameters that begin as BERT's
 
 
 class Blip2Trainer:
@@ -144,19 +144,19 @@ class Blip2Trainer:
     def figures(self, data: PhotoSet) -> dict[str, float]:
         recipe, seed = self.recipe, self.recipe.loop.seed
         photos = data.photos[: recipe.validation.validation_photos]
-        found: dict[str, float] = {}
+        figures: dict[str, float] = {}
         if self.encode_questions is not None:
             questions = questions_of(photos, seed)
             model = self.blip2.model
-            found["accuracy"] = answer_accuracy(model, data.features, questions, self.encode_questions, seed)
+            figures["accuracy"] = answer_accuracy(model, data.features, questions, self.encode_questions, seed)
         if recipe.questions_only:
-            return found
-        found |= retrieval_recall(self.blip2, data.features, photos, recipe.batch.max_pieces)
+            return figures
+        figures |= retrieval_recall(self.blip2, data.features, photos, recipe.batch.max_pieces)
         judged = photos[: recipe.validation.validation_captions]
         prompt = self.prompt if recipe.lm_writes else None
         captions = write_blip2_captions(self.blip2, data.features, len(judged), self.blip2.search, prompt)
-        found |= caption_figures(judged, captions)
-        return found | {"R@1": (found["text-to-image R@1"] + found["image-to-text R@1"]) / 2}
+        figures |= caption_figures(judged, captions)
+        return figures | {"R@1": (figures["text-to-image R@1"] + figures["image-to-text R@1"]) / 2}
 
     def save(self, directory: Path, record: Mapping[str, Any]) -> None:
         card = self.data.card(self.recipe, record)
@@ -179,7 +179,11 @@ def blip2_parameter_groups(model: Blip2, recipe: Blip2Recipe) -> ParameterGroups
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             group = (
-                bert if any(part in name for part in BERT) else projection if name.startswith("projection.") else rest
+                bert
+                if any(part in name for part in BERT_PART)
+                else projection
+                if name.startswith("projection.")
+                else rest
             )
             group.append(parameter)
     groups: ParameterGroups = [{"params": rest}, {"params": bert, "lr_scale": recipe.rates.bert_rate}]

@@ -54,14 +54,14 @@ def write_blip2_captions(
         rows = range(first, min(first + CAPTIONS, photos))
         image = model.image_keys_values(all_cells(features, rows).to(device))
         if prompt is None:
-            found = generate(GroundedText(model, words.dec), image, itg_search(words, search))
-            texts += [words.decode(hypotheses[0].ids) for hypotheses in found]
+            beams = generate(GroundedText(model, words.dec), image, itg_search(words, search))
+            texts += [words.decode(hypotheses[0].ids) for hypotheses in beams]
             continue
         assert model.lm is not None and tokenizer is not None
         soft_prompts = model.soft_prompt(model.read_photos(image, prompt.instruction_for(len(rows), device)).queries)
         before, after = (torch.tensor(ids, dtype=torch.long, device=device) for ids in (prompt.before, prompt.after))
-        found = generate(model.lm, model.prompt([[before, photo, after] for photo in soft_prompts]), search)
-        texts += [tokenizer.decode(hypotheses[0].ids).strip() for hypotheses in found]
+        beams = generate(model.lm, model.prompt([[before, photo, after] for photo in soft_prompts]), search)
+        texts += [tokenizer.decode(hypotheses[0].ids).strip() for hypotheses in beams]
     return texts
 
 

@@ -15,7 +15,7 @@ from triptych.text.prompt import IGNORED
 from triptych.text.tokenizer import TextTokenizer
 from triptych.train.flamingo.recipe import REWARDED
 
-TRIES = 200  # tasks drawn for one sequence
+BATCH_TRIES = 200  # tasks drawn for one sequence
 
 
 class SequenceIds(NamedTuple):
@@ -96,7 +96,7 @@ class TaskMixture:
 
     def draw(self, photo: int, rng: random.Random) -> tuple[SequenceIds, int]:
         """Raises InputError: nothing can be learnt from these captions."""
-        for _ in range(TRIES):  # a task may have nothing to say about a photo
+        for _ in range(BATCH_TRIES):  # a task may have nothing to say about a photo
             (task,) = rng.choices(range(len(self.tasks)), self.shares)
             if self.tasks[task] == REWARDED:
                 return SequenceIds([], [], [photo]), task

@@ -27,7 +27,7 @@ from triptych.train.data import FeatureReader, open_sources
 from triptych.train.flamingo.recipe import REWARDED, FlamingoRecipe, FlamingoStart
 from triptych.train.flamingo.trainer import FlamingoTrainer
 from triptych.train.loop import fit
-from triptych.train.recipe import with_settings
+from triptych.train.recipe import recipe_with
 from triptych.train.sources import Sources
 from triptych.train.trainer import train_bridges
 
@@ -52,7 +52,7 @@ def train_flamingo(sources: Sources, run: Path, recipe: FlamingoRecipe) -> dict[
         flamingo = new_flamingo(recipe.start)
     else:
         flamingo = load_flamingo(find_checkpoint(init))
-        recipe = with_settings(recipe, {"word_epochs": 0})
+        recipe = recipe_with(recipe, {"word_epochs": 0})
     train_bridges(flamingo.model)
     reader = FeatureReader(flamingo.model.vision_encoder, sources.strict)
     flamingo.model.to(reader.state.device)

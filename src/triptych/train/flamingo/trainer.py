@@ -94,19 +94,19 @@ class FlamingoTrainer:
     def validate(self) -> dict[str, float]:
         device = self.flamingo.model.resampler.latents.device
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, uses_bf16(self.recipe.loop)):
-            found = validate_each(self.data.validation, self.figures)
+            figures = validate_each(self.data.validation, self.figures)
         gates = [abs(gate) for pair in self.flamingo.model.gates() for gate in pair]
-        return found | {"gates": sum(gates) / max(1, len(gates))}
+        return figures | {"gates": sum(gates) / max(1, len(gates))}
 
     def figures(self, data: PhotoSet) -> dict[str, float]:
         flamingo, recipe = self.flamingo, self.recipe
         judged = data.photos[: recipe.validation.validation_photos]
         texts = write_flamingo_captions(flamingo, data.features, len(judged))
-        found = caption_figures(judged, texts)
+        figures = caption_figures(judged, texts)
         episodes = validation_episodes(data.photos, recipe.validation.validation_episodes, recipe.loop.seed)
         bound = (bound_rightly(flamingo.model, data.features, self.encode, flamingo.end_id, one) for one in episodes)
-        found["binding"] = sum(bound) / max(1, len(episodes))
-        return found | {"score": found["CIDEr-D"] + found["binding"]}
+        figures["binding"] = sum(bound) / max(1, len(episodes))
+        return figures | {"score": figures["CIDEr-D"] + figures["binding"]}
 
     def save(self, directory: Path, record: Mapping[str, Any]) -> None:
         card = self.data.card(self.recipe, record, self.drawings)

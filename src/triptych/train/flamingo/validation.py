@@ -39,7 +39,7 @@ def write_flamingo_captions(flamingo: FlamingoModel, features: Features, photos:
         numbers = torch.ones(len(rows), dtype=torch.long, device=device)
         tokens = model.resampler(all_cells(features, rows).to(device), numbers)
         prompt = flamingo_prompt([ids] * len(rows), tokens, [1] * len(rows), flamingo.end_id)
-        texts += [tokenizer.decode(found[0].ids).strip() for found in generate(model, prompt, search)]
+        texts += [tokenizer.decode(hypotheses[0].ids).strip() for hypotheses in generate(model, prompt, search)]
     return texts
 
 
@@ -56,12 +56,12 @@ def validation_episodes(photos: Sequence[Photo], count: int, seed: int) -> list[
     ]
 
 
-def bound_rightly(model: Flamingo, features: Features, encode: SequenceEncoder, pad: int, found: Episode) -> bool:
+def bound_rightly(model: Flamingo, features: Features, encode: SequenceEncoder, pad: int, hypotheses: Episode) -> bool:
     """Whether the right name of an episode is the likeliest."""
-    rows = [encode.scored(found.prompt, choice) for choice in found.choices]
+    rows = [encode.scored(hypotheses.prompt, choice) for choice in hypotheses.choices]
     ids, labels, counts = padded(rows, pad)
     pictures = [picture for row in rows for picture in row.pictures]
     device = model.resampler.latents.device
     cells = all_cells(features, pictures).to(device)
     scores = token_logprobs(model, cells, counts.tolist(), ids.to(device), labels.to(device))
-    return int(scores.sum(1).argmax()) == found.answer
+    return int(scores.sum(1).argmax()) == hypotheses.answer

@@ -13,7 +13,7 @@ from triptych.models import SatModel
 from triptych.systems.show_attend_tell import ShowAttendTell
 from triptych.text.vocabulary import SPECIALS, WordVocabulary, split_words
 
-RARE = 400  # the last words of a vocabulary, its rarest: what a new word begins as
+RARE_WORD = 400  # the last words of a vocabulary, its rarest: what a new word begins as
 
 
 def with_new_words(sat: SatModel, captions: Iterable[str], min_count: int) -> SatModel:
@@ -34,7 +34,7 @@ def with_new_words(sat: SatModel, captions: Iterable[str], min_count: int) -> Sa
     words = len(sat.vocabulary)
     for name, tensor in state.items():
         if name.startswith("decoder.") and len(tensor) == words and model.state_dict()[name].shape != tensor.shape:
-            like = tensor[len(SPECIALS) :] if "embedding" in name else tensor[max(len(SPECIALS), words - RARE) :]
+            like = tensor[len(SPECIALS) :] if "embedding" in name else tensor[max(len(SPECIALS), words - RARE_WORD) :]
             state[name] = torch.cat([tensor, rows_like(like, len(new), generator)])
     model.load_state_dict(state)
     model.unfreeze()

@@ -71,8 +71,8 @@ class SelfCritical(nn.Module):
     def forward(self, maps: Tensor, rows: Sequence[int], seed: int) -> Tensor:
         samples = self.sampling.n_best
         self.model.eval()
-        found = generate(self.model, maps, self.sampling, independent_seeds(len(maps), seed))
-        texts = [h.ids + ((EOS,) if h.finished else ()) for hypotheses in found for h in hypotheses]
+        beams = generate(self.model, maps, self.sampling, independent_seeds(len(maps), seed))
+        texts = [h.ids + ((EOS,) if h.finished else ()) for hypotheses in beams for h in hypotheses]
         reward = self.reward(texts, [row for row in rows for _ in range(samples)]).to(maps.device).view(-1, samples)
         input_ids, labels = (
             x.to(maps.device) for x in to_batch([texts[i : i + samples] for i in range(0, len(texts), samples)])

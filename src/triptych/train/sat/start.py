@@ -40,7 +40,7 @@ def train_sat(sources: Sources, run: Path, recipe: SatRecipe) -> dict[str, Any] 
     if recipe.start.new_words is not None:
         if recipe.start.init is None:
             raise InputError("--new-words adds to the words of a checkpoint: name one with --init")
-        sat = with_new_words(sat, captions_of(splits), recipe.start.new_words)
+        sat = with_new_words(sat, training_captions(splits), recipe.start.new_words)
     reader = FeatureReader(sat.model.encoder, sources.strict)
     sat.model.to(reader.state.device)
     data = reader.training_data(splits, sources, recipe.validation.validation_photos)
@@ -49,7 +49,7 @@ def train_sat(sources: Sources, run: Path, recipe: SatRecipe) -> dict[str, Any] 
     return record if reader.state.is_main_process else None
 
 
-def captions_of(splits: Sequence[Splits]) -> Iterator[str]:
+def training_captions(splits: Sequence[Splits]) -> Iterator[str]:
     """The captions of all training photos."""
     return (text for each in splits for photo in each.train for text in photo.captions)
 
@@ -68,7 +68,7 @@ def started_sat(init: str, cut: int | None) -> SatModel:
 def new_sat(splits: Sequence[Splits], recipe: SatRecipe) -> SatModel:
     """A decoder of random weights over a published encoder, with the words of the training captions."""
     torch.manual_seed(recipe.loop.seed)
-    vocabulary = WordVocabulary.build(captions_of(splits))
+    vocabulary = WordVocabulary.build(training_captions(splits))
     if len(vocabulary) == len(SPECIALS):
         names = ", ".join(each.name for each in splits)
         raise InputError(f"{names}: no word occurs five times in the training captions, so there is nothing to learn")

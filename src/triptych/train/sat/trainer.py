@@ -94,6 +94,6 @@ def write_sat_captions(
     device = next(model.parameters()).device
     for first in range(0, photos, batch):
         rows = range(first, min(first + batch, photos))
-        found = generate(model, features[rows, [0] * len(rows)].to(device), search)
-        texts += [vocabulary.decode(hypotheses[0].ids) for hypotheses in found]
+        beams = generate(model, features[rows, [0] * len(rows)].to(device), search)
+        texts += [vocabulary.decode(hypotheses[0].ids) for hypotheses in beams]
     return texts
