@@ -119,8 +119,8 @@ def validate_each(sets: Sequence[PhotoSet], figures_of: Callable[[PhotoSet], dic
 
 def caption_figures(photos: Sequence[Photo], texts: Sequence[str]) -> dict[str, float]:
     """The figures of ``triptych eval caption`` for generated captions, METEOR aside, which needs a program of its own."""
-    found = caption_metrics({photo.id: text for photo, text in zip(photos, texts, strict=True)}, photos, meteor=False)
-    return {name: value for name, value in found.items() if value is not None}
+    validated = caption_metrics({photo.id: text for photo, text in zip(photos, texts, strict=True)}, photos, meteor=False)
+    return {name: value for name, value in validated.items() if value is not None}
 
 
 def open_sources(sources: Sources, questions: bool = False) -> list[Splits]:
