@@ -22,12 +22,14 @@ from triptych.models import memory
 from triptych.models.memory import bytes_needed, choose_dtype, estimate
 
 MEASURE = """
-import resource, sys
+import re, resource, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
 {work}
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+status = Path("/proc/self/status")  # ru_maxrss may be that of the process that started this one
+own = re.search(r"VmHWM:\\s+(\\d+)", status.read_text()) if status.exists() else None
+print(1024 * (int(own[1]) if own else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 """
 CONVERT = "from triptych.convert.checkpoint import convert_checkpoint; convert_checkpoint(*map(Path, sys.argv[1:]))"
 LOAD = "from triptych.models.blip2 import load_blip2; load_blip2(Path(sys.argv[1]), dtype=getattr(torch, sys.argv[2]))"

@@ -79,7 +79,7 @@ def peer_config(kind: str = "Blip2", **others: Any) -> Any:
 
 
 def close(ours: Tensor, theirs: Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=1e-5)
 
 
 def test_retrieval() -> None:

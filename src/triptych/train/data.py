@@ -119,7 +119,9 @@ def validate_each(sets: Sequence[PhotoSet], figures_of: Callable[[PhotoSet], dic
 
 def caption_figures(photos: Sequence[Photo], texts: Sequence[str]) -> dict[str, float]:
     """The figures of ``triptych eval caption`` for generated captions, METEOR aside, which needs a program of its own."""
-    validated = caption_metrics({photo.id: text for photo, text in zip(photos, texts, strict=True)}, photos, meteor=False)
+    validated = caption_metrics(
+        {photo.id: text for photo, text in zip(photos, texts, strict=True)}, photos, meteor=False
+    )
     return {name: value for name, value in validated.items() if value is not None}
 
 
