@@ -11,6 +11,7 @@ EXTRAS_docs := [docs]
 .NOTPARALLEL:
 demo: $(VENV)/.demo
 	$(BIN)/triptych demo --out triptych-demo
+	@echo "The web page: $(BIN)/pip install -e '.[serve]' && $(BIN)/triptych serve"
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
