@@ -31,9 +31,9 @@ def test_captions_of_validation_photos_agree(name: str, photos: list[Photo]) -> 
     quick = triptych.load(name).caption(pictures)
     assert [a.text for a in exact] == [a.text for a in reference]
     np.testing.assert_allclose([a.logprob for a in exact], [a.logprob for a in reference], atol=1e-3)
-    assert sum(a.text == b.text for a, b in zip(quick, reference, strict=True)) >= 6
-    likelihoods = [[a.logprob for a in answers] for answers in (quick, reference)]
-    np.testing.assert_allclose(*likelihoods, atol=1.5)
+    same = [(a, b) for a, b in zip(quick, reference, strict=True) if a.text == b.text]
+    assert len(same) >= 5
+    np.testing.assert_allclose([a.logprob for a, _ in same], [b.logprob for _, b in same], atol=0.5)
 
 
 @pytest.mark.parametrize(
