@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from runs import TOGETHER, assert_same_run, best, finish, kill_after, losses, start
 from tiny_training import main
+from training_runs import TOGETHER, assert_same_run, best, finish, kill_after, losses, start
 
 from triptych.checkpoints.parts import home, part_path
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import SECONDS, TOGETHER, assert_same_run, best, finish, kill_after, log, losses, start
 from tiny_blip2 import tiny_blip2
 from tiny_blip2_training import data, main
+from training_runs import SECONDS, TOGETHER, assert_same_run, best, finish, kill_after, log, losses, start
 
 from triptych.errors import InputError
 from triptych.train.blip2 import start as start_blip2

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import TOGETHER, assert_same_run, finish, kill_after, log, losses, start
 from tiny_blip2 import TinyNet
 from tiny_blip2_training import data
 from tiny_flamingo import tiny_flamingo
 from tiny_flamingo_training import SHARES, main
+from training_runs import TOGETHER, assert_same_run, finish, kill_after, log, losses, start
 
 from triptych.nn.configs import DecoderConfig
 from triptych.nn.decoder import Decoder

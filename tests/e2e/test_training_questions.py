@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import log
 from tiny_blip2 import tiny_blip2
 from tiny_blip2_training import THINGS, data
+from training_runs import log
 
 from triptych.checkpoints.format import load_config
 from triptych.data.english.kinds import Question

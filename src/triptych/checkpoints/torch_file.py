@@ -47,7 +47,7 @@ STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-# What no model names, and a hostile file does. It would not be run either, but whoever reads should know.
+# What no model names, and a hostile file does. It would not be run either, but the reader should know.
 REFUSED = (
     *("os", "posix", "nt", "subprocess", "sys", "importlib", "runpy", "shutil", "socket", "ctypes", "pickle"),
     *("torch.serialization", "torch.hub"),

@@ -1,4 +1,4 @@
-"""The pictures in folders, told by the ends of their names."""
+"""The pictures in folders, recognised by their suffixes."""
 
 import logging
 import os

@@ -2,7 +2,7 @@
 
 Every picture is treated as hostile: what it may cost is bounded before it is decoded, only the formats named here are
 tried (so that no reader which starts another program is), and whatever goes wrong comes out as a one-line `InputError`.
-`load_image` opens paths and addresses alike: hand it only the bytes of a picture that a stranger sent.
+`load_image` opens paths and addresses: hand it only the bytes of a picture that a stranger sent.
 """
 
 import contextlib

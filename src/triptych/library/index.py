@@ -77,7 +77,7 @@ class Report:
 
 
 def scan(folder: str | os.PathLike[str], notice: Notice) -> Listing:
-    """The photos in ``folder`` and in the folders below it, told by suffix, without hidden ones; links are followed.
+    """The photos in ``folder`` and in the folders below it, recognised by suffix, without hidden ones; links are followed.
 
     ``notice`` gets each folder that cannot be listed, and how many other files there are. Raises InputError where there
     is no such folder or no photo in it.

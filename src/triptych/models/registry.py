@@ -1,4 +1,4 @@
-"""The systems: one row for each, naming alike what belongs to it. Whoever adds a system adds a package and a row.
+"""The systems: one row for each, with the same names for what belongs to it. A new system costs one package and one row.
 
 The names are dotted and resolved at first use, so that nothing here imports what lies further down (tasks, training).
 """

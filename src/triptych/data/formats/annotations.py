@@ -1,4 +1,4 @@
-"""JSON files over a folder of photos; which format one has is told by its content."""
+"""JSON files over a folder of photos; the content decides which format a file has."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

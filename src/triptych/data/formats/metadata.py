@@ -1,6 +1,6 @@
 """A folder of photos with a table: ``metadata.csv`` or ``metadata.jsonl``, laid out as for Hugging Face's ``imagefolder``.
 
-``captions.txt`` (Flickr8k) and ``results.csv`` (Flickr30k) are read alike.
+``captions.txt`` (Flickr8k) and ``results.csv`` (Flickr30k) are read in the same way.
 
 Each row has a ``file_name``, a ``caption`` (or ``captions``, or ``text``: `records.CAPTION_FIELDS`) and perhaps a ``split``;
 sub-folders named after a split may hold metadata of their own.

@@ -82,7 +82,7 @@ class DecoderGraphs:
         )
         score = graph.add("Tanh" if self.config.score == "tanh" else "Relu", both)
         e = graph.add("MatMul", score, graph.weight(self.weights.array("decoder.attention.score.weight")[0]))
-        return graph.add("Softmax", e, axis=-1)  # the score's bias shifts all cells alike
+        return graph.add("Softmax", e, axis=-1)  # the score's bias shifts all cells equally
 
     def input_gates(self, graph: Graph, embedded: str, z_hat: str) -> str:
         both = graph.add("Concat", embedded, z_hat, axis=-1)

@@ -68,7 +68,7 @@ class TextCache:
         self.buffer = self._allocate(rows, capacity)
         self.writing: Writing | None = None
         self._inputs = 0  # inputs that the rows belong to, since the last reorder; 0 = none yet
-        self._shared = 0  # the rows of an input are alike in the positions before this one
+        self._shared = 0  # the rows of an input are equal in the positions before this one
 
     def _allocate(self, rows: int, capacity: int) -> Floats:
         config = self.config
@@ -111,7 +111,7 @@ class TextCache:
     def reorder(self, rows: Ids) -> TextCache:
         """Row ``[b, k]`` continues the old row ``rows[b, k]``; uses up this cache.
 
-        The rows of an input begin alike, with its prompt, so only what came after the prompts is copied while they change places.
+        The rows of an input begin with the same prompt, so only what came after the prompts is copied while they change places.
         """
         flat, (inputs, count) = rows.reshape(-1), rows.shape
         place = np.arange(len(flat))
