@@ -1,12 +1,14 @@
 # docker build -t triptych . && docker run --rm -p 127.0.0.1:8000:8000 -e TRIPTYCH_API_KEY=... -v triptych:/cache triptych
-# Without a GPU, --build-arg PIP_EXTRA_INDEX_URL=ADDRESS of PyTorch's CPU builds makes the image several GB smaller.
+# --build-arg EXTRAS=serve,library,torch adds PyTorch: GPUs, published checkpoints, and where Flamingo and BLIP-2 looked. Without a GPU,
+# --build-arg PIP_EXTRA_INDEX_URL=ADDRESS of PyTorch's CPU builds then saves several GB.
 FROM python:3.12-slim
 ARG PIP_EXTRA_INDEX_URL=
+ARG EXTRAS=serve,library
 ENV PIP_NO_CACHE_DIR=1 PYTHONDONTWRITEBYTECODE=1 TRIPTYCH_HOME=/cache
 WORKDIR /app
 COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY src src
-RUN pip install '.[serve,library]' \
+RUN pip install ".[$EXTRAS]" \
  && useradd --create-home triptych && mkdir /cache && chown triptych /cache
 USER triptych
 VOLUME /cache

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-EXTRAS_demo :=
+EXTRAS_demo := [torch]
 EXTRAS_test := [test]
 EXTRAS_check := [dev]
 EXTRAS_docs := [docs]

@@ -62,6 +62,8 @@ def run(out: Path) -> Path:
     others = [*questions(photos, models), *examples(flamingo), *chat_about(photos, flamingo), *group(photos, flamingo)]
     tables = [matching(photos, models["blip2"]), gates(models["flamingo"])]
     write_file(report, html_page([*entries, *others], TITLE, tables).encode())
+    if not all(model.explains for model in models.values()):
+        print("Where Flamingo and BLIP-2 looked is left out; with torch it is shown: pip install 'triptych[torch]'")
     return report.resolve()
 
 
@@ -70,7 +72,7 @@ def caption_photo(file: str, photo: Image, models: dict[str, Any], out: Path) ->
     print(file, flush=True)
     readings = []
     for name, model in models.items():
-        answer, seconds = timed(model.caption, photo, explain=True)
+        answer, seconds = timed(model.caption, photo, explain=model.explains)
         print(f"  {SYSTEM_TITLES[name]:22} {answer.text}  ({seconds:.1f} s)", flush=True)
         readings += as_readings(SYSTEM_TITLES[name], answer, seconds)
         if answer.evidence is not None:
@@ -87,7 +89,8 @@ def questions(photos: dict[str, Image], models: dict[str, Any]) -> list[PageEntr
         images = tuple(photos[file] for file in files)
         readings = []
         for name in ("flamingo", "blip2"):
-            answer, seconds = timed(models[name].ask, list(images), question, choices, explain=True)
+            model = models[name]
+            answer, seconds = timed(model.ask, list(images), question, choices, explain=model.explains)
             print(
                 f"  {' | '.join(files)}: {question} {answer.text}  ({SYSTEM_TITLES[name]}, {seconds:.1f} s)", flush=True
             )
@@ -100,7 +103,8 @@ def examples(model: FlamingoTasks) -> list[PageEntry]:
     """Flamingo names a picture from one example of each name."""
     shots = [(drawing(file), name) for file, name in NAME_SHOTS]
     query = drawing(NAME_QUERY)
-    answer, seconds = timed(model.complete, query, shots, "This is", [name for _, name in NAME_SHOTS], explain=True)
+    choices = [name for _, name in NAME_SHOTS]
+    answer, seconds = timed(model.complete, query, shots, "This is", choices, explain=model.explains)
     print(f"Flamingo: {NAME_QUERY} after {', '.join('='.join(shot) for shot in NAME_SHOTS)}: {answer.text}", flush=True)
     names = ", ".join(
         f"the {place} is {name}" for place, (_, name) in zip(("first", "second"), NAME_SHOTS, strict=True)
@@ -118,7 +122,7 @@ def chat_about(photos: dict[str, Image], model: FlamingoTasks) -> list[PageEntry
     chat, entries = model.chat(), []
     chat.add(photos[CHAT_PHOTO])
     for question in CHAT_QUESTIONS:
-        answer, seconds = timed(chat.answer, question, explain=True)
+        answer, seconds = timed(chat.answer, question, explain=model.explains)
         print(f"  {question} {answer.text}  ({seconds:.1f} s)", flush=True)
         entries.append(
             PageEntry((photos[CHAT_PHOTO],), tuple(as_readings("Flamingo", answer, seconds)), question=question)
@@ -131,7 +135,7 @@ def group(photos: dict[str, Image], model: FlamingoTasks) -> list[PageEntry]:
     print(f"Flamingo: about {', '.join(GROUP)}", flush=True)
     images, entries = tuple(photos[file] if file in photos else drawing(file) for file in GROUP), []
     for question in GROUP_QUESTIONS:
-        answer, seconds = timed(model.ask, list(images), question, explain=True)
+        answer, seconds = timed(model.ask, list(images), question, explain=model.explains)
         print(f"  {question} {answer.text}  ({seconds:.1f} s)", flush=True)
         readings = tuple(as_readings("Flamingo", answer, seconds))
         entries.append(PageEntry(images, readings, question=question, credit=drawing_credits()))
@@ -173,7 +177,7 @@ def matching(photos: dict[str, Image], model: Blip2Tasks) -> ScoreTable:
 
 def as_readings(name: str, answer: Answer, seconds: float) -> list[Reading]:
     """The answer as a reading; none where a model wrote nothing."""
-    return [Reading(name, answer.text, answer.evidence, answer.logprob, seconds)] if answer.evidence else []
+    return [Reading(name, answer.text, answer.evidence, answer.logprob, seconds)] if answer.text else []
 
 
 def photo_entry(photo: Image, readings: list[Reading], credit: dict[str, Any]) -> PageEntry:

@@ -1,11 +1,10 @@
 """The shipped models on both engines: the same texts, answers and matches, and no torch on the fast path."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from without_torch import run_commands
 
 import triptych
 from triptych.data import Photo, open_dataset
@@ -48,19 +47,29 @@ def test_captions_of_validation_photos_agree(name: str, photos: list[Photo]) -> 
     ],
     ids=lambda command: command[0],
 )
-def test_commands_do_not_import_torch(command: list[str]) -> None:
-    code = (
-        "import sys\nfrom triptych.cli import main\n"
-        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
-        "assert 'torch' not in sys.modules, 'torch was imported'\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, input="what is it?\n")
-    assert done.returncode == 0 and done.stdout.strip(), done.stderr
+def test_commands_need_no_torch(command: list[str]) -> None:
+    (ended,) = run_commands([command])
+    assert ended.code == 0 and ended.out.strip(), ended.err
 
 
 def test_a_library_is_made_and_searched_without_torch(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "dog.jpg").write_bytes(DOG.read_bytes())
     library = str(tmp_path / "library")
-    test_commands_do_not_import_torch(["index", str(tmp_path / "photos"), "--library", library])
-    test_commands_do_not_import_torch(["find", "a dog", "--library", library])
+    commands = [["index", str(tmp_path / "photos"), "--library", library], ["find", "a dog", "--library", library]]
+    assert [ended.code for ended in run_commands(commands)] == [0, 0]
+
+
+def test_where_flamingo_and_blip2_looked_needs_torch(tmp_path: Path) -> None:
+    out = str(tmp_path / "where.html")
+    question = ["--question", "What is it?", "--out", out]
+    commands = [["explain", str(DOG), "--model", name, *question] for name in ("flamingo", "blip2")]
+    line = "triptych: showing where this model looked needs torch: pip install 'triptych[torch]'\n"
+    assert run_commands(commands) == [(1, "", line)] * 2
+
+
+def test_the_demo_needs_no_torch(tmp_path: Path) -> None:
+    (ended,) = run_commands([["demo", "--out", str(tmp_path)]])
+    assert ended.code == 0 and "pip install 'triptych[torch]'" in ended.out
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("BLIP-2</h3>") > 12 and page.count('class="word"') > 50

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import sys
 
 import httpx
 import pytest
@@ -148,6 +149,27 @@ def test_models_embeddings_rerank(client: TestClient) -> None:
     assert [row["index"] for row in ranked["results"]] == [1, 0]
     assert client.post("/v1/rerank", json={"query": "red", "documents": ["no picture"]}).status_code == 400
     assert client.post("/v1/embeddings", json={"model": "sat", "input": "x"}).json()["error"]["param"] == "model"
+
+
+def test_answers_come_without_maps_where_the_engine_has_none(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ToySat, "explains", False)
+    body = client.post("/v1/caption", json={"image": data_url(4), "explain": True}).json()
+    assert body["caption"] == "A red of 4." and body["evidence"] is None
+    asked = {"images": [data_url(4)], "question": "Q?", "explain": True}
+    assert client.post("/v1/ask", json=asked).json()["evidence"] is None
+
+
+def test_a_route_that_needs_a_missing_package_names_the_extra(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "triptych.nn.masks", raising=False)
+    monkeypatch.delitem(sys.modules, "triptych.nn", raising=False)
+    response = client.post("/v1/masks", json={"text": "a dog"})
+    assert response.status_code == 501
+    assert response.json()["error"]["message"] == "drawing masks needs torch: pip install 'triptych[torch]'"
 
 
 def test_our_own_routes(client: TestClient) -> None:

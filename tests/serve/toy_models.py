@@ -34,6 +34,7 @@ class ToySat:
     """Captions. ``batches`` are the sizes of its calls; a picture as red as ``FAULTY`` fails; ``delay`` seconds a step."""
 
     FAULTY = 66
+    explains = True
 
     def __init__(self, name: str = "sat", delay: float = 0.0) -> None:
         self.name, self.delay = name, delay

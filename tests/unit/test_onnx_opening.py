@@ -163,6 +163,17 @@ def test_without_onnxruntime_torch_takes_over_with_one_line(
     assert capsys.readouterr().err.startswith("triptych: onnxruntime is not installed: pip install onnxruntime; torch")
 
 
+def test_a_graph_that_the_runtime_refuses_falls_back_on_torch_with_one_line(
+    saved: Path, own_home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (open_engine(saved, "int8").opened.folder / "step.onnx").write_bytes(b"no graph")
+    loaded = load(saved, precision="int8")
+    assert type(loaded.engine).__name__ == "TorchSat"
+    error = capsys.readouterr().err
+    assert error.startswith("triptych: ONNX Runtime 1.") and error.count("\n") == 1
+    assert "step.onnx" in error and error.endswith("; torch is used instead, which is slower\n")
+
+
 def test_an_unknown_precision_is_refused(saved: Path) -> None:
     with pytest.raises(InputError, match="'int2', expected one of fp32, int8, int4"):
         load(saved, precision="int2")

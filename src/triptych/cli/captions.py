@@ -19,6 +19,7 @@ from triptych.cli.common import (
     app,
     complain,
     emit,
+    evidence_of,
     make_folder,
     pictures,
     reading,
@@ -148,7 +149,7 @@ def draw_figure(figure: Path, source: str, photo: Image, answer: Answer, seconds
     from triptych.figures.page import PHOTO_BOX, PageEntry
 
     said = reading(answer, seconds)
-    write_png(figure, draw_words(photo, said.evidence))
+    write_png(figure, draw_words(photo, evidence_of(answer)))
     return PageEntry((fit_within(photo, PHOTO_BOX),), (said,), name=shown_name(source))
 
 
@@ -184,7 +185,7 @@ def explain(
         answer = load_answerer(model, precision=precision).ask(photo, question, explain=True, **settings)
     said = reading(answer)
     if out.suffix.lower() == ".png":
-        write_png(out, draw_words(photo, said.evidence))
+        write_png(out, draw_words(photo, evidence_of(answer)))
     else:
         write_page(out, [PageEntry((photo,), (said,), name=shown_name(image), question=question or "")], answer.text)
     text = {"caption": answer.text} if question is None else {"question": question, "answer": answer.text}

@@ -13,6 +13,7 @@ import typer
 from triptych.errors import InputError, TriptychError
 
 if TYPE_CHECKING:
+    from triptych.evidence import Evidence
     from triptych.figures.page import PageEntry, Reading
     from triptych.tasks import Answer
 
@@ -67,12 +68,17 @@ def pictures(sources: Iterable[str]) -> list[str]:
     return [str(source) for source in find_images(sources)]
 
 
+def evidence_of(answer: Answer) -> Evidence:
+    """Raises TriptychError: the model wrote nothing."""
+    if answer.evidence is None:
+        raise TriptychError(f"{answer.model} wrote no word, so there is no map to draw")
+    return answer.evidence
+
+
 def reading(answer: Answer, seconds: float | None = None) -> Reading:
     from triptych.figures.page import Reading
 
-    if answer.evidence is None:
-        raise TriptychError(f"{answer.model} wrote no word, so there is no map to draw")
-    return Reading(answer.model, answer.text, answer.evidence, answer.logprob, seconds)
+    return Reading(answer.model, answer.text, evidence_of(answer), answer.logprob, seconds)
 
 
 def write_page(path: Path, entries: list[PageEntry], title: str) -> None:

@@ -11,6 +11,7 @@ import typer
 
 from triptych.cli.common import Beams, Data, Json, Limit, ModelOption, Split, app, complain, show
 from triptych.errors import InputError
+from triptych.extras import importing
 
 if TYPE_CHECKING:
     from triptych.data import Photo
@@ -57,6 +58,7 @@ def eval_caption(
     check_output(output)
     photos = read_photos(data, split, limit, strict, lambda photo: bool(photo.captions))
     train = training_photos(data, split, strict) if floor else []
+    sentence_vectors = import_sentence_vectors() if floor else None
     captioner = load(model)
     given = (("beams", beams), ("length_penalty", length_penalty), ("writer", writer))
     settings: dict[str, Any] = {name: value for name, value in given if value is not None}
@@ -79,9 +81,8 @@ def eval_caption(
         "shots": shots,
         "search": {**captioner.info()["search"], **{k: v for k, v in settings.items() if k != "shots"}},
     }
-    if floor:
+    if sentence_vectors is not None:
         from triptych.evaluate.floor import caption_floor
-        from triptych.models.sentences import sentence_vectors
 
         record["floor"] = caption_metrics(caption_floor(captioner, sentence_vectors, train, photos), photos)
     show(described(captioner, data, split, photos, record), as_json)
@@ -104,11 +105,11 @@ def eval_retrieval(
 
     photos = read_photos(data, split, limit, strict, lambda photo: bool(photo.captions))
     train = training_photos(data, split, strict) if floor else []
+    sentence_vectors = import_sentence_vectors() if floor else None
     matcher = load_matcher(model)
     record = retrieval_metrics(matcher, photos, candidates)
-    if floor:
+    if sentence_vectors is not None:
         from triptych.evaluate.floor import retrieval_floor
-        from triptych.models.sentences import sentence_vectors
 
         record["floor"] = retrieval_floor(matcher, sentence_vectors, train, photos)
     show(described(matcher, data, split, photos, record), as_json)
@@ -247,6 +248,14 @@ def described(
     """A record of an evaluation: what was measured on what, the metrics, and the model's card."""
     about = {"model": model.name, "data": data.name, "split": split, "photos": len(photos)}
     return {**about, **metrics, "recipe": model.info()["card"]}
+
+
+def import_sentence_vectors() -> Callable[..., Any]:
+    """Raises MissingExtraError: torch is not installed. To be called before hours of work."""
+    with importing("torch", "--floor"):
+        from triptych.models.sentences import sentence_vectors
+
+    return sentence_vectors
 
 
 def check_output(output: Path | None) -> None:

@@ -10,6 +10,7 @@ import typer
 from triptych.cli.common import Json, PrecisionOption, app, emit, make_folder
 from triptych.cli.tables import record_text
 from triptych.errors import InputError
+from triptych.extras import importing
 
 
 @app.command()
@@ -47,10 +48,12 @@ def info(
 
 
 def emit_estimate(model: str, as_json: bool) -> None:
-    import torch
-
     from triptych.convert.opening import find_checkpoint
-    from triptych.models.memory import estimate
+
+    with importing("torch", "an estimate"):
+        import torch
+
+        from triptych.models.memory import estimate
 
     record = estimate(find_checkpoint(model), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     emit({"model": model, **record}, as_json, record_text(record))
@@ -82,7 +85,8 @@ def convert(
     as_json: Json = False,
 ) -> None:
     """Read a checkpoint of another project (or of ours) and write it as a checkpoint directory."""
-    from triptych.convert.checkpoint import convert_checkpoint
+    with importing("torch", "conversion"):
+        from triptych.convert.checkpoint import convert_checkpoint
 
     report = convert_checkpoint(source, target, word_map, half, int8, vision, lm)
     counts = {"mapped": list(report.mapped), "missing": list(report.missing), "ignored": list(report.ignored)}
@@ -101,7 +105,8 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a BLIP-2 over a vision transformer as a folder of another project."""
-    from triptych.convert.export import export_hf
+    with importing("torch", "export"):
+        from triptych.convert.export import export_hf
     from triptych.convert.opening import find_checkpoint
 
     if form != "hf":

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from triptych.cli.common import app
-from triptych.errors import TriptychError
+from triptych.extras import importing
 
 
 @app.command()
@@ -51,10 +51,8 @@ def serve(
         queue=queue,
         timeout=timeout,
     )
-    try:
+    with importing("serve", "serving"):
         from triptych.serve.app import run_server
-    except ModuleNotFoundError as error:
-        raise TriptychError(f"serving needs {error.name}: pip install 'triptych[serve]'") from None
     print(f"http://{settings.host}:{settings.port}", file=sys.stderr)
     run_server(settings)
 
@@ -64,8 +62,6 @@ def mcp(
     library: Annotated[Path | None, typer.Option(metavar="DIR", help="A library to search (see index).")] = None,
 ) -> None:
     """Serve photos to an assistant over stdio (Model Context Protocol): caption, ask, compare, find."""
-    try:
+    with importing("mcp", "this"):
         from triptych.plugins.mcp_server import photo_server
-    except ModuleNotFoundError as error:
-        raise TriptychError(f"this needs {error.name}: pip install 'triptych[mcp]'") from None
     photo_server(library).run("stdio")

@@ -17,6 +17,7 @@ from triptych.checkpoints.hub import CACHED, fetch_model, is_model_id, snapshot_
 from triptych.checkpoints.locate import BUNDLED, existing_or_backup, shipped_models
 from triptych.checkpoints.parts import home
 from triptych.errors import InputError, TriptychError
+from triptych.extras import importing
 
 VERSION = 1  # of what conversion writes: another one converts anew
 FILES = (".pth", ".pt", ".tar", ".bin")
@@ -84,7 +85,8 @@ def converted(source: Path, name: str) -> Path:
     target = home() / "converted" / f"{source.name}-{fingerprint(source)}"
     if target.is_dir():
         return target
-    from triptych.convert.checkpoint import convert_checkpoint
+    with importing("torch", f"{name}, a published checkpoint,"):
+        from triptych.convert.checkpoint import convert_checkpoint
 
     print(f"triptych: converting {name} once, into {target}", file=sys.stderr)
     beside = target.with_name(f"{target.name}.{os.getpid()}")  # two processes may convert at once

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from triptych.errors import InputError
+from triptych.extras import MissingExtraError, torch_installed
 
 if TYPE_CHECKING:
     from triptych.engines.onnx.blip2 import OnnxBlip2
@@ -27,7 +28,7 @@ def open_onnx(directory: Path, precision: str | None) -> OnnxSat | OnnxFlamingo 
 
     Raises:
         InputError: there is no such precision, or the files are damaged.
-        TriptychError: a pretrained part could not be fetched, or the graphs not be written.
+        TriptychError: a pretrained part could not be fetched, the graphs not be written, or torch is needed and not installed.
     """
     chosen = next((known for known in PRECISIONS if known == precision), None)
     if precision is not None and chosen is None:
@@ -35,17 +36,24 @@ def open_onnx(directory: Path, precision: str | None) -> OnnxSat | OnnxFlamingo 
     try:
         from triptych.engines.onnx.coverage import NotCoveredError
         from triptych.engines.onnx.opening import open_engine
+        from triptych.engines.onnx.session import RuntimeFailedError
     except ImportError as error:
-        notice(f"{error.name or 'onnxruntime'} is not installed: pip install {error.name or 'onnxruntime'}")
+        fall_back(f"{error.name or 'onnxruntime'} is not installed: pip install {error.name or 'onnxruntime'}")
         return None
     try:
         return open_engine(directory, chosen)
     except NotCoveredError as error:
-        notice(f"ONNX Runtime does not cover {error}")
+        fall_back(f"ONNX Runtime does not cover {error}")
+        return None
+    except RuntimeFailedError as error:
+        fall_back(str(error))
         return None
 
 
-def notice(reason: str) -> None:
+def fall_back(reason: str) -> None:
+    """Say that torch takes over, and why. Raises MissingExtraError: it is not installed."""
+    if not torch_installed():
+        raise MissingExtraError(f"{reason}; torch would run it: pip install 'triptych[torch]'")
     print(f"triptych: {reason}; torch is used instead, which is slower", file=sys.stderr)
 
 

@@ -50,6 +50,11 @@ class PhotoEncoder(Protocol):
     @property
     def photos(self) -> PhotoSpec: ...
 
+    @property
+    def explains(self) -> bool:
+        """Whether ``maps`` can be computed: some engines need a package for them that may be missing."""
+        ...
+
     def encode(self, pixel_values: Array) -> Sequence[Array]:
         """``[B, 3, H, W]`` -> the image features of each photo, an array of its own that may be kept."""
         ...

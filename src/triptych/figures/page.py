@@ -32,12 +32,13 @@ CLEAR = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAA
 class Reading:
     """What one system said of the pictures, and where it looked.
 
-    ``caption`` is what it answers. Where ``evidence`` is about other words (a choice that was made by scoring them), the page shows both.
+    ``caption`` is what it answers. Where ``evidence`` is about other words (a choice that was made by scoring them), the page shows both;
+    None = it is not known where the system looked.
     """
 
     model: str
     caption: str
-    evidence: Evidence
+    evidence: Evidence | None
     logprob: float | None = None
     seconds: float | None = None
 
@@ -56,7 +57,8 @@ class PageEntry:
 
     def __post_init__(self) -> None:
         for reading in self.readings:
-            check_pictures(len(self.images), reading.evidence)
+            if reading.evidence is not None:
+                check_pictures(len(self.images), reading.evidence)
 
 
 @dataclass(frozen=True)
@@ -127,13 +129,25 @@ def jpeg_fields(photo: Image.Image) -> dict[str, str]:
 
 def reading_fields(key: str, reading: Reading) -> dict[str, Any]:
     """What the template shows of one system's answer: its words, each with its maps; ``key`` begins their ids."""
-    evidence = reading.evidence
     notes = []
     if reading.logprob is not None:
         notes.append(f"log probability {reading.logprob:.2f}".replace("-", "−"))
     if reading.seconds is not None:
         notes.append(f"{reading.seconds:.1f} s")
-    words = [
+    words = [] if reading.evidence is None else word_fields(key, reading.evidence)
+    chosen = letters(reading.caption) != letters(" ".join(word["text"] for word in words))
+    return {
+        "model": reading.model,
+        "text": reading.caption,
+        "answer": reading.caption if chosen else "",
+        "notes": " · ".join(notes),
+        "words": words,
+    }
+
+
+def word_fields(key: str, evidence: Evidence) -> list[dict[str, Any]]:
+    """What the template shows of each word."""
+    return [
         {
             "id": f"{key}-{t}",
             "text": word,
@@ -142,14 +156,6 @@ def reading_fields(key: str, reading: Reading) -> dict[str, Any]:
         }
         for t, word in enumerate(evidence.words)
     ]
-    chosen = letters(reading.caption) != letters(" ".join(evidence.words))
-    return {
-        "model": reading.model,
-        "text": reading.caption,
-        "answer": reading.caption if chosen else "",
-        "notes": " · ".join(notes),
-        "words": words,
-    }
 
 
 def letters(text: str) -> str:

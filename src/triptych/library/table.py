@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triptych.errors import InputError, TriptychError
+from triptych.extras import importing
 
 if TYPE_CHECKING:
     from lancedb.table import Table
@@ -188,7 +189,5 @@ def tidy(table: Table) -> None:
 def _import(name: str) -> Any:
     from importlib import import_module
 
-    try:
+    with importing("library", "a photo library"):
         return import_module(name)
-    except ModuleNotFoundError as error:
-        raise TriptychError(f"a photo library needs {error.name}: pip install 'triptych[library]'") from None

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from triptych.errors import InputError, TriptychError
+from triptych.extras import MissingExtraError
 
 SERVER_LOG = logging.getLogger("triptych.serve")
 
@@ -43,6 +44,8 @@ def as_api_error(error: Exception) -> ApiError:
         return error
     if isinstance(error, InputError):
         return ApiError(400, str(error))
+    if isinstance(error, MissingExtraError):
+        return ApiError(501, str(error))
     if isinstance(error, TriptychError):
         return ApiError(500, "the model failed; see the server's log")
     return ApiError(500, "internal error; see the server's log")
@@ -61,7 +64,8 @@ def install_handlers(app: FastAPI) -> None:
         return error_response(error)
 
     @app.exception_handler(InputError)
-    async def input_error(request: Request, error: InputError) -> JSONResponse:
+    @app.exception_handler(MissingExtraError)
+    async def usable_error(request: Request, error: TriptychError) -> JSONResponse:
         return error_response(as_api_error(error))
 
     @app.exception_handler(RequestValidationError)

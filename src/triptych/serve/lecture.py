@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
+from triptych.extras import importing
 from triptych.serve.errors import ApiError
 
 lecture_router = APIRouter()
@@ -61,7 +62,8 @@ class MaskRequest(BaseModel):
 @lecture_router.post("/v1/masks")
 async def draw_masks(body: MaskRequest) -> dict[str, Any]:
     """The three masks of BLIP-2's first stage (Li et al. 2023, figure 2) over a few queries and the words of a sentence."""
-    from triptych.nn import masks
+    with importing("torch", "drawing masks"):
+        from triptych.nn import masks
 
     words = body.text.split()
     labels = [f"query {n + 1}" for n in range(QUERIES)] + words

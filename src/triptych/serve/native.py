@@ -100,7 +100,7 @@ async def post_caption(request: Request, body: CaptionRequest) -> dict[str, Any]
     chosen = {name: value for name, value in given.items() if value is not None}
 
     def run(model: Any, photos: Sequence[Image]) -> list[Any]:
-        return list(model.caption(list(photos), explain=body.explain, **chosen))
+        return list(model.caption(list(photos), explain=body.explain and model.explains, **chosen))
 
     answer = await submit(request, body.model, "caption", (body.explain, *sorted(chosen.items())), photo, run)
     return {**answer.to_dict("caption"), "model": body.model, "evidence": maps_of(answer)}
@@ -112,7 +112,7 @@ async def post_ask(request: Request, body: AskRequest) -> dict[str, Any]:
 
     def run(model: Any, payloads: Sequence[tuple[list[Image], str]]) -> list[Any]:
         images, questions = zip(*payloads, strict=True)
-        return list(model.ask(list(images), list(questions), body.choices, explain=body.explain))
+        return list(model.ask(list(images), list(questions), body.choices, explain=body.explain and model.explains))
 
     kind = (body.explain, tuple(body.choices or ()))
     answer = await submit(request, body.model, "ask", kind, (photos, body.question), run)

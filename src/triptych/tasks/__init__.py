@@ -12,6 +12,7 @@ from triptych.checkpoints.locate import load_config
 from triptych.convert.opening import find_checkpoint
 from triptych.engines.choice import PRECISIONS, gpu_possible, open_onnx
 from triptych.errors import InputError
+from triptych.extras import importing, torch_installed
 from triptych.tasks.answer import Answer, Match
 from triptych.tasks.blip2 import Blip2Tasks
 from triptych.tasks.capabilities import Answers, Captions, Chats, Completes, Matches, Shot
@@ -58,13 +59,13 @@ def load(
 
     Raises:
         InputError: no such model, or its files are damaged.
-        TriptychError: a pretrained part could not be fetched.
+        TriptychError: a pretrained part could not be fetched, or what the model needs is not installed.
     """
     if precision not in (None, *PRECISIONS, *ON_TORCH):
         known = ", ".join((*PRECISIONS, *ON_TORCH))
         raise InputError(f"the precision is {precision!r}, expected one of {known}")
     directory = find_checkpoint(model)
-    if device is None and gpu_possible():
+    if device is None and gpu_possible() and torch_installed():
         import torch
 
         device = "cuda" if torch.cuda.is_available() else None
@@ -80,7 +81,8 @@ def load_on_torch(
     directory: Path, name: str, device: str | torch.device, precision: str | None = None
 ) -> SatTasks | FlamingoTasks | Blip2Tasks:
     """The reference engine, of any system that is registered."""
-    import torch
+    with importing("torch", f"{name} on this engine"):
+        import torch
 
     from triptych.models.memory import choose_dtype
     from triptych.models.registry import system_of

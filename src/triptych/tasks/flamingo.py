@@ -56,6 +56,11 @@ class FlamingoTasks(Answerer):
         self.prompts = FlamingoPrompts(engine, name)
         self.likelihood = CaptionLikelihood(self.prompts)
 
+    @property
+    def explains(self) -> bool:
+        """Whether ``explain`` can be asked for: on some engines that needs torch."""
+        return self.engine.explains
+
     def search(self, **settings: Any) -> Search:
         """The model's own search with ``settings`` changed. Raises InputError for an unknown or impossible one."""
         return with_settings(self.spec.search, settings)

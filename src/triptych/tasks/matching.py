@@ -30,6 +30,11 @@ class Blip2Matching:
         self.text_features = ArrayMemory(TEXT_FEATURE_BYTES)
 
     @property
+    def explains(self) -> bool:
+        """Whether ``explain`` can be asked for: on some engines that needs torch."""
+        return self.engine.explains
+
+    @property
     def matches(self) -> bool:
         """Whether it has the heads of the first stage."""
         return self.spec.matches

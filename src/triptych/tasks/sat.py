@@ -21,6 +21,11 @@ class SatTasks:
         self.engine, self.name, self.spec = engine, name, engine.spec
         self.encode = PhotoMemory(engine)
 
+    @property
+    def explains(self) -> bool:
+        """Whether ``explain`` can be asked for: on some engines that needs torch."""
+        return self.engine.explains
+
     @overload
     def caption(self, images: Sequence[ImageSource], *, explain: bool = ..., **settings: Any) -> list[Answer]: ...
     @overload

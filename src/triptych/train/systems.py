@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from triptych.errors import InputError, TriptychError
+from triptych.errors import InputError
+from triptych.extras import importing
 from triptych.train.blip2.recipe import Blip2Recipe
 from triptych.train.flamingo.recipe import FlamingoRecipe
 from triptych.train.recipe import Settings, make_recipe
@@ -27,13 +28,11 @@ def train_system(name: str, sources: Sources, run: Path, settings: Mapping[str, 
         InputError: a setting, the data or the checkpoint to start from cannot be used.
         TriptychError: a package that training needs is missing, the loss is not finite, or the disk is full.
     """
-    from triptych.models.registry import SYSTEMS
-
     recipe = make_recipe(RECIPES[name], settings)
-    try:
+    with importing("train", "training"):
+        from triptych.models.registry import SYSTEMS
+
         train = SYSTEMS[name].resolve("train")
-    except ModuleNotFoundError as error:
-        raise TriptychError(f"training needs {error.name}: pip install 'triptych[train]'") from None
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:

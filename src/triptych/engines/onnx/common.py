@@ -17,6 +17,7 @@ from triptych.engines.interface import Array, PhotoSpec
 from triptych.engines.onnx.cache import read_manifest
 from triptych.engines.onnx.session import open_session
 from triptych.evidence import Floats
+from triptych.extras import importing, torch_installed
 from triptych.nn import efficientnet
 
 
@@ -31,7 +32,7 @@ class Opened:
 
 
 class OnnxEncoder:
-    """The frozen image encoder; and the reference engine, which shows where the model looked. That alone needs torch."""
+    """The frozen image encoder; and the reference engine, which shows where Flamingo and BLIP-2 looked. That alone needs torch."""
 
     def __init__(self, opened: Opened) -> None:
         self.opened = opened
@@ -40,10 +41,16 @@ class OnnxEncoder:
         cells = -(-size // efficientnet.CELL)
         self.photos = PhotoSpec(size, efficientnet.MEAN, efficientnet.STD, (cells, cells))
 
+    @property
+    def explains(self) -> bool:
+        """Whether the maps can be computed here."""
+        return torch_installed()
+
     @cached_property
     def reference(self) -> Any:
         """The same checkpoint on torch, loaded when it is first needed."""
-        import torch
+        with importing("torch", "showing where this model looked"):
+            import torch
 
         from triptych.models.registry import system_of
 

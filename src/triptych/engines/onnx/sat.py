@@ -66,9 +66,21 @@ class OnnxSat(OnnxEncoder):
         logits, h, c = self.next.run(["logits", "new_h", "new_c"], {"embedded": embedded, **state._asdict()})
         return logits, state._replace(h=h, c=c)
 
+    @property
+    def explains(self) -> bool:
+        return True
+
     def maps(self, features: Array, ids: Sequence[int]) -> Floats:
         """The attention over the grid when each of the words ``ids`` of one photo's caption was written: ``[T, h, w]``."""
-        return self.reference.maps(features, ids)
+        annotations = self.read([features])
+        keys, h, c = self.start.run(["keys", "h", "c"], {"annotations": annotations})
+        state, rows = OnnxCaptionState(annotations, keys, h[:, None], c[:, None]), []
+        for word in (BOS, *ids[:-1]):
+            given = {"embedded": self.embed(np.array([[word]])), **state._asdict()}
+            alpha, h, c = self.next.run(["alpha", "new_h", "new_c"], given)
+            state = state._replace(h=h, c=c)
+            rows.append(alpha.reshape(self.photos.grid))
+        return np.stack(rows)
 
     def info(self) -> dict[str, Any]:
         """Parts, parameters, memory, settings and model card."""

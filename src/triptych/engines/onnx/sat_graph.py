@@ -42,7 +42,7 @@ class DecoderGraphs:
 
     def step(self) -> Graph:
         """``embedded [B, K, m]`` of the last words, ``annotations``, ``keys``, ``h`` and ``c [B, K, n]`` -> ``logits [B * K, V]`` of the
-        next words, ``new_h``, ``new_c``. Equation numbers are the paper's."""
+        next words, ``new_h``, ``new_c``, and where each row attended, ``alpha [B, K, L]``. Equation numbers are the paper's."""
         graph, config = Graph("step"), self.config
         n, d = config.hidden_dim, config.feature_dim
         embedded = graph.input("embedded", ["B", "K", config.embed_dim])
@@ -53,6 +53,7 @@ class DecoderGraphs:
         h, c = graph.input("h", ["B", "K", n]), graph.input("c", ["B", "K", n])
         from_h = self.from_hidden(graph, h)
         alpha = self.attention(graph, keys, from_h[0])
+        graph.output(alpha, "alpha", ["B", "K", "L"])
         z_hat = graph.add("MatMul", alpha, annotations)  # eq. 13
         z_hat = graph.add("Mul", graph.add("Sigmoid", from_h[1]), z_hat)  # section 4.2.1
         gates = graph.add("Add", self.input_gates(graph, embedded, z_hat), from_h[2])

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import onnxruntime as ort
 
+from triptych.errors import TriptychError
+
 
 def physical_cores() -> int:
     """Cores that this process may use, hyper-threads counted once; ``OMP_NUM_THREADS`` bounds it."""
@@ -27,12 +29,24 @@ def threads_per_core() -> int:
     return int(last) - int(first) + 1 if dash else siblings.count(",") + 1
 
 
+class RuntimeFailedError(TriptychError):
+    """ONNX Runtime refuses a graph: it is too old for it, or the file is damaged."""
+
+
 def open_session(path: Path) -> ort.InferenceSession:
-    """A session over a graph file; ``run`` may be called from several threads at once."""
+    """A session over a graph file; ``run`` may be called from several threads at once.
+
+    Raises:
+        RuntimeFailedError: the runtime does not take the graph.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = physical_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's own classes, which have no common one
+        reason = " ".join(str(error).split())[:200]
+        raise RuntimeFailedError(f"ONNX Runtime {ort.__version__} cannot open {path}: {reason}") from error

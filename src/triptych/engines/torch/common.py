@@ -20,6 +20,10 @@ class TorchEncoder:
         self.encode_pixels, self.device = encode_pixels, device
         self.dtype: torch.dtype = next(encoder.parameters()).dtype
 
+    @property
+    def explains(self) -> bool:
+        return True
+
     @torch.inference_mode()
     def encode(self, pixel_values: Array) -> list[Tensor]:
         """``[B, 3, H, W]`` -> the features of each photo, in memory of their own."""
