@@ -180,3 +180,30 @@ def test_joined_features_know_their_number() -> None:
     assert len(joined) == 3
     with pytest.raises(IndexError):
         joined[[3], [0]]
+
+
+def test_captions_that_a_model_wrote_stand_beside_those_of_people(sets: tuple[Path, Path], tmp_path: Path) -> None:
+    lines = [
+        '{"id": "train0.png", "caption": "a brown dog", "references": []}',
+        '{"id": "train0.png", "caption": "a  brown dog"}',
+    ]
+    lines += ['{"id": "cats/train1.png", "caption": "a mare"}', '{"id": "val0.png", "caption": "nothing"}']
+    (tmp_path / "written.jsonl").write_text("\n".join(lines))
+    dogs, cats = open_sources(Sources(sets, written=(tmp_path / "written.jsonl",)))
+    assert dogs.train[0].written == ("a brown dog",) and dogs.train[0].captions == ("a dog 0",)
+    assert [photo.written for photo in cats.train] == [("a brown dog",), ("a mare",), ()]
+    assert not any(photo.written for each in (dogs, cats) for photo in each.validation)
+    [alone] = open_sources(Sources(sets[1:], written=(tmp_path / "written.jsonl",)))
+    assert alone.train[0].written == ("a brown dog",)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("{}", "line 1: expected an object with id and caption"), ('{"id": "x", "caption": "y"}', "no training photo")],
+)
+def test_written_captions_belong_to_training_photos(
+    sets: tuple[Path, Path], tmp_path: Path, line: str, message: str
+) -> None:
+    (tmp_path / "written.jsonl").write_text(line)
+    with pytest.raises(InputError, match=message):
+        open_sources(Sources(sets, written=(tmp_path / "written.jsonl",)))

@@ -46,6 +46,14 @@ Drawings = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Also named pictures, such as `python -m triptych.data.emoji DIR` makes."),
 ]
+Written = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="FILE",
+        help="Captions of the training photos that a model wrote, as `eval caption --output` makes them; the language model learns "
+        "them beside those of people. Give it again for further files.",
+    ),
+]
 
 HELP = {
     "sat": "Train Show, Attend and Tell; RUN/best is the checkpoint with the best CIDEr-D of generated validation captions.",
@@ -93,7 +101,8 @@ def add_command(system: str) -> None:
     def command(**given: Any) -> None:
         own = {name: given.pop(name) for name in settings}
         data, shares, drawings = given["data"], given["data_share"] or (), given.get("drawings")
-        sources = Sources(tuple(data), tuple(shares), given["strict"], drawings)
+        written = tuple(given.get("written") or ())
+        sources = Sources(tuple(data), tuple(shares), given["strict"], drawings, written)
         record = train_system(system, sources, given["run"], changed(default, own))
         if record is not None:  # None in the processes beside the main one
             emit(record, given["as_json"], f"{given['run'] / 'best'}: {json.dumps(record)}")
@@ -104,6 +113,8 @@ def add_command(system: str) -> None:
         "data_share": (Shares, None),
         "strict": (StrictTraining, False),
     }
+    if system != "sat":
+        common["written"] = (Written, None)
     if system == "flamingo":
         common["drawings"] = (Drawings, None)
     parameters = {**common, **settings, "as_json": (Json, False)}

@@ -170,8 +170,16 @@ def episode(
 class Sequences:
     """Makes sequences of pictures: photos with captions come first, then drawings, whose first caption is their name."""
 
-    def __init__(self, photos: Sequence[Photo], drawings: Sequence[Photo], seed: int = 0) -> None:
+    def __init__(
+        self,
+        photos: Sequence[Photo],
+        drawings: Sequence[Photo],
+        seed: int = 0,
+        draw: Callable[[random.Random], int] | None = None,
+    ) -> None:
+        """``draw``: the place of a further photo of a sequence of captions; None = each photo is as likely."""
         self.photos = photos
+        self.draw = draw or (lambda rng: rng.randrange(len(photos)))
         made = make_questions(photos, seed)
         self.questions = [given_questions(photo) or own for photo, own in zip(photos, made, strict=True)]
         self.by_kind: dict[str, list[int]] = defaultdict(list)
@@ -201,8 +209,10 @@ class Sequences:
 
     def captions(self, rng: random.Random, first: int) -> Interleaved:
         parts = Interleaved()
-        for place in [first, *(rng.randrange(len(self.photos)) for _ in range(8))]:
-            parts += [*with_pictures(CAPTION, [place]), answer_part(self.caption(rng, place))]
+        for place in [first, *(self.draw(rng) for _ in range(8))]:
+            photo = self.photos[place]
+            caption = plain_caption(rng.choice((*photo.captions, *photo.written)))
+            parts += [*with_pictures(CAPTION, [place]), answer_part(caption)]
         return parts
 
     def caption(self, rng: random.Random, place: int, noun: str | None = None) -> str:

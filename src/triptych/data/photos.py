@@ -18,7 +18,8 @@ class Photo:
     """One photo of a data set; its encoded bytes stay on disk until `read`.
 
     ``path`` is the photo's own file, or a tar shard in which it is the ``size`` bytes from ``offset`` on. ``extra`` holds
-    what else the data set says of it (boxes, questions, conversations, size). A photo can be pickled.
+    what else the data set says of it (boxes, questions, conversations, size); ``written`` are captions by a model. A photo can
+    be pickled.
     """
 
     id: str
@@ -28,6 +29,7 @@ class Photo:
     path: Path
     offset: int = 0
     size: int | None = None
+    written: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

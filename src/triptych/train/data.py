@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import torch
 from accelerate import PartialState
 
@@ -17,6 +19,7 @@ from triptych.checkpoints.config import Card
 from triptych.checkpoints.parts import home
 from triptych.data import Photo, open_dataset
 from triptych.data.reading import PhotoReader
+from triptych.data.records import read_text
 from triptych.errors import InputError
 from triptych.evaluate.captioning import caption_metrics
 from triptych.nn.encoder import VisionEncoder
@@ -37,6 +40,13 @@ class PhotoSet(NamedTuple):
     name: str
     photos: Sequence[Photo]
     features: Features
+
+
+class WrittenCaption(msgspec.Struct):
+    """A line of a file that ``eval caption --output`` made."""
+
+    id: str
+    caption: str
 
 
 class Splits(NamedTuple):
@@ -79,7 +89,10 @@ class TrainingData:
     def fingerprint(self, further: Iterable[Photo] = ()) -> str:
         """Of the ids and captions of all photos."""
         validation = [photo for each in self.validation for photo in each.photos]
-        known = [(photo.id, photo.captions) for photo in (*self.photos, *validation, *further)]
+        known: list[tuple[object, ...]] = [
+            (photo.id, photo.captions) for photo in (*self.photos, *validation, *further)
+        ]
+        known += [(photo.id, photo.written) for photo in self.photos if photo.written]
         return hashlib.sha256(repr(known).encode()).hexdigest()
 
     def card(self, recipe: Settings, record: Mapping[str, Any], drawings: PhotoSet | None = None) -> Card:
@@ -89,6 +102,8 @@ class TrainingData:
         notes: dict[str, Any] = {"photos_of": counts} if len(names) > 1 else {}
         if self.shares:
             notes["shares"] = dict(zip(names, self.shares, strict=True))
+        if count := sum(bool(photo.written) for photo in self.photos):
+            notes["photos_with_written_captions"] = count
         return Card(
             recipe=asdict(recipe),  # type: ignore[call-overload]
             validation=dict(record),
@@ -131,6 +146,7 @@ def open_sources(sources: Sources, questions: bool = False) -> list[Splits]:
     A data set without a validation split has one held out if no other has any; else all its photos are for training.
     ``questions``: photos that come with questions count, even without captions.
     """
+    written = read_written(sources.written)
     opened = [photos_by_split(path, questions) for path in sources.data]
     hold_out = not any(validation for _, validation in opened)
     per_set = []
@@ -143,8 +159,40 @@ def open_sources(sources: Sources, questions: bool = False) -> list[Splits]:
             )
         if len(sources.data) > 1:
             train, validation = ([replace(p, id=f"{name}/{p.id}") for p in photos] for photos in (train, validation))
-        per_set.append(Splits(name, train, validation))
+        per_set.append(Splits(name, with_written(train, written), validation))
+    if sources.written and not any(photo.written for each in per_set for photo in each.train):
+        raise InputError(f"{sources.written[0]}: its ids are those of no training photo")
     return per_set
+
+
+def read_written(files: Sequence[Path]) -> dict[str, list[str]]:
+    """Ids of photos -> captions that a model wrote of them.
+
+    Raises InputError: a file cannot be read, or a line is no JSON object with ``id`` and ``caption``.
+    """
+    written: dict[str, list[str]] = defaultdict(list)
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"{file}: no such file")
+        for number, line in enumerate(read_text(file).split("\n"), 1):
+            if not line.strip():
+                continue
+            try:
+                item = msgspec.json.decode(line, type=WrittenCaption)
+            except msgspec.MsgspecError as error:
+                raise InputError(f"{file}: line {number}: expected an object with id and caption ({error})") from None
+            if (caption := " ".join(item.caption.split())) and caption not in written[item.id]:
+                written[item.id].append(caption)
+    return written
+
+
+def with_written(photos: Sequence[Photo], written: Mapping[str, Sequence[str]]) -> list[Photo]:
+    """The photos with the captions of ``written`` under their own id, or under the one that names their data set."""
+
+    def captions_of(photo: Photo) -> tuple[str, ...]:
+        return tuple(written.get(photo.id) or written.get(photo.id.partition("/")[2]) or ())
+
+    return [replace(photo, written=captions_of(photo)) for photo in photos] if written else list(photos)
 
 
 def photos_by_split(data: Path, questions: bool = False) -> tuple[list[Photo], list[Photo]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import NamedTuple
 
 import torch
@@ -27,6 +28,11 @@ class DataMix(NamedTuple):
         exact = [self.items * share / sum(self.shares) for share in self.shares]
         ends = [round(sum(exact[: i + 1])) for i in range(len(exact))]
         return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+    def draw(self, rng: random.Random) -> int:
+        """The place of an item, each data set as likely as its share."""
+        (place,) = rng.choices(range(len(self.sizes)), self.shares or self.sizes)
+        return sum(self.sizes[:place]) + rng.randrange(self.sizes[place])
 
 
 def steps_per_epoch(mix: DataMix, batch_size: int) -> int:

@@ -12,12 +12,14 @@ from triptych.errors import InputError
 @dataclass(frozen=True)
 class Sources:
     """``data``: one data set or several. ``shares``: how much of an epoch comes from each, relative to the others; none = by their sizes.
-    ``strict``: a damaged photo ends the run. ``drawings``: pictures with names, for systems that learn names from them."""
+    ``strict``: a damaged photo ends the run. ``drawings``: pictures with names, for systems that learn names from them. ``written``: files
+    of captions that a model wrote, as ``eval caption --output`` makes them; language models learn them beside those of people."""
 
     data: tuple[Path, ...]
     shares: tuple[float, ...] = ()
     strict: bool = False
     drawings: Path | None = None
+    written: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.data:

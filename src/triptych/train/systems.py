@@ -99,11 +99,15 @@ def plan_run(table: Any, data: Path, folder: Path, earlier: list[str]) -> Planne
     if not isinstance(shares, list) or not all(isinstance(share, int | float) for share in shares):
         raise InputError(f"data_share is {shares!r}, expected a list of numbers")
     drawings, strict = settings.pop("drawings", None), settings.pop("strict", False)
+    written = settings.pop("written", [])
+    if not isinstance(written, list) or not all(isinstance(each, str) for each in written):
+        raise InputError(f'written is {written!r}, expected a list of files such as ["written.jsonl"]')
     sources = Sources(
         tuple(data / each for each in sets),
         tuple(map(float, shares)),
         bool(strict),
         None if drawings is None else data / str(drawings),
+        tuple(data / each for each in written),
     )
     if settings.get("init") in earlier:
         settings["init"] = str(folder / settings["init"] / "best")

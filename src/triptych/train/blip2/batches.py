@@ -54,7 +54,7 @@ class Blip2Items(NamedTuple):
 
 
 class CaptionTexts:
-    """The captions of the training photos in both alphabets, tokenised once."""
+    """The captions of the training photos in both alphabets, tokenised once; those that a model wrote are for the language model alone."""
 
     def __init__(
         self,
@@ -71,7 +71,8 @@ class CaptionTexts:
         if tokenizer is not None:
             end = min(tokenizer.eos_ids)
             self.tokens = [
-                [[*tokenizer.encode(f" {plain_caption(c)}")[: max_tokens - 1], end] for c in p.captions] for p in photos
+                [[*tokenizer.encode(f" {plain_caption(c)}")[: max_tokens - 1], end] for c in (*p.captions, *p.written)]
+                for p in photos
             ]
 
     def captions(self, rows: Sequence[int], choice: Sequence[Sequence[int]], full_width: bool) -> CaptionPieces:

@@ -113,15 +113,18 @@ class Blip2Trainer:
         recipe, terms = self.recipe, self.recipe.terms
         captioned = math.ceil(recipe.batch.lm_photos * len(rows))
         choice: list[list[int]] = []
+        lm_choice: list[list[int]] = []
         if not recipe.questions_only:
             counts = [len(self.photos[row].captions) for row in rows]
             choice = choose_captions(counts, recipe.batch.captions_per_photo, seed)
+            counts = [len(self.photos[row].captions) + len(self.photos[row].written) for row in rows[:captioned]]
+            lm_choice = choose_captions(counts, recipe.batch.captions_per_photo, seed)
         first_stage = any(terms.get(name) for name in FIRST_STAGE)
         items = Blip2Items(
             draw_cells(self.features, rows, self.blip2.model.vision_encoder.grid, recipe.batch.crops, seed),
             torch.tensor(rows),
             self.texts.captions(rows, choice, full_width=self.processes.count > 1) if first_stage else None,
-            self.texts.lm_captions(rows[:captioned], choice[:captioned]) if terms.get("caption") else None,
+            self.texts.lm_captions(rows[:captioned], lm_choice) if terms.get("caption") else None,
             *self.question_rows(rows, seed),
         )
         return items, seed

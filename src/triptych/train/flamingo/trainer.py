@@ -55,7 +55,7 @@ class FlamingoTrainer:
             raise InputError("names are learnt from drawings: give some with --drawings, or draw other tasks too")
         photos = data.photos
         self.encode = SequenceEncoder(flamingo.tokenizer, flamingo.model.config.image_id, recipe.max_tokens)
-        self.tasks = TaskMixture(Sequences(photos, self.drawn, recipe.loop.seed), self.encode, shares)
+        self.tasks = TaskMixture(Sequences(photos, self.drawn, recipe.loop.seed, self.mix.draw), self.encode, shares)
         self.pictures = JoinedFeatures(data.features, *([drawings.features] if drawings else []))
         self.batch(range(min(recipe.loop.batch_size, len(photos))), 0)  # says now if no sequence can be made
         reward_fn = None
