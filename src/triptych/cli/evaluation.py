@@ -88,6 +88,29 @@ def eval_caption(
     show(described(captioner, data, split, photos, record), as_json)
 
 
+@evaluation.command("hallucination")
+def eval_hallucination(
+    data: Data,
+    split: Split = "test",
+    model: ModelOption = "sat",
+    limit: Limit = None,
+    output: Lines = None,
+    strict: StrictEvaluation = False,
+    as_json: Json = False,
+) -> None:
+    """How often captions name things that the photos do not have (CHAIR), by people's captions and boxes."""
+    from triptych.evaluate.captioning import captions_by_id
+    from triptych.evaluate.hallucination import hallucination_metrics
+    from triptych.tasks import load
+
+    check_output(output)
+    photos = read_photos(data, split, limit, strict, lambda photo: bool(photo.captions or photo.extra.get("objects")))
+    captioner = load(model)
+    texts = captions_by_id(captioner, photos, {})
+    write_lines(output, ({"id": i, "caption": text} for i, text in texts.items()))
+    show(described(captioner, data, split, photos, hallucination_metrics(texts, photos)), as_json)
+
+
 @evaluation.command("retrieval")
 def eval_retrieval(
     data: Data,
