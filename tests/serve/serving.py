@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
@@ -9,12 +10,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import httpx
 import uvicorn
 from fastapi.testclient import TestClient
 from toy_models import ToyBlip2, ToySat
 
 from triptych.serve.app import create_app
 from triptych.serve.settings import ServerSettings
+
+CHAT = "/v1/chat/completions"
 
 
 def settings(**fields: Any) -> ServerSettings:
@@ -48,3 +52,9 @@ def running(models: dict[str, Any] | None = None, **fields: Any) -> Iterator[str
         server.should_exit = True
         thread.join(20)
         listener.close()
+
+
+async def post_all(address: str, bodies: list[dict[str, Any]]) -> list[httpx.Response]:
+    limits = httpx.Limits(max_connections=len(bodies))
+    async with httpx.AsyncClient(base_url=address, timeout=30, limits=limits) as client:
+        return await asyncio.gather(*(client.post(CHAT, json=body) for body in bodies))

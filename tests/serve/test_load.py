@@ -4,19 +4,10 @@ import asyncio
 import threading
 import time
 from contextlib import suppress
-from typing import Any
 
 import httpx
-from serving import client_of, running
+from serving import CHAT, client_of, post_all, running
 from toy_models import ToyBlip2, ToySat, data_url, question
-
-CHAT = "/v1/chat/completions"
-
-
-async def post_all(address: str, bodies: list[dict[str, Any]]) -> list[httpx.Response]:
-    limits = httpx.Limits(max_connections=len(bodies))
-    async with httpx.AsyncClient(base_url=address, timeout=30, limits=limits) as client:
-        return await asyncio.gather(*(client.post(CHAT, json=body) for body in bodies))
 
 
 def test_requests_are_batched_and_each_gets_its_own_answer() -> None:

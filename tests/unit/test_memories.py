@@ -154,11 +154,23 @@ def test_prompts_share_their_beginnings_in_several_slots() -> None:
     assert common_length((1, 2, "a"), (1, 2, "b", 3)) == 2
 
 
-def test_a_state_that_was_left_in_the_middle_is_not_used_again() -> None:
+def test_what_was_written_before_a_failure_is_not_remembered() -> None:
     memory = PrefixMemory(Reader())
-    with pytest.raises(ZeroDivisionError), memory.read_prompt(row(1, 2, 3)):
+    with pytest.raises(ZeroDivisionError), memory.read_prompt(row(1, 2, 3)) as prefix:
+        prefix.step(np.array([4]), prefix.state)
         raise ZeroDivisionError
-    assert not memory._kept
+    with memory.read_prompt(row(1, 2, 3, 5)) as prefix:
+        assert prefix.logits.tolist() == [[1, 2, 3, 5]]
+
+
+def test_concurrent_prompts_share_a_beginning() -> None:
+    reader = Reader()
+    memory = PrefixMemory(reader)
+    with memory.read_prompt(row(1, 2, 3, 4)) as first:
+        first.step(np.array([7]), first.state)
+        with memory.read_prompt(row(1, 2, 3, 5)) as second:
+            assert reader.read == [4, 1]
+            assert second.logits.tolist() == [[1, 2, 3, 5]] and first.state.ids == [1, 2, 3, 4, 7]
 
 
 def test_threads_never_share_a_state(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,29 @@ def test_pictures_may_come_later_and_a_beginning_is_read_once(both: Both) -> Non
     assert not np.allclose(ours, whole[0])  # other pictures: those of the first call and the fourth
 
 
+def test_texts_of_several_callers_are_written_together(both: Both) -> None:
+    """Each with its own pictures and beams; some come later, some leave."""
+    steps, rng = both.onnx.joint_steps(), np.random.default_rng(0)
+
+    def begin(ids: list[int], count: int, first: int, beams: int) -> list:
+        order = np.zeros((1, beams), np.int64)
+        return [prefill(both, [ids], [count], first)[2][1].reorder(order) for _ in range(2)]
+
+    texts = [begin(ROWS[0], 2, 0, 2), begin(ROWS[1], 1, 2, 1), begin(ROWS[2], 0, 3, 2)]
+    for turn in range(6):
+        if turn == 2:
+            texts.append(begin(ROWS[1], 1, 3, 2))
+        if turn == 4:
+            del texts[0]
+        ids = [rng.integers(0, IMAGE, state.beams) for state, _ in texts]
+        results = steps.step(ids, [state for state, _ in texts])
+        for text, own, (logits, state) in zip(texts, ids, results, strict=True):
+            alone, text[1] = both.onnx.step(own, text[1])
+            np.testing.assert_allclose(logits, alone, atol=1e-4)
+            order = rng.integers(0, state.beams, (1, state.beams))
+            text[:] = state.reorder(order), text[1].reorder(order)
+
+
 def test_a_fork_leaves_its_source_alone(both: Both) -> None:
     _, _, (their_state, state) = prefill(both, [[5, IMAGE, 7]], [1])
     fork = state.fork([0, 0])

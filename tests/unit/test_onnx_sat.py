@@ -5,25 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_onnx import assert_near, opened, randomise, save, weights_of
+from tiny_onnx import WORDS, assert_near, sat_engine, save, weights_of
 
 from triptych.checkpoints.config import EncoderSpec
-from triptych.engines.interface import SatSpec
 from triptych.engines.onnx.coverage import NotCoveredError, check_encoder, check_sat
-from triptych.engines.onnx.sat import OnnxSat
-from triptych.engines.onnx.sat_graph import DecoderGraphs, annotations_graph
+from triptych.engines.onnx.sat import OnnxCaptionState
+from triptych.engines.onnx.sat_graph import annotations_graph
 from triptych.engines.onnx.session import open_session
-from triptych.engines.onnx.text import EmbeddingTable
 from triptych.engines.onnx.vision_graph import EncoderGraph, published_convolutions, stored_convolutions
 from triptych.engines.onnx.weights import read_torch_file
-from triptych.generate import Search, generate
+from triptych.generate import generate
 from triptych.nn.cnn import EfficientNetLite
 from triptych.nn.efficientnet import LAYERS, published_names
 from triptych.systems.configs import ShowAttendTellConfig
-from triptych.systems.show_attend_tell import CaptionDecoder, ShowAttendTell
-from triptych.text.vocabulary import EOS, SPECIALS, WordVocabulary
-
-WORDS = WordVocabulary((*SPECIALS, *"abcdefg"))
+from triptych.systems.show_attend_tell import ShowAttendTell
 
 
 @pytest.fixture(scope="module")
@@ -104,18 +99,8 @@ VARIANTS = [
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("int8", 0.05)])
 def test_captions_word_by_word(tmp_path: Path, variant: dict[str, str], precision: str, tolerance: float) -> None:
-    sizes = {"feature_dim": 64, "embed_dim": 32, "hidden_dim": 32, "attention_dim": 32}
-    model = CaptionDecoder(ShowAttendTellConfig(len(WORDS), **sizes, **variant))
-    randomise(model, 0.2)
-    config = model.config
-    weights = weights_of(torch.nn.ModuleDict({"decoder": model}))
-    graphs = DecoderGraphs(config, weights, precision)
-    net = EfficientNetLite(cut=22, image_size=64)
-    tail = weights_of(torch.nn.ModuleDict({"encoder": net}))
-    save([graphs.start(), graphs.step(), annotations_graph(tail, 22)], tmp_path)
-    search = Search(frozenset({EOS}), max_new_tokens=5, beams=3)
-    table = EmbeddingTable(weights.array("decoder.embedding.weight"), None)
-    engine = OnnxSat(opened(tmp_path, config), SatSpec(WORDS, search), table)
+    model, engine = sat_engine(tmp_path, variant, precision)
+    search = engine.spec.search
     annotations = torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(1))
     ours, state = engine.prefill(annotations.numpy())
     theirs, their_state = model.prefill(annotations)
@@ -132,6 +117,31 @@ def test_captions_word_by_word(tmp_path: Path, variant: dict[str, str], precisio
         wanted = generate(model, annotations, search)
         assert [h[0].ids for h in found] == [h[0].ids for h in wanted]
         assert [h[0].logprob for h in found] == pytest.approx([h[0].logprob for h in wanted], abs=1e-4)
+
+
+def test_captions_of_several_callers_are_written_together(tmp_path: Path) -> None:
+    """Each with its own photos and beams; some come later, some leave."""
+    _, engine = sat_engine(tmp_path)
+    steps, rng = engine.joint_steps(), np.random.default_rng(0)
+
+    def begin(photos: int, beams: int) -> list[OnnxCaptionState]:
+        state = engine.prefill(rng.normal(size=(photos, 9, 64)).astype(np.float32))[1]
+        return [state.reorder(np.arange(photos)[:, None].repeat(beams, 1))] * 2
+
+    captions = [begin(1, 3), begin(1, 1), begin(2, 3)]
+    for turn in range(6):
+        if turn == 2:
+            captions.append(begin(1, 3))
+        if turn == 4:
+            del captions[0]
+        ids = [rng.integers(0, len(WORDS), state.h.shape[0] * state.h.shape[1]) for state, _ in captions]
+        results = steps.step(ids, [state for state, _ in captions])
+        for caption, own, (logits, state) in zip(captions, ids, results, strict=True):
+            alone, caption[1] = engine.step(own, caption[1])
+            np.testing.assert_allclose(logits, alone, atol=1e-5)
+            photos, beams = state.h.shape[:2]
+            order = np.arange(photos)[:, None] * beams + rng.integers(0, beams, (photos, beams))
+            caption[:] = state.reorder(order), caption[1].reorder(order)
 
 
 def test_annotations_are_the_encoders_tail(encoder: EfficientNetLite, tmp_path: Path) -> None:

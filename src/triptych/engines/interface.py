@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, Self, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeAlias, TypeVar, runtime_checkable
 
 from triptych.evidence import Floats
-from triptych.generate import Search, State, StateT, StepModel
+from triptych.generate import Ints, Search, State, StateT, StepModel
 from triptych.text.prompt import DEFAULT_PROMPTS, Prompts
 from triptych.text.tokenizer import TextTokenizer
 from triptych.text.vocabulary import WordVocabulary
@@ -66,6 +66,24 @@ class PhotoEncoder(Protocol):
     def info(self) -> Mapping[str, Any]:
         """Parts, parameters, memory, settings and model card."""
         ...
+
+
+# Continuous batching: the texts of several callers, written together
+
+
+class JointSteps(Protocol[StateT]):
+    """Keeps arrays from one step to the next, so it serves one caller at a time."""
+
+    def step(self, ids: Sequence[Ints], states: Sequence[StateT]) -> list[tuple[Array, StateT]]:
+        """``StepModel.step`` of each state, computed together. Others may join, and some be absent, at every step."""
+        ...
+
+
+@runtime_checkable
+class Joins(StepModel[Any, Any], Protocol):
+    """An engine that can step states of several callers together."""
+
+    def joint_steps(self) -> JointSteps[Any]: ...
 
 
 # Show, Attend and Tell

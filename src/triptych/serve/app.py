@@ -51,7 +51,7 @@ def create_app(settings: ServerSettings, loaded: dict[str, Any] | None = None) -
 
     @app.get("/metrics")
     async def show_metrics() -> Response:
-        for name, worker in served.workers.items():
+        for name, worker in list(served.workers.items()):
             metrics.waiting.labels(name).set(worker.queue.qsize())
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 

@@ -1,7 +1,8 @@
-"""Requests through a model: a bounded queue and one thread a model, which answers waiting requests of the same kind together.
+"""Requests through a model: a bounded queue, and threads that take them from it.
 
-A batch answers exactly as its requests one by one, so who else is there changes no answer. A request that fails in a batch is tried
-alone, so it fails alone. When nobody waits for a batch any more, decoding stops at the next step.
+With a ``SharedEngine`` each of several threads answers one request, and their steps are computed together. With any other engine a single
+thread answers waiting requests of the same kind as a batch; one that fails there is tried alone, so it fails alone. Either way the others
+change no answer, and a request that nobody waits for any more stops at its next step.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 from triptych.interruption import InterruptedGeneration, interruption
 from triptych.serve.errors import SERVER_LOG, ApiError, as_api_error
+from triptych.serve.scheduler import SharedEngine
 from triptych.serve.settings import BATCH_LIMIT
 
 STREAM_END = object()
@@ -46,18 +48,29 @@ class Job:
 
 
 class Worker:
-    """One model's thread. ``observe`` is called with the kind and the size of every batch."""
+    """One model's queue and threads. ``observe`` is called with the size of every batch."""
 
-    def __init__(self, name: str, waiting: int, observe: Callable[[str, int], None] = lambda name, size: None) -> None:
-        self.name, self.observe = name, observe
+    def __init__(
+        self,
+        name: str,
+        waiting: int,
+        observe: Callable[[int], None] = lambda size: None,
+        shared: SharedEngine[Any] | None = None,
+    ) -> None:
+        self.name, self.observe, self.shared = name, observe, shared
+        self.batch_limit = 1 if shared else BATCH_LIMIT
         self.queue: queue.Queue[Job | None] = queue.Queue(waiting)
-        self.thread = threading.Thread(target=self._work, name=f"model-{name}", daemon=True)
-        self.thread.start()
+        names = [f"model-{name}-{n}" for n in range(BATCH_LIMIT if shared else 1)]
+        self.threads = [threading.Thread(target=self._work, name=name, daemon=True) for name in names]
+        for thread in self.threads:
+            thread.start()
 
     def close(self) -> None:
         """Finish what is waiting, then stop."""
-        self.queue.put(None)
-        self.thread.join(timeout=60)
+        for _ in self.threads:
+            self.queue.put(None)
+        for thread in self.threads:
+            thread.join(timeout=60)
 
     async def submit(self, job: Job, timeout: float) -> Any:
         """The result of a job. Cancelling the task that waits stops the work.
@@ -97,34 +110,37 @@ class Worker:
             raise ApiError(429, f"{self.queue.maxsize} requests are waiting: try again later", retry_after=2) from None
 
     def _work(self) -> None:
-        waiting: Job | None = None  # taken from the queue, but of another kind than the batch before it
-        while (job := waiting or self.queue.get()) is not None:
-            waiting = None
-            if job.cancelled.is_set():
-                continue
-            if job.stream is not None:
-                self._run_stream(job)
-                continue
-            batch = [job]
-            stop = False
-            while len(batch) < BATCH_LIMIT and not self.queue.empty():
-                other = self.queue.get()
-                if other is None:
-                    stop = True
-                    break
-                if other.cancelled.is_set():
-                    continue
-                if other.stream is not None or other.kind != job.kind:
-                    waiting = other
-                    break
+        job = self.queue.get()
+        while job is not None:
+            following: list[Job | None] = []
+            if not job.cancelled.is_set():
+                if job.stream is not None:
+                    self._run_stream(job)
+                else:
+                    batch, following = self._batch_of(job)
+                    self._run_batch(batch)
+                if self.shared is not None:
+                    self.shared.leave()
+            job = following[0] if following else self.queue.get()
+
+    def _batch_of(self, job: Job) -> tuple[list[Job], list[Job | None]]:
+        """The job with waiting ones of its kind, and what was taken from the queue but is of another kind: one at most."""
+        batch = [job]
+        while len(batch) < self.batch_limit and not self.queue.empty():
+            other = self.queue.get()
+            if other is None or other.stream is not None or other.kind != job.kind:
+                return batch, [other]
+            if not other.cancelled.is_set():
                 batch.append(other)
-            self._run_batch(batch)
-            if stop:
-                return
+        return batch, []
+
+    def _begin(self, batch: list[Job]) -> None:
+        if self.shared is None:
+            self.observe(len(batch))
+        interruption.set(lambda: all(job.cancelled.is_set() for job in batch))
 
     def _run_batch(self, batch: list[Job]) -> None:
-        self.observe(self.name, len(batch))
-        interruption.set(lambda: all(job.cancelled.is_set() for job in batch))
+        self._begin(batch)
         run = batch[0].run
         assert run is not None
         try:
@@ -144,8 +160,7 @@ class Worker:
             job.put(result)
 
     def _run_stream(self, job: Job) -> None:
-        self.observe(self.name, 1)
-        interruption.set(job.cancelled.is_set)
+        self._begin([job])
         assert job.stream is not None
         try:
             for piece in job.stream(job.payload):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from typing import Any
 
+from triptych.engines.interface import Joins
 from triptych.errors import TriptychError
 from triptych.serve.errors import SERVER_LOG, ApiError
 from triptych.serve.jobs import Worker
 from triptych.serve.metrics import Metrics
+from triptych.serve.scheduler import SharedEngine
 from triptych.serve.settings import ServerSettings
 
 
@@ -17,10 +20,23 @@ class Served:
     """The models by name. ``loaded`` may be given (tests); else they are loaded by ``start``."""
 
     def __init__(self, settings: ServerSettings, metrics: Metrics, loaded: dict[str, Any] | None = None) -> None:
-        self.names, self.loaded = settings.models, dict(loaded or {})
-        self.workers = {name: Worker(name, settings.queue, metrics.observe_batch) for name in self.names}
+        self.names, self.settings, self.metrics = settings.models, settings, metrics
+        self.loaded: dict[str, Any] = {}
+        self.workers: dict[str, Worker] = {}
         self.failures: dict[str, str] = {}
         self.created = int(time.time())
+        for name, model in (loaded or {}).items():
+            self.add(name, model)
+
+    def add(self, name: str, model: Any) -> None:
+        """Serve a model that is loaded; one whose engine can step texts of several requests together is shared by several threads."""
+        observe = partial(self.metrics.observe_batch, name)
+        shared = None
+        if isinstance(engine := getattr(model, "engine", None), Joins):
+            shared = SharedEngine(engine, engine.joint_steps(), observe)
+            model = type(model)(shared, model.name)
+        self.workers[name] = Worker(name, self.settings.queue, observe, shared)
+        self.loaded[name] = model
 
     def start(self) -> None:
         """Load what is not loaded, in the background."""
@@ -32,7 +48,7 @@ class Served:
         for name in self.names:
             if name not in self.loaded:
                 try:
-                    self.loaded[name] = load(name)
+                    self.add(name, load(name))
                 except TriptychError as error:
                     self.failures[name] = str(error)
                     SERVER_LOG.error("cannot load %s: %s", name, error)

@@ -50,9 +50,14 @@ class PhotoMemory:
 
     def __init__(self, encoder: PhotoEncoder, limit: int = REMEMBERED_BYTES) -> None:
         self.encoder, self.features = encoder, ArrayMemory(limit)
+        self._lock = Lock()
 
     def __call__(self, images: Sequence[ImageSource]) -> list[Array]:
         """The image features of each. Raises InputError for one that cannot be read."""
+        with self._lock:  # a photo that two threads need is encoded by one of them
+            return self._encode(images)
+
+    def _encode(self, images: Sequence[ImageSource]) -> list[Array]:
         spec = self.encoder.photos
         keys: list[str] = []
         known: dict[str, Array] = {}

@@ -54,8 +54,7 @@ class Slot(NamedTuple):
 
 
 class PrefixMemory:
-    """Remembers the states of the last prompts. One caller at a time owns a state; concurrent callers get others, or begin from an empty
-    one."""
+    """Remembers the states of the last prompts, as copies that nobody writes to, so concurrent callers share them."""
 
     def __init__(self, engine: StepModel[FlamingoInputs, Any], slots: int = SLOTS) -> None:
         self.engine, self.slots = engine, slots
@@ -65,38 +64,39 @@ class PrefixMemory:
     @contextmanager
     def read_prompt(self, row: PromptRow) -> Iterator[PrefixState]:
         """The prompt, read. What is written behind it is remembered with it, unless beams wrote it."""
-        state, start = self._take(row)
-        pictures = count_pictures(row.signature[:start])
-        inputs = FlamingoInputs([row.input_ids[start:]], [row.visual_tokens[pictures:]], state)
-        logits, state = self.engine.prefill(inputs)
+        with self._lock:  # of concurrent prompts that begin alike, the first reads the beginning for all
+            state, start = self._continue(row)
+            pictures = count_pictures(row.signature[:start])
+            inputs = FlamingoInputs([row.input_ids[start:]], [row.visual_tokens[pictures:]], state)
+            logits, state = self.engine.prefill(inputs)
+            self._keep(row.signature, state)
         prefix = PrefixState(self.engine, logits, state)
         yield prefix
-        self._keep(Slot((*row.signature, *prefix.written), state))
+        if prefix.written:
+            with self._lock:
+                self._keep((*row.signature, *prefix.written), state)
 
-    def _take(self, row: PromptRow) -> tuple[PromptState | None, int]:
+    def _continue(self, row: PromptRow) -> tuple[PromptState | None, int]:
         """A state that has read the beginning of ``row``, and how long that is.
 
-        A state of which at least half is of use is taken out; of any other a copy is made, so that it stays for the prompts it belongs to.
+        A remembered state of which at least half is of use is given away; of any other a copy, so that it stays for its own prompts.
         """
-        with self._lock:
-            shared = [min(common_length(s.signature, row.signature), len(row.input_ids) - 1) for s in self._kept]
-            start = max(shared, default=0)
-            if not start:
-                return None, 0
-            best = shared.index(start)
-            slot = self._kept.pop(best)
-            state = slot.state
-            if 2 * start < len(slot.signature):
-                state = slot.state.fork([0])
-                self._kept.insert(best, slot)
+        shared = [min(common_length(s.signature, row.signature), len(row.input_ids) - 1) for s in self._kept]
+        start = max(shared, default=0)
+        if not start:
+            return None, 0
+        best = shared.index(start)
+        given_away = 2 * start >= len(self._kept[best].signature)
+        state = self._kept.pop(best).state if given_away else self._kept[best].state.fork([0])
         state.truncate(start, count_pictures(row.signature[:start]))
         return state, start
 
-    def _keep(self, slot: Slot) -> None:
-        with self._lock:
-            self._kept.append(slot)
-            while len(self._kept) > self.slots or (len(self._kept) > 1 and self._tokens() > SLOT_TOKENS):
-                del self._kept[0]
+    def _keep(self, signature: tuple[int | str, ...], state: PromptState) -> None:
+        """Remember a copy of ``state``, in the place of those that it continues."""
+        self._kept = [slot for slot in self._kept if slot.signature != signature[: len(slot.signature)]]
+        self._kept.append(Slot(signature, state.fork([0])))
+        while len(self._kept) > self.slots or (len(self._kept) > 1 and self._tokens() > SLOT_TOKENS):
+            del self._kept[0]
 
     def _tokens(self) -> int:
         return sum(len(slot.signature) for slot in self._kept)

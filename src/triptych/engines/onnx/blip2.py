@@ -13,6 +13,7 @@ from triptych.checkpoints.locate import features_fingerprint
 from triptych.engines.describe import describe_blip2
 from triptych.engines.interface import Array, Blip2Spec, MatchArrays, Piece, SoftPrompt, TextPieces
 from triptych.engines.onnx.common import OnnxEncoder, Opened, floats, logprobs_of
+from triptych.engines.onnx.joint import JointText
 from triptych.engines.onnx.session import open_session
 from triptych.engines.onnx.text import HIDDEN, ROOM, EmbeddingTable, Ids, OnnxLanguageModel, TextCache
 from triptych.errors import InputError
@@ -134,6 +135,9 @@ class OnnxBlip2(OnnxEncoder):
 
     def step(self, ids: Ids, state: TextCache) -> tuple[Floats, TextCache]:
         return self.lm.step(np.asarray(ids), state), state
+
+    def joint_steps(self) -> JointText:
+        return JointText(self.lm)
 
     def score(self, logits: Array, state: TextCache, texts: Sequence[Sequence[int]]) -> list[list[float]]:
         """The log-probability of each token of each text behind one prompt, whose state stays as it is."""

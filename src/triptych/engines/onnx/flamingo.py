@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from triptych.engines.describe import describe_flamingo
 from triptych.engines.interface import Array, FlamingoInputs, FlamingoSpec
 from triptych.engines.onnx.cache import read_manifest
 from triptych.engines.onnx.common import OnnxEncoder, Opened, floats, logprobs_of
+from triptych.engines.onnx.joint import JointText, same_arrays
 from triptych.engines.onnx.session import open_session
 from triptych.engines.onnx.text import HIDDEN, Arrays, Ids, OnnxLanguageModel, TextCache
 from triptych.errors import InputError
@@ -45,6 +47,11 @@ class OnnxFlamingoState:
             beams,
             self.context if same_inputs else None,
         )
+
+    def last_pictures(self) -> list[Floats | None]:
+        """The picture that the newest token of each input attends to; its rows share it."""
+        inputs = zip(self.pictures[:: self.beams], self.pictures_read[:: self.beams], strict=True)
+        return [pictures[last - 1] if 0 < last <= len(pictures) else None for pictures, last in inputs]
 
     def fork(self, rows: Sequence[int]) -> OnnxFlamingoState:
         """An independent copy whose row i continues the row ``rows[i]``."""
@@ -113,19 +120,13 @@ class OnnxFlamingo(OnnxEncoder):
         sees = (times > 0) & (times <= len(pictures))
         return self.context(media, bias[None, None], sees)
 
-    def step_context(self, state: OnnxFlamingoState) -> Arrays:
-        """What the newest token of every row attends to: its last picture. The rows of an input share one."""
-        first = range(0, len(state.pictures), state.beams)
-        last = [state.pictures_read[row] for row in first]
-        sees = [0 < number <= len(state.pictures[row]) for row, number in zip(first, last, strict=True)]
+    def step_context(self, pictures: Sequence[Floats | None], beams: int) -> Arrays:
+        """What the newest token of every row attends to: of each input one of the ``pictures``, or none."""
         none = self.no_media(1)[:, 0]
-        chosen = (
-            state.pictures[row][number - 1] if attended else none
-            for row, number, attended in zip(first, last, sees, strict=True)
-        )
-        media = np.stack(list(chosen), 1)
-        bias = np.zeros((1, 1, state.beams, self.config.latents), np.float32)
-        return self.context(media, bias, np.repeat(sees, state.beams))
+        media = np.stack([none if picture is None else picture for picture in pictures], 1)
+        bias = np.zeros((1, 1, beams, self.config.latents), np.float32)
+        sees = np.array([picture is not None for picture in pictures])
+        return self.context(media, bias, np.repeat(sees, beams))
 
     def no_media(self, pictures: int) -> Floats:
         config = self.config
@@ -146,8 +147,11 @@ class OnnxFlamingo(OnnxEncoder):
     def step(self, ids: Ids, state: OnnxFlamingoState) -> tuple[Floats, OnnxFlamingoState]:
         """One more token of each row: ``ids [B * K]`` -> the logits ``[B * K, V]`` of the next."""
         if state.context is None:
-            state.context = self.step_context(state)
+            state.context = self.step_context(state.last_pictures(), state.beams)
         return self.lm.step(np.asarray(ids), state.text, state.context), state
+
+    def joint_steps(self) -> JointFlamingo:
+        return JointFlamingo(self)
 
     def score(self, logits: Array, state: OnnxFlamingoState, texts: Sequence[Sequence[int]]) -> list[list[float]]:
         """The log-probability of each token of each text behind one prompt, whose state stays as it is."""
@@ -176,3 +180,37 @@ class OnnxFlamingo(OnnxEncoder):
     def info(self) -> dict[str, Any]:
         """Parts, parameters, gates, memory, settings and model card."""
         return self.with_precision(describe_flamingo(self.opened.config, self.photos, self.gates(), self.size))
+
+
+class JointFlamingo:
+    """An ``interface.JointSteps``: texts with as many beams as each other are written together, each with its own last picture."""
+
+    def __init__(self, engine: OnnxFlamingo) -> None:
+        self.engine = engine
+        self.texts: dict[int, JointText] = {}  # by beams
+        self.contexts: dict[
+            int, tuple[list[Floats | None], Arrays]
+        ] = {}  # of the last step: pictures and their context
+
+    def step(self, ids: Sequence[Ids], states: Sequence[OnnxFlamingoState]) -> list[tuple[Floats, OnnxFlamingoState]]:
+        logits: dict[int, Floats] = {}
+        widths = {state.beams for state in states}
+        self.texts = {beams: self.texts.get(beams) or JointText(self.engine.lm) for beams in widths}
+        self.contexts = {beams: context for beams, context in self.contexts.items() if beams in widths}
+        for beams in widths:
+            group = [index for index, state in enumerate(states) if state.beams == beams]
+            members = [states[index] for index in group]
+            context_of = partial(self.context, beams, members)
+            results = self.texts[beams].step(
+                [ids[index] for index in group], [state.text for state in members], context_of
+            )
+            logits |= {index: own for index, (own, _) in zip(group, results, strict=True)}
+        return [(logits[index], state) for index, state in enumerate(states)]
+
+    def context(self, beams: int, states: Sequence[OnnxFlamingoState], order: Sequence[int]) -> Arrays:
+        """What the newest tokens of ``states``, in this order, attend to; made once for as long as they are the same pictures."""
+        pictures = [picture for index in order for picture in states[index].last_pictures()]
+        known = self.contexts.get(beams)
+        if known is None or not same_arrays(known[0], pictures):
+            known = self.contexts[beams] = pictures, self.engine.step_context(pictures, beams)
+        return known[1]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from triptych.engines.describe import describe_sat
 from triptych.engines.interface import Array, SatSpec
 from triptych.engines.onnx.common import OnnxEncoder, Opened, floats
+from triptych.engines.onnx.joint import same_arrays
 from triptych.engines.onnx.session import open_session
 from triptych.engines.onnx.text import EmbeddingTable, Ids
 from triptych.evidence import Floats
@@ -70,6 +71,9 @@ class OnnxSat(OnnxEncoder):
     def explains(self) -> bool:
         return True
 
+    def joint_steps(self) -> JointSat:
+        return JointSat(self)
+
     def maps(self, features: Array, ids: Sequence[int]) -> Floats:
         """The attention over the grid when each of the words ``ids`` of one photo's caption was written: ``[T, h, w]``."""
         annotations = self.read([features])
@@ -86,3 +90,36 @@ class OnnxSat(OnnxEncoder):
         """Parts, parameters, memory, settings and model card."""
         config = self.opened.config
         return self.with_precision(describe_sat(config, self.photos, len(self.spec.vocabulary), self.size))
+
+
+class JointSat:
+    """An ``interface.JointSteps``: captions with as many beams as each other are written together."""
+
+    def __init__(self, engine: OnnxSat) -> None:
+        self.engine = engine
+        self.photos: dict[int, tuple[list[Floats], Floats, Floats]] = {}  # of the last step, by beams: see grids
+
+    def step(self, ids: Sequence[Ids], states: Sequence[OnnxCaptionState]) -> list[tuple[Floats, OnnxCaptionState]]:
+        results: dict[int, tuple[Floats, OnnxCaptionState]] = {}
+        widths = {state.h.shape[1] for state in states}
+        self.photos = {beams: photos for beams, photos in self.photos.items() if beams in widths}
+        for beams in widths:
+            group = [index for index, state in enumerate(states) if state.h.shape[1] == beams]
+            captions = [states[index] for index in group]
+            h, c = np.concatenate([state.h for state in captions]), np.concatenate([state.c for state in captions])
+            together = OnnxCaptionState(*self.grids(beams, captions), h, c)
+            logits, after = self.engine.step(np.concatenate([ids[index] for index in group]), together)
+            ends = np.cumsum([len(state.h) for state in captions])[:-1]
+            parts = zip(np.split(logits, ends * beams), np.split(after.h, ends), np.split(after.c, ends), strict=True)
+            for index, state, (own, h, c) in zip(group, captions, parts, strict=True):
+                results[index] = own, state._replace(h=h, c=c)
+        return [results[index] for index in range(len(states))]
+
+    def grids(self, beams: int, states: Sequence[OnnxCaptionState]) -> tuple[Floats, Floats]:
+        """The annotations and keys of all photos, put together once for as long as they are the same photos."""
+        known = self.photos.get(beams)
+        annotations = [state.annotations for state in states]
+        if known is None or not same_arrays(known[0], annotations):
+            keys = np.concatenate([state.keys for state in states])
+            known = self.photos[beams] = annotations, np.concatenate(annotations), keys
+        return known[1:]

@@ -62,17 +62,16 @@ class EmbeddingTable:
 class TextCache:
     """Keys and values of B rows, ``[2 * layers, B, G, C, d]``, and how many positions of each row are filled."""
 
-    def __init__(self, config: LanguageSize, rows: int, capacity: int) -> None:
-        self.config = config
-        self.lengths = np.zeros(rows, np.int32)
-        self.buffer = self._allocate(rows, capacity)
+    def __init__(self, config: LanguageSize, buffer: Floats, lengths: NDArray[np.int32]) -> None:
+        self.config, self.buffer, self.lengths = config, buffer, lengths
         self.writing: Writing | None = None
         self._inputs = 0  # inputs that the rows belong to, since the last reorder; 0 = none yet
         self._shared = 0  # the rows of an input are equal in the positions before this one
 
-    def _allocate(self, rows: int, capacity: int) -> Floats:
-        config = self.config
-        return np.empty((2 * config.layers, rows, config.groups, capacity, config.head_width), np.float32)
+    @property
+    def capacity(self) -> int:
+        """Positions that each row has room for."""
+        return int(self.buffer.shape[3])
 
     @property
     def length(self) -> int:
@@ -85,11 +84,10 @@ class TextCache:
             raise InputError(
                 f"the text has {positions} tokens: the language model reads {self.config.max_positions} at most"
             )
-        if positions > self.buffer.shape[3]:
+        if positions > self.capacity:
             old, kept = self.buffer, self.length
-            self.buffer = self._allocate(
-                len(self.lengths), min(max(positions, 2 * old.shape[3]), self.config.max_positions)
-            )
+            capacity = min(max(positions, 2 * self.capacity), self.config.max_positions)
+            self.buffer = allocate_cache(self.config, len(self.lengths), capacity)
             self.buffer[:, :, :, :kept] = old[:, :, :, :kept]
 
     def truncate(self, length: int) -> None:
@@ -99,13 +97,11 @@ class TextCache:
 
     def fork(self, rows: Ids) -> TextCache:
         """A new cache whose row i is a copy of the row ``rows[i]``; this one stays as it is."""
-        new = TextCache.__new__(TextCache)
-        new.config, new.lengths = self.config, self.lengths[rows]
-        new.buffer = self._allocate(len(rows), self.buffer.shape[3])
+        new = TextCache(self.config, allocate_cache(self.config, len(rows), self.capacity), self.lengths[rows])
         for target, source in enumerate(rows):
             length = self.lengths[source]
             new.buffer[:, target, :, :length] = self.buffer[:, source, :, :length]
-        new.writing, new._inputs, new._shared = None, len(rows), 0
+        new._inputs = len(rows)
         return new
 
     def reorder(self, rows: Ids) -> TextCache:
@@ -119,13 +115,17 @@ class TextCache:
             return self
         if self._inputs == inputs and len(flat) == len(self.lengths) and np.array_equal(flat // count, place // count):
             tail = slice(self._shared, self.length)
-            self.buffer[:, :, :, tail] = self.buffer[:, flat][:, :, :, tail]
+            self.buffer[:, :, :, tail] = self.buffer[:, :, :, tail][:, flat]
             self.lengths = self.lengths[flat]
             return self
         new = self.fork(flat)
         expanded = bool((rows == rows[:, :1]).all())
         new._inputs, new._shared = inputs, int(new.lengths.min()) if expanded else self._shared
         return new
+
+
+def allocate_cache(config: LanguageSize, rows: int, capacity: int) -> Floats:
+    return np.empty((2 * config.layers, rows, config.groups, capacity, config.head_width), np.float32)
 
 
 class OnnxLanguageModel:
@@ -135,7 +135,8 @@ class OnnxLanguageModel:
         self.session, self.config, self.embed = session, config, embed
 
     def start(self, rows: int, capacity: int = ROOM) -> TextCache:
-        return TextCache(self.config, rows, min(capacity, self.config.max_positions))
+        buffer = allocate_cache(self.config, rows, min(capacity, self.config.max_positions))
+        return TextCache(self.config, buffer, np.zeros(rows, np.int32))
 
     def read(
         self, cache: TextCache, row: int, inputs: Floats, context: Arrays | None = None, scored: Ids | None = None

@@ -1,0 +1,138 @@
+"""Texts of several callers written in one step of the language model, though each caller has a cache of its own.
+
+A cache that joins is copied once, into a buffer that it shares with the others; from then on its own buffer is a part of that one. Rows
+leave and join between steps: a place whose cache no longer exists is filled with the last rows or with new ones.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from triptych.engines.onnx.text import ROOM, Arrays, Ids, LanguageSize, OnnxLanguageModel, TextCache, allocate_cache
+from triptych.evidence import Floats
+
+LONG = 1024  # positions; longer texts are written by themselves, so that the others' rows need no room of this length
+OUTSIDE = 2**31  # the place of rows that lie in no shared buffer yet
+
+
+class SharedBuffer:
+    """The rows of several caches, one behind the other, as one cache."""
+
+    def __init__(self, config: LanguageSize) -> None:
+        self.config = config
+        self.buffer = allocate_cache(config, 0, 0)
+        self.whole = TextCache(config, self.buffer, np.zeros(0, np.int32))
+        self._members: list[weakref.ref[TextCache]] = []
+
+    def join(self, caches: Sequence[TextCache]) -> list[int]:
+        """Let ``whole`` be the rows of ``caches``, in the order that is returned (indices of ``caches``).
+
+        Rows of a cache that is still in use elsewhere stay where they are.
+        """
+        rows, positions = sum(len(cache.lengths) for cache in caches), max(cache.length for cache in caches) + 1
+        order = None
+        if rows <= self.buffer.shape[1] and positions <= self.buffer.shape[3]:
+            order = self._arrange(caches)
+        if order is None:
+            capacity = min(positions + ROOM, self.config.max_positions)
+            self.buffer = allocate_cache(self.config, 2 * rows, max(capacity, positions))
+            self._members = []
+            order = self._arrange(caches)
+            assert order is not None  # an empty buffer has no rows in use
+        if self.whole.buffer.base is not self.buffer or len(self.whole.lengths) != rows:
+            self.whole = TextCache(self.config, self.buffer[:, :rows], np.zeros(rows, np.int32))
+        self.whole.lengths = np.concatenate([caches[index].lengths for index in order])
+        return order
+
+    def _arrange(self, caches: Sequence[TextCache]) -> list[int] | None:
+        """Move as few rows as possible, so that ``caches`` fill the buffer from its beginning; None: rows in use are in the way."""
+        joining = set(map(id, caches))
+        in_use = {row for cache in self._alive() if id(cache) not in joining for row in self._rows(cache)}
+        places = [self._place(cache) for cache in caches]
+        queue = deque(sorted(range(len(caches)), key=places.__getitem__))
+        order: list[int] = []
+        first = 0
+        while queue:
+            gap = 0 if places[queue[0]] == OUTSIDE else places[queue[0]] - first
+            index = queue.pop() if len(caches[queue[-1]].lengths) <= gap else queue.popleft()
+            rows = range(first, first + len(caches[index].lengths))
+            if not in_use.isdisjoint(rows):
+                return None
+            if places[index] != first:
+                self._move(caches[index], rows)
+            order.append(index)
+            first = rows.stop
+        return order
+
+    def _move(self, cache: TextCache, rows: range) -> None:
+        """Copy a cache to ``rows`` of the buffer; they may overlap its own, if these come later."""
+        for source, target in enumerate(rows):
+            length = cache.lengths[source]
+            self.buffer[:, target, :, :length] = cache.buffer[:, source, :, :length]
+        if self._place(cache) == OUTSIDE:
+            self._members.append(weakref.ref(cache))
+        cache.buffer, cache.writing = self.buffer[:, rows.start : rows.stop], None
+
+    def _alive(self) -> Iterator[TextCache]:
+        self._members = [member for member in self._members if member() is not None]
+        return (cache for member in self._members if (cache := member()) is not None)
+
+    def _place(self, cache: TextCache) -> int:
+        """The first of its rows in the buffer, or OUTSIDE."""
+        if cache.buffer.base is not self.buffer:
+            return OUTSIDE
+        return int(cache.buffer.ctypes.data - self.buffer.ctypes.data) // self.buffer.strides[1]
+
+    def _rows(self, cache: TextCache) -> range:
+        place = self._place(cache)
+        return range(0) if place == OUTSIDE else range(place, place + len(cache.lengths))
+
+
+class JointText:
+    """An ``interface.JointSteps`` of a language model over the caches of several callers."""
+
+    def __init__(self, lm: OnnxLanguageModel) -> None:
+        self.lm, self.shared = lm, SharedBuffer(lm.config)
+
+    def step(
+        self,
+        ids: Sequence[Ids],
+        states: Sequence[TextCache],
+        context: Callable[[Sequence[int]], Arrays] | None = None,
+    ) -> list[tuple[Floats, TextCache]]:
+        """``context``: further inputs of the graph for the states of these indices, in this order."""
+        short = [index for index, cache in enumerate(states) if cache.length < LONG]
+        groups = [[index] for index in range(len(states)) if index not in short]
+        logits: dict[int, Floats] = {}
+        for group in [short, *groups] if short else groups:
+            logits |= self._step([ids[index] for index in group], [states[index] for index in group], group, context)
+        return [(logits[index], cache) for index, cache in enumerate(states)]
+
+    def _step(
+        self,
+        ids: Sequence[Ids],
+        caches: Sequence[TextCache],
+        names: Sequence[int],
+        context: Callable[[Sequence[int]], Arrays] | None,
+    ) -> dict[int, Floats]:
+        """The logits of each of ``caches``, by its name."""
+        if len(caches) == 1:
+            given = context(names) if context else None
+            return {names[0]: self.lm.step(ids[0], caches[0], given)}
+        order = self.shared.join(caches)
+        in_order = [names[index] for index in order]
+        given = context(in_order) if context else None
+        logits = self.lm.step(np.concatenate([ids[index] for index in order]), self.shared.whole, given)
+        for cache in caches:
+            cache.lengths += 1
+        ends = np.cumsum([len(caches[index].lengths) for index in order])[:-1]
+        return dict(zip(in_order, np.split(logits, ends), strict=True))
+
+
+def same_arrays(left: Sequence[object], right: Sequence[object]) -> bool:
+    """Whether both hold the very same objects."""
+    return len(left) == len(right) and all(a is b for a, b in zip(left, right, strict=True))
