@@ -34,7 +34,7 @@ class OneAtATime:
 
 
 @dataclass
-class Step(Generic[StateT]):
+class PendingStep(Generic[StateT]):
     """One step of a request's text; ``outcome``: its result or what it failed with, None = not yet."""
 
     ids: Ints
@@ -57,7 +57,7 @@ class SharedEngine(OneAtATime, Generic[StateT]):
         self._joint, self._observe = joint, observe
         self._changed = threading.Condition()
         self._turns: deque[object] = deque()  # the computation that runs, and those that wait, first come first served
-        self._waiting: list[Step[StateT]] = []
+        self._waiting: list[PendingStep[StateT]] = []
         self._choosing: set[int] = set()  # threads that have the logits of a step and will soon want the next
         self._stepping = False
 
@@ -88,7 +88,7 @@ class SharedEngine(OneAtATime, Generic[StateT]):
 
     def step(self, ids: Ints, state: StateT) -> tuple[Array, StateT]:
         """``StepModel.step``, together with the steps of other threads. One of them computes it for all."""
-        step = Step(ids, state)
+        step = PendingStep(ids, state)
         with self._changed:
             self._waiting.append(step)
             self._choosing.discard(step.thread)
@@ -119,7 +119,7 @@ class SharedEngine(OneAtATime, Generic[StateT]):
                 self._stepping = False
                 self._changed.notify_all()
 
-    def _compute_steps(self, steps: Sequence[Step[StateT]]) -> Sequence[tuple[Array, StateT] | Exception]:
+    def _compute_steps(self, steps: Sequence[PendingStep[StateT]]) -> Sequence[tuple[Array, StateT] | Exception]:
         """The outcome of each. Where they fail together, each is tried by itself, so that one does not spoil the others."""
         try:
             return self._joint.step([step.ids for step in steps], [step.state for step in steps])
