@@ -54,7 +54,7 @@ def stages(captioner: SatTasks, path: Path, answer: Answer) -> dict[str, float]:
         return result
 
     photo = timed("decode", lambda: load_image(path))
-    pixels = timed("resize", lambda: pixel_values(photo, encoder.image_size, encoder.mean, encoder.std)[None])
+    pixels = timed("resize", lambda: pixel_values(photo, encoder.pixels)[None])
     pixels = pixels.contiguous(memory_format=torch.channels_last)
     features = timed("encode", lambda: encoder(pixels).contiguous())
     [[best]] = timed("search", lambda: generate(engine.model.decoder, features, captioner.spec.search))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
@@ -54,6 +54,9 @@ class Search:
     length_penalty: hypotheses are ranked by sum of log-probabilities / tokens ** length_penalty; 0 = the plain sum (SAT), 1 = the mean.
     banned: tokens that are never chosen. once: whether a text may hold a token only once; None = all may repeat.
     no_repeat_ngrams: sequences of so many tokens occur once; 0 = they may repeat. min_new_tokens: before so many the end is not chosen.
+    repetition_penalty: what a token's logit is divided by (multiplied, if negative) where the text holds it already (Keskar et al. 2019,
+        CTRL, section 4.1); 1 = nothing. The prompt does not count, as in LAVIS. Beam search takes log-probabilities for logits, as
+        transformers does.
     seed: of each input's own random numbers, so a batch equals its items.
     """
 
@@ -70,6 +73,7 @@ class Search:
     once: Callable[[int], bool] | None = None
     no_repeat_ngrams: int = 0
     min_new_tokens: int = 0
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "beams", "n_best", "top_k", "seed", "no_repeat_ngrams", "min_new_tokens"):
@@ -86,11 +90,23 @@ class Search:
             ("length_penalty", self.length_penalty, -10, 10),
             ("no_repeat_ngrams", self.no_repeat_ngrams, 0, 64),
             ("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens),
+            ("repetition_penalty", self.repetition_penalty, 0.01, 100),
         ):
             if not low <= value <= high:
                 raise InputError(f"{name} is {value}: it must lie between {low} and {high}")
         if sampling and self.beams > 1:
             raise InputError("choose either beams above 1 or a temperature above 0: beam search does not sample")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings that decide the text, for JSON: those that are not the default, and always those of the beam search."""
+        record: dict[str, Any] = {"eos": sorted(self.eos)}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in ("max_new_tokens", "beams", "length_penalty") or (
+                field.name not in ("eos", "banned", "once") and value != field.default
+            ):
+                record[field.name] = value
+        return record | ({"once": True} if self.once else {})
 
 
 @dataclass(frozen=True)
@@ -155,6 +171,17 @@ def restrict(logprobs: Scores, texts: Sequence[Sequence[int]], search: Search) -
             refused |= search.eos
         row[sorted(refused)] = -np.inf
     return allowed
+
+
+def penalise(scores: Scores, texts: Sequence[Sequence[int]], penalty: float) -> Scores:
+    """``scores [rows, V]`` with the tokens of each row's text made less likely (``Search.repetition_penalty``)."""
+    if penalty == 1:
+        return scores
+    changed = scores.copy()
+    for row, text in zip(changed, texts, strict=True):
+        tokens = sorted(set(text))
+        row[tokens] = np.where(row[tokens] < 0, row[tokens] * penalty, row[tokens] / penalty)
+    return changed
 
 
 def repeating_tokens(text: Sequence[int], size: int) -> frozenset[int]:
@@ -244,7 +271,8 @@ def decode(
             inputs_left = [inputs_left[index] for index in kept]
         check_interruption()
         logits, state = model.step(like(ids, logits), state)
-        logprobs = restrict(log_softmax(logits, search), texts, search)
+        scores = penalise(to_numpy(logits), texts, search.repetition_penalty)
+        logprobs = restrict(log_softmax(scores, search), texts, search)
 
 
 class Uniform:
@@ -354,7 +382,8 @@ def beam_search(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search
         check_interruption()
         logits, state = model.step(like(ids[rows, columns].reshape(-1), logits), state)
         written = [[i for i, _ in row[min(k, len(row) - 1)]] for row in texts for k in range(beams)]
-        logprobs = restrict(log_softmax(logits, search), written, search)
+        logprobs = penalise(log_softmax(logits, search), written, search.repetition_penalty)
+        logprobs = restrict(logprobs, written, search)
 
     rank = search.length_penalty
     return [sorted(hypotheses, key=lambda h: -h.score(rank))[: search.n_best] for hypotheses in ended]

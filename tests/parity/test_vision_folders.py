@@ -63,11 +63,11 @@ def test_features(kind: str, tmp_path: Path) -> None:
 def test_pixels_and_defaults(tmp_path: Path) -> None:
     """A published config leaves out what transformers takes for granted."""
     saved("siglip", tmp_path)
-    assert read_vision_encoder(tmp_path).mean == (0.5, 0.5, 0.5)
+    assert read_vision_encoder(tmp_path).pixels.mean == (0.5, 0.5, 0.5)
     (tmp_path / "preprocessor_config.json").write_text(
         json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]})
     )
-    assert read_vision_encoder(tmp_path).std == (1.0, 2.0, 3.0)
+    assert read_vision_encoder(tmp_path).pixels.std == (1.0, 2.0, 3.0)
     config = json.loads((tmp_path / "config.json").read_text())
     config["vision_config"] = {name: config["vision_config"][name] for name in MLP}
     (tmp_path / "config.json").write_text(json.dumps(config))

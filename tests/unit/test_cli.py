@@ -73,7 +73,7 @@ def test_caption_json_has_the_fields_of_the_contract(run, tiny: Path, photo: Pat
     result = run("caption", photo, photo, "--model", tiny, "--json", "--beams", 3)
     records = [json.loads(line) for line in result.out.splitlines()]
     assert len(records) == 2
-    assert set(records[0]) == {"image", "model", "caption", "logprob", "method", "seconds"}
+    assert set(records[0]) == {"image", "model", "caption", "logprob", "method", "seconds", "recipe"}
     assert records[0]["caption"] == records[1]["caption"]
     assert records[0]["logprob"] < 0
 

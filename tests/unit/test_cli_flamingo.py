@@ -37,7 +37,7 @@ def photos(tmp_path: Path) -> list[Path]:
 def test_complete_prints_one_result(run: Run, photos: list[Path], tmp_path: Path) -> None:  # noqa: F811
     shots = [x for i, name in enumerate(("a dax", "a wug")) for x in ("--shot", f"{photos[i]}={name}")]
     found = run("complete", *shots, "--image", photos[2], "--json")
-    assert found.code == 0 and set(json.loads(found.out)) == {"image", "model", "text", "logprob", "method"}
+    assert found.code == 0 and set(json.loads(found.out)) == {"image", "model", "text", "logprob", "method", "recipe"}
     page = tmp_path / "page.html"
     chosen = run(
         "complete", *shots, "--image", photos[2], "--prompt", "This is", "--choices", "a dax", "--choices", "a wug",

@@ -350,3 +350,29 @@ def test_the_command(
     assert not stop.value.code, err
     assert len(json.loads(out)["mapped"]) == len(state) - 3
     assert load(tmp_path / "ours", device="cpu").info()["latents"] == 3
+
+
+def test_photos_and_prompts_are_open_flamingo_s(tmp_path: Path, llama: tuple[State, Path]) -> None:
+    """The middle of the photo; ``<image>Output:`` and ``<image>Question:... Short answer:``, examples without a space."""
+    state, lm = llama
+    convert_checkpoint(saved(tmp_path / "checkpoint.pt", state), tmp_path / "ours", lm=lm)
+    ours = load(tmp_path / "ours", device="cpu")
+    assert isinstance(ours, FlamingoTasks)
+    photo = Image.new("RGB", (40, 12))
+    photo.paste((200, 30, 90), (14, 0, 26, 12))  # all that is seen
+    assert torch.equal(*map(torch.as_tensor, ours.prompts.encode([photo, photo.crop((14, 0, 26, 12))])))
+    answer = ours.caption(photo, shots=[(photo, "a dog"), (None, "a cat")], explain=True, max_new_tokens=3)
+    assert answer.recipe and answer.recipe.prompt == f"{IMAGE}Output:a dog{END}Output:a cat{END}{IMAGE}Output:"
+    assert answer.recipe.pixels.shortest_side == answer.recipe.pixels.size == 12
+    if answer.evidence is not None:
+        assert answer.evidence.maps[..., 0].max() == answer.evidence.maps[..., 2].max() == 0  # cut off
+    for asked, choices in (("what is it?", None), ("what is it?", ["a dog", "a cat"])):
+        answer = ours.ask(photo, asked, choices, max_new_tokens=3)
+        assert answer.recipe and answer.recipe.prompt == f"{IMAGE}Question:what is it? Short answer:"
+        assert (answer.recipe.search is None) == (choices is not None)
+    completed = ours.complete(photo, [(photo, "Output:a dog")], "Output:", max_new_tokens=2)
+    assert completed.recipe and completed.recipe.prompt == f"{IMAGE}Output:a dog{END}{IMAGE}Output:"
+    chat = ours.chat()
+    chat.add(photo)
+    chat.ask("what is it?", max_new_tokens=2)
+    assert chat.turns[0].prompt(ours.spec.prompts) == f"{IMAGE}Question:what is it? Short answer:"

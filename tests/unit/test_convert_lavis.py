@@ -325,7 +325,7 @@ def pixels(ours: Blip2Tasks, photo: Image.Image) -> Tensor:
     from triptych.io.images import pixel_values
 
     encoder = ours.engine.model.vision_encoder
-    return pixel_values(photo, encoder.image_size, encoder.mean, encoder.std)[None]
+    return pixel_values(photo, encoder.pixels)[None]
 
 
 def test_a_checkpoint_without_prompts_is_asked_as_before(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_it_holds_the_trunk_of_each_photo_and_its_mirror_image(
     found = cached_features(photos, encoder, tmp_path / "cache")
     assert len(found) == 10
     for row, photo in enumerate(photos):
-        pixels = pixel_values(load_image(photo.read()), 8, encoder.mean, encoder.std)[None]
+        pixels = pixel_values(load_image(photo.read()), encoder.pixels)[None]
         for mirrored, picture in enumerate((pixels, pixels.flip(-1))):
             torch.testing.assert_close(found[[row], [mirrored]], encoder.trunk(picture), atol=2e-3, rtol=2e-3)
     assert not torch.allclose(found[[0], [0]], found[[0], [1]])
@@ -60,7 +60,7 @@ def test_it_holds_the_trunk_of_each_photo_and_its_mirror_image(
 def test_a_vision_transformer_is_all_trunk(photos: list[Photo], tmp_path: Path) -> None:
     vit = ViT(ViTConfig(8, 1, 2, 12, 4, 8, class_token=True)).eval()
     found = cached_features(photos, vit, tmp_path / "cache")
-    pixels = pixel_values(load_image(photos[3].read()), 8, vit.mean, vit.std)[None]
+    pixels = pixel_values(load_image(photos[3].read()), vit.pixels)[None]
     torch.testing.assert_close(found[[3], [0]], vit.trunk(pixels), atol=4e-3, rtol=4e-3)
     assert found[[3], [0]].shape == (1, 5, 8)
     key = features_key(photos, vit, torch.float32)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from triptych.errors import InputError
-from triptych.generate import Search, generate
+from triptych.generate import Search, generate, penalise
 
 
 class Parrot:
@@ -52,3 +52,35 @@ def test_a_text_of_at_least_so_many_tokens() -> None:
         assert generate(Parrot((0, 5)), 1, search)[0][0].ids == (5, 5, 5)
     with pytest.raises(InputError, match="min_new_tokens"):
         Search(frozenset({0}), max_new_tokens=2, min_new_tokens=3)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_penalty_for_what_a_text_holds(beams: int) -> None:
+    """The liked tokens have the logits 4, 3, 2; beam search takes their log-probabilities, -0.5, -1.5, -2.5."""
+
+    def text(penalty: float) -> tuple[int, ...]:
+        search = Search(frozenset({0}), beams=beams, max_new_tokens=4, min_new_tokens=4, repetition_penalty=penalty)
+        return generate(Parrot(), 1, search)[0][0].ids
+
+    assert text(1.0) == (5, 5, 5, 5)
+    assert text(1.5)[:2] == (5, 6) if beams == 1 else text(6.0)[:3] == (5, 6, 7)
+    with pytest.raises(InputError, match="repetition_penalty is 0"):
+        text(0)
+
+
+def test_penalised_scores() -> None:
+    scores = np.array([[2.0, -2.0, 1.0], [2.0, -2.0, 1.0]], np.float32)
+    assert penalise(scores, [(0, 1, 1), ()], 2.0).tolist() == [[1.0, -4.0, 1.0], [2.0, -2.0, 1.0]]
+    assert scores[0, 0] == 2.0
+
+
+def test_settings_as_they_are_recorded() -> None:
+    search = Search(frozenset({3, 1}), beams=5, repetition_penalty=1.5, once=lambda token: True)
+    assert search.to_dict() == {
+        "eos": [1, 3],
+        "max_new_tokens": 30,
+        "beams": 5,
+        "length_penalty": 0.0,
+        "repetition_penalty": 1.5,
+        "once": True,
+    }

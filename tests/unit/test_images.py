@@ -16,6 +16,7 @@ from pictures import NOISE, NOISE_A, PNG, SMOOTH, close, encoded, over_white, pi
 from PIL import Image, features
 
 from triptych.io.images import content_hash, load_image, pixel_values
+from triptych.io.pixels import PixelSpec
 
 # Where a picture comes from
 
@@ -297,7 +298,7 @@ def test_content_hash() -> None:
 
 def test_pixel_values() -> None:
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-    same = pixel_values(Image.fromarray(NOISE_A[:13, :13, :3].copy()), 13, mean, std)
+    same = pixel_values(Image.fromarray(NOISE_A[:13, :13, :3].copy()), PixelSpec(13, mean, std))
     assert same.shape == (3, 13, 13) and same.dtype == torch.float32 and same.is_contiguous()
     expected = (NOISE_A[:13, :13, :3] / 255 - np.array(mean)) / np.array(std)
     assert close(same.permute(1, 2, 0).numpy(), expected, 1e-5)
@@ -306,9 +307,9 @@ def test_pixel_values() -> None:
 def test_pixel_values_stretch_and_antialias() -> None:
     wide = np.zeros((20, 80, 3), np.uint8)
     wide[:, 40:] = 255
-    values = pixel_values(Image.fromarray(wide), 10, (0, 0, 0), (1, 1, 1))
+    values = pixel_values(Image.fromarray(wide), PixelSpec(10, (0, 0, 0), (1, 1, 1)))
     assert bool((values[:, :, 0] == 0).all()) and bool((values[:, :, -1] == 1).all())  # stretched, not cropped
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
-    values = pixel_values(Image.fromarray(stripes), 8, (0, 0, 0), (1, 1, 1))
+    values = pixel_values(Image.fromarray(stripes), PixelSpec(8, (0, 0, 0), (1, 1, 1)))
     assert float((values - 0.5).abs().max()) < 0.03  # without antialiasing: black or white

@@ -28,6 +28,7 @@ from triptych.checkpoints.config import Card, CheckpointConfig, EncoderSpec, Sea
 from triptych.checkpoints.format import load_typed, save_checkpoint
 from triptych.checkpoints.place import load_strict
 from triptych.io.images import load_image, pixel_values
+from triptych.io.pixels import PixelSpec
 from triptych.tasks.answer import Answer
 
 
@@ -75,7 +76,7 @@ class ToyTasks:
         return self.toy.config.search.search(frozenset({0}))
 
     def caption(self, images, *, explain=False, **settings):
-        brightness = self.toy.model(pixel_values(load_image(images), 8, (0, 0, 0), (1, 1, 1)))
+        brightness = self.toy.model(pixel_values(load_image(images), PixelSpec(8, (0, 0, 0), (1, 1, 1))))
         return Answer(f"{self.toy.config.model.word} {brightness:.1f}", self.name, 0.0, (), ())
 
     def info(self):

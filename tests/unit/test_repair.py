@@ -17,6 +17,7 @@ from PIL import Image
 import triptych
 from triptych.io import repair
 from triptych.io.images import load_image, pixel_values
+from triptych.io.pixels import PixelSpec
 
 DOG = Path(triptych.__file__).parent / "examples" / "dog.jpg"
 HEADER = struct.pack(">IIBBBBB", 17, 13, 8, 2, 0, 0, 0)
@@ -235,7 +236,8 @@ def test_decoding_at_part_of_the_size(size: tuple[int, int], target: int, expect
     assert reduced.size == expected
     assert load_image(data).size == size
     ours, full = (
-        pixel_values(image, target, (0, 0, 0), (1, 1, 1)).numpy() * 255 for image in (reduced, load_image(data))
+        pixel_values(image, PixelSpec(target, (0, 0, 0), (1, 1, 1))).numpy() * 255
+        for image in (reduced, load_image(data))
     )
     assert np.abs(ours - full).mean() < 1
 

@@ -140,7 +140,7 @@ def test_a_damaged_photo_is_named_left_out_and_counted(
 def train_data_pixels(photo: Photo, encoder: ConvNet) -> torch.Tensor:
     from triptych.io.images import pixel_values
 
-    return pixel_values(photo.image(), encoder.image_size, encoder.mean, encoder.std)[None]
+    return pixel_values(photo.image(), encoder.pixels)[None]
 
 
 def test_a_data_set_of_damaged_photos_alone_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

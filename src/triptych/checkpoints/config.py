@@ -22,7 +22,8 @@ import msgspec
 
 from triptych.errors import InputError
 from triptych.generate import Search
-from triptych.nn.configs import Colour, DecoderConfig, T5Config, ViTConfig
+from triptych.io.pixels import Colour, PixelSpec, Resampling
+from triptych.nn.configs import DecoderConfig, T5Config, ViTConfig
 from triptych.text.prompt import DEFAULT_PROMPTS, Prompts
 
 FORMAT = 2
@@ -36,7 +37,8 @@ K = TypeVar("K")
 class EncoderSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The image encoder. ``stored``: the checkpoint holds its frozen layers; else ``sha256`` is of the embedded part's file.
 
-    ``cut``: the number of frozen layers of a CNN (None = all); ``vit``, ``mean``, ``std``: of a vision transformer.
+    ``cut``: the number of frozen layers of a CNN (None = all); ``vit``: of a vision transformer; ``mean``, ``std``,
+    ``shortest_side``, ``resample``: of its photos (``PixelSpec``).
     """
 
     name: str
@@ -47,10 +49,16 @@ class EncoderSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vit: ViTConfig | None = None
     mean: Colour | None = None
     std: Colour | None = None
+    shortest_side: int | None = None
+    resample: Resampling = "bicubic"
 
     def __post_init__(self) -> None:
         if not self.stored and self.sha256 is None:
             raise InputError("an encoder that is not stored is identified by its sha256, which is missing")
+
+    def pixels(self, size: int, mean: Colour, std: Colour) -> PixelSpec:
+        """How photos are brought to it; the arguments are its own, where the checkpoint names no others."""
+        return PixelSpec(self.image_size or size, self.mean or mean, self.std or std, self.shortest_side, self.resample)
 
 
 class LanguageModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -86,14 +94,19 @@ class SearchSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     length_penalty: float = 0.0
     max_new_tokens: int = 30
     words_once: bool = True
+    repetition_penalty: float = 1.0
+    min_new_tokens: int = 0
+    no_repeat_ngrams: int = 0
 
     @classmethod
     def of(cls, search: Search, words_once: bool = True) -> SearchSpec:
-        return cls(search.beams, search.length_penalty, search.max_new_tokens, words_once)
+        named = {name: getattr(search, name) for name in cls.__struct_fields__ if name != "words_once"}
+        return cls(**named, words_once=words_once)
 
     def search(self, eos: frozenset[int], banned: frozenset[int] = frozenset()) -> Search:
         """The search of answers and, without ``once``, of captions. Raises InputError: a value is out of bounds."""
-        return Search(eos, self.max_new_tokens, self.beams, length_penalty=self.length_penalty, banned=banned)
+        settings = {name: value for name, value in msgspec.structs.asdict(self).items() if name != "words_once"}
+        return Search(eos, banned=banned, **settings)
 
 
 class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -56,7 +56,8 @@ def weights_hash(path: Path) -> str:
 def features_fingerprint(config: CheckpointConfig[Any]) -> str:
     """Names the weights that BLIP-2's features for contrast come from: those of the checkpoint, and the image encoder below them."""
     encoder = config.encoder
-    return f"{config.files.get(config.weights, 'unsaved')[:32]}-{encoder.name}-{encoder.image_size}"
+    name = f"{config.files.get(config.weights, 'unsaved')[:32]}-{encoder.name}-{encoder.image_size}"
+    return name if encoder.shortest_side is None else f"{name}-{encoder.shortest_side}"
 
 
 def backup_of(directory: Path) -> Path:

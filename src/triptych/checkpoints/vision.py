@@ -12,7 +12,8 @@ from triptych.checkpoints.tables.keys import fitted, translated
 from triptych.checkpoints.tables.vision import VISION_TABLES
 from triptych.checkpoints.weight_files import open_folder, read_json
 from triptych.errors import InputError
-from triptych.nn.configs import Colour, ViTConfig
+from triptych.io.pixels import Colour, PixelSpec, pixel_spec
+from triptych.nn.configs import ViTConfig
 from triptych.nn.vit import CLIP_MEAN, CLIP_STD, ViT
 
 VISION_ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}
@@ -48,7 +49,7 @@ def read_vision_encoder(directory: Path, image_size: int | None = None) -> ViT:
     try:
         ours = vit_config(kind, config)
         with unallocated():
-            vit = ViT(ours, *colours(directory, kind))
+            vit = ViT(ours, stretched_pixels(directory, kind, ours.image_size))
     except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, RuntimeError) as error:
         if isinstance(error, InputError):
             raise
@@ -94,14 +95,15 @@ def vit_config(kind: str, config: Mapping[str, Any]) -> ViTConfig:
     )
 
 
-def colours(directory: Path, kind: str) -> tuple[Colour, Colour]:
-    """The mean and the standard deviation that pixels are normalised by; without a file that says so, the family's own."""
-    settings = read_json(directory / "preprocessor_config.json", optional=True)
-    if "image_mean" in settings and "image_std" in settings:
-        (r, g, b), (r_, g_, b_) = (map(float, settings[f"image_{x}"]) for x in ("mean", "std"))
-        return (r, g, b), (r_, g_, b_)
+def stretched_pixels(directory: Path, kind: str, image_size: int) -> PixelSpec:
+    """How photos are brought to the encoder: the colours and the filter of the processor in its folder, else the family's own.
+
+    Photos are stretched where the processor cuts out their middle, so that what is trained over the encoder sees, and shows, all of them.
+    """
     family = kind.partition("_")[0]
-    return {"clip": (CLIP_MEAN, CLIP_STD), "dinov2": IMAGENET}.get(family, HALF)
+    mean, std = {"clip": (CLIP_MEAN, CLIP_STD), "dinov2": IMAGENET}.get(family, HALF)
+    settings = read_json(directory / "preprocessor_config.json", optional=True)
+    return replace(pixel_spec(settings, image_size, mean, std), shortest_side=None)
 
 
 def resized(vit: ViT, image_size: int | None) -> ViT:
@@ -118,7 +120,7 @@ def resized(vit: ViT, image_size: int | None) -> ViT:
         )
     other = replace(vit.config, image_size=image_size)
     with WithoutInitialWeights():
-        new = ViT(other, vit.mean, vit.std)
+        new = ViT(other, replace(vit.pixels, size=image_size))
     state = vit.state_dict() | {"positions": vit.positions_for(other.grid)}
     new.load_state_dict(state)
     return new

@@ -108,7 +108,7 @@ def answer_question(
     photos = [load_image(image) for image in images]
     settings = {} if beams is None else {"beams": beams}
     answer = answerer.ask(photos, question, choices, explain=explain is not None, **settings)
-    emit({"images": images, "question": question, **answer.to_dict("answer")}, as_json, answer.text)
+    emit({"images": images, "question": question, **answer.to_record("answer")}, as_json, answer.text)
     if explain is not None:
         write_page(explain, [PageEntry(tuple(photos), (reading(answer),), question=question)], "Where the model looked")
 

@@ -57,6 +57,10 @@ def caption(
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Longest caption, in words.", show_default="the model's")
     ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="Flamingo, BLIP-2: the text behind the photo, word for word.", show_default="the model's"),
+    ] = None,
     explain: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also draw where the model looked, into DIR.")
     ] = None,
@@ -71,7 +75,7 @@ def caption(
     as_json: Json = False,
 ) -> None:
     """Write a caption for each photo, or for all photos of a folder; --out and --sidecar keep the captions in files."""
-    from triptych.tasks import load
+    from triptych.tasks import SatTasks, load
 
     options = FolderOptions(out, recursive, tuple(sidecar or ()), existing, prefix, suffix, strict, as_json)
     if explain is not None and options.given:
@@ -80,6 +84,10 @@ def caption(
     given = (("beams", beams), ("max_new_tokens", max_new_tokens))
     settings: dict[str, Any] = {name: value for name, value in given if value is not None}
     captioner.search(**settings)  # wrong settings are said once, not for every photo
+    if prompt is not None:
+        if isinstance(captioner, SatTasks):
+            raise InputError(f"{model} reads photos only: leave out --prompt, or choose flamingo or blip2")
+        settings["prompt"] = prompt
     if explain is None and (options.given or any(Path(image).is_dir() for image in images)):
 
         def describe(photos: Sequence[Image]) -> Sequence[Description]:
@@ -116,7 +124,7 @@ def caption_each(
             failed = error
             continue
         seconds = time.perf_counter() - started
-        record = {"image": source, **answer.to_dict("caption"), "seconds": round(seconds, 3)}
+        record = {"image": source, **answer.to_record("caption"), "seconds": round(seconds, 3)}
         emit(record, as_json, f"{source}: {answer.text}" if len(sources) > 1 else answer.text)
         if explain is not None and answer.evidence is not None:
             pages.append(draw_figure(explain / f"{figure_name(source, drawn)}.png", source, photo, answer, seconds))

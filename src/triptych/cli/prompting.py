@@ -68,7 +68,7 @@ def complete(
         given = completer.most_similar(photo, given, similar)  # type: ignore[assignment]
     settings = {k: v for k, v in (("beams", beams), ("max_new_tokens", max_new_tokens)) if v is not None}
     answer = completer.complete(photo, given, prompt, choices, explain=explain is not None, **settings)
-    emit({"image": image, **answer.to_dict()}, as_json, answer.text)
+    emit({"image": image, **answer.to_record()}, as_json, answer.text)
     if explain is not None:
         pictures_in_order = (*(picture for picture, _ in given if picture is not None), photo)
         write_page(

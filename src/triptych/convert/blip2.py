@@ -29,16 +29,17 @@ from triptych.convert.published import (
     heads_and_epsilon,
     known_layout,
     layers,
-    published_colours,
+    published_pixels,
+    published_search,
     section,
     stored_lm,
     vit_sizes,
-    vit_spec,
 )
 from triptych.errors import InputError
 from triptych.models.blip2 import write_blip2
-from triptych.nn.configs import Colour, QFormerConfig, T5Config, ViTConfig
-from triptych.nn.vit import CLIP_MEAN, CLIP_STD, ViT
+from triptych.models.encoders import vit_spec
+from triptych.nn.configs import QFormerConfig, T5Config, ViTConfig
+from triptych.nn.vit import ViT
 from triptych.systems.blip2 import Blip2
 from triptych.systems.configs import Blip2Config
 from triptych.text.prompt import BLIP2_OPT, BLIP2_T5, DEFAULT_PROMPTS, INSTRUCT_BLIP, Prompts
@@ -87,16 +88,18 @@ LAVIS_BLIP2: Table = {**LAVIS, "ln_vision": "vision_norm"}  # which LAVIS trains
 EVA_BLOCKS, CLIP_BLOCKS = 39, 23  # LAVIS leaves out the encoder's last block
 EVA_HEAD, CLIP_HEAD, BERT_HEAD = 88, 64, 64  # widths of a head
 SEARCH = SearchSpec(beams=5, length_penalty=1.0, max_new_tokens=30, words_once=False)
+INSTRUCT_SEARCH = SearchSpec(
+    beams=5, length_penalty=1.0, max_new_tokens=256, words_once=False, repetition_penalty=1.5
+)  # LAVIS's ``generate``
 TEMPERATURE = 0.07
 
 
 class Hyperparameters(NamedTuple):
-    """What tensors do not show: heads, and the epsilon of the norms; the mean and deviation of pixels."""
+    """What tensors do not show: heads, and the epsilon of the norms; the ``processor``'s folder (None = LAVIS's photos)."""
 
     vision: tuple[int, float]
     qformer: tuple[int, float]
-    mean: Colour = CLIP_MEAN
-    std: Colour = CLIP_STD
+    processor: Path | None = None
 
 
 def convert_transformers(source: Path, config: dict[str, Any], target: Path, dtype: torch.dtype | None) -> LoadReport:
@@ -114,9 +117,13 @@ def convert_transformers(source: Path, config: dict[str, Any], target: Path, dty
     words = None
     if blip2.config.qformer.vocab_size:
         words = word_pieces(source / "qformer_tokenizer" if kind == INSTRUCT else source)
-    generation = BLIP2_T5 if lm and lm.spec.t5 else BLIP2_OPT
-    prompts = {GENERATION: generation, RETRIEVAL: DEFAULT_PROMPTS, INSTRUCT: INSTRUCT_BLIP}[kind]
-    write_converted_blip2(target, blip2, words, lm, prompts, f"{source.name}, a {kind} of transformers", dtype)
+    captioning = BLIP2_T5 if lm and lm.spec.t5 else BLIP2_OPT
+    prompts = {GENERATION: captioning, RETRIEVAL: DEFAULT_PROMPTS, INSTRUCT: INSTRUCT_BLIP}[kind]
+    search = published_search(
+        source, INSTRUCT_SEARCH if kind == INSTRUCT else SEARCH, encodes_prompt=bool(lm and lm.spec.t5)
+    )
+    origin = f"{source.name}, a {kind} of transformers"
+    write_converted_blip2(target, blip2, words, lm, GenerationSettings(prompts, search), origin, dtype)
     ignored = tuple(key for key in blip2.report.ignored if key not in {*used})
     return LoadReport((*blip2.report.mapped, *used), blip2.report.missing, ignored)
 
@@ -150,8 +157,17 @@ def convert_lavis(
     prompts = DEFAULT_PROMPTS
     if stored is not None:
         prompts = INSTRUCT_BLIP if words else BLIP2_T5 if stored.spec.t5 else BLIP2_OPT
-    write_converted_blip2(target, blip2, words, stored, prompts, f"{source.name}, a BLIP-2 checkpoint of LAVIS", dtype)
+    generation = GenerationSettings(prompts, INSTRUCT_SEARCH if prompts.whole else SEARCH)
+    origin = f"{source.name}, a BLIP-2 checkpoint of LAVIS"
+    write_converted_blip2(target, blip2, words, stored, generation, origin, dtype)
     return blip2.report
+
+
+class GenerationSettings(NamedTuple):
+    """How a published model is asked, and how it writes."""
+
+    prompts: Prompts
+    search: SearchSpec
 
 
 class PublishedBlip2(NamedTuple):
@@ -180,7 +196,8 @@ def published_blip2(
             writes="heads.lm_bias" in layouts,
         )
         with unallocated():
-            vit = ViT(vision, hyperparameters.mean, hyperparameters.std)
+            folder = hyperparameters.processor
+            vit = ViT(vision, None if folder is None else published_pixels(folder, vision.image_size))
             model = Blip2(config, vit, lm.network if lm else None)
     parts: list[TensorStore] = [fitted(translation, model)]
     if lm:
@@ -234,7 +251,7 @@ def write_converted_blip2(
     blip2: PublishedBlip2,
     words: WordPieces | None,
     lm: StoredLM | None,
-    prompts: Prompts,
+    generation: GenerationSettings,
     origin: str,
     dtype: torch.dtype | None,
 ) -> None:
@@ -246,8 +263,8 @@ def write_converted_blip2(
         model=blip2.config,
         encoder=vit_spec(blip2.vit),
         lm=lm.spec if lm else None,
-        search=SEARCH,
-        prompts=prompts,
+        search=generation.search,
+        prompts=generation.prompts,
         card=Card(recipe=f"converted from {origin}"),
     )
     words = words or WordPieces(SPECIAL_PIECES)
@@ -283,7 +300,7 @@ def language_model(source: Path, settings: Mapping[str, Any], state: TensorStore
 def unseen_by_config(source: Path, config: Mapping[str, Any]) -> Hyperparameters:
     parts = section(config, "vision_config", VISION), section(config, "qformer_config", QFORMER)
     vision, qformer = (heads_and_epsilon(source, part, "gelu") for part in parts)
-    return Hyperparameters(vision, qformer, *published_colours(source))
+    return Hyperparameters(vision, qformer, source)
 
 
 def word_pieces(directory: Path) -> WordPieces:

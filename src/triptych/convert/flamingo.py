@@ -31,19 +31,20 @@ from triptych.convert.published import (
     heads_and_epsilon,
     known_layout,
     layers,
-    published_colours,
+    published_pixels,
     section,
     stored_lm,
     vit_sizes,
-    vit_spec,
 )
 from triptych.errors import InputError
+from triptych.io.pixels import PixelSpec
+from triptych.models.encoders import vit_spec
 from triptych.models.frozen import FROZEN
 from triptych.nn.configs import ViTConfig
-from triptych.nn.vit import ViT
+from triptych.nn.vit import CLIP_MEAN, CLIP_STD, ViT
 from triptych.systems.configs import FlamingoConfig
 from triptych.systems.flamingo import Flamingo
-from triptych.text.prompt import END, IMAGE
+from triptych.text.prompt import END, IMAGE, OPEN_FLAMINGO
 from triptych.text.tokenizer import TextTokenizer
 
 TOWER, LM = "vision_encoder.", "lang_encoder."  # of their keys
@@ -114,6 +115,7 @@ def convert_openflamingo(
         encoder=vit_spec(encoder.vit),
         lm=written.lm.spec,
         search=SearchSpec(beams=3, length_penalty=0.0, max_new_tokens=20, words_once=False),
+        prompts=OPEN_FLAMINGO,
         card=Card(recipe=f"converted from {source.name}, a checkpoint of OpenFlamingo"),
     )
     save_checkpoint(target, config=checkpoint, tensors=stored_as(tensors, dtype), extra_files=written.lm.files)
@@ -152,7 +154,7 @@ def image_encoder(path: Path) -> Encoder:
         settings = section(config, "vision_config", CLIP_DEFAULTS) if kind == "clip" else CLIP_DEFAULTS | config
         heads, eps = heads_and_epsilon(path, settings, "quick_gelu", "gelu")
         hyperparameters = {"heads": heads, "eps": eps, "activation": settings["hidden_act"]}
-        return encoder_of(path, open_folder(path), CLIP_VISION, hyperparameters, *published_colours(path))
+        return encoder_of(path, open_folder(path), CLIP_VISION, hyperparameters, path)
     return open_clip_encoder(path, open_file(path))
 
 
@@ -167,16 +169,25 @@ def open_clip_encoder(source: Path, state: TensorStore) -> Encoder:
 
 
 def encoder_of(
-    source: Path, state: TensorStore, table: Table, hyperparameters: Mapping[str, Any], *mean_and_std: Any
+    source: Path, state: TensorStore, table: Table, hyperparameters: Mapping[str, Any], processor: Path | None = None
 ) -> Encoder:
-    """``unseen``: what tensors do not show."""
+    """``hyperparameters``: what tensors do not show. ``processor``: the folder that says how photos are brought to it; None = as
+    open_clip does: resampled to the size of their shorter side, the middle cut out."""
     # The published checkpoints were trained with open_clip 2.16, which normed the class token only, not the patch tokens
     tensors, ignored = translated(state, table, ignored_prefixes=(f"{FROZEN[0]}norm_after",))
     with unallocated():
-        vit = ViT(ViTConfig(**vit_sizes(tensors.layouts()), **hyperparameters, norm_after=False), *mean_and_std)
+        config = ViTConfig(**vit_sizes(tensors.layouts()), **hyperparameters, norm_after=False)
+        vit = ViT(config, clip_pixels(config.image_size, processor))
     own = fitted(renamed(tensors, {name.removeprefix(FROZEN[0]): name for name in tensors}), vit)
     check_fit(vit, own.layouts(), source)
     return Encoder(vit, own, tuple(state.keys() - {*ignored}))
+
+
+def clip_pixels(image_size: int, processor: Path | None) -> PixelSpec:
+    """Of OpenFlamingo's photos, which CLIP's processor cuts to a square."""
+    if processor is not None:
+        return published_pixels(processor, image_size, shortest_side=image_size)
+    return PixelSpec(image_size, CLIP_MEAN, CLIP_STD, shortest_side=image_size)
 
 
 # The language model

@@ -9,18 +9,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 from torch import Tensor
 
-from triptych.checkpoints.config import EncoderSpec, LanguageModelSpec
+from triptych.checkpoints.config import LanguageModelSpec, SearchSpec, decode_config
 from triptych.checkpoints.language_models import LanguageModelFiles, unfilled
 from triptych.checkpoints.place import check_fit
 from triptych.checkpoints.store import TensorStore
 from triptych.checkpoints.weight_files import read_json
 from triptych.errors import InputError
-from triptych.nn.configs import Colour, T5Config
+from triptych.io.pixels import PixelSpec, pixel_spec
+from triptych.nn.configs import T5Config
 from triptych.nn.decoder import Decoder
 from triptych.nn.t5 import T5
-from triptych.nn.vit import CLIP_MEAN, CLIP_STD, ViT
+from triptych.nn.vit import CLIP_MEAN, CLIP_STD
 from triptych.text.tokenizer import TextTokenizer
 
 TOKENIZER_FILES = (
@@ -62,11 +64,6 @@ def vit_sizes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "patch_size": patch,
         "image_size": patch * math.isqrt(tensors["vision_encoder.positions"].shape[-2] - 1),
     }
-
-
-def vit_spec(vit: ViT) -> EncoderSpec:
-    """What the config of a checkpoint says of an image encoder that it stores."""
-    return EncoderSpec(vit.name, stored=True, image_size=vit.image_size, vit=vit.config, mean=vit.mean, std=vit.std)
 
 
 # Language models
@@ -134,17 +131,48 @@ def heads_and_epsilon(source: Path, part: Mapping[str, Any], *activations: str) 
     return heads, eps
 
 
-def published_colours(directory: Path) -> tuple[Colour, Colour]:
-    """The mean and the standard deviation that pixels are normalised by; CLIP's where no file of the processor is there."""
+def published_search(directory: Path, own: SearchSpec, encodes_prompt: bool) -> SearchSpec:
+    """``own`` with what generation_config.json says of it. ``encodes_prompt``: a T5, whose minimum length does not count the prompt.
+
+    Raises:
+        InputError: a setting is out of bounds.
+    """
+    path = directory / "generation_config.json"
+    settings = read_json(path, optional=True)
+    names = {
+        "num_beams": "beams",
+        "length_penalty": "length_penalty",
+        "repetition_penalty": "repetition_penalty",
+        "no_repeat_ngram_size": "no_repeat_ngrams",
+        "min_new_tokens": "min_new_tokens",
+        "max_new_tokens": "max_new_tokens",
+    }
+    theirs = {ours: settings[name] for name, ours in names.items() if settings.get(name) is not None}
+    shortest = settings.get("min_length")
+    if encodes_prompt and isinstance(shortest, int) and shortest > 1:
+        theirs = {"min_new_tokens": shortest - 1} | theirs  # it counts the token that the decoder starts with
+    search = decode_config(msgspec.structs.asdict(own) | theirs, SearchSpec, path)
+    try:
+        search.search(frozenset())
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return search
+
+
+def published_pixels(directory: Path, image_size: int, shortest_side: int | None = None) -> PixelSpec:
+    """How the processor in a folder of transformers' brings photos to an encoder of ``image_size`` pixels.
+
+    Without a file that says so photos have CLIP's colours, and their ``shortest_side`` (None = they are stretched).
+
+    Raises:
+        InputError: the settings make no sense, or ask for what is not done here.
+    """
     for name in ("preprocessor_config.json", "processor_config.json"):
-        settings = read_json(directory / name) if (directory / name).exists() else {}
+        settings = read_json(directory / name, optional=True)
         settings = section(settings, "image_processor", settings)
-        if "image_mean" in settings:
+        if {"image_mean", "size", "crop_size", "do_resize"} & settings.keys():
             try:
-                (r, g, b), (r_, g_, b_) = (map(float, settings[f"image_{x}"]) for x in ("mean", "std"))
-                if all(map(math.isfinite, (r, g, b))) and min(r_, g_, b_) > 0:
-                    return (r, g, b), (r_, g_, b_)
-            except (KeyError, TypeError, ValueError):
-                pass
-            raise InputError(f"{directory / name}: its image_mean and image_std make no sense")
-    return CLIP_MEAN, CLIP_STD
+                return pixel_spec(settings, image_size, CLIP_MEAN, CLIP_STD)
+            except InputError as error:
+                raise InputError(f"{directory / name}: {error}") from None
+    return PixelSpec(image_size, CLIP_MEAN, CLIP_STD, shortest_side)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol, Self, TypeAlias, TypeVar, runtime_
 
 from triptych.evidence import Floats
 from triptych.generate import Ints, Search, State, StateT, StepModel
+from triptych.io.pixels import PixelSpec
 from triptych.text.prompt import DEFAULT_PROMPTS, Prompts
 from triptych.text.tokenizer import TextTokenizer
 from triptych.text.vocabulary import WordVocabulary
@@ -36,11 +37,9 @@ Piece: TypeAlias = list[int] | Array  # of a prompt: token ids, or what stands f
 
 @dataclass(frozen=True)
 class PhotoSpec:
-    """The photos that an encoder takes: stretched to a square of ``size`` pixels, normalised by ``mean`` and ``std``; and its ``grid``."""
+    """The photos that an encoder takes, and its ``grid``, rows and columns of cells."""
 
-    size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    pixels: PixelSpec
     grid: tuple[int, int]
 
 
@@ -125,6 +124,7 @@ class FlamingoSpec:
     max_tokens: int
     max_pictures: int | None
     words_once: bool = False
+    prompts: Prompts = DEFAULT_PROMPTS
 
 
 class PromptState(State, Protocol):

@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -24,6 +24,7 @@ from triptych.io import limits
 from triptych.io.fetch import read_source
 from triptych.io.grey import grey_to_rgb, to_levels
 from triptych.io.limits import check_bytes, check_size, too_large
+from triptych.io.pixels import PixelSpec
 from triptych.io.repair import JPEG_END, essential_jpeg, essential_png, missing_rows
 
 if TYPE_CHECKING:
@@ -88,25 +89,25 @@ def content_hash(image: Image.Image) -> str:
     return digest.hexdigest()
 
 
-def pixel_array(image: Image.Image, size: int, mean: Sequence[float], std: Sequence[float]) -> npt.NDArray[np.float32]:
-    """Return an RGB image as float32 [3, size, size]: stretched to the square, scaled to 0..1, then (x - mean) / std.
+def pixel_array(image: Image.Image, spec: PixelSpec) -> npt.NDArray[np.float32]:
+    """Return an RGB image as float32 [3, size, size]: brought to the square, scaled to 0..1, then (x - mean) / std.
 
-    The aspect ratio is given up, not a part of the picture: the models are trained so. Resampling is PIL's bicubic,
-    which is antialiased. `mean` and `std` have one entry per channel: red, green, blue.
+    The models trained here take the whole photo stretched to the square: the aspect ratio is given up, not a part of the
+    picture. Resampling is Pillow's, which is antialiased.
     """
-    square = np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
+    square = np.asarray(spec.square(image))
     values = np.ascontiguousarray(square.transpose(2, 0, 1)).astype(np.float32)
     values /= np.float32(255)
-    values -= np.array(mean, np.float32)[:, None, None]
-    values /= np.array(std, np.float32)[:, None, None]
+    values -= np.array(spec.mean, np.float32)[:, None, None]
+    values /= np.array(spec.std, np.float32)[:, None, None]
     return values
 
 
-def pixel_values(image: Image.Image, size: int, mean: Sequence[float], std: Sequence[float]) -> "torch.Tensor":
+def pixel_values(image: Image.Image, spec: PixelSpec) -> "torch.Tensor":
     """`pixel_array` for torch."""
     import torch
 
-    return torch.from_numpy(pixel_array(image, size, mean, std))
+    return torch.from_numpy(pixel_array(image, spec))
 
 
 def _from_array(array: npt.NDArray[Any]) -> Image.Image:

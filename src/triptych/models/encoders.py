@@ -66,12 +66,25 @@ def check_part(source: Path, spec: EncoderSpec) -> None:
         raise InputError(f"{source} was trained over another {spec.name} than this version fetches")
 
 
+def vit_spec(vit: ViT) -> EncoderSpec:
+    """What a checkpoint says of a vision transformer that it stores."""
+    own = vit.pixels
+    return EncoderSpec(
+        vit.name,
+        True,
+        image_size=own.size,
+        vit=vit.config,
+        mean=own.mean,
+        std=own.std,
+        shortest_side=own.shortest_side,
+        resample=own.resample,
+    )
+
+
 def encoder_spec(encoder: ConvNet | ViT, whole: bool = False) -> EncoderSpec:
     """What a checkpoint says of an encoder. ``whole``: it stores the frozen layers as well, as always where they are no embedded part."""
     if isinstance(encoder, ViT):
-        return EncoderSpec(
-            encoder.name, True, image_size=encoder.image_size, vit=encoder.config, mean=encoder.mean, std=encoder.std
-        )
+        return vit_spec(encoder)
     stored = whole or encoder.name not in {part.name for part in PARTS}
     sha256 = None if stored else part_fingerprint(encoder.name)
     return EncoderSpec(encoder.name, stored, sha256, encoder.image_size, encoder.cut)

@@ -102,7 +102,7 @@ def frozen_encoder(directory: Path, spec: EncoderSpec) -> ConvNet | ViT:
     """The image encoder that a checkpoint names; without memory where the checkpoint stores it."""
     if spec.vit is not None:
         with unallocated():
-            return ViT(spec.vit, spec.mean or CLIP_MEAN, spec.std or CLIP_STD)
+            return ViT(spec.vit, spec.pixels(spec.vit.image_size, CLIP_MEAN, CLIP_STD))
     if spec.name not in ENCODERS:
         raise InputError(f"{directory}: encoder.name is {spec.name!r}, expected one of {', '.join(ENCODERS)}")
     if spec.stored:

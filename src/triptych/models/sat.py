@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +83,7 @@ def trunk_prefixes(encoder: ConvNet) -> tuple[str, ...]:
 def caption_search(vocabulary: WordVocabulary, spec: SearchSpec) -> Search:
     """The search of a checkpoint's captions."""
     once = vocabulary.is_content if spec.words_once else None
-    return sat_search(
-        beams=spec.beams, length_penalty=spec.length_penalty, max_new_tokens=spec.max_new_tokens, once=once
-    )
+    return replace(spec.search(frozenset({EOS}), frozenset({PAD, BOS, UNK})), once=once)
 
 
 def sat_search(**settings: Any) -> Search:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.errors import InputError
+from triptych.io.pixels import PixelSpec
 from triptych.nn import efficientnet
 from triptych.nn.efficientnet import LAYERS, Layer, published_names
 
@@ -102,6 +103,10 @@ class ConvNet(nn.Module):
         self.cut = len(layers) if cut is None else cut
         if not 0 < self.cut <= len(layers):
             raise InputError(f"cut is {cut}: {self.name} has {len(layers)} layers to cut between")
+
+    @property
+    def pixels(self) -> PixelSpec:
+        return PixelSpec(self.image_size, self.mean, self.std, reduced=True)
 
     @property
     def frozen_layers(self) -> nn.Module:

@@ -8,7 +8,6 @@ from typing import Literal, TypeAlias, get_args
 from triptych.errors import InputError
 
 Activation: TypeAlias = Literal["silu", "relu", "gelu", "gelu_tanh"]
-Colour = tuple[float, float, float]  # red, green, blue
 
 
 @dataclass(frozen=True)

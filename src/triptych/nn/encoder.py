@@ -7,7 +7,7 @@ from typing import Any, Protocol, Self
 
 from torch import Tensor, nn
 
-from triptych.nn.configs import Colour
+from triptych.io.pixels import PixelSpec
 
 
 class NetworkPart(Protocol):
@@ -24,17 +24,18 @@ class NetworkPart(Protocol):
 class VisionEncoder(NetworkPart, Protocol):
     """Pixels -> a grid of features, in two steps: the frozen trunk, whose output may be kept, and a tail that may be trained.
 
-    ``dim``: channels of a feature. ``grid``: rows and columns of cells. ``image_size``: side of the square photo, in pixels, which come
-    normalised by ``mean`` and ``std``. ``cut``: the number of layers in the trunk.
+    ``dim``: channels of a feature. ``grid``: rows and columns of cells. ``image_size``: side of the square photo, in pixels.
+    ``pixels``: how a photo is brought to it. ``cut``: the number of layers in the trunk.
     """
 
     name: str
     dim: int
     grid: tuple[int, int]
     image_size: int
-    mean: Colour
-    std: Colour
     cut: int
+
+    @property
+    def pixels(self) -> PixelSpec: ...
 
     @property
     def frozen_layers(self) -> nn.Module:

@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.errors import InputError
+from triptych.io.pixels import Colour, PixelSpec
 from triptych.nn.attention import MultiHeadAttention
-from triptych.nn.configs import Colour, ViTConfig
+from triptych.nn.configs import ViTConfig
 
 CLIP_MEAN: Colour = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Colour = (0.26862954, 0.26130258, 0.27577711)
@@ -67,15 +68,15 @@ class ViTBlock(nn.Module):
 class ViT(nn.Module):
     """An image encoder: ``dim`` channels out, on a ``grid`` of cells at the size that it was trained on.
 
-    Pixels come normalised by ``mean`` and ``std``, which are CLIP's for EVA too.
+    ``pixels``: how photos are brought to it; None = stretched, in CLIP's colours, as EVA takes them too.
     """
 
     name = "vit"
 
-    def __init__(self, config: ViTConfig, mean: Colour = CLIP_MEAN, std: Colour = CLIP_STD) -> None:
+    def __init__(self, config: ViTConfig, pixels: PixelSpec | None = None) -> None:
         super().__init__()
         self.config, self.dim, self.grid, self.image_size = config, config.dim, config.grid, config.image_size
-        self.mean, self.std = mean, std
+        self.pixels = pixels or PixelSpec(config.image_size, CLIP_MEAN, CLIP_STD)
         self.cut = config.layers  # all are frozen
         self.patches = nn.Conv2d(3, config.dim, config.patch_size, config.patch_size, bias=config.patch_bias)
         self.class_token = nn.Parameter(torch.randn(config.dim) * 0.02) if config.has_class_token else None

@@ -8,10 +8,30 @@ from math import exp
 from typing import Any, Literal, TypeAlias
 
 from triptych.evidence import Evidence
+from triptych.generate import Search
+from triptych.io.pixels import PixelSpec
 
 Method: TypeAlias = Literal["decoder", "language model", "q-former", "captions", "caption likelihood", "matching"]
 
 SUM_ERROR = 1e-6
+
+
+@dataclass(frozen=True)
+class AnswerRecipe:
+    """What an answer came from besides the photos and the weights.
+
+    prompt: as the language model reads it, ``<image>`` for each picture; None = nothing is read but photos. search: None = nothing was
+    written, choices were scored. pixels: how the photos were brought to the encoder.
+    """
+
+    pixels: PixelSpec
+    prompt: str | None = None
+    search: Search | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        search = self.search and self.search.to_dict()
+        return {"prompt": self.prompt, "search": search, "pixels": self.pixels.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -24,6 +44,7 @@ class Answer:
         choices scored, by the language model; ``q-former``: written by the Q-Former (ITG); ``captions``: by the language model from
         captions of the pictures, one by one; ``caption likelihood``: the picture whose caption would sooner begin with a text;
         ``matching``: by how well pictures and texts match (ITM).
+    recipe: prompt, search and pixels.
     """
 
     text: str
@@ -35,6 +56,7 @@ class Answer:
     alternatives: tuple[tuple[str, float], ...] = ()
     scores: Mapping[str, float] | None = None
     method: Method = "language model"
+    recipe: AnswerRecipe | None = None
 
     @property
     def probabilities(self) -> dict[str, float] | None:
@@ -57,6 +79,10 @@ class Answer:
         if self.alternatives:
             record["alternatives"] = [[other, round(logprob, 4)] for other, logprob in self.alternatives]
         return record
+
+    def to_record(self, text: str = "text") -> dict[str, Any]:
+        """``to_dict`` with the recipe, as the command line prints it."""
+        return self.to_dict(text) | ({"recipe": self.recipe.to_dict()} if self.recipe else {})
 
 
 @dataclass(frozen=True)

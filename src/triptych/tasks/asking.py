@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from triptych.errors import InputError
 from triptych.generate import Hypothesis, Search
 from triptych.io.images import ImageSource
-from triptych.tasks.answer import Answer, Method
+from triptych.tasks.answer import Answer, AnswerRecipe, Method
 from triptych.tasks.choices import (
     GREY,
     YES_NO,
@@ -139,7 +139,8 @@ class Answerer:
             if choices is None:
                 free[i] = question
             else:
-                answers[i] = self.choose(replace(question, choices=choices), choices, explain)
+                answer = self.choose(replace(question, choices=choices), choices, explain)
+                answers[i] = replace(answer, recipe=answer.recipe or self.recipe())
         answers |= zip(free, self.write_answers(list(free.values()), explain, settings), strict=True)
         return [answers[i] for i in range(len(questions))]
 
@@ -182,6 +183,10 @@ class Answerer:
         return blind_share(np.asarray(known))
 
     # What a system implements
+
+    def recipe(self) -> AnswerRecipe:
+        """Of an answer that no prompt was read for."""
+        raise NotImplementedError
 
     def check_question(self, question: PictureQuestion) -> None:
         """Raises InputError: the model cannot be asked this."""

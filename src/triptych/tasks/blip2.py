@@ -13,13 +13,13 @@ from triptych.errors import InputError
 from triptych.evidence import Evidence, Floats
 from triptych.generate import Hypothesis, Search, generate, stream
 from triptych.io.images import ImageSource
-from triptych.tasks.answer import Answer
+from triptych.tasks.answer import Answer, AnswerRecipe
 from triptych.tasks.asking import Answerer, Photos, PictureQuestion, as_choice, with_settings
 from triptych.tasks.choices import choice_ids, normalised_logprobs, to_hypotheses
 from triptych.tasks.matching import Blip2Matching
-from triptych.tasks.photos import DECODED_TOGETHER
+from triptych.tasks.photos import DECODED_TOGETHER, over_photos
 from triptych.tasks.words import Spans, decode_pieces, join_word_pieces, sentence, sum_over_words, to_answer
-from triptych.text.prompt import CAPTION_INSTRUCTION, qformer_texts, question_prompt, split_at_images
+from triptych.text.prompt import CAPTION_INSTRUCTION, IMAGE, qformer_texts, question_prompt, split_at_images
 from triptych.text.questions import is_yes_no
 from triptych.text.tokenizer import TextTokenizer
 from triptych.text.wordpiece import itg_search
@@ -42,6 +42,7 @@ class InterleavedPrompt(NamedTuple):
 
     pieces: list[Piece]
     cells: list[Array]
+    prompt: PhotoPrompt
 
 
 class Blip2Tasks(Answerer, Blip2Matching):
@@ -76,14 +77,32 @@ class Blip2Tasks(Answerer, Blip2Matching):
 
     @overload
     def caption(
-        self, images: Sequence[ImageSource], *, explain: bool = ..., writer: str | None = ..., **settings: Any
+        self,
+        images: Sequence[ImageSource],
+        *,
+        explain: bool = ...,
+        writer: str | None = ...,
+        prompt: str | None = ...,
+        **settings: Any,
     ) -> list[Answer]: ...
     @overload
     def caption(
-        self, images: ImageSource, *, explain: bool = ..., writer: str | None = ..., **settings: Any
+        self,
+        images: ImageSource,
+        *,
+        explain: bool = ...,
+        writer: str | None = ...,
+        prompt: str | None = ...,
+        **settings: Any,
     ) -> Answer: ...
     def caption(
-        self, images: Photos, *, explain: bool = False, writer: str | None = None, **settings: Any
+        self,
+        images: Photos,
+        *,
+        explain: bool = False,
+        writer: str | None = None,
+        prompt: str | None = None,
+        **settings: Any,
     ) -> Answer | list[Answer]:
         """Caption one photo, or a list of photos (each answered as if it were alone).
 
@@ -91,24 +110,28 @@ class Blip2Tasks(Answerer, Blip2Matching):
             images: a path, URL, data URL, bytes, PIL image or array; or a list of them.
             explain: also return where the model looked at each word (``Answer.evidence``).
             writer: ``lm``, the language model behind the soft prompt; ``qformer``, the Q-Former itself (ITG); None = the model's own.
+            prompt: the text behind the photo, word for word, which a Q-Former that takes whole prompts (InstructBLIP's) reads as well;
+                None = the model's own.
             settings: fields of ``generate.Search``: beams, max_new_tokens, length_penalty, n_best, temperature, top_k, top_p, seed.
 
         Raises:
             InputError: a photo cannot be read, or a setting is out of bounds.
         """
         if not isinstance(images, list | tuple):
-            return self.caption([images], explain=explain, writer=writer, **settings)[0]  # type: ignore[list-item]
+            alone: list[ImageSource] = [images]  # type: ignore[list-item]
+            return self.caption(alone, explain=explain, writer=writer, prompt=prompt, **settings)[0]
         if writer not in (None, *WRITERS):
             raise InputError(f"unknown writer {writer!r}: choose {' or '.join(WRITERS)}")
-        if (writer or self.spec.writer) == "qformer" or (writer is None and not self.answers):
+        if prompt is not None and writer == "qformer":
+            raise InputError("the Q-Former writes without a prompt: choose the writer lm, or leave out the prompt")
+        if prompt is None and ((writer or self.spec.writer) == "qformer" or (writer is None and not self.answers)):
             return self.grounded_captions(images, explain, **settings)
+        text = self.spec.prompts.caption if prompt is None else f"{IMAGE}{prompt}"
         search = self.caption_search(**settings)
         answers: list[Answer] = []
         for first in range(0, len(images), DECODED_TOGETHER):
-            part = [
-                PhotoPrompt(self.spec.prompts.caption, [image]) for image in images[first : first + DECODED_TOGETHER]
-            ]
-            answers += self.write(part, search, explain, as_sentence=True)
+            part = [PhotoPrompt(text, [image]) for image in images[first : first + DECODED_TOGETHER]]
+            answers += self.write(part, search, explain, as_sentence=prompt is None)
         return answers
 
     def grounded_captions(self, images: Sequence[ImageSource], explain: bool, **settings: Any) -> list[Answer]:
@@ -118,12 +141,16 @@ class Blip2Tasks(Answerer, Blip2Matching):
         search = itg_search(self.spec.words, self.search(**settings))
         answers = []
         for first in range(0, len(images), DECODED_TOGETHER):
-            features = self.encode(images[first : first + DECODED_TOGETHER])
-            for photo, written in zip(features, generate(self.engine.writer, features, search), strict=True):
-                answers.append(self.grounded_answer(written, photo, explain))
+            part = images[first : first + DECODED_TOGETHER]
+            features = self.encode(part)
+            written = generate(self.engine.writer, features, search)
+            for hypotheses, photo, image in zip(written, features, part, strict=True):
+                answer = self.grounded_answer(hypotheses, photo, image if explain else None)
+                answers.append(replace(answer, recipe=self.recipe(search=search)))
         return answers
 
-    def grounded_answer(self, hypotheses: Sequence[Hypothesis], features: Array, explain: bool) -> Answer:
+    def grounded_answer(self, hypotheses: Sequence[Hypothesis], features: Array, image: ImageSource | None) -> Answer:
+        """``image``: the photo, to show where the Q-Former looked in it; None = no evidence."""
         vocabulary, (best, *others) = self.spec.words, hypotheses
         texts = [sentence(vocabulary.decode(h.ids)) for h in hypotheses]
         words, spans = join_word_pieces([vocabulary.words[piece] for piece in best.ids])
@@ -131,9 +158,9 @@ class Blip2Tasks(Answerer, Blip2Matching):
             words, spans = words[:-1], spans[:-1]
         logprobs = tuple(sum(best.logprobs[a:b]) for a, b in spans)
         evidence = None
-        if explain and words:
-            maps = sum_over_words(self.engine.writer_maps(features, best.ids), spans)
-            evidence = Evidence(words, maps[:, None], logprobs)
+        if image is not None and words:
+            maps = sum_over_words(self.engine.writer_maps(features, best.ids), spans)[:, None]
+            evidence = Evidence(words, over_photos(maps, [image], self.engine.photos.pixels), logprobs)
         alternatives = tuple(zip(texts[1:], (h.logprob for h in others), strict=True))
         return Answer(texts[0], self.name, best.logprob, words, logprobs, evidence, alternatives, method="q-former")
 
@@ -177,10 +204,13 @@ class Blip2Tasks(Answerer, Blip2Matching):
         return to_hypotheses(ids, self.engine.score(logits, state, ids))
 
     def answer_of(self, hypothesis: Hypothesis, question: PictureQuestion, explain: bool) -> Answer:
-        if not explain:
-            return to_answer(self.name, self.tokenizer, [hypothesis])
-        (row,) = self.read([self.question_prompt(question)], explain)
-        return self.answer([hypothesis], row, explain)
+        prompt = self.question_prompt(question)
+        if explain:
+            (row,) = self.read([prompt], explain)
+            answer = self.answer([hypothesis], row, explain)
+        else:
+            answer = to_answer(self.name, self.tokenizer, [hypothesis])
+        return replace(answer, recipe=self.recipe(prompt.text))
 
     @property
     def picks_pictures(self) -> bool:  # type: ignore[override]
@@ -205,7 +235,10 @@ class Blip2Tasks(Answerer, Blip2Matching):
         """What follows each prompt."""
         rows = self.read(prompts, explain)
         written = generate(self.engine, [row.pieces for row in rows], search)
-        return [self.answer(h, row, explain, as_sentence) for h, row in zip(written, rows, strict=True)]
+        return [
+            replace(self.answer(h, row, explain, as_sentence), recipe=self.recipe(row.prompt.text, search))
+            for h, row in zip(written, rows, strict=True)
+        ]
 
     def read(self, prompts: Sequence[PhotoPrompt], explain: bool = False) -> list[InterleavedPrompt]:
         """Read the photos of all prompts together, with the questions if the Q-Former reads them.
@@ -217,12 +250,12 @@ class Blip2Tasks(Answerer, Blip2Matching):
         features = self.encode([image for prompt in prompts for image in prompt.images])
         read = iter(self.engine.read(features, self.instructions(prompts), explain))
         rows = []
-        for before, *others in ids:
+        for prompt, (before, *others) in zip(prompts, ids, strict=True):
             photos = [next(read) for _ in others]
             row: list[Piece] = [before]
             for photo, piece in zip(photos, others, strict=True):
                 row += [photo.vectors, piece]
-            rows.append(InterleavedPrompt(row, [photo.cells for photo in photos if photo.cells is not None]))
+            rows.append(InterleavedPrompt(row, [photo.cells for photo in photos if photo.cells is not None], prompt))
         return rows
 
     def prompt_ids(self, prompt: PhotoPrompt) -> list[list[int]]:
@@ -253,9 +286,13 @@ class Blip2Tasks(Answerer, Blip2Matching):
         self, hypotheses: Sequence[Hypothesis], row: InterleavedPrompt, explain: bool, as_sentence: bool = False
     ) -> Answer:
         def maps(ids: Sequence[int], spans: Spans) -> Floats:
-            return sum_over_words(self.engine.maps(row.pieces, row.cells, ids), spans)
+            over_squares = sum_over_words(self.engine.maps(row.pieces, row.cells, ids), spans)
+            return over_photos(over_squares, row.prompt.images, self.engine.photos.pixels)
 
         return to_answer(self.name, self.tokenizer, hypotheses, maps if explain else None, as_sentence)
+
+    def recipe(self, prompt: str | None = None, search: Search | None = None) -> AnswerRecipe:
+        return AnswerRecipe(self.engine.photos.pixels, prompt, search)
 
     def info(self) -> dict[str, Any]:
         """Parts, parameters, memory, licence and figures."""

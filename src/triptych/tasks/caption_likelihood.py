@@ -20,8 +20,8 @@ from triptych.tasks.answer import Answer
 from triptych.tasks.asking import as_choice
 from triptych.tasks.choices import GREY, forms_for_scoring, normalised_logprobs
 from triptych.tasks.flamingo_prompts import FlamingoPrompts
+from triptych.tasks.photos import over_photos
 from triptych.tasks.words import Spans, mean_over_words, to_answer
-from triptych.text.prompt import CAPTION
 
 # Of "Is there a dog?" on 94 questions about validation photos of Flickr8k: 72% right (the language model's yes or no: 59), calibration
 # error 8% (19 with a temperature of 1).
@@ -52,13 +52,14 @@ NO_THINGS = frozenset(
 class CaptionLikelihood:
     def __init__(self, prompts: FlamingoPrompts) -> None:
         self.prompts = prompts
+        self.caption, self.gap = prompts.spec.prompts.caption, prompts.spec.prompts.gap
 
     def score(self, texts: Sequence[str], images: Sequence[ImageSource]) -> list[list[Hypothesis]]:
         """Each text as the beginning of each picture's caption: ``[pictures][texts]``."""
-        self.prompts.check_length(max(self.prompts.length(f"{CAPTION} {text}", 1) for text in texts))
-        ids = [self.prompts.spec.tokenizer.encode(f" {text}") for text in texts]
+        self.prompts.check_length(max(self.prompts.length(f"{self.caption}{self.gap}{text}", 1) for text in texts))
+        ids = [self.prompts.spec.tokenizer.encode(f"{self.gap}{text}") for text in texts]
         scored = []
-        for row in self.prompts.rows([(CAPTION, [image]) for image in images]):
+        for row in self.prompts.rows([(self.caption, [image]) for image in images]):
             with self.prompts.prefix.read_prompt(row) as prefix:
                 logprobs = self.prompts.engine.score(prefix.logits, prefix.state, ids)
             scored.append([Hypothesis(tuple(i), tuple(p), False) for i, p in zip(ids, logprobs, strict=True)])
@@ -74,8 +75,9 @@ class CaptionLikelihood:
 
         def maps(ids: Sequence[int], spans: Spans) -> Floats:
             features = self.prompts.encode(images)
-            prompt, engine = self.prompts.ids(CAPTION, 1), self.prompts.engine
-            return mean_over_words(np.concatenate([engine.maps(prompt, [x], ids) for x in features], 1), spans)
+            prompt, engine = self.prompts.ids(self.caption, 1), self.prompts.engine
+            over_squares = np.concatenate([engine.maps(prompt, [x], ids) for x in features], 1)
+            return over_photos(mean_over_words(over_squares, spans), images, engine.photos.pixels)
 
         return to_answer(
             self.prompts.name,

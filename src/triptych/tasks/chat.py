@@ -20,7 +20,7 @@ from triptych.generate import Search
 from triptych.io.files import write_file
 from triptych.io.images import ImageSource, load_image
 from triptych.tasks.answer import Answer
-from triptych.text.prompt import END, IMAGE, question_prompt
+from triptych.text.prompt import DEFAULT_PROMPTS, END, IMAGE, Prompts, question_prompt
 from triptych.text.questions import is_about_all, thing_asked_for
 
 CHAT_VERSION = 1
@@ -39,10 +39,9 @@ class Turn:
     question: str
     answer: str
 
-    @property
-    def prompt(self) -> str:
+    def prompt(self, prompts: Prompts) -> str:
         """The question with its pictures in front."""
-        text = question_prompt(self.question, max(1, len(self.pictures)))
+        text = question_prompt(self.question, max(1, len(self.pictures)), prompts)
         return text if self.pictures else text.removeprefix(IMAGE)
 
 
@@ -61,8 +60,14 @@ class Speaker(Protocol):
 class Chat:
     """``turns`` are all that was said; the model remembers the last ones, from ``first`` on."""
 
-    def __init__(self, model: Speaker, max_tokens: int = MAX_TOKENS, max_pictures: int = MAX_PICTURES) -> None:
-        self.model, self.max_tokens, self.max_pictures = model, max_tokens, max_pictures
+    def __init__(
+        self,
+        model: Speaker,
+        max_tokens: int = MAX_TOKENS,
+        max_pictures: int = MAX_PICTURES,
+        prompts: Prompts = DEFAULT_PROMPTS,
+    ) -> None:
+        self.model, self.max_tokens, self.max_pictures, self.prompts = model, max_tokens, max_pictures, prompts
         self.turns: list[Turn] = []
         self.first = 0
         self.waiting: list[Image.Image] = []  # pictures that go with the next question
@@ -94,7 +99,7 @@ class Chat:
         search = self.model.search(**({"beams": 1, "max_new_tokens": ANSWER_TOKENS} | settings))
         first, text, pictures = self.remembered(turn, search.max_new_tokens)
         if about := self.asked_about(turn):
-            yield (answer := f" {self.model.ask(about, question, **({'beams': 1} | settings)).text}")
+            yield (answer := f"{self.prompts.gap}{self.model.ask(about, question, **({'beams': 1} | settings)).text}")
             self.end(first, turn, answer)
             return
         pieces = []
@@ -112,7 +117,7 @@ class Chat:
             reply = self.model.ask(about, question, explain=explain, **settings)
         else:
             (reply,) = self.model.write([(text, pictures)], search, explain)
-        self.end(first, turn, f" {reply.text}")
+        self.end(first, turn, f"{self.prompts.gap}{reply.text}")
         return reply
 
     def asked_about(self, turn: Turn) -> list[ImageSource] | None:
@@ -149,7 +154,8 @@ class Chat:
                 continue
             if not pictures:
                 break
-            text = "".join(f"{old.prompt}{old.answer}{END}" for old in kept[:-1]) + turn.prompt
+            earlier = [f"{old.prompt(self.prompts)}{old.answer}{END}" for old in kept[:-1]]
+            text = "".join(earlier) + turn.prompt(self.prompts)
             if self.model.length(text, len(pictures)) + new_tokens <= self.max_tokens:
                 return first, text, pictures
         raise InputError(

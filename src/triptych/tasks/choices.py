@@ -115,9 +115,9 @@ def blind_share(logprobs: NDArray[np.float64]) -> NDArray[np.float64]:
     return BLIND_WEIGHT * logprobs + (1 - BLIND_WEIGHT) * excess
 
 
-def choice_ids(tokenizer: TextTokenizer, choices: Sequence[str], end: int) -> list[list[int]]:
-    """The tokens of each choice as the whole answer, with its end."""
-    return [[*tokenizer.encode(f" {choice}"), end] for choice in choices]
+def choice_ids(tokenizer: TextTokenizer, choices: Sequence[str], end: int, gap: str = " ") -> list[list[int]]:
+    """The tokens of each choice as the whole answer, with its end; ``gap``: between the prompt and the answer."""
+    return [[*tokenizer.encode(f"{gap}{choice}"), end] for choice in choices]
 
 
 def to_hypotheses(ids: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]]) -> list[Hypothesis]:

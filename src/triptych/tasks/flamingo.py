@@ -14,7 +14,7 @@ from triptych.errors import InputError
 from triptych.evidence import Floats
 from triptych.generate import Hypothesis, Search, generate, stream
 from triptych.io.images import ImageSource, load_image
-from triptych.tasks.answer import Answer
+from triptych.tasks.answer import Answer, AnswerRecipe
 from triptych.tasks.asking import Answerer, Photos, PictureQuestion, as_list, with_settings
 from triptych.tasks.capabilities import Shot
 from triptych.tasks.caption_likelihood import CaptionLikelihood
@@ -25,14 +25,12 @@ from triptych.tasks.flamingo_prompts import FlamingoPrompts
 from triptych.tasks.prefix import PrefixState, PromptRow
 from triptych.tasks.words import decode_pieces
 from triptych.text.prompt import (
-    CAPTION,
-    END,
     IMAGE,
+    caption_example,
     captions_by_picture,
     few_shot,
     question_after_pictures,
     question_prompt,
-    shot_text,
 )
 from triptych.text.questions import asks_what_is_shared, is_yes_no
 
@@ -70,43 +68,72 @@ class FlamingoTasks(Answerer):
         once = self.spec.tokenizer.is_content if self.spec.words_once else None
         return self.search(**({"once": once} | settings))
 
+    def recipe(self) -> AnswerRecipe:
+        return AnswerRecipe(self.engine.photos.pixels)
+
     # Captions
 
     @overload
     def caption(
-        self, images: Sequence[ImageSource], *, shots: Sequence[Shot] = ..., explain: bool = ..., **settings: Any
+        self,
+        images: Sequence[ImageSource],
+        *,
+        shots: Sequence[Shot] = ...,
+        explain: bool = ...,
+        prompt: str | None = ...,
+        **settings: Any,
     ) -> list[Answer]: ...
     @overload
     def caption(
-        self, images: ImageSource, *, shots: Sequence[Shot] = ..., explain: bool = ..., **settings: Any
+        self,
+        images: ImageSource,
+        *,
+        shots: Sequence[Shot] = ...,
+        explain: bool = ...,
+        prompt: str | None = ...,
+        **settings: Any,
     ) -> Answer: ...
     def caption(
-        self, images: Photos, *, shots: Sequence[Shot] = (), explain: bool = False, **settings: Any
+        self,
+        images: Photos,
+        *,
+        shots: Sequence[Shot] = (),
+        explain: bool = False,
+        prompt: str | None = None,
+        **settings: Any,
     ) -> Answer | list[Answer]:
         """Caption one photo, or a list of photos (each answered as if it were alone).
 
         Args:
             shots: examples, pictures with their captions, in order.
             explain: also return where the model looked at each word (``Answer.evidence``), in the examples' pictures too.
+            prompt: the text behind the picture, word for word; None = the model's own.
             settings: fields of ``generate.Search``.
 
         Raises:
             InputError: a picture cannot be read, the examples are too many or too long, or a setting is out of bounds.
         """
         if not isinstance(images, list | tuple):
-            return self.caption([images], shots=shots, explain=explain, **settings)[0]  # type: ignore[list-item]
-        examples = "".join(
-            f"{CAPTION if image is not None else 'Caption:'} {shot_text(text)}{END}" for image, text in shots
-        )
+            return self.caption([images], shots=shots, explain=explain, prompt=prompt, **settings)[0]  # type: ignore[list-item]
+        prompts = self.spec.prompts
+        examples = "".join(caption_example(text, image is not None, prompts) for image, text in shots)
         pictures = [load_image(image) for image, _ in shots if image is not None]
-        prompts = [(examples + CAPTION, [*pictures, image]) for image in images]
-        return self.prompts.write(prompts, self.caption_search(**settings), explain, as_sentence=True)
+        texts = [(examples + self.caption_prompt(prompt), [*pictures, image]) for image in images]
+        return self.prompts.write(texts, self.caption_search(**settings), explain, as_sentence=prompt is None)
+
+    def caption_prompt(self, prompt: str | None = None) -> str:
+        """What is read before a caption; ``prompt``: other words behind the picture than the model's own."""
+        return self.spec.prompts.caption if prompt is None else f"{IMAGE}{prompt}"
+
+    def question_text(self, question: PictureQuestion) -> str:
+        """The prompt of a question. Raises InputError: it is empty."""
+        return question_prompt(question.text, len(question.images), self.spec.prompts)
 
     # Questions
 
     def check_question(self, question: PictureQuestion) -> None:
         self.prompts.check_count(len(question.images))
-        question_prompt(question.text, len(question.images))
+        self.question_text(question)
 
     def write_answers(
         self, questions: Sequence[PictureQuestion], explain: bool, settings: Mapping[str, Any]
@@ -117,7 +144,7 @@ class FlamingoTasks(Answerer):
             if is_about_several(question):
                 answers[i] = self.answer_by_captions(question, explain, settings)
             else:
-                single[i] = question_prompt(question.text, len(question.images)), question.images
+                single[i] = self.question_text(question), question.images
         search = self.search(**({"max_new_tokens": ANSWER_TOKENS} | dict(settings)))
         answers |= zip(single, self.prompts.write(list(single.values()), search, explain), strict=True)
         return [answers[i] for i in range(len(questions))]
@@ -130,6 +157,9 @@ class FlamingoTasks(Answerer):
         with self.read_captions(question) as (row, prefix):
             (hypotheses,) = generate(prefix, None, search)
         answer = self.prompts.answer(hypotheses, row, question.images if explain else None, method="captions")
+        answer = replace(
+            answer, recipe=self.prompts.recipe(question_after_pictures(question.text, self.spec.prompts), search)
+        )
         if asks_what_is_shared(question.text):
             several = self.caption(question.images, beams=BEAMS_OF_SHARED, n_best=BEAMS_OF_SHARED)
             captions = [text for caption in several for text in (caption.text, *(t for t, _ in caption.alternatives))]
@@ -139,18 +169,23 @@ class FlamingoTasks(Answerer):
     def read_captions(self, question: PictureQuestion) -> AbstractContextManager[tuple[PromptRow, PrefixState]]:
         """Pictures with their captions (each written as if it were alone, so that no caption repeats another picture's) and then the
         question, read."""
-        ids = self.spec.tokenizer.encode(question_after_pictures(question.text))
-        captions = self.prompts.write([(CAPTION, [image]) for image in question.images], self.caption_search())
-        row = self.prompts.row(captions_by_picture([caption.text for caption in captions]), question.images)
+        ids = self.spec.tokenizer.encode(question_after_pictures(question.text, self.spec.prompts))
+        captions = self.prompts.write(
+            [(self.caption_prompt(), [image]) for image in question.images], self.caption_search()
+        )
+        row = self.prompts.row(
+            captions_by_picture([caption.text for caption in captions], self.spec.prompts), question.images
+        )
         return self.prompts.read_blind(row, ids)
 
     def score_forms(self, question: PictureQuestion, forms: Sequence[str]) -> list[Hypothesis]:
-        row = self.prompts.row(question_prompt(question.text, len(question.images)), question.images)
-        return self.score_behind(row, forms)
+        return self.score_behind(self.prompts.row(self.question_text(question), question.images), forms)
 
     def answer_of(self, hypothesis: Hypothesis, question: PictureQuestion, explain: bool) -> Answer:
-        row = self.prompts.row(question_prompt(question.text, len(question.images)), question.images)
-        return self.prompts.answer([hypothesis], row, question.images if explain else None)
+        text = self.question_text(question)
+        row = self.prompts.row(text, question.images)
+        answer = self.prompts.answer([hypothesis], row, question.images if explain else None)
+        return replace(answer, recipe=self.prompts.recipe(text))
 
     def choose_picture(self, text: str, images: Sequence[ImageSource], names: Sequence[str], explain: bool) -> Answer:
         return self.likelihood.choose(text, images, names, explain)
@@ -160,7 +195,7 @@ class FlamingoTasks(Answerer):
 
     def score_behind(self, row: PromptRow, choices: Sequence[str]) -> list[Hypothesis]:
         """Each choice as all that follows a prompt, which is read once for all."""
-        ids = choice_ids(self.spec.tokenizer, choices, self.spec.end_id)
+        ids = choice_ids(self.spec.tokenizer, choices, self.spec.end_id, self.spec.prompts.gap)
         with self.prompts.prefix.read_prompt(row) as prefix:
             return to_hypotheses(ids, self.engine.score(prefix.logits, prefix.state, ids))
 
@@ -190,7 +225,7 @@ class FlamingoTasks(Answerer):
         """
         if similar is not None:
             shots = self.most_similar(image, shots, similar)
-        text = few_shot([(shot is not None, words) for shot, words in shots], prompt)
+        text = few_shot([(shot is not None, words) for shot, words in shots], prompt, self.spec.prompts.gap)
         return self.interleaved([*(s for s, _ in shots if s is not None), image], text, choices, explain, **settings)
 
     def interleaved(
@@ -209,7 +244,7 @@ class FlamingoTasks(Answerer):
         best = max(range(len(names)), key=lambda i: scored[i].logprob)
         answer = self.prompts.answer([scored[best]], row, images if explain else None)
         scores = {choice: h.logprob for choice, h in zip(names, scored, strict=True)}
-        return replace(answer, text=names[best], scores=scores)
+        return replace(answer, text=names[best], scores=scores, recipe=self.prompts.recipe(text))
 
     def most_similar(self, image: ImageSource, shots: Sequence[Shot], count: int) -> list[Shot]:
         """The ``count`` examples whose pictures are most like ``image`` by the cosine of their mean features, the most similar last
@@ -229,7 +264,9 @@ class FlamingoTasks(Answerer):
         """A caption, or the answer to a question, piece by piece as it is written (greedy, or sampled with a ``temperature``)."""
         pictures = as_list(images)
         if question is None:
-            return self.prompts.streamed(CAPTION, pictures, self.caption_search(**({"beams": 1} | settings)))
+            return self.prompts.streamed(
+                self.caption_prompt(), pictures, self.caption_search(**({"beams": 1} | settings))
+            )
         picture_question = PictureQuestion(pictures, question)
         if is_yes_no(question) and not settings.get("temperature"):
             return iter([self.ask(pictures, question).text])
@@ -237,7 +274,7 @@ class FlamingoTasks(Answerer):
         search = self.search(**({"beams": 1, "max_new_tokens": tokens} | settings))
         if is_about_several(picture_question):
             return self.stream_by_captions(picture_question, search)
-        return self.prompts.streamed(question_prompt(question, len(pictures)), pictures, search)
+        return self.prompts.streamed(self.question_text(picture_question), pictures, search)
 
     def stream_by_captions(self, question: PictureQuestion, search: Search) -> Iterator[str]:
         """The answer to a question about several pictures, piece by piece."""
@@ -247,7 +284,7 @@ class FlamingoTasks(Answerer):
     def chat(self) -> Chat:
         """A dialogue over any number of pictures."""
         tokens, pictures = self.spec.max_tokens, self.spec.max_pictures or CHAT_PICTURES
-        return Chat(self, min(MAX_TOKENS, tokens), min(CHAT_PICTURES, pictures))
+        return Chat(self, min(MAX_TOKENS, tokens), min(CHAT_PICTURES, pictures), self.spec.prompts)
 
     def length(self, text: str, pictures: int) -> int:
         """Tokens of a text with so many pictures."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 from triptych.engines.interface import Array, FlamingoEngine, FlamingoInputs
@@ -11,8 +12,8 @@ from triptych.errors import InputError
 from triptych.evidence import Floats
 from triptych.generate import Hypothesis, Search, generate, stream
 from triptych.io.images import ImageSource, content_hash, load_image
-from triptych.tasks.answer import Answer, Method
-from triptych.tasks.photos import DECODED_TOGETHER, ENCODED_TOGETHER, ArrayMemory, PhotoMemory
+from triptych.tasks.answer import Answer, AnswerRecipe, Method
+from triptych.tasks.photos import DECODED_TOGETHER, ENCODED_TOGETHER, ArrayMemory, PhotoMemory, over_photos
 from triptych.tasks.prefix import PrefixMemory, PrefixState, PromptRow, common_length
 from triptych.tasks.words import Spans, decode_pieces, mean_over_words, to_answer
 from triptych.text.prompt import END, split_at_images
@@ -91,7 +92,7 @@ class FlamingoPrompts:
         new: dict[tuple[str, int], Array] = {}  # image features
         for first in range(0, len(images), ENCODED_TOGETHER):  # not all photos in memory at once
             part = slice(first, first + ENCODED_TOGETHER)
-            photos = [load_image(image, self.engine.photos.size) for image in images[part]]
+            photos = [load_image(image, self.engine.photos.pixels.decode_side) for image in images[part]]
             here = [(content_hash(photo), place) for photo, place in zip(photos, places[part], strict=True)]
             keys += here
             remembered = [(key, self.resampled.get(key)) for key in here]
@@ -115,8 +116,9 @@ class FlamingoPrompts:
         for first in range(0, len(prompts), DECODED_TOGETHER):
             part = prompts[first : first + DECODED_TOGETHER]
             rows = self.rows(part)
-            for row, (_, images), hypotheses in zip(rows, part, self.generate(rows, search), strict=True):
-                answers.append(self.answer(hypotheses, row, images if explain else None, as_sentence))
+            for row, (text, images), hypotheses in zip(rows, part, self.generate(rows, search), strict=True):
+                answer = self.answer(hypotheses, row, images if explain else None, as_sentence)
+                answers.append(replace(answer, recipe=self.recipe(text, search)))
         return answers
 
     def generate(self, rows: Sequence[PromptRow], search: Search) -> list[list[Hypothesis]]:
@@ -150,6 +152,9 @@ class FlamingoPrompts:
 
     # Back to answers
 
+    def recipe(self, text: str, search: Search | None = None) -> AnswerRecipe:
+        return AnswerRecipe(self.engine.photos.pixels, text, search)
+
     def answer(
         self,
         hypotheses: Sequence[Hypothesis],
@@ -162,6 +167,7 @@ class FlamingoPrompts:
 
         def maps(ids: Sequence[int], spans: Spans) -> Floats:
             features = self.encode(images or ())
-            return mean_over_words(self.engine.maps(row.input_ids, features, ids, row.blind_from), spans)
+            by_word = mean_over_words(self.engine.maps(row.input_ids, features, ids, row.blind_from), spans)
+            return over_photos(by_word, images or (), self.engine.photos.pixels)
 
         return to_answer(self.name, self.spec.tokenizer, hypotheses, maps if images else None, as_sentence, method)

@@ -14,7 +14,7 @@ from triptych.evidence import Evidence, Floats
 from triptych.io.images import ImageSource
 from triptych.tasks.answer import Match
 from triptych.tasks.asking import Photos, as_list
-from triptych.tasks.photos import ArrayMemory, PhotoMemory
+from triptych.tasks.photos import ArrayMemory, PhotoMemory, over_photos
 from triptych.tasks.words import join_word_pieces, sum_over_words
 
 MATCHED_TOGETHER = 256  # photos with texts that are matched together
@@ -115,4 +115,5 @@ class Blip2Matching:
         words, spans = join_word_pieces([vocabulary[i] for i in np.asarray(pieces.input_ids)[0, 1:-1].tolist()])
         *by_piece, best = self.engine.match_maps(features, pieces)
         maps = np.concatenate([sum_over_words(np.stack(by_piece), spans), best[None]])[:, None]
+        maps = over_photos(maps, [image], self.engine.photos.pixels)
         return Evidence((*words, "(whole text)"), maps, (0.0,) * len(maps))

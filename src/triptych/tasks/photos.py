@@ -11,6 +11,7 @@ import numpy as np
 from triptych.engines.interface import Array, PhotoEncoder
 from triptych.evidence import Floats
 from triptych.io.images import ImageSource, content_hash, load_image, pixel_array
+from triptych.io.pixels import PixelSpec
 
 REMEMBERED_BYTES = 128 * 2**20  # of photos' features that a model keeps
 ENCODED_TOGETHER = 8  # photos; more take memory and save no time on a CPU
@@ -58,24 +59,32 @@ class PhotoMemory:
             return self._encode(images)
 
     def _encode(self, images: Sequence[ImageSource]) -> list[Array]:
-        spec = self.encoder.photos
+        pixels = self.encoder.photos.pixels
         keys: list[str] = []
         known: dict[str, Array] = {}
         new: dict[str, Floats] = {}  # pixels, of one size: the photos themselves may be large
         for image in images:
-            photo = load_image(image, spec.size)
+            photo = load_image(image, pixels.decode_side)
             keys.append(key := content_hash(photo))
             if key in known or key in new:
                 continue
             if (features := self.features.get(key)) is not None:
                 known[key] = features
             else:
-                new[key] = pixel_array(photo, spec.size, spec.mean, spec.std)
+                new[key] = pixel_array(photo, pixels)
         waiting = list(new)
         for first in range(0, len(waiting), ENCODED_TOGETHER):
             part = waiting[first : first + ENCODED_TOGETHER]
-            pixels = np.stack([new.pop(key) for key in part])
-            for key, features in zip(part, self.encoder.encode(pixels), strict=True):
+            batch = np.stack([new.pop(key) for key in part])
+            for key, features in zip(part, self.encoder.encode(batch), strict=True):
                 known[key] = features
                 self.features.put(key, features)
         return [known[key] for key in keys]
+
+
+def over_photos(maps: Floats, images: Sequence[ImageSource], pixels: PixelSpec) -> Floats:
+    """Maps ``[T, N, h, w]`` over what the encoder saw of N pictures as maps over the whole pictures."""
+    if pixels.shortest_side is None:
+        return maps
+    sizes = [load_image(image).size for image in images]
+    return np.stack([pixels.over_photo(maps[:, n], *size) for n, size in enumerate(sizes)], 1)

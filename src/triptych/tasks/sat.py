@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, overload
 
 from triptych.engines.interface import Array, SatEngine
 from triptych.evidence import Evidence, Floats
 from triptych.generate import Hypothesis, Search, generate, stream
 from triptych.io.images import ImageSource
-from triptych.tasks.answer import Answer
+from triptych.tasks.answer import Answer, AnswerRecipe
 from triptych.tasks.asking import with_settings
 from triptych.tasks.photos import DECODED_TOGETHER, PhotoMemory
 
@@ -50,7 +51,11 @@ class SatTasks:
         for first in range(0, len(images), DECODED_TOGETHER):
             features = self.encode(images[first : first + DECODED_TOGETHER])
             written = generate(self.engine, self.engine.read(features), search)
-            answers += [self._answer(h, photo, explain) for h, photo in zip(written, features, strict=True)]
+            recipe = AnswerRecipe(self.engine.photos.pixels, search=search)
+            answers += [
+                replace(self._answer(h, photo, explain), recipe=recipe)
+                for h, photo in zip(written, features, strict=True)
+            ]
         return answers
 
     def search(self, **settings: Any) -> Search:

@@ -21,17 +21,20 @@ class Prompts:
     ``caption``: with ``<image>`` in its place. ``question``: ``{}`` is the question; the photos stand before it.
     ``published``: photos stand there without names, and the language model's begin token follows them, as in transformers
     and LAVIS. ``whole``: a Q-Former that reads the question reads the whole prompt, also that of a caption (InstructBLIP).
+    ``gap``: what stands between the prompt of an example and its text.
     """
 
     caption: str = CAPTION
     question: str = "Question: {}\nAnswer:"
     published: bool = False
     whole: bool = False
+    gap: str = " "
 
 
 DEFAULT_PROMPTS = Prompts()
 BLIP2_OPT = Prompts(f"{IMAGE}a photo of", "Question: {} Answer:", published=True)
 BLIP2_T5 = Prompts(f"{IMAGE}a photo of", "Question: {} Short answer:", published=True)
+OPEN_FLAMINGO = Prompts(f"{IMAGE}Output:", "Question:{} Short answer:", published=True, gap="")
 INSTRUCT_BLIP = Prompts(f"{IMAGE}A short image description:", "Question: {} Short answer:", published=True, whole=True)
 
 
@@ -59,16 +62,21 @@ def photo_lines(pictures: int) -> str:
     return "\n".join(f"{name}: {IMAGE}" for name in photo_names(pictures))
 
 
-def captions_by_picture(captions: Sequence[str]) -> str:
+def captions_by_picture(captions: Sequence[str], prompts: Prompts = DEFAULT_PROMPTS) -> str:
     """Pictures by name, each with its caption."""
-    return "".join(
-        f"{name}: {CAPTION} {text}{END}" for name, text in zip(photo_names(len(captions)), captions, strict=True)
-    )
+    named = zip(photo_names(len(captions)), captions, strict=True)
+    return "".join(f"{name}: {prompts.caption}{prompts.gap}{text}{END}" for name, text in named)
 
 
-def question_after_pictures(question: str) -> str:
+def caption_example(text: str, pictured: bool, prompts: Prompts) -> str:
+    """An example of a caption: of a picture, or of none (a text that shows the form alone)."""
+    prompt = prompts.caption if pictured else prompts.caption.replace(IMAGE, "").lstrip()
+    return f"{prompt}{prompts.gap}{shot_text(text)}{END}"
+
+
+def question_after_pictures(question: str, prompts: Prompts = DEFAULT_PROMPTS) -> str:
     """A question about pictures that come earlier in the prompt."""
-    return question_prompt(question, 1).removeprefix(IMAGE)
+    return question_prompt(question, 1, prompts).removeprefix(IMAGE)
 
 
 def qformer_texts(question: str, pictures: int) -> list[str]:
@@ -97,14 +105,15 @@ def split_at_images(prompt: str, pictures: int) -> list[str]:
     return texts
 
 
-def few_shot(shots: Sequence[tuple[bool, str]], query: str) -> str:
+def few_shot(shots: Sequence[tuple[bool, str]], query: str, gap: str = " ") -> str:
     """Examples, then the query (Flamingo, Alayrac et al. 2022, section 3.4): ``"<image> a shiba<|endofchunk|><image> This is"``.
 
-    ``shots``: whether each has a picture, and its text; ``query``: the text after the last picture, which may be empty.
+    ``shots``: whether each has a picture, and its text; ``query``: the text after the last picture, which may be empty. ``gap``: between
+    a picture and its text.
     Raises InputError: an example without text, or a text that holds a placeholder.
     """
-    examples = [f"{IMAGE if pictured else ''} {shot_text(text)}{END}" for pictured, text in shots]
-    return "".join(examples) + f"{IMAGE} {shot_text(query) if query.strip() else ''}".rstrip()
+    examples = [f"{IMAGE if pictured else ''}{gap}{shot_text(text)}{END}" for pictured, text in shots]
+    return "".join(examples) + f"{IMAGE}{gap}{shot_text(query) if query.strip() else ''}".rstrip()
 
 
 def shot_text(text: str) -> str:

@@ -116,7 +116,7 @@ def cached_features(
     trunk = copy.deepcopy(encoder.frozen_layers).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def features_of(image: Image.Image) -> Tensor:
-        pixels = pixel_values(image, encoder.image_size, encoder.mean, encoder.std)
+        pixels = pixel_values(image, encoder.pixels)
         both = torch.stack([pixels, pixels.flip(-1)]).to(device, dtype, memory_format=torch.channels_last)
         return trunk(both).to("cpu", torch.float16)
 

@@ -18,6 +18,7 @@ from triptych.engines.onnx.cache import read_manifest
 from triptych.engines.onnx.session import open_session
 from triptych.evidence import Floats
 from triptych.extras import importing, torch_installed
+from triptych.io.pixels import PixelSpec
 from triptych.nn import efficientnet
 
 
@@ -39,7 +40,8 @@ class OnnxEncoder:
         self.encoder = open_session(opened.folder / "encoder.onnx")
         size = opened.config.encoder.image_size or efficientnet.DEFAULT_IMAGE_SIZE
         cells = -(-size // efficientnet.CELL)
-        self.photos = PhotoSpec(size, efficientnet.MEAN, efficientnet.STD, (cells, cells))
+        pixels = PixelSpec(size, efficientnet.MEAN, efficientnet.STD, reduced=True)
+        self.photos = PhotoSpec(pixels, (cells, cells))
 
     @property
     def explains(self) -> bool:

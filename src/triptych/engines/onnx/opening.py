@@ -104,7 +104,7 @@ def open_flamingo(directory: Path, precision: Precision) -> OnnxFlamingo:
     end_id, image_id = config.lm.end_id, config.model.image_id
     search = config.search.search(frozenset({end_id}), frozenset({image_id}))
     limits = lm.config.max_positions, config.model.max_pictures
-    spec = FlamingoSpec(tokenizer, search, image_id, end_id, *limits, config.search.words_once)
+    spec = FlamingoSpec(tokenizer, search, image_id, end_id, *limits, config.search.words_once, config.prompts)
     return OnnxFlamingo(Opened(directory, config, folder, precision), spec, lm)
 
 

@@ -16,7 +16,7 @@ class TorchEncoder:
 
     def __init__(self, encoder: Any, encode_pixels: Callable[[Tensor], Tensor], device: torch.device) -> None:
         encoder.to(memory_format=torch.channels_last)
-        self.photos = PhotoSpec(encoder.image_size, encoder.mean, encoder.std, tuple(encoder.grid))
+        self.photos = PhotoSpec(encoder.pixels, tuple(encoder.grid))
         self.encode_pixels, self.device = encode_pixels, device
         self.dtype: torch.dtype = next(encoder.parameters()).dtype
 

@@ -35,6 +35,7 @@ class TorchFlamingo(TorchEncoder):
             limit,
             config.max_pictures,
             flamingo.config.search.words_once,
+            flamingo.config.prompts,
         )
 
     def pooled(self, features: Sequence[Array]) -> Floats:

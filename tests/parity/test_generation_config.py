@@ -1,0 +1,87 @@
+"""How a published model writes: what generation_config.json says goes into the checkpoint, and is what transformers does."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from test_blip2_transformers import Pair, generation, instruct, photos, their_text, written  # noqa: F401
+
+from triptych import load
+from triptych.checkpoints.config import SearchSpec
+from triptych.checkpoints.locate import load_config
+from triptych.convert.checkpoint import convert_checkpoint
+from triptych.convert.published import published_search
+from triptych.errors import InputError
+
+OWN = SearchSpec(beams=5, length_penalty=1.0, max_new_tokens=30, words_once=False)
+
+
+def settings(folder: Path, **entries: Any) -> Path:
+    (folder / "generation_config.json").write_text(json.dumps(entries))
+    return folder
+
+
+def test_what_is_taken_over(tmp_path: Path) -> None:
+    assert published_search(tmp_path, OWN, encodes_prompt=False) == OWN
+    settings(
+        tmp_path, num_beams=3, length_penalty=-1.0, repetition_penalty=1.5, no_repeat_ngram_size=3, do_sample=False
+    )
+    found = published_search(tmp_path, OWN, encodes_prompt=False)
+    assert found == SearchSpec(3, -1.0, 30, False, repetition_penalty=1.5, no_repeat_ngrams=3)
+    settings(tmp_path, min_length=8, max_new_tokens=50)
+    assert published_search(tmp_path, OWN, encodes_prompt=True).min_new_tokens == 7
+    assert (
+        published_search(tmp_path, OWN, encodes_prompt=False).min_new_tokens == 0
+    )  # it counts the prompt, which is longer
+    for entry, message in (
+        ({"num_beams": 0}, "generation_config.json: beams is 0"),
+        ({"num_beams": "many"}, 'generation_config.json: beams is "many", expected int'),
+    ):
+        with pytest.raises(InputError, match=message):
+            published_search(settings(tmp_path, **entry), OWN, encodes_prompt=False)
+
+
+def test_texts_under_these_settings(
+    generation: Pair,  # noqa: F811
+    photos: list[Image.Image],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """No three letters twice, at least 12 tokens: written as transformers writes."""
+    folder = shutil.copytree(generation.folder, tmp_path / "peer")
+    theirs = json.loads((folder / "generation_config.json").read_text())
+    limits = {"num_beams": 1, "no_repeat_ngram_size": 3, "min_new_tokens": 12, "max_new_tokens": 16}
+    settings(folder, **theirs, **limits)
+    convert_checkpoint(folder, tmp_path / "ours")
+    ours: Any = load(tmp_path / "ours", device="cpu")
+    for photo in photos:
+        inputs = generation.processor(images=photo, text="a photo of", return_tensors="pt")
+        ids, _ = their_text(generation.peer, inputs, {"beams": 1}, no_repeat_ngram_size=3, min_new_tokens=12)
+        answer = ours.caption(photo)
+        assert list(written(ours, "<image>a photo of", photo).ids) == ids and len(ids) >= 12
+        assert answer.recipe.search.no_repeat_ngrams == 3 and answer.recipe.prompt == "<image>a photo of"
+
+
+def test_a_text_ends_at_whatever_names_an_end(generation: Pair, tmp_path: Path) -> None:  # noqa: F811
+    folder = shutil.copytree(generation.folder, tmp_path / "peer")
+    convert_checkpoint(settings(folder, eos_token_id=[7, 9]), tmp_path / "ours")
+    lm = load_config(tmp_path / "ours").lm
+    known = load_config(generation.target).lm
+    assert lm and known and set(lm.eos or ()) == {7, 9, *(known.eos or ())}
+
+
+def test_a_prompt_word_for_word(instruct: Pair, photos: list[Image.Image]) -> None:  # noqa: F811
+    """``--prompt``: the Q-Former and the language model read it as it is, as transformers' processor passes it on."""
+    prompt = "write a long story about the photo:"
+    inputs = instruct.processor(images=photos[0], text=prompt, return_tensors="pt")
+    ids, _ = their_text(instruct.peer, inputs, {"beams": 1})
+    answer = instruct.ours.caption(photos[0], prompt=prompt, beams=1, max_new_tokens=16, repetition_penalty=1.0)
+    assert answer.text == instruct.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    assert answer.recipe and answer.recipe.prompt == f"<image>{prompt}"
+    record = answer.to_record("caption")["recipe"]
+    assert record["pixels"]["size"] == 12 and record["search"]["length_penalty"] == 1.0
+    assert instruct.ours.spec.search.repetition_penalty == 1.5
+    with pytest.raises(InputError, match="writes without a prompt"):
+        instruct.ours.caption(photos[0], prompt=prompt, writer="qformer")
