@@ -115,6 +115,13 @@ def test_an_epoch_reads_every_item_once_in_an_order_of_its_own() -> None:
     assert len({*batch_rows(0, DataMix((11,)), 4, 0), *batch_rows(1, DataMix((11,)), 4, 0)}) == 8
 
 
+def test_an_epoch_of_fewer_items_goes_on_where_the_last_one_stopped() -> None:
+    mix = DataMix((8, 4), epoch_items=6)
+    assert mix.counts() == [4, 2] and steps_per_epoch(mix, 3) == 2
+    epochs = [[*batch_rows(2 * i, mix, 3, seed=1), *batch_rows(2 * i + 1, mix, 3, seed=1)] for i in range(2)]
+    assert sorted(epochs[0] + epochs[1]) == list(range(12))
+
+
 @pytest.mark.parametrize("shares", [(2.0, 1.0), (1.0, 9.0)])
 def test_data_sets_are_mixed_by_share_and_each_is_read_evenly(shares: tuple[float, ...]) -> None:
     mix = DataMix((20, 10), shares)

@@ -64,8 +64,9 @@ def fit(run: Path, trainer: Trainer, loop: LoopSettings) -> dict[str, Any]:
     trainer.prepare(run, new=not (run / "state.pt").exists())
     accelerator = make_accelerator(loop)
     wrapped, optimizer = accelerator.prepare(trainer.objective, make_optimizer(trainer, loop.optimizer))
-    check_sizes(trainer.mix.items, loop, accelerator.num_processes)
-    per_epoch = steps_per_epoch(trainer.mix, loop.batch_size)
+    mix = trainer.mix._replace(epoch_items=loop.epoch_items)
+    check_sizes(mix.per_epoch, loop, accelerator.num_processes)
+    per_epoch = steps_per_epoch(mix, loop.batch_size)
     steps = per_epoch * loop.epochs
     average = WeightAverage(trainer.objective, loop.optimizer.average)
     state = TrainingState(run, trainer.objective, optimizer, average, {"loop": asdict(loop), **trainer.identity()})
@@ -78,7 +79,8 @@ def fit(run: Path, trainer: Trainer, loop: LoopSettings) -> dict[str, Any]:
             factor = learning_rate_factor(progress.step, steps, loop.optimizer.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = loop.optimizer.learning_rate * group.get("lr_scale", 1.0) * factor
-            loss = train_step(accelerator, wrapped, optimizer, trainer, loop, progress.step)
+            rows = batch_rows(progress.step, mix, loop.batch_size, loop.seed)
+            loss = train_step(accelerator, (wrapped, optimizer), trainer, loop, progress.step, rows)
             if not math.isfinite(loss):
                 raise TriptychError(f"the loss became {loss} at step {progress.step}: try a lower --learning-rate")
             average.update(progress.step)
@@ -142,14 +144,23 @@ def epoch_line(record: dict[str, Any], loss: float, better: bool) -> str:
 
 
 def train_step(
-    accelerator: Any, wrapped: nn.Module, optimizer: Any, trainer: Trainer, loop: LoopSettings, step: int
+    accelerator: Any,
+    model: tuple[nn.Module, Any],
+    trainer: Trainer,
+    loop: LoopSettings,
+    step: int,
+    rows: Sequence[int],
 ) -> float:
-    """Forward and backward over the parts of one batch, clip, update. Returns the mean loss of this process."""
+    """Forward and backward over the parts of one batch, clip, update. Returns the mean loss of this process.
+
+    ``model``: with its optimiser; ``rows``: the items of the batch, of all processes.
+    """
     from accelerate.utils import send_to_device
 
+    wrapped, optimizer = model
     wrapped.train()
     processes, process = accelerator.num_processes, accelerator.process_index
-    rows: Sequence[int] = batch_rows(step, trainer.mix, loop.batch_size, loop.seed)[process::processes]
+    rows = rows[process::processes]
     total = 0.0
     for part in range(loop.accumulation):
         seed = ((loop.seed * 1_000_003 + step) * loop.accumulation + part) * processes + process

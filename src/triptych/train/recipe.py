@@ -157,7 +157,10 @@ class OptimizerSettings(Settings):
 class LoopSettings(Settings):
     """How long a run is and how its steps are made. ``batch_size`` counts items of one optimiser step over all processes."""
 
-    epochs: int = setting(15, "Times that as many items are read as there are.", low=1)
+    epochs: int = setting(15, "Number of epochs; after each the model is validated.", low=1)
+    epoch_items: int = setting(
+        0, "Items of an epoch; the next one goes on where it stopped.", low=0, show_default="as many as there are"
+    )
     batch_size: int = setting(64, "Items per step.", low=1)
     accumulation: int = setting(1, "Parts that a batch is split into, to save memory.", low=1)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)

@@ -12,20 +12,24 @@ EPOCH_SEEDS = 1_000_003  # far apart, so that two runs with neighbouring seeds s
 
 class DataMix(NamedTuple):
     """``sizes``: training items of each data set; ``shares``: how much of an epoch comes from each, relative to the others. None = by size,
-    so that every item is read once in an epoch."""
+    so that every item is read once in an epoch. ``epoch_items``: items of an epoch; 0 = as many as there are."""
 
     sizes: tuple[int, ...]
     shares: tuple[float, ...] | None = None
+    epoch_items: int = 0
 
     @property
     def items(self) -> int:
         return sum(self.sizes)
 
+    @property
+    def per_epoch(self) -> int:
+        return self.epoch_items or self.items
+
     def counts(self) -> list[int]:
-        """Items of each data set in an epoch; together as many as there are."""
-        if self.shares is None:
-            return list(self.sizes)
-        exact = [self.items * share / sum(self.shares) for share in self.shares]
+        """Items of each data set in an epoch."""
+        shares = self.shares or self.sizes
+        exact = [self.per_epoch * share / sum(shares) for share in shares]
         ends = [round(sum(exact[: i + 1])) for i in range(len(exact))]
         return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
@@ -36,7 +40,7 @@ class DataMix(NamedTuple):
 
 
 def steps_per_epoch(mix: DataMix, batch_size: int) -> int:
-    return max(1, mix.items // batch_size)
+    return max(1, mix.per_epoch // batch_size)
 
 
 def batch_rows(step: int, mix: DataMix, batch_size: int, seed: int) -> list[int]:
@@ -47,8 +51,8 @@ def batch_rows(step: int, mix: DataMix, batch_size: int, seed: int) -> list[int]
     others of its data set have come once.
     """
     epoch, index = divmod(step, steps_per_epoch(mix, batch_size))
-    order = shuffled(mix.items, seed, epoch)
-    if mix.shares is not None:
+    order = shuffled(mix.per_epoch, seed, epoch)
+    if mix.shares is not None or mix.epoch_items:
         drawn = [row for place in range(len(mix.sizes)) for row in rows_of(mix, place, seed, epoch)]
         order = [drawn[i] for i in order]
     return order[index * batch_size : (index + 1) * batch_size]
