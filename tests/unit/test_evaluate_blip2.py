@@ -15,7 +15,7 @@ from triptych.data.english.kinds import Question
 from triptych.data.english.pairs import PairQuestion
 from triptych.errors import InputError
 from triptych.evaluate.calibration import expected_calibration_error
-from triptych.evaluate.choice import accuracy, choice_metrics, swapped
+from triptych.evaluate.choice import accuracy, choice_metrics, swapped, thing_pairs
 from triptych.evaluate.retrieval import recall, reranked
 from triptych.evaluate.vqa import answer_questions, by_kind, vqa_metrics, without_photo
 
@@ -129,3 +129,23 @@ def test_choices_are_measured_by_matching_by_words_and_in_mixed_wording(captione
     assert record["wording"]["as it is"] == record["wording"]["article"] == record["wording"]["capitals"]
     with pytest.raises(InputError, match="at least two photos"):
         choice_metrics(blip2_tasks(), captioned[:1], pairs=4, seed=0)
+
+
+def test_pairs_about_boxes_tell_two_photos_apart() -> None:
+    def boxed(name: str, captions: tuple[str, ...], *categories: str) -> Photo:
+        return Photo(name, "test", captions, {"objects": [{"category": c} for c in categories]}, Path(name))
+
+    photos = [
+        boxed("a", ("A dog.",), "dog", "cell phone"),
+        boxed("b", ("A man phones.",), "person"),
+        boxed("c", ("A puppy with a phone.",), "umbrella"),
+        Photo("d", "test", ("A horse.",), {}, Path("d")),
+    ]
+    pairs = thing_pairs(photos, 40, seed=0)
+    assert len(pairs) == 40 and {pair.answer for pair in pairs} == {"left", "right"}
+    assert pairs == thing_pairs(photos, 40, seed=0) and thing_pairs(photos[2:], 4, seed=0) == []
+    has = {0: {"a dog", "a cell phone"}, 1: {"a person"}, 2: {"an umbrella"}}
+    for pair in pairs:
+        right, wrong = (pair.left, pair.right) if pair.answer == "left" else (pair.right, pair.left)
+        thing = pair.question.removeprefix("Which photo shows ").removesuffix("?")
+        assert thing in has[right] and (right, wrong) != (0, 2)  # a caption of the third names both

@@ -153,7 +153,7 @@ def eval_choice(
     from triptych.evaluate.choice import choice_metrics
     from triptych.tasks import Answers, Matches, load
 
-    photos = read_photos(data, split, limit, strict, lambda photo: bool(photo.captions))
+    photos = read_photos(data, split, limit, strict, lambda photo: bool(photo.captions or photo.extra.get("objects")))
     chooser = load(model)
     if not isinstance(chooser, Answers | Matches):
         raise InputError(f"{model} writes captions only: it cannot choose; choose flamingo or blip2")

@@ -9,9 +9,10 @@ from math import exp
 from typing import Any
 
 from triptych.data import Photo
-from triptych.data.english.pairs import PairQuestion, make_pairs
+from triptych.data.english.pairs import TRIES, PairQuestion, make_pairs
 from triptych.errors import InputError
 from triptych.evaluate.calibration import expected_calibration_error
+from triptych.evaluate.hallucination import categories_of, things_in, things_named
 from triptych.evaluate.progress import progress
 from triptych.evaluate.vqa import vqa_questions
 from triptych.tasks import Answer, Answers, Matches
@@ -35,14 +36,27 @@ WORDINGS: dict[str, Callable[[str], str]] = {
 
 def choice_metrics(model: Answers | Matches, photos: Sequence[Photo], pairs: int, seed: int) -> dict[str, Any]:
     """Accuracy in percent, by matching and through the language model, over pairs of photos drawn at random, each asked twice, with the
-    photos in both orders; and of one photo with two choices of which one is worded otherwise (``wording_metrics``).
+    photos in both orders (``boxes``: about things that photos have boxes of); and of one photo with two choices of which one is worded
+    otherwise (``wording_metrics``).
 
     Raises:
         InputError: there are fewer than two photos.
     """
     if len(photos) < 2:
-        raise InputError(f"pairs need at least two photos with captions; there are {len(photos)}")
+        raise InputError(f"pairs need at least two photos with captions or boxes; there are {len(photos)}")
     questions = make_pairs(photos, pairs, seed)
+    record: dict[str, Any] = {"pairs": len(questions), "seed": seed, **pair_metrics(model, photos, questions)}
+    if of_things := thing_pairs(photos, pairs, seed):
+        record["boxes"] = {"pairs": len(of_things), **pair_metrics(model, photos, of_things)}
+    if isinstance(model, Answers) and model.answers:
+        record["wording"] = wording_metrics(model, photos, pairs, seed)
+    return record
+
+
+def pair_metrics(
+    model: Answers | Matches, photos: Sequence[Photo], questions: Sequence[PairQuestion]
+) -> dict[str, Any]:
+    """``accuracy`` by matching and through the language model, of what the model can; each question in both orders."""
     both = [q for question in questions for q in (question, swapped(question))]
     matched, chosen = [], []
     for question in progress(both, "pairs"):
@@ -54,16 +68,33 @@ def choice_metrics(model: Answers | Matches, photos: Sequence[Photo], pairs: int
                 chosen.append(model.choose_answer(PictureQuestion([*images], question.question), ORDER))
         elif isinstance(model, Answers):
             chosen.append(model.compare(images[0], images[1], question.question))
-    record: dict[str, Any] = {"pairs": len(questions), "seed": seed}
+    record: dict[str, Any] = {}
     if matched:
         record["matching"] = accuracy(matched, both)
     if chosen:
         right = [answer.text == question.answer for answer, question in zip(chosen, both, strict=True)]
         error = {"calibration error": expected_calibration_error([sureness(answer) for answer in chosen], right)}
         record["language model"] = accuracy([answer.text for answer in chosen], both) | error
-    if isinstance(model, Answers) and model.answers:
-        record["wording"] = wording_metrics(model, photos, pairs, seed)
     return record
+
+
+def thing_pairs(photos: Sequence[Photo], count: int, seed: int) -> list[PairQuestion]:
+    """``count`` questions "Which photo shows a THING?" about photos with boxes: one has a box of it, and the other neither a box nor a
+    caption that names it; fewer where few photos differ. None of photos without boxes."""
+    rng = random.Random(seed)
+    boxed = {i: categories for i, photo in enumerate(photos) if (categories := categories_of(photo))}
+    things = {i: things_in(photos[i]) for i in boxed}
+    questions: list[PairQuestion] = []
+    for _ in range(TRIES * count if len(boxed) > 1 else 0):
+        if len(questions) == count:
+            break
+        place, other = rng.sample(sorted(boxed), 2)
+        category = rng.choice(sorted(boxed[place]))
+        if category not in boxed[other] and not things_named(category) & things[other]:
+            question = f"Which photo shows {'an' if category[0] in 'aeiou' else 'a'} {category}?"
+            left_first = PairQuestion(question, place, other, "left")
+            questions.append(left_first if len(questions) % 2 else swapped(left_first))
+    return questions
 
 
 def swapped(question: PairQuestion) -> PairQuestion:

@@ -25,8 +25,12 @@ def things_named(text: str) -> set[str]:
 
 def things_in(photo: Photo) -> set[str]:
     """What a photo has: what the captions of people name, and the categories of its boxes."""
-    categories = [str(box.get("category", "")) for box in photo.extra.get("objects") or ()]
-    return {thing for text in (*photo.captions, *categories) for thing in things_named(text)}
+    return {thing for text in (*photo.captions, *categories_of(photo)) for thing in things_named(text)}
+
+
+def categories_of(photo: Photo) -> set[str]:
+    """What a photo has boxes of, such as ``cell phone``."""
+    return {str(box["category"]) for box in photo.extra.get("objects") or () if box.get("category")}
 
 
 def hallucination_metrics(captions: Mapping[str, str], photos: Sequence[Photo]) -> dict[str, Any]:
