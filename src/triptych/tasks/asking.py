@@ -155,7 +155,7 @@ class Answerer:
             return self.choose_picture(statement(question.text), question.images, names, explain)
         thing = thing_asked_for(question.text)
         if thing is not None and self.detects and sorted(forms_for_scoring(choices)) == sorted(YES_NO):
-            return self.detect(thing, question.images, choices, explain)
+            return self.detect(thing, question, choices, explain)
         return self.choose_answer(question, choices, explain)
 
     def choose_answer(self, question: PictureQuestion, choices: Sequence[str], explain: bool = False) -> Answer:
@@ -174,13 +174,17 @@ class Answerer:
         return as_choice(answer, choices, scores)
 
     def blind_share(self, question: PictureQuestion, forms: Sequence[str]) -> NDArray[np.float64]:
-        """What is taken from the choices' log-probabilities: see ``choices.blind_share``. Computed once for as long as it is remembered."""
+        """What is taken from the choices' log-probabilities: see ``choices.blind_share``."""
+        return blind_share(self.blind_logprobs(question, forms))
+
+    def blind_logprobs(self, question: PictureQuestion, forms: Sequence[str]) -> NDArray[np.float64]:
+        """Of each form as the whole answer, with grey in the place of the photos; computed once for as long as it is remembered."""
         key = (question.text, len(question.images), *forms)
         known = self.blind_scores.get(key)
         if known is None:
             known = total_logprobs(self.score_forms(question.without_photos(), forms))
             self.blind_scores.put(key, known)
-        return blind_share(np.asarray(known))
+        return np.asarray(known)
 
     # What a system implements
 
@@ -210,8 +214,8 @@ class Answerer:
         """Which picture shows ``text``; ``Answer.scores`` by the pictures' ``names``."""
         raise NotImplementedError
 
-    def detect(self, thing: str, images: Sequence[ImageSource], choices: Sequence[str], explain: bool) -> Answer:
-        """Whether one of the pictures shows ``thing``; ``choices``: yes and no, as they were given."""
+    def detect(self, thing: str, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
+        """Whether one of the pictures of ``question`` shows ``thing``; ``choices``: yes and no, as they were given."""
         raise NotImplementedError
 
 
@@ -222,6 +226,12 @@ def as_choice(
     best = int(scores.argmax())
     by_choice = dict(zip(choices, scores.tolist(), strict=True))
     return replace(answer, text=choices[best], logprob=float(scores[best]), scores=by_choice, method=method)
+
+
+def as_yes_or_no(answer: Answer, choices: Sequence[str], logit: float, method: Method) -> Answer:
+    """An answer whose text is yes or no, as the two ``choices`` spell them; ``logit``: of yes."""
+    yes_first = forms_for_scoring(choices)[0] == "yes"
+    return as_choice(answer, choices, normalised_logprobs([logit, 0.0] if yes_first else [0.0, logit]), method)
 
 
 def total_logprobs(hypotheses: Sequence[Hypothesis]) -> NDArray[np.float64]:

@@ -14,13 +14,22 @@ from triptych.evidence import Evidence, Floats
 from triptych.generate import Hypothesis, Search, generate, stream
 from triptych.io.images import ImageSource
 from triptych.tasks.answer import Answer, AnswerRecipe
-from triptych.tasks.asking import Answerer, Photos, PictureQuestion, as_choice, with_settings
-from triptych.tasks.choices import choice_ids, normalised_logprobs, to_hypotheses
+from triptych.tasks.asking import (
+    Answerer,
+    Photos,
+    PictureQuestion,
+    as_choice,
+    as_yes_or_no,
+    total_logprobs,
+    with_settings,
+)
+from triptych.tasks.choices import YES_NO, choice_ids, normalised_logprobs, to_hypotheses
+from triptych.tasks.detection import detection_logit, gain_of_yes
 from triptych.tasks.matching import Blip2Matching
 from triptych.tasks.photos import DECODED_TOGETHER, over_photos
 from triptych.tasks.words import Spans, decode_pieces, join_word_pieces, sentence, sum_over_words, to_answer
 from triptych.text.prompt import CAPTION_INSTRUCTION, IMAGE, qformer_texts, question_prompt, split_at_images
-from triptych.text.questions import is_yes_no
+from triptych.text.questions import is_counted, is_yes_no, presence_question
 from triptych.text.tokenizer import TextTokenizer
 from triptych.text.wordpiece import itg_search
 
@@ -226,6 +235,27 @@ class Blip2Tasks(Answerer, Blip2Matching):
             evidence = replace(each[0], maps=np.concatenate([e.maps for e in each], 1))
             words, logprobs = evidence.words, evidence.logprobs
         return as_choice(Answer("", self.name, 0.0, words, logprobs, evidence), names, scores, "matching")
+
+    @property
+    def detects(self) -> bool:  # type: ignore[override]
+        return self.matches and self.answers
+
+    def detect(self, thing: str, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
+        """The photo that is the likeliest to show ``thing``, by matching, contrast and the language model (``detection``); how many there
+        are is the language model's to say."""
+        if is_counted(thing):
+            return self.choose_answer(question, choices, explain)
+        text, about = f"a photo of {thing}", [PictureQuestion([i], presence_question(thing)) for i in question.images]
+        blind = gain_of_yes(self.blind_logprobs(about[0], YES_NO))
+        gains = [gain_of_yes(total_logprobs(self.score_forms(each, YES_NO))) for each in about]
+        matches = self.match(question.images, text)
+        logits = [detection_logit(gain, blind, match) for gain, match in zip(gains, matches, strict=True)]
+        words, evidence = tuple(text.split()), None
+        if explain:
+            evidence = self.match_evidence(question.images[int(np.argmax(logits))], text)
+            words = evidence.words
+        answer = Answer("", self.name, 0.0, words, (0.0,) * len(words), evidence)
+        return as_yes_or_no(answer, choices, max(logits), "matching")
 
     # From photos and text to the language model and back
 

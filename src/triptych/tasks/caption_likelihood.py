@@ -17,8 +17,8 @@ from triptych.evidence import Floats
 from triptych.generate import Hypothesis
 from triptych.io.images import ImageSource
 from triptych.tasks.answer import Answer
-from triptych.tasks.asking import as_choice
-from triptych.tasks.choices import GREY, forms_for_scoring, normalised_logprobs
+from triptych.tasks.asking import as_choice, as_yes_or_no
+from triptych.tasks.choices import GREY, normalised_logprobs
 from triptych.tasks.flamingo_prompts import FlamingoPrompts
 from triptych.tasks.photos import over_photos
 from triptych.tasks.words import Spans, mean_over_words, to_answer
@@ -99,11 +99,9 @@ class CaptionLikelihood:
 
         ``choices``: yes and no, as they were given."""
         gains = self.gains([thing], images)[:, 0]
-        logit = gains.max() / DETECTION_TEMPERATURE
-        yes_first = forms_for_scoring(choices)[0] == "yes"
-        scores = normalised_logprobs([logit, 0.0] if yes_first else [0.0, logit])
         (hypothesis,) = self.score([thing], [images[int(gains.argmax())]])[0]
-        return as_choice(self.answer(hypothesis, images, explain), choices, scores, "caption likelihood")
+        answer = self.answer(hypothesis, images, explain)
+        return as_yes_or_no(answer, choices, float(gains.max()) / DETECTION_TEMPERATURE, "caption likelihood")
 
     def shared(
         self, answer: str, captions: Sequence[str], images: Sequence[ImageSource], explain: bool

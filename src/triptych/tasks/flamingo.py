@@ -190,8 +190,8 @@ class FlamingoTasks(Answerer):
     def choose_picture(self, text: str, images: Sequence[ImageSource], names: Sequence[str], explain: bool) -> Answer:
         return self.likelihood.choose(text, images, names, explain)
 
-    def detect(self, thing: str, images: Sequence[ImageSource], choices: Sequence[str], explain: bool) -> Answer:
-        return self.likelihood.detect(thing, images, choices, explain)
+    def detect(self, thing: str, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
+        return self.likelihood.detect(thing, question.images, choices, explain)
 
     def score_behind(self, row: PromptRow, choices: Sequence[str]) -> list[Hypothesis]:
         """Each choice as all that follows a prompt, which is read once for all."""

@@ -24,6 +24,11 @@ ALL_PICTURES = re.compile(
     re.I,
 )
 SHARED = re.compile(rf"\b(?:in common|in (?:all|both)(?: of)? (?:the |these )?(?:{PHOTO_NOUNS}|them))\b", re.I)
+ARTICLE_START = re.compile(r"(?:an?|the|one) ", re.I)
+COUNT_START = re.compile(
+    r"(?:exactly |only |at least |more than )?(?:\d+|one|two|three|four|five|six|seven|eight|nine|ten|many|several) ",
+    re.I,
+)
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 
 
@@ -55,6 +60,17 @@ def thing_asked_for(question: str) -> str | None:
     """What a question asks to be there: ``"Is there a dog in the photo?"`` -> ``"a dog"``; None for another question."""
     match = IS_THERE.fullmatch(question.strip())
     return match["thing"] if match and is_yes_no(question) else None
+
+
+def presence_question(thing: str) -> str:
+    """The question whether a thing is there, in the form of the training questions: ``"a dog"`` -> ``"Is there a dog in the photo?"``."""
+    plural = not ARTICLE_START.match(thing) and re.search(r"(?:[^s]s|people|sheep)$", thing)
+    return f"{'Are' if plural else 'Is'} there {thing} in the photo?"
+
+
+def is_counted(thing: str) -> bool:
+    """Whether a thing is asked for in a number: ``"two dogs"``."""
+    return COUNT_START.match(thing) is not None
 
 
 def is_about_all(question: str) -> bool:

@@ -1,0 +1,92 @@
+"""Whether a thing is there: what BLIP-2's parts say is added up; counts are left to the language model."""
+
+from math import log
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_blip2 import blip2_tasks
+
+from triptych.tasks import Blip2Tasks
+from triptych.tasks.answer import Match
+from triptych.tasks.asking import PictureQuestion, total_logprobs
+from triptych.tasks.choices import GREY, YES_NO
+from triptych.tasks.detection import detection_logit
+from triptych.text.questions import is_counted, presence_question
+
+
+@pytest.fixture(scope="module")
+def model() -> Blip2Tasks:
+    return blip2_tasks()
+
+
+@pytest.fixture(scope="module")
+def photos() -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    blocks = (rng.integers(0, 2, (3, 3, 3), dtype=np.uint8) * 255 for _ in range(2))
+    return [Image.fromarray(block.repeat(8, 0).repeat(10, 1)) for block in blocks]
+
+
+def logit_of(model: Blip2Tasks, photo: Image.Image, thing: str) -> float:
+    def gain(image: Image.Image) -> float:
+        question = PictureQuestion([image], f"Is there {thing} in the photo?")
+        yes, no = total_logprobs(model.score_forms(question, YES_NO))
+        return float(yes - no)
+
+    (match,) = model.match(photo, f"a photo of {thing}")
+    return detection_logit(gain(photo), gain(GREY), match)
+
+
+@pytest.mark.parametrize("question", ["Is there a dog?", "is there a dog in this picture?"])
+def test_a_thing_is_found_by_all_parts(model: Blip2Tasks, photos: list[Image.Image], question: str) -> None:
+    answer = model.ask(photos[0], question)
+    logit = logit_of(model, photos[0], "a dog")
+    assert answer.text == ("yes" if logit > 0 else "no") and answer.method == "matching"
+    assert answer.probabilities["yes"] == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-4)
+    turned = model.ask(photos[0], question, ["No.", "Yes."])
+    assert turned.text == ("Yes." if logit > 0 else "No.")
+
+
+def test_of_several_photos_the_likeliest_decides_and_is_the_evidence(
+    model: Blip2Tasks, photos: list[Image.Image]
+) -> None:
+    logits = [logit_of(model, photo, "a dog") for photo in photos]
+    answer = model.ask(photos, "Is there a dog?", explain=True)
+    assert answer.probabilities["yes"] == pytest.approx(1 / (1 + np.exp(-max(logits))), abs=1e-4)
+    best = photos[int(np.argmax(logits))]
+    expected = model.match_evidence(best, "a photo of a dog")
+    assert answer.evidence is not None and np.allclose(answer.evidence.maps, expected.maps, atol=1e-5)
+
+
+def test_a_count_is_for_the_language_model(model: Blip2Tasks, photos: list[Image.Image]) -> None:
+    question = PictureQuestion(photos[:1], "Are there two dogs?")
+    assert model.ask(photos[0], "Are there two dogs?") == model.choose_answer(question, YES_NO)
+
+
+def test_each_part_speaks_for_or_against() -> None:
+    def match(cosine: float, probability: float) -> Match:
+        return Match(0, 0, cosine, 0.0, probability, 0.0)
+
+    base = detection_logit(1.0, 0.5, match(0.3, 0.5))
+    assert detection_logit(2.0, 0.5, match(0.3, 0.5)) > base > detection_logit(1.0, 1.5, match(0.3, 0.5))
+    assert detection_logit(1.0, 0.5, match(0.4, 0.5)) > base
+    assert detection_logit(1.0, 0.5, match(0.3, 1.0)) > base > detection_logit(1.0, 0.5, match(0.3, 0.0))
+    assert np.isfinite(detection_logit(0, 0, match(0, 1.0))) and np.isfinite(detection_logit(0, 0, match(0, 0.0)))
+    more = detection_logit(1.0, 0.5, match(0.3, 0.8)) - base
+    assert detection_logit(1.0, 0.5, match(0.3, 0.5 / 1.5)) == pytest.approx(base - more * log(2) / log(4))
+
+
+@pytest.mark.parametrize(
+    ("thing", "question", "counted"),
+    [
+        ("a dog", "Is there a dog in the photo?", False),
+        ("snow", "Is there snow in the photo?", False),
+        ("dogs", "Are there dogs in the photo?", False),
+        ("grass", "Is there grass in the photo?", False),
+        ("people", "Are there people in the photo?", False),
+        ("two dogs", "Are there two dogs in the photo?", True),
+        ("an umbrella with stripes", "Is there an umbrella with stripes in the photo?", False),
+    ],
+)
+def test_a_thing_is_asked_for_as_in_training(thing: str, question: str, counted: bool) -> None:
+    assert presence_question(thing) == question and is_counted(thing) is counted
