@@ -8,7 +8,7 @@ logits are torch's is given torch's tensors, on its device. Shapes: B inputs, K 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, Self, TypeVar
@@ -214,8 +214,10 @@ def generate(
     return [[to_hypothesis(text, search.eos) for text in row] for row in texts]
 
 
-def stream(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search) -> Iterator[tuple[int, float]]:
-    """Token ids and log-probabilities of a single input as they are made, without the end token."""
+def stream(
+    model: StepModel[Inputs, StateT], inputs: Inputs, search: Search
+) -> Generator[tuple[int, float], None, bool]:
+    """Token ids and log-probabilities of a single input as they are made, without the end token; returns whether that was reached."""
     if search.beams > 1 or search.n_best > 1:
         raise InputError("streaming writes one text as it is made: use beams = 1 and n_best = 1")
     tokens = decode(model, inputs, search)
@@ -223,7 +225,7 @@ def stream(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search) -> 
         with without_gradients():  # not while the caller has the token
             [[token]] = next(tokens, [[None]])
         if token is None or token[0] in search.eos:
-            return
+            return token is not None
         yield token
 
 

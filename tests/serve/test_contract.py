@@ -22,7 +22,7 @@ def test_a_question_with_pictures_in_order(client: TestClient) -> None:
     body = client.post(CHAT, json=question(data_url(1), data_url(2), text="Which?", unknown_field=1)).json()
     assert body["choices"][0]["message"] == {"role": "assistant", "content": "Which? [1, 2]", "refusal": None}
     assert body["object"] == "chat.completion" and body["choices"][0]["finish_reason"] == "stop"
-    assert body["usage"]["total_tokens"] == body["usage"]["prompt_tokens"] + body["usage"]["completion_tokens"]
+    assert body["usage"] == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
 
 
 @pytest.mark.parametrize(
@@ -74,13 +74,32 @@ def test_streaming_usage_and_stop(client: TestClient) -> None:
     deltas = [json.loads(chunk)["choices"][0]["delta"] for chunk in chunks]
     assert deltas[0]["role"] == "assistant"
     assert "".join(delta.get("content", "") for delta in deltas) == "It is 8"
-    assert json.loads(usage)["usage"]["completion_tokens"] == 3 and done == "[DONE]"
+    assert json.loads(usage)["usage"] == {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12}
+    assert done == "[DONE]"
     assert json.loads(chunks[-1])["choices"][0]["finish_reason"] == "stop"
     *chunks, done = events(client.post(CHAT, json=question(data_url(8), stream=True, stop=["is"])))
     assert "".join(json.loads(c)["choices"][0]["delta"].get("content", "") for c in chunks) == "It "
     assert text_of(client.post(CHAT, json=question(data_url(8), stop=" ["))) == "What?"
     *chunks, done = events(client.post(CHAT, json=question(data_url(8), model="sat", stream=True)))
     assert "".join(json.loads(c)["choices"][0]["delta"].get("content", "") for c in chunks) == "A red of 8"
+
+
+def test_why_a_text_ended(client: TestClient) -> None:
+    """By itself or at a stop: stop. At the limit, even where nothing is cut off: length."""
+    cases = ({}, "stop"), ({"max_tokens": 4}, "length"), ({"max_tokens": 4, "stop": "of"}, "stop")
+    for fields, reason in cases:
+        body = client.post(CHAT, json=question(data_url(5), model="sat", **fields)).json()
+        assert body["choices"][0]["finish_reason"] == reason
+    for fields, reason in ({}, "stop"), ({"max_tokens": 2}, "length"), ({"max_tokens": 2, "stop": "red"}, "stop"):
+        body = question(data_url(5), model="sat", stream=True, stream_options={"include_usage": True}, **fields)
+        *_, last, usage, _ = events(client.post(CHAT, json=body))
+        assert json.loads(last)["choices"][0]["finish_reason"] == reason
+        assert json.loads(usage)["usage"]["completion_tokens"] == fields.get("max_tokens", 4)
+    image = base64.b64encode(png(6)).decode()
+    for stream in (False, True):
+        body = {"model": "sat", "images": [image], "stream": stream, "options": {"num_predict": 4}}
+        last = json.loads(client.post("/api/generate", json=body).text.splitlines()[-1])
+        assert last["done_reason"] == ("stop" if stream else "length") and last["eval_count"] == 4
 
 
 def test_an_error_within_a_stream_is_an_event(client: TestClient) -> None:
@@ -143,6 +162,7 @@ def test_models_embeddings_rerank(client: TestClient) -> None:
     body = {"model": "blip2", "input": ["a dog", {"image": data_url()}]}
     vectors = [row["embedding"] for row in client.post("/v1/embeddings", json=body).json()["data"]]
     assert vectors[0] == [0, 1, 0, 0] and vectors[1] == pytest.approx([0.5] * 4)
+    assert client.post("/v1/embeddings", json=body).json()["usage"]["prompt_tokens"] == 5  # as the model counts
     coded = client.post("/v1/embeddings", json={**body, "encoding_format": "base64"}).json()["data"][0]["embedding"]
     assert len(base64.b64decode(coded)) == 16
     ranked = client.post("/v1/rerank", json={"query": "red", "documents": [data_url(4), data_url(200)]}).json()

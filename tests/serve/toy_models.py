@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from io import BytesIO
 from typing import Any
@@ -16,7 +16,8 @@ from PIL import Image
 from triptych.errors import InputError
 from triptych.evidence import Evidence
 from triptych.interruption import check_interruption
-from triptych.tasks import Answer, Match
+from triptych.tasks import Answer, Match, TextEnd
+from triptych.tasks.words import Pieces
 
 
 def red(image: Image.Image) -> int:
@@ -27,13 +28,18 @@ def answer(text: str, name: str, explain: bool = False) -> Answer:
     words = tuple(text.split())
     logprobs = (-0.5,) * len(words)
     evidence = Evidence(words, np.ones((len(words), 1, 2, 2), np.float32), logprobs) if explain else None
-    return Answer(text, name, sum(logprobs), words, logprobs, evidence)
+    return Answer(text, name, sum(logprobs), words, logprobs, evidence, end=TextEnd(True, 7, len(words)))
+
+
+def unused(*_: object, **__: object) -> Any:
+    raise AssertionError("the server has no use for this")
 
 
 class ToySat:
     """Captions. ``batches`` are the sizes of its calls; a picture as red as ``FAULTY`` fails; ``delay`` seconds a step."""
 
     FAULTY = 66
+    info = search = pooled = unused
     explains = True
 
     def __init__(self, name: str = "sat", delay: float = 0.0) -> None:
@@ -59,16 +65,24 @@ class ToySat:
         if isinstance(images, Image.Image):
             return self.caption([images], explain, **settings)[0]  # type: ignore[return-value]
         self.work(images, settings)
-        return [answer(f"A red of {red(image)}.", self.name, explain) for image in images]
+        answers = [answer(f"A red of {red(image)}.", self.name, explain) for image in images]
+        if settings.get("max_new_tokens") == 4:  # as many as there are words, and no more
+            answers = [replace(one, end=one.end._replace(finished=False)) for one in answers]
+        return answers
 
-    def stream(self, image: Image.Image, **settings: Any) -> Iterator[str]:
-        for word in ("A", "red", "of", str(red(image))):
+    def stream(self, image: Image.Image, question: str | None = None, **settings: Any) -> Pieces:
+        words = ("A", "red", "of", str(red(image)))[: settings.get("max_new_tokens")]
+        for word in words:
             self.work([image], settings)
             yield word
+        return TextEnd(len(words) == 4, 0, len(words))
 
 
 class ToyBlip2(ToySat):
     """Also answers and matches."""
+
+    answers = matches = True
+    choose_answer = compare = unknown_texts = unused
 
     def __init__(self, name: str = "blip2", delay: float = 0.0) -> None:
         super().__init__(name, delay)
@@ -85,10 +99,14 @@ class ToyBlip2(ToySat):
             for pictures, question in zip(images, questions, strict=True)
         ]
 
-    def stream(self, image: Image.Image, question: str | None = None, **settings: Any) -> Iterator[str]:
+    def stream(self, image: Image.Image, question: str | None = None, **settings: Any) -> Pieces:
         for piece in (" It", " is", f" {red(image)}"):
             self.work([image], settings)
             yield piece
+        return TextEnd(True, 9, 3)
+
+    def count_pieces(self, texts: Sequence[str]) -> int:
+        return sum(len(text) for text in texts)
 
     def match(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Match]:
         return [
@@ -136,14 +154,17 @@ class ToyChat:
     def answer(self, text: str, **settings: Any) -> Answer:
         return answer(f"{len(self.turns)} turns before, {len(self.pictures)} pictures now", "flamingo")
 
-    def stream(self, text: str, **settings: Any) -> Iterator[str]:
-        yield from (f" {word}" for word in self.answer(text).text.split())
+    def stream(self, text: str, **settings: Any) -> Pieces:
+        reply = self.answer(text)
+        yield from (f" {word}" for word in reply.text.split())
+        return reply.end
 
 
 class ToyFlamingo(ToyBlip2):
     """Also completes and talks; it does not match."""
 
     match = itc_texts = itc_images = None  # type: ignore[assignment]
+    interleaved = most_similar = unused
 
     def __init__(self) -> None:
         super().__init__("flamingo")

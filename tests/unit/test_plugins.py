@@ -25,7 +25,14 @@ class Toy:
         return Answer(f"caption of {type(image).__name__}", self.name, -1.0, (), ())
 
 
+def unused(*_: object, **__: object) -> Any:
+    raise AssertionError("no plugin has a use for this")
+
+
 class ToyAnswerer(Toy):
+    answers = True
+    info = search = pooled = choose_answer = unused
+
     def ask(self, images: Any, question: str, choices: Any = None) -> Answer:
         scores = dict.fromkeys(choices, -0.5) if choices else None
         return Answer(f"{question} {len(images)}", self.name, -1.0, (), (), scores=scores)

@@ -37,6 +37,7 @@ class TriptychLLM(llm.Model):
         Raises llm.ModelError: no photo, or a question to a model that only captions.
         """
         from triptych.errors import TriptychError
+        from triptych.tasks import Answers
 
         earlier = [a for turn in (conversation.responses if conversation else ()) for a in turn.prompt.attachments]
         photos = [attachment.content_bytes() for attachment in (*earlier, *prompt.attachments)]
@@ -47,7 +48,7 @@ class TriptychLLM(llm.Model):
             model = loaded_model(self.name)
             if not question:
                 yield model.caption(photos[-1]).text
-            elif hasattr(model, "ask"):
+            elif isinstance(model, Answers) and model.answers:
                 yield model.ask(photos, question).text
             else:
                 raise llm.ModelError(

@@ -9,12 +9,15 @@ import threading
 from collections.abc import Callable
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 
 from triptych.errors import TriptychError
+
+if TYPE_CHECKING:
+    from triptych.tasks import Answers
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -83,8 +86,10 @@ def photo_server(library: Path | None = None, load: Callable[[str], Any] | None 
     return server
 
 
-def answerer(model: Any, name: str) -> Any:
+def answerer(model: Any, name: str) -> Answers:
     """``model``, if it answers questions. Raises ToolError."""
-    if not hasattr(model, "ask"):
+    from triptych.tasks import Answers
+
+    if not (isinstance(model, Answers) and model.answers):
         raise ToolError(f"{name} writes captions only: use blip2 or flamingo")
     return model

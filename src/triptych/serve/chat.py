@@ -10,6 +10,10 @@ from PIL.Image import Image
 
 from triptych.serve.errors import ApiError
 from triptych.serve.settings import PICTURE_LIMIT
+from triptych.tasks import Answer, Answers, Captions, Chat, Chats, Streams, TextEnd
+from triptych.tasks.capabilities import Model
+from triptych.tasks.chat import Turn
+from triptych.tasks.words import Pieces, in_one_piece
 
 
 @dataclass
@@ -65,60 +69,66 @@ def read_dialogue(messages: Sequence[tuple[str, str, list[Image]]], settings: Ma
     return Dialogue(tuple(turns), settings)
 
 
-def answer_kind(model: Any, talk: Dialogue) -> str:
+def answer_kind(model: Model, talk: Dialogue) -> str:
     """How ``model`` answers: ``caption`` (a picture alone, or a model that only captions), ``chat`` (several turns) or ``ask``.
 
     Raises ApiError: the model cannot do that.
     """
-    if not talk.question.strip() or not hasattr(model, "ask"):
+    answers = isinstance(model, Answers) and model.answers
+    if not talk.question.strip() or not answers:
         if len(talk.pictures) != 1:
-            what = (
-                "it captions one picture"
-                if not hasattr(model, "ask")
-                else "without a question there must be one picture"
-            )
+            what = "without a question there must be one picture" if answers else "it captions one picture"
             raise ApiError(400, f"{len(talk.pictures)} pictures: {what}", param="messages")
         return "caption"
-    return "chat" if len(talk.turns) > 1 and hasattr(model, "chat") else "ask"
+    return "chat" if len(talk.turns) > 1 and isinstance(model, Chats) else "ask"
 
 
-def answer_batch(model: Any, kind: str, talks: list[Dialogue]) -> list[Any]:
-    """The answers (``tasks.Answer``) to dialogues of one kind with equal settings."""
+def answer_batch(model: Model, kind: str, talks: Sequence[Dialogue]) -> list[Answer]:
+    """The answers to dialogues of one kind with equal settings."""
     settings = dict(talks[0].settings)
-    if kind == "caption":
+    if kind == "chat":
+        return [continued(model, talk).answer(talk.question, **settings) for talk in talks]
+    if kind == "caption" and isinstance(model, Captions):
         return list(model.caption([talk.pictures[0] for talk in talks], **settings))
-    if kind == "ask":
-        return list(model.ask([talk.pictures for talk in talks], [talk.question for talk in talks], **settings))
-    return [continued(model, talk).answer(talk.question, **settings) for talk in talks]
+    assert isinstance(model, Answers)  # answer_kind has said so
+    return list(model.ask([talk.pictures for talk in talks], [talk.question for talk in talks], **settings))
 
 
-def answer_pieces(model: Any, kind: str, talk: Dialogue) -> Iterator[str]:
-    """The answer to one dialogue, piece by piece."""
+def answer_pieces(model: Model, kind: str, talk: Dialogue) -> Iterator[str | TextEnd]:
+    """The answer to one dialogue, piece by piece, and how it ended."""
     settings = dict(talk.settings)
-    if kind == "caption":
-        yield from spaced(model, model.stream(talk.pictures[0], **settings))
-    elif kind == "chat" or hasattr(model, "chat"):
-        yield from continued(model, talk).stream(talk.question, **settings)
-    elif len(talk.pictures) == 1:
-        yield from model.stream(talk.pictures[0], talk.question, **settings)
+    if kind == "caption" and isinstance(model, Streams):
+        pieces = model.stream(talk.pictures[0], **settings)
+        end = yield from pieces if isinstance(model, Answers) else spaced(pieces)
+    elif isinstance(model, Chats):
+        end = yield from continued(model, talk).stream(talk.question, **settings)
+    elif len(talk.pictures) == 1 and isinstance(model, Streams):
+        end = yield from model.stream(talk.pictures[0], talk.question, **settings)
     else:
-        yield model.ask(talk.pictures, talk.question, **settings).text
+        (answer,) = answer_batch(model, kind, [talk])
+        end = yield from in_one_piece(answer)
+    yield end
 
 
-def spaced(model: Any, pieces: Iterator[str]) -> Iterator[str]:
-    """Whole words (of a model with a word vocabulary) with spaces between them; pieces of a tokenizer as they are."""
-    words = not hasattr(model, "ask")
-    for number, piece in enumerate(pieces):
-        yield f" {piece}" if words and number and not piece.startswith("'") else piece
+def spaced(words: Pieces) -> Pieces:
+    """The words of a model with a word vocabulary, with spaces between them."""
+    first = True
+    while True:
+        try:
+            word = next(words)
+        except StopIteration as end:
+            ended: TextEnd = end.value
+            return ended
+        yield word if first or word.startswith("'") else f" {word}"
+        first = False
 
 
-def continued(model: Any, talk: Dialogue) -> Any:
+def continued(model: Model, talk: Dialogue) -> Chat:
     """The model's chat, after the earlier turns of ``talk`` and with the pictures of the last one."""
-    from triptych.tasks.chat import Turn as ChatTurn
-
+    assert isinstance(model, Chats)  # answer_kind has said so
     chat = model.chat()
     for turn in talk.turns[:-1]:
-        chat.turns.append(ChatTurn(tuple(turn.pictures), turn.text, f" {turn.answer}"))
+        chat.turns.append(Turn(tuple(turn.pictures), turn.text, f" {turn.answer}"))
     for picture in talk.turns[-1].pictures:
         chat.add(picture)
     return chat

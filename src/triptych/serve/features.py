@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from PIL.Image import Image
 
+from triptych.tasks import Matches
 
-def embed(model: Any, items: list[str | Image]) -> list[list[float]]:
+
+def texts_of(items: Sequence[str | Image]) -> list[str]:
+    return [item for item in items if isinstance(item, str)]
+
+
+def embed(model: Matches, items: Sequence[str | Image]) -> list[list[float]]:
     """A vector of length 1 for each text (its features for contrast) and picture (the mean of its queries' features)."""
-    texts = [item for item in items if isinstance(item, str)]
+    texts = texts_of(items)
     pictures = [item for item in items if not isinstance(item, str)]
     of_texts = iter(model.itc_texts(texts)) if texts else iter(())
     of_pictures = iter(mean_features(model.itc_images(pictures))) if pictures else iter(())

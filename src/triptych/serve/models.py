@@ -14,6 +14,7 @@ from triptych.serve.jobs import Worker
 from triptych.serve.metrics import Metrics
 from triptych.serve.scheduler import SharedEngine
 from triptych.serve.settings import ServerSettings
+from triptych.tasks.capabilities import Model
 
 
 class Served:
@@ -21,7 +22,7 @@ class Served:
 
     def __init__(self, settings: ServerSettings, metrics: Metrics, loaded: dict[str, Any] | None = None) -> None:
         self.names, self.settings, self.metrics = settings.models, settings, metrics
-        self.loaded: dict[str, Any] = {}
+        self.loaded: dict[str, Model] = {}
         self.workers: dict[str, Worker] = {}
         self.failures: dict[str, str] = {}
         self.created = int(time.time())
@@ -57,7 +58,7 @@ class Served:
     def ready(self) -> bool:
         return len(self.loaded) + len(self.failures) >= len(self.names) and bool(self.loaded)
 
-    def get(self, name: str) -> tuple[Any, Worker]:
+    def get(self, name: str) -> tuple[Model, Worker]:
         """A model and its worker; a name may carry ``triptych/`` before it or ``:latest`` behind.
 
         Raises ApiError: 404 for an unknown model, 503 while it loads.

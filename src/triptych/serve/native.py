@@ -16,6 +16,8 @@ from triptych.serve.errors import SERVER_LOG, ApiError
 from triptych.serve.jobs import Job
 from triptych.serve.pictures import read_picture
 from triptych.serve.settings import BEAM_LIMIT, CHOICE_LIMIT, PICTURE_LIMIT, TEXT_LIMIT, TOKEN_LIMIT, ServerSettings
+from triptych.tasks import Answers, Captions, Completes, Matches
+from triptych.tasks.capabilities import Model
 
 native_router = APIRouter(prefix="/v1")
 THUMBNAIL = (320, 320)
@@ -70,13 +72,22 @@ class FindRequest(BaseModel):
 async def submit(
     request: Request, name: str, verb: str, kind: tuple[Any, ...], payload: Any, run: Callable[..., Any]
 ) -> Any:
-    """Run ``run(model, payloads)`` on a model that has the method ``verb``."""
+    """Run ``run(model, payloads)`` on a model that can ``verb``."""
     settings: ServerSettings = request.app.state.settings
     model, worker = request.app.state.served.get(name)
-    if not hasattr(model, verb):
+    if not can(model, verb):
         raise ApiError(400, f"the model {name} cannot {verb}", param="model")
     job = Job((verb, *kind), payload, run=lambda payloads: run(model, payloads))
     return await worker.submit(job, settings.timeout)
+
+
+def can(model: Model, verb: str) -> bool:
+    """Whether a model has the capability, and what it takes for it."""
+    if verb == "ask":
+        return isinstance(model, Answers) and model.answers
+    if verb == "match":
+        return isinstance(model, Matches) and model.matches
+    return isinstance(model, {"caption": Captions, "complete": Completes}[verb])
 
 
 def read_pictures(request: Request, addresses: Sequence[str], param: str) -> list[Image]:

@@ -18,6 +18,7 @@ from triptych.serve.errors import as_api_error
 from triptych.serve.jobs import Job
 from triptych.serve.pictures import read_picture
 from triptych.serve.settings import MESSAGE_LIMIT, PICTURE_LIMIT, TEXT_LIMIT, TOKEN_LIMIT, ServerSettings
+from triptych.tasks import TextEnd
 
 ollama_router = APIRouter(prefix="/api")
 
@@ -96,28 +97,37 @@ async def ollama_answer(request: Request, name: str, talk: Dialogue, stream: boo
     model, worker = request.app.state.served.get(name)
     kind, started = answer_kind(model, talk), time.monotonic_ns()
 
-    def record(text: str, done: bool) -> dict[str, Any]:
-        base = {"model": name, "created_at": datetime.now(UTC).isoformat(), **wrap(text), "done": done}
-        if done:
-            base |= {"done_reason": "stop", "total_duration": time.monotonic_ns() - started}
+    def record(text: str, end: TextEnd | None) -> dict[str, Any]:
+        """``end``: None = more will follow."""
+        base = {"model": name, "created_at": datetime.now(UTC).isoformat(), **wrap(text), "done": end is not None}
+        if end is not None:
+            base |= {
+                "done_reason": "stop" if end.finished else "length",
+                "total_duration": time.monotonic_ns() - started,
+            }
+            base |= {"prompt_eval_count": end.prompt_tokens, "eval_count": end.new_tokens}
         return base
 
     if not stream:
         key = (kind, tuple(sorted(talk.settings.items())))
         job = Job(key, talk, run=lambda talks: answer_batch(model, kind, list(talks)))
-        return record((await worker.submit(job, settings.timeout)).text, True)
+        answer = await worker.submit(job, settings.timeout)
+        return record(answer.text, answer.end)
 
     async def lines() -> AsyncIterator[str]:
         job = Job(("stream",), talk, stream=lambda talk: answer_pieces(model, kind, talk))
-        first = True
+        first, end = True, TextEnd()
         try:
             async for piece in worker.pieces(job, settings.timeout):
-                yield json.dumps(record(piece.lstrip() if first else piece, False), ensure_ascii=False) + "\n"
+                if isinstance(piece, TextEnd):
+                    end = piece
+                    continue
+                yield json.dumps(record(piece.lstrip() if first else piece, None), ensure_ascii=False) + "\n"
                 first = False
         except Exception as error:
             yield json.dumps({"error": as_api_error(error).message}) + "\n"
             return
-        yield json.dumps(record("", True)) + "\n"
+        yield json.dumps(record("", end)) + "\n"
 
     return StreamingResponse(lines(), media_type="application/x-ndjson")
 

@@ -13,12 +13,14 @@ from fastapi.responses import StreamingResponse
 from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from triptych.serve.chat import Dialogue, answer_batch, answer_kind, answer_pieces, read_dialogue
+from triptych.serve.chat import answer_batch, answer_kind, answer_pieces, read_dialogue
 from triptych.serve.errors import ApiError, as_api_error, error_body
-from triptych.serve.jobs import Job
+from triptych.serve.features import embed, encoded, texts_of
+from triptych.serve.jobs import Job, Worker
 from triptych.serve.models import Served
 from triptych.serve.pictures import read_picture
 from triptych.serve.settings import ANSWER_LIMIT, CHOICE_LIMIT, MESSAGE_LIMIT, TEXT_LIMIT, TOKEN_LIMIT, ServerSettings
+from triptych.tasks import Answer, Matches, TextEnd
 
 openai_router = APIRouter(prefix="/v1")
 UNSUPPORTED = ("tools", "functions", "audio", "logit_bias", "web_search_options", "prediction")
@@ -134,16 +136,16 @@ async def chat_completions(request: Request, body: ChatRequest) -> Any:
         return StreamingResponse(sse(body, worker.pieces(job, settings.timeout)), media_type="text/event-stream")
     key = (kind, tuple(sorted(talk.settings.items())))
     job = Job(key, talk, run=lambda talks: answer_batch(model, kind, list(talks)))
-    answer = await worker.submit(job, settings.timeout)
-    return completion(body, talk, answer)
+    return completion(body, await worker.submit(job, settings.timeout))
 
 
-def completion(body: ChatRequest, talk: Dialogue, answer: Any) -> dict[str, Any]:
-    """The whole answer. ``usage`` counts words: the systems have tokenizers of their own kinds."""
+def completion(body: ChatRequest, answer: Answer) -> dict[str, Any]:
+    """The whole answer."""
     texts = [answer.text, *(text for text, _ in answer.alternatives[: body.n - 1])]
-    limit = talk.settings.get("max_new_tokens", TOKEN_LIMIT)
     choices = []
-    for index, text in enumerate(texts):
+    for index, (text, finished) in enumerate(
+        zip(texts, (answer.finished, *answer.finished_alternatives), strict=False)
+    ):
         cut = cut_at_stop(text, body.stops)
         words = None
         if body.logprobs and index == 0:
@@ -154,7 +156,7 @@ def completion(body: ChatRequest, talk: Dialogue, answer: Any) -> dict[str, Any]
                 ],
                 "refusal": None,
             }
-        reason = "length" if cut == text and len(answer.tokens) >= limit else "stop"
+        reason = "stop" if finished or cut != text else "length"
         message = {"role": "assistant", "content": cut, "refusal": None}
         choices.append({"index": index, "message": message, "finish_reason": reason, "logprobs": words})
     return {
@@ -163,22 +165,21 @@ def completion(body: ChatRequest, talk: Dialogue, answer: Any) -> dict[str, Any]
         "created": int(time.time()),
         "model": body.model,
         "choices": choices,
-        "usage": usage(talk, " ".join(texts)),
-        "triptych": {"method": getattr(answer, "method", None), "logprob": answer.logprob},
+        "usage": usage(answer.end),
+        "triptych": {"method": answer.method, "logprob": answer.logprob},
     }
 
 
-def usage(talk: Dialogue, written: str) -> dict[str, int]:
-    read = sum(len(f"{turn.text} {turn.answer or ''}".split()) for turn in talk.turns)
-    new = len(written.split())
-    return {"prompt_tokens": read, "completion_tokens": new, "total_tokens": read + new}
+def usage(end: TextEnd) -> dict[str, int]:
+    total = end.prompt_tokens + end.new_tokens
+    return {"prompt_tokens": end.prompt_tokens, "completion_tokens": end.new_tokens, "total_tokens": total}
 
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> str:
     return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]
 
 
-async def sse(body: ChatRequest, pieces: AsyncIterator[str]) -> AsyncIterator[str]:
+async def sse(body: ChatRequest, pieces: AsyncIterator[str | TextEnd]) -> AsyncIterator[str]:
     """Server-sent events: a role, pieces of text, the reason of the end, maybe usage, ``[DONE]``; an error is an event, too."""
     base = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
@@ -194,9 +195,13 @@ async def sse(body: ChatRequest, pieces: AsyncIterator[str]) -> AsyncIterator[st
     yield event({"role": "assistant", "content": ""})
     text = ""
     margin = max((len(stop) for stop in body.stops), default=1) - 1  # characters that may be the beginning of a stop
-    sent = 0
+    sent, count, end = 0, 0, None
     try:
         async for piece in pieces:
+            if isinstance(piece, TextEnd):
+                end = piece
+                continue
+            count += 1
             text += piece
             text = text.lstrip() if not sent else text
             cut = cut_at_stop(text, body.stops)
@@ -214,11 +219,10 @@ async def sse(body: ChatRequest, pieces: AsyncIterator[str]) -> AsyncIterator[st
         yield f"data: {json.dumps(error_body(api_error.status, api_error.message, api_error.param, api_error.code))}\n\n"
         yield "data: [DONE]\n\n"
         return
-    yield event({}, "stop")
+    end = end or TextEnd(new_tokens=count)  # at a stop the model was interrupted
+    yield event({}, "stop" if end.finished else "length")
     if body.stream_options and body.stream_options.include_usage:
-        new = len(text.split())
-        counts = {"prompt_tokens": 0, "completion_tokens": new, "total_tokens": new}
-        yield f"data: {json.dumps({**base, 'choices': [], 'usage': counts})}\n\n"
+        yield f"data: {json.dumps({**base, 'choices': [], 'usage': usage(end)})}\n\n"
     yield "data: [DONE]\n\n"
 
 
@@ -264,9 +268,9 @@ def as_item(item: str | dict[str, Any], settings: ServerSettings, param: str) ->
     return read_picture(address, settings, param)
 
 
-def matcher(request: Request, name: str) -> tuple[Any, Any]:
+def matcher(request: Request, name: str) -> tuple[Matches, Worker]:
     model, worker = request.app.state.served.get(name)
-    if not hasattr(model, "itc_texts"):
+    if not (isinstance(model, Matches) and model.matches):
         raise ApiError(400, f"{name} cannot match pictures with texts: use blip2", param="model")
     return model, worker
 
@@ -281,24 +285,19 @@ async def openai_embeddings(request: Request, body: EmbeddingRequest) -> dict[st
         raise ApiError(400, f"input has {len(items)} items: 1 to 256", param="input")
     content = [as_item(item, settings, f"input[{i}]") for i, item in enumerate(items)]
 
-    def run(payloads: Sequence[list[str | Image]]) -> list[list[list[float]]]:
-        from triptych.serve.features import embed
+    def run(payloads: Sequence[list[str | Image]]) -> list[tuple[list[list[float]], int]]:
+        return [(embed(model, payload), model.count_pieces(texts_of(payload))) for payload in payloads]
 
-        return [embed(model, payload) for payload in payloads]
-
-    vectors = await worker.submit(Job(("embed",), content, run=run), settings.timeout)
-    from triptych.serve.features import encoded
-
+    vectors, pieces = await worker.submit(Job(("embed",), content, run=run), settings.timeout)
     data = [
         {"object": "embedding", "index": i, "embedding": encoded(v, body.encoding_format)}
         for i, v in enumerate(vectors)
     ]
-    words = sum(len(item.split()) for item in content if isinstance(item, str))
     return {
         "object": "list",
         "data": data,
         "model": body.model,
-        "usage": {"prompt_tokens": words, "total_tokens": words},
+        "usage": {"prompt_tokens": pieces, "total_tokens": pieces},
     }
 
 

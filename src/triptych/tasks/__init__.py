@@ -13,9 +13,9 @@ from triptych.convert.opening import find_checkpoint
 from triptych.engines.choice import PRECISIONS, gpu_possible, open_onnx
 from triptych.errors import InputError
 from triptych.extras import importing, torch_installed
-from triptych.tasks.answer import Answer, Match
+from triptych.tasks.answer import Answer, Match, TextEnd
 from triptych.tasks.blip2 import Blip2Tasks
-from triptych.tasks.capabilities import Answers, Captions, Chats, Completes, Matches, Shot
+from triptych.tasks.capabilities import Answers, Captions, Chats, Completes, Matches, Shot, Streams
 from triptych.tasks.chat import Chat
 from triptych.tasks.flamingo import FlamingoTasks
 from triptych.tasks.sat import SatTasks
@@ -36,6 +36,8 @@ __all__ = [
     "Matches",
     "SatTasks",
     "Shot",
+    "Streams",
+    "TextEnd",
     "load",
     "load_answerer",
     "load_completer",

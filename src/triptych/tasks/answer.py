@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import exp
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from triptych.evidence import Evidence
 from triptych.generate import Search
@@ -14,6 +14,15 @@ from triptych.io.pixels import PixelSpec
 Method: TypeAlias = Literal["decoder", "language model", "q-former", "captions", "caption likelihood", "matching"]
 
 SUM_ERROR = 1e-6
+
+
+class TextEnd(NamedTuple):
+    """How a text ended. ``finished``: by itself, not at ``max_new_tokens``. Tokens: of the prompt, each picture as many as the language
+    model reads in its place, and of what was written, alternatives included; 0 where no language model was asked."""
+
+    finished: bool = True
+    prompt_tokens: int = 0
+    new_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,7 @@ class Answer:
         captions of the pictures, one by one; ``caption likelihood``: the picture whose caption would sooner begin with a text;
         ``matching``: by how well pictures and texts match (ITM).
     recipe: prompt, search and pixels.
+    finished_alternatives: of each alternative, whether it ended by itself.
     """
 
     text: str
@@ -57,6 +67,13 @@ class Answer:
     scores: Mapping[str, float] | None = None
     method: Method = "language model"
     recipe: AnswerRecipe | None = None
+    end: TextEnd = field(default_factory=TextEnd)
+    finished_alternatives: tuple[bool, ...] = ()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the text ended by itself, not at ``max_new_tokens``."""
+        return self.end.finished
 
     @property
     def probabilities(self) -> dict[str, float] | None:

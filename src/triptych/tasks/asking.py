@@ -225,7 +225,8 @@ def as_choice(
     """An answer whose text is the choice with the highest of the ``scores``, log-probabilities."""
     best = int(scores.argmax())
     by_choice = dict(zip(choices, scores.tolist(), strict=True))
-    return replace(answer, text=choices[best], logprob=float(scores[best]), scores=by_choice, method=method)
+    end = answer.end._replace(finished=True)
+    return replace(answer, text=choices[best], logprob=float(scores[best]), scores=by_choice, method=method, end=end)
 
 
 def as_yes_or_no(answer: Answer, choices: Sequence[str], logit: float, method: Method) -> Answer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, overload
 
@@ -27,7 +27,17 @@ from triptych.tasks.choices import YES_NO, choice_ids, normalised_logprobs, to_h
 from triptych.tasks.detection import detection_logit, gain_of_yes
 from triptych.tasks.matching import Blip2Matching
 from triptych.tasks.photos import DECODED_TOGETHER, over_photos
-from triptych.tasks.words import Spans, decode_pieces, join_word_pieces, sentence, sum_over_words, to_answer
+from triptych.tasks.words import (
+    Pieces,
+    Spans,
+    decode_pieces,
+    in_one_piece,
+    join_word_pieces,
+    sentence,
+    sum_over_words,
+    text_end,
+    to_answer,
+)
 from triptych.text.prompt import CAPTION_INSTRUCTION, IMAGE, qformer_texts, question_prompt, split_at_images
 from triptych.text.questions import is_counted, is_yes_no, presence_question
 from triptych.text.tokenizer import TextTokenizer
@@ -52,6 +62,11 @@ class InterleavedPrompt(NamedTuple):
     pieces: list[Piece]
     cells: list[Array]
     prompt: PhotoPrompt
+
+    @property
+    def length(self) -> int:
+        """Tokens, each photo as many as its soft prompt has vectors."""
+        return sum(map(len, self.pieces))
 
 
 class Blip2Tasks(Answerer, Blip2Matching):
@@ -171,18 +186,28 @@ class Blip2Tasks(Answerer, Blip2Matching):
             maps = sum_over_words(self.engine.writer_maps(features, best.ids), spans)[:, None]
             evidence = Evidence(words, over_photos(maps, [image], self.engine.photos.pixels), logprobs)
         alternatives = tuple(zip(texts[1:], (h.logprob for h in others), strict=True))
-        return Answer(texts[0], self.name, best.logprob, words, logprobs, evidence, alternatives, method="q-former")
+        return Answer(
+            texts[0],
+            self.name,
+            best.logprob,
+            words,
+            logprobs,
+            evidence,
+            alternatives,
+            method="q-former",
+            end=text_end(hypotheses),
+            finished_alternatives=tuple(h.finished for h in others),
+        )
 
-    def stream(self, image: ImageSource, question: str | None = None, **settings: Any) -> Iterator[str]:
+    def stream(self, image: ImageSource, question: str | None = None, **settings: Any) -> Pieces:
         """A caption, or the answer to a question, piece by piece as it is written (greedy, or sampled with a ``temperature``)."""
         if question is not None and is_yes_no(question) and not settings.get("temperature"):
-            yield self.ask(image, question).text
-            return
+            return (yield from in_one_piece(self.ask(image, question)))
         prompts = self.spec.prompts
         text = prompts.caption if question is None else question_prompt(question, 1, prompts)
         (row,) = self.read([PhotoPrompt(text, [image], question)])
         search = (self.caption_search if question is None else self.search)(**({"beams": 1} | settings))
-        yield from decode_pieces(self.tokenizer, stream(self.engine, [row.pieces], search))
+        return (yield from decode_pieces(self.tokenizer, stream(self.engine, [row.pieces], search), row.length))
 
     # Questions
 
@@ -319,7 +344,8 @@ class Blip2Tasks(Answerer, Blip2Matching):
             over_squares = sum_over_words(self.engine.maps(row.pieces, row.cells, ids), spans)
             return over_photos(over_squares, row.prompt.images, self.engine.photos.pixels)
 
-        return to_answer(self.name, self.tokenizer, hypotheses, maps if explain else None, as_sentence)
+        evidence = maps if explain else None
+        return to_answer(self.name, self.tokenizer, hypotheses, evidence, as_sentence, prompt_tokens=row.length)
 
     def recipe(self, prompt: str | None = None, search: Search | None = None) -> AnswerRecipe:
         return AnswerRecipe(self.engine.photos.pixels, prompt, search)

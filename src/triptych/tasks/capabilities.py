@@ -13,6 +13,7 @@ from triptych.io.images import ImageSource
 from triptych.tasks.answer import Answer, Match
 from triptych.tasks.asking import PictureQuestion
 from triptych.tasks.chat import Chat
+from triptych.tasks.words import Pieces
 
 Shot: TypeAlias = tuple[ImageSource | None, str]  # an example: a picture, or none, and its text
 
@@ -33,6 +34,13 @@ class Model(Protocol):
 class Captions(Model, Protocol):
     def caption(self, images: Any, *, explain: bool = ..., **settings: Any) -> Any:
         """One picture -> an ``Answer``; a list of pictures -> a list."""
+        ...
+
+
+@runtime_checkable
+class Streams(Model, Protocol):
+    def stream(self, images: Any, question: str | None = ..., **settings: Any) -> Pieces:
+        """A caption, or the answer to a question, piece by piece."""
         ...
 
 
@@ -73,6 +81,9 @@ class Matches(Model, Protocol):
     def itc_images(self, images: Sequence[ImageSource]) -> NDArray[np.float32]: ...
     def itc_texts(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
     def match(self, images: Any, texts: str | Sequence[str], *, explain: bool = ...) -> list[Match]: ...
+    def count_pieces(self, texts: Sequence[str]) -> int:
+        """Word pieces of all texts."""
+        ...
 
 
 @runtime_checkable

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from triptych.evidence import Floats
 from triptych.generate import Hypothesis
 from triptych.io.images import ImageSource
-from triptych.tasks.answer import Answer
+from triptych.tasks.answer import Answer, TextEnd
 from triptych.tasks.asking import as_choice, as_yes_or_no
 from triptych.tasks.choices import GREY, normalised_logprobs
 from triptych.tasks.flamingo_prompts import FlamingoPrompts
@@ -79,13 +79,9 @@ class CaptionLikelihood:
             over_squares = np.concatenate([engine.maps(prompt, [x], ids) for x in features], 1)
             return over_photos(mean_over_words(over_squares, spans), images, engine.photos.pixels)
 
-        return to_answer(
-            self.prompts.name,
-            self.prompts.spec.tokenizer,
-            [hypothesis],
-            maps if explain else None,
-            method="caption likelihood",
-        )
+        name, tokenizer = self.prompts.name, self.prompts.spec.tokenizer
+        answer = to_answer(name, tokenizer, [hypothesis], maps if explain else None, method="caption likelihood")
+        return replace(answer, end=TextEnd())
 
     def choose(self, text: str, images: Sequence[ImageSource], names: Sequence[str], explain: bool) -> Answer:
         """The picture whose caption would sooner begin with ``text``; ``Answer.scores`` by the pictures' ``names``."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -20,6 +20,7 @@ from triptych.generate import Search
 from triptych.io.files import write_file
 from triptych.io.images import ImageSource, load_image
 from triptych.tasks.answer import Answer
+from triptych.tasks.words import Pieces, noted
 from triptych.text.prompt import DEFAULT_PROMPTS, END, IMAGE, Prompts, question_prompt
 from triptych.text.questions import is_about_all, thing_asked_for
 
@@ -51,7 +52,7 @@ class Speaker(Protocol):
     def search(self, **settings: Any) -> Search: ...
     def ask(self, images: list[ImageSource], question: str, *, explain: bool = ..., **settings: Any) -> Answer: ...
     def length(self, text: str, pictures: int) -> int: ...
-    def streamed(self, text: str, images: Sequence[ImageSource], search: Search) -> Iterator[str]: ...
+    def streamed(self, text: str, images: Sequence[ImageSource], search: Search) -> Pieces: ...
     def write(
         self, prompts: Sequence[tuple[str, Sequence[ImageSource]]], search: Search, explain: bool
     ) -> list[Answer]: ...
@@ -86,7 +87,7 @@ class Chat:
         """The answer, whole; see ``stream``."""
         return "".join(self.stream(question, **settings))
 
-    def stream(self, question: str, **settings: Any) -> Iterator[str]:
+    def stream(self, question: str, **settings: Any) -> Pieces:
         """The answer piece by piece; the turn is part of the dialogue when it is complete.
 
         A question about several pictures, and whether something is there, is answered as ``ask`` does (in one piece). ``first`` moves
@@ -99,14 +100,14 @@ class Chat:
         search = self.model.search(**({"beams": 1, "max_new_tokens": ANSWER_TOKENS} | settings))
         first, text, pictures = self.remembered(turn, search.max_new_tokens)
         if about := self.asked_about(turn):
-            yield (answer := f"{self.prompts.gap}{self.model.ask(about, question, **({'beams': 1} | settings)).text}")
+            reply = self.model.ask(about, question, **({"beams": 1} | settings))
+            yield (answer := f"{self.prompts.gap}{reply.text}")
             self.end(first, turn, answer)
-            return
-        pieces = []
-        for piece in self.model.streamed(text, pictures, search):
-            pieces.append(piece)
-            yield piece
+            return reply.end
+        pieces: list[str] = []
+        end = yield from noted(self.model.streamed(text, pictures, search), pieces.append)
         self.end(first, turn, "".join(pieces))
+        return end
 
     def answer(self, question: str, *, explain: bool = False, **settings: Any) -> Answer:
         """The answer with its log-probabilities, and with ``explain`` where the model looked in all remembered pictures."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, overload
@@ -23,7 +23,7 @@ from triptych.tasks.chat import MAX_PICTURES as CHAT_PICTURES
 from triptych.tasks.choices import check_choices, choice_ids, to_hypotheses
 from triptych.tasks.flamingo_prompts import FlamingoPrompts
 from triptych.tasks.prefix import PrefixState, PromptRow
-from triptych.tasks.words import decode_pieces
+from triptych.tasks.words import Pieces, decode_pieces, in_one_piece
 from triptych.text.prompt import (
     IMAGE,
     caption_example,
@@ -260,7 +260,7 @@ class FlamingoTasks(Answerer):
 
     # Streaming and dialogue
 
-    def stream(self, images: Photos, question: str | None = None, **settings: Any) -> Iterator[str]:
+    def stream(self, images: Photos, question: str | None = None, **settings: Any) -> Pieces:
         """A caption, or the answer to a question, piece by piece as it is written (greedy, or sampled with a ``temperature``)."""
         pictures = as_list(images)
         if question is None:
@@ -269,17 +269,18 @@ class FlamingoTasks(Answerer):
             )
         picture_question = PictureQuestion(pictures, question)
         if is_yes_no(question) and not settings.get("temperature"):
-            return iter([self.ask(pictures, question).text])
+            return in_one_piece(self.ask(pictures, question))
         tokens = ANSWER_TOKENS * (len(pictures) if is_about_several(picture_question) else 1)
         search = self.search(**({"beams": 1, "max_new_tokens": tokens} | settings))
         if is_about_several(picture_question):
             return self.stream_by_captions(picture_question, search)
         return self.prompts.streamed(self.question_text(picture_question), pictures, search)
 
-    def stream_by_captions(self, question: PictureQuestion, search: Search) -> Iterator[str]:
+    def stream_by_captions(self, question: PictureQuestion, search: Search) -> Pieces:
         """The answer to a question about several pictures, piece by piece."""
-        with self.read_captions(question) as (_, prefix):
-            yield from decode_pieces(self.spec.tokenizer, stream(prefix, None, search))
+        with self.read_captions(question) as (row, prefix):
+            tokens = stream(prefix, None, search)
+            return (yield from decode_pieces(self.spec.tokenizer, tokens, len(row.input_ids)))
 
     def chat(self) -> Chat:
         """A dialogue over any number of pictures."""
@@ -290,7 +291,7 @@ class FlamingoTasks(Answerer):
         """Tokens of a text with so many pictures."""
         return self.prompts.length(text, pictures)
 
-    def streamed(self, text: str, images: Sequence[ImageSource], search: Search) -> Iterator[str]:
+    def streamed(self, text: str, images: Sequence[ImageSource], search: Search) -> Pieces:
         """What follows a prompt, piece by piece."""
         return self.prompts.streamed(text, images, search)
 

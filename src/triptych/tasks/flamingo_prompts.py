@@ -15,7 +15,7 @@ from triptych.io.images import ImageSource, content_hash, load_image
 from triptych.tasks.answer import Answer, AnswerRecipe, Method
 from triptych.tasks.photos import DECODED_TOGETHER, ENCODED_TOGETHER, ArrayMemory, PhotoMemory, over_photos
 from triptych.tasks.prefix import PrefixMemory, PrefixState, PromptRow, common_length
-from triptych.tasks.words import Spans, decode_pieces, mean_over_words, to_answer
+from triptych.tasks.words import Pieces, Spans, decode_pieces, mean_over_words, to_answer
 from triptych.text.prompt import END, split_at_images
 
 MAX_PROMPT_PICTURES = 128  # of one prompt
@@ -136,10 +136,12 @@ class FlamingoPrompts:
             inputs = FlamingoInputs(ids, [row.visual_tokens[pictures:] for row in rows], state)
             return generate(self.engine, inputs, search)
 
-    def streamed(self, text: str, images: Sequence[ImageSource], search: Search) -> Iterator[str]:
+    def streamed(self, text: str, images: Sequence[ImageSource], search: Search) -> Pieces:
         """What follows a prompt, piece by piece."""
-        with self.prefix.read_prompt(self.row(text, images)) as prefix:
-            yield from decode_pieces(self.spec.tokenizer, stream(prefix, None, search))
+        row = self.row(text, images)
+        with self.prefix.read_prompt(row) as prefix:
+            tokens = stream(prefix, None, search)
+            return (yield from decode_pieces(self.spec.tokenizer, tokens, len(row.input_ids)))
 
     @contextmanager
     def read_blind(self, row: PromptRow, ids: list[int]) -> Iterator[tuple[PromptRow, PrefixState]]:
@@ -170,4 +172,5 @@ class FlamingoPrompts:
             by_word = mean_over_words(self.engine.maps(row.input_ids, features, ids, row.blind_from), spans)
             return over_photos(by_word, images or (), self.engine.photos.pixels)
 
-        return to_answer(self.name, self.spec.tokenizer, hypotheses, maps if images else None, as_sentence, method)
+        evidence, length = maps if images else None, len(row.input_ids)
+        return to_answer(self.name, self.spec.tokenizer, hypotheses, evidence, as_sentence, method, length)

@@ -55,6 +55,10 @@ class Blip2Matching:
             raise InputError("a text is empty: say what to look for")
         return TextPieces(*self.spec.words.encode_arrays(texts, self.spec.max_pieces))
 
+    def count_pieces(self, texts: Sequence[str]) -> int:
+        """Word pieces of all texts. Raises as ``word_pieces``."""
+        return int(np.asarray(self.word_pieces(texts).mask).sum()) if texts else 0
+
     def pooled(self, images: Sequence[ImageSource]) -> Floats:
         """The mean of each photo's image features over the grid: ``[B, D]``."""
         return self.engine.pooled(self.encode(images))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, overload
 
@@ -13,6 +13,7 @@ from triptych.io.images import ImageSource
 from triptych.tasks.answer import Answer, AnswerRecipe
 from triptych.tasks.asking import with_settings
 from triptych.tasks.photos import DECODED_TOGETHER, PhotoMemory
+from triptych.tasks.words import Pieces, pieces_of_tokens, text_end
 
 
 class SatTasks:
@@ -62,11 +63,11 @@ class SatTasks:
         """The model's own search with ``settings`` changed. Raises InputError for an unknown or impossible one."""
         return with_settings(self.spec.search, settings)
 
-    def stream(self, image: ImageSource, **settings: Any) -> Iterator[str]:
+    def stream(self, image: ImageSource, **settings: Any) -> Pieces:
         """The words of one photo's caption as they are written (greedy, or sampled with a ``temperature``)."""
         search = self.search(**({"beams": 1} | settings))
-        for token, _ in stream(self.engine, self.engine.read(self.encode([image])), search):
-            yield self.spec.vocabulary.words[token]
+        tokens = stream(self.engine, self.engine.read(self.encode([image])), search)
+        return (yield from pieces_of_tokens(tokens, self.spec.vocabulary.words.__getitem__))
 
     def _answer(self, hypotheses: Sequence[Hypothesis], features: Array, explain: bool) -> Answer:
         best, vocabulary = hypotheses[0], self.spec.vocabulary
@@ -84,6 +85,8 @@ class SatTasks:
             evidence=evidence,
             alternatives=tuple((vocabulary.decode(h.ids), h.logprob) for h in hypotheses[1:]),
             method="decoder",
+            end=text_end(hypotheses),
+            finished_alternatives=tuple(h.finished for h in hypotheses[1:]),
         )
 
     def pooled(self, images: Sequence[ImageSource]) -> Floats:

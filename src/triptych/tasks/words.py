@@ -2,27 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 
 from triptych.evidence import Evidence, Floats
 from triptych.generate import Hypothesis
-from triptych.tasks.answer import Answer, Method
+from triptych.tasks.answer import Answer, Method, TextEnd
 from triptych.text.tokenizer import TextTokenizer
 
 Spans = Sequence[tuple[int, int]]  # of each word its tokens: the first, and the one behind the last
 
 
-def decode_pieces(tokenizer: TextTokenizer, tokens: Iterable[tuple[int, float]]) -> Iterator[str]:
-    """The text of ids (with log-probabilities) piece by piece, whole characters at a time."""
-    text, ids = "", []
-    for token, _ in tokens:
+Pieces = Generator[str, None, TextEnd]  # of a text as it is written
+
+
+def decode_pieces(
+    tokenizer: TextTokenizer, tokens: Generator[tuple[int, float], None, bool], prompt_tokens: int
+) -> Pieces:
+    """The text of ``generate.stream`` piece by piece, whole characters at a time."""
+    text, ids = "", list[int]()
+
+    def piece_of(token: int) -> str:
+        nonlocal text
         ids.append(token)
         whole = tokenizer.decode(ids)
-        if not whole.endswith("\N{REPLACEMENT CHARACTER}"):
-            yield whole[len(text) :]
-            text = whole
+        if whole.endswith("\N{REPLACEMENT CHARACTER}"):
+            return ""
+        before, text = text, whole
+        return whole[len(before) :]
+
+    return (yield from pieces_of_tokens(tokens, piece_of, prompt_tokens))
+
+
+def pieces_of_tokens(
+    tokens: Generator[tuple[int, float], None, bool], piece_of: Callable[[int], str], prompt_tokens: int = 0
+) -> Pieces:
+    """What ``piece_of`` makes of each token of ``generate.stream``; an empty piece is left out."""
+    count = 0
+    while True:
+        try:
+            token, _ = next(tokens)
+        except StopIteration as end:
+            return TextEnd(bool(end.value), prompt_tokens, count)
+        count += 1
+        if piece := piece_of(token):
+            yield piece
+
+
+def noted(pieces: Pieces, note: Callable[[str], object]) -> Pieces:
+    """``pieces``; each is given to ``note`` first."""
+    while True:
+        try:
+            piece = next(pieces)
+        except StopIteration as end:
+            ended: TextEnd = end.value
+            return ended
+        note(piece)
+        yield piece
+
+
+def in_one_piece(answer: Answer) -> Pieces:
+    """An answer that is not written token by token."""
+    yield answer.text
+    return answer.end
 
 
 def sentence(text: str) -> str:
@@ -78,6 +121,7 @@ def to_answer(
     maps: Callable[[Sequence[int], Spans], Floats] | None = None,
     as_sentence: bool = False,
     method: Method = "language model",
+    prompt_tokens: int = 0,
 ) -> Answer:
     """The best hypothesis as an answer, the others as its alternatives.
 
@@ -91,4 +135,11 @@ def to_answer(
     logprobs = tuple(sum(best.logprobs[a:b]) for a, b in spans)
     evidence = Evidence(words, maps(best.ids, spans), logprobs) if maps and words else None
     alternatives = tuple(zip(texts[1:], (h.logprob for h in hypotheses[1:]), strict=True))
-    return Answer(texts[0], model, best.logprob, words, logprobs, evidence, alternatives, method=method)
+    end = text_end(hypotheses, prompt_tokens)
+    finished = tuple(h.finished for h in hypotheses[1:])
+    return Answer(texts[0], model, best.logprob, words, logprobs, evidence, alternatives, None, method, end, finished)
+
+
+def text_end(hypotheses: Sequence[Hypothesis], prompt_tokens: int = 0) -> TextEnd:
+    """How the best hypothesis ended, and the tokens of all."""
+    return TextEnd(hypotheses[0].finished, prompt_tokens, sum(len(h.ids) for h in hypotheses))
