@@ -235,10 +235,12 @@ def test_the_official_clients() -> None:
             client.chat.completions.create(model="gpt-4", messages=messages)
         assert [model.id for model in client.models.list()] == ["sat", "blip2"]
         assert len(client.embeddings.create(model="blip2", input="a dog").data[0].embedding) == 4
+        client.close()
         other = ollama.Client(host=address)
         reply = other.chat(model="blip2", messages=[{"role": "user", "content": "What?", "images": [png(3)]}])
         assert reply.message.content == "What? [3]"
         assert "".join(p.response for p in other.generate("sat", "", images=[png(3)], stream=True)) == "A red of 3"
+        other._client.close()
 
 
 def test_langchain() -> None:
@@ -247,3 +249,4 @@ def test_langchain() -> None:
         model = chat.ChatOpenAI(model="blip2", base_url=f"{address}/v1", api_key="none", max_retries=0)
         content = question(data_url(8))["messages"][0]["content"]
         assert model.invoke([{"role": "user", "content": content}]).content == "What? [8]"
+        model.root_client.close()

@@ -1,1 +1,1 @@
-"""Triptych inside other tools: an MCP server for assistants, and models for the ``llm`` command."""
+"""Triptych inside other tools: an MCP server for assistants, models for the ``llm`` command and for lmms-eval."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -137,7 +138,8 @@ def to_answer(
     alternatives = tuple(zip(texts[1:], (h.logprob for h in hypotheses[1:]), strict=True))
     end = text_end(hypotheses, prompt_tokens)
     finished = tuple(h.finished for h in hypotheses[1:])
-    return Answer(texts[0], model, best.logprob, words, logprobs, evidence, alternatives, None, method, end, finished)
+    answer = Answer(texts[0], model, best.logprob, words, logprobs, evidence, alternatives, method=method)
+    return replace(answer, end=end, finished_alternatives=finished)
 
 
 def text_end(hypotheses: Sequence[Hypothesis], prompt_tokens: int = 0) -> TextEnd:
