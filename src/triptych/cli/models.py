@@ -98,6 +98,19 @@ def convert(
 
 
 @app.command()
+def average(
+    checkpoints: Annotated[list[Path], typer.Argument(help="Two checkpoint directories or more, of one architecture.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The checkpoint directory to write.")],
+) -> None:
+    """Write the mean of the weights of several checkpoints, which is often better than each."""
+    with importing("torch", "a mean of weights"):
+        from triptych.models.average import average_checkpoints
+
+    average_checkpoints(checkpoints, out)
+    print(out)
+
+
+@app.command()
 def export(
     model: Annotated[str, typer.Argument(help="As --model of the other commands.")],
     target: Annotated[Path, typer.Argument(help="The directory to write.")],
