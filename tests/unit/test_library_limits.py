@@ -1,12 +1,14 @@
 """What a library refuses, and what it says: queries without a known word, addresses that are no folders, a full disk."""
 
+import re
 from pathlib import Path
 
 import pytest
-from test_library import RandomModel, put
+from test_library import RandomModel, picture, put
 
 from triptych.errors import InputError, TriptychError
-from triptych.library import find, index_photos, open_library, scan
+from triptych.io.images import load_image
+from triptych.library import SheetPhoto, find, index_photos, open_library, scan, sheet_page
 
 
 def album_of(folder: Path, *names: str) -> Path:
@@ -50,3 +52,20 @@ def test_a_full_disk_while_indexing_is_said(tmp_path: Path, monkeypatch: pytest.
         index_photos(scan(folder, print), tmp_path / "library", RandomModel(), print)
     monkeypatch.undo()
     assert index_photos(scan(folder, print), tmp_path / "library", RandomModel(), print).photos == 1
+
+
+def test_sheet_holds_the_photos_and_asks_nothing_of_the_network(tmp_path: Path) -> None:
+    album = album_of(tmp_path)
+    hostile = put(album / "<script>'\"&.png")
+    large = album / "large.png"
+    picture("large").resize((1000, 500)).save(large)
+    found = [SheetPhoto(str(hostile), 1, "1.250"), SheetPhoto(str(large), 2, "-2.000")]
+    page = sheet_page("<b>dogs</b> & 'cats'", found)
+    assert page.count('src="data:image/jpeg;base64,') == 2
+    assert "<script>" not in page and "<b>dogs" not in page
+    assert "&lt;b&gt;dogs&lt;/b&gt; &amp;" in page
+    assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in page
+    assert not re.search(r"https?:|url\(|@import|<link", page)
+    assert "1.250" in page and "-2.000" in page
+    sizes = [load_image(url).size for url in re.findall(r'src="(data:[^"]+)"', page)]
+    assert sizes == [(6, 6), (360, 180)]

@@ -13,11 +13,23 @@ from typing import Any
 
 import typer
 
-from triptych.cli import asking, captions, evaluation, library, models, prompting, serve, training
+from triptych.cli import asking, captions, evaluation, library, models, prompting, serve, tagging, training
 from triptych.cli.common import app, complain
 from triptych.errors import TriptychError
 
-__all__ = ["app", "asking", "captions", "evaluation", "library", "main", "models", "prompting", "serve", "training"]
+__all__ = [
+    "app",
+    "asking",
+    "captions",
+    "evaluation",
+    "library",
+    "main",
+    "models",
+    "prompting",
+    "serve",
+    "tagging",
+    "training",
+]
 
 UsageError: type[Any] = typer.BadParameter.__mro__[1]  # click's, which newer versions of typer carry inside
 

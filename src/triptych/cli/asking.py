@@ -9,12 +9,16 @@ import typer
 
 from triptych.cli.common import Beams, Json, PrecisionOption, app, complain, emit, reading, write_page
 from triptych.cli.folders import (
+    AltText,
     Existing,
     FolderOptions,
+    KeepOriginal,
     Out,
     Recursive,
     SidecarKinds,
     Strict,
+    Watch,
+    WriteMetadata,
     as_descriptions,
     describe_folder,
 )
@@ -47,6 +51,10 @@ def ask(
     recursive: Recursive = False,
     sidecar: SidecarKinds = None,
     existing: Existing = "skip",
+    write_metadata: WriteMetadata = False,
+    keep_original: KeepOriginal = True,
+    alt_text: AltText = None,
+    watch: Watch = False,
     strict: Strict = False,
     precision: PrecisionOption = None,
     as_json: Json = False,
@@ -55,7 +63,8 @@ def ask(
 
     With a folder, or with --out or --sidecar, the question is asked about each photo on its own.
     """
-    options = FolderOptions(out, recursive, tuple(sidecar or ()), existing, "", "", strict, as_json)
+    files = out, recursive, tuple(sidecar or ()), existing, "", "", strict, as_json
+    options = FolderOptions(*files, write_metadata, keep_original, alt_text, watch)
     if not options.given and not any(Path(image).is_dir() for image in images):
         answer_question(images, question, choices, model, precision, beams, explain, as_json)
         return

@@ -26,14 +26,18 @@ from triptych.cli.common import (
     write_page,
 )
 from triptych.cli.folders import (
+    AltText,
     Existing,
     FolderOptions,
+    KeepOriginal,
     Out,
     Prefix,
     Recursive,
     SidecarKinds,
     Strict,
     Suffix,
+    Watch,
+    WriteMetadata,
     as_descriptions,
     describe_folder,
 )
@@ -70,6 +74,10 @@ def caption(
     existing: Existing = "skip",
     prefix: Prefix = "",
     suffix: Suffix = "",
+    write_metadata: WriteMetadata = False,
+    keep_original: KeepOriginal = True,
+    alt_text: AltText = None,
+    watch: Watch = False,
     strict: Strict = False,
     precision: PrecisionOption = None,
     as_json: Json = False,
@@ -77,7 +85,8 @@ def caption(
     """Write a caption for each photo, or for all photos of a folder; --out and --sidecar keep the captions in files."""
     from triptych.tasks import SatTasks, load
 
-    options = FolderOptions(out, recursive, tuple(sidecar or ()), existing, prefix, suffix, strict, as_json)
+    files = out, recursive, tuple(sidecar or ()), existing, prefix, suffix, strict, as_json
+    options = FolderOptions(*files, write_metadata, keep_original, alt_text, watch)
     if explain is not None and options.given:
         raise InputError("--explain draws single photos: leave out --out, --recursive and --sidecar")
     captioner = load(model, precision=precision)

@@ -42,6 +42,9 @@ def eval_caption(
         str | None, typer.Option(help="BLIP-2: lm or qformer (grounded generation).", show_default="the model's")
     ] = None,
     shots: Annotated[int, typer.Option(min=0, max=64, help="Flamingo: captioned training photos in the prompt.")] = 0,
+    nearest: Annotated[
+        bool, typer.Option("--nearest", help="With --shots: those most like each photo (RICES), not the same for all.")
+    ] = False,
     limit: Limit = None,
     output: Lines = None,
     floor: Floor = False,
@@ -52,7 +55,13 @@ def eval_caption(
     from time import perf_counter
 
     from triptych.data import open_dataset
-    from triptych.evaluate.captioning import caption_examples, caption_metrics, captions_by_id
+    from triptych.evaluate.captioning import (
+        caption_examples,
+        caption_metrics,
+        captions_by_id,
+        captions_by_nearest,
+        example_index,
+    )
     from triptych.tasks import Blip2Tasks, Completes, load
 
     check_output(output)
@@ -64,14 +73,20 @@ def eval_caption(
     settings: dict[str, Any] = {name: value for name, value in given if value is not None}
     if writer is not None and not isinstance(captioner, Blip2Tasks):
         raise InputError(f"{model} has one way to write captions: --writer is for blip2")
+    if nearest and not shots:
+        raise InputError("--nearest picks the examples of --shots: say how many")
     if shots:
         if not isinstance(captioner, Completes):
             raise InputError(f"{model} takes no examples in its prompt: --shots is for flamingo")
         if split == "train":
             raise InputError("--shots takes its examples from the training split: measure on another one")
-        settings["shots"] = caption_examples(open_dataset(data, "train"), shots)
     started = perf_counter()
-    texts = captions_by_id(captioner, photos, settings)
+    if nearest:
+        index = example_index(captioner, open_dataset(data, "train"))
+        texts = captions_by_nearest(captioner, photos, index, shots, settings)
+    else:
+        examples = {"shots": caption_examples(open_dataset(data, "train"), shots)} if shots else {}
+        texts = captions_by_id(captioner, photos, settings | examples)
     seconds = perf_counter() - started
     references = {photo.id: photo.captions for photo in photos}
     write_lines(output, ({"id": i, "caption": text, "references": references[i]} for i, text in texts.items()))
@@ -79,7 +94,8 @@ def eval_caption(
         **caption_metrics(texts, photos),
         "seconds": round(seconds, 1),
         "shots": shots,
-        "search": {**captioner.info()["search"], **{k: v for k, v in settings.items() if k != "shots"}},
+        "nearest": nearest,
+        "search": {**captioner.info()["search"], **settings},
     }
     if sentence_vectors is not None:
         from triptych.evaluate.floor import caption_floor
@@ -195,6 +211,9 @@ def eval_fewshot(
         list[int] | None,
         typer.Option(min=1, max=16, help="Examples of each name; repeat for several.", show_default="1, 3, 5"),
     ] = None,
+    nearest: Annotated[
+        bool, typer.Option("--nearest", help="Of four times as many examples, those most like the picture (RICES).")
+    ] = False,
     episodes: Annotated[int, typer.Option(min=1, help="How many prompts of each kind.")] = 200,
     seed: DrawSeed = 0,
     limit: Limit = None,
@@ -207,8 +226,27 @@ def eval_fewshot(
 
     photos = read_photos(data, split, limit, strict, lambda photo: bool(photo.captions))
     completer = load_completer(model)
-    record = fewshot_metrics(completer, photos, split, shots or [1, 3, 5], episodes, seed)
+    record = fewshot_metrics(completer, photos, split, shots or [1, 3, 5], episodes, seed, nearest=nearest)
     show(described(completer, data, split, photos, record), as_json)
+
+
+@evaluation.command("tags")
+def eval_tags(
+    data: Data,
+    split: Split = "test",
+    model: MatchingModel = "blip2",
+    at_least: Annotated[float, typer.Option(min=0, max=1, metavar="P", help="The probability of a tag.")] = 0.2,
+    limit: Limit = None,
+    strict: StrictEvaluation = False,
+    as_json: Json = False,
+) -> None:
+    """Nouns that the model would name beside those that captions name: precision, recall, calibration of the probabilities."""
+    from triptych.evaluate.naming import naming_metrics
+    from triptych.tasks import load_matcher
+
+    photos = read_photos(data, split, limit, strict, lambda photo: bool(photo.captions))
+    matcher = load_matcher(model)
+    show(described(matcher, data, split, photos, naming_metrics(matcher, photos, at_least)), as_json)
 
 
 @evaluation.command("judgments")

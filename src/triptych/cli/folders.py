@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,8 +20,10 @@ from triptych.errors import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from triptych.folders import Summary
+    from triptych.folders import Journal, Sidecars, Summary
+    from triptych.folders.journal import Record
     from triptych.folders.pipeline import Description
+    from triptych.folders.watch import FileState
     from triptych.tasks import Answer
 
 Out = Annotated[
@@ -39,6 +43,23 @@ Existing = Annotated[
 ]
 Prefix = Annotated[str, typer.Option(help="Text before each result.")]
 Suffix = Annotated[str, typer.Option(help="Text after each result.")]
+WriteMetadata = Annotated[
+    bool,
+    typer.Option(
+        "--write-metadata",
+        help="Also write the result into each photo (XMP, EXIF, IPTC if it is there), with model and date.",
+    ),
+]
+KeepOriginal = Annotated[bool, typer.Option(help="With --write-metadata: keep each photo as FILE.original.")]
+AltText = Annotated[
+    Path | None,
+    typer.Option(
+        "--alt-text",
+        metavar="FILE.html",
+        help="Also write a page of the photos with their alternative texts; unsure ones are marked.",
+    ),
+]
+Watch = Annotated[bool, typer.Option("--watch", help="Go on with photos that come into the folder later; ctrl-C ends.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first photo that cannot be read.")]
 
 SHOWN_FAILURES = 10
@@ -56,11 +77,22 @@ class FolderOptions:
     suffix: str
     strict: bool
     as_json: bool
+    write_metadata: bool = False
+    keep_original: bool = True
+    alt_text: Path | None = None
+    watch: bool = False
+    keywords: bool = False  # what is written into photos
 
     @property
     def given(self) -> bool:
         """Whether the person asks for more than texts on the terminal."""
-        return self.out is not None or self.recursive or bool(self.sidecar) or self.strict
+        to_files = self.outputs or self.sidecar or self.write_metadata
+        return bool(to_files) or self.recursive or self.strict or self.watch
+
+    @property
+    def outputs(self) -> list[Path]:
+        """The files with all results."""
+        return [path for path in (self.out, self.alt_text) if path is not None]
 
 
 def describe_folder(
@@ -69,24 +101,64 @@ def describe_folder(
     settings: Mapping[str, Any],
     options: FolderOptions,
 ) -> None:
-    """Describe all photos of ``sources``, with a progress bar; exits with 2 if some could not be read."""
-    from triptych.folders import Journal, Sidecars, count_photos, describe_photos, walk_photos, write_output
-    from triptych.folders.outputs import journal_path
+    """Describe all photos of ``sources``, with a progress bar, and with ``watch`` those that come later; exits with 2 if some could not
+    be read."""
+    from triptych.folders import Arrivals, Summary, count_photos, describe_photos, walk_photos
+    from triptych.folders.watch import FileState, file_state
 
-    out, as_json = options.out, options.as_json
-    sidecars = Sidecars(options.sidecar, options.existing, options.prefix, options.suffix)
-    total = count_photos(sources, options.recursive)
-    journal = None if out is None else Journal(journal_path(out), settings, restart=options.existing != "skip")
+    arrivals = Arrivals(sources, options.recursive) if options.watch else None
+    sidecars = open_sidecars(settings, options)
+    journal = open_journal(settings, options)
+    total = count_photos(sources, options.recursive) if arrivals is None else None
+    prints = options.as_json or options.watch or journal is None
+    attempts: dict[str, FileState | None] = {}  # of --watch: None = described, else how the file was when it failed
+
+    def handle(record: Record) -> None:
+        if prints:
+            print_record({**record, **settings}, options.as_json)
+        if arrivals is not None:
+            attempts[record["image"]] = file_state(record["image"]) if "error" in record else None
+
+    summary = Summary()
+    run = partial(
+        describe_photos,
+        describe=describe,
+        journal=journal,
+        sidecars=sidecars,
+        strict=options.strict,
+        result=handle,
+        summary=summary,
+    )
+    try:
+        with progress_bar(total) as advance:
+            run(walk_photos(sources, options.recursive), progress=advance)
+        if arrivals is not None:
+            write_outputs(journal, options)
+            print(f"watching {', '.join(sources)}; ctrl-C ends", file=sys.stderr)
+            skipped = summary.skipped
+            for names in arrivals:
+                run([name for name in names if attempts.get(name, FileState(-1, 0)) not in (None, file_state(name))])
+                summary.skipped = skipped  # the first arrivals are the photos of the first pass once more
+    except KeyboardInterrupt:
+        if arrivals is None:
+            raise
+    mended = {name for name, failed in attempts.items() if failed is None}
+    write_outputs(journal, options, mended)
+    report(summary.without(mended), options.outputs)
+
+
+@contextmanager
+def progress_bar(total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr if that is a terminal; gives the function that advances it by a number of photos."""
     console = Console(stderr=True)
-    with Progress(
+    columns = (
         TextColumn("photos"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    ) as bar:
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("photos", total=total, rate="")
 
         def advance(photos: int) -> None:
@@ -94,33 +166,57 @@ def describe_folder(
             speed = bar.tasks[0].speed
             bar.update(task, rate=f"{speed:.1f} photos/s" if speed else "")
 
-        summary = describe_photos(
-            walk_photos(sources, options.recursive),
-            describe,
-            journal=journal,
-            sidecars=sidecars,
-            strict=options.strict,
-            result=lambda record: print_record({**record, **settings}, as_json) if out is None or as_json else None,
-            progress=advance,
-        )
-    if journal is not None and out is not None:
-        write_output(out, journal.records())
-    report(summary, out)
+        yield advance
+
+
+def open_sidecars(settings: Mapping[str, Any], options: FolderOptions) -> Sidecars:
+    from triptych.folders import PhotoMetadata, Sidecars
+
+    metadata = None
+    if options.write_metadata:
+        metadata = PhotoMetadata(settings["model"], options.keywords, options.keep_original)
+    elif not options.keep_original:
+        raise InputError("--no-keep-original is for --write-metadata")
+    return Sidecars(options.sidecar, options.existing, options.prefix, options.suffix, metadata)
+
+
+def open_journal(settings: Mapping[str, Any], options: FolderOptions) -> Journal | None:
+    """The journal beside the first of the outputs; None: there is no output."""
+    from triptych.folders import Journal
+    from triptych.folders.outputs import journal_path
+
+    if options.alt_text is not None and options.alt_text.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"--alt-text {options.alt_text}: name a file that ends with .html")
+    paths = [journal_path(path) for path in options.outputs]
+    return Journal(paths[0], settings, restart=options.existing != "skip") if paths else None
+
+
+def write_outputs(journal: Journal | None, options: FolderOptions, mended: Collection[str] = ()) -> None:
+    """``mended``: photos whose failures are left out, as they could be read later."""
+    from triptych.folders import write_output
+
+    def records(journal: Journal) -> Iterator[dict[str, Any]]:
+        return (record for record in journal.records() if "error" not in record or record["image"] not in mended)
+
+    if journal is not None:
+        for path in options.outputs:
+            write_output(path, partial(records, journal))
 
 
 def print_record(record: Mapping[str, Any], as_json: bool) -> None:
     if "error" in record:
         return  # reported at the end
-    emit(dict(record), as_json, f"{record['image']}: {record['caption']}")
+    text = record["caption"] if "caption" in record else ", ".join(record["tags"])
+    emit(dict(record), as_json, f"{record['image']}: {text}")
 
 
-def report(summary: Summary, out: Path | None) -> None:
+def report(summary: Summary, outputs: Sequence[Path]) -> None:
     """One line on stderr about the run, and the photos that could not be read."""
     parts = [f"{summary.described} described"]
     parts += [f"{summary.skipped} done before"] * bool(summary.skipped)
     parts += [f"{summary.failed} not readable"] * bool(summary.failed)
     rate = summary.described / summary.seconds if summary.seconds else 0.0
-    print(f"{', '.join(parts)}; {rate:.1f} photos/s{f'; {out}' if out else ''}", file=sys.stderr)
+    print("; ".join([", ".join(parts), f"{rate:.1f} photos/s", *map(str, outputs)]), file=sys.stderr)
     for _, reason in summary.failures[:SHOWN_FAILURES]:
         complain(InputError(reason))
     if summary.failed > SHOWN_FAILURES:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from triptych.cli.common import Json, PrecisionOption, app, complain, emit
+from triptych.errors import InputError
+
+if TYPE_CHECKING:
+    from triptych.library import Library, SheetPhoto
+
+SHEET_AT_LEAST = 0.2  # probability of the photos of a sheet
 
 
 @app.command()
@@ -34,9 +40,26 @@ def index(
 
 @app.command()
 def find(
-    text: Annotated[str, typer.Argument(metavar="TEXT", help="What the photo shows, such as 'a dog in the snow'.")],
     library: Annotated[Path, typer.Option("--library", metavar="PATH", help="A library that `triptych index` made.")],
+    text: Annotated[
+        str | None, typer.Argument(metavar="[TEXT]", help="What the photo shows, such as 'a dog in the snow'.")
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option("--like", metavar="IMAGE", help="Instead of a text: photos that show the same as this one."),
+    ] = None,
+    duplicates: Annotated[
+        bool, typer.Option("--duplicates", help="Instead of a text: groups of copies, near duplicates and bursts.")
+    ] = False,
     k: Annotated[int, typer.Option("-k", min=1, help="How many photos.")] = 20,
+    at_least: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P",
+            help="Only photos that people would describe so with probability P.",
+            show_default=f"{SHEET_AT_LEAST} with --sheet",
+        ),
+    ] = None,
     candidates: Annotated[
         int | None, typer.Option(min=1, help="How many are ranked by looking again.", show_default="2 k, at least 32")
     ] = None,
@@ -45,18 +68,60 @@ def find(
     precision: PrecisionOption = None,
     as_json: Json = False,
 ) -> None:
-    """Find the photos of a library that a text describes, the best first."""
-    from triptych.io.files import write_file
-    from triptych.library import as_matcher, open_library, sheet_page
+    """Find the photos of a library that a text describes, the best first; or those like a photo; or those that are there twice."""
+    from triptych.library import SheetPhoto, as_matcher, open_library, similar_photos
     from triptych.library import find as find_photos
     from triptych.tasks import load
 
+    if (text is not None) + (like is not None) + duplicates != 1:
+        raise InputError("say what to find: a text, or --like IMAGE, or --duplicates, and one of them only")
+    if at_least is not None and text is None:
+        raise InputError("--at-least is a probability that a text fits: give a text, not --like or --duplicates")
     opened = open_library(library)
-    hits = find_photos(
-        opened, as_matcher(load(model, precision=precision), model), text, k, candidates, notice=complain
-    )
-    for one in hits:
-        emit(vars(one), as_json, f"{one.score:.3f}  {one.path}")
+    if duplicates:
+        find_groups(opened, sheet, as_json)
+        return
+    matcher = as_matcher(load(model, precision=precision), model)
+    photos: list[SheetPhoto] = []
+    if text is not None:
+        least = (SHEET_AT_LEAST if sheet is not None else 0.0) if at_least is None else at_least
+        for one in find_photos(opened, matcher, text, k, candidates, at_least=least, notice=complain):
+            emit(vars(one), as_json, f"{one.score:.3f}  {one.path}")
+            photos.append(SheetPhoto(one.path, one.rank, f"{one.score:.3f} ({one.probability:.0%})"))
+        if not photos:
+            complain(InputError(f"no photo reaches a probability of {least}; --at-least 0 lists the best all the same"))
+    else:
+        for similar in similar_photos(opened, matcher, like or "", k):
+            emit(vars(similar), as_json, f"{similar.similarity:.3f}  {similar.path}")
+            photos.append(SheetPhoto(similar.path, similar.rank, f"{similar.similarity:.3f}"))
+    write_sheet(sheet, text or f"Photos like {Path(like or '').name}", photos)
+
+
+def find_groups(library: Library, sheet: Path | None, as_json: bool) -> None:
+    """Print each group of duplicates; nothing is deleted."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from triptych.library import SheetPhoto, find_duplicates
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("photos", total=len(library.paths))
+        groups = find_duplicates(library, complain, lambda photos: bar.advance(task, photos))
+    photos: list[SheetPhoto] = []
+    for number, group in enumerate(groups, 1):
+        lines = "\n".join(f"  {path}" for path in group.paths)
+        emit(vars(group), as_json, f"{group.kind}: {len(group.paths)} photos\n{lines}")
+        photos += [SheetPhoto(path, number, group.kind) for path in group.paths]
+    if not groups:
+        complain(InputError(f"no duplicates among {len(library.paths)} photos"))
+    write_sheet(sheet, "Duplicates", photos)
+
+
+def write_sheet(sheet: Path | None, title: str, photos: list[SheetPhoto]) -> None:
+    from triptych.io.files import write_file
+    from triptych.library import sheet_page
+
     if sheet is not None:
-        write_file(sheet, sheet_page(text, hits).encode())
+        write_file(sheet, sheet_page(title, photos))
         print(f"photos: {sheet}", file=sys.stderr)

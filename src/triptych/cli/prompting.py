@@ -18,10 +18,14 @@ from triptych.cli.common import Beams, Json, PrecisionOption, app, complain, emi
 from triptych.errors import InputError
 
 if TYPE_CHECKING:
-    from triptych.tasks import Chat
+    from PIL.Image import Image
+
+    from triptych.tasks import Chat, Shot
+    from triptych.tasks.capabilities import Model
 
 CompleterOption = Annotated[str, typer.Option("--model", help="flamingo, or a checkpoint directory.")]
 
+NEAREST = 4  # examples
 COMMANDS = ("/image", "/drop", "/undo", "/save", "/load", "/help", "/quit", "/exit")
 CHAT_HELP = """/image PATH   add a picture to the next question (a path alone does, too)
 /drop         give up the pictures that wait
@@ -45,6 +49,16 @@ def complete(
     similar: Annotated[
         int | None, typer.Option(min=1, help="Use only the N examples that look most like the picture (RICES).")
     ] = None,
+    examples: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Examples: photos with a text file beside each, or a data set with captions."),
+    ] = None,
+    nearest: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="How many of --examples: those that look most like the picture (RICES).", show_default="4"
+        ),
+    ] = None,
     model: CompleterOption = "flamingo",
     beams: Beams = None,
     max_new_tokens: Annotated[int | None, typer.Option(show_default="the model's")] = None,
@@ -59,21 +73,50 @@ def complete(
     from triptych.io.images import load_image
     from triptych.tasks import load_completer
 
-    examples = [read_shot(shot) for shot in shots or ()]
-    pictures = [None if source is None else load_image(source) for source, _ in examples]
+    if examples is not None and (shots or similar is not None):
+        raise InputError("give examples with --shot or with --examples, not with both")
+    if examples is None and nearest is not None:
+        raise InputError(
+            "--nearest picks from --examples: name a folder; of examples given with --shot, --similar picks"
+        )
+    given = [read_shot(shot) for shot in shots or ()]
     photo = load_image(image)
+    in_memory: list[Shot] = [(None if source is None else load_image(source), text) for source, text in given]
     completer = load_completer(model, precision)
-    given = list(zip(pictures, (text for _, text in examples), strict=True))
-    if similar is not None:
-        given = completer.most_similar(photo, given, similar)  # type: ignore[assignment]
+    if examples is not None:
+        in_memory = nearest_examples(completer, examples, photo, nearest or NEAREST)
+    elif similar is not None:
+        in_memory = completer.most_similar(photo, in_memory, similar)
     settings = {k: v for k, v in (("beams", beams), ("max_new_tokens", max_new_tokens)) if v is not None}
-    answer = completer.complete(photo, given, prompt, choices, explain=explain is not None, **settings)
+    answer = completer.complete(photo, in_memory, prompt, choices, explain=explain is not None, **settings)
     emit({"image": image, **answer.to_record()}, as_json, answer.text)
     if explain is not None:
-        pictures_in_order = (*(picture for picture, _ in given if picture is not None), photo)
+        pictures_in_order = (*(load_image(picture) for picture, _ in in_memory if picture is not None), photo)
         write_page(
             explain, [PageEntry(pictures_in_order, (reading(answer),), question=prompt)], "Where the model looked"
         )
+
+
+def nearest_examples(model: Model, examples: Path, photo: Image, count: int) -> list[Shot]:
+    """The examples most like ``photo``; the photo itself is none."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from triptych.data.examples import read_examples
+    from triptych.io.images import content_hash, load_image
+    from triptych.tasks.examples import ExampleIndex
+
+    pairs = read_examples(examples)
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("examples", total=len(pairs))
+        index = ExampleIndex(model, pairs, lambda pictures: bar.advance(task, pictures))
+    nearest = index.nearest(photo, min(count + 1, len(pairs)))
+    own = content_hash(photo)
+    others = [
+        (picture, text) for picture, text in nearest if picture is None or content_hash(load_image(picture)) != own
+    ]
+    return others[-count:]
 
 
 def read_shot(shot: str) -> tuple[str | None, str]:

@@ -8,10 +8,12 @@ from typing import Any
 
 from triptych.data import Photo
 from triptych.errors import InputError
-from triptych.evaluate.progress import batches
+from triptych.evaluate.progress import batches, progress
 from triptych.io.images import ImageSource
 from triptych.metrics.captions import score_captions
 from triptych.tasks import Captions
+from triptych.tasks.capabilities import Model
+from triptych.tasks.examples import ExampleIndex
 from triptych.text.vocabulary import plain_caption
 
 CAPTIONED_TOGETHER = 32
@@ -26,12 +28,29 @@ def captions_by_id(captioner: Captions, photos: Sequence[Photo], settings: Mappi
     return texts
 
 
+def captions_by_nearest(
+    captioner: Captions, photos: Sequence[Photo], examples: ExampleIndex, count: int, settings: Mapping[str, Any]
+) -> dict[str, str]:
+    """As ``captions_by_id``, each photo after the ``count`` examples most like it."""
+    texts = {}
+    for photo in progress(photos, "captions"):
+        image = photo.image()
+        texts[photo.id] = captioner.caption(image, shots=examples.nearest(image, count), **settings).text
+    return texts
+
+
 def caption_metrics(
     texts: Mapping[str, str], photos: Sequence[Photo], *, meteor: bool = True
 ) -> dict[str, float | None]:
     """BLEU, METEOR (None where it is not computed), ROUGE-L and CIDEr-D of captions by photo id; rounded."""
     scores = score_captions(texts, {photo.id: photo.captions for photo in photos}, meteor=meteor)
     return {name: None if score is None else round(score, 4) for name, score in scores.items()}
+
+
+def example_index(model: Model, train: Sequence[Photo]) -> ExampleIndex:
+    """All captioned training photos, to choose the nearest from."""
+    pairs = [(photo.image, plain_caption(photo.captions[0])) for photo in train if photo.captions]
+    return ExampleIndex(model, pairs)
 
 
 def caption_examples(train: Sequence[Photo], count: int) -> list[tuple[ImageSource, str]]:

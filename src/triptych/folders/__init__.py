@@ -1,16 +1,20 @@
 """Whole folders of photos: read, described and written in one pass that may be stopped and continued at any time."""
 
 from triptych.folders.journal import Journal
+from triptych.folders.metadata import PhotoMetadata
 from triptych.folders.outputs import OUTPUTS, write_output
 from triptych.folders.pipeline import Summary, describe_photos
 from triptych.folders.scan import count_photos, walk_photos
 from triptych.folders.sidecars import EXISTING, SIDECARS, Sidecars
+from triptych.folders.watch import Arrivals
 
 __all__ = [
     "EXISTING",
     "OUTPUTS",
     "SIDECARS",
+    "Arrivals",
     "Journal",
+    "PhotoMetadata",
     "Sidecars",
     "Summary",
     "count_photos",

@@ -12,9 +12,9 @@ from triptych.errors import InputError
 from triptych.folders.page import described_page
 from triptych.io.files import replacement
 
-OUTPUTS = (".jsonl", ".csv", ".parquet", ".html")
+OUTPUTS = (".jsonl", ".csv", ".parquet", ".html", ".htm")
 ROWS = 1024  # written together to Parquet
-COLUMNS = ("image", "caption", "logprob", "model", "question", "seconds", "error")
+COLUMNS = ("image", "caption", "tags", "logprob", "model", "question", "seconds", "error")
 
 
 def journal_path(out: Path) -> Path:
@@ -24,34 +24,34 @@ def journal_path(out: Path) -> Path:
     """
     suffix = out.suffix.lower()
     if suffix not in OUTPUTS:
-        raise InputError(f"--out {out}: name a file that ends with {', '.join(OUTPUTS)}")
+        raise InputError(f"--out {out}: name a file that ends with {', '.join(OUTPUTS[:-1])}")
     return out if suffix == ".jsonl" else out.with_name(f"{out.name}.jsonl")
 
 
-def write_output(out: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Write all records to ``out`` in the format of its suffix, as a whole.
+def write_output(out: Path, records: Callable[[], Iterable[dict[str, Any]]]) -> None:
+    """Write all records to ``out`` in the format of its suffix, as a whole. ``records``: gives them from the first one on.
 
     Raises:
         InputError: Parquet without pyarrow installed.
         TriptychError: the disk is full or not writable.
     """
-    writers: dict[str, Callable[[Path, Iterable[dict[str, Any]]], None]] = {
-        ".csv": write_csv,
-        ".parquet": write_parquet,
-        ".html": write_html,
-    }
-    write = writers.get(out.suffix.lower())
-    if write is None:
+    suffix = out.suffix.lower()
+    if suffix == ".jsonl":
         return  # the journal is the output
     with replacement(out) as beside:
-        write(beside, records)
+        if suffix == ".csv":
+            write_csv(beside, records())
+        elif suffix == ".parquet":
+            write_parquet(beside, records())
+        else:
+            write_html(beside, records)
 
 
 def write_csv(path: Path, records: Iterable[dict[str, Any]]) -> None:
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(records)
+        writer.writerows({**record, "tags": ", ".join(record.get("tags", ()))} for record in records)
 
 
 def write_parquet(path: Path, records: Iterable[dict[str, Any]]) -> None:
@@ -60,8 +60,8 @@ def write_parquet(path: Path, records: Iterable[dict[str, Any]]) -> None:
         import pyarrow.parquet as pq
     except ModuleNotFoundError:
         raise InputError("Parquet needs pyarrow: pip install 'triptych[library]'") from None
-    numbers = ("logprob", "seconds")
-    schema = pa.schema([(name, pa.float64() if name in numbers else pa.string()) for name in COLUMNS])
+    kinds = {"logprob": pa.float64(), "seconds": pa.float64(), "tags": pa.list_(pa.string())}
+    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
     rows = iter(records)
     with pq.ParquetWriter(path, schema) as writer:
         while part := list(islice(rows, ROWS)):
@@ -70,11 +70,13 @@ def write_parquet(path: Path, records: Iterable[dict[str, Any]]) -> None:
 
 
 def table_cell(value: Any) -> Any:
-    """A cell of a table: text that is valid Unicode, or a number."""
+    """A cell of a table: text that is valid Unicode, a list of keywords, or a number."""
+    if isinstance(value, dict):
+        return list(value)
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
-def write_html(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """A page of the photos with their texts as alternative texts; those to review first (low log-probability a word) are marked."""
+def write_html(path: Path, records: Callable[[], Iterable[dict[str, Any]]]) -> None:
+    """A page of the photos with their texts as alternative texts; those to review are marked."""
     with path.open("w", encoding="utf-8", errors="xmlcharrefreplace") as file:
         file.writelines(described_page(path, records))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,20 +18,36 @@ REVIEW = -1.6  # log-probability a word below which a text should be read by a p
 
 
 def described_page(
-    out: Path, records: Iterable[dict[str, Any]], title: str = "Photos and their texts"
+    out: Path, records: Callable[[], Iterable[dict[str, Any]]], title: str = "Photos and their texts"
 ) -> Iterator[str]:
-    """The page piece by piece, so that memory does not grow with the number of photos, which are linked and not embedded."""
-    photos = (described_fields(out, record) for record in records)
-    return environment().get_template("described.html").generate(title=title, policy=PAGE_POLICY, photos=photos)
+    """The page piece by piece, so that memory does not grow with the number of photos, which are linked and not embedded.
+
+    ``records``: gives them from the first one on; they are read once to count and once to write.
+    """
+    counts = Counter(map(verdict, records()))
+    photos = (described_fields(out, record) for record in records())
+    template = environment().get_template("described.html")
+    return template.generate(title=title, policy=PAGE_POLICY, photos=photos, counts=counts, total=counts.total())
 
 
 def described_fields(out: Path, record: dict[str, Any]) -> dict[str, Any]:
-    image, text = record["image"], record.get("caption", "")
-    words = max(1, len(text.split()))
+    image = record["image"]
     return {
         "name": Path(image).name,
         "source": quote(os.path.relpath(image, out.parent).encode("utf-8", "surrogateescape")),
-        "text": text,
+        "text": described_text(record),
         "error": record.get("error"),
-        "review": record.get("logprob", 0.0) / words < REVIEW,
+        "review": verdict(record) == "review",
     }
+
+
+def described_text(record: dict[str, Any]) -> str:
+    return record.get("caption") or ", ".join(record.get("tags", ()))
+
+
+def verdict(record: dict[str, Any]) -> str:
+    """``error``, ``review`` (the mean log-probability of a word is low, or there is no text) or ``sure``."""
+    if "error" in record:
+        return "error"
+    words = len(described_text(record).split())
+    return "sure" if words and record.get("logprob", 0.0) / words >= REVIEW else "review"

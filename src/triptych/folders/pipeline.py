@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -30,10 +30,12 @@ SIDE = 512  # pixels: large JPEGs are decoded at part of their size, never below
 
 
 class Description(NamedTuple):
-    """What was said about one photo: the text, and what else the record holds (log-probability, scores)."""
+    """What was said about one photo: the text, and what else the record holds (log-probability, scores). ``tags``: keywords and their
+    probabilities; the record then holds these in the place of a caption."""
 
     text: str
     details: Record
+    tags: Mapping[str, float] | None = None
 
 
 Describe = Callable[[Sequence[Image]], Sequence[Description]]
@@ -41,13 +43,18 @@ Describe = Callable[[Sequence[Image]], Sequence[Description]]
 
 @dataclass
 class Summary:
-    """What became of the photos of one run."""
+    """What became of the photos of a run."""
 
     described: int = 0
     skipped: int = 0  # done before
     failures: list[tuple[str, str]] = field(default_factory=list)  # the first MAX_FAILURES, with their reasons
     failed: int = 0
     seconds: float = 0.0
+
+    def without(self, mended: Collection[str]) -> Summary:
+        """The same without the failures of these photos."""
+        failures = [failure for failure in self.failures if failure[0] not in mended]
+        return replace(self, failures=failures, failed=self.failed - len(self.failures) + len(failures))
 
 
 MAX_FAILURES = 1000
@@ -62,6 +69,7 @@ def describe_photos(
     strict: bool = False,
     result: Callable[[Record], None] = lambda record: None,
     progress: Callable[[int], None] = lambda photos: None,
+    summary: Summary | None = None,
 ) -> Summary:
     """Describe every photo that is not done yet.
 
@@ -73,12 +81,13 @@ def describe_photos(
         strict: stop at the first photo that cannot be read instead of leaving it out.
         result: called with the record of each photo, as it comes.
         progress: called with the number of photos done since the last call.
+        summary: of earlier calls, to which this one is added.
 
     Raises:
         InputError: with ``strict``, a photo cannot be read.
         TriptychError: the disk is full; what is written so far stays.
     """
-    summary, started = Summary(), time.perf_counter()
+    summary, started = summary or Summary(), time.perf_counter()
     sidecars = sidecars or Sidecars()
 
     def pending() -> Iterator[str]:
@@ -97,10 +106,12 @@ def describe_photos(
         records: list[dict[str, Any]] = []
         for name, photo in batch:
             if isinstance(photo, Image):
-                text, details = next(described)
-                record = {"image": name, "caption": sidecars.decorated(text), **details, "seconds": seconds}
+                text, details, tags = next(described)
+                text = sidecars.decorated(text)
+                said = {"caption": text} if tags is None else {"tags": dict(tags)}
+                record = {"image": name, **said, **details, "seconds": seconds}
                 try:
-                    sidecars.write(name, record, record["caption"])
+                    sidecars.write(name, record, text)
                 except InputError as error:
                     photo = error
             if isinstance(photo, InputError):
@@ -118,7 +129,7 @@ def describe_photos(
         for record in records:
             result(record)
         progress(len(batch))
-    summary.seconds = time.perf_counter() - started
+    summary.seconds += time.perf_counter() - started
     return summary
 
 

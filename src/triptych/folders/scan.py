@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 from triptych.errors import InputError
-from triptych.io.folders import SUFFIXES, is_picture_name, left_out
+from triptych.io.folders import SUFFIXES, is_picture_name, left_out, walk_folders
 
 LOG = logging.getLogger(__name__)
 
@@ -16,19 +17,28 @@ LOG = logging.getLogger(__name__)
 def walk_photos(
     sources: Iterable[str | os.PathLike[str]], recursive: bool = False, others: list[str] | None = None
 ) -> Iterator[str]:
-    """The paths of the photos in ``sources`` (photos and folders), in order of their names.
+    """The paths of the photos in ``sources`` (photos and folders), folder by folder, in order of their names.
 
     A folder gives the files in it that have a photo's suffix and are not hidden; ``recursive`` also those of the folders below it.
-    Links are followed; a folder that was met before on the way down is not entered again. ``others`` gets the names of the
-    other files in the folders.
+    Links are followed, and each folder is listed once (``io.folders.walk_folders``). ``others`` gets the names of the other files in
+    the folders.
 
     Raises:
         InputError: a source does not exist, or a folder cannot be listed.
     """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot list this folder: {error.strerror}") from None
+
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            yield from _photos_in(path, recursive, (os.path.realpath(path),), others)
+            for folder, names in islice(walk_folders(str(path), refuse), None if recursive else 1):
+                for name in names:
+                    if is_picture_name(name):
+                        yield os.path.join(folder, name)  # noqa: PTH118 (millions of them)
+                    elif others is not None:
+                        others.append(name)
         elif path.exists():
             yield str(path)
         else:
@@ -45,20 +55,3 @@ def count_photos(sources: Iterable[str | os.PathLike[str]], recursive: bool = Fa
     if others:
         LOG.warning(left_out(", ".join(map(str, sources)), others))
     return count
-
-
-def _photos_in(folder: Path, recursive: bool, above: tuple[str, ...], others: list[str] | None) -> Iterator[str]:
-    try:
-        with os.scandir(folder) as listing:
-            entries = sorted((entry for entry in listing if not entry.name.startswith(".")), key=lambda e: e.name)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot list this folder: {error.strerror}") from None
-    for entry in entries:
-        if entry.is_dir():
-            real = os.path.realpath(entry.path)
-            if recursive and real not in above:
-                yield from _photos_in(Path(entry.path), recursive, (*above, real), others)
-        elif is_picture_name(entry.name):
-            yield entry.path
-        elif others is not None:
-            others.append(entry.name)

@@ -6,6 +6,7 @@ tried (so that no reader which starts another program is), and whatever goes wro
 """
 
 import contextlib
+import datetime
 import hashlib
 import io
 import logging
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import ExifTags, Image
 
 from triptych.errors import InputError
 from triptych.io import limits
@@ -87,6 +88,18 @@ def content_hash(image: Image.Image) -> str:
     for top in range(0, image.height, 256):  # in strips: no second copy of a large picture
         digest.update(image.crop((0, top, image.width, min(top + 256, image.height))).tobytes())
     return digest.hexdigest()
+
+
+def capture_time(data: bytes) -> datetime.datetime | None:
+    """When the photo in the bytes of a file was taken, by its EXIF (DateTimeOriginal with its fraction of a second); None: unknown."""
+    with _pillow_on_guard():
+        try:
+            exif = _read_header(data, "photo").getexif().get_ifd(ExifTags.IFD.Exif)
+            taken = datetime.datetime.strptime(str(exif[ExifTags.Base.DateTimeOriginal]), "%Y:%m:%d %H:%M:%S")
+            fraction = str(exif.get(ExifTags.Base.SubsecTimeOriginal, "0")).strip()
+            return taken.replace(microsecond=int(float(f"0.{fraction}") * 1_000_000))
+        except Exception:  # none, or damaged
+            return None
 
 
 def pixel_array(image: Image.Image, spec: PixelSpec) -> npt.NDArray[np.float32]:

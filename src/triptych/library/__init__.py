@@ -3,18 +3,24 @@
 from triptych.library.find import FoundPhoto, Library, find, open_library
 from triptych.library.index import Report, index_photos, scan
 from triptych.library.matcher import PairScores, PhotoMatcher, as_matcher
-from triptych.library.sheet import sheet_page
+from triptych.library.sheet import SheetPhoto, sheet_page
+from triptych.library.similar import PhotoGroup, SimilarPhoto, find_duplicates, similar_photos
 
 __all__ = [
     "FoundPhoto",
     "Library",
     "PairScores",
+    "PhotoGroup",
     "PhotoMatcher",
     "Report",
+    "SheetPhoto",
+    "SimilarPhoto",
     "as_matcher",
     "find",
+    "find_duplicates",
     "index_photos",
     "open_library",
     "scan",
     "sheet_page",
+    "similar_photos",
 ]

@@ -7,7 +7,7 @@ and LanceDB's own flat search of a multivector column several times that.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -19,6 +19,7 @@ from triptych.errors import InputError
 from triptych.io.images import load_image
 from triptych.library.matcher import TOGETHER, Notice, PairScores, PhotoMatcher
 from triptych.library.table import check_model, open_table, read_features, table_description
+from triptych.tasks.probability import check_probability, everyday_words, naming_probability, standard_scores
 
 LEAST_CANDIDATES = 32
 
@@ -30,6 +31,7 @@ class Library:
     name: str
     fingerprint: str
     paths: tuple[str, ...]
+    hashes: tuple[str, ...]  # sha256 of each file
     features: NDArray[np.float32]
 
     def similarity(self, text: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -40,12 +42,13 @@ class Library:
 
 @dataclass(frozen=True)
 class FoundPhoto:
-    """A photo and how well the text fits it: ``score`` is the re-ranking's."""
+    """A photo and how well the text fits it: ``score`` is the re-ranking's, ``probability`` that people would name it so."""
 
     path: str
     score: float
     itc_cosine: float
     itm_prob: float
+    probability: float
     rank: int
 
 
@@ -55,27 +58,38 @@ def open_library(library: str | os.PathLike[str]) -> Library:
     Raises InputError where there is none, or no photo in it.
     """
     table = open_table(library)
-    paths, features = read_features(table)
+    (paths, hashes), features = read_features(table, ["path", "sha256"])
     if not paths:
         raise InputError(f"{library}: holds no photos yet; index some with: triptych index DIR --library {library}")
     fingerprint = table_description(table)["fingerprint"]
-    return Library(str(library), fingerprint, tuple(map(os.fsdecode, paths)), features.astype(np.float32))
+    return Library(
+        str(library), fingerprint, tuple(map(os.fsdecode, paths)), tuple(hashes), features.astype(np.float32)
+    )
 
 
 def find(
-    library: Library, model: PhotoMatcher, text: str, k: int = 20, candidates: int | None = None, *, notice: Notice
+    library: Library,
+    model: PhotoMatcher,
+    text: str,
+    k: int = 20,
+    candidates: int | None = None,
+    *,
+    at_least: float = 0.0,
+    notice: Notice,
 ) -> list[FoundPhoto]:
     """The ``k`` photos (fewer if there are fewer) that ``text`` fits best, the best one first.
 
     Args:
         candidates: how many photos are re-ranked; ``max(2 * k, 32)`` by default. Where one is no longer there, the next
             best takes its place, and ``notice`` is told at the end.
+        at_least: leave out photos of a lower probability (``tasks.probability``), 0 to below 1.
 
     Raises:
-        InputError: an empty text, ``k`` or ``candidates`` out of bounds, another model's library, or no photo left.
+        InputError: an empty text, ``k``, ``candidates`` or ``at_least`` out of bounds, another model's library, or no photo left.
     """
     if not text.strip():
         raise InputError("there is nothing to look for: give a text, such as 'a dog in the snow'")
+    check_probability(at_least)
     if model.unknown_texts([text]):
         notice(InputError(f"the model knows no word of {text!r}: what it finds is chance"))
     candidates = max(2 * k, LEAST_CANDIDATES) if candidates is None else candidates
@@ -84,24 +98,35 @@ def find(
     check_model(library.name, library.fingerprint, model.fingerprint)
     order = np.argsort(-library.similarity(model.itc_texts([text])[0]), kind="stable")
     failed: list[InputError] = []
-    photos = islice(_readable((library.paths[row] for row in order), failed), candidates)
-    matches: list[tuple[str, PairScores]] = []
+    photos = islice(_readable(library, order, failed), candidates)
+    matches: list[tuple[int, PairScores]] = []
     while group := list(islice(photos, TOGETHER)):
         matches += [(group[match.image][0], match) for match in model.match([photo for _, photo in group], [text])]
     if not matches:
         raise InputError(f"{library.name}: none of its photos can be read, the first: {failed[0]}")
     if failed:
         notice(InputError(f"left out {len(failed)} photos that cannot be read, the first: {failed[0]}; index again"))
-    best = sorted(matches, key=lambda one: -one[1].rerank)[:k]
+    likely = zip(matches, probabilities(library, model, matches), strict=True)
+    best = sorted(((row, m, p) for (row, m), p in likely if p >= at_least), key=lambda one: -one[1].rerank)[:k]
     return [
-        FoundPhoto(path, float(m.rerank), float(m.itc_cosine), float(m.itm_prob), rank)
-        for rank, (path, m) in enumerate(best, 1)
+        FoundPhoto(library.paths[row], float(m.rerank), float(m.itc_cosine), float(m.itm_prob), p, rank)
+        for rank, (row, m, p) in enumerate(best, 1)
     ]
 
 
-def _readable(paths: Iterator[str], failed: list[InputError]) -> Iterator[tuple[str, Image.Image]]:
-    for path in paths:
+def probabilities(library: Library, model: PhotoMatcher, matches: Sequence[tuple[int, PairScores]]) -> list[float]:
+    """The probability that people would name the photo so, for each pair of a row of the library and its scores."""
+    everyday = model.itc_texts(everyday_words())  # [V, E]
+    background = np.stack([(library.features[row] @ everyday.T).max(0) for row, _ in matches])
+    cosines = np.array([[match.itc_cosine] for _, match in matches])
+    itm = np.array([match.itm_prob for _, match in matches])
+    likely: list[float] = naming_probability(standard_scores(cosines, background)[:, 0], itm).tolist()
+    return likely
+
+
+def _readable(library: Library, rows: Iterable[int], failed: list[InputError]) -> Iterator[tuple[int, Image.Image]]:
+    for row in rows:
         try:
-            yield path, load_image(path)
+            yield row, load_image(library.paths[row])
         except InputError as error:
             failed.append(error)

@@ -141,20 +141,23 @@ def read_rows(table: Table) -> dict[str, PhotoRow]:
     return {row.path: row for row in map(PhotoRow, paths, stamps, columns["sha256"])}
 
 
-def read_features(table: Table, where: str | None = None, by: str = "path") -> tuple[list[Any], Half]:
-    """The column ``by`` of all N photos, or of those ``where``; and their features ``[N, Q, E]``."""
-    query = table.search().select([by, "features"])
+def read_features(table: Table, columns: Sequence[str], where: str | None = None) -> tuple[list[list[Any]], Half]:
+    """The ``columns`` of all N photos, or of those ``where``; and their features ``[N, Q, E]``."""
+    query = table.search().select([*columns, "features"])
     rows = (query if where is None else query.where(where)).to_arrow()
     features = rows["features"].combine_chunks().flatten().to_numpy()
     queries = int(table_description(table)["queries"])
     width = table.schema.field("features").type.list_size // queries
-    return rows[by].to_pylist(), features.reshape(len(rows), queries, width)
+    return [rows[name].to_pylist() for name in columns], features.reshape(len(rows), queries, width)
 
 
 def features_by_hash(table: Table, hashes: Iterable[str]) -> dict[str, Half]:
     """The features ``[Q, E]`` of those photos that the table already holds, by the sha256 of their files."""
     listed = ", ".join(f"'{digest}'" for digest in hashes)
-    return dict(zip(*read_features(table, f"sha256 IN ({listed})", by="sha256"), strict=True)) if listed else {}
+    if not listed:
+        return {}
+    (digests,), features = read_features(table, ["sha256"], f"sha256 IN ({listed})")
+    return dict(zip(digests, features, strict=True))
 
 
 def write_rows(table: Table, rows: Sequence[PhotoRow], features: Mapping[str, Half]) -> None:

@@ -7,8 +7,6 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, overload
 
-import numpy as np
-
 from triptych.engines.interface import FlamingoEngine
 from triptych.errors import InputError
 from triptych.evidence import Floats
@@ -21,6 +19,7 @@ from triptych.tasks.caption_likelihood import CaptionLikelihood
 from triptych.tasks.chat import ANSWER_TOKENS, MAX_TOKENS, Chat
 from triptych.tasks.chat import MAX_PICTURES as CHAT_PICTURES
 from triptych.tasks.choices import check_choices, choice_ids, to_hypotheses
+from triptych.tasks.examples import ExampleIndex, as_opener
 from triptych.tasks.flamingo_prompts import FlamingoPrompts
 from triptych.tasks.prefix import PrefixState, PromptRow
 from triptych.tasks.words import Pieces, decode_pieces, in_one_piece
@@ -252,11 +251,8 @@ class FlamingoTasks(Answerer):
         pictured = [shot for shot in shots if shot[0] is not None]
         if not 1 <= count <= len(pictured):
             raise InputError(f"{count} similar examples of {len(pictured)} with pictures: choose 1 to {len(pictured)}")
-        pictures = [source for source, _ in pictured if source is not None]
-        pooled = self.pooled([image, *pictures])
-        query, *others = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
-        order = np.argsort(np.stack(others) @ query, kind="stable")
-        return [pictured[i] for i in order[-count:]]
+        examples = [(as_opener(source), text) for source, text in pictured if source is not None]
+        return ExampleIndex(self, examples).nearest(image, count)
 
     # Streaming and dialogue
 

@@ -1,0 +1,110 @@
+"""Keywords of photos."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from triptych.cli.common import Images, Json, PrecisionOption, app, complain, emit, pictures
+from triptych.cli.folders import (
+    Existing,
+    FolderOptions,
+    KeepOriginal,
+    Out,
+    Recursive,
+    SidecarKinds,
+    Strict,
+    Watch,
+    WriteMetadata,
+    describe_folder,
+)
+from triptych.errors import InputError, TriptychError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from PIL.Image import Image
+
+    from triptych.folders.pipeline import Description
+    from triptych.tasks.tagging import Tag, Tagger
+
+
+@app.command()
+def tag(
+    images: Images,
+    vocabulary: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Words to choose from, one a line.", show_default="about 350 everyday nouns"),
+    ] = None,
+    at_least: Annotated[
+        float, typer.Option(metavar="P", help="Only words that people would use with probability P.")
+    ] = 0.2,
+    most: Annotated[int, typer.Option(min=1, max=32, help="How many words a photo gets at most.")] = 10,
+    model: Annotated[str, typer.Option("--model", help="blip2, or a checkpoint directory.")] = "blip2",
+    out: Out = None,
+    recursive: Recursive = False,
+    sidecar: SidecarKinds = None,
+    existing: Existing = "skip",
+    write_metadata: WriteMetadata = False,
+    keep_original: KeepOriginal = True,
+    watch: Watch = False,
+    strict: Strict = False,
+    precision: PrecisionOption = None,
+    as_json: Json = False,
+) -> None:
+    """Find keywords for each photo, or for all photos of a folder: the words of a vocabulary that fit."""
+    from triptych.tasks import load_matcher
+    from triptych.tasks.tagging import Tagger, read_words
+
+    files = out, recursive, tuple(sidecar or ()), existing, "", "", strict, as_json
+    options = FolderOptions(*files, write_metadata, keep_original, watch=watch, keywords=True)
+    words = None if vocabulary is None else read_words(vocabulary)
+    tagger = Tagger(load_matcher(model, precision), words, at_least, most)
+    if tagger.left_out:
+        complain(
+            InputError(
+                f"the model knows none of {len(tagger.left_out)} words, such as {tagger.left_out[0]!r}; they are left out"
+            )
+        )
+    if not options.given and not any(Path(image).is_dir() for image in images):
+        tag_each(tagger, model, pictures(images), as_json)
+        return
+
+    def describe(photos: Sequence[Image]) -> Sequence[Description]:
+        from triptych.folders.pipeline import Description
+
+        tags = [tags_by_word(of_photo) for of_photo in tagger(photos)]
+        return [Description(", ".join(words), {}, words) for words in tags]
+
+    settings: dict[str, Any] = {"model": model, "at_least": at_least, "most": most}
+    if vocabulary is not None:
+        settings["vocabulary"] = hashlib.sha256("\n".join(tagger.words).encode()).hexdigest()[:16]
+    describe_folder(images, describe, settings, options)
+
+
+def tag_each(tagger: Tagger, model: str, sources: list[str], as_json: bool) -> None:
+    """Photos one by one; one bad photo does not lose the others."""
+    from triptych.io.images import load_image
+
+    failed: TriptychError | None = None
+    for source in sources:
+        try:
+            (tags,) = tagger([load_image(source)])
+        except InputError as error:
+            complain(error)
+            failed = error
+            continue
+        words = tags_by_word(tags)
+        text = ", ".join(words)
+        emit(
+            {"image": source, "model": model, "tags": words}, as_json, f"{source}: {text}" if len(sources) > 1 else text
+        )
+    if failed is not None:
+        raise typer.Exit(failed.exit_code)
+
+
+def tags_by_word(tags: Sequence[Tag]) -> dict[str, float]:
+    return {tag.word: round(tag.probability, 4) for tag in tags}

@@ -1,0 +1,105 @@
+"""Photos as they arrive in a folder, each when it is complete: its size and time have not changed for a while."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from threading import Event
+from typing import Any, NamedTuple
+
+from triptych.errors import InputError
+from triptych.folders.scan import walk_photos
+from triptych.io.folders import is_picture_name
+
+POLL = 250  # milliseconds
+SETTLED = 1.0  # seconds without a change
+
+
+class FileState(NamedTuple):
+    size: int
+    mtime_ns: int
+
+
+class Arrivals:
+    """Photos that are in ``folders`` or come into them, and those below with ``recursive``; a photo that changes comes again.
+
+    Iterating gives lists of paths until ctrl-C or ``stop``, an empty one every ``POLL``.
+
+    Raises InputError: one is no folder, or watchfiles is not installed.
+    """
+
+    def __init__(self, folders: Iterable[str], recursive: bool = False, stop: Event | None = None) -> None:
+        self.folders, self.recursive, self.stop = [str(Path(folder)) for folder in folders], recursive, stop
+        for folder in self.folders:
+            if not os.path.isdir(folder):  # noqa: PTH112
+                raise InputError(f"--watch follows folders; {folder} is none")
+        try:
+            self._watch: Any = import_module("watchfiles").watch
+        except ImportError:
+            raise InputError("--watch needs watchfiles: pip install 'triptych[watch]'") from None
+        self._changing: dict[str, tuple[FileState, float]] = {}  # and since when they are so
+
+    def __iter__(self) -> Iterator[list[str]]:
+        changes = self._watch(
+            *self.folders,
+            watch_filter=None,
+            recursive=self.recursive,
+            stop_event=self.stop,
+            debounce=POLL,
+            rust_timeout=POLL,
+            yield_on_timeout=True,
+            raise_interrupt=False,
+            ignore_permission_denied=True,
+        )
+        names: Iterable[str] = ()
+        for number, changed in enumerate(changes):
+            if number == 0:  # what came before the watch began
+                names = walk_photos(self.folders, self.recursive)
+            else:
+                names = (name for _, path in changed for name in self._photos_at(path))
+            for name in names:
+                self._changing.setdefault(name, (FileState(-1, 0), 0.0))
+            yield self._complete()
+
+    def _complete(self) -> list[str]:
+        """The photos that have not changed for ``SETTLED``; they are no longer waited for."""
+        now = time.monotonic()
+        complete: list[str] = []
+        for name, (state, since) in list(self._changing.items()):
+            new = file_state(name)
+            if new is None:
+                del self._changing[name]
+            elif new != state:
+                self._changing[name] = new, now
+            elif now - since >= SETTLED:
+                del self._changing[name]
+                complete.append(name)
+        return sorted(complete)
+
+    def _photos_at(self, path: str) -> list[str]:
+        """The photos that a change of ``path`` may concern, named as by ``walk_photos``; a folder may have come whole."""
+        for folder in self.folders:
+            inside = os.path.relpath(os.path.abspath(path), os.path.abspath(folder))  # noqa: PTH100
+            parts = Path(inside).parts
+            if any(part.startswith(".") for part in parts):  # elsewhere, hidden, or the folder itself
+                continue
+            name = os.path.join(folder, inside)  # noqa: PTH118
+            if os.path.isdir(name):  # noqa: PTH112
+                with suppress(InputError):  # gone by now
+                    return list(walk_photos([name], True)) if self.recursive else []
+            elif is_picture_name(parts[-1]):
+                return [name]
+        return []
+
+
+def file_state(name: str) -> FileState | None:
+    """None: there is no such file."""
+    try:
+        state = os.stat(name)  # noqa: PTH116
+    except OSError:
+        return None
+    return FileState(state.st_size, state.st_mtime_ns)
