@@ -16,7 +16,16 @@ import pytest
 from PIL import Image
 
 from triptych.errors import InputError
-from triptych.folders import Journal, Sidecars, count_photos, describe_photos, walk_photos, write_output
+from triptych.folders import (
+    Journal,
+    Shard,
+    Sidecars,
+    count_photos,
+    describe_photos,
+    parse_shard,
+    walk_photos,
+    write_output,
+)
 from triptych.folders.pipeline import AHEAD, PHOTO_BATCH, Description, decoded_batches
 from triptych.folders.xmp import NAMESPACES
 from triptych.tasks import Answer
@@ -57,6 +66,20 @@ def test_walk_is_sorted_and_follows_links_without_loops(tmp_path: Path) -> None:
         count_photos([tmp_path / "empty"])
     with pytest.raises(InputError, match="no such file or folder"):
         count_photos([tmp_path / "gone"])
+
+
+def test_shards_share_the_photos(tmp_path: Path) -> None:
+    """Each photo is in one shard of every count, the same whatever else is in the folder; the shards are of about one size."""
+    names = album(tmp_path, 200)
+    for count in (1, 2, 3, 7):
+        parts = [{name for name in names if Shard(number, count).has(name)} for number in range(1, count + 1)]
+        assert set().union(*parts) == set(names) and sum(map(len, parts)) == 200
+        assert min(map(len, parts)) > 0.6 * 200 / count
+        assert [count_photos([tmp_path], shard=Shard(n, count)) for n in range(1, count + 1)] == [*map(len, parts)]
+    assert parse_shard("3/16") == Shard(3, 16)
+    for wrong in ("0/4", "5/4", "1", "a/b", "1/0", "-1/4", "1/4/2"):
+        with pytest.raises(InputError, match="NUMBER/COUNT"):
+            parse_shard(wrong)
 
 
 def test_every_photo_is_described_and_failures_are_named(tmp_path: Path) -> None:
@@ -296,6 +319,11 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     assert code == 0 and "0 described, 4 done before" in said
     code, printed, _ = run(capsys, monkeypatch, "ask", folder, "-q", "How?", "--out", str(tmp_path / "answers.csv"))
     assert code == 0 and "How? red 2" in (tmp_path / "answers.csv").read_text()
+    shards = [tmp_path / f"part-{n}.jsonl" for n in (1, 2)]
+    for n, part in enumerate(shards, 1):
+        assert run(capsys, monkeypatch, "caption", folder, "-r", "--shard", f"{n}/2", "--out", str(part))[0] == 0
+    lines = [json.loads(line)["image"] for part in shards for line in part.read_text().splitlines()]
+    assert sorted(lines) == sorted(walk_photos([folder], recursive=True))
     (tmp_path / "a" / "003.png").write_bytes(b"no picture")
     code, _, said = run(capsys, monkeypatch, "caption", folder, "--out", str(out), "--strict")
     assert code == 2 and "003.png" in said

@@ -15,6 +15,7 @@ from triptych.cli.folders import (
     KeepOriginal,
     Out,
     Recursive,
+    ShardOption,
     SidecarKinds,
     Strict,
     Watch,
@@ -55,6 +56,7 @@ def ask(
     keep_original: KeepOriginal = True,
     alt_text: AltText = None,
     watch: Watch = False,
+    shard: ShardOption = None,
     strict: Strict = False,
     precision: PrecisionOption = None,
     as_json: Json = False,
@@ -64,7 +66,7 @@ def ask(
     With a folder, or with --out or --sidecar, the question is asked about each photo on its own.
     """
     files = out, recursive, tuple(sidecar or ()), existing, "", "", strict, as_json
-    options = FolderOptions(*files, write_metadata, keep_original, alt_text, watch)
+    options = FolderOptions(*files, write_metadata, keep_original, alt_text, watch, shard)
     if not options.given and not any(Path(image).is_dir() for image in images):
         answer_question(images, question, choices, model, precision, beams, explain, as_json)
         return

@@ -33,6 +33,7 @@ from triptych.cli.folders import (
     Out,
     Prefix,
     Recursive,
+    ShardOption,
     SidecarKinds,
     Strict,
     Suffix,
@@ -78,6 +79,7 @@ def caption(
     keep_original: KeepOriginal = True,
     alt_text: AltText = None,
     watch: Watch = False,
+    shard: ShardOption = None,
     strict: Strict = False,
     precision: PrecisionOption = None,
     as_json: Json = False,
@@ -86,7 +88,7 @@ def caption(
     from triptych.tasks import SatTasks, load
 
     files = out, recursive, tuple(sidecar or ()), existing, prefix, suffix, strict, as_json
-    options = FolderOptions(*files, write_metadata, keep_original, alt_text, watch)
+    options = FolderOptions(*files, write_metadata, keep_original, alt_text, watch, shard)
     if explain is not None and options.given:
         raise InputError("--explain draws single photos: leave out --out, --recursive and --sidecar")
     captioner = load(model, precision=precision)

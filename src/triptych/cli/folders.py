@@ -59,6 +59,12 @@ AltText = Annotated[
         help="Also write a page of the photos with their alternative texts; unsure ones are marked.",
     ),
 ]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard", metavar="I/N", help="Only part I of N, so that N machines share a folder; give each its own --out."
+    ),
+]
 Watch = Annotated[bool, typer.Option("--watch", help="Go on with photos that come into the folder later; ctrl-C ends.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first photo that cannot be read.")]
 
@@ -81,13 +87,14 @@ class FolderOptions:
     keep_original: bool = True
     alt_text: Path | None = None
     watch: bool = False
+    shard: str | None = None  # I/N
     keywords: bool = False  # what is written into photos
 
     @property
     def given(self) -> bool:
         """Whether the person asks for more than texts on the terminal."""
         to_files = self.outputs or self.sidecar or self.write_metadata
-        return bool(to_files) or self.recursive or self.strict or self.watch
+        return bool(to_files) or self.recursive or self.strict or self.watch or self.shard is not None
 
     @property
     def outputs(self) -> list[Path]:
@@ -103,13 +110,14 @@ def describe_folder(
 ) -> None:
     """Describe all photos of ``sources``, with a progress bar, and with ``watch`` those that come later; exits with 2 if some could not
     be read."""
-    from triptych.folders import Arrivals, Summary, count_photos, describe_photos, walk_photos
+    from triptych.folders import Arrivals, Summary, count_photos, describe_photos, parse_shard, walk_photos
     from triptych.folders.watch import FileState, file_state
 
+    shard = parse_shard(options.shard or "1/1")
     arrivals = Arrivals(sources, options.recursive) if options.watch else None
     sidecars = open_sidecars(settings, options)
     journal = open_journal(settings, options)
-    total = count_photos(sources, options.recursive) if arrivals is None else None
+    total = count_photos(sources, options.recursive, shard) if arrivals is None else None
     prints = options.as_json or options.watch or journal is None
     attempts: dict[str, FileState | None] = {}  # of --watch: None = described, else how the file was when it failed
 
@@ -131,13 +139,14 @@ def describe_folder(
     )
     try:
         with progress_bar(total) as advance:
-            run(walk_photos(sources, options.recursive), progress=advance)
+            run((name for name in walk_photos(sources, options.recursive) if shard.has(name)), progress=advance)
         if arrivals is not None:
             write_outputs(journal, options)
             print(f"watching {', '.join(sources)}; ctrl-C ends", file=sys.stderr)
             skipped = summary.skipped
             for names in arrivals:
-                run([name for name in names if attempts.get(name, FileState(-1, 0)) not in (None, file_state(name))])
+                new = (name for name in names if attempts.get(name, FileState(-1, 0)) not in (None, file_state(name)))
+                run([name for name in new if shard.has(name)])
                 summary.skipped = skipped  # the first arrivals are the photos of the first pass once more
     except KeyboardInterrupt:
         if arrivals is None:

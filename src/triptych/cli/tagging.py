@@ -15,6 +15,7 @@ from triptych.cli.folders import (
     KeepOriginal,
     Out,
     Recursive,
+    ShardOption,
     SidecarKinds,
     Strict,
     Watch,
@@ -51,6 +52,7 @@ def tag(
     write_metadata: WriteMetadata = False,
     keep_original: KeepOriginal = True,
     watch: Watch = False,
+    shard: ShardOption = None,
     strict: Strict = False,
     precision: PrecisionOption = None,
     as_json: Json = False,
@@ -60,13 +62,13 @@ def tag(
     from triptych.tasks.tagging import Tagger, read_words
 
     files = out, recursive, tuple(sidecar or ()), existing, "", "", strict, as_json
-    options = FolderOptions(*files, write_metadata, keep_original, watch=watch, keywords=True)
+    options = FolderOptions(*files, write_metadata, keep_original, watch=watch, shard=shard, keywords=True)
     words = None if vocabulary is None else read_words(vocabulary)
     tagger = Tagger(load_matcher(model, precision), words, at_least, most)
     if tagger.left_out:
         complain(
             InputError(
-                f"the model knows none of {len(tagger.left_out)} words, such as {tagger.left_out[0]!r}; they are left out"
+                f"left out {len(tagger.left_out)} words that the model does not know: {', '.join(tagger.left_out[:5])}"
             )
         )
     if not options.given and not any(Path(image).is_dir() for image in images):

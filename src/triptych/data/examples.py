@@ -35,7 +35,7 @@ def read_examples(path: Path) -> list[ExamplePair]:
             return [(partial(load_image, file, EXAMPLE_SIDE), read_line(text)) for file, text in pairs]
     photos = open_dataset(path)
     train = [photo for photo in photos if photo.split == "train"] or photos
-    examples = [(photo.image, photo.captions[0].strip()) for photo in train if photo.captions]
+    examples: list[ExamplePair] = [(photo.image, photo.captions[0].strip()) for photo in train if photo.captions]
     if not examples:
         raise InputError(f"{path}: no photo of this data set has a caption, so there is no example")
     return examples

@@ -4,7 +4,7 @@ from triptych.folders.journal import Journal
 from triptych.folders.metadata import PhotoMetadata
 from triptych.folders.outputs import OUTPUTS, write_output
 from triptych.folders.pipeline import Summary, describe_photos
-from triptych.folders.scan import count_photos, walk_photos
+from triptych.folders.scan import Shard, count_photos, parse_shard, walk_photos
 from triptych.folders.sidecars import EXISTING, SIDECARS, Sidecars
 from triptych.folders.watch import Arrivals
 
@@ -15,10 +15,12 @@ __all__ = [
     "Arrivals",
     "Journal",
     "PhotoMetadata",
+    "Shard",
     "Sidecars",
     "Summary",
     "count_photos",
     "describe_photos",
+    "parse_shard",
     "walk_photos",
     "write_output",
 ]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -12,6 +15,31 @@ from triptych.errors import InputError
 from triptych.io.folders import SUFFIXES, is_picture_name, left_out, walk_folders
 
 LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of ``count`` parts of all photos; which part a photo is in depends on its path alone, as it is given."""
+
+    number: int  # from 1
+    count: int
+
+    def has(self, name: str) -> bool:
+        if self.count == 1:
+            return True
+        digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
+        return int.from_bytes(digest, "little") % self.count == self.number - 1
+
+
+WHOLE = Shard(1, 1)
+
+
+def parse_shard(text: str) -> Shard:
+    """``3/16`` -> the third of sixteen. Raises InputError."""
+    match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise InputError(f"--shard is {text!r}: give NUMBER/COUNT, such as 1/4, 2/4, 3/4 and 4/4 on four machines")
+    return Shard(int(match[1]), int(match[2]))
 
 
 def walk_photos(
@@ -45,11 +73,17 @@ def walk_photos(
             raise InputError(f"{source}: no such file or folder")
 
 
-def count_photos(sources: Iterable[str | os.PathLike[str]], recursive: bool = False) -> int:
-    """How many photos ``walk_photos`` gives; how many other files there are is logged. Raises InputError where there is none."""
+def count_photos(sources: Iterable[str | os.PathLike[str]], recursive: bool = False, shard: Shard = WHOLE) -> int:
+    """How many of the photos that ``walk_photos`` gives are in ``shard``; how many other files there are is logged.
+
+    Raises InputError where there is no photo, whatever the shard.
+    """
     sources, others = list(sources), list[str]()
-    count = sum(1 for _ in walk_photos(sources, recursive, others))
-    if not count:
+    total = count = 0
+    for name in walk_photos(sources, recursive, others):
+        total += 1
+        count += shard.has(name)
+    if not total:
         hint = "" if recursive else "; --recursive also looks into the folders below"
         raise InputError(f"{', '.join(map(str, sources))}: no photos here (known: {' '.join(SUFFIXES)}){hint}")
     if others:
