@@ -83,7 +83,8 @@ def test_what_cannot_be_followed_is_refused(tmp_path: Path, monkeypatch: pytest.
 
 
 COMMAND = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started without
 from test_folders import Toy
 import triptych.tasks
 triptych.tasks.load = lambda model, precision=None: Toy()
