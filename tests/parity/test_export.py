@@ -9,13 +9,15 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.torch import load_file
-from test_blip2_transformers import Pair, generation, instruct, photos  # noqa: F401
+from test_blip2_t5_transformers import Pair as T5Pair
+from test_blip2_t5_transformers import pair as t5_pair  # noqa: F401
+from test_blip2_transformers import Pair, generation, instruct, photos, retrieval  # noqa: F401
 from tiny_blip2 import tiny_blip2
 
 from triptych.checkpoints.config import Card
 from triptych.checkpoints.locate import BUNDLED
 from triptych.cli import main
-from triptych.convert.export import export_hf
+from triptych.convert.export_hf import export_hf
 from triptych.errors import InputError
 from triptych.models import save_blip2
 
@@ -54,7 +56,11 @@ def test_blip2_opens_in_transformers(
         assert torch.equal(model.generate(**inputs, **settings), generation.peer.generate(**expected, **settings))
 
 
-def test_instructblip_has_the_same_tensors_and_sizes(instruct: Pair, tmp_path: Path) -> None:  # noqa: F811
+def test_instructblip_has_the_same_tensors_and_sizes(
+    instruct: Pair,  # noqa: F811
+    photos: list[Image.Image],  # noqa: F811
+    tmp_path: Path,
+) -> None:
     assert export_hf(instruct.target, tmp_path / "hf") == len(tensors_of(instruct.folder))
     same_tensors(tmp_path / "hf", instruct.folder)
     mine, theirs = (json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "hf", instruct.folder))
@@ -62,6 +68,51 @@ def test_instructblip_has_the_same_tensors_and_sizes(instruct: Pair, tmp_path: P
         for name, value in mine[part].items():
             if name not in ("eos_token_id", "rope_theta"):
                 assert theirs[part].get(name, value) == value, (part, name)
+    processor = transformers.InstructBlipProcessor.from_pretrained(tmp_path / "hf")
+    inputs, expected = (
+        each(images=photos[0], text="a dog?", return_tensors="pt") for each in (processor, instruct.processor)
+    )
+    assert torch.equal(inputs["qformer_input_ids"], expected["qformer_input_ids"])
+    assert torch.equal(inputs["input_ids"], expected["input_ids"])
+
+
+def test_a_t5_opens_in_transformers(
+    t5_pair: T5Pair,  # noqa: F811
+    photos: list[Image.Image],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    export_hf(Path(t5_pair.ours.name), tmp_path / "hf")
+    model = type(t5_pair.peer).from_pretrained(tmp_path / "hf").eval()
+    assert model.language_model.config.dense_act_fn == "gelu"
+    settings = {
+        "do_sample": False,
+        "max_new_tokens": 8,
+        "eos_token_id": None,
+        "num_beams": 1,
+        "repetition_penalty": 1.0,
+    }
+    for photo in photos:
+        inputs = t5_pair.processor(images=photo, text="a photo of", return_tensors="pt")
+        assert torch.equal(model.generate(**inputs, **settings), t5_pair.peer.generate(**inputs, **settings))
+
+
+def test_matching_opens_in_transformers(
+    retrieval: Pair,  # noqa: F811
+    photos: list[Image.Image],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    assert export_hf(retrieval.target, tmp_path / "hf") == len(tensors_of(retrieval.folder))
+    same_tensors(tmp_path / "hf", retrieval.folder)
+    model = transformers.Blip2ForImageTextRetrieval.from_pretrained(tmp_path / "hf").eval()
+    words = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")("a dog?", return_tensors="pt")
+    expected = retrieval.processor.tokenizer("a dog?", return_tensors="pt")
+    assert torch.equal(words["input_ids"], expected["input_ids"])
+    pixels = retrieval.processor.image_processor(photos[:1], return_tensors="pt").pixel_values
+    scores = [
+        each(pixels, words["input_ids"], words["attention_mask"], use_image_text_matching_head=True).logits_per_image
+        for each in (model, retrieval.peer)
+    ]
+    assert torch.equal(*scores)
 
 
 def test_what_transformers_cannot_compute_is_refused(generation: Pair, tmp_path: Path) -> None:  # noqa: F811

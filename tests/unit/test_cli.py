@@ -185,3 +185,12 @@ def test_a_closed_pipe_and_a_fresh_process(tiny: Path, photo: Path) -> None:
     os.close(writer)
     assert broken.stderr == ""
     assert broken.returncode != 0
+
+
+def test_where_and_in_which_numbers_torch_computes(run, tiny: Path, photo: Path) -> None:
+    record = json.loads(run("caption", photo, "--model", tiny, "--device", "cpu", "--dtype", "bf16", "--json").out)
+    same = json.loads(run("caption", photo, "--model", tiny, "--precision", "bf16", "--json").out)
+    assert record["caption"] == same["caption"]
+    for device, message in (("gpu", "unknown device 'gpu': expected cpu"), ("cuda:99", "there is no device cuda:99")):
+        result = run("caption", photo, "--model", tiny, "--device", device)
+        assert result.code == 2 and message in result.err and result.err.count("\n") == 1

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from triptych.cli.common import Beams, Json, PrecisionOption, app, complain, emit, reading, write_page
+from triptych.cli.common import Beams, DeviceOption, Json, PrecisionOption, app, complain, emit, reading, write_page
 from triptych.cli.folders import (
     AltText,
     Existing,
@@ -59,6 +59,7 @@ def ask(
     shard: ShardOption = None,
     strict: Strict = False,
     precision: PrecisionOption = None,
+    device: DeviceOption = None,
     as_json: Json = False,
 ) -> None:
     """Answer a question about one photo or several; with choices, say which is the likeliest.
@@ -68,13 +69,13 @@ def ask(
     files = out, recursive, tuple(sidecar or ()), existing, "", "", strict, as_json
     options = FolderOptions(*files, write_metadata, keep_original, alt_text, watch, shard)
     if not options.given and not any(Path(image).is_dir() for image in images):
-        answer_question(images, question, choices, model, precision, beams, explain, as_json)
+        answer_question(images, question, choices, model, precision, device, beams, explain, as_json)
         return
     if explain is not None:
         raise InputError("--explain draws one question: leave out folders, --out, --recursive and --sidecar")
     from triptych.tasks import load_answerer
 
-    answerer = load_answerer(model, precision)
+    answerer = load_answerer(model, precision, device)
     settings: dict[str, Any] = {} if beams is None else {"beams": beams}
 
     def describe(photos: Sequence[Image]) -> Sequence[Description]:
@@ -95,10 +96,13 @@ def compare(
     model: AnswererOption = "blip2",
     explain: Figure = None,
     precision: PrecisionOption = None,
+    device: DeviceOption = None,
     as_json: Json = False,
 ) -> None:
     """A question about two photos with choices, such as "Which photo shows a dog?" """
-    answer_question([left, right], question, choices or ["left", "right"], model, precision, None, explain, as_json)
+    answer_question(
+        [left, right], question, choices or ["left", "right"], model, precision, device, None, explain, as_json
+    )
 
 
 def answer_question(
@@ -107,6 +111,7 @@ def answer_question(
     choices: list[str] | None,
     model: str,
     precision: str | None,
+    device: str | None,
     beams: int | None,
     explain: Path | None,
     as_json: bool,
@@ -115,7 +120,7 @@ def answer_question(
     from triptych.io.images import load_image
     from triptych.tasks import load_answerer
 
-    answerer = load_answerer(model, precision)
+    answerer = load_answerer(model, precision, device)
     photos = [load_image(image) for image in images]
     settings = {} if beams is None else {"beams": beams}
     answer = answerer.ask(photos, question, choices, explain=explain is not None, **settings)
@@ -131,6 +136,7 @@ def match(
     model: MatcherOption = "blip2",
     explain: Figure = None,
     precision: PrecisionOption = None,
+    device: DeviceOption = None,
     as_json: Json = False,
 ) -> None:
     """How well each photo fits each text: cosine of contrast, probability of a match, and the score that ranks."""
@@ -138,7 +144,7 @@ def match(
     from triptych.io.images import load_image
     from triptych.tasks import load_matcher
 
-    matcher = load_matcher(model, precision)
+    matcher = load_matcher(model, precision, device)
     photos = [load_image(image) for image in images]
     matches = matcher.match(photos, texts, explain=explain is not None)
     for text in matcher.unknown_texts(texts):

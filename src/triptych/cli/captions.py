@@ -12,6 +12,7 @@ import typer
 
 from triptych.cli.common import (
     Beams,
+    DeviceOption,
     Images,
     Json,
     ModelOption,
@@ -82,6 +83,7 @@ def caption(
     shard: ShardOption = None,
     strict: Strict = False,
     precision: PrecisionOption = None,
+    device: DeviceOption = None,
     as_json: Json = False,
 ) -> None:
     """Write a caption for each photo, or for all photos of a folder; --out and --sidecar keep the captions in files."""
@@ -91,7 +93,7 @@ def caption(
     options = FolderOptions(*files, write_metadata, keep_original, alt_text, watch, shard)
     if explain is not None and options.given:
         raise InputError("--explain draws single photos: leave out --out, --recursive and --sidecar")
-    captioner = load(model, precision=precision)
+    captioner = load(model, device=device, precision=precision)
     given = (("beams", beams), ("max_new_tokens", max_new_tokens))
     settings: dict[str, Any] = {name: value for name, value in given if value is not None}
     captioner.search(**settings)  # wrong settings are said once, not for every photo
@@ -185,6 +187,7 @@ def explain(
     ] = None,
     beams: Beams = None,
     precision: PrecisionOption = None,
+    device: DeviceOption = None,
     as_json: Json = False,
 ) -> None:
     """Draw where the model looked at each word of its caption, or of its answer to a question."""
@@ -199,9 +202,9 @@ def explain(
     photo = load_image(image)
     settings: dict[str, Any] = {} if beams is None else {"beams": beams}
     if question is None:
-        answer = load(model, precision=precision).caption(photo, explain=True, **settings)
+        answer = load(model, device=device, precision=precision).caption(photo, explain=True, **settings)
     else:
-        answer = load_answerer(model, precision=precision).ask(photo, question, explain=True, **settings)
+        answer = load_answerer(model, device=device, precision=precision).ask(photo, question, explain=True, **settings)
     said = reading(answer)
     if out.suffix.lower() == ".png":
         write_png(out, draw_words(photo, evidence_of(answer)))

@@ -38,8 +38,18 @@ Beams = Annotated[int | None, typer.Option(help="Beams of the search; 1 is greed
 PrecisionOption = Annotated[
     str | None,
     typer.Option(
+        "--precision",
+        "--dtype",
         help="Of the weights: fp32, int8 or int4 (the language model in 4 bits, the rest in 8) on a CPU; bf16 or fp16 with torch.",
         show_default="the fastest that keeps the texts",
+    ),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        help="Where torch computes: cpu, cuda, cuda:1, mps.",
+        show_default="a GPU, else ONNX Runtime on the CPU",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per result, nothing else.")]

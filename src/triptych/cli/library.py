@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from triptych.cli.common import Json, PrecisionOption, app, complain, emit
+from triptych.cli.common import DeviceOption, Json, PrecisionOption, app, complain, emit
 from triptych.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def index(
     library: Annotated[Path, typer.Option("--library", metavar="PATH", help="The library's folder; made if missing.")],
     model: Annotated[str, typer.Option(help="blip2, or a checkpoint directory.")] = "blip2",
     precision: PrecisionOption = None,
+    device: DeviceOption = None,
     as_json: Json = False,
 ) -> None:
     """Bring a photo library up to date with a folder; only what is new is read by the model."""
@@ -32,7 +33,9 @@ def index(
 
     check_location(library)
     listing = scan(directory, complain)
-    report = index_photos(listing, library, as_matcher(load(model, precision=precision), model), complain)
+    report = index_photos(
+        listing, library, as_matcher(load(model, device=device, precision=precision), model), complain
+    )
     record = vars(report) | {"seconds": round(report.seconds, 3)}
     kinds = ", ".join(f"{record[kind]} {kind}" for kind in ("added", "changed", "moved", "removed", "skipped"))
     emit(record, as_json, f"{library}: {report.photos} photos ({kinds})")
@@ -66,6 +69,7 @@ def find(
     sheet: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write an HTML page of the photos.")] = None,
     model: Annotated[str, typer.Option(help="The model that made the library.")] = "blip2",
     precision: PrecisionOption = None,
+    device: DeviceOption = None,
     as_json: Json = False,
 ) -> None:
     """Find the photos of a library that a text describes, the best first; or those like a photo; or those that are there twice."""
@@ -81,7 +85,7 @@ def find(
     if duplicates:
         find_groups(opened, sheet, as_json)
         return
-    matcher = as_matcher(load(model, precision=precision), model)
+    matcher = as_matcher(load(model, device=device, precision=precision), model)
     photos: list[SheetPhoto] = []
     if text is not None:
         least = (SHEET_AT_LEAST if sheet is not None else 0.0) if at_least is None else at_least

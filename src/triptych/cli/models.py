@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from triptych.cli.common import Json, PrecisionOption, app, emit, make_folder
+from triptych.cli.common import DeviceOption, Json, PrecisionOption, app, emit, make_folder
 from triptych.cli.tables import record_text
-from triptych.errors import InputError
 from triptych.extras import importing
 
 
@@ -28,6 +27,7 @@ def demo(
 def info(
     model: Annotated[str, typer.Argument(help="As --model of the other commands.")] = "sat",
     precision: PrecisionOption = None,
+    device: DeviceOption = None,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Only say how much memory torch needs for it, without loading it.")
     ] = False,
@@ -38,24 +38,28 @@ def info(
     from triptych.tasks import load
 
     if estimate:
-        emit_estimate(model, as_json)
+        emit_estimate(model, device, as_json)
         return
-    record = load(model, precision=precision).info()
+    record = load(model, device=device, precision=precision).info()
     record["parts"] = {
         part.name: {"use": part.use, "licence": part.licence, "state": state} for part, state in list_parts()
     }
     emit(record, as_json, record_text(record))
 
 
-def emit_estimate(model: str, as_json: bool) -> None:
+def emit_estimate(model: str, device: str | None, as_json: bool) -> None:
     from triptych.convert.opening import find_checkpoint
 
     with importing("torch", "an estimate"):
         import torch
 
         from triptych.models.memory import estimate
+    from triptych.tasks import check_device
 
-    record = estimate(find_checkpoint(model), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if device is not None:
+        check_device(device)
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    record = estimate(find_checkpoint(model), torch.device(chosen))
     emit({"model": model, **record}, as_json, record_text(record))
 
 
@@ -80,6 +84,9 @@ def convert(
             metavar="DIR", help="The language model of a LAVIS or OpenFlamingo checkpoint, as transformers saves it."
         ),
     ] = None,
+    embed_lm: Annotated[
+        bool, typer.Option("--embed-lm", help="Of one of ours: put the language model that it names inside.")
+    ] = False,
     half: Annotated[bool, typer.Option(help="Store 16-bit floats.")] = False,
     int8: Annotated[bool, typer.Option(help="Store 8-bit integers.")] = False,
     as_json: Json = False,
@@ -88,7 +95,7 @@ def convert(
     with importing("torch", "conversion"):
         from triptych.convert.checkpoint import convert_checkpoint
 
-    report = convert_checkpoint(source, target, word_map, half, int8, vision, lm)
+    report = convert_checkpoint(source, target, word_map, half, int8, vision, lm, embed_lm)
     counts = {"mapped": list(report.mapped), "missing": list(report.missing), "ignored": list(report.ignored)}
     emit(
         {"target": str(target), **counts},
@@ -113,16 +120,50 @@ def average(
 @app.command()
 def export(
     model: Annotated[str, typer.Argument(help="As --model of the other commands.")],
-    target: Annotated[Path, typer.Argument(help="The directory to write.")],
-    form: Annotated[str, typer.Option("--format", help="hf: a folder that transformers opens.")] = "hf",
+    target: Annotated[Path, typer.Argument(help="The folder or file to write.")],
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="hf: a folder that transformers opens; lavis, openflamingo: a file of theirs; onnx: graphs that plain onnxruntime runs.",
+        ),
+    ] = "hf",
+    precision: Annotated[str, typer.Option(help="Of graphs: fp32, int8 or int4.")] = "fp32",
     as_json: Json = False,
 ) -> None:
-    """Write a BLIP-2 over a vision transformer as a folder of another project."""
-    with importing("torch", "export"):
-        from triptych.convert.export import export_hf
+    """Write a model as a folder or a file of another project."""
     from triptych.convert.opening import find_checkpoint
 
-    if form != "hf":
-        raise InputError(f"unknown format {form!r}: only hf is written")
-    count = export_hf(find_checkpoint(model), target)
-    emit({"target": str(target), "format": form, "tensors": count}, as_json, f"{target}: {count} tensors")
+    if form == "onnx":
+        from triptych.engines.choice import chosen_precision
+        from triptych.engines.onnx.export import export_onnx
+
+        count, what = export_onnx(find_checkpoint(model), target, chosen_precision(precision)), "graphs"
+    else:
+        with importing("torch", "export"):
+            from triptych.convert.export import export_checkpoint
+        count, what = export_checkpoint(find_checkpoint(model), target, form), "tensors"
+    emit({"target": str(target), "format": form, what: count}, as_json, f"{target}: {count} {what}")
+
+
+@app.command()
+def push(
+    model: Annotated[str, typer.Argument(help="As --model of the other commands.")],
+    name: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="What it is called on the Hugging Face hub.")],
+    form: Annotated[
+        str, typer.Option("--format", help="triptych, or hf: a folder that transformers opens.")
+    ] = "triptych",
+    base: Annotated[
+        list[str] | None, typer.Option("--base-model", help="A model on the hub that it was made of.")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="Others do not see it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Upload a model to the Hugging Face hub, with a model card."""
+    from triptych.convert.opening import find_checkpoint
+
+    with importing("torch", "push"):
+        from triptych.convert.push import push as push_checkpoint
+
+    address = push_checkpoint(find_checkpoint(model), name, form, private, base or ())
+    emit({"model": model, "address": address}, as_json, address)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from triptych.cli.common import Beams, Json, PrecisionOption, app, complain, emit, reading, write_page
+from triptych.cli.common import Beams, DeviceOption, Json, PrecisionOption, app, complain, emit, reading, write_page
 from triptych.errors import InputError
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def complete(
         Path | None, typer.Option("--explain", metavar="FILE.html", help="Also show where the model looked.")
     ] = None,
     precision: PrecisionOption = None,
+    device: DeviceOption = None,
     as_json: Json = False,
 ) -> None:
     """Do with a picture what the examples show: name it, caption it, answer about it."""
@@ -82,7 +83,7 @@ def complete(
     given = [read_shot(shot) for shot in shots or ()]
     photo = load_image(image)
     in_memory: list[Shot] = [(None if source is None else load_image(source), text) for source, text in given]
-    completer = load_completer(model, precision)
+    completer = load_completer(model, precision, device)
     if examples is not None:
         in_memory = nearest_examples(completer, examples, photo, nearest or NEAREST)
     elif similar is not None:
@@ -139,12 +140,13 @@ def chat(
     model: CompleterOption = "flamingo",
     max_new_tokens: Annotated[int | None, typer.Option(show_default="the model's")] = None,
     precision: PrecisionOption = None,
+    device: DeviceOption = None,
     as_json: Json = False,
 ) -> None:
     """Talk about pictures; /help lists what else can be typed."""
     from triptych.tasks import load_completer
 
-    dialogue = load_completer(model, precision).chat()
+    dialogue = load_completer(model, precision, device).chat()
     settings = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     for image in images or ():
         dialogue.add(image)

@@ -12,6 +12,7 @@ from triptych.checkpoints.place import LoadReport
 from triptych.checkpoints.quantize import stored_as
 from triptych.checkpoints.weight_files import open_file, read_json
 from triptych.convert.blip2 import convert_lavis, convert_transformers
+from triptych.convert.embed import embed_language_model
 from triptych.convert.flamingo import convert_openflamingo
 from triptych.convert.tutorial import convert_tutorial
 from triptych.errors import InputError
@@ -25,6 +26,7 @@ def convert_checkpoint(
     int8: bool = False,
     vision: Path | None = None,
     lm: Path | None = None,
+    embed_lm: bool = False,
 ) -> LoadReport:
     """Write ``source`` as the checkpoint directory ``target``, in the dtypes that it has, in fp16 (``half``) or 8-bit integers (``int8``).
 
@@ -32,6 +34,7 @@ def convert_checkpoint(
         source: one of our checkpoint directories, a directory of transformers' (BLIP-2, InstructBLIP), a BLIP-2 checkpoint of LAVIS
             (``.pth``), one of OpenFlamingo (``.pt``), or one of the Show, Attend and Tell tutorial (``BEST_checkpoint_*.pth.tar``).
         word_map: the ``WORDMAP_*.json`` of a tutorial checkpoint.
+        embed_lm: put the language model that one of our checkpoints names inside.
         vision, lm: the frozen parts that a checkpoint of LAVIS or OpenFlamingo leaves out (``convert_lavis``, ``convert_openflamingo``).
 
     Returns:
@@ -51,10 +54,12 @@ def convert_checkpoint(
             raise InputError(f"{source} has its own frozen parts: --vision and --lm go with LAVIS or OpenFlamingo")
         config = read_json(directory / "config.json")
         if "format" in config:
-            return rewrite(directory, target, dtype)
+            return (embed_language_model if embed_lm else rewrite)(directory, target, dtype)
+        refuse_embedding(source, embed_lm)
         return convert_transformers(directory, config, target, dtype)
     if not source.exists():
         raise InputError(f"cannot read {source}: no such file or directory")
+    refuse_embedding(source, embed_lm)
     if word_map is not None:
         return convert_tutorial(source, target, word_map, dtype)
     try:
@@ -68,6 +73,11 @@ def convert_checkpoint(
     raise InputError(
         f"{source} is no checkpoint of LAVIS or OpenFlamingo: it has no query_tokens and no perceiver.latents"
     )
+
+
+def refuse_embedding(source: Path, embed_lm: bool) -> None:
+    if embed_lm:
+        raise InputError(f"{source} becomes a checkpoint with its language model inside anyway: leave out --embed-lm")
 
 
 def rewrite(source: Path, target: Path, dtype: torch.dtype | None) -> LoadReport:

@@ -48,7 +48,7 @@ from triptych.text.prompt import END, IMAGE, OPEN_FLAMINGO
 from triptych.text.tokenizer import TextTokenizer
 
 TOWER, LM = "vision_encoder.", "lang_encoder."  # of their keys
-HEAD = 64  # width of a head, of OpenFlamingo's and of OpenAI's CLIP
+HEAD_WIDTH = 64  # width of a head, of OpenFlamingo's and of OpenAI's CLIP
 WIDEST = 1024  # of OpenAI's towers; open_clip's wider ones have other heads
 CLIP_DEFAULTS = {
     "num_attention_heads": 12,
@@ -133,8 +133,8 @@ def flamingo_config(tensors: Mapping[str, Tensor], every: int, image_id: int) ->
         image_id,
         latents=latents,
         resampler_layers=layers(tensors, "resampler.layers"),
-        heads=len(tensors[f"{first}.attention.query.weight"]) // HEAD,
-        head_dim=HEAD,
+        heads=len(tensors[f"{first}.attention.query.weight"]) // HEAD_WIDTH,
+        head_dim=HEAD_WIDTH,
         ffn_factor=len(tensors[f"{first}.ffw.1.weight"]) // dim,
         every=every,
         max_pictures=len(tensors.get("resampler.picture_embeddings", ())) or None,
@@ -161,11 +161,11 @@ def image_encoder(path: Path) -> Encoder:
 def open_clip_encoder(source: Path, state: TensorStore) -> Encoder:
     """OpenAI's weights under open_clip's names."""
     width = state.layout("visual.class_embedding").shape[-1] if "visual.class_embedding" in state else 0
-    if width % HEAD or not 0 < width <= WIDEST:
+    if width % HEAD_WIDTH or not 0 < width <= WIDEST:
         raise InputError(
             f"{source}: its image encoder is none of OpenAI's CLIP: give a directory of transformers' with --vision"
         )
-    return encoder_of(source, state, OPEN_CLIP_VISION, {"heads": width // HEAD, "activation": "quick_gelu"})
+    return encoder_of(source, state, OPEN_CLIP_VISION, {"heads": width // HEAD_WIDTH, "activation": "quick_gelu"})
 
 
 def encoder_of(

@@ -30,9 +30,7 @@ def open_onnx(directory: Path, precision: str | None) -> OnnxSat | OnnxFlamingo 
         InputError: there is no such precision, or the files are damaged.
         TriptychError: a pretrained part could not be fetched, the graphs not be written, or torch is needed and not installed.
     """
-    chosen = next((known for known in PRECISIONS if known == precision), None)
-    if precision is not None and chosen is None:
-        raise InputError(f"the precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+    chosen = None if precision is None else chosen_precision(precision)
     try:
         from triptych.engines.onnx.coverage import NotCoveredError
         from triptych.engines.onnx.opening import open_engine
@@ -48,6 +46,14 @@ def open_onnx(directory: Path, precision: str | None) -> OnnxSat | OnnxFlamingo 
     except RuntimeFailedError as error:
         fall_back(str(error))
         return None
+
+
+def chosen_precision(name: str) -> Precision:
+    """Raises InputError: there is no such precision."""
+    for known in PRECISIONS:
+        if known == name:
+            return known
+    raise InputError(f"the precision is {name!r}, expected one of {', '.join(PRECISIONS)}")
 
 
 def fall_back(reason: str) -> None:

@@ -131,7 +131,7 @@ class CaptionDecoder(nn.Module):
         gates = word_gates + context + F.linear(state.h, self.lstm.weight_hh)
         i, f, g, o = gates.float().chunk(4, -1)  # SAT eq. 1: gates
         c = f.sigmoid() * state.c + i.sigmoid() * g.tanh()  # SAT eq. 2: c
-        h = o.sigmoid() * c.tanh()  # SAT eq. 3: h
+        h = (o.sigmoid() * c.tanh()).to(self.lstm.weight_hh.dtype)  # SAT eq. 3: h
         return Step(h, c, z_hat, alpha, location_logprob)
 
     def word_gates(self, embedded: Tensor) -> Tensor:

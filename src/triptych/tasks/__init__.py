@@ -66,6 +66,8 @@ def load(
     if precision not in (None, *PRECISIONS, *ON_TORCH):
         known = ", ".join((*PRECISIONS, *ON_TORCH))
         raise InputError(f"the precision is {precision!r}, expected one of {known}")
+    if device is not None:
+        check_device(device)
     directory = find_checkpoint(model)
     if device is None and gpu_possible() and torch_installed():
         import torch
@@ -77,6 +79,20 @@ def load(
         if engine is not None:
             return SYSTEM_TASKS[system](engine, str(model))
     return load_on_torch(directory, str(model), device or "cpu", precision)
+
+
+def check_device(device: str | torch.device) -> None:
+    """Raises InputError: torch knows no such device, or this machine has none."""
+    with importing("torch", "a device of torch's"):
+        import torch
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"unknown device {str(device)!r}: expected cpu, cuda, cuda:1 or mps") from None
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if not (chosen.index or 0) < there.get(chosen.type, 0):
+        names = [name if n == 1 else f"{name}:0 to {name}:{n - 1}" for name, n in there.items() if n]
+        raise InputError(f"there is no device {device} here: choose {' or '.join(names)}")
 
 
 def load_on_torch(
@@ -96,25 +112,31 @@ def load_on_torch(
     return loaded
 
 
-def load_answerer(model: str | Path = "blip2", precision: str | None = None) -> Answers:
+def load_answerer(
+    model: str | Path = "blip2", precision: str | None = None, device: str | torch.device | None = None
+) -> Answers:
     """A model that answers questions. Raises as ``load``, and InputError for one that cannot."""
-    loaded = load(model, precision=precision)
+    loaded = load(model, device, precision)
     if not isinstance(loaded, Answers):
         raise InputError(f"{model} writes captions only: it cannot answer questions; choose flamingo or blip2")
     return loaded
 
 
-def load_matcher(model: str | Path = "blip2", precision: str | None = None) -> Matches:
+def load_matcher(
+    model: str | Path = "blip2", precision: str | None = None, device: str | torch.device | None = None
+) -> Matches:
     """A model that matches photos and texts. Raises as ``load``, and InputError for one that cannot."""
-    loaded = load(model, precision=precision)
+    loaded = load(model, device, precision)
     if not isinstance(loaded, Matches):
         raise InputError(f"{model} writes texts only: it cannot match; choose blip2")
     return loaded
 
 
-def load_completer(model: str | Path = "flamingo", precision: str | None = None) -> FlamingoTasks:
+def load_completer(
+    model: str | Path = "flamingo", precision: str | None = None, device: str | torch.device | None = None
+) -> FlamingoTasks:
     """A model that learns from examples in its prompt, and talks. Raises as ``load``, and InputError for one that cannot."""
-    loaded = load(model, precision=precision)
+    loaded = load(model, device, precision)
     if not isinstance(loaded, FlamingoTasks):
         raise InputError(f"{model} takes no examples and holds no dialogue: choose flamingo")
     return loaded

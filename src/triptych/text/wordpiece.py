@@ -43,6 +43,10 @@ class WordPieces:
         self._tokenizer.post_processor = processors.BertProcessing(("[SEP]", self.sep), ("[CLS]", self.cls))
         self._tokenizer.decoder = decoders.WordPiece()
 
+    def save(self, path: Path) -> None:
+        """As a ``tokenizer.json``. Raises OSError."""
+        path.write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
+
     @classmethod
     def read(cls, path: Path) -> WordPieces:
         """A ``vocab.txt``: one word piece a line.
