@@ -64,3 +64,8 @@ def test_what_cannot_be_measured_is_refused(
     found = run("eval", kind, "--data", data, "--model", tiny, *options)
     last = found.err.splitlines()[-1]
     assert found.code == 2 and reason in last, found.err
+
+
+def test_the_nearest_examples_need_a_number(run, tiny: Path, data: Path) -> None:  # noqa: F811
+    refused = run("eval", "caption", "--data", data, "--model", tiny, "--nearest")
+    assert refused.code == 2 and "say how many" in refused.err

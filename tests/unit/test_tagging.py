@@ -73,6 +73,24 @@ def test_naming_is_measured_against_captions(tmp_path: Path) -> None:
         naming_metrics(RandomModel(), [replace(photos[0], captions=("A dog .",))], 0.2)
 
 
+def test_tags_are_measured_by_a_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Carded(RandomModel):
+        name = "toy"
+
+        def info(self) -> dict[str, object]:
+            return {"card": {"data": "none"}}
+
+    rows = [{"file_name": f"{n}.png", "caption": f"a {n}", "split": "test"} for n in ("dog", "horse") for _ in range(2)]
+    for row in rows:
+        put(tmp_path / row["file_name"])
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert run(monkeypatch, "eval", "tags", "--data", tmp_path, "--json", matcher=Carded()) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["model"], record["photos"], record["nouns"], record["precision"]) == ("toy", 2, 2, 100.0)
+
+
 def test_vocabularies_are_read_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "words.txt"
     file.write_text("\ufeff# mine\ndog\n  guide   dog \n\ndog\n", encoding="utf-8")
@@ -102,8 +120,8 @@ def test_keywords_of_xmp_keep_all_else() -> None:
     assert subjects(again) == [] and description(again) == "a dog" and b"subject" not in xmp_bytes(again)
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr("triptych.tasks.load_matcher", lambda model, precision=None: RandomModel())
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object, matcher: RandomModel | None = None) -> int:
+    monkeypatch.setattr("triptych.tasks.load_matcher", lambda model, precision=None: matcher or RandomModel())
     monkeypatch.setattr(sys, "argv", ["triptych", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
         main()
