@@ -4,7 +4,7 @@ from triptych.folders.journal import Journal
 from triptych.folders.metadata import PhotoMetadata
 from triptych.folders.outputs import OUTPUTS, write_output
 from triptych.folders.pipeline import Summary, describe_photos
-from triptych.folders.scan import Shard, count_photos, parse_shard, walk_photos
+from triptych.folders.scan import PhotoShard, count_photos, parse_shard, walk_photos
 from triptych.folders.sidecars import EXISTING, SIDECARS, Sidecars
 from triptych.folders.watch import Arrivals
 
@@ -15,7 +15,7 @@ __all__ = [
     "Arrivals",
     "Journal",
     "PhotoMetadata",
-    "Shard",
+    "PhotoShard",
     "Sidecars",
     "Summary",
     "count_photos",

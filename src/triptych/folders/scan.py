@@ -18,7 +18,7 @@ LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Shard:
+class PhotoShard:
     """One of ``count`` parts of all photos; which part a photo is in depends on its path alone, as it is given."""
 
     number: int  # from 1
@@ -31,15 +31,15 @@ class Shard:
         return int.from_bytes(digest, "little") % self.count == self.number - 1
 
 
-WHOLE = Shard(1, 1)
+ALL_PHOTOS = PhotoShard(1, 1)
 
 
-def parse_shard(text: str) -> Shard:
+def parse_shard(text: str) -> PhotoShard:
     """``3/16`` -> the third of sixteen. Raises InputError."""
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
     if match is None or not 1 <= int(match[1]) <= int(match[2]):
         raise InputError(f"--shard is {text!r}: give NUMBER/COUNT, such as 1/4, 2/4, 3/4 and 4/4 on four machines")
-    return Shard(int(match[1]), int(match[2]))
+    return PhotoShard(int(match[1]), int(match[2]))
 
 
 def walk_photos(
@@ -73,7 +73,9 @@ def walk_photos(
             raise InputError(f"{source}: no such file or folder")
 
 
-def count_photos(sources: Iterable[str | os.PathLike[str]], recursive: bool = False, shard: Shard = WHOLE) -> int:
+def count_photos(
+    sources: Iterable[str | os.PathLike[str]], recursive: bool = False, shard: PhotoShard = ALL_PHOTOS
+) -> int:
     """How many of the photos that ``walk_photos`` gives are in ``shard``; how many other files there are is logged.
 
     Raises InputError where there is no photo, whatever the shard.
