@@ -1,9 +1,10 @@
-"""What quantised weights cost: captions, choices and the language model's probabilities beside those of fp32, on validation photos.
+"""What quantised weights cost: captions, choices, answers and the language model's probabilities beside those of fp32, on validation photos.
 
-    python -m benchmarks.precision DATA [--photos 200] [--pairs 100] [--models sat flamingo blip2] [--precisions int8 int4]
+    python -m benchmarks.precision DATA [--photos 200] [--pairs 100] [--questions 100] [--models sat flamingo blip2] [--precisions int8 int4]
 
-Prints one JSON object a model and precision: CIDEr-D and how much it lost, the share of captions and choices that are the same, and, per
-token of the captions that people wrote, the KL divergence from fp32 and the share of equal likeliest tokens.
+Prints one JSON object a model and precision: CIDEr-D and how much it lost, the share of captions that are the same; of choices between two
+photos and of questions about one how many are right, how many were lost and how many are the same; and, per token of the captions that
+people wrote, the KL divergence from fp32 and the share of equal likeliest tokens.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from triptych.data import Photo, open_dataset
 from triptych.data.english.pairs import make_pairs
+from triptych.data.english.questions import make_questions
 from triptych.engines.interface import FlamingoInputs
 from triptych.engines.onnx.blip2 import OnnxBlip2
 from triptych.engines.onnx.flamingo import OnnxFlamingo
@@ -41,12 +43,42 @@ def captions(model: SatTasks | FlamingoTasks | Blip2Tasks, photos: Sequence[Phot
     return texts, len(photos) / (time.perf_counter() - started)
 
 
-def choices(model: Any, photos: Sequence[Photo], pairs: int) -> list[bool]:
-    """Whether each question about two photos is answered rightly."""
-    return [
-        model.compare(photos[q.left].image(), photos[q.right].image(), q.question).text == q.answer
-        for q in make_pairs(photos, pairs, 0)
-    ]
+class Replies(NamedTuple):
+    """What a model replied to each question, and the right answers."""
+
+    given: list[str]
+    right: list[str]
+
+    def percent_right(self) -> float:
+        return 100 * float(np.mean([a.casefold() == b for a, b in zip(self.given, self.right, strict=True)]))
+
+    def compared(self, name: str, reference: Replies) -> dict[str, float]:
+        same = np.mean([a == b for a, b in zip(self.given, reference.given, strict=True)])
+        return {
+            name: round(self.percent_right(), 1),
+            f"{name} lost": round(reference.percent_right() - self.percent_right(), 1),
+            f"equal {name}": round(100 * float(same), 1),
+        }
+
+
+def choices(model: Answers, photos: Sequence[Photo], count: int) -> Replies:
+    """Which of two photos a text is about."""
+    pairs = make_pairs(photos, count, 0)
+    given = [model.compare(photos[q.left].image(), photos[q.right].image(), q.question).text for q in pairs]
+    return Replies(given, [q.answer for q in pairs])
+
+
+def answers(model: Answers, photos: Sequence[Photo], count: int) -> Replies:
+    """Open questions about one photo, made from its captions."""
+    asked = [
+        (photo, question)
+        for photo, questions in zip(photos, make_questions(photos, per_photo=2), strict=True)
+        for question in questions
+    ][:count]
+    return Replies(
+        [model.ask(photo.image(), question.question).text for photo, question in asked],
+        [question.answer for _, question in asked],
+    )
 
 
 def caption_logprobs(model: Any, photo: Photo) -> Floats:
@@ -66,7 +98,7 @@ def caption_logprobs(model: Any, photo: Photo) -> Floats:
     return log_softmax(logits, Search(frozenset()))
 
 
-def measure(name: str, precision: Any, photos: Sequence[Photo], pairs: int) -> dict[str, Any]:
+def measure(name: str, precision: Any, photos: Sequence[Photo], pairs: int, questions: int) -> dict[str, Any]:
     model = load(name, precision=precision)
     texts, rate = captions(model, photos)
     scores = score_captions(
@@ -75,6 +107,7 @@ def measure(name: str, precision: Any, photos: Sequence[Photo], pairs: int) -> d
     record: dict[str, Any] = {"texts": texts, "cider": 100 * (scores["CIDEr-D"] or 0), "rate": rate}
     if isinstance(model, Answers):
         record["choices"] = choices(model, photos, pairs)
+        record["answers"] = answers(model, photos, questions)
         record["logprobs"] = [caption_logprobs(model, photo) for photo in photos[:60]]
     return record
 
@@ -92,8 +125,8 @@ def compare(record: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]
         divergence = np.concatenate([(np.exp(b) * (b - a)).sum(-1) for a, b in pairs])
         best = np.concatenate([a.argmax(-1) == b.argmax(-1) for a, b in pairs])
         rows |= {
-            "choices": round(100 * float(np.mean(record["choices"])), 1),
-            "choices lost": round(100 * float(np.mean(reference["choices"]) - np.mean(record["choices"])), 1),
+            **record["choices"].compared("choices", reference["choices"]),
+            **record["answers"].compared("answers", reference["answers"]),
             "tokens": len(best),
             "KL per token": round(float(divergence.mean()), 5),
             "equal likeliest token": round(100 * float(best.mean()), 2),
@@ -106,14 +139,15 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--photos", type=int, default=200)
     parser.add_argument("--pairs", type=int, default=100)
+    parser.add_argument("--questions", type=int, default=100)
     parser.add_argument("--models", nargs="+", default=["sat", "flamingo", "blip2"])
     parser.add_argument("--precisions", nargs="+", default=["int8", "int4"])
     arguments = parser.parse_args()
     photos = [photo for photo in open_dataset(arguments.data, "val") if photo.captions][: arguments.photos]
     for name in arguments.models:
-        reference = measure(name, "fp32", photos, arguments.pairs)
+        reference = measure(name, "fp32", photos, arguments.pairs, arguments.questions)
         for precision in ("fp32", *arguments.precisions):
-            record = reference if precision == "fp32" else measure(name, precision, photos, arguments.pairs)
+            record = reference if precision == "fp32" else measure(name, precision, photos, arguments.pairs, arguments.questions)
             print(json.dumps({"model": name, "precision": precision} | compare(record, reference)), flush=True)
 
 

@@ -14,6 +14,7 @@ from triptych.engines.interface import FlamingoInputs, FlamingoSpec
 from triptych.engines.onnx.coverage import NotCoveredError, check_flamingo
 from triptych.engines.onnx.flamingo import OnnxFlamingo
 from triptych.engines.onnx.flamingo_graph import media_graph, resampler_graph, text_graph
+from triptych.engines.onnx.language import LanguageGraph
 from triptych.errors import InputError
 from triptych.generate import Search
 from triptych.systems.configs import FlamingoConfig
@@ -39,7 +40,7 @@ def both(request: pytest.FixtureRequest, tmp_path: Path) -> Both:
     weights, lm = weights_of(model), model.lm.config
     gated = lm.layers // config.every
     save([resampler_graph(config, weights), media_graph(config, weights, gated)], tmp_path)
-    save([text_graph(config, weights, lm, weights.below("lm."), "fp32")], tmp_path)
+    save([text_graph(config, weights, LanguageGraph(lm, weights.below("lm."), "fp32"))], tmp_path)
     spec = FlamingoSpec(byte_tokenizer(), Search(frozenset({0})), IMAGE, 0, lm.max_positions, None)
     engine = OnnxFlamingo(opened(tmp_path, config), spec, language_model(model.lm, tmp_path))
     features = torch.randn(5, 9, 5, generator=torch.Generator().manual_seed(1))

@@ -77,15 +77,34 @@ def test_products_are_those_of_the_dense_matrix(tmp_path: Path, matrix: np.ndarr
 
 
 @pytest.mark.parametrize("matrix", [quantize4(VALUES), quantize8(VALUES)], ids=["4", "8"])
-def test_fine_products_round_x_to_16_bits(tmp_path: Path, matrix: Blocks) -> None:
+def test_products_in_16_bits(tmp_path: Path, matrix: Blocks) -> None:
     x = RNG.normal(size=(5, 96)).astype(np.float32)
     x[0], x[1, :32] = 0, 0  # blocks without a scale
     graph = Graph("fine")
-    graph.output(graph.multiply_finely(graph.input("x", ["T", 96]), matrix), "y", ["T", 48])
+    graph.output(graph.multiply_in_16_bits(graph.input("x", ["T", 96]), matrix), "y", ["T", 48])
     graph.save(tmp_path)
     wanted = x @ matrix.dense().T
     fine = np.abs(open_session(tmp_path / "fine.onnx").run(None, {"x": x})[0] - wanted).max()
     assert fine < 0.02 * np.abs(product(tmp_path, x, matrix) - wanted).max()
+
+
+@pytest.mark.parametrize("matrix", [quantize4(VALUES), quantize8(VALUES)], ids=["4", "8"])
+def test_exact_columns_do_not_make_their_neighbours_coarse(tmp_path: Path, matrix: Blocks) -> None:
+    x = RNG.normal(size=(5, 96)).astype(np.float32)
+    x[:, [3, 70]] *= 1000
+    graph = Graph("exact")
+    graph.output(graph.multiply(graph.input("x", ["T", 96]), matrix, exact=np.array([3, 70])), "y", ["T", 48])
+    graph.save(tmp_path)
+    wanted = x @ matrix.dense().T
+    error = np.abs(open_session(tmp_path / "exact.onnx").run(None, {"x": x})[0] - wanted).max()
+    assert error < 0.02 * np.abs(product(tmp_path, x, matrix) - wanted).max()
+
+
+def test_equal_constants_are_kept_once() -> None:
+    graph = Graph("g")
+    large = np.arange(4096, dtype=np.float32)
+    assert graph.weight(large) == graph.weight(large.copy()) != graph.weight(large + 1)
+    assert graph.scalar(1) == graph.scalar(1) != graph.number(1)
 
 
 def test_offsets_add_no_error_of_their_own(tmp_path: Path) -> None:

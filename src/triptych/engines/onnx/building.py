@@ -13,6 +13,7 @@ from triptych.engines.onnx.cache import describe_language_model, save_embeddings
 from triptych.engines.onnx.flamingo_graph import gate_values, media_graph, resampler_graph, text_graph
 from triptych.engines.onnx.language import LanguageGraph
 from triptych.engines.onnx.matrix import at_least_8_bits, at_precision
+from triptych.engines.onnx.outliers import outlier_columns
 from triptych.engines.onnx.qformer_graph import QFormerGraphs
 from triptych.engines.onnx.sat_graph import DecoderGraphs, annotations_graph
 from triptych.engines.onnx.sources import LanguageModelSource, Source
@@ -39,7 +40,7 @@ def build_flamingo(source: Source, folder: Path, precision: Precision) -> None:
     EncoderGraph(source.convolutions("vision_encoder.")).write().save(folder)
     resampler_graph(model, source.weights).save(folder)
     media_graph(model, source.weights, lm.config.layers // model.every).save(folder)
-    text_graph(model, source.weights, lm.config, lm.weights, precision).save(folder)
+    text_graph(model, source.weights, language_graph(lm, precision)).save(folder)
     gates = gate_values(source.weights, lm.config.layers // model.every)
     parts = {name: source.weights.parameters(f"{name}.") for name in ("resampler", "xattn")}
     save_word_embeddings(folder, lm, precision)
@@ -58,12 +59,16 @@ def build_blip2(source: Source, folder: Path, precision: Precision) -> None:
     if model.feature_dim is not None:
         np.save(folder / "temperature.npy", weights.array("heads.temperature"))
     if lm is not None:
-        LanguageGraph(lm.config, lm.weights, precision).write().save(folder)
+        language_graph(lm, precision).write().save(folder)
         save_word_embeddings(folder, lm, precision)
     names = ("vision_norm", "qformer", "heads", "projection")
     parts = {name: weights.parameters(f"{name}.") for name in names}
     described = describe_language_model(lm.config, lm.tokenizer) if lm is not None else {}
     write_manifest(folder, counted(source, parts) | described)
+
+
+def language_graph(source: LanguageModelSource, precision: Precision) -> LanguageGraph:
+    return LanguageGraph(source.config, source.weights, precision, outlier_columns(source, precision))
 
 
 def save_word_embeddings(folder: Path, source: LanguageModelSource, precision: Precision) -> None:

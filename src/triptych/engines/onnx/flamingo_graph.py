@@ -128,8 +128,7 @@ def gate_values(weights: Weights, gated: int) -> list[tuple[float, float]]:
 
 
 def text_graph(
-    config: FlamingoConfig, weights: Weights, lm: DecoderConfig, lm_weights: Weights, precision: Precision
+    config: FlamingoConfig, weights: Weights, lm: LanguageGraph
 ) -> Graph:
     """The language model with a gated block before every n-th of its own."""
-    gated = GatedBlocks(config, weights, at_least_8_bits(precision), lm.layers // config.every)
-    return LanguageGraph(lm, lm_weights, precision).write(gated)
+    return lm.write(GatedBlocks(config, weights, at_least_8_bits(lm.precision), lm.config.layers // config.every))

@@ -5,6 +5,7 @@ A graph is a directory: ``NAME.onnx`` (nodes, small constants) and ``NAME.data``
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from triptych.engines.onnx.matrix import BLOCK, Blocks, Matrix
+from triptych.engines.onnx.matrix import BLOCK, Blocks, Columns, Matrix, identity_block, in_full_precision, without
 from triptych.evidence import Floats
 
 AnyArray = NDArray[Any]
@@ -50,15 +51,11 @@ class Graph:
         self._outputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
 
     def weight(self, array: AnyArray) -> str:
-        """A constant; equal small ones are kept once."""
+        """A constant; equal ones are kept once."""
         array = np.asarray(array, order="C")
-        if array.nbytes >= INLINE:
-            name = f"w{len(self._weights)}"
-            self._weights[name] = array
-            return name
-        key = (array.dtype.str, array.shape, array.tobytes())
+        key = (array.dtype.str, array.shape, hashlib.blake2b(array.data).digest())
         if key not in self._constants:
-            self._constants[key] = name = f"c{len(self._constants)}"
+            self._constants[key] = name = f"w{len(self._constants)}"
             self._weights[name] = array
         return self._constants[key]
 
@@ -104,40 +101,56 @@ class Graph:
     def layer_norm(self, x: str, weight: AnyArray, bias: AnyArray, eps: float) -> str:
         return self.add("LayerNormalization", x, self.weight(weight), self.weight(bias), axis=-1, epsilon=eps)
 
-    def multiply(self, x: str, matrix: Matrix, bias: Floats | None = None) -> str:
-        """``x [.., D]`` -> ``x matrix^T + bias [.., N]``; where the matrix has offsets, x is ``[T, D]``."""
-        product = (
-            self._multiply_dense(x, matrix) if isinstance(matrix, np.ndarray) else self._multiply_blocks(x, matrix)
-        )
+    def multiply(self, x: str, matrix: Matrix, bias: Floats | None = None, exact: Columns | None = None) -> str:
+        """``x [.., D]`` -> ``x matrix^T + bias [.., N]``; where the matrix has offsets or there are ``exact`` columns, x is ``[T, D]``.
+
+        ``exact``: columns of x that are multiplied in fp32. The others are rounded to 8 bits together with their neighbours in a block, so a
+        column of large values makes those beside it coarse.
+        """
+        if isinstance(matrix, np.ndarray):
+            product = self.add("MatMul", x, self.weight(matrix.T))
+        else:
+            product = self._multiply_blocks(x, matrix, np.arange(0) if exact is None else exact)
         return product if bias is None else self.add("Add", product, self.weight(bias))
 
-    def multiply_finely(self, x: str, matrix: Matrix, bias: Floats | None = None) -> str:
+    def multiply_in_16_bits(self, x: str, matrix: Matrix, bias: Floats | None = None) -> str:
         """As ``multiply`` of ``x [T, D]``, whose rounding to 8 bits is made up for: what it loses is rounded and multiplied as well.
 
-        Both go through one product as 2 T rows, so that the weights are read once.
+        A product with the identity shows what the runtime rounds x to. Both parts go through one product as 2 T rows, so that the weights
+        are read once.
         """
         if isinstance(matrix, np.ndarray):
             return self.multiply(x, matrix, bias)
         width = matrix.shape[1]
-        blocks = self.reshape(x, -1, width // BLOCK, BLOCK)
-        largest = self.add("ReduceMax", self.add("Abs", blocks), axes=[2], keepdims=1)
-        step = self.add("Max", self.add("Mul", largest, self.scalar(1 / 127)), self.scalar(1e-30))
-        rounded = self.add("Mul", self.add("Round", self.add("Div", blocks, step)), step)
-        lost = self.add("Sub", blocks, rounded)
-        both = self.reshape(self.add("Concat", rounded, lost, axis=0), -1, width)
-        coarse, fine = self.add_outputs("Split", 2, self._multiply_blocks(both, matrix), axis=0)
-        product = self.add("Add", coarse, fine)
+        rounded = self._multiply_codes(self.reshape(x, -1, BLOCK), identity_block())
+        lost = self.add("Sub", x, self.reshape(rounded, -1, width))
+        both = self._multiply_codes(self.add("Concat", x, lost, axis=0), matrix)
+        product, fine = self.add_outputs("Split", 2, both, axis=0)
+        if matrix.offset is not None:
+            product = self._add_full_precision(x, matrix, np.arange(0), product)
+        product = self.add("Add", product, fine)
         return product if bias is None else self.add("Add", product, self.weight(bias))
 
-    def _multiply_dense(self, x: str, matrix: Floats) -> str:
-        return self.add("MatMul", x, self.weight(matrix.T))
+    def _multiply_blocks(self, x: str, matrix: Blocks, exact: Columns) -> str:
+        rest = x
+        if len(exact):
+            rest = self.add("Mul", x, self.weight(without(exact, matrix.shape[1])))
+        product = self._multiply_codes(rest, matrix)
+        if matrix.offset is None and not len(exact):
+            return product
+        return self._add_full_precision(x, matrix, exact, product)
 
-    def _multiply_blocks(self, x: str, matrix: Blocks) -> str:
+    def _add_full_precision(self, x: str, matrix: Blocks, exact: Columns, product: str) -> str:
+        picked, factors = in_full_precision(matrix, exact)
+        return self.add("Gemm", self.add("MatMul", x, self.weight(picked)), self.weight(factors), product)
+
+    def _multiply_codes(self, x: str, matrix: Blocks) -> str:
+        """The product without the offsets of the blocks."""
         (rows, width), blocks = matrix.shape, matrix.scale.shape[1]
         codes = matrix.codes
         if matrix.bits == 4:
             codes = codes[:, ::2] | codes[:, 1::2] << np.uint8(4)
-        product = self.contrib(
+        return self.contrib(
             "MatMulNBits",
             x,
             self.weight(codes.reshape(rows, blocks, -1)),
@@ -148,10 +161,6 @@ class Graph:
             block_size=BLOCK,
             accuracy_level=INT8_ACTIVATIONS,
         )
-        if matrix.offset is None:
-            return product
-        sums = self.add("MatMul", x, self.weight(np.repeat(np.eye(blocks, dtype=np.float32), BLOCK, 0)))
-        return self.add("Gemm", sums, self.weight(matrix.offset.T), product)
 
     def save(self, directory: Path) -> None:
         """Write the two files into an existing directory."""

@@ -6,13 +6,13 @@ Shapes (legend in ``nn/attention.py``): G heads of keys and values, d width of a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from triptych.engines.choice import Precision
 from triptych.engines.onnx.graph import INT32, INT64, Graph
-from triptych.engines.onnx.matrix import at_least_8_bits, at_precision
+from triptych.engines.onnx.matrix import Columns, at_least_8_bits, at_precision
 from triptych.engines.onnx.weights import Weights
 from triptych.evidence import Floats
 from triptych.nn.configs import DecoderConfig
@@ -32,8 +32,17 @@ def rotary_tables(config: DecoderConfig) -> tuple[Floats, Floats]:
 class LanguageGraph:
     """Writes the graph; ``between`` adds what stands before block i: name of ``x [B * S, D]`` -> name of the new ``x``."""
 
-    def __init__(self, config: DecoderConfig, weights: Weights, precision: Precision) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        weights: Weights,
+        precision: Precision,
+        exact: Mapping[str, Columns] | None = None,
+    ) -> None:
+        """``exact``: of each matrix by name, the columns of its input that are multiplied in fp32 (``outliers``)."""
         self.config, self.weights, self.precision, self.graph = config, weights, precision, Graph("language")
+        self.exact = exact or {}
+        self.inputs: dict[str, str] = {}  # of each matrix by name: the value that it is multiplied with
 
     def write(self, between: Callable[[Graph, int, str], str] | None = None) -> Graph:
         """Inputs: ``embeddings [B, S, E]``, ``last_positions [B]`` (of each row the place of its newest token), ``total [1]`` (the longest
@@ -60,7 +69,8 @@ class LanguageGraph:
             x = graph.add("Add", x, self.feed_forward(layer, x))
         x = self.norm(graph.add("Gather", x, scored, axis=0), "final_norm.weight")
         head = self.weights.matrix("embedding.weight" if config.tied else "head.weight")
-        logits = graph.multiply(x, at_precision(head, at_least_8_bits(self.precision)))
+        self.inputs["head"] = x
+        logits = graph.multiply(x, at_precision(head, at_least_8_bits(self.precision)), exact=self.exact.get("head"))
         graph.output(logits, "logits", ["N", config.vocab_size])
         return graph
 
@@ -69,11 +79,15 @@ class LanguageGraph:
         return self.graph.add("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=self.config.eps)
 
     def linear(self, x: str, name: str) -> str:
-        """With x in 16 bits: rounded to 8 in every product, it makes the probabilities of words diverge from fp32's ten times as much, and
-        one caption in four another (``benchmarks.precision``)."""
+        """With the outliers of x in fp32, and the hidden units of feed-forward layers, whose outliers change with the text, in 16 bits.
+        Rounding all to 8 makes the probabilities of words diverge from fp32's several times as much, and one caption in four another
+        (``benchmarks.precision``)."""
+        self.inputs[name] = x
         matrix = at_precision(self.weights.matrix(f"{name}.weight"), self.precision)
         bias = self.weights.array(f"{name}.bias") if f"{name}.bias" in self.weights else None
-        return self.graph.multiply_finely(x, matrix, bias)
+        if name.endswith(".down"):
+            return self.graph.multiply_in_16_bits(x, matrix, bias)
+        return self.graph.multiply(x, matrix, bias, self.exact.get(name))
 
     def attention(self, layer: int, x: str) -> str:
         graph, config, prefix = self.graph, self.config, f"blocks.{layer}"

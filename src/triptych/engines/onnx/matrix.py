@@ -41,6 +41,12 @@ class Blocks:
             values += self.offset[..., None]
         return values.reshape(self.shape)
 
+    def columns(self, chosen: Columns) -> Floats:
+        """``[N, len(chosen)]`` in fp32."""
+        at = chosen // BLOCK
+        values = (self.codes[:, chosen].astype(np.float32) - (1 << self.bits - 1)) * self.scale[:, at]
+        return values if self.offset is None else values + self.offset[:, at]
+
     def take_rows(self, order: NDArray[np.int64]) -> Blocks:
         """The rows in another order."""
         return Blocks(
@@ -49,10 +55,38 @@ class Blocks:
 
 
 Matrix = Floats | Blocks
+Columns = NDArray[np.int64]
 
 
 def dense(matrix: Matrix) -> Floats:
     return matrix.dense() if isinstance(matrix, Blocks) else matrix
+
+
+def identity_block() -> Blocks:
+    """The identity over one block of columns."""
+    codes = np.eye(BLOCK, dtype=np.uint8) + np.uint8(8)
+    return Blocks(4, codes, np.ones((BLOCK, 1), np.float32))
+
+
+def without(columns: Columns, width: int) -> Floats:
+    """``[width]``: 0 at the columns, else 1."""
+    mask = np.ones(width, np.float32)
+    mask[columns] = 0
+    return mask
+
+
+def in_full_precision(matrix: Blocks, exact: Columns) -> tuple[Floats, Floats]:
+    """What of a product with ``x [T, D]`` is computed in fp32, as ``x picked factors``: the offsets, and all of the ``exact`` columns.
+
+    Returns ``picked [D, P]`` and ``factors [P, N]``.
+    """
+    width, blocks = matrix.shape[1], matrix.scale.shape[1]
+    picked, factors = np.zeros((width, len(exact)), np.float32), matrix.columns(exact).T
+    picked[exact, np.arange(len(exact))] = 1
+    if matrix.offset is not None:
+        sums = np.repeat(np.eye(blocks, dtype=np.float32), BLOCK, 0) * without(exact, width)[:, None]
+        picked, factors = np.concatenate([sums, picked], 1), np.concatenate([matrix.offset.T, factors])
+    return picked, factors
 
 
 def stack_rows(parts: Sequence[Matrix]) -> Matrix:
