@@ -1,6 +1,7 @@
-"""What quantised weights cost: captions, choices, answers and the language model's probabilities beside those of fp32, on validation photos.
+"""What quantised weights cost, on validation photos: captions, choices, answers and the probabilities of words beside those of fp32.
 
-    python -m benchmarks.precision DATA [--photos 200] [--pairs 100] [--questions 100] [--models sat flamingo blip2] [--precisions int8 int4]
+    python -m benchmarks.precision DATA [--photos 200] [--pairs 100] [--questions 100]
+        [--models sat flamingo blip2] [--precisions int8 int4]
 
 Prints one JSON object a model and precision: CIDEr-D and how much it lost, the share of captions that are the same; of choices between two
 photos and of questions about one how many are right, how many were lost and how many are the same; and, per token of the captions that
@@ -147,7 +148,11 @@ def main() -> None:
     for name in arguments.models:
         reference = measure(name, "fp32", photos, arguments.pairs, arguments.questions)
         for precision in ("fp32", *arguments.precisions):
-            record = reference if precision == "fp32" else measure(name, precision, photos, arguments.pairs, arguments.questions)
+            record = (
+                reference
+                if precision == "fp32"
+                else measure(name, precision, photos, arguments.pairs, arguments.questions)
+            )
             print(json.dumps({"model": name, "precision": precision} | compare(record, reference)), flush=True)
 
 

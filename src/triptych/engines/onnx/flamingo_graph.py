@@ -14,7 +14,6 @@ from triptych.engines.onnx.graph import INT64, Graph
 from triptych.engines.onnx.language import LanguageGraph
 from triptych.engines.onnx.matrix import Matrix, at_least_8_bits, at_precision, dense, scaled, stack_rows
 from triptych.engines.onnx.weights import Weights
-from triptych.nn.configs import DecoderConfig
 from triptych.systems.configs import FlamingoConfig
 
 EPS = 1e-5  # of layer norms, torch's
@@ -127,8 +126,6 @@ def gate_values(weights: Weights, gated: int) -> list[tuple[float, float]]:
     ]
 
 
-def text_graph(
-    config: FlamingoConfig, weights: Weights, lm: LanguageGraph
-) -> Graph:
+def text_graph(config: FlamingoConfig, weights: Weights, lm: LanguageGraph) -> Graph:
     """The language model with a gated block before every n-th of its own."""
     return lm.write(GatedBlocks(config, weights, at_least_8_bits(lm.precision), lm.config.layers // config.every))

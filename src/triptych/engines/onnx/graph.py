@@ -104,8 +104,8 @@ class Graph:
     def multiply(self, x: str, matrix: Matrix, bias: Floats | None = None, exact: Columns | None = None) -> str:
         """``x [.., D]`` -> ``x matrix^T + bias [.., N]``; where the matrix has offsets or there are ``exact`` columns, x is ``[T, D]``.
 
-        ``exact``: columns of x that are multiplied in fp32. The others are rounded to 8 bits together with their neighbours in a block, so a
-        column of large values makes those beside it coarse.
+        ``exact``: columns of x that are multiplied in fp32. The others are rounded to 8 bits together with their neighbours in a block, so
+        that a column of large values makes those beside it coarse.
         """
         if isinstance(matrix, np.ndarray):
             product = self.add("MatMul", x, self.weight(matrix.T))

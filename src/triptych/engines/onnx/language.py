@@ -12,7 +12,7 @@ import numpy as np
 
 from triptych.engines.choice import Precision
 from triptych.engines.onnx.graph import INT32, INT64, Graph
-from triptych.engines.onnx.matrix import Columns, at_least_8_bits, at_precision
+from triptych.engines.onnx.matrix import Blocks, Columns, at_least_8_bits, at_precision
 from triptych.engines.onnx.weights import Weights
 from triptych.evidence import Floats
 from triptych.nn.configs import DecoderConfig
@@ -79,13 +79,18 @@ class LanguageGraph:
         return self.graph.add("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=self.config.eps)
 
     def linear(self, x: str, name: str) -> str:
-        """With the outliers of x in fp32, and the hidden units of feed-forward layers, whose outliers change with the text, in 16 bits.
-        Rounding all to 8 makes the probabilities of words diverge from fp32's several times as much, and one caption in four another
-        (``benchmarks.precision``)."""
+        """A product of the blocks. Matrices that are stored in blocks stay as they are.
+
+        Rounding all of x to 8 bits makes the probabilities of words diverge from fp32's five times as much as this does, and changes one
+        caption in four (``benchmarks.precision``). So with ``int8`` x has 16 bits. With ``int4`` it has 8, its outliers are multiplied in
+        fp32, and only the hidden units of feed-forward layers, whose outliers change with the text, have 16.
+        """
         self.inputs[name] = x
-        matrix = at_precision(self.weights.matrix(f"{name}.weight"), self.precision)
+        stored = self.weights.matrix(f"{name}.weight")
+        in_blocks = isinstance(stored, Blocks) and self.precision != "fp32"
+        matrix = stored if in_blocks else at_precision(stored, self.precision)
         bias = self.weights.array(f"{name}.bias") if f"{name}.bias" in self.weights else None
-        if name.endswith(".down"):
+        if self.precision == "int8" or name.endswith(".down"):
             return self.graph.multiply_in_16_bits(x, matrix, bias)
         return self.graph.multiply(x, matrix, bias, self.exact.get(name))
 
