@@ -170,6 +170,15 @@ def engine_rows(threads: int, repeats: int) -> list[Row]:
     times = measured("prompt")
     rows += [Row(f"prompt of 32, {whose}", 1000 * times[whose], "ms") for whose in PEERS]
     rows += ratios("prompt of 32", times, PEERS[:-1])
+    for photos in (1, 16):
+        times, name = measured("encode", "--rows", str(photos)), f"encoder, {photos} photo{'s' * (photos > 1)}"
+        rows += [Row(f"{name}, {whose}", photos / times[whose], "photos/s") for whose in PEERS[1:]]
+        rows += ratios(name, times, PEERS[1:-1])
+    times = measured("shots", "--rows", "8")
+    rows += [Row(f"8 shots, {whose}", times["tokens"] / times[whose], "tokens/s") for whose in ("reference", "onnx")]
+    rows += ratios("8 shots", times, ["reference"])
+    rows += [Row(f"second question, {whose}", 1000 * times[whose], "ms") for whose in ("anew", "second")]
+    rows.append(Row("second question, second / anew", times["anew"] / times["second"], "times"))
     for model in ("sat", "blip2", "flamingo"):
         for photos in (1, 8):
             times = measured("caption", "--model", model, "--rows", str(photos))

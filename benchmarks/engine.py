@@ -1,6 +1,7 @@
-"""The engine for CPUs beside its peers: ONNX Runtime, our decoder on torch, transformers; and photos to captions with both engines.
+"""The engine for CPUs beside its peers: ONNX Runtime, our decoder on torch, transformers; photos encoded and captioned with both engines;
+and Flamingo behind examples, beside what projects their pictures' keys and values again at every token.
 
-    python -m benchmarks.engine decode|prompt|caption [--rows N] [--beams K] [--model sat] [--repeats 5]
+    python -m benchmarks.engine decode|prompt|encode|caption|shots [--rows N] [--beams K] [--model sat] [--repeats 5]
 
 Prints one JSON object: what was measured -> seconds, medians of repeats in turns. ``_cpu`` counts the processor's seconds on all
 threads, which other programs disturb less than the clock's.
@@ -19,14 +20,19 @@ import numpy as np
 import torch
 
 from benchmarks.blip2_use import random_photos
+from benchmarks.flamingo import PAD, Case, Read, Reference, random_ids, shots_and_picture, write
 from benchmarks.lm_decode import PART, peer
 from triptych.checkpoints.language_models import load_language_model
 from triptych.checkpoints.parts import part_path
 from triptych.convert.opening import find_checkpoint
+from triptych.engines.interface import FlamingoInputs
+from triptych.engines.onnx.flamingo import OnnxFlamingo, OnnxFlamingoState
 from triptych.engines.onnx.opening import open_blip2
 from triptych.engines.onnx.text import ROOM, OnnxLanguageModel, TextCache
+from triptych.engines.torch import TorchFlamingo
 from triptych.evidence import Floats
 from triptych.generate import Search, generate
+from triptych.systems.flamingo import flamingo_prompt
 
 PROMPT, NEW_TOKENS = 32, 32
 
@@ -108,16 +114,77 @@ def caption(model: str, photos: int, repeats: int) -> dict[str, float]:
     return in_turns({name: work(name) for name in engines}, repeats) | {"photos": photos}
 
 
+def encode(photos: int, repeats: int) -> dict[str, float]:
+    """The image encoder that all systems share, pixels to features: eager torch in channels-last with folded norms, and ONNX Runtime."""
+    from triptych.tasks import load
+
+    engines = {"torch": load("blip2", device="cpu").engine, "onnx": load("blip2").engine}
+    size = engines["onnx"].photos.size
+    pixels = np.random.default_rng(0).normal(size=(photos, 3, size, size)).astype(np.float32)
+    work: dict[str, Callable[[], object]] = {
+        name: (lambda encode=engine.encode: encode(pixels)) for name, engine in engines.items()
+    }
+    return in_turns(work, repeats) | {"photos": photos}
+
+
+class Continued:
+    """A prompt that was read once and is continued again and again: a ``generate.StepModel``."""
+
+    def __init__(self, engine: OnnxFlamingo, inputs: FlamingoInputs) -> None:
+        self.engine = engine
+        self.logits, self.state = engine.prefill(inputs)
+
+    def prefill(self, inputs: None = None) -> tuple[Floats, OnnxFlamingoState]:
+        return self.logits, self.state.fork([0])
+
+    def step(self, ids: Any, state: OnnxFlamingoState) -> tuple[Floats, OnnxFlamingoState]:
+        return self.engine.step(ids, state)
+
+
+@torch.inference_mode()
+def shots(count: int, repeats: int) -> dict[str, float]:
+    """The shipped Flamingo writes 32 tokens behind ``count`` examples (``onnx``, and ``reference`` on torch), and reads a second question
+    about them: its own tokens alone (``second``), or everything again (``anew``)."""
+    from triptych.tasks import load
+
+    theirs, ours = load("flamingo", device="cpu").engine, load("flamingo").engine
+    assert isinstance(theirs, TorchFlamingo) and isinstance(ours, OnnxFlamingo)
+    model = theirs.model
+    case = Case(model.lm.config, model.config)
+    pictures = torch.randn(count + 1, model.config.latents, model.config.visual_dim)
+    ids, question = shots_and_picture(case, count), random_ids(case, case.text)
+    inputs = FlamingoInputs([ids], [list(pictures.numpy())])
+    search = Search(frozenset(), max_new_tokens=NEW_TOKENS, banned=frozenset({model.config.image_id}))
+    logits, state = model.prefill(flamingo_prompt([ids], pictures, [count + 1], PAD))
+    reference = Read(logits, state, count + 1, Reference(model, pictures).step)
+    ours_read = Continued(ours, inputs)
+
+    def second() -> object:
+        return ours.prefill(FlamingoInputs([question], [[]], ours_read.state.fork([0])))
+
+    work: dict[str, Callable[[], object]] = {
+        "reference": lambda: write(reference, search),
+        "onnx": lambda: generate(ours_read, None, search),
+        "second": second,
+        "anew": lambda: ours.prefill(inputs._replace(rows=[[*ids, *question]])),
+    }
+    return in_turns(work, repeats) | {"tokens": NEW_TOKENS}
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("decode", "prompt", "caption"))
-    parser.add_argument("--rows", type=int, default=1, help="texts or photos")
+    parser.add_argument("what", choices=("decode", "prompt", "encode", "caption", "shots"))
+    parser.add_argument("--rows", type=int, default=1, help="texts, photos or examples")
     parser.add_argument("--beams", type=int, default=1)
     parser.add_argument("--model", default="sat")
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     if arguments.what == "caption":
         times = caption(arguments.model, arguments.rows, arguments.repeats)
+    elif arguments.what == "encode":
+        times = encode(arguments.rows, arguments.repeats)
+    elif arguments.what == "shots":
+        times = shots(arguments.rows, arguments.repeats)
     else:
         length = NEW_TOKENS if arguments.what == "decode" else 1
         times = decode(arguments.rows, arguments.beams, length, arguments.repeats)
