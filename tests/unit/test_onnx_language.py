@@ -14,6 +14,8 @@ from triptych.errors import InputError
 from triptych.nn.configs import DecoderConfig
 from triptych.nn.decoder import Decoder, left_pad
 
+BIASES = {"qkv_bias": True, "out_bias": True, "ffn_bias": True}
+LAYER_NORM = {"norm": "layer"}
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [8, 9], [10, 11, 12, 13]]
 
 
@@ -27,8 +29,13 @@ def opened(decoder: Decoder, folder: Path, precision: str = "fp32") -> OnnxLangu
         {},
         {"qkv_bias": True, "out_bias": True, "ffn_bias": True, "tied": False},
         {"kv_heads": 4, "head_dim": 32, "rope_factors": (2.0,) * 16, "rope_theta": 500.0},
+        {"kv_heads": None, "positions": "learned", "activation": "relu", "gated": False, **LAYER_NORM, **BIASES},
+        {"kv_heads": None, "head_dim": 32, "rotary_dim": 16, "parallel": True, "activation": "gelu"}
+        | {"gated": False, "tied": False, **LAYER_NORM, **BIASES},
+        {"kv_heads": None, "heads": 3, "head_dim": 16, "positions": "alibi", "activation": "gelu_tanh", "gated": False}
+        | {"norm": "layer", "norm_bias": False},
     ],
-    ids=["llama", "biases", "wide heads"],
+    ids=["llama", "biases", "wide heads", "OPT", "GPT-NeoX", "MPT"],
 )
 def both(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Decoder, OnnxLanguageModel]:
     decoder = tiny_decoder(**request.param)
@@ -118,12 +125,9 @@ def test_fewer_bits_are_near(tmp_path: Path, precision: str, error: float) -> No
 @pytest.mark.parametrize(
     "others",
     [
-        {"norm": "layer"},
-        {"positions": "learned"},
-        {"parallel": True},
-        {"activation": "gelu"},
-        {"gated": False},
         {"embed_scale": 2.0},
+        {"embed_dim": 32},
+        {"pre_norm": False},
         {"window": 8},
         {"qk_norm": "head"},
         {"rotary_dim": 8},

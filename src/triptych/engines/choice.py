@@ -24,7 +24,7 @@ def open_onnx(directory: Path, precision: str | None) -> OnnxSat | OnnxFlamingo 
     """The checkpoint on ONNX Runtime; None, with one line of notice, where torch has to run it.
 
     Args:
-        precision: of the weights; None = the fastest that keeps the texts (``onnx.opening.DEFAULT_PRECISION``).
+        precision: of the weights; None = the fastest that keeps the texts (``onnx.opening.default_precision``).
 
     Raises:
         InputError: there is no such precision, or the files are damaged.

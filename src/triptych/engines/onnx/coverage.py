@@ -14,20 +14,22 @@ class NotCoveredError(Exception):
     """This engine cannot run the checkpoint; the message names what stands in the way."""
 
 
-VARIED = frozenset(  # what the graph takes as it is; all else must be as in Llama, the default
+VARIED = frozenset(  # what the graph takes as it is (Llama, OPT, GPT-NeoX, MPT, Qwen 2); all else must be as in Llama, the default
     (
         *("vocab_size", "dim", "layers", "heads", "ffn_dim", "kv_heads", "head_dim", "max_positions"),
-        *("rope_theta", "rope_factors", "eps", "qkv_bias", "out_bias", "ffn_bias", "tied"),
+        *("positions", "rotary_dim", "rope_theta", "rope_factors", "alibi_bias_max", "parallel"),
+        *("norm", "norm_bias", "eps", "activation", "gated", "qkv_bias", "out_bias", "ffn_bias", "tied"),
     )
 )
+"""What remains for torch, and why: windows and layers that differ from one another (Gemma, Mistral's first, SmolLM3), norms of queries and
+keys (Qwen 3, OLMo 2) and norms behind the sublayers, which the runtime's attention does not have or that no test model of ours needs;
+embeddings of another width than the blocks (OPT-350m) or scaled (Gemma); T5, which has an encoder."""
 
 
 def check_language_model(name: str, config: DecoderConfig) -> None:
-    """Raises NotCoveredError: it is not laid out as Llama, or has heads that the runtime's attention does not take."""
-    like_llama = all(
-        getattr(config, field.name) == field.default for field in fields(config) if field.name not in VARIED
-    )
-    if not like_llama or config.head_width % 16:
+    """Raises NotCoveredError: it has a part that the graph has not, or heads that the runtime's attention does not take."""
+    known = all(getattr(config, field.name) == field.default for field in fields(config) if field.name not in VARIED)
+    if not known or config.head_width % 16 or config.rotary_width % 16:
         raise NotCoveredError(f"the language model {name}")
 
 

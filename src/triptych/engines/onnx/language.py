@@ -1,4 +1,4 @@
-"""The graph of a Llama-like language model, with or without Flamingo's gated blocks between its own.
+"""The graph of a language model (Llama, OPT, GPT-NeoX, MPT and their like), with or without Flamingo's gated blocks between its own.
 
 One graph reads prompts and writes: embeddings in, logits of chosen positions out, keys and values in place.
 Shapes (legend in ``nn/attention.py``): G heads of keys and values, d width of a head, E width of the embeddings, C room in the cache.
@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from triptych.engines.choice import Precision
-from triptych.engines.onnx.graph import INT32, INT64, Graph
+from triptych.engines.onnx.graph import FLOAT, INT32, INT64, Graph
 from triptych.engines.onnx.matrix import Blocks, Columns, at_least_8_bits, at_precision
 from triptych.engines.onnx.weights import Weights
 from triptych.evidence import Floats
 from triptych.nn.configs import DecoderConfig
+
+OPT_OFFSET = 2  # OPT's table of positions begins with two rows that no token uses
 
 
 def rotary_tables(config: DecoderConfig) -> tuple[Floats, Floats]:
@@ -27,6 +29,15 @@ def rotary_tables(config: DecoderConfig) -> tuple[Floats, Floats]:
         frequencies = frequencies / np.array(config.rope_factors, np.float32)
     angles = np.arange(config.max_positions, dtype=np.float32)[:, None] * frequencies
     return np.cos(angles), np.sin(angles)
+
+
+def alibi_slopes(heads: int, bias_max: float) -> Floats:
+    """``[H]``: see ``nn.positions.alibi``."""
+    power = 1 << (heads - 1).bit_length()
+    slopes = 2.0 ** -(np.arange(1, power + 1) * (bias_max / power))
+    if heads < power:
+        slopes = np.concatenate([slopes[1::2], slopes[::2]])[:heads]
+    return slopes.astype(np.float32)
 
 
 class LanguageGraph:
@@ -60,23 +71,53 @@ class LanguageGraph:
             graph.ints(-1),
             axis=0,
         )
-        self.rotary = [graph.weight(table) for table in rotary_tables(config)]
-        x = graph.reshape(embeddings, -1, config.dim)
+        x = graph.reshape(self.add_positions(embeddings), -1, config.dim)
         for layer in range(config.layers):
             if between is not None:
                 x = between(graph, layer, x)
-            x = graph.add("Add", x, self.attention(layer, x))
-            x = graph.add("Add", x, self.feed_forward(layer, x))
-        x = self.norm(graph.add("Gather", x, scored, axis=0), "final_norm.weight")
+            attended = graph.add("Add", x, self.attention(layer, x))
+            x = graph.add("Add", attended, self.feed_forward(layer, x if config.parallel else attended))
+        x = self.norm(graph.add("Gather", x, scored, axis=0), "final_norm")
         head = self.weights.matrix("embedding.weight" if config.tied else "head.weight")
         self.inputs["head"] = x
         logits = graph.multiply(x, at_precision(head, at_least_8_bits(self.precision)), exact=self.exact.get("head"))
         graph.output(logits, "logits", ["N", config.vocab_size])
         return graph
 
+    def add_positions(self, embeddings: str) -> str:
+        """``[B, S, D]`` with learned positions; others are made ready for attention, as ``rotary`` (tables or nothing) and ``bias``."""
+        graph, config = self.graph, self.config
+        self.rotary, self.bias = ["", ""], ""
+        if config.positions == "rotary":
+            self.rotary = [graph.weight(table) for table in rotary_tables(config)]
+        elif (
+            config.positions == "alibi"
+        ):  # -slope (i - j); what is the same for all keys j of a query i makes no difference
+            slopes = graph.weight(alibi_slopes(config.heads, config.alibi_bias_max)[None, :, None, None])
+            keys = graph.add("Range", graph.number(0), self.count("total", 0), graph.number(1))
+            bias = graph.add("Mul", slopes, graph.add("Cast", keys, to=FLOAT))
+            new = graph.add("Slice", self.shape, graph.ints(1), graph.ints(2))
+            shape = graph.add("Concat", graph.ints(1, config.heads), new, graph.add("Cast", "total", to=INT64), axis=0)
+            self.bias = graph.add("Expand", bias, shape)
+        else:
+            new = self.count(self.shape, 1)
+            behind = graph.add("Range", graph.add("Sub", graph.number(1), new), graph.number(1), graph.number(1))
+            last = graph.add("Unsqueeze", graph.add("Cast", "last_positions", to=INT64), graph.ints(1))
+            table = graph.weight(self.weights.array("position_embedding.weight")[OPT_OFFSET:])
+            return graph.add("Add", embeddings, graph.add("Gather", table, graph.add("Add", last, behind), axis=0))
+        return embeddings
+
+    def count(self, numbers: str, index: int) -> str:
+        """A scalar of int64 from a vector of whole numbers."""
+        return self.graph.add("Gather", self.graph.add("Cast", numbers, to=INT64), self.graph.number(index), axis=0)
+
     def norm(self, x: str, name: str) -> str:
-        weight = self.graph.weight(self.weights.array(name))
-        return self.graph.add("SimplifiedLayerNormalization", x, weight, axis=-1, epsilon=self.config.eps)
+        graph, config = self.graph, self.config
+        weight = self.weights.array(f"{name}.weight")
+        if config.norm == "rms":
+            return graph.add("SimplifiedLayerNormalization", x, graph.weight(weight), axis=-1, epsilon=config.eps)
+        bias = self.weights.array(f"{name}.bias") if config.norm_bias else np.zeros_like(weight)
+        return graph.layer_norm(x, weight, bias, config.eps)
 
     def linear(self, x: str, name: str) -> str:
         """A product of the blocks. Matrices that are stored in blocks stay as they are.
@@ -97,16 +138,19 @@ class LanguageGraph:
     def attention(self, layer: int, x: str) -> str:
         graph, config, prefix = self.graph, self.config, f"blocks.{layer}"
         heads, groups, width = config.heads, config.groups, config.head_width
-        qkv = self.linear(self.norm(x, f"{prefix}.attention_norm.weight"), f"{prefix}.attention.qkv")
+        qkv = self.linear(self.norm(x, f"{prefix}.attention_norm"), f"{prefix}.attention.qkv")
         cache = [graph.input(f"{name}_{layer}", ["B", groups, "C", width]) for name in ("keys", "values")]
         attended, *new = f"attended_{layer}", f"new_keys_{layer}", f"new_values_{layer}"
         graph.raw(
             "GroupQueryAttention",
-            [graph.add("Reshape", qkv, self.shape), "", "", *cache, "last_positions", "total", *self.rotary],
+            [
+                *(graph.add("Reshape", qkv, self.shape), "", "", *cache, "last_positions", "total"),
+                *(*self.rotary, "", self.bias),
+            ],
             [attended, *new],
             num_heads=heads,
             kv_num_heads=groups,
-            do_rotary=1,
+            do_rotary=int(config.positions == "rotary"),
             rotary_interleaved=0,
         )
         for name in new:
@@ -115,7 +159,19 @@ class LanguageGraph:
 
     def feed_forward(self, layer: int, x: str) -> str:
         graph, prefix = self.graph, f"blocks.{layer}"
-        both = self.linear(self.norm(x, f"{prefix}.ffn_norm.weight"), f"{prefix}.ffn.up")
-        gate, up = graph.add_outputs("Split", 2, both, axis=-1)
-        hidden = graph.add("Mul", graph.contrib("QuickGelu", gate, alpha=1.0), up)
+        hidden = self.linear(self.norm(x, f"{prefix}.ffn_norm"), f"{prefix}.ffn.up")
+        if self.config.gated:
+            gate, up = graph.add_outputs("Split", 2, hidden, axis=-1)
+            hidden = graph.add("Mul", self.activate(gate), up)
+        else:
+            hidden = self.activate(hidden)
         return self.linear(hidden, f"{prefix}.ffn.down")
+
+    def activate(self, x: str) -> str:
+        kinds: dict[str, Callable[[], str]] = {
+            "silu": lambda: self.graph.contrib("QuickGelu", x, alpha=1.0),
+            "relu": lambda: self.graph.add("Relu", x),
+            "gelu": lambda: self.graph.contrib("Gelu", x),
+            "gelu_tanh": lambda: self.graph.contrib("FastGelu", x),
+        }
+        return kinds[self.config.activation]()
