@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -119,11 +120,9 @@ def encode(photos: int, repeats: int) -> dict[str, float]:
     from triptych.tasks import load
 
     engines = {"torch": load("blip2", device="cpu").engine, "onnx": load("blip2").engine}
-    size = engines["onnx"].photos.size
+    size = engines["onnx"].photos.pixels.size
     pixels = np.random.default_rng(0).normal(size=(photos, 3, size, size)).astype(np.float32)
-    work: dict[str, Callable[[], object]] = {
-        name: (lambda encode=engine.encode: encode(pixels)) for name, engine in engines.items()
-    }
+    work = {name: partial(engine.encode, pixels) for name, engine in engines.items()}
     return in_turns(work, repeats) | {"photos": photos}
 
 

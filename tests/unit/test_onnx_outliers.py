@@ -1,6 +1,7 @@
 """Which columns of a language model's activations are too large to be rounded with their neighbours."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,8 +36,8 @@ def source(decoder: Decoder) -> LanguageModelSource:
     return LanguageModelSource(decoder.config, weights_of(decoder), Letters())  # type: ignore[arg-type]
 
 
-def test_the_largest_inputs_are_those_of_torch(decoder: Decoder) -> None:
-    largest, ours = {}, largest_inputs(source(decoder), "fp32")
+def test_the_largest_inputs_are_those_of_torch(decoder: Decoder, tmp_path: Path) -> None:
+    largest, ours = {}, largest_inputs(source(decoder), "fp32", tmp_path)
     handles = [
         module.register_forward_pre_hook(lambda _, args, name=name: largest.update({name: args[0][0].abs().amax(0)}))
         for name, module in decoder.named_modules()
@@ -51,12 +52,12 @@ def test_the_largest_inputs_are_those_of_torch(decoder: Decoder) -> None:
         np.testing.assert_allclose(ours[name], values, rtol=1e-3, atol=1e-4)
 
 
-def test_large_columns_are_found_once_for_all_that_read_the_residual_stream(decoder: Decoder) -> None:
-    columns = outlier_columns(source(decoder), "int8")
+def test_large_columns_are_found_once_for_all_that_read_the_residual_stream(decoder: Decoder, tmp_path: Path) -> None:
+    columns = outlier_columns(source(decoder), "int8", tmp_path)
     assert {name.rpartition(".")[2] for name in columns} == {"qkv", "up", "head"} and len(columns) == 7
     assert len({tuple(chosen) for chosen in columns.values()}) == 1
     assert {5, 17, 60} <= set(columns["head"]) and len(columns["head"]) == COUNT
-    assert outlier_columns(source(decoder), "fp32") == {}
+    assert outlier_columns(source(decoder), "fp32", tmp_path) == {} and not list(tmp_path.iterdir())
 
 
 def test_sizes_are_compared_with_those_of_the_same_matrix() -> None:

@@ -40,7 +40,7 @@ def build_flamingo(source: Source, folder: Path, precision: Precision) -> None:
     EncoderGraph(source.convolutions("vision_encoder.")).write().save(folder)
     resampler_graph(model, source.weights).save(folder)
     media_graph(model, source.weights, lm.config.layers // model.every).save(folder)
-    text_graph(model, source.weights, language_graph(lm, precision)).save(folder)
+    text_graph(model, source.weights, language_graph(lm, precision, folder)).save(folder)
     gates = gate_values(source.weights, lm.config.layers // model.every)
     parts = {name: source.weights.parameters(f"{name}.") for name in ("resampler", "xattn")}
     save_word_embeddings(folder, lm, precision)
@@ -59,7 +59,7 @@ def build_blip2(source: Source, folder: Path, precision: Precision) -> None:
     if model.feature_dim is not None:
         np.save(folder / "temperature.npy", weights.array("heads.temperature"))
     if lm is not None:
-        language_graph(lm, precision).write().save(folder)
+        language_graph(lm, precision, folder).write().save(folder)
         save_word_embeddings(folder, lm, precision)
     names = ("vision_norm", "qformer", "heads", "projection")
     parts = {name: weights.parameters(f"{name}.") for name in names}
@@ -67,8 +67,8 @@ def build_blip2(source: Source, folder: Path, precision: Precision) -> None:
     write_manifest(folder, counted(source, parts) | described)
 
 
-def language_graph(source: LanguageModelSource, precision: Precision) -> LanguageGraph:
-    return LanguageGraph(source.config, source.weights, precision, outlier_columns(source, precision))
+def language_graph(source: LanguageModelSource, precision: Precision, folder: Path) -> LanguageGraph:
+    return LanguageGraph(source.config, source.weights, precision, outlier_columns(source, precision, folder))
 
 
 def save_word_embeddings(folder: Path, source: LanguageModelSource, precision: Precision) -> None:

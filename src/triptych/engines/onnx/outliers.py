@@ -26,9 +26,9 @@ the afternoon, and the shops on the corner had already closed. "What colour is t
 2019, about 35 people lived there; by 2024 there were 1,200. Question: what is the woman holding? Short answer: a yellow umbrella."""
 
 
-def outlier_columns(source: LanguageModelSource, precision: Precision) -> dict[str, Columns]:
-    """Of each matrix by name, the columns of its input that are multiplied in fp32."""
-    return {} if precision == "fp32" else choose_columns(largest_inputs(source, precision))
+def outlier_columns(source: LanguageModelSource, precision: Precision, folder: Path) -> dict[str, Columns]:
+    """Of each matrix by name, the columns of its input that are multiplied in fp32. ``folder``: has room for the graph."""
+    return {} if precision == "fp32" else choose_columns(largest_inputs(source, precision, folder))
 
 
 def choose_columns(largest: Mapping[str, Floats]) -> dict[str, Columns]:
@@ -43,7 +43,7 @@ def choose_columns(largest: Mapping[str, Floats]) -> dict[str, Columns]:
     return dict.fromkeys(relative, np.sort(np.argsort(-most, kind="stable")[:COUNT]))
 
 
-def largest_inputs(source: LanguageModelSource, precision: Precision) -> dict[str, Floats]:
+def largest_inputs(source: LanguageModelSource, precision: Precision, folder: Path) -> dict[str, Floats]:
     """The largest magnitude of each column ``[D]`` of what every matrix is multiplied with, over a text that the model reads."""
     config, ids = source.config, np.array(source.tokenizer.encode(TEXT))[: source.config.max_positions]
     writer = LanguageGraph(config, source.weights, precision)
@@ -61,7 +61,7 @@ def largest_inputs(source: LanguageModelSource, precision: Precision) -> dict[st
     empty = np.zeros((1, config.groups, len(ids), config.head_width), np.float32)
     given |= {f"{kind}_{layer}": empty for layer in range(config.layers) for kind in ("keys", "values")}
     names = [f"largest_{name}" for name in writer.inputs]
-    with tempfile.TemporaryDirectory(prefix="triptych-") as folder:
-        graph.save(Path(folder))
-        outputs = open_session(Path(folder) / "language.onnx").run(names, given)
+    with tempfile.TemporaryDirectory(dir=folder) as beside:
+        graph.save(Path(beside))
+        outputs = open_session(Path(beside) / "language.onnx").run(names, given)
     return dict(zip(writer.inputs, outputs, strict=True))
