@@ -7,6 +7,7 @@ from typing import Literal, TypeAlias, get_args
 
 from triptych.errors import InputError
 
+OPT_OFFSET = 2  # OPT's table of positions begins with two rows that no token uses
 Activation: TypeAlias = Literal["silu", "relu", "gelu", "gelu_tanh"]
 
 

@@ -26,7 +26,7 @@ from triptych.errors import InputError
 from triptych.nn import masks
 from triptych.nn.attention import AttentionScores, Cache, attend, attention_weights, merge_heads
 from triptych.nn.cache import KVCache
-from triptych.nn.configs import Activation, DecoderConfig
+from triptych.nn.configs import OPT_OFFSET, Activation, DecoderConfig
 from triptych.nn.linear import Embedding, Linear
 from triptych.nn.positions import Positions, alibi, rotary_frequencies, rotate, rotation
 
@@ -36,7 +36,6 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
 }
-OPT_OFFSET = 2  # OPT's table of positions begins with two rows that no token uses
 
 
 class TokenContext(NamedTuple):

@@ -15,9 +15,7 @@ from triptych.engines.onnx.graph import FLOAT, INT32, INT64, Graph
 from triptych.engines.onnx.matrix import Blocks, Columns, at_least_8_bits, at_precision
 from triptych.engines.onnx.weights import Weights
 from triptych.evidence import Floats
-from triptych.nn.configs import DecoderConfig
-
-OPT_OFFSET = 2  # OPT's table of positions begins with two rows that no token uses
+from triptych.nn.configs import OPT_OFFSET, DecoderConfig
 
 
 def rotary_tables(config: DecoderConfig) -> tuple[Floats, Floats]:
