@@ -54,6 +54,8 @@ class Search:
     length_penalty: hypotheses are ranked by sum of log-probabilities / tokens ** length_penalty; 0 = the plain sum (SAT), 1 = the mean.
     banned: tokens that are never chosen. once: whether a text may hold a token only once; None = all may repeat.
     no_repeat_ngrams: sequences of so many tokens occur once; 0 = they may repeat. min_new_tokens: before so many the end is not chosen.
+    refill: a beam whose text ends is given to another, until no beam can overtake the ``beams`` best texts (as in transformers and LAVIS);
+        else it is given up (as in SAT's paper).
     repetition_penalty: what a token's logit is divided by (multiplied, if negative) where the text holds it already (Keskar et al. 2019,
         CTRL, section 4.1); 1 = nothing. The prompt does not count, as in LAVIS. Beam search takes log-probabilities for logits, as
         transformers does.
@@ -74,6 +76,7 @@ class Search:
     no_repeat_ngrams: int = 0
     min_new_tokens: int = 0
     repetition_penalty: float = 1.0
+    refill: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "beams", "n_best", "top_k", "seed", "no_repeat_ngrams", "min_new_tokens"):
@@ -336,9 +339,9 @@ def top(scores: Scores, count: int) -> tuple[Scores, Ints]:
 
 
 def beam_search(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search) -> list[list[Hypothesis]]:
-    """Beam search as the paper and its tutorial do it: a hypothesis that ends gives up its beam; batched over inputs.
+    """Beam search, batched over inputs. What becomes of the beam of a text that ends: ``Search.refill``.
 
-    An input is done when all its beams have ended or at ``max_new_tokens``, and leaves the batch then.
+    An input is done when all its beams have ended, or cannot win any more, or at ``max_new_tokens``, and leaves the batch then.
     """
     logits, state = model.prefill(inputs)
     logprobs = log_softmax(logits, search)
@@ -351,24 +354,30 @@ def beam_search(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search
 
     for position in range(search.max_new_tokens):
         candidates = (totals[..., None] + logprobs.reshape(*totals.shape, vocabulary)).reshape(len(totals), -1)
-        best, index = top(candidates, min(beams, candidates.shape[1]))
+        wanted = (
+            beams * (1 + max(1, len(search.eos))) if search.refill else beams
+        )  # as many as can end, and as many again
+        best, index = top(candidates, min(wanted, candidates.shape[1]))
         parents, ids = index // vocabulary, index % vocabulary
         first_rows = np.arange(len(totals))[:, None] * totals.shape[1]
         token_logprobs = logprobs[first_rows + parents, ids].tolist()
         last = position + 1 == search.max_new_tokens
         kept, survivors = [], []
         for row, (source, scores) in enumerate(zip(inputs_left, best.tolist(), strict=True)):
-            slots, alive = beams - len(ended[source]), []
+            slots, alive = wanted if search.refill else beams - len(ended[source]), []
             for k, score in enumerate(scores[:slots]):
                 if score == -np.inf:
                     break
                 token = (int(ids[row, k]), token_logprobs[row][k])
                 text = (*texts[row][int(parents[row, k])], token)
                 if token[0] in search.eos or last:
-                    ended[source].append(to_hypothesis(text, search.eos))
-                else:
+                    if k < beams:
+                        ended[source].append(to_hypothesis(text, search.eos))
+                elif len(alive) < beams:
                     alive.append((k, text))
-            if alive:
+            if search.refill:
+                ended[source] = best_of(ended[source], search)[:beams]
+            if alive and not is_settled(ended[source], scores[alive[0][0]], position + 1, search):
                 kept.append(row)
                 survivors.append(alive)
         if not kept:
@@ -387,5 +396,16 @@ def beam_search(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search
         logprobs = penalise(log_softmax(logits, search), written, search.repetition_penalty)
         logprobs = restrict(logprobs, written, search)
 
-    rank = search.length_penalty
-    return [sorted(hypotheses, key=lambda h: -h.score(rank))[: search.n_best] for hypotheses in ended]
+    return [best_of(hypotheses, search)[: search.n_best] for hypotheses in ended]
+
+
+def best_of(hypotheses: Sequence[Hypothesis], search: Search) -> list[Hypothesis]:
+    return sorted(hypotheses, key=lambda h: -h.score(search.length_penalty))
+
+
+def is_settled(ended: Sequence[Hypothesis], running: float, length: int, search: Search) -> bool:
+    """Whether the best beam, of log-probability ``running`` after ``length`` tokens, cannot overtake the texts that have ended: it would
+    have to end now, as transformers reckons."""
+    if not search.refill or len(ended) < search.beams:
+        return False
+    return running / length**search.length_penalty <= ended[-1].score(search.length_penalty)

@@ -15,6 +15,8 @@ from triptych.checkpoints.locate import load_config
 from triptych.convert.checkpoint import convert_checkpoint
 from triptych.convert.published import published_search
 from triptych.errors import InputError
+from triptych.generate import generate
+from triptych.tasks.blip2 import PhotoPrompt
 
 OWN = SearchSpec(beams=5, length_penalty=1.0, max_new_tokens=30, words_once=False)
 
@@ -85,3 +87,59 @@ def test_a_prompt_word_for_word(instruct: Pair, photos: list[Image.Image]) -> No
     assert instruct.ours.spec.search.repetition_penalty == 1.5
     with pytest.raises(InputError, match="writes without a prompt"):
         instruct.ours.caption(photos[0], prompt=prompt, writer="qformer")
+
+
+def test_answers_are_written_as_published(
+    generation: Pair,  # noqa: F811
+    photos: list[Image.Image],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At most 10 tokens, short ones preferred; a question for yes or no is not scored but answered like any other."""
+    ours = generation.ours
+    for question in ("what is it?", "Is there a dog?"):
+        answer = ours.ask(photos[0], question)
+        assert answer.scores is None and answer.recipe and answer.recipe.search
+        assert answer.recipe.prompt == f"<image>Question: {question} Answer:"
+        search = answer.recipe.search
+        assert (search.beams, search.max_new_tokens, search.length_penalty) == (5, 10, -1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(ours, "choose", None)  # not called: the answer is written
+        list(ours.stream(photos[0], "Is there a dog?"))
+    choice = ours.ask(photos[0], "Is there a dog?", ["yes", "no"])
+    assert choice.scores is not None and choice.text in ("yes", "no")
+
+
+@pytest.mark.parametrize("search", [{"beams": 2}, {"beams": 5}, {"beams": 3, "length_penalty": -1.0}])
+def test_beams_are_refilled(
+    generation: Pair,  # noqa: F811
+    photos: list[Image.Image],  # noqa: F811
+    search: dict[str, Any],
+) -> None:
+    """Texts that end, at one of several tokens that the models like: the same ids and scores as transformers', beams and all."""
+    ended = set()
+    for photo in photos:
+        inputs = generation.processor(images=photo, text="a photo of", return_tensors="pt")
+        liked = their_text(generation.peer, inputs, {"beams": 1})[0]
+        for ends in ([liked[3]], [liked[2], liked[6]]):
+            found = generation.peer.generate(
+                **inputs,
+                num_beams=search["beams"],
+                length_penalty=search.get("length_penalty", 1.0),
+                do_sample=False,
+                max_new_tokens=16,
+                eos_token_id=ends,
+                num_return_sequences=2,
+                output_scores=True,
+                return_dict_in_generate=True,
+            )
+            (row,) = generation.ours.read([PhotoPrompt("<image>a photo of", [photo])])
+            settings = generation.ours.search(**search, max_new_tokens=16, eos=frozenset(ends), n_best=2)
+            mine = generate(generation.ours.engine, [row.pieces, row.pieces], settings)
+            assert mine[0] == mine[1]
+            for text, ids, score in zip(mine[0], found.sequences, found.sequences_scores, strict=True):
+                theirs = ids[inputs["input_ids"].shape[1] :].tolist()
+                end = next((i for i, token in enumerate(theirs) if token in ends), len(theirs))
+                assert list(text.ids) == theirs[:end]
+                assert text.score(settings.length_penalty) == pytest.approx(float(score), rel=1e-4)
+                ended.add(text.finished)
+    assert True in ended

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
@@ -88,7 +88,10 @@ class LanguageModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 
 class SearchSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How text is made by default: fields of ``generate.Search``. ``words_once``: captions say each content word once."""
+    """How text is made by default: fields of ``generate.Search``. ``words_once``: captions say each content word once.
+
+    ``answer_tokens``, ``answer_length_penalty``: of answers to questions, where they differ.
+    """
 
     beams: int = 1
     length_penalty: float = 0.0
@@ -97,16 +100,29 @@ class SearchSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     repetition_penalty: float = 1.0
     min_new_tokens: int = 0
     no_repeat_ngrams: int = 0
+    refill: bool = False
+    answer_tokens: int | None = None
+    answer_length_penalty: float | None = None
 
     @classmethod
     def of(cls, search: Search, words_once: bool = True) -> SearchSpec:
-        named = {name: getattr(search, name) for name in cls.__struct_fields__ if name != "words_once"}
-        return cls(**named, words_once=words_once)
+        shared = {field.name for field in fields(Search)} & {*cls.__struct_fields__}
+        return cls(**{name: getattr(search, name) for name in shared}, words_once=words_once)
+
+    def with_search(self, search: Search) -> SearchSpec:
+        """The same with the fields of ``search``."""
+        shared = {field.name for field in fields(Search)} & {*self.__struct_fields__}
+        return msgspec.structs.replace(self, **{name: getattr(search, name) for name in shared})
+
+    def answers(self) -> dict[str, Any]:
+        """The settings in which the search of answers differs."""
+        settings = {"max_new_tokens": self.answer_tokens, "length_penalty": self.answer_length_penalty}
+        return {name: value for name, value in settings.items() if value is not None}
 
     def search(self, eos: frozenset[int], banned: frozenset[int] = frozenset()) -> Search:
         """The search of answers and, without ``once``, of captions. Raises InputError: a value is out of bounds."""
-        settings = {name: value for name, value in msgspec.structs.asdict(self).items() if name != "words_once"}
-        return Search(eos, banned=banned, **settings)
+        shared = {field.name for field in fields(Search)} & {*self.__struct_fields__}
+        return Search(eos, banned=banned, **{name: getattr(self, name) for name in shared})
 
 
 class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -38,6 +38,7 @@ def eval_caption(
     model: ModelOption = "sat",
     beams: Beams = None,
     length_penalty: Annotated[float | None, typer.Option(show_default="the model's")] = None,
+    min_new_tokens: Annotated[int | None, typer.Option(help="Shortest caption.", show_default="the model's")] = None,
     writer: Annotated[
         str | None, typer.Option(help="BLIP-2: lm or qformer (grounded generation).", show_default="the model's")
     ] = None,
@@ -69,7 +70,12 @@ def eval_caption(
     train = training_photos(data, split, strict) if floor else []
     sentence_vectors = import_sentence_vectors() if floor else None
     captioner = load(model)
-    given = (("beams", beams), ("length_penalty", length_penalty), ("writer", writer))
+    given = (
+        ("beams", beams),
+        ("length_penalty", length_penalty),
+        ("min_new_tokens", min_new_tokens),
+        ("writer", writer),
+    )
     settings: dict[str, Any] = {name: value for name, value in given if value is not None}
     if writer is not None and not isinstance(captioner, Blip2Tasks):
         raise InputError(f"{model} has one way to write captions: --writer is for blip2")
@@ -181,6 +187,7 @@ def eval_vqa(
     data: Data,
     split: Split = "test",
     model: AnsweringModel = "blip2",
+    beams: Annotated[int, typer.Option(min=1, help="Beams of the search for answers; 1 is greedy.")] = 1,
     per_photo: Annotated[int, typer.Option(min=1, help="Questions made of a photo's captions.")] = 4,
     seed: DrawSeed = 0,
     limit: Limit = None,
@@ -196,7 +203,7 @@ def eval_vqa(
     check_output(output)
     photos = read_photos(data, split, limit, strict, lambda photo: bool(photo.captions or photo.extra.get("vqa")))
     answerer = load_answerer(model)
-    answers = answer_questions(answerer, photos, per_photo, seed)
+    answers = answer_questions(answerer, photos, per_photo, seed, beams)
     write_lines(output, answers.records())
     train = [photo for photo in open_dataset(data) if photo.split == "train"]
     show(described(answerer, data, split, photos, vqa_metrics(answers, train, per_photo, seed)), as_json)

@@ -87,9 +87,11 @@ LANGUAGE: Mapping[str, Mapping[str, Any]] = {
 LAVIS_BLIP2: Table = {**LAVIS, "ln_vision": "vision_norm"}  # which LAVIS trains: it is no part of the frozen encoder
 EVA_BLOCKS, CLIP_BLOCKS = 39, 23  # LAVIS leaves out the encoder's last block
 EVA_HEAD, CLIP_HEAD, BERT_HEAD = 88, 64, 64  # widths of a head
-SEARCH = SearchSpec(beams=5, length_penalty=1.0, max_new_tokens=30, words_once=False)
+# as transformers searches; short answers: BLIP-2 section 4.2
+SEARCHED: dict[str, Any] = {"refill": True, "answer_tokens": 10, "answer_length_penalty": -1.0}
+SEARCH = SearchSpec(beams=5, length_penalty=1.0, max_new_tokens=30, words_once=False, **SEARCHED)
 INSTRUCT_SEARCH = SearchSpec(
-    beams=5, length_penalty=1.0, max_new_tokens=256, words_once=False, repetition_penalty=1.5
+    beams=5, length_penalty=1.0, max_new_tokens=256, words_once=False, repetition_penalty=1.5, **SEARCHED
 )  # LAVIS's ``generate``
 TEMPERATURE = 0.07
 

@@ -114,7 +114,9 @@ def convert_openflamingo(
         model=config,
         encoder=vit_spec(encoder.vit),
         lm=written.lm.spec,
-        search=SearchSpec(beams=3, length_penalty=0.0, max_new_tokens=20, words_once=False),
+        search=SearchSpec(
+            beams=3, length_penalty=0.0, max_new_tokens=20, words_once=False, refill=True, answer_tokens=5
+        ),
         prompts=OPEN_FLAMINGO,
         card=Card(recipe=f"converted from {source.name}, a checkpoint of OpenFlamingo"),
     )

@@ -19,7 +19,7 @@ from triptych.checkpoints.parts import home
 from triptych.errors import InputError, TriptychError
 from triptych.extras import importing
 
-VERSION = 2  # of what conversion writes: another one converts anew
+VERSION = 3  # of what conversion writes: another one converts anew
 FILES = (".pth", ".pt", ".tar", ".bin")
 LANGUAGE_MODELS = {  # by the projection in a LAVIS checkpoint, and its width
     ("opt_proj.weight", 2560): "facebook/opt-2.7b",

@@ -10,7 +10,7 @@ them. Results that callers compute with are NumPy's. Shapes: B photos, L grid ce
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, Self, TypeAlias, TypeVar, runtime_checkable
 
 from triptych.evidence import Floats
@@ -115,7 +115,8 @@ class SatEngine(PhotoEncoder, StepModel[Array, StateT], Protocol[StateT]):
 @dataclass(frozen=True)
 class FlamingoSpec:
     """``image_id`` stands for a picture, ``end_id`` ends an example. ``max_tokens``: of a prompt. ``max_pictures``: how many places have an
-    embedding of their own; None = a picture's place makes no difference. ``words_once``: captions say each content word once."""
+    embedding of their own; None = a picture's place makes no difference. ``words_once``: captions say each content word once.
+    ``answers``: settings in which the search of answers differs."""
 
     tokenizer: TextTokenizer
     search: Search
@@ -125,6 +126,7 @@ class FlamingoSpec:
     max_pictures: int | None
     words_once: bool = False
     prompts: Prompts = DEFAULT_PROMPTS
+    answers: Mapping[str, Any] = field(default_factory=dict)
 
 
 class PromptState(State, Protocol):
@@ -188,7 +190,7 @@ class FlamingoEngine(PhotoEncoder, StepModel[FlamingoInputs, PromptStateT], Prot
 class Blip2Spec:
     """``tokenizer`` None: there is no language model. ``instructed``: the Q-Former reads the question. ``matches``: it has the heads of the
     first stage; ``writes``: it can write captions itself (ITG); ``writer``: of captions by default. ``words_once``: captions say each
-    content word once."""
+    content word once. ``answers``: settings in which the search of answers differs."""
 
     words: WordPieces
     tokenizer: TextTokenizer | None
@@ -202,6 +204,7 @@ class Blip2Spec:
     writer: str
     prompts: Prompts = DEFAULT_PROMPTS
     words_once: bool = False
+    answers: Mapping[str, Any] = field(default_factory=dict)
 
 
 class TextPieces(NamedTuple):

@@ -38,7 +38,7 @@ class VqaAnswers(NamedTuple):
         ]
 
 
-def answer_questions(model: Answers, photos: Sequence[Photo], per_photo: int, seed: int) -> VqaAnswers:
+def answer_questions(model: Answers, photos: Sequence[Photo], per_photo: int, seed: int, beams: int = 1) -> VqaAnswers:
     """The model's answers to questions about ``photos``: those of the data set, else made of the captions by rule (``data.english``).
 
     Raises:
@@ -50,8 +50,8 @@ def answer_questions(model: Answers, photos: Sequence[Photo], per_photo: int, se
     answers, blind = list[Answer](), list[Answer]()
     for part in batches(questions, ASKED_TOGETHER, "questions"):
         texts = [question.question for _, question in part]
-        answers += model.ask([photo.image() for photo, _ in part], texts, beams=1)
-        blind += without_photo(model, texts)
+        answers += model.ask([photo.image() for photo, _ in part], texts, beams=beams)
+        blind += without_photo(model, texts, beams)
     return VqaAnswers(questions, answers, blind)
 
 
@@ -72,9 +72,9 @@ def vqa_metrics(answers: VqaAnswers, train: Sequence[Photo], per_photo: int, see
     }
 
 
-def without_photo(model: Answers, questions: Sequence[str]) -> list[Answer]:
+def without_photo(model: Answers, questions: Sequence[str], beams: int = 1) -> list[Answer]:
     """What the model answers before a plain grey photo: what it has learnt about questions, without sight."""
-    answers: list[Answer] = model.ask([GREY] * len(questions), questions, beams=1)
+    answers: list[Answer] = model.ask([GREY] * len(questions), questions, beams=beams)
     return answers
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import torch
 
-from triptych.checkpoints.config import Card, CheckpointConfig, SearchSpec
+from triptych.checkpoints.config import Card, CheckpointConfig
 from triptych.checkpoints.format import load_typed, save_checkpoint
 from triptych.checkpoints.place import fill, unallocated
 from triptych.checkpoints.quantize import stored_as
@@ -51,7 +51,7 @@ def save_blip2(directory: Path, blip2: Blip2Model, card: Card, *, dtype: torch.d
     config = msgspec.structs.replace(
         blip2.config,
         model=blip2.model.config,
-        search=SearchSpec.of(blip2.search, blip2.config.search.words_once),
+        search=blip2.config.search.with_search(blip2.search),
         card=card,
     )
     tensors = MemoryStore(tensors_to_save(blip2.model, config))

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from triptych.checkpoints.config import Card, CheckpointConfig, SearchSpec
+from triptych.checkpoints.config import Card, CheckpointConfig
 from triptych.checkpoints.format import load_typed, save_checkpoint
 from triptych.checkpoints.language_models import decoder_only
 from triptych.checkpoints.place import fill, unallocated
@@ -46,7 +46,7 @@ def save_flamingo(directory: Path, flamingo: FlamingoModel, card: Card, *, dtype
     config = msgspec.structs.replace(
         flamingo.config,
         model=flamingo.model.config,
-        search=SearchSpec.of(flamingo.search, flamingo.config.search.words_once),
+        search=flamingo.config.search.with_search(flamingo.search),
         card=card,
     )
     tensors = stored_as(tensors_to_save(flamingo.model, config), dtype)

@@ -52,11 +52,12 @@ class Answerer:
     """``ask`` and ``compare``, over what a system implements (the last methods here).
 
     ``picks_pictures``: whether ``choose_picture`` can be asked; ``detects``: whether ``detect`` is better than the language model's yes
-    or no.
+    or no; ``scores_yes_no``: whether a question for yes or no is answered by scoring the two, as published models do not.
     """
 
     picks_pictures = True
     detects = False
+    scores_yes_no = True
 
     def __init__(self) -> None:
         self.blind_scores = ArrayMemory(BLIND_SCORE_BYTES)
@@ -134,7 +135,7 @@ class Answerer:
         free: dict[int, PictureQuestion] = {}
         for i, question in enumerate(questions):
             choices = question.choices
-            if choices is None and is_yes_no(question.text) and not settings.get("temperature"):
+            if choices is None and self.scores_yes_no and is_yes_no(question.text) and not settings.get("temperature"):
                 choices = YES_NO
             if choices is None:
                 free[i] = question

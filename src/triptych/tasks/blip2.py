@@ -97,6 +97,10 @@ class Blip2Tasks(Answerer, Blip2Matching):
         once = self.spec.tokenizer.is_content if self.spec.words_once and self.spec.tokenizer is not None else None
         return self.search(**({"once": once} | settings))
 
+    @property
+    def scores_yes_no(self) -> bool:  # type: ignore[override]
+        return not self.spec.prompts.published
+
     # Captions
 
     @overload
@@ -201,12 +205,15 @@ class Blip2Tasks(Answerer, Blip2Matching):
 
     def stream(self, image: ImageSource, question: str | None = None, **settings: Any) -> Pieces:
         """A caption, or the answer to a question, piece by piece as it is written (greedy, or sampled with a ``temperature``)."""
-        if question is not None and is_yes_no(question) and not settings.get("temperature"):
+        if question is not None and self.scores_yes_no and is_yes_no(question) and not settings.get("temperature"):
             return (yield from in_one_piece(self.ask(image, question)))
         prompts = self.spec.prompts
         text = prompts.caption if question is None else question_prompt(question, 1, prompts)
         (row,) = self.read([PhotoPrompt(text, [image], question)])
-        search = (self.caption_search if question is None else self.search)(**({"beams": 1} | settings))
+        if question is None:
+            search = self.caption_search(**({"beams": 1} | settings))
+        else:
+            search = self.search(**(dict(self.spec.answers) | {"beams": 1} | settings))
         return (yield from decode_pieces(self.tokenizer, stream(self.engine, [row.pieces], search), row.length))
 
     # Questions
@@ -217,7 +224,7 @@ class Blip2Tasks(Answerer, Blip2Matching):
     def write_answers(
         self, questions: Sequence[PictureQuestion], explain: bool, settings: Mapping[str, Any]
     ) -> list[Answer]:
-        search = self.search(**({"max_new_tokens": 20} | dict(settings)))
+        search = self.search(**({"max_new_tokens": 20} | dict(self.spec.answers) | dict(settings)))
         prompts = [self.question_prompt(question) for question in questions]
         answers: list[Answer] = []
         for first in range(0, len(prompts), DECODED_TOGETHER):

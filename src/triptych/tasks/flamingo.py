@@ -70,6 +70,10 @@ class FlamingoTasks(Answerer):
     def recipe(self) -> AnswerRecipe:
         return AnswerRecipe(self.engine.photos.pixels)
 
+    @property
+    def scores_yes_no(self) -> bool:  # type: ignore[override]
+        return not self.spec.prompts.published
+
     # Captions
 
     @overload
@@ -144,7 +148,7 @@ class FlamingoTasks(Answerer):
                 answers[i] = self.answer_by_captions(question, explain, settings)
             else:
                 single[i] = self.question_text(question), question.images
-        search = self.search(**({"max_new_tokens": ANSWER_TOKENS} | dict(settings)))
+        search = self.search(**({"max_new_tokens": ANSWER_TOKENS} | dict(self.spec.answers) | dict(settings)))
         answers |= zip(single, self.prompts.write(list(single.values()), search, explain), strict=True)
         return [answers[i] for i in range(len(questions))]
 
@@ -264,10 +268,10 @@ class FlamingoTasks(Answerer):
                 self.caption_prompt(), pictures, self.caption_search(**({"beams": 1} | settings))
             )
         picture_question = PictureQuestion(pictures, question)
-        if is_yes_no(question) and not settings.get("temperature"):
+        if self.scores_yes_no and is_yes_no(question) and not settings.get("temperature"):
             return in_one_piece(self.ask(pictures, question))
         tokens = ANSWER_TOKENS * (len(pictures) if is_about_several(picture_question) else 1)
-        search = self.search(**({"beams": 1, "max_new_tokens": tokens} | settings))
+        search = self.search(**({"max_new_tokens": tokens} | dict(self.spec.answers) | {"beams": 1} | settings))
         if is_about_several(picture_question):
             return self.stream_by_captions(picture_question, search)
         return self.prompts.streamed(self.question_text(picture_question), pictures, search)

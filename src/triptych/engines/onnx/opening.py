@@ -109,7 +109,8 @@ def open_flamingo(directory: Path, precision: Precision) -> OnnxFlamingo:
     end_id, image_id = config.lm.end_id, config.model.image_id
     search = config.search.search(frozenset({end_id}), frozenset({image_id}))
     limits = lm.config.max_positions, config.model.max_pictures
-    spec = FlamingoSpec(tokenizer, search, image_id, end_id, *limits, config.search.words_once, config.prompts)
+    writing = config.search.words_once, config.prompts, config.search.answers()
+    spec = FlamingoSpec(tokenizer, search, image_id, end_id, *limits, *writing)
     return OnnxFlamingo(Opened(directory, config, folder, precision), spec, lm)
 
 
@@ -138,6 +139,7 @@ def open_blip2(directory: Path, precision: Precision) -> OnnxBlip2:
         model.writer,
         config.prompts,
         config.search.words_once,
+        config.search.answers(),
     )
     qformer = OnnxQFormer(folder, model, open_embeddings(folder, "words"), np.load(folder / "positions.npy"))
     temperature = float(np.load(folder / "temperature.npy")) if heads else None

@@ -41,6 +41,7 @@ class TorchBlip2(TorchEncoder):
             config.writer,
             blip2.prompts,
             blip2.config.search.words_once,
+            blip2.config.search.answers(),
         )
         self.writer = CaptionWriter(self)
 

@@ -36,6 +36,7 @@ class TorchFlamingo(TorchEncoder):
             config.max_pictures,
             flamingo.config.search.words_once,
             flamingo.config.prompts,
+            flamingo.config.search.answers(),
         )
 
     def pooled(self, features: Sequence[Array]) -> Floats:
