@@ -364,7 +364,8 @@ def beam_search(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search
         last = position + 1 == search.max_new_tokens
         kept, survivors = [], []
         for row, (source, scores) in enumerate(zip(inputs_left, best.tolist(), strict=True)):
-            slots, alive = wanted if search.refill else beams - len(ended[source]), []
+            slots = wanted if search.refill else beams - len(ended[source])
+            alive: list[tuple[int, tuple[tuple[int, float], ...]]] = []
             for k, score in enumerate(scores[:slots]):
                 if score == -np.inf:
                     break

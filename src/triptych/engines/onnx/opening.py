@@ -108,9 +108,17 @@ def open_flamingo(directory: Path, precision: Precision) -> OnnxFlamingo:
     lm, tokenizer = open_lm_session(folder)
     end_id, image_id = config.lm.end_id, config.model.image_id
     search = config.search.search(frozenset({end_id}), frozenset({image_id}))
-    limits = lm.config.max_positions, config.model.max_pictures
-    writing = config.search.words_once, config.prompts, config.search.answers()
-    spec = FlamingoSpec(tokenizer, search, image_id, end_id, *limits, *writing)
+    spec = FlamingoSpec(
+        tokenizer,
+        search,
+        image_id,
+        end_id,
+        lm.config.max_positions,
+        config.model.max_pictures,
+        config.search.words_once,
+        config.prompts,
+        config.search.answers(),
+    )
     return OnnxFlamingo(Opened(directory, config, folder, precision), spec, lm)
 
 
