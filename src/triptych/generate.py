@@ -377,7 +377,7 @@ def beam_search(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search
                 elif len(alive) < beams:
                     alive.append((k, text))
             if search.refill:
-                ended[source] = best_of(ended[source], search)[:beams]
+                ended[source] = best_first(ended[source], search)[:beams]
             if alive and not is_settled(ended[source], scores[alive[0][0]], position + 1, search):
                 kept.append(row)
                 survivors.append(alive)
@@ -397,10 +397,10 @@ def beam_search(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search
         logprobs = penalise(log_softmax(logits, search), written, search.repetition_penalty)
         logprobs = restrict(logprobs, written, search)
 
-    return [best_of(hypotheses, search)[: search.n_best] for hypotheses in ended]
+    return [best_first(hypotheses, search)[: search.n_best] for hypotheses in ended]
 
 
-def best_of(hypotheses: Sequence[Hypothesis], search: Search) -> list[Hypothesis]:
+def best_first(hypotheses: Sequence[Hypothesis], search: Search) -> list[Hypothesis]:
     return sorted(hypotheses, key=lambda h: -h.score(search.length_penalty))
 
 
