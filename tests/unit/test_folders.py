@@ -61,6 +61,10 @@ def test_walk_is_sorted_and_follows_links_without_loops(tmp_path: Path) -> None:
     found = [Path(name).relative_to(tmp_path).as_posix() for name in walk_photos([tmp_path], recursive=True)]
     assert found == ["b.jpg", "a/deep.PNG", "linked/c.png"]
     assert count_photos([tmp_path], recursive=True) == 3
+    (tmp_path / "clip.mov").touch()
+    (tmp_path / "b.jpg.original").touch()
+    others: list[str] = []
+    assert len(list(walk_photos([tmp_path], True, others))) == 3 and others == ["clip.mov"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="--recursive"):
         count_photos([tmp_path / "empty"])

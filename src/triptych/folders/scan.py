@@ -15,6 +15,7 @@ from triptych.errors import InputError
 from triptych.io.folders import SUFFIXES, is_picture_name, left_out, walk_folders
 
 LOG = logging.getLogger(__name__)
+OWN_FILES = (".original", ".txt", ".json", ".jsonl", ".xmp")  # of earlier runs, not worth a word
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def walk_photos(
 
     A folder gives the files in it that have a photo's suffix and are not hidden; ``recursive`` also those of the folders below it.
     Links are followed, and each folder is listed once (``io.folders.walk_folders``). ``others`` gets the names of the other files in
-    the folders.
+    the folders, but for sidecars and kept originals.
 
     Raises:
         InputError: a source does not exist, or a folder cannot be listed.
@@ -65,7 +66,7 @@ def walk_photos(
                 for name in names:
                     if is_picture_name(name):
                         yield os.path.join(folder, name)  # noqa: PTH118 (millions of them)
-                    elif others is not None:
+                    elif others is not None and not name.endswith(OWN_FILES):
                         others.append(name)
         elif path.exists():
             yield str(path)
