@@ -121,7 +121,7 @@ def test_keywords_of_xmp_keep_all_else() -> None:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object, matcher: RandomModel | None = None) -> int:
-    monkeypatch.setattr("triptych.tasks.load_matcher", lambda model, precision=None: matcher or RandomModel())
+    monkeypatch.setattr("triptych.tasks.load_matcher", lambda model, *_: matcher or RandomModel())
     monkeypatch.setattr(sys, "argv", ["triptych", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
         main()

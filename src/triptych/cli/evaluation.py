@@ -242,7 +242,7 @@ def eval_tags(
     data: Data,
     split: Split = "test",
     model: MatchingModel = "blip2",
-    at_least: Annotated[float, typer.Option(min=0, max=1, metavar="P", help="The probability of a tag.")] = 0.2,
+    at_least: Annotated[float, typer.Option(min=0, max=1, metavar="P", help="The probability of a tag.")] = 0.3,
     limit: Limit = None,
     strict: StrictEvaluation = False,
     as_json: Json = False,

@@ -14,7 +14,7 @@ from triptych.errors import InputError
 if TYPE_CHECKING:
     from triptych.library import Library, SheetPhoto
 
-SHEET_AT_LEAST = 0.2  # probability of the photos of a sheet
+SHEET_AT_LEAST = 0.3  # probability of the photos of a sheet
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from triptych.cli.common import Images, Json, PrecisionOption, app, complain, emit, pictures
+from triptych.cli.common import DeviceOption, Images, Json, PrecisionOption, app, complain, emit, pictures
 from triptych.cli.folders import (
     Existing,
     FolderOptions,
@@ -42,7 +42,7 @@ def tag(
     ] = None,
     at_least: Annotated[
         float, typer.Option(metavar="P", help="Only words that people would use with probability P.")
-    ] = 0.2,
+    ] = 0.3,
     most: Annotated[int, typer.Option(min=1, max=32, help="How many words a photo gets at most.")] = 10,
     model: Annotated[str, typer.Option("--model", help="blip2, or a checkpoint directory.")] = "blip2",
     out: Out = None,
@@ -55,6 +55,7 @@ def tag(
     shard: ShardOption = None,
     strict: Strict = False,
     precision: PrecisionOption = None,
+    device: DeviceOption = None,
     as_json: Json = False,
 ) -> None:
     """Find keywords for each photo, or for all photos of a folder: the words of a vocabulary that fit."""
@@ -64,7 +65,7 @@ def tag(
     files = out, recursive, tuple(sidecar or ()), existing, "", "", strict, as_json
     options = FolderOptions(*files, write_metadata, keep_original, watch=watch, shard=shard, keywords=True)
     words = None if vocabulary is None else read_words(vocabulary)
-    tagger = Tagger(load_matcher(model, precision), words, at_least, most)
+    tagger = Tagger(load_matcher(model, precision, device), words, at_least, most)
     if tagger.left_out:
         complain(
             InputError(

@@ -3,7 +3,7 @@
 A cosine means little by itself: some photos are close to every text. So it is standardised against the cosines of the same photo
 with nouns of everyday photos (``everyday.txt``). The probability is a logistic function of that score and of ITM's logit (Platt 1999).
 
-Its weights were fitted with `blip2` on 150 photos of Flickr8k and 100 of COCO (validation splits): a noun counts as right if two of a
+Its weights were fitted with `blip2` on 60 photos of Flickr8k and 60 of COCO (validation splits): a noun counts as right if two of a
 photo's captions have it, as wrong if none has. As captions leave much unsaid, the probabilities are low ones.
 """
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from triptych.errors import InputError
 from triptych.evidence import Floats
 
-COSINE_WEIGHT, MATCH_WEIGHT, BIAS = 1.1, 0.27, -4.3
+COSINE_WEIGHT, MATCH_WEIGHT, BIAS = 1.3, 0.3, -4.2
 MOST_LOGIT = 8.0  # of matching: beyond it, a probability in 32 bits says little
 
 

@@ -20,7 +20,7 @@ from triptych.tasks.probability import (
     standard_scores,
 )
 
-AT_LEAST = 0.2  # probability of a tag: see the guide
+AT_LEAST = 0.3  # probability of a tag: see the guide
 MOST_TAGS = 10
 MATCHED_TAGS = 32  # words of a photo that are matched
 MAX_VOCABULARY = 50_000  # words
