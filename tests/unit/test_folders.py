@@ -298,8 +298,8 @@ class Toy:
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[int, str, str]:
     from triptych.cli import main
 
-    monkeypatch.setattr("triptych.tasks.load", lambda model, precision=None: Toy())
-    monkeypatch.setattr("triptych.tasks.load_answerer", lambda model, precision=None: Toy())
+    monkeypatch.setattr("triptych.tasks.load", lambda *_, **__: Toy())
+    monkeypatch.setattr("triptych.tasks.load_answerer", lambda *_, **__: Toy())
     monkeypatch.setattr(sys, "argv", ["triptych", *arguments])
     with pytest.raises(SystemExit) as stop:
         main()
