@@ -83,7 +83,7 @@ def test_examples_are_text_files_beside_photos_or_a_data_set(tmp_path: Path) -> 
 
 def test_complete_takes_the_nearest_of_a_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     tasks = flamingo_tasks(max_positions=1000)
-    monkeypatch.setattr("triptych.tasks.load", lambda name, **_: tasks)
+    monkeypatch.setattr("triptych.tasks.load", lambda *_, **__: tasks)
     rng = np.random.default_rng(0)
     for name in ("a", "b", "c"):
         Image.fromarray(rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
