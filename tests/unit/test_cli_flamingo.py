@@ -22,7 +22,7 @@ Run = Callable[..., Result]
 @pytest.fixture(autouse=True)
 def model(monkeypatch: pytest.MonkeyPatch) -> None:
     tasks = flamingo_tasks(max_positions=1000)
-    monkeypatch.setattr("triptych.tasks.load", lambda name, **_: tasks)
+    monkeypatch.setattr("triptych.tasks.load", lambda *_, **__: tasks)
 
 
 @pytest.fixture
