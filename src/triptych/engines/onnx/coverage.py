@@ -34,7 +34,7 @@ def check_language_model(name: str, config: DecoderConfig) -> None:
 
 
 def check_encoder(spec: EncoderSpec) -> None:
-    """Raises NotCoveredError: it is another than the embedded one."""
+    """Raises NotCoveredError: it is another than the embedded one; vision transformers, VGG-19 and ResNet-101 have no graphs yet."""
     if spec.name != efficientnet.ENCODER_NAME:
         raise NotCoveredError(f"the image encoder {spec.name}")
 
