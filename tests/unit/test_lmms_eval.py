@@ -28,7 +28,8 @@ def stand_in() -> dict[str, ModuleType]:
     class Instance:
         request_type: str
         arguments: tuple[Any, ...]
-        idx: int = 0
+        idx: int
+        metadata: dict[str, Any]
 
         @property
         def args(self) -> tuple[Any, ...]:
@@ -73,7 +74,8 @@ def photo(doc: dict[str, Any]) -> list[Image.Image]:
 
 def request(adapter: ModuleType, kind: str, text: str, middle: object, doc: int) -> Any:
     """As ``ConfigurableTask.construct_requests`` makes them."""
-    return adapter.Instance(kind, (text, middle, photo, doc, "vqa", "val"), 0)
+    metadata = {"task": "vqa", "doc_id": doc, "repeats": 1}
+    return adapter.Instance(kind, (text, middle, photo, doc, "vqa", "val"), 0, metadata)
 
 
 @pytest.mark.parametrize("tasks", [blip2_tasks, flamingo_tasks])
