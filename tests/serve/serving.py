@@ -56,5 +56,5 @@ def running(models: dict[str, Any] | None = None, **fields: Any) -> Iterator[str
 
 async def post_all(address: str, bodies: list[dict[str, Any]]) -> list[httpx.Response]:
     limits = httpx.Limits(max_connections=len(bodies))
-    async with httpx.AsyncClient(base_url=address, timeout=30, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=address, timeout=120, limits=limits) as client:
         return await asyncio.gather(*(client.post(CHAT, json=body) for body in bodies))

@@ -124,6 +124,7 @@ BAD = [
     (question(data_url(), temperature=-1), 400, "temperature"),
     (question(data_url(), top_p=0), 400, "top_p"),
     (question(data_url(), stop=["a"] * 5), 400, "stop"),
+    (question(data_url(), logprobs=True, top_logprobs=2), 400, "top_logprobs"),
     (question(), 400, "messages"),
     (question(*[data_url()] * 17), 400, "messages"),
     (question(data_url(), text="x" * 20_000), 400, "messages[0].content"),
@@ -149,6 +150,32 @@ def test_bad_requests_name_the_field(client: TestClient, body: object, status: i
     assert (response.status_code, error["param"]) == (status, param)
     assert set(error) == {"message", "type", "param", "code"} and "\n" not in error["message"]
     assert "Traceback" not in error["message"] and "/site-packages" not in error["message"]
+
+
+LIMITS = [
+    ("/v1/caption", {"image": data_url(), "beams": 9}, "beams"),
+    ("/v1/caption", {"image": data_url(), "max_new_tokens": 513}, "max_new_tokens"),
+    ("/v1/ask", {"images": [data_url()] * 17, "question": "?"}, "images"),
+    ("/v1/ask", {"images": [data_url()], "question": "x" * 16_385}, "question"),
+    ("/v1/ask", {"images": [data_url()], "question": "?", "choices": [str(n) for n in range(33)]}, "choices"),
+    ("/v1/match", {"images": [data_url()], "texts": [str(n) for n in range(33)]}, "texts"),
+    ("/v1/embeddings", {"model": "blip2", "input": ["x"] * 257}, "input"),
+    ("/v1/rerank", {"query": "x", "documents": [data_url()] * 33}, "documents"),
+    ("/api/generate", {"model": "sat", "images": [""] * 17}, "images"),
+    ("/api/chat", {"model": "sat", "messages": []}, "messages"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "param"), LIMITS)
+def test_19_limits_of_the_other_routes(client: TestClient, path: str, body: object, param: str) -> None:
+    response = client.post(path, json=body)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+def test_content_may_be_a_text(client: TestClient) -> None:
+    picture = {"role": "user", "content": question(data_url(4))["messages"][0]["content"][:1]}
+    body = {"model": "blip2", "messages": [picture, {"role": "user", "content": "Hm?"}]}
+    assert text_of(client.post(CHAT, json=body)) == "Hm? [4]"
 
 
 def test_two_pictures_in_one_request_are_two_pictures(client: TestClient) -> None:
@@ -219,6 +246,8 @@ def test_ollama_routes(client: TestClient) -> None:
     parts = [json.loads(line) for line in lines]
     assert "".join(part["message"]["content"] for part in parts) == "It is 6" and parts[-1]["done"]
     assert [model["name"] for model in client.get("/api/tags").json()["models"]] == ["sat", "blip2"]
+    assert "vision" in client.post("/api/show", json={"model": "sat"}).json()["capabilities"]
+    assert client.post("/api/show", json={"model": "x"}).status_code == 404 and client.get("/api/version").json()
 
 
 def test_the_official_clients() -> None:

@@ -1,11 +1,16 @@
 """Many requests at once: batches, bounds, cancellation, failures that stay alone, shutdown."""
 
 import asyncio
+import ctypes
+import gc
+import os
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import httpx
+import pytest
 from serving import CHAT, client_of, post_all, running
 from toy_models import ToyBlip2, ToySat, data_url, question
 
@@ -59,6 +64,44 @@ def test_a_request_that_takes_too_long_is_given_up() -> None:
         response = client.post(CHAT, json=question(data_url(), model="sat"))
         assert response.status_code == 504 and response.headers["retry-after"]
     assert model.steps < 200
+
+
+def resident() -> int:
+    """Bytes of this process, once what it does not use any more is given back."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux tells a process's memory")
+def test_21_memory_stays_flat() -> None:
+    bodies = [question(data_url(n % 200), text=f"{n}?") for n in range(1000)]
+    with client_of() as client:
+        for body in bodies[:200]:
+            client.post(CHAT, json=body)
+        before = resident()
+        for body in bodies[200:] + bodies[:200]:
+            assert client.post(CHAT, json=body).status_code == 200
+        after = resident()
+    assert after < 1.05 * before
+
+
+def test_25_none_of_many_connections_is_lost() -> None:
+    """One request in ten is bad; a server that is full says when to come again."""
+    good, bad = ToyBlip2(delay=0.01), question("data:image/png;base64,bm9uZQ==")
+    bodies = [question(data_url(n)) if n % 10 else bad for n in range(100)]
+    with running({"sat": ToySat(), "blip2": good}, queue=16) as address:
+        responses = asyncio.run(post_all(address, bodies))
+        statuses = [response.status_code for response in responses]
+        assert httpx.get(f"{address}/healthz").status_code == 200
+    assert [statuses[n] for n in range(0, 100, 10)] == [400] * 10
+    for n, response in enumerate(responses):
+        if n % 10:
+            assert response.status_code in (200, 429)
+            if response.status_code == 200:
+                assert response.json()["choices"][0]["message"]["content"] == f"What? [{n}]"
+    assert statuses.count(200) >= 16
 
 
 def test_23_running_requests_are_finished_at_shutdown() -> None:

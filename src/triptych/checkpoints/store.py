@@ -11,7 +11,7 @@ import json
 import os
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -192,10 +192,11 @@ class SafetensorsFile(TensorStore):
                 length = int.from_bytes(file.read(8), "little")
                 if not 2 <= length <= min(MAX_HEADER, size - 8):
                     raise InputError(f"{path} is not a safetensors file, or is truncated")
-                header = json.loads(file.read(length))
+                header = json.loads(file.read(length), object_pairs_hook=without_duplicates)
             self.entries = {
                 name: _entry(fields, 8 + length, size) for name, fields in header.items() if name != "__metadata__"
             }
+            check_cover(self.entries.values(), 8 + length, size)
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror or error}") from None
         except InputError:
@@ -221,6 +222,24 @@ class SafetensorsFile(TensorStore):
             file.seek(self.entries[name].start)
             read_into(file, tensor, self.path)
         return check_finite(tensor, f"{self.path}: the tensor {name}")
+
+
+def without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises ValueError: a name is given twice, so readers could differ in which they take."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is given twice")
+    return found
+
+
+def check_cover(entries: Iterable[Entry], begin: int, end: int) -> None:
+    """Raises ValueError: the tensors overlap, or leave bytes between them that belong to none."""
+    for entry in sorted(entries, key=lambda entry: (entry.start, entry.size)):
+        if entry.start != begin:
+            raise ValueError("tensors overlap, or bytes between them belong to none")
+        begin += entry.size
+    if begin != end:
+        raise ValueError("bytes behind the last tensor belong to none")
 
 
 def _entry(fields: Any, begin: int, size: int) -> Entry:

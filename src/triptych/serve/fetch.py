@@ -10,7 +10,9 @@ import http.client
 import ipaddress
 import socket
 import ssl
+import threading
 import time
+from contextlib import suppress
 from urllib.parse import urljoin, urlsplit
 
 from triptych.errors import InputError
@@ -73,15 +75,19 @@ def public_address(host: str, port: int) -> str:
 
 def request(host: str, port: int, secure: bool, target: str, deadline: float) -> tuple[int, str | None, bytes]:
     """One GET to the address that was checked. Raises InputError."""
+    address, left = public_address(host, port), max(0.1, deadline - time.monotonic())
     try:
-        raw = socket.create_connection(
-            (public_address(host, port), port), timeout=max(0.1, deadline - time.monotonic())
-        )
+        raw = socket.create_connection((address, port), timeout=left)
         if secure:
-            raw = ssl.create_default_context().wrap_socket(raw, server_hostname=host)
+            context = ssl.create_default_context()
+            raw = context.wrap_socket(raw, server_hostname=host, do_handshake_on_connect=False)
+        cut_off = threading.Timer(left, shut_down, (raw,))  # ends any read, however slowly bytes drip in
+        cut_off.start()
         connection = http.client.HTTPConnection(host, port)
         connection.sock = raw
         try:
+            if isinstance(raw, ssl.SSLSocket):
+                raw.do_handshake()
             connection.request("GET", target, headers={"Accept": "image/*", "User-Agent": "triptych"})
             response = connection.getresponse()
             body = bytearray()
@@ -89,10 +95,20 @@ def request(host: str, port: int, secure: bool, target: str, deadline: float) ->
                 body += chunk
                 if len(body) > PICTURE_BYTES:
                     raise InputError(f"the picture is larger than {PICTURE_BYTES >> 20} MB")
-                if time.monotonic() > deadline:
-                    raise InputError(f"the picture did not arrive within {SECONDS:.0f} seconds")
+            if time.monotonic() > deadline:
+                raise OSError
             return response.status, response.getheader("location"), bytes(body)
         finally:
+            cut_off.cancel()
             connection.close()
-    except (OSError, http.client.HTTPException):
-        raise InputError("the address cannot be fetched") from None
+    except InputError:
+        raise
+    except (OSError, ValueError, http.client.HTTPException):
+        late = time.monotonic() > deadline
+        what = f"the picture did not arrive within {SECONDS:.0f} seconds" if late else "the address cannot be fetched"
+        raise InputError(what) from None
+
+
+def shut_down(connection: socket.socket) -> None:
+    with suppress(OSError):  # it was closed just now
+        connection.shutdown(socket.SHUT_RDWR)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,18 @@ def can(model: Model, verb: str) -> bool:
     return isinstance(model, {"caption": Captions, "complete": Completes}[verb])
 
 
-def read_pictures(request: Request, addresses: Sequence[str], param: str) -> list[Image]:
-    return [read_picture(address, request.app.state.settings, f"{param}[{i}]") for i, address in enumerate(addresses)]
+async def read_pictures(request: Request, addresses: Mapping[str, str]) -> list[Image]:
+    """The pictures at the addresses; by name, the fields of the request that they are from. Other requests go on meanwhile."""
+    settings: ServerSettings = request.app.state.settings
+
+    def read() -> list[Image]:
+        return [read_picture(address, settings, field) for field, address in addresses.items()]
+
+    return await asyncio.to_thread(read)
+
+
+def listed(addresses: Sequence[str], field: str) -> dict[str, str]:
+    return {f"{field}[{i}]": address for i, address in enumerate(addresses)}
 
 
 def maps_of(answer: Any) -> dict[str, Any] | None:
@@ -106,7 +117,7 @@ def maps_of(answer: Any) -> dict[str, Any] | None:
 
 @native_router.post("/caption")
 async def post_caption(request: Request, body: CaptionRequest) -> dict[str, Any]:
-    photo = read_picture(body.image, request.app.state.settings, "image")
+    (photo,) = await read_pictures(request, {"image": body.image})
     given = {"beams": body.beams, "max_new_tokens": body.max_new_tokens}
     chosen = {name: value for name, value in given.items() if value is not None}
 
@@ -119,7 +130,7 @@ async def post_caption(request: Request, body: CaptionRequest) -> dict[str, Any]
 
 @native_router.post("/ask")
 async def post_ask(request: Request, body: AskRequest) -> dict[str, Any]:
-    photos = read_pictures(request, body.images, "images")
+    photos = await read_pictures(request, listed(body.images, "images"))
 
     def run(model: Any, payloads: Sequence[tuple[list[Image], str]]) -> list[Any]:
         images, questions = zip(*payloads, strict=True)
@@ -132,9 +143,9 @@ async def post_ask(request: Request, body: AskRequest) -> dict[str, Any]:
 
 @native_router.post("/complete")
 async def post_complete(request: Request, body: CompleteRequest) -> dict[str, Any]:
-    settings = request.app.state.settings
-    photo = read_picture(body.image, settings, "image")
-    shots = [(read_picture(shot.image, settings, f"shots[{i}].image"), shot.text) for i, shot in enumerate(body.shots)]
+    of_shots = {f"shots[{i}].image": shot.image for i, shot in enumerate(body.shots)}
+    photo, *pictures = await read_pictures(request, {"image": body.image, **of_shots})
+    shots = [(picture, shot.text) for picture, shot in zip(pictures, body.shots, strict=True)]
 
     def run(model: Any, payloads: Sequence[Any]) -> list[Any]:
         return [
@@ -149,7 +160,7 @@ async def post_complete(request: Request, body: CompleteRequest) -> dict[str, An
 
 @native_router.post("/match")
 async def post_match(request: Request, body: MatchRequest) -> dict[str, Any]:
-    photos = read_pictures(request, body.images, "images")
+    photos = await read_pictures(request, listed(body.images, "images"))
 
     def run(model: Any, payloads: Sequence[list[Image]]) -> list[Any]:
         return [model.match(images, body.texts) for images in payloads]
@@ -162,7 +173,7 @@ async def post_match(request: Request, body: MatchRequest) -> dict[str, Any]:
 @native_router.post("/explain")
 async def post_explain(request: Request, body: ExplainRequest) -> dict[str, Any]:
     """Where the model attended at each word: maps as numbers, and a figure as a PNG data URL."""
-    photo = read_picture(body.image, request.app.state.settings, "image")
+    (photo,) = await read_pictures(request, {"image": body.image})
 
     def run(model: Any, photos: Sequence[Image]) -> list[Any]:
         from triptych.figures.maps import draw_words

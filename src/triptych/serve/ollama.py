@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
@@ -74,7 +75,8 @@ def pictures_of(images: list[str] | None, settings: ServerSettings, param: str) 
 async def ollama_generate(request: Request, body: OllamaGenerateRequest) -> Any:
     settings: ServerSettings = request.app.state.settings
     messages: list[tuple[str, str, list[Image]]] = [("system", body.system, [])] if body.system else []
-    messages.append(("user", body.prompt, pictures_of(body.images, settings, "images")))
+    pictures = await asyncio.to_thread(pictures_of, body.images, settings, "images")
+    messages.append(("user", body.prompt, pictures))
     talk = read_dialogue(messages, body.options.search_settings())
     return await ollama_answer(request, body.model, talk, body.stream, lambda text: {"response": text})
 
@@ -82,10 +84,10 @@ async def ollama_generate(request: Request, body: OllamaGenerateRequest) -> Any:
 @ollama_router.post("/chat")
 async def ollama_chat(request: Request, body: OllamaChatRequest) -> Any:
     settings: ServerSettings = request.app.state.settings
-    messages = [
-        (message.role, message.content, pictures_of(message.images, settings, f"messages[{i}].images"))
-        for i, message in enumerate(body.messages)
-    ]
+    messages = []
+    for i, message in enumerate(body.messages):
+        pictures = await asyncio.to_thread(pictures_of, message.images, settings, f"messages[{i}].images")
+        messages.append((message.role, message.content, pictures))
     talk = read_dialogue(messages, body.options.search_settings())
     return await ollama_answer(
         request, body.model, talk, body.stream, lambda text: {"message": {"role": "assistant", "content": text}}

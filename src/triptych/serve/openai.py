@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import uuid
@@ -129,7 +130,8 @@ async def chat_completions(request: Request, body: ChatRequest) -> Any:
     settings: ServerSettings = request.app.state.settings
     body.check()
     model, worker = served.get(body.model)
-    talk = read_dialogue(read_messages(body.messages, settings), body.search_settings())
+    messages = await asyncio.to_thread(read_messages, body.messages, settings)
+    talk = read_dialogue(messages, body.search_settings())
     kind = answer_kind(model, talk)
     if body.stream:
         job = Job(("stream",), talk, stream=lambda talk: answer_pieces(model, kind, talk))
@@ -268,6 +270,10 @@ def as_item(item: str | dict[str, Any], settings: ServerSettings, param: str) ->
     return read_picture(address, settings, param)
 
 
+def as_items(items: Sequence[str | dict[str, Any]], settings: ServerSettings, param: str) -> list[str | Image]:
+    return [as_item(item, settings, f"{param}[{i}]") for i, item in enumerate(items)]
+
+
 def matcher(request: Request, name: str) -> tuple[Matches, Worker]:
     model, worker = request.app.state.served.get(name)
     if not (isinstance(model, Matches) and model.matches):
@@ -283,7 +289,7 @@ async def openai_embeddings(request: Request, body: EmbeddingRequest) -> dict[st
     items = body.input if isinstance(body.input, list) else [body.input]
     if not 1 <= len(items) <= 256:
         raise ApiError(400, f"input has {len(items)} items: 1 to 256", param="input")
-    content = [as_item(item, settings, f"input[{i}]") for i, item in enumerate(items)]
+    content = await asyncio.to_thread(as_items, items, settings, "input")
 
     def run(payloads: Sequence[list[str | Image]]) -> list[tuple[list[list[float]], int]]:
         return [(embed(model, payload), model.count_pieces(texts_of(payload))) for payload in payloads]
@@ -306,7 +312,7 @@ async def openai_rerank(request: Request, body: RerankRequest) -> dict[str, Any]
     """Pictures by how well they fit a text (matching)."""
     settings: ServerSettings = request.app.state.settings
     model, worker = matcher(request, body.model)
-    pictures = [as_item(item, settings, f"documents[{i}]") for i, item in enumerate(body.documents)]
+    pictures = await asyncio.to_thread(as_items, body.documents, settings, "documents")
     for i, picture in enumerate(pictures):
         if isinstance(picture, str):
             raise ApiError(400, f"documents[{i}] is no picture", param=f"documents[{i}]")

@@ -1,0 +1,164 @@
+"""What pictures may do to the server, beside tests/unit/test_images_hostile.py. Numbers are those of docs/security.md."""
+
+import base64
+import struct
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image, PngImagePlugin
+from serving import CHAT, client_of
+from toy_models import png, question
+
+from triptych.errors import InputError
+from triptych.serve import pictures
+from triptych.serve.native import found_fields
+from triptych.serve.pictures import base64_bytes
+
+
+def as_url(data: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+def encoded(image: Image.Image, form: str, **options: object) -> bytes:
+    file = BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_with(kind: bytes, data: bytes) -> bytes:
+    """A small PNG with a chunk behind its header."""
+    whole = png()
+    return whole[:33] + chunk(kind, data) + whole[33:]
+
+
+def gif_of_many_frames() -> bytes:
+    head = b"GIF89a" + struct.pack("<HHBBB", 4, 4, 0x80, 0, 0) + bytes(6)
+    frame = b"," + struct.pack("<HHHHB", 0, 0, 4, 4, 0) + b"\x02\x02L\x01\0"
+    return head + 10_000 * frame + b";"
+
+
+def webp_of_many_frames() -> bytes:
+    frames = [Image.new("RGB", (4, 4), (200 * n, 0, 0)) for n in range(2)]
+    data = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:])
+    first = data.index(b"ANMF")
+    size = 8 + struct.unpack_from("<I", data, first + 4)[0]
+    frame = data[first : first + size]
+    body = data[8:first] + 10_000 * frame
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def jpeg_of_many_scans() -> bytes:
+    data = encoded(Image.new("RGB", (64, 64)), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + 65_535 * data[last:-2] + data[-2:]
+
+
+def bombs() -> Iterator[tuple[str, Callable[[], bytes]]]:
+    zeros = zlib.compress(bytes(64 << 20), 1)
+    yield "text", lambda: png_with(b"zTXt", b"Comment\0\0" + zeros)
+    yield "ICC profile", lambda: png_with(b"iCCP", b"icc\0\0" + zeros)
+    yield "GIF", gif_of_many_frames
+    yield "WebP", webp_of_many_frames
+    yield "JPEG", jpeg_of_many_scans
+
+
+@pytest.mark.parametrize("make", [make for _, make in bombs()], ids=[name for name, _ in bombs()])
+def test_11_bombs_cost_little(client: TestClient, make: Callable[[], bytes]) -> None:
+    body = question(as_url(make()))
+    started = time.process_time()
+    assert client.post(CHAT, json=body).status_code in (200, 400)
+    assert time.process_time() - started < 1
+
+
+def test_10_too_many_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "PICTURE_BYTES", 30)
+    assert len(base64_bytes("A" * 60)) == 45
+    with pytest.raises(InputError, match="larger"):
+        base64_bytes("A" * 64)
+
+
+def test_12_the_bytes_decide_and_what_follows_them_is_ignored(client: TestClient) -> None:
+    both = png(9) + b"<script>alert(1)</script>%PDF-1.7"
+    for address in (as_url(both), as_url(both).replace("image/png", "application/pdf")):
+        assert client.post(CHAT, json=question(address)).json()["choices"][0]["message"]["content"] == "What? [9]"
+    pdf = b"%PDF-1.7\n" + png(9)
+    assert client.post(CHAT, json=question(as_url(pdf))).status_code == 400
+
+
+NASTY = "<script>alert(1)</script>\x1b[31m\u202egnp\r\nSet-Cookie: a=b"
+
+
+def test_15_metadata_is_not_repeated(client: TestClient) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("Comment", NASTY)
+    info.add_itxt("Title", NASTY)
+    photo = as_url(encoded(Image.new("RGB", (8, 8)), "PNG", pnginfo=info))
+    damaged = as_url(encoded(Image.new("RGB", (8, 8)), "PNG", pnginfo=info)[:300])
+    for path, body in (
+        (CHAT, question(photo)),
+        (CHAT, question(damaged)),
+        ("/v1/explain", {"image": photo}),
+        ("/v1/caption", {"image": photo, "explain": True}),
+    ):
+        response = client.post(path, json=body)
+        for text in ("alert(1)", "\x1b", "\u202e", "Set-Cookie"):
+            assert text not in response.text and text.lower() not in str(response.headers).lower()
+
+
+def test_15_a_model_name_is_not_markup(client: TestClient) -> None:
+    response = client.post(CHAT, json=question(as_url(png()), model=NASTY))
+    assert response.status_code == 404 and response.headers["content-type"] == "application/json"
+    assert "\x1b" not in response.text and "\n" not in response.json()["error"]["message"]
+
+
+def test_16_pictures_that_come_back_carry_no_position(client: TestClient, tmp_path: object) -> None:
+    exif = Image.Exif()
+    exif[0x8825] = {1: "N", 2: (52.0, 31.0, 12.0)}
+    data = encoded(Image.new("RGB", (640, 480), (9, 9, 9)), "JPEG", exif=exif)
+    assert b"Exif" in data
+    figure = client.post("/v1/explain", json={"image": as_url(data)}).json()["figure"]
+
+    class Hit:
+        rank, score, path = 1, 0.5, f"{tmp_path}/<b>photo.jpg"
+
+    Path(Hit.path).write_bytes(data)
+    thumbnail = found_fields(Hit)["thumbnail"]
+    for url in (figure, thumbnail):
+        returned = base64.b64decode(url.partition(",")[2])
+        assert b"Exif" not in returned and not Image.open(BytesIO(returned)).getexif()
+
+
+def test_other_requests_are_answered_while_pictures_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading does not hold up the server's loop."""
+    import threading
+
+    from triptych.serve import openai
+
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> object:
+        reading.set()
+        go_on.wait(10)
+        return Image.new("RGB", (4, 4))
+
+    monkeypatch.setattr(openai, "read_picture", slow)
+    with client_of() as client:
+        statuses: list[int] = []
+        thread = threading.Thread(
+            target=lambda: statuses.append(client.post(CHAT, json=question(as_url(png()))).status_code)
+        )
+        thread.start()
+        reading.wait(10)
+        assert client.get("/healthz").status_code == 200 and not statuses
+        go_on.set()
+        thread.join(10)
+        assert statuses == [200]
