@@ -1,5 +1,5 @@
 """``python -m benchmarks sat``: measures Show, Attend and Tell and prints a table; ``lm``: the language model; ``blip2``: BLIP-2;
-``flamingo``: Flamingo; ``engine``: ONNX Runtime beside torch and transformers.
+``flamingo``: Flamingo; ``engine``: ONNX Runtime beside torch and transformers; ``serve``: the server under load.
 
 See README.md for what each row means.
 """
@@ -217,6 +217,25 @@ def cold_engine_rows(threads: int, repeats: int) -> list[Row]:
     return rows
 
 
+def serve_rows(threads: int, repeats: int, quick: bool) -> list[Row]:
+    """The server under load; ``quick``: a sixteenth of the load."""
+    load = ["--requests", "8", "--connections", "64"] if quick else []
+    run = run_python(["-m", "benchmarks.serve", *load, "--repeats", str(repeats)], threads)
+    return [Row(name, value, serve_unit(name)) for name, value in json.loads(run.stdout).items()]
+
+
+def serve_unit(name: str) -> str:
+    """Of a figure of ``benchmarks.serve``."""
+    if " / " in name:
+        return "times"
+    if name.endswith(("clients", "one at a time")) and "p99" not in name:
+        return "requests/s"
+    units = {"memory": "MB", "memory, growth": "%"} | dict.fromkeys(
+        ("connections", "answered", "refused", "lost"), "requests"
+    )
+    return units.get(name, "ms")
+
+
 def sat_rows(threads: int, repeats: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         model = "sat"
@@ -228,13 +247,15 @@ def sat_rows(threads: int, repeats: int) -> list[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    parser.add_argument("system", choices=("sat", "lm", "blip2", "flamingo", "engine"))
+    parser.add_argument("system", choices=("sat", "lm", "blip2", "flamingo", "engine", "serve"))
     parser.add_argument("--json", action="store_true", help="one JSON object per row")
     parser.add_argument("--threads", type=int, default=2, help="of torch (default: 2)")
     parser.add_argument(
         "--repeats", type=int, default=5, help="of searches, decoding and commands; warm captions: 4 times that"
     )
-    parser.add_argument("--quick", action="store_true", help="flamingo at tiny sizes: whether it runs, not how fast")
+    parser.add_argument(
+        "--quick", action="store_true", help="flamingo at tiny sizes, serve with a sixteenth of the load"
+    )
     arguments = parser.parse_args()
     systems: dict[str, Callable[[int, int], list[Row]]] = {
         "sat": sat_rows,
@@ -242,8 +263,9 @@ def main() -> None:
         "blip2": blip2_rows,
         "flamingo": partial(flamingo_rows, quick=arguments.quick),
         "engine": engine_rows,
+        "serve": partial(serve_rows, quick=arguments.quick),
     }
-    if arguments.system == "engine":
+    if arguments.system in ("engine", "serve"):
         about = processor()
         print(json.dumps(about) if arguments.json else f"{about['name']}, {about['cores']} cores: {about['flags']}")
     for row in systems[arguments.system](arguments.threads, arguments.repeats):
