@@ -21,6 +21,7 @@ from toy_models import data_url, question
 from triptych.engines.interface import FlamingoSpec
 from triptych.engines.onnx.flamingo import OnnxFlamingo
 from triptych.engines.onnx.flamingo_graph import media_graph, resampler_graph, text_graph
+from triptych.engines.onnx.language import LanguageGraph
 from triptych.errors import InputError
 from triptych.generate import Hypothesis, Search, generate
 from triptych.interruption import InterruptedGeneration, interruption
@@ -205,7 +206,7 @@ def flamingo(tmp_path: Path) -> TinyPhotos:
     randomise(model)
     weights, lm = weights_of(model), model.lm.config
     save([resampler_graph(config, weights), media_graph(config, weights, lm.layers // 2)], tmp_path)
-    save([text_graph(config, weights, lm, weights.below("lm."), "fp32")], tmp_path)
+    save([text_graph(config, weights, LanguageGraph(lm, weights.below("lm."), "fp32"))], tmp_path)
     end = min(tokenizer.eos_ids)
     letters = {*tokenizer.encode("abcdefghijklmnopqrstuvwxyz"), end}
     search = Search(frozenset({end}), max_new_tokens=15, beams=2, banned=frozenset(range(len(tokenizer))) - letters)

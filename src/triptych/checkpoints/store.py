@@ -226,10 +226,10 @@ class SafetensorsFile(TensorStore):
 
 def without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """Raises ValueError: a name is given twice, so readers could differ in which they take."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    unique = dict(pairs)
+    if len(unique) < len(pairs):
         raise ValueError("a name is given twice")
-    return found
+    return unique
 
 
 def check_cover(entries: Iterable[Entry], begin: int, end: int) -> None:
