@@ -46,6 +46,11 @@ from triptych.text.wordpiece import itg_search
 MAX_PHOTOS = 16  # of one question
 WRITERS = ("lm", "qformer")  # of captions
 
+# Of captions' beams and contrast's part in choosing among them, on 100 validation photos each of coco-extra and Flickr8k: CIDEr-D 74.3 and
+# 60.1 by log-probability alone (weight 0), 79.2 and 67.1 with a weight of 2, 77.9 and 65.2 with 4, 77.4 and 63.9 with 32.
+RERANKED_BEAMS = 6
+CONTRAST_WEIGHT = 2.0
+
 
 class PhotoPrompt(NamedTuple):
     """A prompt before it is read. ``text``: with ``<image>`` where each photo stands. ``question``: what the Q-Former reads; None: the
@@ -111,6 +116,7 @@ class Blip2Tasks(Answerer, Blip2Matching):
         explain: bool = ...,
         writer: str | None = ...,
         prompt: str | None = ...,
+        rerank: bool = ...,
         **settings: Any,
     ) -> list[Answer]: ...
     @overload
@@ -121,6 +127,7 @@ class Blip2Tasks(Answerer, Blip2Matching):
         explain: bool = ...,
         writer: str | None = ...,
         prompt: str | None = ...,
+        rerank: bool = ...,
         **settings: Any,
     ) -> Answer: ...
     def caption(
@@ -130,6 +137,7 @@ class Blip2Tasks(Answerer, Blip2Matching):
         explain: bool = False,
         writer: str | None = None,
         prompt: str | None = None,
+        rerank: bool = True,
         **settings: Any,
     ) -> Answer | list[Answer]:
         """Caption one photo, or a list of photos (each answered as if it were alone).
@@ -140,6 +148,8 @@ class Blip2Tasks(Answerer, Blip2Matching):
             writer: ``lm``, the language model behind the soft prompt; ``qformer``, the Q-Former itself (ITG); None = the model's own.
             prompt: the text behind the photo, word for word, which a Q-Former that takes whole prompts (InstructBLIP's) reads as well;
                 None = the model's own.
+            rerank: choose among the beams of the language model by contrast, too (``reranked``), where the model has it; not among texts
+                behind a ``prompt``, nor among samples.
             settings: fields of ``generate.Search``: beams, max_new_tokens, length_penalty, n_best, temperature, top_k, top_p, seed.
 
         Raises:
@@ -147,7 +157,7 @@ class Blip2Tasks(Answerer, Blip2Matching):
         """
         if not isinstance(images, list | tuple):
             alone: list[ImageSource] = [images]  # type: ignore[list-item]
-            return self.caption(alone, explain=explain, writer=writer, prompt=prompt, **settings)[0]
+            return self.caption(alone, explain=explain, writer=writer, prompt=prompt, rerank=rerank, **settings)[0]
         if writer not in (None, *WRITERS):
             raise InputError(f"unknown writer {writer!r}: choose {' or '.join(WRITERS)}")
         if prompt is not None and writer == "qformer":
@@ -155,12 +165,32 @@ class Blip2Tasks(Answerer, Blip2Matching):
         if prompt is None and ((writer or self.spec.writer) == "qformer" or (writer is None and not self.answers)):
             return self.grounded_captions(images, explain, **settings)
         text = self.spec.prompts.caption if prompt is None else f"{IMAGE}{prompt}"
-        search = self.caption_search(**settings)
+        rerank = rerank and prompt is None and self.matches and not settings.get("temperature")
+        search = self.caption_search(**({"beams": RERANKED_BEAMS} if rerank else {}) | settings)
         answers: list[Answer] = []
         for first in range(0, len(images), DECODED_TOGETHER):
             part = [PhotoPrompt(text, [image]) for image in images[first : first + DECODED_TOGETHER]]
-            answers += self.write(part, search, explain, as_sentence=prompt is None)
+            if rerank and search.beams > 1:
+                rows = self.read(part, explain)
+                written = self.reranked(rows, search)
+                answers += self.to_answers(rows, written, search, explain, as_sentence=True)
+            else:
+                answers += self.write(part, search, explain, as_sentence=prompt is None)
         return answers
+
+    def reranked(self, rows: Sequence[InterleavedPrompt], search: Search) -> list[list[Hypothesis]]:
+        """The beams of each photo by log-probability and the cosine of contrast (ITC) together, the ``n_best`` of ``search``."""
+        written = generate(self.engine, [row.pieces for row in rows], replace(search, n_best=search.beams))
+        photos = self.itc_images([row.prompt.images[0] for row in rows])
+        chosen = []
+        for queries, hypotheses in zip(photos, written, strict=True):
+            texts = [self.tokenizer.decode(h.ids).strip() for h in hypotheses]
+            scores = np.array([h.score(1.0) for h in hypotheses])  # the mean over tokens
+            if all(texts):
+                scores += CONTRAST_WEIGHT * (queries @ self.itc_texts(texts).T).max(0)
+            order = np.argsort(-scores, kind="stable")[: search.n_best]
+            chosen.append([hypotheses[i] for i in order])
+        return chosen
 
     def grounded_captions(self, images: Sequence[ImageSource], explain: bool, **settings: Any) -> list[Answer]:
         """Captions by the Q-Former itself, as the first stage learns to write them (ITG)."""
@@ -297,6 +327,16 @@ class Blip2Tasks(Answerer, Blip2Matching):
         """What follows each prompt."""
         rows = self.read(prompts, explain)
         written = generate(self.engine, [row.pieces for row in rows], search)
+        return self.to_answers(rows, written, search, explain, as_sentence)
+
+    def to_answers(
+        self,
+        rows: Sequence[InterleavedPrompt],
+        written: Sequence[Sequence[Hypothesis]],
+        search: Search,
+        explain: bool,
+        as_sentence: bool,
+    ) -> list[Answer]:
         return [
             replace(self.answer(h, row, explain, as_sentence), recipe=self.recipe(row.prompt.text, search))
             for h, row in zip(written, rows, strict=True)
