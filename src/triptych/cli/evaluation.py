@@ -42,6 +42,7 @@ def eval_caption(
     writer: Annotated[
         str | None, typer.Option(help="BLIP-2: lm or qformer (grounded generation).", show_default="the model's")
     ] = None,
+    rerank: Annotated[bool, typer.Option(help="BLIP-2: choose among the beams by contrast, too.")] = True,
     shots: Annotated[int, typer.Option(min=0, max=64, help="Flamingo: captioned training photos in the prompt.")] = 0,
     nearest: Annotated[
         bool, typer.Option("--nearest", help="With --shots: those most like each photo (RICES), not the same for all.")
@@ -77,8 +78,10 @@ def eval_caption(
         ("writer", writer),
     )
     settings: dict[str, Any] = {name: value for name, value in given if value is not None}
-    if writer is not None and not isinstance(captioner, Blip2Tasks):
-        raise InputError(f"{model} has one way to write captions: --writer is for blip2")
+    if (writer is not None or not rerank) and not isinstance(captioner, Blip2Tasks):
+        raise InputError(f"{model} has one way to write captions: --writer and --no-rerank are for blip2")
+    if not rerank:
+        settings["rerank"] = False
     if nearest and not shots:
         raise InputError("--nearest picks the examples of --shots: say how many")
     if shots:
