@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,7 @@ NAME_SHOTS = (("horse-noto.png", "a dax"), ("owl-noto.png", "a blicket"))
 NAME_QUERY = "horse-openmoji.png"
 CHAT_PHOTO = "baseball.jpg"
 CHAT_QUESTIONS = ("What is in the photo?", "How many people are there?", "Is there a dog in the photo?")
-GROUPS = (
-    ("horse-noto.png", "horse-openmoji.png", "riders.jpg"),
-    ("flamingo-noto.png", "flamingo-openmoji.png", "gull.jpg"),
-)
+GROUP = ("horse-noto.png", "horse-openmoji.png", "riders.jpg")
 GROUP_QUESTIONS = ("What do the photos have in common?", "How do the photos differ?")
 MATCH_TEXTS = (
     "a skateboarder does a trick in a pool",
@@ -62,8 +59,7 @@ def run(out: Path) -> Path:
     entries = [photo_entry(photos[c["file"]], readings[c["file"]], c) for c in credits]
     report = out / "report.html"
     flamingo = models["flamingo"]
-    others = [*questions(photos, models), *examples(flamingo), *chat_about(photos, flamingo)]
-    others += [entry for files in GROUPS for entry in group(files, photos, flamingo)]
+    others = [*questions(photos, models), *examples(flamingo), *chat_about(photos, flamingo), *group(photos, flamingo)]
     tables = [matching(photos, models["blip2"]), gates(models["flamingo"])]
     write_file(report, html_page([*entries, *others], TITLE, tables).encode())
     if not all(model.explains for model in models.values()):
@@ -134,10 +130,10 @@ def chat_about(photos: dict[str, Image], model: FlamingoTasks) -> list[PageEntry
     return entries
 
 
-def group(files: Sequence[str], photos: dict[str, Image], model: FlamingoTasks) -> list[PageEntry]:
-    """Flamingo compares pictures of one sort of animal, from its captions of each."""
-    print(f"Flamingo: about {', '.join(files)}", flush=True)
-    images, entries = tuple(photos[file] if file in photos else drawing(file) for file in files), []
+def group(photos: dict[str, Image], model: FlamingoTasks) -> list[PageEntry]:
+    """Flamingo compares three pictures of one animal, from its captions of each."""
+    print(f"Flamingo: about {', '.join(GROUP)}", flush=True)
+    images, entries = tuple(photos[file] if file in photos else drawing(file) for file in GROUP), []
     for question in GROUP_QUESTIONS:
         answer, seconds = timed(model.ask, list(images), question, explain=model.explains)
         print(f"  {question} {answer.text}  ({seconds:.1f} s)", flush=True)
