@@ -6,7 +6,7 @@ import pytest
 
 from triptych.data import Photo
 from triptych.errors import InputError
-from triptych.evaluate.hallucination import hallucination_metrics, things_in, things_named
+from triptych.evaluate.hallucination import hallucination_metrics, things_in, mentioned_things
 
 
 def photo(name: str, captions: tuple[str, ...], objects: tuple[str, ...] = ()) -> Photo:
@@ -28,7 +28,7 @@ def photo(name: str, captions: tuple[str, ...], objects: tuple[str, ...] = ()) -
     ],
 )
 def test_things_are_named_alike_by_captions_and_boxes(text: str, things: set[str]) -> None:
-    assert things_named(text) == things
+    assert mentioned_things(text) == things
 
 
 def test_a_photo_has_what_any_caption_or_box_names() -> None:

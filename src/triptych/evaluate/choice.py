@@ -12,7 +12,7 @@ from triptych.data import Photo
 from triptych.data.english.pairs import TRIES, PairQuestion, make_pairs
 from triptych.errors import InputError
 from triptych.evaluate.calibration import expected_calibration_error
-from triptych.evaluate.hallucination import categories_of, things_in, things_named
+from triptych.evaluate.hallucination import categories_of, things_in, mentioned_things
 from triptych.evaluate.progress import progress
 from triptych.evaluate.vqa import vqa_questions
 from triptych.tasks import Answer, Answers, Matches
@@ -90,7 +90,7 @@ def thing_pairs(photos: Sequence[Photo], count: int, seed: int) -> list[PairQues
             break
         place, other = rng.sample(sorted(boxed), 2)
         category = rng.choice(sorted(boxed[place]))
-        if category not in boxed[other] and not things_named(category) & things[other]:
+        if category not in boxed[other] and not mentioned_things(category) & things[other]:
             question = f"Which photo shows {'an' if category[0] in 'aeiou' else 'a'} {category}?"
             left_first = PairQuestion(question, place, other, "left")
             questions.append(left_first if len(questions) % 2 else swapped(left_first))

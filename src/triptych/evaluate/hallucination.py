@@ -16,7 +16,7 @@ PERSON = "person"  # stands for all nouns that name people: captions and boxes s
 LISTED = 10  # of the things that are named wrongly most often
 
 
-def things_named(text: str) -> set[str]:
+def mentioned_things(text: str) -> set[str]:
     """The things and people that a text names, by the nouns of ``NOUNS``; people are one thing."""
     nouns = {noun.name for noun in read_caption(text).nouns}
     things = {name for kind in MENTIONED_KINDS for name in nouns & NOUNS[kind].keys()}
@@ -25,7 +25,7 @@ def things_named(text: str) -> set[str]:
 
 def things_in(photo: Photo) -> set[str]:
     """What a photo has: what the captions of people name, and the categories of its boxes."""
-    return {thing for text in (*photo.captions, *categories_of(photo)) for thing in things_named(text)}
+    return {thing for text in (*photo.captions, *categories_of(photo)) for thing in mentioned_things(text)}
 
 
 def categories_of(photo: Photo) -> set[str]:
@@ -49,7 +49,7 @@ def hallucination_metrics(captions: Mapping[str, str], photos: Sequence[Photo]) 
     judged = [(captions[photo.id], things) for photo in photos if (things := things_in(photo))]
     if not judged:
         raise InputError("no photo has captions or boxes that name a thing: nothing tells what is in them")
-    named = [things_named(text) for text, _ in judged]
+    named = [mentioned_things(text) for text, _ in judged]
     wrong = [things - there for things, (_, there) in zip(named, judged, strict=True)]
     mentions = sum(map(len, named))
     return {

@@ -16,7 +16,7 @@ from triptych.tasks.answer import Match
 # Fitted on 454 questions about validation photos of Flickr8k and coco-extra, half of them answered no by people's captions: right on the
 # data set that was left out of the fit 91%, by the language model alone 82%, by contrast alone 87%.
 YES_WEIGHT = 0.32
-BLIND_WEIGHT = -0.63
+BLIND_YES_WEIGHT = -0.63
 COSINE_WEIGHT = 5.3
 MATCH_WEIGHT = 0.17
 BIAS = -2.1
@@ -35,7 +35,11 @@ def detection_logit(yes: float, blind_yes: float, match: Match) -> float:
     matched = min(max(match.itm_prob, LEAST_PROBABILITY), 1 - LEAST_PROBABILITY)
     itm_logit = log(matched / (1 - matched))
     return (
-        YES_WEIGHT * yes + BLIND_WEIGHT * blind_yes + COSINE_WEIGHT * match.itc_cosine + MATCH_WEIGHT * itm_logit + BIAS
+        YES_WEIGHT * yes
+        + BLIND_YES_WEIGHT * blind_yes
+        + COSINE_WEIGHT * match.itc_cosine
+        + MATCH_WEIGHT * itm_logit
+        + BIAS
     )
 
 
