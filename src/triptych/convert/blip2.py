@@ -5,6 +5,7 @@ Sizes are read off the tensors, so that none is made which the file does not fil
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,7 +22,7 @@ from triptych.checkpoints.place import LoadReport, check_fit, unallocated
 from triptych.checkpoints.store import JoinedStore, MemoryStore, TensorStore, renamed
 from triptych.checkpoints.tables.blip2 import HF_BLIP2, LAVIS
 from triptych.checkpoints.tables.keys import Table, fitted, translated
-from triptych.checkpoints.tables.language import config_from_hf, family_of, with_head
+from triptych.checkpoints.tables.language import LanguageModelConfig, config_from_hf, family_of, with_head
 from triptych.checkpoints.tables.language import translated as translated_lm
 from triptych.checkpoints.weight_files import check_settings, open_file, open_folder, read_json
 from triptych.convert.published import (
@@ -85,6 +86,7 @@ LANGUAGE: Mapping[str, Mapping[str, Any]] = {
     },
 }
 LAVIS_BLIP2: Table = {**LAVIS, "ln_vision": "vision_norm"}  # which LAVIS trains: it is no part of the frozen encoder
+LAVIS_PROJECTIONS = {"opt_proj": "an OPT", "t5_proj": "a T5", "llm_proj": "a Vicuna"}
 EVA_BLOCKS, CLIP_BLOCKS = 39, 23  # LAVIS leaves out the encoder's last block
 EVA_HEAD, CLIP_HEAD, BERT_HEAD = 88, 64, 64  # widths of a head
 # as transformers searches; short answers: BLIP-2 section 4.2
@@ -133,7 +135,7 @@ def convert_transformers(source: Path, config: dict[str, Any], target: Path, dty
 def convert_lavis(
     source: Path, state: TensorStore, target: Path, dtype: torch.dtype | None, vision: Path | None, lm: Path | None
 ) -> LoadReport:
-    """A checkpoint of LAVIS's first stage, or of its second with OPT or T5 (InstructBLIP's with T5, too).
+    """A checkpoint of LAVIS's first stage, or of its second with OPT, T5 or Vicuna (InstructBLIP's, too).
 
     Args:
         state: the state dict in ``source``.
@@ -323,32 +325,38 @@ def word_pieces(directory: Path) -> WordPieces:
 
 
 def lavis_language_model(source: Path, state: TensorStore, directory: Path) -> StoredLM:
-    """The language model that a checkpoint of the second stage goes with. LAVIS ends OPT's texts with a line, and has an exact GELU in T5.
+    """The language model that a checkpoint of the second stage goes with. LAVIS ends OPT's texts with a line, has an exact GELU in T5, and
+    begins Vicuna's texts with </s>.
 
     Raises:
         InputError: it is of another kind or width than in training.
     """
     files = open_language_model(directory)
-    kind = "t5" if "t5_proj.weight" in state else "opt"
-    width = len(state.layout(f"{kind}_proj.weight"))
-    if isinstance(files.config, T5Config) != (kind == "t5") or files.config.embed_width != width:
-        raise InputError(
-            f"{source} goes with {'a T5' if kind == 't5' else 'an OPT'} of width {width}: give its directory with --lm"
-        )
-    if not isinstance(files.config, T5Config):
+    projection = next(name for name in LAVIS_PROJECTIONS if f"{name}.weight" in state)
+    width, kind = len(state.layout(f"{projection}.weight")), LAVIS_PROJECTIONS[projection]
+    if language_kind(files.config) != kind or files.config.embed_width != width:
+        raise InputError(f"{source} goes with {kind} of width {width}: give its directory with --lm")
+    if isinstance(files.config, T5Config):
+        exact = files._replace(config=replace(files.config, activation="gelu"))
+        return stored_lm(directory, directory.name, exact, [files.config.end_id])
+    if kind == "an OPT":
         return stored_lm(directory, directory.name, files, files.tokenizer.encode("\n")[:1])
-    exact = files._replace(config=replace(files.config, activation="gelu"))
-    return stored_lm(directory, directory.name, exact, [files.config.end_id])
+    stored = stored_lm(directory, directory.name, files, sorted(files.tokenizer.eos_ids))
+    end = next((name for name, i in files.tokenizer.specials.items() if i in files.tokenizer.eos_ids), None)
+    settings = read_json(directory / "tokenizer_config.json", optional=True)
+    begins = json.dumps(settings | {"bos_token": end, "add_bos_token": True}).encode()
+    return stored._replace(files={**stored.files, "tokenizer_config.json": begins})
+
+
+def language_kind(config: LanguageModelConfig) -> str:
+    """As messages call it."""
+    return "a T5" if isinstance(config, T5Config) else "a Vicuna" if config.positions == "rotary" else "an OPT"
 
 
 def check_left_out(source: Path, state: TensorStore, vision: Path | None, lm: Path | None) -> None:
     """Raises InputError: a frozen part that the checkpoint leaves out is not given, or one is that it has or needs not."""
-    if "llm_proj.weight" in state:
-        raise InputError(
-            f"{source} goes with Vicuna: give transformers' Salesforce/instructblip-vicuna-7b or -13b in its place"
-        )
     has_encoder = any(key.startswith("visual_encoder.") for key in state)
-    needs_lm = bool({"opt_proj.weight", "t5_proj.weight"} & state.keys())
+    needs_lm = any(f"{name}.weight" in state for name in LAVIS_PROJECTIONS)
     if has_encoder and vision:
         raise InputError(f"{source} has its own image encoder: leave out --vision")
     if not has_encoder and not vision:
@@ -358,7 +366,9 @@ def check_left_out(source: Path, state: TensorStore, vision: Path | None, lm: Pa
     if lm and not needs_lm:
         raise InputError(f"{source} is of the first stage, which has no language model: leave out --lm")
     if needs_lm and not (lm and lm.is_dir()):
-        raise InputError(f"{source} leaves out its language model: give the directory of that OPT or T5 with --lm")
+        raise InputError(
+            f"{source} leaves out its language model: give the directory of that OPT, T5 or Vicuna with --lm"
+        )
 
 
 def lavis_encoder(path: Path) -> TensorStore:

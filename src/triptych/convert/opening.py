@@ -26,6 +26,8 @@ LANGUAGE_MODELS = {  # by the projection in a LAVIS checkpoint, and its width
     ("opt_proj.weight", 4096): "facebook/opt-6.7b",
     ("t5_proj.weight", 2048): "google/flan-t5-xl",
     ("t5_proj.weight", 4096): "google/flan-t5-xxl",
+    ("llm_proj.weight", 4096): "lmsys/vicuna-7b-v1.1",
+    ("llm_proj.weight", 5120): "lmsys/vicuna-13b-v1.1",
 }
 
 
