@@ -310,41 +310,6 @@ def test_second_stage_with_t5(tmp_path: Path, photos: list[Image.Image], instruc
         convert_checkpoint(source, tmp_path / "other", lm=save_opt(tmp_path / "opt", opt.lm, other))
 
 
-def test_instruct_blip_with_vicuna(tmp_path: Path, photos: list[Image.Image]) -> None:
-    """``instruct_blip_vicuna7b_trimmed.pth``: its texts begin with the token that ends them, as LAVIS has it."""
-    torch.manual_seed(4)
-    tokenizer = byte_tokenizer()
-    lm = Decoder(DecoderConfig(len(tokenizer), 24, 2, 2, 30, max_positions=128, tied=False))
-    qformer = QFormerConfig(VIT.dim, **SIZES, vocab_size=len(WordPieces(WORDS)), max_positions=64)
-    config = Blip2Config(qformer, feature_dim=None, instructed=True, writes=False)
-    original = randomised(Blip2(config, ViT(VIT), lm))
-    state = {key.replace("opt_proj", "llm_proj"): x for key, x in in_lavis_layout(original).items()}
-    folder = tmp_path / "vicuna"
-    folder.mkdir()
-    settings = {"model_type": "llama", "vocab_size": len(tokenizer), "hidden_size": 24, "num_hidden_layers": 2}
-    settings |= {
-        "num_attention_heads": 2,
-        "intermediate_size": 30,
-        "max_position_embeddings": 128,
-        "rms_norm_eps": 1e-5,
-    }
-    (folder / "config.json").write_text(json.dumps(settings | {"eos_token_id": 256, "tie_word_embeddings": False}))
-    save_file(as_transformers(lm, "llama"), folder / "model.safetensors")
-    tokenizer.tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
-    report = convert_checkpoint(saved(tmp_path / "vicuna.pth", state), tmp_path / "ours", lm=folder)
-    assert (set(report.mapped), report.missing, report.ignored) == (state.keys(), (), ())
-    ours = load(tmp_path / "ours", device="cpu")
-    for name, tensor in original.state_dict().items():
-        assert torch.equal(ours.engine.model.state_dict()[name], tensor), name
-    assert ours.spec.prompts == INSTRUCT_BLIP and ours.spec.search.repetition_penalty == 1.5
-    (row,) = ours.read([PhotoPrompt(ours.spec.prompts.caption, photos[:1])])
-    assert row.pieces[2] == [256, *tokenizer.encode(ours.spec.prompts.caption.removeprefix("<image>"))]
-    opt, other = stage2()
-    with pytest.raises(InputError, match="goes with a Vicuna of width 24: give its directory"):
-        convert_checkpoint(tmp_path / "vicuna.pth", tmp_path / "other", lm=save_opt(tmp_path / "opt", opt.lm, other))
-
-
 def save_t5(folder: Path, lm: T5, tokenizer: TextTokenizer) -> Path:
     folder.mkdir()
     config = {"model_type": "t5", "vocab_size": lm.config.vocab_size, "d_model": 24, "d_kv": 12, "d_ff": 30}

@@ -6,7 +6,7 @@ import pytest
 
 from triptych.data import Photo
 from triptych.errors import InputError
-from triptych.evaluate.hallucination import hallucination_metrics, things_in, mentioned_things
+from triptych.evaluate.hallucination import hallucination_metrics, mentioned_things, things_in
 
 
 def photo(name: str, captions: tuple[str, ...], objects: tuple[str, ...] = ()) -> Photo:

@@ -12,7 +12,7 @@ from triptych.data import Photo
 from triptych.data.english.pairs import TRIES, PairQuestion, make_pairs
 from triptych.errors import InputError
 from triptych.evaluate.calibration import expected_calibration_error
-from triptych.evaluate.hallucination import categories_of, things_in, mentioned_things
+from triptych.evaluate.hallucination import categories_of, mentioned_things, things_in
 from triptych.evaluate.progress import progress
 from triptych.evaluate.vqa import vqa_questions
 from triptych.tasks import Answer, Answers, Matches
