@@ -45,7 +45,7 @@ def published(folder: Path) -> int:
     for file, keys in shards.items():
         write_tensors(folder / file, Constant({key: layouts[key] for key in keys}))
     places = {key: file for file, keys in shards.items() for key in keys}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     return 2 * sum(layout.numel() for layout in layouts.values())
 
 
