@@ -51,14 +51,14 @@ def test_every_suffix_of_the_formats_that_are_read_is_known() -> None:
 
 
 def test_folders_to_describe_count_what_they_leave_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name in ("a.jpg", "b.JFIF", "notes.txt", "sub/c.png", "sub/d.mov", "sub/.e.jpg"):
+    for name in ("a.jpg", "b.JFIF", "notes.md", "sub/c.png", "sub/d.mov", "sub/.e.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert count_photos([tmp_path]) == 2
     assert count_photos([tmp_path], recursive=True) == 3
     assert caplog.messages == [
-        f"{tmp_path}: 1 file left out, not pictures by name: notes.txt",
-        f"{tmp_path}: 2 files left out, not pictures by name: notes.txt, d.mov",
+        f"{tmp_path}: 1 file left out, not pictures by name: notes.md",
+        f"{tmp_path}: 2 files left out, not pictures by name: notes.md, d.mov",
     ]
 
 
