@@ -253,3 +253,11 @@ def test_captions_are_reranked_by_contrast(
     assert moved  # contrast has changed the order
     assert model.caption(photos[0], beams=1) == model.caption(photos[0], beams=1, rerank=False)
     assert len(model.caption(photos[0], n_best=2).alternatives) == 1
+
+
+def test_each_question_has_blind_scores_of_its_own(photos: list[Image.Image]) -> None:
+    model, other = blip2_tasks(), blip2_tasks()
+    model.ask(photos[0], "what?", ["cat", "dog"])
+    after = model.ask(photos[0], "who?", ["cat", "dog"]).scores
+    assert after == pytest.approx(other.ask(photos[0], "who?", ["cat", "dog"]).scores, abs=1e-5)
+    assert after != pytest.approx(model.ask(photos[0], "what?", ["cat", "dog"]).scores, abs=1e-3)

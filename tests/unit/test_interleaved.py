@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -259,3 +260,11 @@ def test_names_are_bound_to_nothing_to_others_or_exchanged(sequences: Sequences)
         else:
             kinds["others"] += 1
     assert kinds["made up"] > kinds["exchanged"] > kinds["others"] > 15
+
+
+def test_captions_that_a_model_wrote_and_other_photos_by_their_share() -> None:
+    photos = [replace(photo(i, f"people {i}"), written=(f"model {i}",)) for i in range(4)]
+    made = Sequences(photos, [], draw=lambda rng: rng.choice([2, 3])).captions(random.Random(0), 0)
+    texts = " ".join(part.text for part in made if isinstance(part, TextPart))
+    assert "people" in texts and "model" in texts
+    assert {part.picture for part in made if isinstance(part, PicturePart)} == {0, 2, 3}

@@ -19,7 +19,7 @@ from triptych.nn.configs import ViTConfig
 from triptych.nn.vit import ViT
 from triptych.systems.blip2 import Blip2
 from triptych.text.prompt import BLIP2_OPT, IGNORED, INSTRUCT_BLIP, Prompts
-from triptych.train.blip2.batches import PICTURE, AnsweredQuestion
+from triptych.train.blip2.batches import PICTURE, AnsweredQuestion, CaptionTexts
 from triptych.train.blip2.objective import all_processes
 from triptych.train.blip2.prompts import blip2_caption_prompt
 from triptych.train.blip2.recipe import Blip2Recipe
@@ -146,3 +146,12 @@ def test_a_model_with_a_vision_transformer_trains(tmp_path: Path) -> None:
     trainer.objective(items, seed).backward()
     assert model.projection is not None and model.projection.weight.grad is not None
     assert trainer.figures(photo_set).keys() >= {"CIDEr-D", "R@1", "accuracy"}
+
+
+def test_the_language_model_alone_learns_what_a_model_wrote() -> None:
+    blip2 = tiny_blip2()
+    photo = Photo("1", "train", ("a dog",), {}, Path("1"), written=("a cat", "a bird"))
+    texts = CaptionTexts([photo], blip2.words, blip2.tokenizer, 8, 20)
+    assert blip2.tokenizer is not None
+    learnt = [blip2.tokenizer.decode(ids[:-1]).strip() for ids in texts.tokens[0]]
+    assert learnt == ["a dog", "a cat", "a bird"] and len(texts.pieces[0][0]) == 1

@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -227,3 +228,16 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
 def test_too_few_items_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="1 photos in batches of 4 are too few for 1 processes with 2 parts"):
         fit(tmp_path, NumberTrainer([1.0]), settings(accumulation=2))
+
+
+def test_the_model_is_validated_after_so_many_items(tmp_path: Path) -> None:
+    trainer = NumberTrainer([1.0] * 12)
+    fit(tmp_path, trainer, settings(epoch_items=4))
+    assert len(trainer.rows) == 3 and sorted(row for rows in trainer.rows for row in rows) == list(range(12))
+    assert [r["epoch"] for r in log(tmp_path) if "epoch" in r] == [1, 2, 3]
+
+
+def test_an_item_is_drawn_by_the_share_of_its_data_set() -> None:
+    rng = random.Random(0)
+    drawn = [DataMix((2, 100), (3.0, 1.0)).draw(rng) for _ in range(2000)]
+    assert 0.7 < sum(row < 2 for row in drawn) / 2000 < 0.8 and {0, 1} < set(drawn) and max(drawn) == 101
