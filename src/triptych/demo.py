@@ -63,7 +63,7 @@ def run(out: Path) -> Path:
     tables = [matching(photos, models["blip2"]), gates(models["flamingo"])]
     write_file(report, html_page([*entries, *others], TITLE, tables).encode())
     if not all(model.explains for model in models.values()):
-        print("Where Flamingo and BLIP-2 looked is left out; with torch it is shown: pip install 'triptych[torch]'")
+        print("No maps of where Flamingo and BLIP-2 looked: they need torch (pip install 'triptych[torch]')")
     return report.resolve()
 
 

@@ -64,7 +64,7 @@ class PrefixMemory:
     @contextmanager
     def read_prompt(self, row: PromptRow) -> Iterator[PrefixState]:
         """The prompt, read. What is written behind it is remembered with it, unless beams wrote it."""
-        with self._lock:  # of concurrent prompts that begin alike, the first reads the beginning for all
+        with self._lock:  # of concurrent prompts with a common beginning, the first reads it for all
             state, start = self._continue(row)
             pictures = count_pictures(row.signature[:start])
             inputs = FlamingoInputs([row.input_ids[start:]], [row.visual_tokens[pictures:]], state)
