@@ -162,7 +162,7 @@ def save_opt(folder: Path, lm: Decoder, tokenizer: TextTokenizer) -> Path:
 def own_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A short vocabulary in the place of BERT's, which LAVIS takes."""
     (tmp_path / "words.txt").write_text("\n".join(WORDS))
-    monkeypatch.setattr(convert_blip2, "part_path", lambda *_: tmp_path / "words.txt")
+    monkeypatch.setattr(convert_blip2, "BERT_WORDS", tmp_path / "words.txt")
 
 
 @pytest.fixture(scope="module")

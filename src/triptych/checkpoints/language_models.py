@@ -12,6 +12,7 @@ from torch import Tensor
 
 from triptych.checkpoints.gguf import GGUF
 from triptych.checkpoints.gguf_models import LONG_ROPE, ROPE_FACTORS, open_gguf
+from triptych.checkpoints.locate import refuse_adapter
 from triptych.checkpoints.place import LoadReport, fill, unallocated
 from triptych.checkpoints.store import TensorStore, renamed
 from triptych.checkpoints.tables.language import LanguageModelConfig, config_from_hf, family_of, translated, with_head
@@ -104,10 +105,7 @@ def open_directory(directory: Path) -> LanguageModelFiles:
 
 def language_settings(directory: Path) -> dict[str, Any]:
     """The config of the language model in a directory's config.json; of a Gemma 3 with pictures, that of its text side."""
-    if (directory / "adapter_config.json").exists():
-        raise InputError(
-            f"{directory} holds an adapter: merge it into its base model (peft: merge_and_unload) and save that"
-        )
+    refuse_adapter(directory)
     settings = read_json(directory / "config.json")
     check_settings(directory, settings)
     if settings.get("model_type") == "gemma3" and isinstance(settings.get("text_config"), dict):

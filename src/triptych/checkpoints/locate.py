@@ -53,6 +53,14 @@ def weights_hash(path: Path) -> str:
     return digest
 
 
+def refuse_adapter(directory: Path) -> None:
+    """Raises InputError: the folder holds an adapter; a model beside it, read alone, would write other texts."""
+    if (directory / "adapter_config.json").exists():
+        raise InputError(
+            f"{directory} holds an adapter: merge it into its base model (peft: merge_and_unload) and save that"
+        )
+
+
 def features_fingerprint(config: CheckpointConfig[Any]) -> str:
     """Names the weights that BLIP-2's features for contrast come from: those of the checkpoint, and the image encoder below them."""
     encoder = config.encoder

@@ -52,7 +52,7 @@ def check_fit(
 
     Keys that start with one of `optional_prefixes` may be missing (frozen parts, built elsewhere); unexpected ones that
     start with one of `ignored_prefixes` are left aside.
-    InputError: any other missing or unexpected key, or a wrong shape; the first few are named.
+    InputError: any other missing or unexpected key, a wrong shape, or integers for floats; the first few are named.
     """
     own = module.state_dict()
     missing = tuple(key for key in own if key not in layouts)
@@ -64,6 +64,11 @@ def check_fit(
         f"{key} is {tuple(layout.shape)} instead of {tuple(own[key].shape)}"
         for key, layout in mapped.items()
         if layout.shape != own[key].shape
+    ]
+    troubles += [
+        f"{key} holds {str(layout.dtype).removeprefix('torch.')} instead of floating-point numbers"
+        for key, layout in mapped.items()
+        if own[key].is_floating_point() and not layout.is_floating_point()
     ]
     if troubles:
         more = f" and {len(troubles) - 3} more" if len(troubles) > 3 else ""

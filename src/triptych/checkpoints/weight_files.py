@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from triptych.checkpoints.locate import refuse_adapter
 from triptych.checkpoints.store import JoinedStore, SafetensorsFile, TensorStore
 from triptych.checkpoints.torch_file import TorchFile
 from triptych.errors import InputError
 
 WHOLE = ("model.safetensors", "pytorch_model.bin")  # each may be cut into shards, with an index beside
+SHARD = re.compile(r".+-(\d{5})-of-(\d{5})\.\w+")
+KEY_MARKS = (  # of keys that a model has only while an adapter lies in it, or when its weights are quantised
+    (re.compile(r"(^|\.)(lora_[AB]|lora_embedding_[AB]|base_layer|modules_to_save)\."), "adapter"),
+    (
+        re.compile(r"\.(SCB|absmax|quant_map|qweight|qzeros|weight_scale|weight_scale_inv)$|\.weight\.\w*quant"),
+        "quantised",
+    ),
+)
+LFS = b"version https://git-lfs"
 NOT_TENSORS = (
-    (b"version https://git-lfs", "is a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`"),
+    (LFS, "is a pointer of Git LFS, not the file itself: fetch it with `git lfs pull`"),
     (b"<!DOCTYPE html", "is a web page, not the file: download it again"),
     (b"<html", "is a web page, not the file: download it again"),
     (b"GGUF", "is a GGUF file, which holds a language model alone: give it with --lm"),
@@ -50,22 +62,59 @@ def open_folder(directory: Path) -> TensorStore:
     """The tensors that transformers saved in a folder: in one file or in shards, as safetensors or else as ``.bin``.
 
     Raises:
-        InputError: there are none, a shard is missing, an adapter or quantised weights lie there.
+        InputError: there are none, a shard is missing, an adapter or quantised weights lie there, a file is a pointer of Git LFS.
     """
+    refuse_adapter(directory)
+    check_pointers(directory)
+    store = stored_in(directory)
+    check_keys(store, directory)
+    return store
+
+
+def stored_in(directory: Path) -> TensorStore:
     for name in WHOLE:
         index = directory / f"{name}.index.json"
         if index.exists():
             return shards(index)
         if (directory / name).exists():
             return open_file(directory / name)
-    if (directory / "adapter_config.json").exists():
-        raise InputError(
-            f"{directory} holds an adapter: merge it into its base model (peft: merge_and_unload) and save that"
-        )
     for pattern in ("*.safetensors", "pytorch_model*.bin"):
         if files := sorted(directory.glob(pattern)):
+            check_shards(files)
             return JoinedStore([open_file(path) for path in files])
     raise InputError(f"{directory} has neither {' nor '.join(WHOLE)}: download the model's weights as well")
+
+
+def check_pointers(directory: Path) -> None:
+    """Raises InputError: a small file, such as the tokenizer's, is only a pointer of Git LFS. Weights are checked when they are opened."""
+    for path in sorted(directory.glob("*.json")) + sorted(directory.glob("*.model")):
+        if path.stat().st_size < 1024 and path.read_bytes().startswith(LFS):
+            check_content(path)
+
+
+def check_keys(keys: Iterable[str], source: Path) -> None:
+    """Raises InputError: keys show that an adapter lies in the model, or that its weights are quantised."""
+    for key in keys:
+        kind = next((kind for pattern, kind in KEY_MARKS if pattern.search(key)), None)
+        if kind == "adapter":
+            raise InputError(
+                f"{source} holds {key}, of an adapter: merge it into the model (peft: merge_and_unload) and save that"
+            )
+        if kind == "quantised":
+            raise InputError(
+                f"{source} holds {key}, of quantised weights, which cannot be read: give the model in 16 bits"
+            )
+
+
+def check_shards(files: list[Path]) -> None:
+    """Raises InputError: by the names of shards without an index, some are missing."""
+    numbered = [match for path in files if (match := SHARD.fullmatch(path.name))]
+    for total in {match[2] for match in numbered}:
+        there = {int(match[1]) for match in numbered if match[2] == total}
+        if absent := sorted(set(range(1, int(total) + 1)) - there)[:1]:
+            raise InputError(
+                f"{files[0].parent} has {len(there)} of {int(total)} shards, number {absent[0]} is missing: download the missing shards"
+            )
 
 
 def shards(index: Path) -> TensorStore:
@@ -103,7 +152,8 @@ def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
 def check_settings(directory: Path, settings: dict[str, Any]) -> None:
     """Raises InputError: the weights that a config.json describes are quantised in a way that is not read."""
     if isinstance(quantized := settings.get("quantization_config"), dict):
-        kind = quantized.get("quant_method", "unknown")
+        bits = quantized.get("load_in_8bit") or quantized.get("load_in_4bit")
+        kind = quantized.get("quant_method") or ("bitsandbytes" if bits else "unknown")
         raise InputError(
             f"{directory} is quantised ({kind}), which cannot be read: give the model in 16 bits, or a language model as a GGUF file"
         )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from triptych.checkpoints.config import Card, CheckpointConfig, SearchSpec
 from triptych.checkpoints.language_models import LanguageModelFiles, eos_ids, open_language_model
-from triptych.checkpoints.parts import part_path
+from triptych.checkpoints.locate import BUNDLED
 from triptych.checkpoints.place import LoadReport, check_fit, unallocated
 from triptych.checkpoints.store import JoinedStore, MemoryStore, TensorStore, renamed
 from triptych.checkpoints.tables.blip2 import HF_BLIP2, LAVIS
@@ -35,6 +35,7 @@ from triptych.convert.published import (
     section,
     stored_lm,
     vit_sizes,
+    without_wrapper,
 )
 from triptych.errors import InputError
 from triptych.models.blip2 import write_blip2
@@ -52,6 +53,7 @@ GENERATION, RETRIEVAL, INSTRUCT = (
     "Blip2ForImageTextRetrieval",
     "InstructBlipForConditionalGeneration",
 )
+BERT_WORDS = BUNDLED / "blip2" / "vocab.txt"  # bert-base-uncased's and [DEC], which LAVIS's Q-Formers know
 # What transformers takes for granted: published configs leave it out.
 VISION = {"num_attention_heads": 16, "layer_norm_eps": 1e-6}
 QFORMER = {"num_attention_heads": 12, "layer_norm_eps": 1e-12}
@@ -109,13 +111,10 @@ class Hyperparameters(NamedTuple):
 def convert_transformers(source: Path, config: dict[str, Any], target: Path, dtype: torch.dtype | None) -> LoadReport:
     """A directory of transformers' with config.json, tensors, and the files of its processor."""
     check_settings(source, config)
-    kinds = config.get("architectures")
-    kind = kinds[0] if isinstance(kinds, list) and kinds else config.get("model_type")
-    if kind not in (GENERATION, RETRIEVAL, INSTRUCT):
-        raise InputError(f"{source} holds a {kind}: {GENERATION}, {RETRIEVAL} and {INSTRUCT} can be read")
+    state = without_wrapper(open_folder(source), "query_tokens")
+    kind = architecture(source, config, state)
     settings = None if kind == RETRIEVAL else blip2_language_settings(config)
     hyperparameters = unseen_by_config(source, config)
-    state = open_folder(source)
     lm, used = language_model(source, settings, state) if settings else (None, ())
     blip2 = published_blip2(state, HF_BLIP2, hyperparameters, lm, source)
     words = None
@@ -130,6 +129,24 @@ def convert_transformers(source: Path, config: dict[str, Any], target: Path, dty
     write_converted_blip2(target, blip2, words, lm, GenerationSettings(prompts, search), origin, dtype)
     ignored = tuple(key for key in blip2.report.ignored if key not in {*used})
     return LoadReport((*blip2.report.mapped, *used), blip2.report.missing, ignored)
+
+
+def architecture(source: Path, config: Mapping[str, Any], state: TensorStore) -> str:
+    """The class of transformers' that the config names; where it names none, the one that has these tensors.
+
+    Raises:
+        InputError: it is of another kind.
+    """
+    named, kind = config.get("architectures"), config.get("model_type")
+    if isinstance(named, list) and named:
+        kind = named[0]
+    elif kind == "instructblip":
+        kind = INSTRUCT
+    elif kind == "blip-2":
+        kind = RETRIEVAL if "itm_head.weight" in state else GENERATION
+    if kind not in (GENERATION, RETRIEVAL, INSTRUCT):
+        raise InputError(f"{source} holds a {kind}: {GENERATION}, {RETRIEVAL} and {INSTRUCT} can be read")
+    return str(kind)
 
 
 def convert_lavis(
@@ -157,7 +174,7 @@ def convert_lavis(
     encoder = (vision_width // CLIP_HEAD, 1e-5) if clip else (vision_width // EVA_HEAD, 1e-6)
     hyperparameters = Hyperparameters(encoder, (width // BERT_HEAD, 1e-12))
     blip2 = published_blip2(state, LAVIS_BLIP2, hyperparameters, stored, source)
-    words = WordPieces.read(part_path("minilm-l6", "vocab.txt")) if blip2.config.qformer.vocab_size else None
+    words = WordPieces.read(BERT_WORDS) if blip2.config.qformer.vocab_size else None
     prompts = DEFAULT_PROMPTS
     if stored is not None:
         prompts = INSTRUCT_BLIP if words else BLIP2_T5 if stored.spec.t5 else BLIP2_OPT

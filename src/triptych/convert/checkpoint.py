@@ -10,10 +10,11 @@ from triptych.checkpoints.format import load_checkpoint, save_checkpoint
 from triptych.checkpoints.locate import existing_or_backup
 from triptych.checkpoints.place import LoadReport
 from triptych.checkpoints.quantize import stored_as
-from triptych.checkpoints.weight_files import open_file, read_json
+from triptych.checkpoints.weight_files import check_keys, open_file, read_json
 from triptych.convert.blip2 import convert_lavis, convert_transformers
 from triptych.convert.embed import embed_language_model
 from triptych.convert.flamingo import convert_openflamingo
+from triptych.convert.published import without_wrapper
 from triptych.convert.tutorial import convert_tutorial
 from triptych.errors import InputError
 
@@ -66,6 +67,8 @@ def convert_checkpoint(
         state = open_file(source)
     except InputError as error:
         raise InputError(f"{error} (a checkpoint of the Show, Attend and Tell tutorial goes with --word-map)") from None
+    check_keys(state, source)
+    state = without_wrapper(without_wrapper(state, "perceiver.latents"), "query_tokens")
     if "perceiver.latents" in state:
         return convert_openflamingo(source, state, target, dtype, vision, lm)
     if "query_tokens" in state:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from triptych.checkpoints.hub import CACHED, fetch_model, is_model_id, snapshot_in
-from triptych.checkpoints.locate import BUNDLED, existing_or_backup, shipped_models
+from triptych.checkpoints.locate import BUNDLED, existing_or_backup, refuse_adapter, shipped_models
 from triptych.checkpoints.parts import home
 from triptych.errors import InputError, TriptychError
 from triptych.extras import importing
@@ -60,6 +60,7 @@ def find_checkpoint(model: str | Path) -> Path:
 
 def from_folder(folder: Path, name: str) -> Path:
     """The folder itself if it is a checkpoint of ours, else what it is converted to."""
+    refuse_adapter(folder)
     if not (folder / "config.json").exists():
         raise InputError(f"{folder} has no config.json: it is neither a checkpoint of ours nor a model of transformers")
     return folder if is_ours(folder) else converted(folder, name)

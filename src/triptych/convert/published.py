@@ -15,7 +15,7 @@ from torch import Tensor
 from triptych.checkpoints.config import LanguageModelSpec, SearchSpec, decode_config
 from triptych.checkpoints.language_models import LanguageModelFiles, unfilled
 from triptych.checkpoints.place import check_fit
-from triptych.checkpoints.store import TensorStore
+from triptych.checkpoints.store import TensorStore, renamed
 from triptych.checkpoints.weight_files import read_json
 from triptych.errors import InputError
 from triptych.io.pixels import PixelSpec, pixel_spec
@@ -48,6 +48,12 @@ def known_layout(source: Path, name: str) -> Iterator[None]:
     except (KeyError, IndexError, ValueError, TypeError, ZeroDivisionError, RuntimeError) as error:
         why = " ".join(str(error).split())[:200]
         raise InputError(f"{source} is not {name} of the known layout ({type(error).__name__}: {why})") from None
+
+
+def without_wrapper(state: TensorStore, name: str) -> TensorStore:
+    """Keys without the prefix of a module around the model, which is what stands before ``name``, a key of its own."""
+    begin = min((key for key in state if f".{key}".endswith(f".{name}")), key=len, default=name).removesuffix(name)
+    return renamed(state, {key.removeprefix(begin): key for key in state}) if begin else state
 
 
 def layers(names: Iterable[str], prefix: str) -> int:

@@ -36,6 +36,11 @@ def read_tokenizer(directory: Path, settings: Mapping[str, Any]) -> tuple[Tokeni
             tokenizer = sentencepiece.build_tokenizer(model)
             ids = {"bos": model.bos_id, "eos": model.eos_id, "unk": model.unk_id}
             defaults = {name: model.pieces[i] for name, i in ids.items() if 0 <= i < len(model.pieces)}
+        elif not (directory / "vocab.json").exists():
+            raise InputError(
+                f"{directory} has no tokenizer: expected tokenizer.json, tokenizer.model, spiece.model, or vocab.json with "
+                "merges.txt; copy them from the model that it was made of"
+            )
         else:
             pre = "qwen2" if str(settings.get("tokenizer_class")).startswith("Qwen2") else "gpt-2"
             tokenizer = byte_level.from_files(directory / "vocab.json", directory / "merges.txt", pre)

@@ -229,6 +229,8 @@ def translated(
     for target, sources in table.items():
         if target == "head" and config.tied:
             continue
+        if target == "embedding":
+            sources = (stored_embedding(theirs, table, config),)
         change = next((change for end, change in changes.items() if target.endswith(end)), None)
         decoder = isinstance(config, T5Config) and target.startswith("decoder.")
         layers = config.decoder_layers if isinstance(config, T5Config) and decoder else config.layers
@@ -241,6 +243,15 @@ def translated(
     used = tuple(key for recipe in recipes.values() for key in recipe.sources)
     report = LoadReport(used, (), tuple(theirs.keys() - set(used)))
     return DerivedStore(as_store(theirs), recipes), report
+
+
+def stored_embedding(theirs: Mapping[str, Tensor], table: KeyTable, config: LanguageModelConfig) -> str:
+    """The name of the word embeddings. Files hold one of several tied tensors, which may be the output layer or one stack's of a T5."""
+    others = table["head"] if config.tied else ()
+    if isinstance(config, T5Config):
+        others = ("encoder.embed_tokens", "decoder.embed_tokens", *others)
+    names = (*table["embedding"], *others)
+    return next((name for name in names if f"{name}.weight" in theirs), names[0])
 
 
 def stacked(
