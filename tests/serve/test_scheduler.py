@@ -26,7 +26,7 @@ from triptych.errors import InputError
 from triptych.generate import Hypothesis, Search, generate
 from triptych.interruption import InterruptedGeneration, interruption
 from triptych.serve import scheduler
-from triptych.serve.scheduler import SharedEngine
+from triptych.serve.scheduler import SharedEngine, Turns
 from triptych.systems.configs import FlamingoConfig
 from triptych.systems.flamingo import Flamingo
 from triptych.tasks import FlamingoTasks
@@ -56,18 +56,14 @@ class Counter:
         self.before_step, self.computing = before_step, threading.Lock()
 
     def prefill(self, inputs: Sequence[int]) -> tuple[np.ndarray, Countdown]:
-        with self.alone():
-            return self.logits(inputs), Countdown(inputs)
+        return self.logits(inputs), Countdown(inputs)
 
     def logits(self, numbers: Sequence[int]) -> np.ndarray:
         return np.eye(10, dtype=np.float32)[list(numbers)] * 9
 
-    def alone(self) -> Any:
-        assert not self.computing.locked(), "two computations at a time"
-        return self.computing
-
     def step(self, ids: Sequence[np.ndarray], states: Sequence[Countdown]) -> list[tuple[np.ndarray, Countdown]]:
-        with self.alone():
+        assert not self.computing.locked(), "two steps of a group at a time"
+        with self.computing:
             self.before_step()
             if any(8 in own for own in ids):
                 raise InputError("8 is refused")
@@ -76,7 +72,7 @@ class Counter:
 
 
 def shared(counter: Counter) -> SharedEngine[Countdown]:
-    return SharedEngine(counter, counter)  # type: ignore[arg-type]
+    return SharedEngine(counter, lambda: counter)  # type: ignore[arg-type]
 
 
 def in_threads(*work: Callable[[], Any]) -> list[Any]:
@@ -153,10 +149,81 @@ def test_a_step_does_not_wait_for_what_is_busy_elsewhere() -> None:
     assert time.monotonic() - started < 1
 
 
-def assert_as_alone(engine: Any, inputs: Sequence[Any], searches: Sequence[Search]) -> list[int]:
+class Lanes:
+    """A step model whose computations take until ``count`` run at once. ``most``: how many did."""
+
+    def __init__(self, count: int) -> None:
+        self.gate, self.lock, self.running, self.most = threading.Barrier(count), threading.Lock(), 0, 0
+
+    def compute(self) -> None:
+        with self.lock:
+            self.running += 1
+            self.most = max(self.most, self.running)
+        self.gate.wait(10)
+        with self.lock:
+            self.running -= 1
+
+    def encode(self) -> None:
+        self.compute()
+
+    def joint_steps(self) -> SimpleNamespace:
+        return SimpleNamespace(step=lambda ids, states: [(self.compute(), state) for state in states])
+
+
+def test_as_many_pictures_and_prompts_are_read_at_a_time_as_there_are_lanes() -> None:
+    model = Lanes(2)
+    engine: Any = SharedEngine(model, model.joint_steps, lanes=2)  # type: ignore[type-var, arg-type]
+    assert in_threads(*(engine.encode for _ in range(6))) == [None] * 6
+    assert model.most == 2
+
+
+def test_texts_are_written_in_groups_of_equal_size() -> None:
+    model, sizes = Lanes(2), list[int]()
+    engine: Any = SharedEngine(model, model.joint_steps, sizes.append, lanes=2)  # type: ignore[type-var, arg-type]
+    assert in_threads(*(lambda n=n: engine.step(np.array([n]), n) for n in range(2))) == [(None, 0), (None, 1)]
+    assert model.most == 2 and sizes == [1, 1]
+
+
+def test_turns_are_first_come_first_served() -> None:
+    turns, order, running = Turns(1), list[int](), threading.Event()
+
+    def work(n: int) -> None:
+        with turns.turn():
+            running.set()
+            order.append(n)
+            while n == 0 and len(turns._waiting) < 3:
+                time.sleep(0.001)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for n, thread in enumerate(threads):
+        thread.start()
+        running.wait(5)
+        while len(turns._waiting) < n and threads[0].is_alive():
+            time.sleep(0.001)
+    for thread in threads:
+        thread.join(5)
+    assert order == [0, 1, 2, 3]
+
+
+def test_work_that_nobody_waits_for_is_not_begun() -> None:
+    model = Lanes(1)
+    engine: Any = SharedEngine(model, model.joint_steps)  # type: ignore[type-var, arg-type]
+
+    def interrupted() -> None:
+        interruption.set(lambda: True)
+        engine.encode()
+
+    (result,) = in_threads(interrupted)
+    assert isinstance(result, InterruptedGeneration) and model.most == 0
+    engine.encode()  # and its turn is free again
+    assert model.most == 1
+
+
+def assert_as_alone(engine: Any, inputs: Sequence[Any], searches: Sequence[Search], lanes: int) -> list[int]:
     """All texts written at once are those that are written one by one. Returns the sizes of the joint steps."""
     sizes: list[int] = []
-    shared, all_read = SharedEngine(engine, engine.joint_steps(), sizes.append), threading.Barrier(len(inputs))
+    shared = SharedEngine(engine, engine.joint_steps, sizes.append, lanes)
+    all_read = threading.Barrier(len(inputs))
 
     def prefill(given: Any) -> Any:
         result = shared.prefill(given)
@@ -177,12 +244,13 @@ def assert_as_alone(engine: Any, inputs: Sequence[Any], searches: Sequence[Searc
     return sizes
 
 
-def test_captions_of_sat_are_the_same_in_company(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_captions_of_sat_are_the_same_in_company(tmp_path: Path, lanes: int) -> None:
     _, engine = sat_engine(tmp_path)
     rng = np.random.default_rng(0)
     inputs = [rng.normal(size=(1, 9, 64)).astype(np.float32) for _ in range(10)]
     searches = [Search(frozenset({2}), max_new_tokens=12, **SEARCHES[n % 5]) for n in range(10)]
-    assert max(assert_as_alone(engine, inputs, searches)) > 2
+    assert max(assert_as_alone(engine, inputs, searches, lanes)) > 2
 
 
 class TinyPhotos(OnnxFlamingo):

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,8 +12,9 @@ from PIL import Image
 from tiny_blip2 import blip2_tasks
 from tiny_flamingo import flamingo_tasks
 
-from triptych.engines.interface import FlamingoInputs
-from triptych.tasks.photos import ArrayMemory
+from triptych.engines.interface import FlamingoInputs, PhotoSpec
+from triptych.io.pixels import PixelSpec
+from triptych.tasks.photos import ArrayMemory, PhotoMemory
 from triptych.tasks.prefix import SLOTS, PrefixMemory, PromptRow, common_length
 
 
@@ -171,6 +173,80 @@ def test_concurrent_prompts_share_a_beginning() -> None:
         with memory.read_prompt(row(1, 2, 3, 5)) as second:
             assert reader.read == [4, 1]
             assert second.logits.tolist() == [[1, 2, 3, 5]] and first.state.ids == [1, 2, 3, 4, 7]
+
+
+class SlowReader(Reader):
+    """Each prompt is read until ``gate`` opens."""
+
+    def __init__(self, gate: Callable[[], object]) -> None:
+        super().__init__()
+        self.gate = gate
+
+    def prefill(self, inputs: FlamingoInputs) -> tuple[np.ndarray, Text]:
+        self.gate()
+        return super().prefill(inputs)
+
+
+def read_both(memory: PrefixMemory, *prompts: PromptRow) -> None:
+    def work(n: int) -> None:
+        with memory.read_prompt(prompts[n]) as prefix:
+            assert prefix.logits.tolist() == [prompts[n].input_ids]
+
+    in_threads(work, len(prompts))
+
+
+def test_prompts_with_little_in_common_are_read_at_once() -> None:
+    gate = threading.Barrier(2)
+    memory = PrefixMemory(SlowReader(lambda: gate.wait(10)))
+    read_both(memory, row(1, *range(10, 20)), row(1, *range(20, 30)))
+
+
+def test_a_prompt_waits_for_one_that_begins_alike() -> None:
+    reader = SlowReader(lambda: time.sleep(0.05))
+    read_both(PrefixMemory(reader), row(*range(20), 50), row(*range(20), 60))
+    assert reader.read == [21, 1]
+
+
+class Encoder:
+    """An encoder of photos of 20 x 20 pixels that calls ``gate`` first. ``encoded``: how many it was given."""
+
+    photos = PhotoSpec(PixelSpec(20, (0.5,) * 3, (0.5,) * 3), (1, 1))
+
+    def __init__(self, gate: Callable[[], object]) -> None:
+        self.gate, self.encoded = gate, 0
+
+    def encode(self, pixel_values: np.ndarray) -> list[np.ndarray]:
+        self.encoded += len(pixel_values)
+        self.gate()
+        return [pixels.mean((1, 2)) for pixels in pixel_values]
+
+
+def test_photos_are_encoded_at_once_and_each_once(photos: list[Image.Image]) -> None:
+    gate = threading.Barrier(3)
+    encoder = Encoder(lambda: gate.wait(10))
+    memory = PhotoMemory(encoder)  # type: ignore[arg-type]
+    found = in_threads(lambda n: memory([photos[n % 3]])[0], 9)
+    assert encoder.encoded == 3
+    assert all(found[n] is found[n % 3] for n in range(9))
+
+
+def test_a_photo_is_encoded_by_the_next_where_one_fails(photos: list[Image.Image]) -> None:
+    failures = iter([ZeroDivisionError])
+
+    def gate() -> None:
+        time.sleep(0.05)
+        for failure in failures:
+            raise failure
+
+    memory = PhotoMemory(Encoder(gate))  # type: ignore[arg-type]
+
+    def work(n: int) -> object:
+        try:
+            return memory(photos[:1])[0].shape
+        except ZeroDivisionError:
+            return "failed"
+
+    assert sorted(map(str, in_threads(work, 3))) == ["(3,)", "(3,)", "failed"]
 
 
 def test_threads_never_share_a_state(monkeypatch: pytest.MonkeyPatch) -> None:

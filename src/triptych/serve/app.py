@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from triptych.serve.errors import install_handlers
 from triptych.serve.lecture import lecture_router
-from triptych.serve.metrics import Metrics
+from triptych.serve.metrics import Metrics, RequestMetrics
 from triptych.serve.models import Served
 from triptych.serve.native import native_router
 from triptych.serve.ollama import ollama_router
@@ -55,15 +54,7 @@ def create_app(settings: ServerSettings, loaded: dict[str, Any] | None = None) -
             metrics.waiting.labels(name).set(worker.queue.qsize())
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
-    @app.middleware("http")
-    async def measure(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        started = time.perf_counter()
-        response = await call_next(request)
-        route = getattr(request.scope.get("route"), "path", "other")
-        metrics.requests.labels(route, str(response.status_code)).inc()
-        metrics.seconds.labels(route).observe(time.perf_counter() - started)
-        return response
-
+    app.add_middleware(RequestMetrics, metrics=metrics)
     app.add_middleware(Guard, settings=settings)
     return app
 
@@ -77,6 +68,7 @@ def run_server(settings: ServerSettings) -> None:
         host=settings.host,
         port=settings.port,
         log_level="warning",
+        access_log=False,
         server_header=False,
         limit_concurrency=2048,
         timeout_keep_alive=20,

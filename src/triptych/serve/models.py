@@ -8,11 +8,12 @@ from functools import partial
 from typing import Any
 
 from triptych.engines.interface import Joins
+from triptych.engines.onnx.session import physical_cores
 from triptych.errors import TriptychError
 from triptych.serve.errors import SERVER_LOG, ApiError
 from triptych.serve.jobs import Worker
 from triptych.serve.metrics import Metrics
-from triptych.serve.scheduler import SharedEngine
+from triptych.serve.scheduler import LANES, SharedEngine
 from triptych.serve.settings import ServerSettings
 from triptych.tasks.capabilities import Model
 
@@ -34,7 +35,7 @@ class Served:
         observe = partial(self.metrics.observe_batch, name)
         shared = None
         if isinstance(engine := getattr(model, "engine", None), Joins):
-            shared = SharedEngine(engine, engine.joint_steps(), observe)
+            shared = SharedEngine(engine, engine.joint_steps, observe, min(LANES, physical_cores()))
             model = type(model)(shared, model.name)
         self.workers[name] = Worker(name, self.settings.queue, observe, shared)
         self.loaded[name] = model

@@ -1,7 +1,9 @@
 """Continuous batching: requests run in threads of their own, and the steps that they take are computed together.
 
-A request reads its prompt while the others wait between two steps, joins them at the next, and leaves when its text ends. Each chooses its
-own tokens (greedy, sampled or with beams), so its text does not depend on the others.
+A request reads its prompt while the others go on writing, joins them at their next step, and leaves when its text ends. Each chooses its
+own tokens (greedy, sampled or with beams), so its text does not depend on the others. Texts are written in groups, one for each of
+``LANES`` processor cores, and as many prompts and pictures are read at a time: with several rows the products of a model are bound by
+arithmetic, so two computations on a core each take half the time of one after the other.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ from typing import Any, Generic
 
 from triptych.engines.interface import Array, JointSteps
 from triptych.generate import Ints, StateT, StepModel
+from triptych.interruption import check_interruption
 
+LANES = 2  # at most: with more groups each step has fewer rows
 PATIENCE = 0.02  # seconds that a step waits for a request that chooses its next token
 
 
-class OneAtATime:
+class EngineProxy:
     """All that ``engine`` has; each method is called through ``compute``."""
 
     def __init__(self, engine: object, compute: Callable[..., Any]) -> None:
@@ -29,101 +33,151 @@ class OneAtATime:
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._engine, name)
         if hasattr(value, "prefill"):  # a step model within the engine: the writer of BLIP-2
-            return OneAtATime(value, self._compute)
+            return EngineProxy(value, self._compute)
         return partial(self._compute, value) if callable(value) else value
+
+
+class Turns:
+    """``count`` callers at a time; the others wait, first come first served."""
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._lock = threading.Lock()
+        self._waiting: deque[threading.Event] = deque()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        with self._lock:
+            ticket = None if self._free else threading.Event()
+            if ticket is None:
+                self._free -= 1
+            else:
+                self._waiting.append(ticket)
+        if ticket is not None:
+            ticket.wait()
+        try:
+            yield
+        finally:
+            with self._lock:
+                if self._waiting:
+                    self._waiting.popleft().set()
+                else:
+                    self._free += 1
 
 
 @dataclass
 class PendingStep(Generic[StateT]):
-    """One step of a request's text; ``outcome``: its result or what it failed with, None = not yet."""
+    """One step of a request's text. ``ready``: it has its ``outcome`` (a result or what it failed with), or is to compute the next step
+    of its group (``leads``)."""
 
     ids: Ints
     state: StateT
-    outcome: tuple[Array, StateT] | Exception | None = None
     thread: int = field(default_factory=threading.get_ident)
+    outcome: tuple[Array, StateT] | Exception | None = None
+    leads: bool = False
+    ready: threading.Event = field(default_factory=threading.Event)
 
 
-class SharedEngine(OneAtATime, Generic[StateT]):
-    """An engine for many threads: one computation at a time, and the steps of all texts together."""
+class StepGroup(Generic[StateT]):
+    """Texts whose steps are computed together, by the thread of one of them."""
 
-    def __init__(
-        self,
-        engine: StepModel[Any, StateT],
-        joint: JointSteps[StateT],
-        observe: Callable[[int], None] = lambda requests: None,
-    ) -> None:
-        """``observe`` is called with the number of requests in each step."""
-        super().__init__(engine, self._run_alone)
+    def __init__(self, joint: JointSteps[StateT], observe: Callable[[int], None]) -> None:
         self._joint, self._observe = joint, observe
-        self._changed = threading.Condition()
-        self._turns: deque[object] = deque()  # the computation that runs, and those that wait, first come first served
+        self._changed = threading.Condition()  # the leader waits for it
         self._waiting: list[PendingStep[StateT]] = []
         self._choosing: set[int] = set()  # threads that have the logits of a step and will soon want the next
-        self._stepping = False
+        self._has_leader = False
 
-    def _run_alone(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        self.leave()
-        with self._turn():
-            return function(*arguments, **named)
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        own = object()
-        with self._changed:
-            self._turns.append(own)
-            while self._turns[0] is not own:
-                self._changed.wait()
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._turns.popleft()
-                self._changed.notify_all()
-
-    def leave(self) -> None:
+    def leave(self, thread: int) -> None:
         """The text of this thread has ended, or something else comes before its next step."""
         with self._changed:
-            self._choosing.discard(threading.get_ident())
-            self._changed.notify_all()
+            self._choosing.discard(thread)
+            self._changed.notify()
 
     def step(self, ids: Ints, state: StateT) -> tuple[Array, StateT]:
-        """``StepModel.step``, together with the steps of other threads. One of them computes it for all."""
+        """``StepModel.step``, together with the steps of other threads."""
         step = PendingStep(ids, state)
         with self._changed:
             self._waiting.append(step)
             self._choosing.discard(step.thread)
-            self._changed.notify_all()
-            while self._stepping and step.outcome is None:
-                self._changed.wait()
-            computes = step.outcome is None
-            self._stepping = self._stepping or computes
-        if computes:
-            self._run_steps()
+            step.leads = not self._has_leader
+            self._has_leader = True
+            self._changed.notify()
+        if not step.leads:
+            step.ready.wait()
+        if step.leads:
+            self._lead()
         if isinstance(step.outcome, Exception):
             raise step.outcome
         assert step.outcome is not None
         return step.outcome
 
-    def _run_steps(self) -> None:
-        with self._turn():
-            with self._changed:
-                while self._choosing and self._changed.wait(PATIENCE):
-                    pass
-                steps, self._waiting = self._waiting, []
-            self._observe(len(steps))
-            outcomes = self._compute_steps(steps)
-            with self._changed:
-                for step, outcome in zip(steps, outcomes, strict=True):
-                    step.outcome = outcome
-                self._choosing = {step.thread for step in steps}
-                self._stepping = False
-                self._changed.notify_all()
+    def _lead(self) -> None:
+        """Compute all waiting steps; one that came meanwhile leads the next."""
+        with self._changed:
+            while self._choosing and self._changed.wait(PATIENCE):
+                pass
+            steps, self._waiting = self._waiting, []
+        self._observe(len(steps))
+        outcomes = self._compute(steps)
+        with self._changed:
+            self._choosing = {step.thread for step in steps}
+            leader = self._waiting[0] if self._waiting else None
+            self._has_leader = leader is not None
+        for step, outcome in zip(steps, outcomes, strict=True):
+            step.outcome = outcome
+            step.ready.set()
+        if leader is not None:
+            leader.leads = True
+            leader.ready.set()
 
-    def _compute_steps(self, steps: Sequence[PendingStep[StateT]]) -> Sequence[tuple[Array, StateT] | Exception]:
+    def _compute(self, steps: Sequence[PendingStep[StateT]]) -> Sequence[tuple[Array, StateT] | Exception]:
         """The outcome of each. Where they fail together, each is tried by itself, so that one does not spoil the others."""
         try:
             return self._joint.step([step.ids for step in steps], [step.state for step in steps])
         except Exception as error:
             if len(steps) == 1:
                 return [error]
-        return [outcome for step in steps for outcome in self._compute_steps([step])]
+        return [outcome for step in steps for outcome in self._compute([step])]
+
+
+class SharedEngine(EngineProxy, Generic[StateT]):
+    """An engine for many threads: the steps of their texts are computed in ``lanes`` groups, and so many other computations at a time."""
+
+    def __init__(
+        self,
+        engine: StepModel[Any, StateT],
+        joint_steps: Callable[[], JointSteps[StateT]],
+        observe: Callable[[int], None] = lambda requests: None,
+        lanes: int = 1,
+    ) -> None:
+        """``observe`` is called with the number of requests in each step."""
+        super().__init__(engine, self._run_alone)
+        self._turns = Turns(lanes)
+        self._groups = [StepGroup(joint_steps(), observe) for _ in range(lanes)]
+        self._members: dict[int, StepGroup[StateT]] = {}  # of each thread that writes a text
+        self._lock = threading.Lock()
+
+    def _run_alone(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        self.leave()
+        with self._turns.turn():
+            check_interruption()
+            return function(*arguments, **named)
+
+    def leave(self) -> None:
+        """The text of this thread has ended, or something else comes before its next step."""
+        thread = threading.get_ident()
+        with self._lock:
+            group = self._members.pop(thread, None)
+        if group is not None:
+            group.leave(thread)
+
+    def step(self, ids: Ints, state: StateT) -> tuple[Array, StateT]:
+        """``StepModel.step``, together with the steps of other threads. A text that begins joins the smallest group."""
+        thread = threading.get_ident()
+        with self._lock:
+            if thread not in self._members:
+                sizes = [sum(member is group for member in self._members.values()) for group in self._groups]
+                self._members[thread] = self._groups[sizes.index(min(sizes))]
+            group = self._members[thread]
+        return group.step(ids, state)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import Future
 from threading import Lock
 
 import numpy as np
@@ -47,18 +48,16 @@ class ArrayMemory:
 
 
 class PhotoMemory:
-    """``memory(images)`` -> what the frozen encoder makes of each."""
+    """``memory(images)`` -> what the frozen encoder makes of each. Threads may share it: a photo that several need at once is encoded by
+    one of them, and others are encoded beside it."""
 
     def __init__(self, encoder: PhotoEncoder, limit: int = REMEMBERED_BYTES) -> None:
         self.encoder, self.features = encoder, ArrayMemory(limit)
         self._lock = Lock()
+        self._encoding: dict[str, Future[Array | None]] = {}  # by content; None: that thread failed
 
     def __call__(self, images: Sequence[ImageSource]) -> list[Array]:
         """The image features of each. Raises InputError for one that cannot be read."""
-        with self._lock:  # a photo that two threads need is encoded by one of them
-            return self._encode(images)
-
-    def _encode(self, images: Sequence[ImageSource]) -> list[Array]:
         pixels = self.encoder.photos.pixels
         keys: list[str] = []
         known: dict[str, Array] = {}
@@ -72,14 +71,37 @@ class PhotoMemory:
                 known[key] = features
             else:
                 new[key] = pixel_array(photo, pixels)
-        waiting = list(new)
-        for first in range(0, len(waiting), ENCODED_TOGETHER):
-            part = waiting[first : first + ENCODED_TOGETHER]
-            batch = np.stack([new.pop(key) for key in part])
-            for key, features in zip(part, self.encoder.encode(batch), strict=True):
-                known[key] = features
-                self.features.put(key, features)
+        while new:
+            known |= self._encode_once(new)
+            new = {key: array for key, array in new.items() if key not in known}
         return [known[key] for key in keys]
+
+    def _encode_once(self, new: Mapping[str, Floats]) -> dict[str, Array]:
+        """The features of photos, by content; those that another thread was encoding and failed at are left out."""
+        known: dict[str, Array] = {}
+        own: dict[str, Future[Array | None]] = {}
+        others: dict[str, Future[Array | None]] = {}
+        with self._lock:
+            for key in new:
+                if (running := self._encoding.get(key)) is not None:
+                    others[key] = running
+                elif (features := self.features.get(key)) is not None:
+                    known[key] = features
+                else:
+                    own[key] = self._encoding[key] = Future()
+        try:
+            for first in range(0, len(own), ENCODED_TOGETHER):
+                part = list(own)[first : first + ENCODED_TOGETHER]
+                for key, features in zip(part, self.encoder.encode(np.stack([new[k] for k in part])), strict=True):
+                    known[key] = features
+                    self.features.put(key, features)
+        finally:
+            with self._lock:
+                for key, future in own.items():
+                    del self._encoding[key]
+                    future.set_result(known.get(key))
+        waited = {key: future.result() for key, future in others.items()}
+        return known | {key: features for key, features in waited.items() if features is not None}
 
 
 def over_photos(maps: Floats, images: Sequence[ImageSource], pixels: PixelSpec) -> Floats:

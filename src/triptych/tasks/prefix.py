@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from threading import Lock
+from threading import Condition
 from typing import Any, NamedTuple
 
 from triptych.engines.interface import Array, FlamingoInputs, PromptState
@@ -13,6 +13,9 @@ from triptych.generate import StepModel
 
 SLOTS = 4  # prompts remembered
 SLOT_TOKENS = 4096  # remembered in all: a token of SmolLM2 takes 45 kB
+WORTH_WAITING = (
+    8  # tokens; a prompt waits for one that is being read if they begin with so many that are not remembered yet
+)
 
 
 class PromptRow(NamedTuple):
@@ -59,22 +62,42 @@ class PrefixMemory:
     def __init__(self, engine: StepModel[FlamingoInputs, Any], slots: int = SLOTS) -> None:
         self.engine, self.slots = engine, slots
         self._kept: list[Slot] = []  # the most recent last
-        self._lock = Lock()
+        self._reading: list[PromptRow] = []
+        self._changed = Condition()
 
     @contextmanager
     def read_prompt(self, row: PromptRow) -> Iterator[PrefixState]:
         """The prompt, read. What is written behind it is remembered with it, unless beams wrote it."""
-        with self._lock:  # of concurrent prompts with a common beginning, the first reads it for all
+        with self._changed:
+            while self._is_worth_waiting(
+                row
+            ):  # of concurrent prompts with a common beginning, the first reads it for all
+                self._changed.wait()
             state, start = self._continue(row)
+            self._reading.append(row)
+        read = None
+        try:
             pictures = count_pictures(row.signature[:start])
             inputs = FlamingoInputs([row.input_ids[start:]], [row.visual_tokens[pictures:]], state)
-            logits, state = self.engine.prefill(inputs)
-            self._keep(row.signature, state)
-        prefix = PrefixState(self.engine, logits, state)
+            logits, read = self.engine.prefill(inputs)
+        finally:
+            with self._changed:
+                self._reading = [other for other in self._reading if other is not row]
+                if read is not None:
+                    self._keep(row.signature, read)
+                self._changed.notify_all()
+        prefix = PrefixState(self.engine, logits, read)
         yield prefix
         if prefix.written:
-            with self._lock:
-                self._keep((*row.signature, *prefix.written), state)
+            with self._changed:
+                self._keep((*row.signature, *prefix.written), read)
+
+    def _is_worth_waiting(self, row: PromptRow) -> bool:
+        """Whether a prompt that is being read has more in common with ``row`` than the remembered ones."""
+        if not self._reading:
+            return False
+        kept = max((common_length(slot.signature, row.signature) for slot in self._kept), default=0)
+        return any(common_length(r.signature, row.signature) >= kept + WORTH_WAITING for r in self._reading)
 
     def _continue(self, row: PromptRow) -> tuple[PromptState | None, int]:
         """A state that has read the beginning of ``row``, and how long that is.

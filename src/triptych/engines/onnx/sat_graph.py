@@ -82,7 +82,10 @@ class DecoderGraphs:
             "Add", graph.add("Unsqueeze", keys, graph.ints(1)), graph.add("Unsqueeze", query, graph.ints(2))
         )
         score = graph.add("Tanh" if self.config.score == "tanh" else "Relu", both)
-        e = graph.add("MatMul", score, graph.weight(self.weights.array("decoder.attention.score.weight")[0]))
+        weight = graph.weight(
+            self.weights.array("decoder.attention.score.weight").T
+        )  # [A, 1]: a vector takes four times as long
+        e = graph.add("Squeeze", graph.add("MatMul", score, weight), graph.ints(3))
         return graph.add("Softmax", e, axis=-1)  # the score's bias shifts all cells equally
 
     def input_gates(self, graph: Graph, embedded: str, z_hat: str) -> str:
