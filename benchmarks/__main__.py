@@ -217,9 +217,10 @@ def cold_engine_rows(threads: int, repeats: int) -> list[Row]:
     return rows
 
 
-def serve_rows(threads: int, repeats: int, quick: bool) -> list[Row]:
-    """The server under load; ``quick``: a sixteenth of the load."""
+def serve_rows(threads: int, repeats: int, quick: bool, part: str | None) -> list[Row]:
+    """The server under load; ``quick``: a sixteenth of the load; ``part``: only this one of ``serve.PARTS``."""
     load = ["--requests", "8", "--connections", "64"] if quick else []
+    load += ["--part", part] if part else []
     run = run_python(["-m", "benchmarks.serve", *load, "--repeats", str(repeats)], threads)
     return [Row(name, value, serve_unit(name)) for name, value in json.loads(run.stdout).items()]
 
@@ -256,6 +257,7 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="flamingo at tiny sizes, serve with a sixteenth of the load"
     )
+    parser.add_argument("--part", help="serve: only sat, blip2, second (questions on the same pictures) or crowd")
     arguments = parser.parse_args()
     systems: dict[str, Callable[[int, int], list[Row]]] = {
         "sat": sat_rows,
@@ -263,7 +265,7 @@ def main() -> None:
         "blip2": blip2_rows,
         "flamingo": partial(flamingo_rows, quick=arguments.quick),
         "engine": engine_rows,
-        "serve": partial(serve_rows, quick=arguments.quick),
+        "serve": partial(serve_rows, quick=arguments.quick, part=arguments.part),
     }
     if arguments.system in ("engine", "serve"):
         about = processor()

@@ -1,6 +1,7 @@
 """The server under load, on the loopback: ``python -m benchmarks.serve`` prints its figures as JSON; see README.md.
 
-The server is a process of its own on all cores; the clients run here, and share them. Whatever is compared runs in turns with one server.
+The server is a process of its own on all cores; the clients run here, and share them. Whatever is compared runs in turns with one server;
+the ``PARTS`` have one each, so that each can be measured by itself.
 """
 
 from __future__ import annotations
@@ -146,6 +147,7 @@ class Work(NamedTuple):
 
 
 WORK = (Work("sat", ("",)), Work("blip2", QUESTIONS))
+PARTS = ("sat", "blip2", "second", "crowd")
 
 
 def processor_seconds(process: int) -> float:
@@ -245,19 +247,27 @@ def second_questions(address: str, repeats: int) -> dict[str, float]:
     return found
 
 
+def measure(part: str, requests: int, repeats: int, connections: int) -> dict[str, float]:
+    """The figures of one of ``PARTS``, with a server of its own that has the models it needs."""
+    work = next((work for work in WORK if work.model == part), None)
+    models = [part] if work else ["sat"] if part == "crowd" else ["flamingo", "blip2"]
+    with running_server(models) as (address, process):
+        if work:
+            return rates(address, process, work, requests)
+        return crowds(address, process, connections) if part == "crowd" else second_questions(address, repeats)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--part", choices=PARTS, help="only this; default: all")
     parser.add_argument("--requests", type=int, default=64, help="of each number of clients")
     parser.add_argument("--connections", type=int, default=CONNECTIONS, help="of the crowd")
     parser.add_argument("--repeats", type=int, default=5, help="of first and second questions")
     arguments = parser.parse_args()
     os.environ["TRIPTYCH_API_KEY"] = ""
-    with running_server(("sat", "flamingo", "blip2")) as (address, process):
-        found: dict[str, float] = {}
-        for work in WORK:
-            found |= rates(address, process, work, arguments.requests)
-        found |= second_questions(address, arguments.repeats)
-        found |= crowds(address, process, arguments.connections)
+    found: dict[str, float] = {}
+    for part in (arguments.part,) if arguments.part else PARTS:
+        found |= measure(part, arguments.requests, arguments.repeats, arguments.connections)
     print(json.dumps(found))
 
 

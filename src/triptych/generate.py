@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ Scores = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 TOP_BLOCK = 256  # candidates of which only the best is looked at first
+TOP_LOGPROBS = 20  # at most
 
 
 class State(Protocol):
@@ -60,6 +61,7 @@ class Search:
         CTRL, section 4.1); 1 = nothing. The prompt does not count, as in LAVIS. Beam search takes log-probabilities for logits, as
         transformers does.
     seed: of each input's own random numbers, so a batch equals its items.
+    top_logprobs: so many of the likeliest tokens are recorded at each place of a text (``Token.likeliest``); None = no tokens are recorded.
     """
 
     eos: frozenset[int]
@@ -77,6 +79,7 @@ class Search:
     min_new_tokens: int = 0
     repetition_penalty: float = 1.0
     refill: bool = False
+    top_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "beams", "n_best", "top_k", "seed", "no_repeat_ngrams", "min_new_tokens"):
@@ -94,6 +97,7 @@ class Search:
             ("no_repeat_ngrams", self.no_repeat_ngrams, 0, 64),
             ("min_new_tokens", self.min_new_tokens, 0, self.max_new_tokens),
             ("repetition_penalty", self.repetition_penalty, 0.01, 100),
+            ("top_logprobs", self.top_logprobs or 0, 0, TOP_LOGPROBS),
         ):
             if not low <= value <= high:
                 raise InputError(f"{name} is {value}: it must lie between {low} and {high}")
@@ -106,19 +110,32 @@ class Search:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name in ("max_new_tokens", "beams", "length_penalty") or (
-                field.name not in ("eos", "banned", "once") and value != field.default
+                field.name not in ("eos", "banned", "once", "top_logprobs") and value != field.default
             ):
                 record[field.name] = value
         return record | ({"once": True} if self.once else {})
 
 
+Likeliest = tuple[tuple[int, float], ...]  # tokens at one place with their log-probabilities, the likeliest first
+
+
+class Token(NamedTuple):
+    """``likeliest``: of the model at its place, before ``restrict``; as many as ``Search.top_logprobs``; None = not recorded."""
+
+    id: int
+    logprob: float
+    likeliest: Likeliest | None = None
+
+
 @dataclass(frozen=True)
 class Hypothesis:
-    """One produced text: ``ids`` without the end token; ``logprobs`` of each, then of the end token if it was reached."""
+    """One produced text: ``ids`` without the end token; ``logprobs`` of each, then of the end token if it was reached; ``likeliest``:
+    ``Token.likeliest`` of each id, where it was recorded."""
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finished: bool
+    likeliest: tuple[Likeliest, ...] = ()
 
     @property
     def logprob(self) -> float:
@@ -206,7 +223,7 @@ def generate(
     with without_gradients():
         if search.temperature == 0 and search.beams > 1:
             return beam_search(model, inputs, search)
-        texts: list[list[list[tuple[int, float]]]] = []
+        texts: list[list[list[Token]]] = []
         for tokens in decode(model, inputs, search, seeds):
             if not texts:
                 texts = [[[] for _ in row] for row in tokens]
@@ -217,34 +234,44 @@ def generate(
     return [[to_hypothesis(text, search.eos) for text in row] for row in texts]
 
 
-def stream(
-    model: StepModel[Inputs, StateT], inputs: Inputs, search: Search
-) -> Generator[tuple[int, float], None, bool]:
-    """Token ids and log-probabilities of a single input as they are made, without the end token; returns whether that was reached."""
+def stream(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search) -> Generator[Token, None, bool]:
+    """The tokens of a single input as they are made, without the end token; returns whether that was reached."""
     if search.beams > 1 or search.n_best > 1:
         raise InputError("streaming writes one text as it is made: use beams = 1 and n_best = 1")
     tokens = decode(model, inputs, search)
     while True:
         with without_gradients():  # not while the caller has the token
             [[token]] = next(tokens, [[None]])
-        if token is None or token[0] in search.eos:
+        if token is None or token.id in search.eos:
             return token is not None
         yield token
 
 
-def to_hypothesis(tokens: Sequence[tuple[int, float]], eos: frozenset[int]) -> Hypothesis:
-    finished = bool(tokens) and tokens[-1][0] in eos
-    ids = tuple(i for i, _ in tokens)
-    return Hypothesis(ids[:-1] if finished else ids, tuple(p for _, p in tokens), finished)
+def to_hypothesis(tokens: Sequence[Token], eos: frozenset[int]) -> Hypothesis:
+    finished = bool(tokens) and tokens[-1].id in eos
+    text = tokens[:-1] if finished else tokens
+    logprobs = tuple(token.logprob for token in tokens)
+    recorded = tuple(token.likeliest for token in text if token.likeliest is not None)
+    return Hypothesis(tuple(token.id for token in text), logprobs, finished, recorded)
+
+
+def likeliest_tokens(logprobs: Scores, search: Search) -> Sequence[Likeliest | None]:
+    """Of each row of ``logprobs [rows, V]`` the ``search.top_logprobs`` likeliest tokens, those that are banned left out."""
+    if not search.top_logprobs:
+        return [None if search.top_logprobs is None else ()] * len(logprobs)
+    best, ids = top(logprobs, min(search.top_logprobs, logprobs.shape[1]))
+    rows = zip(ids.tolist(), best.tolist(), strict=True)
+    return [tuple(pair for pair in zip(*row, strict=True) if pair[1] > -np.inf) for row in rows]
 
 
 def decode(
     model: StepModel[Inputs, StateT], inputs: Inputs, search: Search, seeds: Sequence[int] | None = None
-) -> Iterator[list[list[tuple[int, float] | None]]]:
+) -> Iterator[list[list[Token | None]]]:
     """Greedy or sampled tokens ``[B][K]``, step by step; None in rows that have ended."""
     logits, state = model.prefill(inputs)
-    logprobs = log_softmax(logits, search)
-    logprobs = restrict(logprobs, [()] * len(logprobs), search)
+    model_logprobs = log_softmax(logits, search)
+    likeliest = likeliest_tokens(model_logprobs, search)
+    logprobs = restrict(model_logprobs, [()] * len(model_logprobs), search)
     batch, rows = len(logprobs), search.n_best if search.temperature > 0 else 1
     seeds = [search.seed] * batch if seeds is None else seeds
     if len(seeds) != batch:
@@ -253,16 +280,17 @@ def decode(
     if rows > 1:
         order = np.repeat(np.arange(batch)[:, None], rows, 1)
         state, logprobs = state.reorder(like(order, logits)), logprobs.repeat(rows, 0)
+        likeliest = [row for row in likeliest for _ in range(rows)]
     inputs_left, alive = list(range(batch)), [[True] * rows for _ in range(batch)]
     texts: list[list[int]] = [[] for _ in range(batch * rows)]
     for position in range(search.max_new_tokens):
         ids = choose(logprobs, [draws[source] for source in inputs_left], search)
         chosen = logprobs[np.arange(len(ids)), ids]
-        tokens: list[list[tuple[int, float] | None]] = [[None] * rows for _ in range(batch)]
+        tokens: list[list[Token | None]] = [[None] * rows for _ in range(batch)]
         for index, (token, logprob) in enumerate(zip(ids.tolist(), chosen.tolist(), strict=True)):
             source, row = inputs_left[index // rows], index % rows
             if alive[source][row]:
-                tokens[source][row] = (token, logprob)
+                tokens[source][row] = Token(token, logprob, likeliest[index])
                 alive[source][row] = token not in search.eos
             texts[index].append(token)
         yield tokens
@@ -277,7 +305,9 @@ def decode(
         check_interruption()
         logits, state = model.step(like(ids, logits), state)
         scores = penalise(to_numpy(logits), texts, search.repetition_penalty)
-        logprobs = restrict(log_softmax(scores, search), texts, search)
+        model_logprobs = log_softmax(scores, search)
+        likeliest = likeliest_tokens(model_logprobs, search)
+        logprobs = restrict(model_logprobs, texts, search)
 
 
 class Uniform:
@@ -345,12 +375,13 @@ def beam_search(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search
     """
     logits, state = model.prefill(inputs)
     logprobs = log_softmax(logits, search)
+    likeliest = likeliest_tokens(logprobs, search)
     logprobs = restrict(logprobs, [()] * len(logprobs), search)
     (batch, vocabulary), beams = logprobs.shape, search.beams
     ended: list[list[Hypothesis]] = [[] for _ in range(batch)]
     inputs_left = list(range(batch))
     totals = np.zeros((batch, 1), np.float32)  # [B, K] log-probability of each beam; minus infinity: it is dead
-    texts: list[list[tuple[tuple[int, float], ...]]] = [[()] for _ in range(batch)]
+    texts: list[list[tuple[Token, ...]]] = [[()] for _ in range(batch)]
 
     for position in range(search.max_new_tokens):
         candidates = (totals[..., None] + logprobs.reshape(*totals.shape, vocabulary)).reshape(len(totals), -1)
@@ -365,13 +396,14 @@ def beam_search(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search
         kept, survivors = [], []
         for row, (source, scores) in enumerate(zip(inputs_left, best.tolist(), strict=True)):
             slots = wanted if search.refill else beams - len(ended[source])
-            alive: list[tuple[int, tuple[tuple[int, float], ...]]] = []
+            alive: list[tuple[int, tuple[Token, ...]]] = []
             for k, score in enumerate(scores[:slots]):
                 if score == -np.inf:
                     break
-                token = (int(ids[row, k]), token_logprobs[row][k])
-                text = (*texts[row][int(parents[row, k])], token)
-                if token[0] in search.eos or last:
+                parent = int(parents[row, k])
+                place = likeliest[row * totals.shape[1] + parent]
+                text = (*texts[row][parent], Token(int(ids[row, k]), token_logprobs[row][k], place))
+                if text[-1].id in search.eos or last:
                     if k < beams:
                         ended[source].append(to_hypothesis(text, search.eos))
                 elif len(alive) < beams:
@@ -393,8 +425,9 @@ def beam_search(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search
         state = state.reorder(like((first_rows + parents)[rows, columns], logits))
         check_interruption()
         logits, state = model.step(like(ids[rows, columns].reshape(-1), logits), state)
-        written = [[i for i, _ in row[min(k, len(row) - 1)]] for row in texts for k in range(beams)]
+        written = [[token.id for token in row[min(k, len(row) - 1)]] for row in texts for k in range(beams)]
         logprobs = penalise(log_softmax(logits, search), written, search.repetition_penalty)
+        likeliest = likeliest_tokens(logprobs, search)
         logprobs = restrict(logprobs, written, search)
 
     return [best_first(hypotheses, search)[: search.n_best] for hypotheses in ended]

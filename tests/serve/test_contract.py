@@ -108,9 +108,14 @@ def test_an_error_within_a_stream_is_an_event(client: TestClient) -> None:
 
 
 def test_logprobs(client: TestClient) -> None:
-    body = client.post(CHAT, json=question(data_url(8), logprobs=True)).json()
+    body = client.post(CHAT, json=question(data_url(8), logprobs=True, top_logprobs=1, stop="8")).json()
+    assert body["choices"][0]["message"]["content"] == "What? ["
     content = body["choices"][0]["logprobs"]["content"]
-    assert [c["token"] for c in content] == ["What?", "[8]"] and content[0]["logprob"] == -0.5
+    assert [c["token"] for c in content] == ["What?", " [8]"] and content[0]["logprob"] == -0.5
+    assert content[1]["top_logprobs"] == [{"token": " [8]", "logprob": -0.5, "bytes": [32, 91, 56, 93]}]
+    for fields, wanted in (({"logprobs": True}, []), ({}, None)):
+        logprobs = client.post(CHAT, json=question(data_url(8), **fields)).json()["choices"][0]["logprobs"]
+        assert (logprobs and logprobs["content"][0]["top_logprobs"]) == wanted
 
 
 BAD = [
@@ -124,7 +129,8 @@ BAD = [
     (question(data_url(), temperature=-1), 400, "temperature"),
     (question(data_url(), top_p=0), 400, "top_p"),
     (question(data_url(), stop=["a"] * 5), 400, "stop"),
-    (question(data_url(), logprobs=True, top_logprobs=2), 400, "top_logprobs"),
+    (question(data_url(), logprobs=True, top_logprobs=21), 400, "top_logprobs"),
+    (question(data_url(), top_logprobs=2), 400, "top_logprobs"),
     (question(), 400, "messages"),
     (question(*[data_url()] * 17), 400, "messages"),
     (question(data_url(), text="x" * 20_000), 400, "messages[0].content"),

@@ -17,6 +17,7 @@ from triptych.errors import InputError
 from triptych.evidence import Evidence
 from triptych.interruption import check_interruption
 from triptych.tasks import Answer, Match, TextEnd
+from triptych.tasks.answer import WrittenToken
 from triptych.tasks.words import Pieces
 
 
@@ -28,7 +29,8 @@ def answer(text: str, name: str, explain: bool = False) -> Answer:
     words = tuple(text.split())
     logprobs = (-0.5,) * len(words)
     evidence = Evidence(words, np.ones((len(words), 1, 2, 2), np.float32), logprobs) if explain else None
-    return Answer(text, name, sum(logprobs), words, logprobs, evidence, end=TextEnd(True, 7, len(words)))
+    tokens = (tuple(WrittenToken(f" {word}", -0.5, ((f" {word}", -0.5), (" or", -2.0))) for word in words),)
+    return Answer(text, name, sum(logprobs), words, logprobs, evidence, end=TextEnd(True, 7, len(words), tokens))
 
 
 def unused(*_: object, **__: object) -> Any:

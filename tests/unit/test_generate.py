@@ -366,8 +366,34 @@ def test_stream_equals_generate(mode: dict[str, Any], eos_bias: float) -> None:
     model, one = TinyLM(7, 5, eos_bias), inputs_of(5)
     [[h]] = generate(model, one, search(**mode))
     streamed = list(stream(model, one, search(**mode)))
-    assert tuple(token for token, _ in streamed) == h.ids
-    assert [p for _, p in streamed] == pytest.approx(list(h.logprobs[: len(h.ids)]))
+    assert tuple(token.id for token in streamed) == h.ids
+    assert [token.logprob for token in streamed] == pytest.approx(list(h.logprobs[: len(h.ids)]))
+
+
+MODES: list[dict[str, Any]] = [
+    {},
+    {"beams": 3, "n_best": 3},
+    {"beams": 2, "refill": True, "once": lambda token: token % 2},
+    {"temperature": 1.0, "n_best": 2, "seed": 3},
+]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_likeliest_tokens_are_recorded_at_each_place(mode: dict[str, Any]) -> None:
+    model, one, banned = TinyLM(9, 4), inputs_of(4), frozenset({7})
+    plain = generate(model, one, search(banned=banned, **mode))
+    assert [h.likeliest for h in plain[0]] == [()] * len(plain[0])
+    written = generate(model, one, search(banned=banned, top_logprobs=8, **mode))
+    assert_same(written, plain)
+    for h in written[0]:
+        assert len(h.likeliest) == len(h.ids)
+        for place, likeliest in enumerate(h.likeliest):
+            wanted = [(t, token_logprobs(model, one, [*h.ids[:place], t], [7])[-1]) for t in range(9) if t != 7]
+            wanted.sort(key=lambda pair: -pair[1])
+            assert [t for t, _ in likeliest] == [t for t, _ in wanted]
+            assert [p for _, p in likeliest] == pytest.approx([p for _, p in wanted], abs=1e-4)
+    (first, *_) = generate(model, one, search(top_logprobs=0, **mode))[0]
+    assert first.likeliest == ((),) * len(first.ids) and "top_logprobs" not in search(top_logprobs=3).to_dict()
 
 
 def test_stream_gives_each_token_before_the_next_step() -> None:

@@ -14,10 +14,12 @@ from fastapi.responses import StreamingResponse
 from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, Field
 
+from triptych.generate import TOP_LOGPROBS
 from triptych.serve.chat import answer_batch, answer_kind, answer_pieces, read_dialogue
 from triptych.serve.errors import ApiError, as_api_error, error_body
 from triptych.serve.features import embed, encoded, texts_of
 from triptych.serve.jobs import Job, Worker
+from triptych.serve.logprobs import choice_logprobs
 from triptych.serve.models import Served
 from triptych.serve.pictures import read_picture
 from triptych.serve.settings import ANSWER_LIMIT, CHOICE_LIMIT, MESSAGE_LIMIT, TEXT_LIMIT, TOKEN_LIMIT, ServerSettings
@@ -53,7 +55,7 @@ class ChatRequest(BaseModel):
     seed: int | None = Field(default=None, ge=0, le=2**31 - 1)
     stop: str | list[str] | None = None
     logprobs: bool = False
-    top_logprobs: int | None = Field(default=None, ge=0, le=0)
+    top_logprobs: int | None = Field(default=None, ge=0, le=TOP_LOGPROBS)
 
     def check(self) -> None:
         """Raises ApiError: the request asks for what these models have not."""
@@ -67,6 +69,8 @@ class ChatRequest(BaseModel):
             raise ApiError(400, "n above 1 needs a temperature above 0", param="n")
         if self.n > 1 and self.stream:
             raise ApiError(400, "a stream holds one answer: n must be 1", param="n")
+        if self.top_logprobs and not self.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
         if isinstance(self.stop, list) and len(self.stop) > 4:
             raise ApiError(400, f"stop has {len(self.stop)} texts: 4 at most", param="stop")
 
@@ -78,6 +82,7 @@ class ChatRequest(BaseModel):
             "top_p": self.top_p if self.temperature else None,
             "seed": self.seed,
             "n_best": self.n if self.n > 1 else None,
+            "top_logprobs": (self.top_logprobs or 0) if self.logprobs else None,
         }
         return {name: value for name, value in given.items() if value is not None}
 
@@ -149,18 +154,14 @@ def completion(body: ChatRequest, answer: Answer) -> dict[str, Any]:
         zip(texts, (answer.finished, *answer.finished_alternatives), strict=False)
     ):
         cut = cut_at_stop(text, body.stops)
-        words = None
-        if body.logprobs and index == 0:
-            words = {
-                "content": [
-                    {"token": token, "logprob": logprob, "bytes": list(token.encode()), "top_logprobs": []}
-                    for token, logprob in zip(answer.tokens, answer.logprobs, strict=False)
-                ],
-                "refusal": None,
-            }
+        tokens = (
+            choice_logprobs(answer.end, index, body.top_logprobs or 0, cut if cut != text else None)
+            if body.logprobs
+            else None
+        )
         reason = "stop" if finished or cut != text else "length"
         message = {"role": "assistant", "content": cut, "refusal": None}
-        choices.append({"index": index, "message": message, "finish_reason": reason, "logprobs": words})
+        choices.append({"index": index, "message": message, "finish_reason": reason, "logprobs": tokens})
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion",
@@ -182,7 +183,8 @@ def cut_at_stop(text: str, stops: Sequence[str]) -> str:
 
 
 async def sse(body: ChatRequest, pieces: AsyncIterator[str | TextEnd]) -> AsyncIterator[str]:
-    """Server-sent events: a role, pieces of text, the reason of the end, maybe usage, ``[DONE]``; an error is an event, too."""
+    """Server-sent events: a role, pieces of text, the reason of the end (with log-probabilities, if asked for), maybe usage,
+    ``[DONE]``; an error is an event, too."""
     base = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion.chunk",
@@ -190,8 +192,8 @@ async def sse(body: ChatRequest, pieces: AsyncIterator[str | TextEnd]) -> AsyncI
         "model": body.model,
     }
 
-    def event(delta: dict[str, Any], reason: str | None = None) -> str:
-        choices = [{"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}]
+    def event(delta: dict[str, Any], reason: str | None = None, logprobs: dict[str, Any] | None = None) -> str:
+        choices = [{"index": 0, "delta": delta, "finish_reason": reason, "logprobs": logprobs}]
         return f"data: {json.dumps({**base, 'choices': choices}, ensure_ascii=False)}\n\n"
 
     yield event({"role": "assistant", "content": ""})
@@ -222,7 +224,8 @@ async def sse(body: ChatRequest, pieces: AsyncIterator[str | TextEnd]) -> AsyncI
         yield "data: [DONE]\n\n"
         return
     end = end or TextEnd(new_tokens=count)  # at a stop the model was interrupted
-    yield event({}, "stop" if end.finished else "length")
+    tokens = choice_logprobs(end, 0, body.top_logprobs or 0) if body.logprobs else None
+    yield event({}, "stop" if end.finished else "length", tokens)
     if body.stream_options and body.stream_options.include_usage:
         yield f"data: {json.dumps({**base, 'choices': [], 'usage': usage(end)})}\n\n"
     yield "data: [DONE]\n\n"

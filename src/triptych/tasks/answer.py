@@ -16,13 +16,23 @@ Method: TypeAlias = Literal["decoder", "language model", "q-former", "captions",
 SUM_ERROR = 1e-6
 
 
+class WrittenToken(NamedTuple):
+    """A token of a text, with the space before it; ``likeliest``: the likeliest tokens at its place (``Search.top_logprobs``)."""
+
+    text: str
+    logprob: float
+    likeliest: tuple[tuple[str, float], ...] = ()
+
+
 class TextEnd(NamedTuple):
-    """How a text ended. ``finished``: by itself, not at ``max_new_tokens``. Tokens: of the prompt, each picture as many as the language
-    model reads in its place, and of what was written, alternatives included; 0 where no language model was asked."""
+    """How a text ended. ``finished``: by itself, not at ``max_new_tokens``. Numbers of tokens: of the prompt, each picture as many as the
+    language model reads in its place, and of what was written, alternatives included; 0 where no language model was asked. ``tokens``: of
+    each text, the best first, where ``Search.top_logprobs`` is given."""
 
     finished: bool = True
     prompt_tokens: int = 0
     new_tokens: int = 0
+    tokens: tuple[tuple[WrittenToken, ...], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from triptych.errors import InputError
 from triptych.generate import Hypothesis, Search
 from triptych.io.images import ImageSource
-from triptych.tasks.answer import Answer, AnswerRecipe, Method
+from triptych.tasks.answer import Answer, AnswerRecipe, Method, WrittenToken
 from triptych.tasks.choices import (
     GREY,
     YES_NO,
@@ -226,7 +226,8 @@ def as_choice(
     """An answer whose text is the choice with the highest of the ``scores``, log-probabilities."""
     best = int(scores.argmax())
     by_choice = dict(zip(choices, scores.tolist(), strict=True))
-    end = answer.end._replace(finished=True)
+    likeliest = tuple(sorted(by_choice.items(), key=lambda item: -item[1]))
+    end = answer.end._replace(finished=True, tokens=((WrittenToken(*likeliest[0], likeliest),),))
     return replace(answer, text=choices[best], logprob=float(scores[best]), scores=by_choice, method=method, end=end)
 
 

@@ -30,6 +30,7 @@ from triptych.tasks.photos import DECODED_TOGETHER, over_photos
 from triptych.tasks.words import (
     Pieces,
     Spans,
+    Spelling,
     decode_pieces,
     in_one_piece,
     join_word_pieces,
@@ -210,6 +211,7 @@ class Blip2Tasks(Answerer, Blip2Matching):
     def grounded_answer(self, hypotheses: Sequence[Hypothesis], features: Array, image: ImageSource | None) -> Answer:
         """``image``: the photo, to show where the Q-Former looked in it; None = no evidence."""
         vocabulary, (best, *others) = self.spec.words, hypotheses
+        spelling = Spelling(vocabulary.decode, {vocabulary.sep: vocabulary.words[vocabulary.sep]})
         texts = [sentence(vocabulary.decode(h.ids)) for h in hypotheses]
         words, spans = join_word_pieces([vocabulary.words[piece] for piece in best.ids])
         if words[-1:] == (".",):
@@ -229,7 +231,7 @@ class Blip2Tasks(Answerer, Blip2Matching):
             evidence,
             alternatives,
             method="q-former",
-            end=text_end(hypotheses),
+            end=text_end(hypotheses, spelling),
             finished_alternatives=tuple(h.finished for h in others),
         )
 

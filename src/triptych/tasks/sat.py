@@ -13,7 +13,8 @@ from triptych.io.images import ImageSource
 from triptych.tasks.answer import Answer, AnswerRecipe
 from triptych.tasks.asking import with_settings
 from triptych.tasks.photos import DECODED_TOGETHER, PhotoMemory
-from triptych.tasks.words import Pieces, pieces_of_tokens, text_end
+from triptych.tasks.words import Pieces, Spelling, pieces_of_tokens, text_end
+from triptych.text.vocabulary import SPECIALS
 
 
 class SatTasks:
@@ -67,7 +68,12 @@ class SatTasks:
         """The words of one photo's caption as they are written (greedy, or sampled with a ``temperature``)."""
         search = self.search(**({"beams": 1} | settings))
         tokens = stream(self.engine, self.engine.read(self.encode([image])), search)
-        return (yield from pieces_of_tokens(tokens, self.spec.vocabulary.words.__getitem__))
+        return (yield from pieces_of_tokens(tokens, self.spec.vocabulary.words.__getitem__, self.spelling))
+
+    @property
+    def spelling(self) -> Spelling:
+        vocabulary = self.spec.vocabulary
+        return Spelling(vocabulary.join, dict(enumerate(SPECIALS)))
 
     def _answer(self, hypotheses: Sequence[Hypothesis], features: Array, explain: bool) -> Answer:
         best, vocabulary = hypotheses[0], self.spec.vocabulary
@@ -85,7 +91,7 @@ class SatTasks:
             evidence=evidence,
             alternatives=tuple((vocabulary.decode(h.ids), h.logprob) for h in hypotheses[1:]),
             method="decoder",
-            end=text_end(hypotheses),
+            end=text_end(hypotheses, self.spelling),
             finished_alternatives=tuple(h.finished for h in hypotheses[1:]),
         )
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from triptych.evidence import Evidence, Floats
-from triptych.generate import Hypothesis
-from triptych.tasks.answer import Answer, Method, TextEnd
+from triptych.generate import Hypothesis, Token, to_hypothesis
+from triptych.tasks.answer import Answer, Method, TextEnd, WrittenToken
 from triptych.text.tokenizer import TextTokenizer
 
 Spans = Sequence[tuple[int, int]]  # of each word its tokens: the first, and the one behind the last
@@ -18,9 +19,25 @@ Spans = Sequence[tuple[int, int]]  # of each word its tokens: the first, and the
 Pieces = Generator[str, None, TextEnd]  # of a text as it is written
 
 
-def decode_pieces(
-    tokenizer: TextTokenizer, tokens: Generator[tuple[int, float], None, bool], prompt_tokens: int
-) -> Pieces:
+class Spelling(NamedTuple):
+    """How ids are written: ``decode``: a text's ids -> the text; ``names``: of special tokens, which it leaves out."""
+
+    decode: Callable[[Sequence[int]], str]
+    names: Mapping[int, str]
+
+    def token(self, before: Sequence[int], token: int) -> str:
+        """What ``token`` adds behind the ids ``before``; of a character's first bytes U+FFFD."""
+        if token in self.names:
+            return self.names[token]
+        text = self.decode(before).rstrip("\N{REPLACEMENT CHARACTER}")
+        return self.decode([*before, token])[len(text) :]
+
+
+def tokenizer_spelling(tokenizer: TextTokenizer) -> Spelling:
+    return Spelling(tokenizer.decode, {token: name for name, token in tokenizer.specials.items()})
+
+
+def decode_pieces(tokenizer: TextTokenizer, tokens: Generator[Token, None, bool], prompt_tokens: int) -> Pieces:
     """The text of ``generate.stream`` piece by piece, whole characters at a time."""
     text, ids = "", list[int]()
 
@@ -33,21 +50,21 @@ def decode_pieces(
         before, text = text, whole
         return whole[len(before) :]
 
-    return (yield from pieces_of_tokens(tokens, piece_of, prompt_tokens))
+    return (yield from pieces_of_tokens(tokens, piece_of, tokenizer_spelling(tokenizer), prompt_tokens))
 
 
 def pieces_of_tokens(
-    tokens: Generator[tuple[int, float], None, bool], piece_of: Callable[[int], str], prompt_tokens: int = 0
+    tokens: Generator[Token, None, bool], piece_of: Callable[[int], str], spelling: Spelling, prompt_tokens: int = 0
 ) -> Pieces:
     """What ``piece_of`` makes of each token of ``generate.stream``; an empty piece is left out."""
-    count = 0
+    written: list[Token] = []
     while True:
         try:
-            token, _ = next(tokens)
+            written.append(next(tokens))
         except StopIteration as end:
-            return TextEnd(bool(end.value), prompt_tokens, count)
-        count += 1
-        if piece := piece_of(token):
+            text = to_hypothesis(written, frozenset())
+            return text_end([text], spelling, prompt_tokens)._replace(finished=bool(end.value))
+        if piece := piece_of(written[-1].id):
             yield piece
 
 
@@ -136,12 +153,26 @@ def to_answer(
     logprobs = tuple(sum(best.logprobs[a:b]) for a, b in spans)
     evidence = Evidence(words, maps(best.ids, spans), logprobs) if maps and words else None
     alternatives = tuple(zip(texts[1:], (h.logprob for h in hypotheses[1:]), strict=True))
-    end = text_end(hypotheses, prompt_tokens)
+    end = text_end(hypotheses, tokenizer_spelling(tokenizer), prompt_tokens)
     finished = tuple(h.finished for h in hypotheses[1:])
     answer = Answer(texts[0], model, best.logprob, words, logprobs, evidence, alternatives, method=method)
     return replace(answer, end=end, finished_alternatives=finished)
 
 
-def text_end(hypotheses: Sequence[Hypothesis], prompt_tokens: int = 0) -> TextEnd:
+def text_end(hypotheses: Sequence[Hypothesis], spelling: Spelling, prompt_tokens: int = 0) -> TextEnd:
     """How the best hypothesis ended, and the tokens of all."""
-    return TextEnd(hypotheses[0].finished, prompt_tokens, sum(len(h.ids) for h in hypotheses))
+    written = [spell(h, spelling) for h in hypotheses if h.likeliest]
+    return TextEnd(hypotheses[0].finished, prompt_tokens, sum(len(h.ids) for h in hypotheses), tuple(written))
+
+
+def spell(hypothesis: Hypothesis, spelling: Spelling) -> tuple[WrittenToken, ...]:
+    """The tokens of a text whose likeliest tokens were recorded."""
+    ids, logprobs = hypothesis.ids, hypothesis.logprobs
+    return tuple(
+        WrittenToken(
+            spelling.token(ids[:i], ids[i]),
+            logprobs[i],
+            tuple((spelling.token(ids[:i], other), logprob) for other, logprob in likeliest),
+        )
+        for i, likeliest in enumerate(hypothesis.likeliest)
+    )

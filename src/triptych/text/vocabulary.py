@@ -69,8 +69,12 @@ class WordVocabulary:
 
     def decode(self, ids: Sequence[int]) -> str:
         """A sentence: ``"A dog's ball."``"""
-        text = " ".join(self.words[i] for i in ids if i not in (PAD, BOS, EOS)).replace(" '", "'")
+        text = self.join(ids)
         return f"{text[:1].upper()}{text[1:]}." if text else ""
+
+    def join(self, ids: Sequence[int]) -> str:
+        """``"a dog's ball"``"""
+        return " ".join(self.words[i] for i in ids if i not in (PAD, BOS, EOS)).replace(" '", "'")
 
 
 def read_vocabulary(path: Path) -> WordVocabulary:
