@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.engines.interface import FlamingoInputs
-from triptych.generate import Search, StepModel, stream
+from triptych.generate import Search, StepModel, Token, stream
 from triptych.nn import masks
 from triptych.nn.configs import DecoderConfig
 from triptych.nn.decoder import Decoder
@@ -144,7 +144,7 @@ class Read:
         return self.go_on(ids, state)
 
 
-def write(model: StepModel[Any, Any], search: Search) -> tuple[list[tuple[int, float]], float]:
+def write(model: StepModel[Any, Any], search: Search) -> tuple[list[Token], float]:
     """Ids and log-probabilities, and the seconds per token behind the first, which the prompt alone decides."""
     writing = stream(model, None, search)
     tokens = [next(writing)]
@@ -153,9 +153,9 @@ def write(model: StepModel[Any, Any], search: Search) -> tuple[list[tuple[int, f
     return tokens, (time.perf_counter() - started) / (len(tokens) - 1)
 
 
-def check_alike(left: list[tuple[int, float]], right: list[tuple[int, float]]) -> None:
+def check_alike(left: list[Token], right: list[Token]) -> None:
     """Raises RuntimeError: the two wrote different ids, or found them differently likely."""
-    alike = all(i == j and abs(p - q) < 1e-3 for (i, p), (j, q) in zip(left, right, strict=True))
+    alike = all(a.id == b.id and abs(a.logprob - b.logprob) < 1e-3 for a, b in zip(left, right, strict=True))
     if not alike:
         raise RuntimeError(f"the two write different texts: {left} and {right}")
 

@@ -145,7 +145,7 @@ BAD = [
         400,
         "messages[0].content[0]",
     ),
-    ({"model": "blip2", "messages": [{"role": "tool", "content": "x"}]}, 400, "messages.0.role"),
+    ({"model": "blip2", "messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role"),
 ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -53,7 +52,6 @@ def serve(
     )
     with importing("serve", "serving"):
         from triptych.serve.app import run_server
-    print(f"http://{settings.host}:{settings.port}", file=sys.stderr)
     run_server(settings)
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from errno import EADDRINUSE
 from typing import Any
 
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
-from triptych.serve.errors import install_handlers
+from triptych.errors import InputError
+from triptych.serve.errors import SERVER_LOG, install_handlers
 from triptych.serve.lecture import lecture_router
 from triptych.serve.metrics import Metrics, RequestMetrics
-from triptych.serve.models import Served
+from triptych.serve.models import Served, check_models
 from triptych.serve.native import native_router
 from triptych.serve.ollama import ollama_router
 from triptych.serve.openai import openai_router
@@ -60,18 +64,48 @@ def create_app(settings: ServerSettings, loaded: dict[str, Any] | None = None) -
 
 
 def run_server(settings: ServerSettings) -> None:
-    """Serve until SIGTERM or Ctrl-C; running requests are finished."""
+    """Serve until SIGTERM or Ctrl-C; running requests are finished. Progress goes to stderr.
+
+    Raises:
+        InputError: there is no such model, or the address is not free.
+    """
     import uvicorn
 
-    uvicorn.run(
-        create_app(settings),
-        host=settings.host,
-        port=settings.port,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        limit_concurrency=2048,
-        timeout_keep_alive=20,
-        timeout_graceful_shutdown=60,
-        h11_max_incomplete_event_size=64 << 10,
-    )
+    check_models(settings.models)
+    with listen(settings.host, settings.port) as listener:
+        config = uvicorn.Config(
+            create_app(settings),
+            http="h11",  # the only one that bounds the size of headers
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            limit_concurrency=2048,
+            timeout_keep_alive=20,
+            timeout_graceful_shutdown=60,
+            h11_max_incomplete_event_size=64 << 10,
+        )
+        log_to_stderr()
+        host, port = listener.getsockname()[:2]
+        where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        SERVER_LOG.info("%s: open it in a browser; Ctrl-C ends the server", where)
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run([listener])
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Raises InputError: another program listens there, or this machine has no such address."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        hint = "end the program that listens there, or choose another --port" if error.errno == EADDRINUSE else ""
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"cannot listen at {host}:{port}: {reason}{hint and f'; {hint}'}") from None
+
+
+def log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    SERVER_LOG.handlers = [handler]
+    SERVER_LOG.setLevel(logging.INFO)
+    SERVER_LOG.propagate = False

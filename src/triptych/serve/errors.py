@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -13,6 +14,7 @@ from starlette.exceptions import HTTPException
 from triptych.errors import InputError, TriptychError
 from triptych.extras import MissingExtraError
 
+UNION_TAGS = ("str", "int", "float", "bool")  # pydantic adds the alternative that it tried to a field's place
 SERVER_LOG = logging.getLogger("triptych.serve")
 
 
@@ -51,6 +53,23 @@ def as_api_error(error: Exception) -> ApiError:
     return ApiError(500, "internal error; see the server's log")
 
 
+def invalid_request(error: Mapping[str, Any]) -> ApiError:
+    """What pydantic found, in one sentence that names the field as ``messages[0].role``."""
+    _, *parts = error["loc"]
+    if error["type"] == "json_invalid":
+        return ApiError(400, f"the body is not valid JSON: {error['ctx']['error']} at character {parts[0]}")
+    if not parts:
+        return ApiError(400, "the body is not a JSON object")
+    place = ""
+    for part in parts:
+        if isinstance(part, int):
+            place += f"[{part}]"
+        elif part not in UNION_TAGS and "[" not in part:
+            place += f".{part}" if place else part
+    message = f"{place} is missing" if error["type"] == "missing" else f"{place}: {error['msg']}"
+    return ApiError(400, message, param=place)
+
+
 def error_response(error: ApiError) -> JSONResponse:
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else None
     return JSONResponse(error_body(error.status, error.message, error.param, error.code), error.status, headers)
@@ -70,11 +89,13 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body")
-        message = f"{place}: {first['msg']}" if place else first["msg"]
-        return error_response(ApiError(400, message, param=place or None))
+        return error_response(invalid_request(error.errors()[0]))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse(error_body(error.status_code, str(error.detail)), error.status_code, error.headers)
+        message = str(error.detail)
+        if error.status_code == 404 and message == "Not Found":
+            message = "no such route: chat completions are at /v1/chat/completions, the page is at /"
+        elif error.status_code == 405:
+            message = f"this route does not take {request.method}: use {(error.headers or {}).get('Allow', 'another')}"
+        return JSONResponse(error_body(error.status_code, message), error.status_code, error.headers)

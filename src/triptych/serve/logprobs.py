@@ -18,7 +18,7 @@ def choice_logprobs(end: TextEnd, choice: int, top: int, cut: str | None = None)
     """
     if choice >= len(end.tokens):
         return None
-    tokens = []
+    tokens: list[dict[str, Any]] = []
     length = 0
     for token in end.tokens[choice]:
         if cut is not None and length >= len(cut):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,16 @@ from triptych.serve.metrics import Metrics
 from triptych.serve.scheduler import LANES, SharedEngine
 from triptych.serve.settings import ServerSettings
 from triptych.tasks.capabilities import Model
+
+
+def check_models(names: Sequence[str]) -> None:
+    """Raises InputError: one of them is no model that could be loaded. What is on the Hugging Face hub is fetched later."""
+    from triptych.checkpoints.hub import is_model_id
+    from triptych.convert.opening import find_checkpoint
+
+    for name in names:
+        if not is_model_id(name):
+            find_checkpoint(name)
 
 
 class Served:
@@ -49,8 +60,10 @@ class Served:
 
         for name in self.names:
             if name not in self.loaded:
+                started = time.monotonic()
                 try:
                     self.add(name, load(name))
+                    SERVER_LOG.info("%s is ready (%.1f s)", name, time.monotonic() - started)
                 except TriptychError as error:
                     self.failures[name] = str(error)
                     SERVER_LOG.error("cannot load %s: %s", name, error)

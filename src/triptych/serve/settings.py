@@ -50,6 +50,8 @@ class ServerSettings:
         for folder in self.allow_folders:
             if not folder.is_dir():
                 raise InputError(f"--allow-folder {folder}: no such folder")
+        if self.library is not None and not self.library.is_dir():
+            raise InputError(f"--library {self.library}: no such library; triptych index makes one")
         if not self.models:
             raise InputError("no model to serve: name at least one with --model")
 
