@@ -73,7 +73,7 @@ def test_gated_block(name: str, look: Any) -> None:
         ffn_factor=c["ff_mult"],
         look=look,
     )
-    block = GatedBlock(config, c["dim"])
+    block = GatedBlock(config, DecoderConfig(1, dim=c["dim"], layers=1, heads=1, ffn_dim=1))
     state = state_of(golden, "lang_encoder.gated_cross_attn_layers.0.")
     assert load(block, state, OPENFLAMINGO, "xattn.0").ignored == ()
     media, x = golden["in/media"], golden["in/x"]

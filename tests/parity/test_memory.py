@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,13 +60,8 @@ class Constant(TensorStore):
         return torch.full(self.layouts_[name].shape, 0.01, dtype=torch.float16)
 
 
-@pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BLIP-2 over an OPT of 150 million parameters, in two shards of fp16, as transformers saves it."""
-    folder, tokenizer = tmp_path_factory.mktemp("published"), byte_tokenizer()
-    text = LM_SIZES | {"hidden_size": 1024, "ffn_dim": 4096, "num_hidden_layers": 12, "num_attention_heads": 8}
-    text |= {"word_embed_proj_dim": 1024, "vocab_size": len(tokenizer), "eos_token_id": 2}
-    config = transformers.Blip2Config(**parts(transformers.OPTConfig(**text), None))
+def save_published(folder: Path, config: Any, tokenizer: Any, shards: int) -> int:
+    """A BLIP-2 of this config in shards of fp16, as transformers saves it; returns how many parameters it has."""
     with torch.device("meta"):
         layouts = transformers.Blip2ForConditionalGeneration(config).state_dict()
     layouts.pop("language_model.lm_head.weight")
@@ -73,11 +69,21 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config.save_pretrained(folder)
     transformers.Blip2Processor(image_processor(), tokenizer, num_query_tokens=QUERIES).save_pretrained(folder)
     names = sorted(layouts)
-    shards = {f"model-0000{i + 1}-of-00002.safetensors": names[i::2] for i in range(2)}
-    for file, keys in shards.items():
+    files = {f"model-0000{i + 1}-of-0000{shards}.safetensors": names[i::shards] for i in range(shards)}
+    for file, keys in files.items():
         write_tensors(folder / file, Constant({key: layouts[key] for key in keys}))
-    places = {key: file for file, keys in shards.items() for key in keys}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    places = {key: file for file, keys in files.items() for key in keys}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return sum(layout.numel() for layout in layouts.values())
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BLIP-2 over an OPT of 150 million parameters in two shards."""
+    folder, tokenizer = tmp_path_factory.mktemp("published"), byte_tokenizer()
+    text = LM_SIZES | {"hidden_size": 1024, "ffn_dim": 4096, "num_hidden_layers": 12, "num_attention_heads": 8}
+    text |= {"word_embed_proj_dim": 1024, "vocab_size": len(tokenizer), "eos_token_id": 2}
+    save_published(folder, transformers.Blip2Config(**parts(transformers.OPTConfig(**text), None)), tokenizer, 2)
     return folder
 
 
@@ -124,9 +130,14 @@ def test_what_does_not_fit_is_refused_with_the_numbers(checkpoint: Path, monkeyp
     assert choose_dtype(checkpoint, None, cpu) == torch.float32
 
 
-def test_the_command_that_predicts(checkpoint: Path) -> None:
-    command = [sys.executable, "-m", "triptych", "info", str(checkpoint), "--estimate", "--json"]
-    record = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+@pytest.mark.parametrize("name", ["checkpoint", "published"])
+def test_the_command_that_predicts(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """A published folder is not converted for it."""
+    folder, home = request.getfixturevalue(name), tmp_path / "home"
+    command = [sys.executable, "-m", "triptych", "info", str(folder), "--estimate", "--json"]
+    environment = os.environ | {"TRIPTYCH_HOME": str(home)}
+    record = json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    assert 150e6 < record["parameters"] < 160e6 and not (home / "converted").exists()
     assert record["needed_gb"]["fp32"] == pytest.approx(record["parameters"] * 4 * 1.15 / 1e9 + 0.5, abs=0.01)
     assert record["available_gb"] > 0 and record["precision"] in ("fp32", "bf16", None)
 

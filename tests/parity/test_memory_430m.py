@@ -3,16 +3,14 @@
 Takes minutes and 2 GB of disk: ``pytest -m slow tests/parity/test_memory_430m.py -s`` prints the row of docs/checkpoints.md.
 """
 
-import json
 from pathlib import Path
 
 import pytest
-import torch
 import transformers
-from test_blip2_transformers import QUERIES, byte_tokenizer, image_processor
-from test_memory import BESIDES, CONVERT, LOAD, Constant, peak
+from test_blip2_transformers import QUERIES, byte_tokenizer
+from test_memory import BESIDES, CONVERT, LOAD, peak, save_published
 
-from triptych.checkpoints.store import write_tensors
+from triptych.models.memory import WIDTHS, bytes_needed
 
 VISION = {"hidden_size": 1408, "intermediate_size": 6144, "num_attention_heads": 16, "num_hidden_layers": 4}
 QFORMER = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 6, "encoder_hidden_size": 1408}
@@ -24,29 +22,16 @@ THEIRS = (
 
 
 def published(folder: Path) -> int:
-    """The model in four shards of fp16, as transformers saves it; returns the bytes of its weights."""
+    """The model in four shards; returns the bytes of its weights in fp16."""
     tokenizer = byte_tokenizer()
-    text = transformers.OPTConfig(**LANGUAGE, num_attention_heads=32, vocab_size=50272, eos_token_id=2)
     config = transformers.Blip2Config(
         vision_config=VISION | {"patch_size": 14, "image_size": 224},
         qformer_config=QFORMER | {"num_attention_heads": 12},
-        text_config=text,
+        text_config=transformers.OPTConfig(**LANGUAGE, num_attention_heads=32, vocab_size=50272, eos_token_id=2),
         num_query_tokens=QUERIES,
         image_token_index=len(tokenizer),
     )
-    with torch.device("meta"):
-        layouts = transformers.Blip2ForConditionalGeneration(config).state_dict()
-    layouts.pop("language_model.lm_head.weight")
-    config.architectures = ["Blip2ForConditionalGeneration"]
-    config.save_pretrained(folder)
-    transformers.Blip2Processor(image_processor(), tokenizer, num_query_tokens=QUERIES).save_pretrained(folder)
-    names = sorted(layouts)
-    shards = {f"model-0000{i + 1}-of-00004.safetensors": names[i::4] for i in range(4)}
-    for file, keys in shards.items():
-        write_tensors(folder / file, Constant({key: layouts[key] for key in keys}))
-    places = {key: file for file, keys in shards.items() for key in keys}
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    return 2 * sum(layout.numel() for layout in layouts.values())
+    return 2 * save_published(folder, config, tokenizer, 4)
 
 
 @pytest.mark.slow
@@ -56,12 +41,15 @@ def test_memory_beside_transformers(tmp_path: Path) -> None:
     assert 420e6 < weights / 2 < 450e6
     largest = max(path.stat().st_size for path in (tmp_path / "theirs").glob("*.safetensors"))
     converting = peak(CONVERT, tmp_path / "theirs", tmp_path / "ours")
-    loading = {dtype: peak(LOAD, tmp_path / "ours", dtype) for dtype in ("float16", "float32")}
-    theirs = {dtype: peak(THEIRS, tmp_path / "theirs", dtype) for dtype in loading}
+    loading = {dtype: peak(LOAD, tmp_path / "ours", dtype) for dtype in ("float16", "bfloat16", "float32")}
+    theirs = {dtype: peak(THEIRS, tmp_path / "theirs", dtype) for dtype in ("float16", "float32")}
     print(
         f"\nweights {weights / 1e9:.2f} GB in fp16, largest shard {largest / 1e9:.2f} GB; convert {converting / 1e9:.2f} GB"
     )
-    for dtype, width in (("float16", 1), ("float32", 2)):
-        print(f"{dtype}: ours {loading[dtype] / 1e9:.2f} GB, transformers {theirs[dtype] / 1e9:.2f} GB")
-        assert loading[dtype] <= 1.15 * width * weights + BESIDES
+    for dtype, width in (("float16", "fp16"), ("bfloat16", "bf16"), ("float32", "fp32")):
+        predicted = bytes_needed(weights // 2, WIDTHS[width])
+        print(f"{dtype}: ours {loading[dtype] / 1e9:.2f} GB, predicted {predicted / 1e9:.2f} GB")
+        assert 0.75 * predicted <= loading[dtype] <= predicted
+    for dtype, taken in theirs.items():
+        print(f"{dtype}: transformers {taken / 1e9:.2f} GB")
     assert converting <= 1.3 * largest + BESIDES

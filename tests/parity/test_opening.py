@@ -177,5 +177,50 @@ def test_parts_that_a_file_leaves_out_are_looked_for(tmp_path: Path, monkeypatch
         opening.frozen_files(tutorial)
 
 
+@pytest.mark.parametrize(
+    ("place", "width", "name", "expected"),
+    [
+        ("transformer.blocks", 2048, "openflamingo/OpenFlamingo-3B-vitl-mpt1b", "anas-awadalla/mpt-1b-redpajama-200b"),
+        (
+            "transformer.blocks",
+            2048,
+            "openflamingo/OpenFlamingo-3B-vitl-mpt1b-langinstruct",
+            "anas-awadalla/mpt-1b-redpajama-200b-dolly",
+        ),
+        ("gpt_neox.layers", 2560, "x/OpenFlamingo-4B-vitl-rpj3b", "togethercomputer/RedPajama-INCITE-Base-3B-v1"),
+        ("transformer.blocks", 4096, "x/OpenFlamingo-9B-vitl-mpt7b", "anas-awadalla/mpt-7b"),
+        ("model.layers", 4096, "x/OpenFlamingo-9B-v1", None),
+    ],
+)
+def test_an_open_flamingo_on_the_hub_is_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, width: int, name: str, expected: str | None
+) -> None:
+    """Its repository holds checkpoint.pt alone; CLIP and the language model come from their own, or lie beside it."""
+    files = tmp_path / "files"
+    files.mkdir()
+    state = {"perceiver.latents": torch.zeros(64, 1024), "perceiver.frame_embs": torch.zeros(())}
+    state[f"lang_encoder.{place}.0.gated_cross_attn_layer.attn.norm.weight"] = torch.zeros(width)
+    torch.save(state, files / "checkpoint.pt")
+    folder = in_hub_cache(tmp_path / "hub", name, files)
+    given: list[Any] = []
+
+    def fetch(name: str) -> Path:
+        return Path("on the hub") / name
+
+    def convert(source: Path, target: Path, word_map: None, vision: Path, lm: Path | None) -> None:
+        given.append((source.name, vision, lm))
+        target.mkdir()
+
+    monkeypatch.setattr(opening, "fetch_model", fetch)
+    monkeypatch.setattr("triptych.convert.checkpoint.convert_checkpoint", convert)
+    find_checkpoint(folder)
+    hub_lm = None if expected is None else fetch(expected)
+    assert given == [("checkpoint.pt", fetch("openai/clip-vit-large-patch14"), hub_lm)]
+    snapshot = next((folder / "snapshots").iterdir())
+    (snapshot / "clip-vit-large-patch14").mkdir()
+    assert opening.frozen_files(snapshot / "checkpoint.pt", name).vision == snapshot / "clip-vit-large-patch14"
+    assert "checkpoint.pt" in hub.PICKLED
+
+
 def test_only_weights_and_settings_are_allowed() -> None:
     assert not any(pattern.endswith(".py") for pattern in (*hub.SETTINGS, *hub.SAFE, *hub.PICKLED))

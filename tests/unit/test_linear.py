@@ -14,6 +14,7 @@ from torch import Tensor
 
 from triptych.checkpoints.config import LanguageModelSpec
 from triptych.checkpoints.language_models import build
+from triptych.engines.torch import common
 from triptych.generate import Search, generate
 from triptych.models import in_bfloat16
 from triptych.nn.decoder import Decoder
@@ -91,6 +92,17 @@ def test_the_packed_copy_is_no_part_of_the_model(lm: Decoder) -> None:
         assert packs(twin) == 0
         torch.testing.assert_close(plain_logits(twin, text), plain_logits(model, text))
     assert packs(model.double()) == 0
+
+
+@pytest.mark.parametrize(("free", "kept"), [(None, True), (1 << 40, True), (1 << 10, False)])
+def test_no_copies_where_they_would_take_the_memory(
+    lm: Decoder, monkeypatch: pytest.MonkeyPatch, free: int | None, kept: bool
+) -> None:
+    monkeypatch.setattr(common, "bytes_available", lambda device: free)
+    model = common.on_device(loaded(lm), torch.device("cpu"))
+    assert {part.keeps_packed for part in model.modules() if isinstance(part, CpuProduct)} == {kept}
+    generate(model, ids(2, 3), Search(eos=frozenset(), max_new_tokens=2))
+    assert (packs(model) > 0) == (kept and ONEDNN)
 
 
 def test_packed_only_in_fp32_without_gradients(lm: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:

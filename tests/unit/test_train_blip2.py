@@ -71,7 +71,7 @@ def test_captions_are_learnt_behind_the_prompt_of_the_checkpoint(prompts: Prompt
         Blip2Recipe, {"stage": 2, "weights": {"caption": 1.0}, "cells": 1.0, "window": 1.0, "mirror": False}
     )
     objective = Blip2Trainer(blip2, TrainingData([data(4, "train", 0)], [data(4, "val", 1)]), recipe).objective
-    soft, lm = torch.randn(1, 3, 16), blip2.model.decoder
+    soft, lm = torch.randn(1, 3, 16), blip2.model.network
     caption = torch.tensor([[tokenizer.encode(" dog")]])
     found = objective.caption_logits(soft, caption)
     ids = [torch.tensor(x, dtype=torch.long) for x in (made.before, (*made.after, *caption[0, 0, :-1].tolist()))]
@@ -132,7 +132,7 @@ def test_a_model_with_a_vision_transformer_trains(tmp_path: Path) -> None:
     """As a converted BLIP-2: the encoder is a transformer that gives its class token too."""
     tiny = tiny_blip2(scale=0.15)
     vit = ViT(ViTConfig(5, 1, 1, 8, 4, 12, class_token=True)).eval()
-    model = Blip2(tiny.model.config, vit, tiny.model.decoder)
+    model = Blip2(tiny.model.config, vit, tiny.model.network)
     train_bridges(model)
     photos = []
     for i in range(4):

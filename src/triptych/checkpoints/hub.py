@@ -12,7 +12,8 @@ from triptych.errors import InputError
 
 MODEL_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja", "qformer_tokenizer/*")
-SAFE, PICKLED = ("*.safetensors",), ("pytorch_model*.bin",)
+CHECKPOINT_FILE = "checkpoint.pt"  # all that its repositories hold
+SAFE, PICKLED = ("*.safetensors",), ("pytorch_model*.bin", CHECKPOINT_FILE)
 CACHED = re.compile(r"models--.+--.+")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,23 +97,27 @@ def fill(
     source: Path | str = "the checkpoint",
     optional_prefixes: tuple[str, ...] = (),
     dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    left_out: Collection[str] = (),
 ) -> LoadReport:
-    """Give a module its tensors, read one after the other, as ``dtype`` on ``device``; nothing is read unless all fits.
+    """Give a module its tensors, read one after the other, as ``dtype``; nothing is read unless all fits.
 
-    What is missing under ``optional_prefixes`` stays as it is.
+    What is missing under ``optional_prefixes`` stays as it is. The modules ``left_out`` stay without memory, as ``dtype``.
 
     Raises:
         InputError: as ``check_fit``; or a tensor cannot be read.
     """
     store: TensorStore = as_store(tensors)
     report = check_fit(module, store.layouts(), source, optional_prefixes)
+    for name in left_out:
+        module.get_submodule(name).to(dtype)
     for prefix, part in module.named_modules():
+        if any(f"{prefix}.".startswith(f"{name}.") for name in left_out):
+            continue
         names = [name for name, _ in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False))]
         for name in names:
             key = f"{prefix}.{name}" if prefix else name
             if key in store:
                 tensor = store[key]
-                cast = tensor.to(device, dtype if tensor.is_floating_point() else None)
+                cast = tensor.to(dtype) if tensor.is_floating_point() else tensor
                 part.load_state_dict({name: cast}, strict=False, assign=True)
     return report

@@ -48,7 +48,7 @@ DeviceOption = Annotated[
     str | None,
     typer.Option(
         "--device",
-        help="Where torch computes: cpu, cuda, cuda:1, mps.",
+        help="Where torch computes: cpu, cuda, cuda:1, mps; auto spreads the model over GPUs, memory and disk, a JSON file says how.",
         show_default="a GPU, else ONNX Runtime on the CPU",
     ),
 ]

@@ -48,18 +48,18 @@ def info(
 
 
 def emit_estimate(model: str, device: str | None, as_json: bool) -> None:
-    from triptych.convert.opening import find_checkpoint
+    from triptych.convert.opening import find_folder
 
     with importing("torch", "an estimate"):
         import torch
 
         from triptych.models.memory import estimate
-    from triptych.tasks import check_device
+    from triptych.tasks import check_device, is_map
 
-    if device is not None:
-        check_device(device)
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    record = estimate(find_checkpoint(model), torch.device(chosen))
+    if device is None or is_map(device):
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    check_device(device)
+    record = estimate(find_folder(model), torch.device(device))
     emit({"model": model, **record}, as_json, record_text(record))
 
 

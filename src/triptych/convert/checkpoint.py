@@ -14,6 +14,7 @@ from triptych.checkpoints.weight_files import check_keys, open_file, read_json
 from triptych.convert.blip2 import convert_lavis, convert_transformers
 from triptych.convert.embed import embed_language_model
 from triptych.convert.flamingo import convert_openflamingo
+from triptych.convert.idefics import convert_idefics
 from triptych.convert.published import without_wrapper
 from triptych.convert.tutorial import convert_tutorial
 from triptych.errors import InputError
@@ -32,8 +33,8 @@ def convert_checkpoint(
     """Write ``source`` as the checkpoint directory ``target``, in the dtypes that it has, in fp16 (``half``) or 8-bit integers (``int8``).
 
     Args:
-        source: one of our checkpoint directories, a directory of transformers' (BLIP-2, InstructBLIP), a BLIP-2 checkpoint of LAVIS
-            (``.pth``), one of OpenFlamingo (``.pt``), or one of the Show, Attend and Tell tutorial (``BEST_checkpoint_*.pth.tar``).
+        source: one of our checkpoint directories, a directory of transformers' (BLIP-2, InstructBLIP, IDEFICS), a BLIP-2 checkpoint of
+            LAVIS (``.pth``), one of OpenFlamingo (``.pt``), or one of the Show, Attend and Tell tutorial (``BEST_checkpoint_*.pth.tar``).
         word_map: the ``WORDMAP_*.json`` of a tutorial checkpoint.
         embed_lm: put the language model that one of our checkpoints names inside.
         vision, lm: the frozen parts that a checkpoint of LAVIS or OpenFlamingo leaves out (``convert_lavis``, ``convert_openflamingo``).
@@ -57,6 +58,8 @@ def convert_checkpoint(
         if "format" in config:
             return (embed_language_model if embed_lm else rewrite)(directory, target, dtype)
         refuse_embedding(source, embed_lm)
+        if config.get("model_type") == "idefics":
+            return convert_idefics(directory, config, target, dtype)
         return convert_transformers(directory, config, target, dtype)
     if not source.exists():
         raise InputError(f"cannot read {source}: no such file or directory")

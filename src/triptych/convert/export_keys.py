@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from triptych.checkpoints.store import DerivedStore, Recipe, TensorStore, shaped
 from triptych.checkpoints.tables.keys import Table
-from triptych.errors import InputError
+from triptych.errors import InputError, TriptychError
 from triptych.nn.configs import DecoderConfig, T5Config
 
 Axes = Mapping[str, int]  # of their names: how many axes of length 1 stand in front of ours
@@ -86,3 +87,25 @@ def complete(
         more = f" and {len(left) - 1} more" if left[1:] else ""
         raise InputError(f"{left[0]}{more}: no place in {peer}")
     return DerivedStore(tensors, recipes)
+
+
+def write_torch_file(target: Path, tensors: TensorStore, under: str | None = None) -> int:
+    """Write a state dict as a file of PyTorch's; returns how many tensors it has.
+
+    Args:
+        under: the name that it has within the file; None = it is all that the file holds.
+
+    Raises:
+        InputError: ``target`` is there.
+        TriptychError: the disk is full or not writable.
+    """
+    if target.exists():
+        raise InputError(f"{target} is there: name another file")
+    state = {name: tensors[name].clone() for name in tensors}
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state if under is None else {under: state}, target)
+    except (OSError, RuntimeError) as error:
+        target.unlink(missing_ok=True)
+        raise TriptychError(f"cannot write {target}: {error}") from None
+    return len(state)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from triptych.checkpoints.format import load_typed
 from triptych.checkpoints.store import TensorStore
 from triptych.checkpoints.tables.blip2 import LAVIS
 from triptych.checkpoints.tables.keys import LAVIS_EVA, Table
-from triptych.convert.export_keys import complete, published_recipes
-from triptych.errors import InputError, TriptychError
+from triptych.convert.export_keys import complete, published_recipes, write_torch_file
+from triptych.errors import InputError
 from triptych.nn.configs import DecoderConfig, T5Config, ViTConfig
 from triptych.systems.configs import Blip2Config
 
@@ -36,8 +34,6 @@ def export_lavis(directory: Path, target: Path) -> int:
         raise InputError(f"{directory} reads photos with the CNN {config.encoder.name}, for which LAVIS has no place")
     if config.lm is not None and not config.prompts.published:
         raise InputError(f"{directory} is asked with prompts of its own, which LAVIS's models do not make")
-    if target.exists():
-        raise InputError(f"{target} is there: name another file")
     recipes = published_recipes(
         tensors, lavis_table(tensors, vit, config.lm.network if config.lm else None), LAVIS_AXES
     )
@@ -47,13 +43,7 @@ def export_lavis(directory: Path, target: Path) -> int:
     if not vit.norm_before:
         recipes = {name: recipe for name, recipe in recipes.items() if not name.endswith(".attn.qkv.bias")}
     theirs = complete(tensors, recipes, "LAVIS", ("lm.", *keys))
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"model": {name: theirs[name].clone() for name in theirs}}, target)
-    except (OSError, RuntimeError) as error:
-        target.unlink(missing_ok=True)
-        raise TriptychError(f"cannot write {target}: {error}") from None
-    return len(theirs)
+    return write_torch_file(target, theirs, under="model")
 
 
 def lavis_table(tensors: TensorStore, vit: ViTConfig, lm: DecoderConfig | T5Config | None) -> Table:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from triptych.checkpoints.config import CheckpointConfig
 from triptych.checkpoints.format import load_typed
 from triptych.checkpoints.store import DerivedStore, TensorStore, renamed
 from triptych.checkpoints.tables.flamingo import gated, resampler
 from triptych.checkpoints.tables.language import FAMILIES
-from triptych.convert.export_keys import complete, published_recipes
+from triptych.convert.export_keys import complete, published_recipes, write_torch_file
 from triptych.convert.flamingo import HEAD_WIDTH
-from triptych.errors import InputError, TriptychError
+from triptych.errors import InputError
 from triptych.nn.configs import DecoderConfig
 from triptych.systems.configs import FlamingoConfig
 from triptych.text.prompt import END, IMAGE
@@ -32,16 +30,7 @@ def export_openflamingo(directory: Path, target: Path) -> int:
     """
     config, tensors = load_typed(directory, "flamingo", FlamingoConfig)
     lm = exportable(directory, config)
-    if target.exists():
-        raise InputError(f"{target} is there: name another file")
-    theirs = openflamingo_tensors(tensors, config.model, lm)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({name: theirs[name].clone() for name in theirs}, target)
-    except (OSError, RuntimeError) as error:
-        target.unlink(missing_ok=True)
-        raise TriptychError(f"cannot write {target}: {error}") from None
-    return len(theirs)
+    return write_torch_file(target, openflamingo_tensors(tensors, config.model, lm))
 
 
 def exportable(directory: Path, config: CheckpointConfig[FlamingoConfig]) -> DecoderConfig:
@@ -55,7 +44,12 @@ def exportable(directory: Path, config: CheckpointConfig[FlamingoConfig]) -> Dec
         raise InputError(
             f"{directory} only names its language model: `triptych convert {directory} COPY --embed-lm` puts it inside"
         )
-    if model.look != "last" or model.head_dim != HEAD_WIDTH or model.dim not in (None, model.image_dim):
+    if (
+        model.style != "flamingo"
+        or model.look != "last"
+        or model.head_dim != HEAD_WIDTH
+        or model.dim not in (None, model.image_dim)
+    ):
         raise InputError(f"{directory} has resamplers or gated blocks of another shape than OpenFlamingo's")
     tokenizer = TextTokenizer.from_directory(directory)
     own = tokenizer.specials.get(END, len(tokenizer)), tokenizer.specials.get(IMAGE, len(tokenizer) + 1)

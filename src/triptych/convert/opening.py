@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from triptych.checkpoints.hub import CACHED, fetch_model, is_model_id, snapshot_in
+from triptych.checkpoints.hub import CACHED, CHECKPOINT_FILE, fetch_model, is_model_id, snapshot_in
 from triptych.checkpoints.locate import BUNDLED, existing_or_backup, refuse_adapter, shipped_models
 from triptych.checkpoints.parts import home
 from triptych.errors import InputError, TriptychError
@@ -21,6 +23,16 @@ from triptych.extras import importing
 
 VERSION = 3  # of what conversion writes: another one converts anew
 FILES = (".pth", ".pt", ".tar", ".bin")
+OPENAI_CLIP = "openai/clip-vit-large-patch14"  # of all published OpenFlamingos
+FLAMINGO_LANGUAGE_MODELS = {  # by where a gated block lies in an OpenFlamingo, and its width; of those trained on instructions, too
+    ("transformer.blocks", 2048): ("anas-awadalla/mpt-1b-redpajama-200b", "anas-awadalla/mpt-1b-redpajama-200b-dolly"),
+    ("transformer.blocks", 4096): ("anas-awadalla/mpt-7b", "anas-awadalla/mpt-7b"),
+    ("gpt_neox.layers", 2560): (
+        "togethercomputer/RedPajama-INCITE-Base-3B-v1",
+        "togethercomputer/RedPajama-INCITE-Instruct-3B-v1",
+    ),
+}
+GATED = re.compile(r"lang_encoder\.(.+)\.\d+\.gated_cross_attn_layer\.attn\.norm\.weight")
 LANGUAGE_MODELS = {  # by the projection in a LAVIS checkpoint, and its width
     ("opt_proj.weight", 2560): "facebook/opt-2.7b",
     ("opt_proj.weight", 4096): "facebook/opt-6.7b",
@@ -58,10 +70,23 @@ def find_checkpoint(model: str | Path) -> Path:
     )
 
 
+def find_folder(model: str | Path) -> Path:
+    """``find_checkpoint``, but folders of transformers' and models on the hub are returned as they are, not converted."""
+    path = Path(model).expanduser()
+    if str(model) not in shipped_models() and (path.is_dir() or (not path.exists() and is_model_id(str(model)))):
+        folder = fetch_model(str(model)) if not path.is_dir() else path
+        folder = snapshot_in(folder) if CACHED.fullmatch(folder.name) else folder
+        if (folder / "config.json").exists():
+            return folder
+    return find_checkpoint(model)
+
+
 def from_folder(folder: Path, name: str) -> Path:
     """The folder itself if it is a checkpoint of ours, else what it is converted to."""
     refuse_adapter(folder)
     if not (folder / "config.json").exists():
+        if (folder / CHECKPOINT_FILE).is_file():
+            return converted(folder / CHECKPOINT_FILE, name)
         raise InputError(f"{folder} has no config.json: it is neither a checkpoint of ours nor a model of transformers")
     return folder if is_ours(folder) else converted(folder, name)
 
@@ -95,7 +120,7 @@ def converted(source: Path, name: str) -> Path:
     beside = target.with_name(f"{target.name}.{os.getpid()}")  # two processes may convert at once
     try:
         beside.parent.mkdir(parents=True, exist_ok=True)
-        given = frozen_files(source) if source.is_file() else FrozenFiles()
+        given = frozen_files(source, name) if source.is_file() else FrozenFiles()
         convert_checkpoint(source, beside, given.word_map, vision=given.vision, lm=given.lm)
         if not target.is_dir():
             beside.replace(target)
@@ -118,17 +143,24 @@ def fingerprint(source: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def frozen_files(source: Path) -> FrozenFiles:
-    """The parts that a published file leaves out, where people have them.
+def frozen_files(source: Path, name: str = "") -> FrozenFiles:
+    """The parts that a published file leaves out, where people have them: beside it, else on the hub.
 
     The tutorial's word map lies beside its checkpoint. LAVIS keeps its image encoder in ``eva_vit_g.pth``, which it downloads into torch's
-    cache; the language model of its second stage is the published one, of the hub's.
+    cache; the language model of its second stage is the published one. OpenFlamingo leaves out OpenAI's CLIP and its language model.
+
+    Args:
+        name: what a person called it; OpenFlamingo's models differ by it.
     """
     if source.name.endswith(".tar"):
         return FrozenFiles(word_map=word_map_beside(source))
     from triptych.checkpoints.weight_files import open_file
 
     state = open_file(source)
+    if "perceiver.latents" in state:
+        return flamingo_files(
+            source, {key: state.layout(key).shape[-1] for key in state if state.layout(key).ndim}, name
+        )
     if "query_tokens" not in state:
         return FrozenFiles()
     vision = None
@@ -136,10 +168,27 @@ def frozen_files(source: Path) -> FrozenFiles:
         torch_home = Path(os.environ.get("TORCH_HOME", "~/.cache/torch")).expanduser()
         places = (source.parent / "eva_vit_g.pth", torch_home / "hub" / "checkpoints" / "eva_vit_g.pth")
         vision = next((path for path in places if path.is_file()), None)
-    for (key, width), name in LANGUAGE_MODELS.items():
+    for (key, width), lm in LANGUAGE_MODELS.items():
         if key in state and len(state.layout(key)) == width:
-            return FrozenFiles(vision=vision, lm=fetch_model(name))
+            return FrozenFiles(vision=vision, lm=beside_or_on_hub(source, lm))
     return FrozenFiles(vision=vision)
+
+
+def flamingo_files(source: Path, widths: Mapping[str, int], name: str) -> FrozenFiles:
+    """What an OpenFlamingo leaves out. ``widths``: of its tensors. Version 1 does not show its language model."""
+    vision = None if any(key.startswith("vision_encoder.") for key in widths) else beside_or_on_hub(source, OPENAI_CLIP)
+    for key, width in widths.items():
+        if (match := GATED.fullmatch(key)) and (match[1], width) in FLAMINGO_LANGUAGE_MODELS:
+            base, instructed = FLAMINGO_LANGUAGE_MODELS[match[1], width]
+            named = f"{name} {source}".lower()
+            return FrozenFiles(vision=vision, lm=beside_or_on_hub(source, instructed if "instruct" in named else base))
+    return FrozenFiles(vision=vision)
+
+
+def beside_or_on_hub(source: Path, model: str) -> Path:
+    """A folder of the model's name beside ``source``, else the model on the hub."""
+    beside = source.parent / model.partition("/")[2]
+    return beside if beside.is_dir() else fetch_model(model)
 
 
 def word_map_beside(source: Path) -> Path:

@@ -16,11 +16,12 @@ import torch
 
 from triptych.checkpoints.config import Card, CheckpointConfig
 from triptych.checkpoints.format import load_typed, save_checkpoint
-from triptych.checkpoints.place import fill, unallocated
+from triptych.checkpoints.place import unallocated
 from triptych.checkpoints.quantize import stored_as
 from triptych.checkpoints.store import MemoryStore, TensorStore
 from triptych.generate import Search
-from triptych.models.frozen import buildable, frozen_parts, frozen_prefixes, tensors_to_save
+from triptych.models.frozen import buildable, frozen_parts, tensors_to_save
+from triptych.models.placement import ModelFiles, Placement, fill_model
 from triptych.systems.blip2 import Blip2
 from triptych.systems.configs import Blip2Config
 from triptych.text.prompt import Prompts
@@ -72,8 +73,10 @@ def write_blip2(
     save_checkpoint(directory, config=config, tensors=stored_as(tensors, dtype), extra_files={**vocabulary, **files})
 
 
-def load_blip2(directory: Path, *, dtype: torch.dtype = torch.float32) -> Blip2Model:
-    """Read a checkpoint, as ``dtype``, and build the model between its frozen parts.
+def load_blip2(
+    directory: Path, *, dtype: torch.dtype = torch.float32, placement: Placement | None = None
+) -> Blip2Model:
+    """Read a checkpoint, as ``dtype``, and build the model between its frozen parts; ``placement`` None = in memory.
 
     Raises:
         InputError: a file is missing, damaged, of another system, or does not fit; or a frozen part is another than in training.
@@ -84,7 +87,7 @@ def load_blip2(directory: Path, *, dtype: torch.dtype = torch.float32) -> Blip2M
         with unallocated():
             model = Blip2(config.model, encoder, lm)
     words = WordPieces.read(directory / "vocab.txt") if config.model.qformer.vocab_size else WordPieces(SPECIAL_PIECES)
-    fill(model, tensors, source=directory, optional_prefixes=frozen_prefixes(config), dtype=dtype)
+    fill_model(model, ModelFiles(directory, config, tensors), dtype, placement)
     search = config.search.search(tokenizer.eos_ids if tokenizer else frozenset())
     files = {n: (directory / n).read_bytes() for n in config.files if n not in (config.weights, "vocab.txt")}
     return Blip2Model(model.eval().requires_grad_(False), words, tokenizer, search, config, files)

@@ -14,11 +14,12 @@ import torch
 from triptych.checkpoints.config import Card, CheckpointConfig
 from triptych.checkpoints.format import load_typed, save_checkpoint
 from triptych.checkpoints.language_models import decoder_only
-from triptych.checkpoints.place import fill, unallocated
+from triptych.checkpoints.place import unallocated
 from triptych.checkpoints.quantize import stored_as
 from triptych.errors import InputError
 from triptych.generate import Search
-from triptych.models.frozen import buildable, frozen_parts, frozen_prefixes, tensors_to_save
+from triptych.models.frozen import buildable, frozen_parts, tensors_to_save
+from triptych.models.placement import ModelFiles, Placement, fill_model
 from triptych.systems.configs import FlamingoConfig
 from triptych.systems.flamingo import Flamingo
 from triptych.text.tokenizer import TextTokenizer
@@ -53,8 +54,10 @@ def save_flamingo(directory: Path, flamingo: FlamingoModel, card: Card, *, dtype
     save_checkpoint(directory, config=config, tensors=tensors, extra_files=flamingo.files)
 
 
-def load_flamingo(directory: Path, *, dtype: torch.dtype = torch.float32) -> FlamingoModel:
-    """Read a checkpoint, as ``dtype``, and build the model between its frozen parts.
+def load_flamingo(
+    directory: Path, *, dtype: torch.dtype = torch.float32, placement: Placement | None = None
+) -> FlamingoModel:
+    """Read a checkpoint, as ``dtype``, and build the model between its frozen parts; ``placement`` None = in memory.
 
     Raises:
         InputError: a file is missing, damaged, of another system, or does not fit; or a frozen part is another than in training.
@@ -72,7 +75,8 @@ def load_flamingo(directory: Path, *, dtype: torch.dtype = torch.float32) -> Fla
     for name, token in (("lm.end_id", end_id), ("model.image_id", image_id)):
         if not 0 <= token < words:
             raise InputError(f"{directory / 'config.json'}: {name} is {token}, expected a token from 0 to {words - 1}")
-    fill(model, tensors, source=directory, optional_prefixes=frozen_prefixes(config), dtype=dtype)
-    search = config.search.search(frozenset({end_id}), frozenset({image_id}))
+    fill_model(model, ModelFiles(directory, config, tensors), dtype, placement)
+    around = tokenizer.specials.get(config.prompts.around, image_id)
+    search = config.search.search(frozenset({end_id}), frozenset({image_id, around}))
     files = {name: (directory / name).read_bytes() for name in config.files if name != config.weights}
     return FlamingoModel(model.eval().requires_grad_(False), tokenizer, search, config, files)

@@ -52,7 +52,7 @@ def tensors_to_save(model: nn.Module, config: CheckpointConfig[Any]) -> dict[str
     return {name: x for name, x in model.state_dict().items() if not name.startswith(elsewhere)}
 
 
-def in_bfloat16(lm: Decoder, spec: LanguageModelSpec | None) -> None:
+def in_bfloat16(lm: Decoder | T5, spec: LanguageModelSpec | None) -> None:
     """The layers of a frozen language model as autocast would take them at every step; not of one that is saved with the checkpoint."""
     if spec is None or not spec.stored:
         for module in lm.modules():

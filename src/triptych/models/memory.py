@@ -15,6 +15,7 @@ from triptych.checkpoints.locate import load_config
 from triptych.checkpoints.parts import PARTS, part_path
 from triptych.checkpoints.quantize import dequantized
 from triptych.checkpoints.store import SafetensorsFile
+from triptych.checkpoints.weight_files import open_folder, read_json
 from triptych.errors import InputError
 
 WIDTHS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,6 +31,13 @@ def stored_parameters(directory: Path, config: CheckpointConfig[Any]) -> int:
         path = part_path(name) if name in {part.name for part in PARTS} else Path(name)
         count += sum(x.numel() for x in open_language_model(path).tensors.layouts().values())
     return count
+
+
+def parameters_of(directory: Path) -> int:
+    """Of a checkpoint, or of a folder of transformers' that has not been converted yet."""
+    if "format" in read_json(directory / "config.json"):
+        return stored_parameters(directory, load_config(directory))
+    return sum(x.numel() for x in open_folder(directory).layouts().values() if x.is_floating_point())
 
 
 def bytes_needed(parameters: int, dtype: torch.dtype) -> int:
@@ -53,8 +61,11 @@ def bytes_available(device: torch.device) -> int | None:
 
 
 def estimate(directory: Path, device: torch.device) -> dict[str, Any]:
-    """What ``info --estimate`` prints: parameters, and gigabytes needed and available; no tensor is read."""
-    parameters = stored_parameters(directory, load_config(directory))
+    """What ``info --estimate`` prints: parameters, and gigabytes needed and available; no tensor is read.
+
+    ``directory``: a checkpoint, or a folder of transformers'.
+    """
+    parameters = parameters_of(directory)
     available = bytes_available(device)
     needed = {name: round(bytes_needed(parameters, dtype) / GB, 2) for name, dtype in WIDTHS.items()}
     return {

@@ -133,10 +133,17 @@ class MultiHeadAttention(nn.Module):
         self.key = nn.Linear(kv_dim or dim, inner, bias)
         self.value = nn.Linear(kv_dim or dim, inner, bias)
         self.out = nn.Linear(inner, dim, bias)
+        self.query_norm: nn.Module = nn.Identity()  # of each head, where a model has them
+        self.key_norm: nn.Module = nn.Identity()
+
+    def queries(self, x: Tensor) -> Tensor:
+        """``[B, T, D]`` -> ``[B, H, T, d]``."""
+        return self.query_norm(split_heads(self.query(x), self.heads))
 
     def keys_values(self, source: Tensor) -> KeysValues:
         """``source [B, S, kv_dim]`` -> what ``forward`` takes as ``kv``: computed once for any number of calls."""
-        return KeysValues(split_heads(self.key(source), self.heads), split_heads(self.value(source), self.heads))
+        keys = self.key_norm(split_heads(self.key(source), self.heads))
+        return KeysValues(keys, split_heads(self.value(source), self.heads))
 
     def forward(
         self, x: Tensor, kv: KeysValues | None = None, mask: Tensor | None = None, cache: Cache | None = None
@@ -151,8 +158,8 @@ class MultiHeadAttention(nn.Module):
         keys, values = kv or self.keys_values(x)
         if cache is not None:
             keys, values = cache.append(keys, values)
-        return self.out(merge_heads(attend(split_heads(self.query(x), self.heads), keys, values, mask)))
+        return self.out(merge_heads(attend(self.queries(x), keys, values, mask)))
 
     def weights(self, x: Tensor, kv: KeysValues | None = None, mask: Tensor | None = None) -> Tensor:
         """The weight of each key for each token of ``x`` in ``forward``: ``[B, H, T, S]``."""
-        return attention_weights(split_heads(self.query(x), self.heads), (kv or self.keys_values(x)).keys, mask)
+        return attention_weights(self.queries(x), (kv or self.keys_values(x)).keys, mask)

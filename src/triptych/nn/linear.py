@@ -34,13 +34,16 @@ class CpuProduct(nn.Module):
     """
 
     weight: Tensor
+    keeps_packed = True  # not where weights come and go (``models.placement``)
     _packed: PackedWeight | None = None
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """``x [.., T, D]`` -> ``x weight^T + bias [.., T, N]``."""
         if x.shape[:-1].numel() == 1 or not onednn_multiplies(x, self.weight):
             return F.linear(x, self.weight, bias)
-        one_step = x.shape[-2] == 1 and not self.weight.is_inference()  # inference tensors have no version counter
+        one_step = (
+            x.shape[-2] == 1 and self.keeps_packed and not self.weight.is_inference()
+        )  # those have no version counter
         weight = self.packed() if one_step else self.weight
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 

@@ -23,6 +23,7 @@ from triptych.nn.decoder import Decoder, Prompt, left_pad
 from triptych.nn.encoder import VisionEncoder
 from triptych.nn.language_model import LanguageModel
 from triptych.nn.qformer import ImageKeysValues, Past, QFormer, QFormerHeads, QFormerOutput, initialise
+from triptych.nn.t5 import T5
 from triptych.systems.blip2_losses import itc_similarity
 from triptych.systems.configs import Blip2Config
 
@@ -55,14 +56,14 @@ class Blip2(nn.Module):
             initialise(self.projection)
 
     @property
-    def decoder(self) -> Decoder:
-        """The language model where its layers are run one by one, as training does: a decoder-only one.
+    def network(self) -> Decoder | T5:
+        """The language model as training runs it.
 
         Raises:
-            InputError: it is of another kind, or there is none.
+            InputError: there is none, or it is of another kind.
         """
-        if not isinstance(self.lm, Decoder):
-            raise InputError("training needs a decoder-only language model, and this model has none")
+        if not isinstance(self.lm, Decoder | T5):
+            raise InputError("training needs a language model that runs in PyTorch, and this model has none")
         return self.lm
 
     def train(self, mode: bool = True) -> Blip2:

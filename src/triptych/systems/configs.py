@@ -17,6 +17,11 @@ class FlamingoConfig:
     norm and a projection lead there. ``every``: a gated block stands before every n-th block of the language model. ``look``: a token
     attends to the last picture, or to all before it. ``max_pictures``, ``max_frames``: how many positions in the prompt, and frames of a
     video, have an embedding of their own; None = there are no such embeddings.
+
+    ``style``: "idefics" = as Laurençon et al. 2023 (OBELICS, appendix B) built theirs. The gated blocks have the norms and the feed-forward
+    of the language model's blocks and stand before the first of each ``every`` blocks; the resampler's feed-forward has a ReLU.
+    ``resampler_heads``, ``resampler_head_dim``: None = as the gated blocks. ``qk_norm``, ``resampler_qk_norm``: queries and keys of each
+    head are normed. ``gate``: one number, or one for each channel.
     """
 
     image_dim: int
@@ -31,17 +36,38 @@ class FlamingoConfig:
     look: Literal["last", "all"] = "last"
     max_pictures: int | None = None
     max_frames: int | None = None
+    style: Literal["flamingo", "idefics"] = "flamingo"
+    resampler_heads: int | None = None
+    resampler_head_dim: int | None = None
+    qk_norm: bool = False
+    resampler_qk_norm: bool = False
+    gate: Literal["scalar", "vector"] = "scalar"
 
     def __post_init__(self) -> None:
         for name in ("image_dim", "latents", "resampler_layers", "heads", "head_dim", "ffn_factor", "every"):
             if not 1 <= getattr(self, name) <= 1 << 16:
                 raise InputError(f"invalid Flamingo config: {name} is {getattr(self, name)}, expected 1 to 65536")
-        if self.look not in ("last", "all"):
-            raise InputError(f"invalid Flamingo config: look is {self.look!r}, expected 'last' or 'all'")
+        for name in ("resampler_heads", "resampler_head_dim"):
+            if not 1 <= (getattr(self, name) or 1) <= 1 << 16:
+                raise InputError(f"invalid Flamingo config: {name} is {getattr(self, name)}, expected 1 to 65536")
+        for name, known in {
+            "look": ("last", "all"),
+            "style": ("flamingo", "idefics"),
+            "gate": ("scalar", "vector"),
+        }.items():
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"invalid Flamingo config: {name} is {getattr(self, name)!r}, expected {' or '.join(map(repr, known))}"
+                )
 
     @property
     def visual_dim(self) -> int:
         return self.dim or self.image_dim
+
+    def gated_block(self, layer: int) -> int | None:
+        """Which gated block stands before the language model's block ``layer``."""
+        first = self.style == "idefics"
+        return layer // self.every if (layer if first else layer + 1) % self.every == 0 else None
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from triptych.errors import InputError
 from triptych.nn import masks
 from triptych.nn.attention import KeysValues, MultiHeadAttention
 from triptych.nn.cache import KVCache
-from triptych.nn.decoder import Decoder
+from triptych.nn.configs import DecoderConfig
+from triptych.nn.decoder import Decoder, DecoderFeedForward, norm
 from triptych.nn.encoder import VisionEncoder
 from triptych.systems.configs import FlamingoConfig
 
@@ -29,13 +30,13 @@ NO_PICTURE = -1  # the number of a picture that only fills up its row
 
 
 class FlamingoFeedForward(nn.Sequential):
-    """Norm, up, GELU, down, without biases."""
+    """Norm, up, GELU (or ReLU), down, without biases."""
 
-    def __init__(self, dim: int, factor: int) -> None:
+    def __init__(self, dim: int, factor: int, relu: bool = False) -> None:
         super().__init__(
             nn.LayerNorm(dim),
             nn.Linear(dim, factor * dim, bias=False),
-            nn.GELU(),
+            nn.ReLU() if relu else nn.GELU(),
             nn.Linear(factor * dim, dim, bias=False),
         )
 
@@ -45,8 +46,11 @@ class ResamplerLayer(nn.Module):
         super().__init__()
         dim = config.visual_dim
         self.media_norm, self.latents_norm = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attention = MultiHeadAttention(dim, config.heads, head_dim=config.head_dim, bias=False)
-        self.ffw = FlamingoFeedForward(dim, config.ffn_factor)
+        heads, width = config.resampler_heads or config.heads, config.resampler_head_dim or config.head_dim
+        self.attention = MultiHeadAttention(dim, heads, head_dim=width, bias=False)
+        if config.resampler_qk_norm:
+            self.attention.query_norm, self.attention.key_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.ffw = FlamingoFeedForward(dim, config.ffn_factor, relu=config.style == "idefics")
 
     def forward(self, latents: Tensor, media: Tensor, maps: list[Tensor] | None = None) -> Tensor:
         """``latents [P, R, D]`` attend to ``media [P, S, D]`` and to themselves; the weights ``[P, H, R, S + R]`` join ``maps``."""
@@ -112,15 +116,22 @@ def embeddings(count: int | None, *shape: int) -> nn.Parameter | None:
 class GatedBlock(nn.Module):
     """Gated cross-attention of text to pictures, then a gated feed-forward layer."""
 
-    def __init__(self, config: FlamingoConfig, dim: int) -> None:
+    def __init__(self, config: FlamingoConfig, lm: DecoderConfig) -> None:
+        """``lm``: of the language model, whose residual stream it is."""
         super().__init__()
-        self.norm = nn.LayerNorm(dim)
+        dim, like_lm = lm.dim, config.style == "idefics"
+        self.norm = norm(lm) if like_lm else nn.LayerNorm(dim)
         self.attention = MultiHeadAttention(
             dim, config.heads, kv_dim=config.visual_dim, head_dim=config.head_dim, bias=False
         )
-        self.attn_gate = nn.Parameter(torch.zeros(1))
-        self.ffw = FlamingoFeedForward(dim, config.ffn_factor)
-        self.ffw_gate = nn.Parameter(torch.zeros(1))
+        if config.qk_norm:
+            self.attention.query_norm, self.attention.key_norm = (norm(lm, config.head_dim) for _ in range(2))
+        gates = dim if config.gate == "vector" else 1
+        self.attn_gate = nn.Parameter(torch.zeros(gates))
+        self.ffw: nn.Module = FlamingoFeedForward(dim, config.ffn_factor)
+        if like_lm:
+            self.ffw = nn.Sequential(norm(lm), DecoderFeedForward(lm))
+        self.ffw_gate = nn.Parameter(torch.zeros(gates))
 
     def forward(self, x: Tensor, image_keys_values: KeysValues | None, media_mask: Tensor | None) -> Tensor:
         """``x [B, T, D]`` -> ``[B, T, D]``; ``image_keys_values`` None = there is no picture at all."""
@@ -239,7 +250,7 @@ class Flamingo(nn.Module):
         self.vision_encoder = vision_encoder.requires_grad_(False)
         self.lm = lm.requires_grad_(False)
         self.resampler = Resampler(config)
-        self.xattn = nn.ModuleList(GatedBlock(config, lm.config.dim) for _ in range(lm.config.layers // config.every))
+        self.xattn = nn.ModuleList(GatedBlock(config, lm.config) for _ in range(lm.config.layers // config.every))
 
     def train(self, mode: bool = True) -> Flamingo:
         """The frozen parts stay in eval."""
@@ -314,9 +325,10 @@ class Flamingo(nn.Module):
         if media is not None and media.blocks:
             media_mask = masks.media(text_time, media.numbers, self.config.latents, self.config.look)
         for i, block in enumerate(self.lm.blocks):
-            if (i + 1) % self.config.every == 0:
-                gated: Any = self.xattn[i // self.config.every]
-                image_keys_values = media.blocks[i // self.config.every] if media is not None and media.blocks else None
+            number = self.config.gated_block(i)
+            if number is not None and number < len(self.xattn):
+                gated: Any = self.xattn[number]
+                image_keys_values = media.blocks[number] if media is not None and media.blocks else None
                 if maps is not None and image_keys_values is not None and media_mask is not None:
                     maps.append(gated.weights(x, image_keys_values, media_mask).mean(1))
                 x = gated(x, image_keys_values, media_mask)
@@ -372,9 +384,10 @@ class Flamingo(nn.Module):
         return self.lm.logits(self(ids[:, None], state=state))[:, 0], state
 
     def gates(self) -> list[tuple[float, float]]:
-        """tanh of both gates (attention, feed-forward) of each gated block; 0 = shut."""
+        """tanh of both gates (attention, feed-forward) of each gated block, the mean over channels; 0 = shut."""
         blocks: list[Any] = [*self.xattn]
-        return [(b.attn_gate.detach().tanh().item(), b.ffw_gate.detach().tanh().item()) for b in blocks]
+        gates = ((block.attn_gate, block.ffw_gate) for block in blocks)
+        return [(a.detach().tanh().mean().item(), f.detach().tanh().mean().item()) for a, f in gates]
 
 
 def flamingo_prompt(

@@ -55,7 +55,8 @@ def load(
     """A model: a shipped one (``"sat"``, ``"flamingo"``, ``"blip2"``), a checkpoint of ours or a published one (``find_checkpoint``).
 
     Args:
-        device: of torch; None = a GPU where there is one, else ONNX Runtime on the CPU, without torch.
+        device: of torch; ``auto`` = spread over GPUs, memory and disk as far as each has room, or a JSON file that says where parts lie
+            (``models.placement``); None = a GPU where there is one, else ONNX Runtime on the CPU, without torch.
         precision: of the weights: fp32, int8 or int4 on ONNX Runtime, None = the fastest that keeps the texts; fp32, bf16 or fp16 on
             torch, None = the widest of fp32 and bf16 that fits the memory.
 
@@ -83,16 +84,25 @@ def load(
 
 def check_device(device: str | torch.device) -> None:
     """Raises InputError: torch knows no such device, or this machine has none."""
+    if is_map(device):
+        return
     with importing("torch", "a device of torch's"):
         import torch
     try:
         chosen = torch.device(device)
     except RuntimeError:
-        raise InputError(f"unknown device {str(device)!r}: expected cpu, cuda, cuda:1 or mps") from None
+        raise InputError(
+            f"unknown device {str(device)!r}: expected cpu, cuda, cuda:1, mps, auto or a JSON file"
+        ) from None
     there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if not (chosen.index or 0) < there.get(chosen.type, 0):
         names = [name if n == 1 else f"{name}:0 to {name}:{n - 1}" for name, n in there.items() if n]
         raise InputError(f"there is no device {device} here: choose {' or '.join(names)}")
+
+
+def is_map(device: str | torch.device) -> bool:
+    """Whether a device is several: ``auto``, or a JSON file."""
+    return device == "auto" or str(device).endswith(".json")
 
 
 def load_on_torch(
@@ -103,11 +113,19 @@ def load_on_torch(
         import torch
 
     from triptych.models.memory import choose_dtype
+    from triptych.models.placement import placed_dtype, read_placement
     from triptych.models.registry import system_of
 
-    system, chosen = system_of(directory), torch.device(device)
-    dtype = choose_dtype(directory, precision, chosen)
-    engine = system.resolve("engine")(system.resolve("load")(directory, dtype=dtype), chosen)
+    system = system_of(directory)
+    if is_map(device) and load_config(directory).system != "sat":
+        placement = read_placement(str(device))
+        dtype, chosen = placed_dtype(precision, placement.main), placement.main
+        model = system.resolve("load")(directory, dtype=dtype, placement=placement)
+    else:
+        chosen = read_placement(str(device)).main if is_map(device) else torch.device(device)
+        dtype = choose_dtype(directory, precision, chosen)
+        model = system.resolve("load")(directory, dtype=dtype)
+    engine = system.resolve("engine")(model, chosen)
     loaded: SatTasks | FlamingoTasks | Blip2Tasks = system.resolve("tasks")(engine, name)
     return loaded
 

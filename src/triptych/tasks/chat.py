@@ -43,7 +43,7 @@ class Turn:
     def prompt(self, prompts: Prompts) -> str:
         """The question with its pictures in front."""
         text = question_prompt(self.question, max(1, len(self.pictures)), prompts)
-        return text if self.pictures else text.removeprefix(IMAGE)
+        return text if self.pictures else text.replace(IMAGE, "", 1)
 
 
 class Speaker(Protocol):

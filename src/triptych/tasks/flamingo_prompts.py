@@ -51,10 +51,17 @@ class FlamingoPrompts:
         tokenizer = self.spec.tokenizer
         ids = tokenizer.encode("", begin=True)
         for i, between in enumerate(split_at_images(text, pictures)):
-            ids += [self.spec.image_id] * (i > 0)
+            ids += self.picture_ids(ids) if i else []
             for n, piece in enumerate(between.split(END)):
                 ids += [self.spec.end_id] * (n > 0) + tokenizer.encode(piece)
         return ids
+
+    def picture_ids(self, before: Sequence[int]) -> list[int]:
+        """``image_id``, with the tokens around it of models that have some. ``before``: the ids that it follows."""
+        around = self.spec.tokenizer.specials.get(self.spec.prompts.around)
+        if around is None:
+            return [self.spec.image_id]
+        return [*([] if before[-1:] == [around] else [around]), self.spec.image_id, around]
 
     def length(self, text: str, pictures: int) -> int:
         """Tokens of a text with so many pictures."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from triptych.errors import InputError
 
@@ -21,7 +21,8 @@ class Prompts:
     ``caption``: with ``<image>`` in its place. ``question``: ``{}`` is the question; the photos stand before it.
     ``published``: photos stand there without names, and the language model's begin token follows them, as in transformers
     and LAVIS. ``whole``: a Q-Former that reads the question reads the whole prompt, also that of a caption (InstructBLIP).
-    ``gap``: what stands between the prompt of an example and its text.
+    ``gap``: what stands between the prompt of an example and its text. ``around``: a special token before and behind each photo, once
+    between two. A question's prompt may say with ``<image>`` where the photos stand.
     """
 
     caption: str = CAPTION
@@ -29,12 +30,24 @@ class Prompts:
     published: bool = False
     whole: bool = False
     gap: str = " "
+    around: str = ""
 
 
 DEFAULT_PROMPTS = Prompts()
 BLIP2_OPT = Prompts(f"{IMAGE}a photo of", "Question: {} Answer:", published=True)
 BLIP2_T5 = Prompts(f"{IMAGE}a photo of", "Question: {} Short answer:", published=True)
 OPEN_FLAMINGO = Prompts(f"{IMAGE}Output:", "Question:{} Short answer:", published=True, gap="")
+IDEFICS_CHAT = Prompts(
+    f"User:{IMAGE}Describe this image.\nAssistant:",
+    f"User:{IMAGE}{{}}\nAssistant:",
+    published=True,
+    around="<fake_token_around_image>",
+)
+IDEFICS_INSTRUCT = replace(
+    IDEFICS_CHAT,
+    caption=f"User:{IMAGE}Describe this image.{END}\nAssistant:",
+    question=f"User:{IMAGE}{{}}{END}\nAssistant:",
+)
 INSTRUCT_BLIP = Prompts(f"{IMAGE}A short image description:", "Question: {} Short answer:", published=True, whole=True)
 
 
@@ -49,6 +62,8 @@ def question_prompt(question: str, pictures: int, prompts: Prompts = DEFAULT_PRO
         raise InputError(f"the question holds {END}, which ends an example: leave it out")
     if not question.replace(IMAGE, "").strip():
         raise InputError("the question is empty: ask something about the photo")
+    if IMAGE in prompts.question:
+        return prompts.question.replace(IMAGE, "" if IMAGE in question else IMAGE * pictures).replace("{}", question)
     text = prompts.question.replace("{}", question)
     if IMAGE in question:
         return text
@@ -76,7 +91,7 @@ def caption_example(text: str, pictured: bool, prompts: Prompts) -> str:
 
 def question_after_pictures(question: str, prompts: Prompts = DEFAULT_PROMPTS) -> str:
     """A question about pictures that come earlier in the prompt."""
-    return question_prompt(question, 1, prompts).removeprefix(IMAGE)
+    return question_prompt(question, 1, prompts).replace(IMAGE, "", 1)
 
 
 def qformer_texts(question: str, pictures: int) -> list[str]:

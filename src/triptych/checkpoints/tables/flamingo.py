@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from triptych.checkpoints.store import DerivedStore, renamed
-from triptych.checkpoints.tables.keys import Table, translated
+from triptych.checkpoints.tables.keys import CLIP_TOWER, Table, translated
+from triptych.checkpoints.tables.language import KeyTable
 
 BLOCKS = (  # where a gated block lies: version 1, then version 2 over MPT, GPT-NeoX, LLaMA, OPT
     "gated_cross_attn_layers.*",
@@ -54,6 +55,39 @@ def resampler(theirs: str, ours: str) -> Table:
 OPENFLAMINGO: Table = {  # a gated block is numbered by the language model's block that it stands before
     **resampler("perceiver", "resampler"),
     **{k: v for place in BLOCKS for k, v in gated(f"lang_encoder.{place}", "xattn.*").items()},
+}
+
+
+PERCEIVER, CROSS = "model.perceiver_resampler", "model.gated_cross_attn_layers.*"
+IDEFICS: Table = {  # without the language model's own tensors; what is stacked: IDEFICS_GATED
+    **{f"model.vision_model.{theirs}": ours for theirs, ours in CLIP_TOWER.items()},
+    f"{PERCEIVER}.latents": "resampler.latents",
+    f"{PERCEIVER}.layer_norm": "resampler.norm",
+    f"{PERCEIVER}.blocks.*.0.context_layer_norm": "resampler.layers.*.media_norm",
+    f"{PERCEIVER}.blocks.*.0.latents_layer_norm": "resampler.layers.*.latents_norm",
+    f"{PERCEIVER}.blocks.*.0.q_layer_norm": "resampler.layers.*.attention.query_norm",
+    f"{PERCEIVER}.blocks.*.0.k_layer_norm": "resampler.layers.*.attention.key_norm",
+    f"{PERCEIVER}.blocks.*.0.q_proj": "resampler.layers.*.attention.query",
+    f"{PERCEIVER}.blocks.*.0.k_proj": "resampler.layers.*.attention.key",
+    f"{PERCEIVER}.blocks.*.0.v_proj": "resampler.layers.*.attention.value",
+    f"{PERCEIVER}.blocks.*.0.output_proj": "resampler.layers.*.attention.out",
+    f"{PERCEIVER}.blocks.*.1.ln": "resampler.layers.*.ffw.0",
+    f"{PERCEIVER}.blocks.*.1.fc": "resampler.layers.*.ffw.1",
+    f"{PERCEIVER}.blocks.*.1.c_proj": "resampler.layers.*.ffw.3",
+    f"{CROSS}.alpha_cross_attn": "xattn.*.attn_gate",
+    f"{CROSS}.alpha_dense": "xattn.*.ffw_gate",
+}
+IDEFICS_GATED: KeyTable = {  # as the tables of ``language``
+    "xattn.*.norm": (f"{CROSS}.input_layernorm",),
+    "xattn.*.attention.query": (f"{CROSS}.cross_attn.q_proj",),
+    "xattn.*.attention.key": (f"{CROSS}.cross_attn.k_proj",),
+    "xattn.*.attention.value": (f"{CROSS}.cross_attn.v_proj",),
+    "xattn.*.attention.out": (f"{CROSS}.cross_attn.o_proj",),
+    "xattn.*.attention.query_norm": (f"{CROSS}.cross_attn.q_layer_norm",),
+    "xattn.*.attention.key_norm": (f"{CROSS}.cross_attn.k_layer_norm",),
+    "xattn.*.ffw.0": (f"{CROSS}.post_attention_layernorm",),
+    "xattn.*.ffw.1.up": (f"{CROSS}.mlp.gate_proj", f"{CROSS}.mlp.up_proj"),
+    "xattn.*.ffw.1.down": (f"{CROSS}.mlp.down_proj",),
 }
 
 

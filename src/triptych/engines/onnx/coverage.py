@@ -48,7 +48,9 @@ def check_sat(config: ShowAttendTellConfig, cut: int) -> None:
 
 
 def check_flamingo(config: FlamingoConfig) -> None:
-    """Raises NotCoveredError: text attends to all pictures, or a picture's position makes a difference."""
+    """Raises NotCoveredError: text attends to all pictures, a picture's position makes a difference, or the blocks are IDEFICS's."""
+    if config.style != "flamingo":
+        raise NotCoveredError("gated blocks with the language model's norms")
     if config.look != "last" or config.max_pictures or config.max_frames:
         raise NotCoveredError("text that attends to other pictures than the last, and positions of pictures")
 

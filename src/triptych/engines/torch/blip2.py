@@ -12,7 +12,13 @@ from torch import Tensor
 from triptych.checkpoints.locate import features_fingerprint
 from triptych.engines.describe import Size, describe_blip2
 from triptych.engines.interface import Array, Blip2Spec, MatchArrays, Piece, SoftPrompt, TextPieces
-from triptych.engines.torch.common import TorchEncoder, continuation_logprobs, count_parameters, megabytes
+from triptych.engines.torch.common import (
+    TorchEncoder,
+    continuation_logprobs,
+    count_parameters,
+    megabytes,
+    on_device,
+)
 from triptych.evidence import Floats
 from triptych.generate import State, to_numpy
 from triptych.models import Blip2Model
@@ -25,7 +31,7 @@ class TorchBlip2(TorchEncoder):
     """An ``interface.Blip2Engine``."""
 
     def __init__(self, blip2: Blip2Model, device: torch.device) -> None:
-        self.blip2, self.model = blip2, blip2.model.to(device)
+        self.blip2, self.model = blip2, on_device(blip2.model, device)
         super().__init__(self.model.vision_encoder, self.model.encode, device)
         config, lm = self.model.config, self.model.lm
         self.spec = Blip2Spec(

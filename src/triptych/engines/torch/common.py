@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from triptych.engines.interface import Array, PhotoSpec
+from triptych.models.memory import bytes_available
+from triptych.nn.linear import CpuProduct
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def on_device(model: M, device: torch.device) -> M:
+    """The model there, unless its parts lie where ``models.placement`` put them."""
+    if hasattr(model, "hf_device_map"):
+        return model
+    model = model.to(device)
+    products = [module for module in model.modules() if isinstance(module, CpuProduct)]
+    copies, free = sum(module.weight.nbytes for module in products), bytes_available(torch.device("cpu"))
+    if device.type == "cpu" and free is not None and copies > free / 2:
+        for module in products:  # packed copies, which make several beams faster, would take what memory is left
+            module.keeps_packed = False
+    return model
 
 
 class TorchEncoder:

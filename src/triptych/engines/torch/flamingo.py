@@ -10,7 +10,13 @@ from torch import Tensor
 
 from triptych.engines.describe import Size, describe_flamingo
 from triptych.engines.interface import Array, FlamingoInputs, FlamingoSpec
-from triptych.engines.torch.common import TorchEncoder, continuation_logprobs, count_parameters, megabytes
+from triptych.engines.torch.common import (
+    TorchEncoder,
+    continuation_logprobs,
+    count_parameters,
+    megabytes,
+    on_device,
+)
 from triptych.errors import InputError
 from triptych.evidence import Floats
 from triptych.generate import to_numpy
@@ -24,7 +30,7 @@ class TorchFlamingo(TorchEncoder):
     """An ``interface.FlamingoEngine``."""
 
     def __init__(self, flamingo: FlamingoModel, device: torch.device) -> None:
-        self.flamingo, self.model = flamingo, flamingo.model.to(device)
+        self.flamingo, self.model = flamingo, on_device(flamingo.model, device)
         super().__init__(self.model.vision_encoder, self.model.encode, device)
         config, limit = self.model.config, self.model.lm.config.max_positions
         self.spec = FlamingoSpec(

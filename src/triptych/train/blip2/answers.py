@@ -6,18 +6,20 @@ import torch
 from torch import Tensor
 
 from triptych.nn import masks
-from triptych.nn.decoder import Decoder, TokenContext
+from triptych.nn.decoder import Decoder, TokenContext, left_pad
+from triptych.nn.decoder import Prompt as LanguagePrompt
 from triptych.nn.qformer import ImageKeysValues
+from triptych.nn.t5 import T5, T5State
 from triptych.systems.blip2 import Blip2
 from triptych.text.prompt import IGNORED
 from triptych.train.blip2.batches import PICTURE, AnswerRows
 
 
-def caption_logits(lm: Decoder, soft_prompt: Tensor, prompt: tuple[Tensor, Tensor], captions: Tensor) -> Tensor:
+def caption_logits(lm: Decoder | T5, soft_prompt: Tensor, prompt: tuple[Tensor, Tensor], captions: Tensor) -> Tensor:
     """``[N, V]``, for the N tokens of all ``captions [P, K, T]`` that are not IGNORED.
 
-    The K captions of a photo share what stands before them: they are branches of one row, packed behind it, so that it is read once
-    and padding hardly at all.
+    A T5 encodes each photo's prompt once, and its decoder writes the captions. Of another language model the K captions of a photo are
+    branches of one row, packed behind what they share, so that it is read once and padding hardly at all.
 
     Args:
         soft_prompt: ``[P, Q, E]``.
@@ -25,6 +27,11 @@ def caption_logits(lm: Decoder, soft_prompt: Tensor, prompt: tuple[Tensor, Tenso
     """
     before, after = prompt
     photos, count, length = captions.shape
+    if isinstance(lm, T5):
+        pieces = [lm.embed(before).expand(photos, -1, -1), soft_prompt, lm.embed(after).expand(photos, -1, -1)]
+        state = lm.read(LanguagePrompt(torch.cat(pieces, 1)))
+        rows = torch.arange(photos, device=captions.device)[:, None].expand(-1, count)
+        return written_logits(lm, state.reorder(rows), captions.flatten(0, 1))
     texts = [lm.embed(ids).expand(photos, -1, -1) for ids in (before, after[:-1])]
     prefix = torch.cat([texts[0], soft_prompt, texts[1]], 1)
     start = prefix.shape[1]
@@ -43,13 +50,37 @@ def caption_logits(lm: Decoder, soft_prompt: Tensor, prompt: tuple[Tensor, Tenso
 
 def answer_logits(model: Blip2, image: ImageKeysValues, rows: AnswerRows) -> Tensor:
     """``[N, V]``: of the frozen language model, for the N tokens of all answers."""
-    lm = model.decoder
+    lm = model.network
     question = (rows.question_ids, rows.question_mask) if model.config.instructed else None
     queries = model.read_photos(image.select(rows.photos), question).queries
     soft_prompts = model.soft_prompt(queries).flatten(0, 1).float()  # as the residual stream, also under autocast
     x = lm.embed(rows.input_ids.clamp_min(0))
     x = x.masked_scatter((rows.input_ids == PICTURE)[..., None], soft_prompts)
+    if isinstance(lm, T5):
+        return t5_answer_logits(lm, x, rows.labels)
     return lm.logits(lm(x, rows.token_mask)[rows.labels != IGNORED]).float()
+
+
+def t5_answer_logits(lm: T5, x: Tensor, labels: Tensor) -> Tensor:
+    """The same of an encoder-decoder, from the rows that a decoder alone would read.
+
+    Args:
+        x: ``[M, T, E]``, prompts with answers behind them; the encoder reads up to where the answer begins.
+        labels: ``[M, T]``, what follows each.
+    """
+    is_label = labels != IGNORED
+    starts = is_label.int().argmax(1).tolist()
+    answers = [row[mask] for row, mask in zip(labels, is_label, strict=True)]
+    padded = torch.nn.utils.rnn.pad_sequence(answers, batch_first=True, padding_value=IGNORED)
+    state = lm.read(left_pad([row[: start + 1] for row, start in zip(x, starts, strict=True)]))
+    return written_logits(lm, state, padded)
+
+
+def written_logits(lm: T5, state: T5State, texts: Tensor) -> Tensor:
+    """``[N, V]``, for the N tokens of ``texts [R, T]`` that are not IGNORED, written after the R prompts in ``state``, which is used up."""
+    start = texts.new_full((len(texts), 1), lm.config.start_id)
+    logits = lm.score(torch.cat([start, texts[:, :-1].clamp_min(0)], 1), state)
+    return logits[texts != IGNORED].float()
 
 
 def right_answers(model: Blip2, image: ImageKeysValues, rows: AnswerRows) -> int:

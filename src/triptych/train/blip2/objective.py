@@ -219,7 +219,7 @@ class Blip2Objective(nn.Module):
 
     def caption_logits(self, soft_prompt: Tensor, captions: Tensor) -> Tensor:
         """``[N, V]``, for the N tokens of all ``captions [P, K, T]`` that are not IGNORED."""
-        return caption_logits(self.model.decoder, soft_prompt, (self.before, self.after), captions)
+        return caption_logits(self.model.network, soft_prompt, (self.before, self.after), captions)
 
     def answer_loss(self, image: ImageKeysValues, rows: AnswerRows) -> Tensor:
         """-log p(answer | photos, question) of the frozen language model, the mean over answers' tokens."""

@@ -27,6 +27,7 @@ from triptych.models import (
     vision_encoder,
 )
 from triptych.nn.configs import QFormerConfig
+from triptych.nn.decoder import Decoder
 from triptych.systems.blip2 import Blip2
 from triptych.systems.configs import Blip2Config
 from triptych.text.wordpiece import WordPieces
@@ -99,10 +100,11 @@ def new_blip2(start: Blip2Start) -> Blip2Model:
 def with_lm(blip2: Blip2Model, name: str) -> Blip2Model:
     """The same with a frozen language model behind a fresh projection."""
     lm = find_language_model(name)
-    model = Blip2(blip2.model.config, blip2.model.vision_encoder, lm.decoder)
+    model = Blip2(blip2.model.config, blip2.model.vision_encoder, lm.model)
     load_strict(model, blip2.model.state_dict(), optional_prefixes=("lm.", "projection."))
     assert model.projection is not None
-    as_words = float(lm.decoder.embedding.weight.std()) * lm.decoder.config.embed_scale / model.config.qformer.dim**0.5
+    scale = lm.model.config.embed_scale if isinstance(lm.model, Decoder) else 1.0
+    as_words = float(lm.model.embedding.weight.std()) * scale / model.config.qformer.dim**0.5
     nn.init.normal_(model.projection.weight, std=as_words)  # soft prompts begin as large as words
     spec = LanguageModelSpec(name, stored=False, sha256=language_model_fingerprint(name, lm))
     config = msgspec.structs.replace(blip2.config, lm=spec)

@@ -104,7 +104,7 @@ class Blip2Trainer:
         if new and recipe.stage == 2 and recipe.rates.word_epochs:
             warm_start_qformer(run / "words", self.blip2, (self.photos, self.features), self.prompt, recipe)
         if uses_bf16(recipe.loop) and model.lm is not None:
-            in_bfloat16(model.decoder, self.blip2.config.lm)
+            in_bfloat16(model.network, self.blip2.config.lm)
 
     def parameter_groups(self) -> ParameterGroups:
         return blip2_parameter_groups(self.blip2.model, self.recipe)
