@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from test_blip2_transformers import LM_SIZES, llama_tokenizer, photos, random_weights  # noqa: F401
 
 from triptych import InputError, load
+from triptych.checkpoints.format import load_checkpoint
 from triptych.checkpoints.place import LoadReport
 from triptych.cli import main
 from triptych.convert.checkpoint import convert_checkpoint
@@ -153,11 +156,19 @@ def test_the_command(
     assert json.loads(out)["caption"] == sentence(plain(idefics, expected))
 
 
+def test_the_published_config(idefics: Idefics, tmp_path: Path) -> None:
+    """It says of the resampler in one place that there is one, in another that there is none; the first counts, as in transformers."""
+    folder = Path(shutil.copytree(idefics.folder, tmp_path / "peer"))
+    config = json.loads((folder / "config.json").read_text())
+    config["perceiver_config"] |= {"use_resampler": False, "model_type": "idefics"}
+    config |= {"torch_dtype": "bfloat16", "architectures": None}
+    (folder / "config.json").write_text(json.dumps(config))
+    convert_checkpoint(folder, tmp_path / "ours")
+    assert load_checkpoint(tmp_path / "ours")[0].model == asdict(idefics.ours.engine.model.config)
+
+
 def test_what_is_not_covered_is_refused(idefics: Idefics, tmp_path: Path) -> None:
-    folder = tmp_path / "peer"
-    folder.mkdir()
-    for path in idefics.folder.iterdir():
-        (folder / path.name).write_bytes(path.read_bytes())
+    folder = Path(shutil.copytree(idefics.folder, tmp_path / "peer"))
     config = json.loads((folder / "config.json").read_text())
 
     def refused(message: str, **changes: Any) -> None:
@@ -165,7 +176,7 @@ def test_what_is_not_covered_is_refused(idefics: Idefics, tmp_path: Path) -> Non
         with pytest.raises(InputError, match=message):
             convert_checkpoint(folder, tmp_path / "ours")
 
-    refused("without a resampler", use_resampler=False, perceiver_config={})
+    refused("without a resampler", use_resampler=False)
     refused("does not fit Flamingo", cross_layer_interval=4)
     refused("does not fit Flamingo|not an IDEFICS", qk_layer_norms=False)
     refused("does not fit Decoder", num_hidden_layers=5)

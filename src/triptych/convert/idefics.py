@@ -72,7 +72,6 @@ def convert_idefics(source: Path, config: Mapping[str, Any], target: Path, dtype
     """
     check_settings(source, dict(config))
     settings = {**IDEFICS_DEFAULTS, **config}
-    settings |= section(settings, "perceiver_config", {})  # a later home of some of these
     if not settings["use_resampler"]:
         raise InputError(f"{source} is an IDEFICS without a resampler, which is not covered")
     state = open_folder(source)
@@ -109,7 +108,7 @@ def idefics_config(
     settings: Mapping[str, Any], layouts: Mapping[str, Tensor], lm: DecoderConfig, image_id: int
 ) -> FlamingoConfig:
     latents, dim = layouts["resampler.latents"].shape
-    resampler = {**IDEFICS_RESAMPLER, **settings}
+    resampler = section(settings, "perceiver_config", IDEFICS_RESAMPLER)
     return FlamingoConfig(
         dim,
         image_id,

@@ -31,7 +31,6 @@ from triptych.nn.decoder import Block
 from triptych.nn.linear import CpuProduct
 from triptych.nn.t5 import T5DecoderBlock
 from triptych.nn.vit import ViTBlock
-from triptych.systems.flamingo import GatedBlock
 
 DISK = "disk"
 SHARE = 0.9  # of free memory that weights may take; the rest is for what is computed
@@ -55,7 +54,7 @@ def read_placement(device: str) -> Placement:
     Raises:
         InputError: the file cannot be read, or names something else than places.
     """
-    main = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    main = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     if device == "auto":
         return Placement(main, None)
     places = read_json(Path(device))
@@ -90,13 +89,13 @@ def check_place(name: str, place: Any, source: str) -> None:
 def movable_parts(model: nn.Module) -> dict[str, bool]:
     """The names of what may lie elsewhere, in the order in which it is computed; whether it can also be computed elsewhere.
 
-    Of blocks that keep keys and values of pictures and prompts only the layers within may: they are not computed as a whole.
+    Of blocks of a T5's decoder only the layers within may: they are not computed as a whole.
     """
     parts: dict[str, bool] = {}
     for name, module in model.named_modules():
         if isinstance(module, Block | ViTBlock):
             parts[name] = True
-        elif isinstance(module, T5DecoderBlock | GatedBlock):
+        elif isinstance(module, T5DecoderBlock):
             inner = (child for child in module.named_modules() if not [*child[1].children()])
             parts |= {f"{name}.{part}": False for part, leaf in inner if [*leaf.parameters()]}
     return parts

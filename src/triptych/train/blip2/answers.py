@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from triptych.nn import masks
-from triptych.nn.decoder import Decoder, TokenContext, left_pad
-from triptych.nn.decoder import Prompt as LanguagePrompt
+from triptych.nn.decoder import Decoder, Prompt, TokenContext, left_pad
 from triptych.nn.qformer import ImageKeysValues
 from triptych.nn.t5 import T5, T5State
 from triptych.systems.blip2 import Blip2
@@ -29,7 +28,7 @@ def caption_logits(lm: Decoder | T5, soft_prompt: Tensor, prompt: tuple[Tensor, 
     photos, count, length = captions.shape
     if isinstance(lm, T5):
         pieces = [lm.embed(before).expand(photos, -1, -1), soft_prompt, lm.embed(after).expand(photos, -1, -1)]
-        state = lm.read(LanguagePrompt(torch.cat(pieces, 1)))
+        state = lm.read(Prompt(torch.cat(pieces, 1)))
         rows = torch.arange(photos, device=captions.device)[:, None].expand(-1, count)
         return written_logits(lm, state.reorder(rows), captions.flatten(0, 1))
     texts = [lm.embed(ids).expand(photos, -1, -1) for ids in (before, after[:-1])]

@@ -83,6 +83,10 @@ def starting_model(recipe: Blip2Recipe) -> tuple[Blip2Model, Blip2Recipe]:
         raise InputError(
             f"{init} has no heads for {', '.join(heads)}: choose terms that it can learn, such as --stage 2 --weight caption=1"
         )
+    if recipe.terms.get("itg") and not blip2.model.config.writes:
+        raise InputError(
+            f"{init} has lost the head that writes: choose terms that it can learn, such as --weight itg=0"
+        )
     return blip2, recipe
 
 

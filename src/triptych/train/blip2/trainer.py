@@ -154,12 +154,13 @@ class Blip2Trainer:
             figures["accuracy"] = answer_accuracy(model, data.features, questions, self.encode_questions, seed)
         if recipe.questions_only:
             return figures
-        figures |= retrieval_recall(self.blip2, data.features, photos, recipe.batch.max_pieces)
+        if self.blip2.model.heads is not None:
+            figures |= retrieval_recall(self.blip2, data.features, photos, recipe.batch.max_pieces)
+            figures["R@1"] = (figures["text-to-image R@1"] + figures["image-to-text R@1"]) / 2
         judged = photos[: recipe.validation.validation_captions]
         prompt = self.prompt if recipe.lm_writes else None
         captions = write_blip2_captions(self.blip2, data.features, len(judged), self.blip2.search, prompt)
-        figures |= caption_figures(judged, captions)
-        return figures | {"R@1": (figures["text-to-image R@1"] + figures["image-to-text R@1"]) / 2}
+        return figures | caption_figures(judged, captions)
 
     def save(self, directory: Path, record: Mapping[str, Any]) -> None:
         card = self.data.card(self.recipe, record)
@@ -175,7 +176,8 @@ def questions_of(photos: Sequence[Photo], seed: int) -> list[list[Question]]:
 def blip2_parameter_groups(model: Blip2, recipe: Blip2Recipe) -> ParameterGroups:
     """What begins as BERT at its own rate, and the projection at its own; the word embeddings stay as they are, so that words which no
     caption has keep their place among the others (a deviation from the paper, which trains them on 129 million photos)."""
-    model.qformer.word_embeddings.requires_grad_(False)
+    if model.config.qformer.vocab_size:
+        model.qformer.word_embeddings.requires_grad_(False)
     bert: list[nn.Parameter] = []
     projection: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
