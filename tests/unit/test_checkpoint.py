@@ -122,7 +122,7 @@ def test_a_killed_save_leaves_one_whole_checkpoint_and_the_next_save_clears_up(
         renames = iter(range(1, 9))
         rename = Path.replace
         if point == 0:
-            checkpoint._write_files = lambda *_: os._exit(9)  # type: ignore[assignment]
+            checkpoint._write_config = lambda *_: os._exit(9)  # type: ignore[assignment]
         if point == 3:
             checkpoint.shutil.rmtree = lambda path, **_: os._exit(9) if Path(path).name == ".m.old" else None  # type: ignore[assignment,func-returns-value]
         Path.replace = lambda self, to: os._exit(9) if next(renames) == point else rename(self, to)  # type: ignore[method-assign,assignment,return-value]

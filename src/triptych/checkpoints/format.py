@@ -12,7 +12,7 @@ One process at a time may save to a directory; any number may read.
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,7 +43,16 @@ def save_checkpoint(
     InputError: the directory holds something else than a checkpoint, which is not deleted.
     TriptychError: the disk is full or not writable, or a tensor is not finite (a diverged training).
     """
-    directory = Path(directory).resolve()
+
+    def write(fresh: Path) -> None:
+        write_tensors(fresh / WEIGHTS, as_store(tensors))
+        _write_config(fresh, msgspec.structs.replace(config, triptych=_version()), extra_files or {})
+
+    _save(Path(directory).resolve(), write)
+
+
+def _save(directory: Path, write: Callable[[Path], None]) -> None:
+    """Replace a checkpoint as a whole by what ``write`` puts into the directory that it is given."""
     _refuse_strange(directory)
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +60,9 @@ def save_checkpoint(
         shutil.rmtree(fresh, ignore_errors=True)  # of a save that was killed
         fresh.mkdir()
         try:
-            _write_files(fresh, config, as_store(tensors), extra_files or {})
+            write(fresh)
+            for path in [*fresh.iterdir(), fresh]:
+                _sync(path)
             _swap(fresh, directory)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -60,6 +71,24 @@ def save_checkpoint(
         raise TriptychError(f"cannot save {directory}: {why}") from None
     except TriptychError as error:
         raise type(error)(f"{directory} is not saved: {error}") from None
+
+
+def copy_checkpoint(source: Path, target: Path, extra_files: Mapping[str, bytes]) -> None:
+    """Write the checkpoint in ``source`` with ``extra_files`` besides to ``target``, which may be the same directory.
+
+    InputError: files of ``source`` are damaged, or ``target`` holds something else than a checkpoint.
+    TriptychError: the disk is full or not writable.
+    """
+    source, target = existing_or_backup(source).resolve(), target.resolve()
+    config = load_config(source)
+    check_files(source, config)
+
+    def write(fresh: Path) -> None:
+        for name in {config.weights, *config.files} - {*extra_files}:
+            shutil.copyfile(source / name, fresh / name)
+        _write_config(fresh, config, extra_files)
+
+    _save(target, write)
 
 
 def load_checkpoint(directory: Path | str) -> tuple[CheckpointConfig[dict[str, Any]], TensorStore]:
@@ -97,20 +126,13 @@ def sha256_of(tensors: nn.Module | Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _write_files(
-    directory: Path,
-    config: CheckpointConfig[Any],
-    tensors: TensorStore,
-    extra_files: Mapping[str, str | bytes],
-) -> None:
-    write_tensors(directory / WEIGHTS, tensors)
+def _write_config(directory: Path, config: CheckpointConfig[Any], extra_files: Mapping[str, str | bytes]) -> None:
+    """Write the ``extra_files``, then ``config`` with the sha256 of every file."""
     for name, content in extra_files.items():
         (directory / name).write_bytes(content.encode() if isinstance(content, str) else content)
     files = {path.name: sha256_of_file(path) for path in sorted(directory.iterdir())}
-    written = msgspec.structs.replace(config, triptych=_version(), files=files)
+    written = msgspec.structs.replace(config, files=files)
     (directory / "config.json").write_text(written.to_json(), encoding="utf-8")
-    for path in [*directory.iterdir(), directory]:
-        _sync(path)
 
 
 def _version() -> str:

@@ -42,7 +42,7 @@ def eval_caption(
     writer: Annotated[
         str | None, typer.Option(help="BLIP-2: lm or qformer (grounded generation).", show_default="the model's")
     ] = None,
-    rerank: Annotated[bool, typer.Option(help="BLIP-2: choose among the beams by contrast, too.")] = True,
+    rerank: Annotated[bool, typer.Option(help="Choose among the beams by consensus, too, if the model has it.")] = True,
     shots: Annotated[int, typer.Option(min=0, max=64, help="Flamingo: captioned training photos in the prompt.")] = 0,
     nearest: Annotated[
         bool, typer.Option("--nearest", help="With --shots: those most like each photo (RICES), not the same for all.")
@@ -65,6 +65,7 @@ def eval_caption(
         example_index,
     )
     from triptych.tasks import Blip2Tasks, Completes, load
+    from triptych.tasks.reranking import RERANKED_BEAMS, Reranking
 
     check_output(output)
     photos = read_photos(data, split, limit, strict, lambda photo: bool(photo.captions))
@@ -78,8 +79,8 @@ def eval_caption(
         ("writer", writer),
     )
     settings: dict[str, Any] = {name: value for name, value in given if value is not None}
-    if (writer is not None or not rerank) and not isinstance(captioner, Blip2Tasks):
-        raise InputError(f"{model} has one way to write captions: --writer and --no-rerank are for blip2")
+    if writer is not None and not isinstance(captioner, Blip2Tasks):
+        raise InputError(f"{model} has one way to write captions: --writer is for blip2")
     if not rerank:
         settings["rerank"] = False
     if nearest and not shots:
@@ -97,6 +98,7 @@ def eval_caption(
         examples = {"shots": caption_examples(open_dataset(data, "train"), shots)} if shots else {}
         texts = captions_by_id(captioner, photos, settings | examples)
     seconds = perf_counter() - started
+    by_consensus = rerank and not shots and isinstance(captioner, Reranking) and captioner.reranks(settings)
     references = {photo.id: photo.captions for photo in photos}
     write_lines(output, ({"id": i, "caption": text, "references": references[i]} for i, text in texts.items()))
     record = {
@@ -104,7 +106,8 @@ def eval_caption(
         "seconds": round(seconds, 1),
         "shots": shots,
         "nearest": nearest,
-        "search": {**captioner.info()["search"], **settings},
+        "consensus": by_consensus,
+        "search": {**captioner.info()["search"], **({"beams": RERANKED_BEAMS} if by_consensus else {}), **settings},
     }
     if sentence_vectors is not None:
         from triptych.evaluate.floor import caption_floor

@@ -93,6 +93,40 @@ def train(
             emit({"run": name} | record, as_json, f"{run / name / 'best'}: {json.dumps(record)}")
 
 
+@training.command()
+def consensus(
+    model: Annotated[str, typer.Argument(help="As --model of the other commands.")],
+    data: DataSets,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The checkpoint directory to write.", show_default="the checkpoint itself"),
+    ] = None,
+    strict: StrictTraining = False,
+    as_json: Json = False,
+) -> None:
+    """Add to a checkpoint what captions of photos agree on, by which it then chooses among the beams of its captions.
+
+    A closed form over the training photos and their captions by people; the checkpoint's weights stay as they are.
+    """
+    from triptych.checkpoints.format import copy_checkpoint
+    from triptych.cli.evaluation import read_photos
+    from triptych.convert.opening import find_checkpoint
+    from triptych.evaluate.floor import pool
+    from triptych.tasks import load
+    from triptych.text.consensus import FILE
+    from triptych.train.consensus import fit_consensus
+
+    directory = find_checkpoint(model)
+    if out is None and directory != Path(model).expanduser():
+        raise InputError(f"{model} is not yours to change: name a directory for the copy with --out DIR")
+    photos = [photo for path in data for photo in read_photos(path, "train", None, strict, lambda p: bool(p.captions))]
+    fitted = fit_consensus(pool(load(model), photos), photos)
+    target = out or directory
+    copy_checkpoint(directory, target, {FILE: fitted.to_bytes()})
+    record = {"checkpoint": str(target), "photos": len(photos), "words": len(fitted.words)}
+    emit(record, as_json, f"{target}: {len(fitted.words)} words of the captions of {len(photos)} photos")
+
+
 def add_command(system: str) -> None:
     """``triptych train SYSTEM`` with an option for each setting of the system's recipe."""
     default = RECIPES[system]()

@@ -23,6 +23,7 @@ from triptych.evaluate.retrieval import recall
 from triptych.evidence import Floats
 from triptych.io.images import ImageSource
 from triptych.metrics.tokenize import ptb_tokenize
+from triptych.text.consensus import unit
 
 PHOTOS_TOGETHER = 16
 NEIGHBOURS = 20
@@ -57,11 +58,11 @@ class Ridge:
         gram[np.diag_indices_from(gram)] += penalty * len(x) * x.var(0).mean()
         return cls(mean, np.linalg.solve(gram, x.T @ y), text_mean)
 
-    def photos(self, features: Floats) -> NDArray[np.float64]:
+    def photos(self, features: Floats) -> Floats:
         """Directions of photos in the space of the sentences, ``[N, E]``."""
         return unit((features - self.mean) @ self.weight)
 
-    def texts(self, vectors: Floats) -> NDArray[np.float64]:
+    def texts(self, vectors: Floats) -> Floats:
         return unit(vectors - self.text_mean)
 
 
@@ -130,8 +131,3 @@ def pool(model: Pools, photos: Sequence[Photo]) -> Floats:
         raise InputError("a floor needs captioned photos of the training split, and there are none")
     parts = [model.pooled([photo.image() for photo in part]) for part in batches(photos, PHOTOS_TOGETHER, "floor")]
     return np.concatenate(parts)
-
-
-def unit(x: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Rows of length 1."""
-    return np.asarray(x, np.float64) / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

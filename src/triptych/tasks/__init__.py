@@ -19,6 +19,7 @@ from triptych.tasks.capabilities import Answers, Captions, Chats, Completes, Mat
 from triptych.tasks.chat import Chat
 from triptych.tasks.flamingo import FlamingoTasks
 from triptych.tasks.sat import SatTasks
+from triptych.text import consensus
 
 if TYPE_CHECKING:
     import torch
@@ -78,8 +79,17 @@ def load(
     if device is None and system in SYSTEM_TASKS and precision not in ON_TORCH:
         engine = open_onnx(directory, precision)
         if engine is not None:
-            return SYSTEM_TASKS[system](engine, str(model))
-    return load_on_torch(directory, str(model), device or "cpu", precision)
+            return with_consensus(SYSTEM_TASKS[system](engine, str(model)), directory)
+    return with_consensus(load_on_torch(directory, str(model), device or "cpu", precision), directory)
+
+
+def with_consensus(
+    tasks: SatTasks | FlamingoTasks | Blip2Tasks, directory: Path
+) -> SatTasks | FlamingoTasks | Blip2Tasks:
+    """``tasks`` that choose among captions by the consensus of their checkpoint, where it has one."""
+    if consensus.FILE in load_config(directory).files:
+        tasks.consensus_file = directory / consensus.FILE
+    return tasks
 
 
 def check_device(device: str | torch.device) -> None:

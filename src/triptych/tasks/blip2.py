@@ -27,6 +27,7 @@ from triptych.tasks.choices import YES_NO, choice_ids, normalised_logprobs, to_h
 from triptych.tasks.detection import detection_logit, gain_of_yes
 from triptych.tasks.matching import Blip2Matching
 from triptych.tasks.photos import DECODED_TOGETHER, over_photos
+from triptych.tasks.reranking import RERANKED_BEAMS, rank, with_all_beams
 from triptych.tasks.words import (
     Pieces,
     Spans,
@@ -46,11 +47,6 @@ from triptych.text.wordpiece import itg_search
 
 MAX_PHOTOS = 16  # of one question
 WRITERS = ("lm", "qformer")  # of captions
-
-# Of captions' beams and contrast's part in choosing among them, on 100 validation photos each of coco-extra and Flickr8k: CIDEr-D 74.3 and
-# 60.1 by log-probability alone (weight 0), 79.2 and 67.1 with a weight of 2, 77.9 and 65.2 with 4, 77.4 and 63.9 with 32.
-RERANKED_BEAMS = 6
-CONTRAST_WEIGHT = 2.0
 
 
 class PhotoPrompt(NamedTuple):
@@ -149,8 +145,8 @@ class Blip2Tasks(Answerer, Blip2Matching):
             writer: ``lm``, the language model behind the soft prompt; ``qformer``, the Q-Former itself (ITG); None = the model's own.
             prompt: the text behind the photo, word for word, which a Q-Former that takes whole prompts (InstructBLIP's) reads as well;
                 None = the model's own.
-            rerank: choose among the beams of the language model by contrast, too (``reranked``), where the model has it; not among texts
-                behind a ``prompt``, nor among samples.
+            rerank: choose among the beams of the language model by consensus, too (``tasks.reranking``), where the checkpoint has it; not
+                behind a ``prompt``.
             settings: fields of ``generate.Search``: beams, max_new_tokens, length_penalty, n_best, temperature, top_k, top_p, seed.
 
         Raises:
@@ -166,32 +162,25 @@ class Blip2Tasks(Answerer, Blip2Matching):
         if prompt is None and ((writer or self.spec.writer) == "qformer" or (writer is None and not self.answers)):
             return self.grounded_captions(images, explain, **settings)
         text = self.spec.prompts.caption if prompt is None else f"{IMAGE}{prompt}"
-        rerank = rerank and prompt is None and self.matches and not settings.get("temperature")
+        rerank = rerank and prompt is None and self.reranks(settings)
         search = self.caption_search(**({"beams": RERANKED_BEAMS} if rerank else {}) | settings)
         answers: list[Answer] = []
         for first in range(0, len(images), DECODED_TOGETHER):
             part = [PhotoPrompt(text, [image]) for image in images[first : first + DECODED_TOGETHER]]
-            if rerank and search.beams > 1:
-                rows = self.read(part, explain)
-                written = self.reranked(rows, search)
-                answers += self.to_answers(rows, written, search, explain, as_sentence=True)
-            else:
-                answers += self.write(part, search, explain, as_sentence=prompt is None)
+            rows = self.read(part, explain)
+            written = self.reranked(rows, search) if rerank else self.written(rows, search)
+            answers += self.to_answers(rows, written, search, explain, as_sentence=prompt is None)
         return answers
 
     def reranked(self, rows: Sequence[InterleavedPrompt], search: Search) -> list[list[Hypothesis]]:
-        """The beams of each photo by log-probability and the cosine of contrast (ITC) together, the ``n_best`` of ``search``."""
-        written = generate(self.engine, [row.pieces for row in rows], replace(search, n_best=search.beams))
-        photos = self.itc_images([row.prompt.images[0] for row in rows])
-        chosen = []
-        for queries, hypotheses in zip(photos, written, strict=True):
-            texts = [self.tokenizer.decode(h.ids).strip() for h in hypotheses]
-            scores = np.array([h.score(1.0) for h in hypotheses])  # the mean over tokens
-            if all(texts):
-                scores += CONTRAST_WEIGHT * (queries @ self.itc_texts(texts).T).max(0)
-            order = np.argsort(-scores, kind="stable")[: search.n_best]
-            chosen.append([hypotheses[i] for i in order])
-        return chosen
+        """The best beams of each photo by consensus, as many as ``search`` gives."""
+        written = self.written(rows, with_all_beams(search))
+        photos = self.pooled([row.prompt.images[0] for row in rows])
+        decode = self.tokenizer.decode
+        return [
+            rank(beams, self.agreement(photo[None], [decode(h.ids) for h in beams])[0], search.n_best)
+            for beams, photo in zip(written, photos, strict=True)
+        ]
 
     def grounded_captions(self, images: Sequence[ImageSource], explain: bool, **settings: Any) -> list[Answer]:
         """Captions by the Q-Former itself, as the first stage learns to write them (ITG)."""
@@ -328,8 +317,10 @@ class Blip2Tasks(Answerer, Blip2Matching):
     ) -> list[Answer]:
         """What follows each prompt."""
         rows = self.read(prompts, explain)
-        written = generate(self.engine, [row.pieces for row in rows], search)
-        return self.to_answers(rows, written, search, explain, as_sentence)
+        return self.to_answers(rows, self.written(rows, search), search, explain, as_sentence)
+
+    def written(self, rows: Sequence[InterleavedPrompt], search: Search) -> list[list[Hypothesis]]:
+        return generate(self.engine, [row.pieces for row in rows], search)
 
     def to_answers(
         self,

@@ -22,6 +22,7 @@ from triptych.tasks.choices import check_choices, choice_ids, to_hypotheses
 from triptych.tasks.examples import ExampleIndex, as_opener
 from triptych.tasks.flamingo_prompts import FlamingoPrompts
 from triptych.tasks.prefix import PrefixState, PromptRow
+from triptych.tasks.reranking import RERANKED_BEAMS, Reranking, rank, with_all_beams
 from triptych.tasks.words import Pieces, decode_pieces, in_one_piece
 from triptych.text.prompt import (
     IMAGE,
@@ -41,7 +42,7 @@ def is_about_several(question: PictureQuestion) -> bool:
     return len(question.images) > 1 and IMAGE not in question.text
 
 
-class FlamingoTasks(Answerer):
+class FlamingoTasks(Answerer, Reranking):
     """A Flamingo in use."""
 
     answers = True
@@ -84,6 +85,7 @@ class FlamingoTasks(Answerer):
         shots: Sequence[Shot] = ...,
         explain: bool = ...,
         prompt: str | None = ...,
+        rerank: bool = ...,
         **settings: Any,
     ) -> list[Answer]: ...
     @overload
@@ -94,6 +96,7 @@ class FlamingoTasks(Answerer):
         shots: Sequence[Shot] = ...,
         explain: bool = ...,
         prompt: str | None = ...,
+        rerank: bool = ...,
         **settings: Any,
     ) -> Answer: ...
     def caption(
@@ -103,6 +106,7 @@ class FlamingoTasks(Answerer):
         shots: Sequence[Shot] = (),
         explain: bool = False,
         prompt: str | None = None,
+        rerank: bool = True,
         **settings: Any,
     ) -> Answer | list[Answer]:
         """Caption one photo, or a list of photos (each answered as if it were alone).
@@ -111,18 +115,35 @@ class FlamingoTasks(Answerer):
             shots: examples, pictures with their captions, in order.
             explain: also return where the model looked at each word (``Answer.evidence``), in the examples' pictures too.
             prompt: the text behind the picture, word for word; None = the model's own.
+            rerank: choose among the beams by consensus, too (``tasks.reranking``), where the checkpoint has it; not behind examples or a
+                ``prompt``, which ask for other captions.
             settings: fields of ``generate.Search``.
 
         Raises:
             InputError: a picture cannot be read, the examples are too many or too long, or a setting is out of bounds.
         """
         if not isinstance(images, list | tuple):
-            return self.caption([images], shots=shots, explain=explain, prompt=prompt, **settings)[0]  # type: ignore[list-item]
+            alone: list[ImageSource] = [images]  # type: ignore[list-item]
+            return self.caption(alone, shots=shots, explain=explain, prompt=prompt, rerank=rerank, **settings)[0]
+        if rerank and prompt is None and not shots and self.reranks(settings):
+            return self.reranked_captions(images, explain, **settings)
         prompts = self.spec.prompts
         examples = "".join(caption_example(text, image is not None, prompts) for image, text in shots)
         pictures = [load_image(image) for image, _ in shots if image is not None]
         texts = [(examples + self.caption_prompt(prompt), [*pictures, image]) for image in images]
         return self.prompts.write(texts, self.caption_search(**settings), explain, as_sentence=prompt is None)
+
+    def reranked_captions(self, images: Sequence[ImageSource], explain: bool, **settings: Any) -> list[Answer]:
+        """Captions chosen among the beams by consensus."""
+        search = self.caption_search(**({"beams": RERANKED_BEAMS} | settings))
+        decode = self.spec.tokenizer.decode
+
+        def choose(beams: Sequence[Hypothesis], pictures: Sequence[ImageSource]) -> list[Hypothesis]:
+            agreement = self.agreement(self.pooled(pictures), [decode(h.ids) for h in beams])
+            return rank(beams, agreement[0], search.n_best)
+
+        texts = [(self.caption_prompt(), [image]) for image in images]
+        return self.prompts.write(texts, with_all_beams(search), explain, as_sentence=True, choose=choose)
 
     def caption_prompt(self, prompt: str | None = None) -> str:
         """What is read before a caption; ``prompt``: other words behind the picture than the model's own."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -22,6 +22,7 @@ MAX_PROMPT_PICTURES = 128  # of one prompt
 VISUAL_TOKEN_BYTES = 64 * 2**20  # of visual tokens
 
 PictureText = tuple[str, Sequence[ImageSource]]  # a text with its placeholders, and its pictures
+Choose = Callable[[Sequence[Hypothesis], Sequence[ImageSource]], list[Hypothesis]]  # of what was written about pictures
 
 
 class FlamingoPrompts:
@@ -116,14 +117,21 @@ class FlamingoPrompts:
     # Through the model
 
     def write(
-        self, prompts: Sequence[PictureText], search: Search, explain: bool = False, as_sentence: bool = False
+        self,
+        prompts: Sequence[PictureText],
+        search: Search,
+        explain: bool = False,
+        as_sentence: bool = False,
+        choose: Choose | None = None,
     ) -> list[Answer]:
-        """What follows each prompt."""
+        """What follows each prompt. ``choose``: puts what was written in another order, or leaves some out."""
         answers = []
         for first in range(0, len(prompts), DECODED_TOGETHER):
             part = prompts[first : first + DECODED_TOGETHER]
             rows = self.rows(part)
             for row, (text, images), hypotheses in zip(rows, part, self.generate(rows, search), strict=True):
+                if choose is not None:
+                    hypotheses = choose(hypotheses, images)
                 answer = self.answer(hypotheses, row, images if explain else None, as_sentence)
                 answers.append(replace(answer, recipe=self.recipe(text, search)))
         return answers

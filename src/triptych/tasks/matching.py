@@ -1,4 +1,4 @@
-"""How well photos and texts match: BLIP-2's contrast (ITC) and matching (ITM)."""
+"""How well photos and texts match: BLIP-2's contrast (ITC) and matching (ITM), and in the score to sort by consensus (``reranking``)."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from triptych.engines.interface import Blip2Engine, TextPieces
+from triptych.engines.interface import Blip2Engine, MatchArrays, TextPieces
 from triptych.errors import InputError
 from triptych.evidence import Evidence, Floats
 from triptych.io.images import ImageSource
 from triptych.tasks.answer import Match
 from triptych.tasks.asking import Photos, as_list
 from triptych.tasks.photos import ArrayMemory, PhotoMemory, over_photos
+from triptych.tasks.reranking import MATCHING_WEIGHT, Reranking
 from triptych.tasks.words import join_word_pieces, sum_over_words
 
 MATCHED_TOGETHER = 256  # photos with texts that are matched together
 TEXT_FEATURE_BYTES = 16 * 2**20  # of texts' features for contrast
 
 
-class Blip2Matching:
+class Blip2Matching(Reranking):
     """The part of ``Blip2Tasks`` that needs no language model."""
 
     def __init__(self, engine: Blip2Engine[Any], name: str) -> None:
@@ -104,7 +105,9 @@ class Blip2Matching:
         for first in range(0, len(photos), together):
             some = features[first : first + together]
             scores = [self.engine.match(some, *part) for part in read]
-            columns = [np.concatenate(same, 1) for same in zip(*scores, strict=True)]
+            columns = MatchArrays(*(np.concatenate(same, 1) for same in zip(*scores, strict=True)))
+            agreement = self.agreement(self.engine.pooled(some), texts)
+            columns = columns._replace(rerank=columns.rerank + MATCHING_WEIGHT * agreement)
             for i in range(len(some)):
                 rows = zip(*(column[i].tolist() for column in columns), strict=True)
                 matches += [Match(first + i, t, *numbers) for t, numbers in enumerate(rows)]

@@ -13,11 +13,12 @@ from triptych.io.images import ImageSource
 from triptych.tasks.answer import Answer, AnswerRecipe
 from triptych.tasks.asking import with_settings
 from triptych.tasks.photos import DECODED_TOGETHER, PhotoMemory
+from triptych.tasks.reranking import RERANKED_BEAMS, Reranking, rank, with_all_beams
 from triptych.tasks.words import Pieces, Spelling, pieces_of_tokens, text_end
 from triptych.text.vocabulary import SPECIALS
 
 
-class SatTasks:
+class SatTasks(Reranking):
     """A Show, Attend and Tell model in use. A photo is encoded once for as long as it is remembered (by content)."""
 
     def __init__(self, engine: SatEngine[Any], name: str) -> None:
@@ -30,35 +31,54 @@ class SatTasks:
         return self.engine.explains
 
     @overload
-    def caption(self, images: Sequence[ImageSource], *, explain: bool = ..., **settings: Any) -> list[Answer]: ...
-    @overload
-    def caption(self, images: ImageSource, *, explain: bool = ..., **settings: Any) -> Answer: ...
     def caption(
-        self, images: ImageSource | Sequence[ImageSource], *, explain: bool = False, **settings: Any
+        self, images: Sequence[ImageSource], *, explain: bool = ..., rerank: bool = ..., **settings: Any
+    ) -> list[Answer]: ...
+    @overload
+    def caption(self, images: ImageSource, *, explain: bool = ..., rerank: bool = ..., **settings: Any) -> Answer: ...
+    def caption(
+        self,
+        images: ImageSource | Sequence[ImageSource],
+        *,
+        explain: bool = False,
+        rerank: bool = True,
+        **settings: Any,
     ) -> Answer | list[Answer]:
         """Caption one photo, or a list of photos (each answered as if it were alone).
 
         Args:
             images: a path, URL, data URL, bytes, PIL image or array; or a list of them.
             explain: also return where the model attended at each word (``Answer.evidence``).
+            rerank: choose among the beams by consensus, too (``tasks.reranking``), where the checkpoint has it.
             settings: fields of ``generate.Search``: beams, max_new_tokens, length_penalty, n_best, temperature, top_k, top_p, seed.
 
         Raises:
             InputError: a photo cannot be read, or a setting is out of bounds.
         """
         if not isinstance(images, list | tuple):
-            return self.caption([images], explain=explain, **settings)[0]  # type: ignore[list-item]
-        search = self.search(**settings)
+            return self.caption([images], explain=explain, rerank=rerank, **settings)[0]  # type: ignore[list-item]
+        rerank = rerank and self.reranks(settings)
+        search = self.search(**({"beams": RERANKED_BEAMS} if rerank else {}) | settings)
         answers: list[Answer] = []
         for first in range(0, len(images), DECODED_TOGETHER):
             features = self.encode(images[first : first + DECODED_TOGETHER])
-            written = generate(self.engine, self.engine.read(features), search)
+            written = generate(self.engine, self.engine.read(features), with_all_beams(search) if rerank else search)
+            if rerank:
+                written = self.reranked(written, self.engine.pooled(features), search.n_best)
             recipe = AnswerRecipe(self.engine.photos.pixels, search=search)
             answers += [
                 replace(self._answer(h, photo, explain), recipe=recipe)
                 for h, photo in zip(written, features, strict=True)
             ]
         return answers
+
+    def reranked(self, written: Sequence[Sequence[Hypothesis]], pooled: Floats, count: int) -> list[list[Hypothesis]]:
+        """The best ``count`` beams of each photo ``[B, D]``."""
+        decode = self.spec.vocabulary.decode
+        return [
+            rank(beams, self.agreement(photo[None], [decode(h.ids) for h in beams])[0], count)
+            for beams, photo in zip(written, pooled, strict=True)
+        ]
 
     def search(self, **settings: Any) -> Search:
         """The model's own search with ``settings`` changed. Raises InputError for an unknown or impossible one."""

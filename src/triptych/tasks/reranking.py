@@ -1,0 +1,55 @@
+"""How far captions agree with what is expected of a photo's (``text.consensus``): in the choice among beams, and in matching.
+
+The checkpoint brings its consensus; without one nothing is added. Figures of the choice: docs/lab-notebook.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from triptych.evidence import Floats
+from triptych.generate import Hypothesis, Search
+from triptych.text.consensus import Consensus, read_consensus
+
+RERANKED_BEAMS = 10
+CONSENSUS_WEIGHT = 4.0  # of the agreement, beside the mean log-probability of a token
+MATCHING_WEIGHT = (
+    15.0  # of the agreement, in the score that matching sorts by: as much as the cosine of contrast has there
+)
+
+
+class Reranking:
+    """What the tasks of a system need of a consensus. ``consensus_file``: of its checkpoint; None = it has none."""
+
+    consensus_file: Path | None = None
+
+    @cached_property
+    def consensus(self) -> Consensus | None:
+        return None if self.consensus_file is None else read_consensus(self.consensus_file)
+
+    def reranks(self, settings: Mapping[str, Any]) -> bool:
+        """Whether a search with ``settings`` has beams to choose among: samples and a single beam are given as they are."""
+        return self.consensus_file is not None and not settings.get("temperature") and settings.get("beams") != 1
+
+    def agreement(self, pooled: Floats, texts: Sequence[str]) -> Floats:
+        """The cosine of each photo ``[B, D]`` with each text: ``[B, K]``; 0 without a consensus."""
+        if self.consensus is None:
+            return np.zeros((len(pooled), len(texts)), np.float32)
+        return self.consensus.agreement(pooled, texts)
+
+
+def with_all_beams(search: Search) -> Search:
+    """The same, but every beam is given back."""
+    return replace(search, n_best=search.beams)
+
+
+def rank(hypotheses: Sequence[Hypothesis], agreement: Floats, count: int) -> list[Hypothesis]:
+    """The best ``count`` by the mean log-probability of a token and the ``agreement [K]`` with the photo."""
+    scores = np.array([hypothesis.score(1.0) for hypothesis in hypotheses]) + CONSENSUS_WEIGHT * agreement
+    return [hypotheses[i] for i in np.argsort(-scores, kind="stable")[:count]]

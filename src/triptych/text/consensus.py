@@ -1,0 +1,97 @@
+"""What the captions of a photo agree on, and how much of it a caption says.
+
+A ridge regression maps a photo's pooled features to the words of its captions, each weighed by its rarity as in CIDEr. Of several captions
+that a model wrote, the one whose own words point the same way as the expected ones agrees best with people: consensus re-ranking (Devlin
+et al. 2015, "Exploring Nearest Neighbor Approaches for Image Captioning") in closed form. Fitted by ``train.consensus``; used by
+``tasks.reranking``.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triptych.errors import InputError
+from triptych.evidence import Floats
+from triptych.text.vocabulary import split_words
+
+FILE = "consensus.npz"  # in a checkpoint
+MAX_WORDS = 50_000
+
+
+@dataclass(frozen=True)
+class Consensus:
+    """D pooled features, V words. The weight is stored as 8-bit integers with a scale for each word."""
+
+    words: tuple[str, ...]
+    rarity: Floats  # [V] log of (photos / photos whose captions have the word)
+    mean: Floats  # [V] of the vectors of captions
+    weight: NDArray[np.int8]  # [V, D]
+    scale: Floats  # [V]
+    bias: Floats  # [V]
+
+    def __post_init__(self) -> None:
+        """Raises InputError: the arrays do not fit together."""
+        words = len(self.words)
+        vectors = (self.rarity, self.mean, self.scale, self.bias)
+        shapes = [x.shape for x in vectors]
+        if not 0 < words <= MAX_WORDS or self.weight.ndim != 2 or {*shapes, self.weight.shape[:1]} != {(words,)}:
+            raise InputError(f"a consensus of {words} words with arrays {[*shapes, self.weight.shape]} does not fit")
+        if self.weight.dtype != np.int8 or any(x.dtype != np.float32 or not np.isfinite(x).all() for x in vectors):
+            raise InputError("a consensus has an int8 weight and finite float32 vectors; these are others")
+
+    @cached_property
+    def columns(self) -> dict[str, int]:
+        return {word: i for i, word in enumerate(self.words)}
+
+    def expected(self, pooled: Floats) -> Floats:
+        """Photos ``[B, D]`` -> the directions of the captions to expect ``[B, V]``, of length 1 around the mean caption."""
+        return unit(pooled.astype(np.float32) @ self.weight.astype(np.float32).T * self.scale + self.bias)
+
+    def vectors(self, captions: Sequence[str]) -> Floats:
+        """The directions of captions ``[K, V]``, of length 1 around the mean caption; 0 of those without a word that is known."""
+        vectors = caption_vectors(captions, self.columns, self.rarity)
+        return unit(np.where(vectors.any(1, keepdims=True), vectors - self.mean, 0))
+
+    def agreement(self, pooled: Floats, captions: Sequence[str]) -> Floats:
+        """The cosine of each photo ``[B, D]`` with each caption: ``[B, K]``."""
+        return self.expected(pooled) @ self.vectors(captions).T
+
+    def to_bytes(self) -> bytes:
+        """As ``read_consensus`` reads it."""
+        file = io.BytesIO()
+        arrays = {name: getattr(self, name) for name in ("rarity", "mean", "weight", "scale", "bias")}
+        np.savez(file, words=np.array(self.words), **arrays)
+        return file.getvalue()
+
+
+def read_consensus(path: Path) -> Consensus:
+    """Raises InputError: it cannot be read, or is no consensus."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in ("rarity", "mean", "weight", "scale", "bias")}
+            return Consensus(tuple(map(str, stored["words"].tolist())), **arrays)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+
+
+def caption_vectors(captions: Iterable[str], columns: dict[str, int], rarity: Floats) -> Floats:
+    """Which words each caption has, by their rarity: ``[K, V]``, of length 1."""
+    texts = [set(split_words(caption)) for caption in captions]
+    vectors = np.zeros((len(texts), len(columns)), np.float32)
+    for row, words in enumerate(texts):
+        here = [columns[word] for word in words if word in columns]
+        vectors[row, here] = rarity[here]
+    return unit(vectors)
+
+
+def unit(x: NDArray[np.floating]) -> Floats:
+    """Rows of length 1."""
+    return np.asarray(x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-9), np.float32)

@@ -1,0 +1,208 @@
+"""What captions agree on: fitted in closed form, kept in a checkpoint, and used to choose among beams."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_average import save_tiny
+from tiny_blip2 import blip2_tasks
+from tiny_flamingo import flamingo_tasks
+from typer.testing import CliRunner
+
+from triptych.checkpoints.format import copy_checkpoint
+from triptych.checkpoints.locate import load_config
+from triptych.cli import app
+from triptych.data import Photo
+from triptych.errors import InputError
+from triptych.generate import Hypothesis
+from triptych.nn.cnn import EfficientNetLite
+from triptych.tasks import Blip2Tasks, FlamingoTasks, SatTasks, load, reranking
+from triptych.text.consensus import FILE, Consensus, read_consensus
+from triptych.train.consensus import fit_consensus
+
+KINDS = ("dog", "cat", "horse", "boat")
+
+
+def photo_of(kind: str, captions: tuple[str, ...]) -> Photo:
+    return Photo(kind, "train", captions, {}, Path(f"{kind}.png"))
+
+
+@pytest.fixture(scope="module")
+def fitted() -> Consensus:
+    """Of photos whose features say which of four things they show."""
+    rng = np.random.default_rng(0)
+    photos, features = [], []
+    for n in range(80):
+        kind = n % 4
+        photos.append(photo_of(KINDS[kind], (f"a {KINDS[kind]} outside", f"the {KINDS[kind]}, here", "Something else")))
+        features.append(np.eye(4)[kind] + 0.1 * rng.normal(size=4))
+    return fit_consensus(np.array(features, np.float32), photos)
+
+
+def test_a_photo_agrees_with_the_caption_of_its_thing(fitted: Consensus) -> None:
+    assert set(fitted.words) == {*KINDS, "a", "outside", "the", "here", "something", "else"}
+    assert fitted.rarity[fitted.columns["a"]] == 0 < fitted.rarity[fitted.columns["dog"]]
+    captions = [f"A {kind} outside." for kind in KINDS]
+    agreement = fitted.agreement(np.eye(4, dtype=np.float32), captions)
+    assert agreement.shape == (4, 4) and (np.diag(agreement) > 0.8).all()
+    assert (agreement[~np.eye(4, dtype=bool)] < 0).all()
+    np.testing.assert_allclose(np.linalg.norm(fitted.vectors(captions), axis=1), 1, atol=1e-5)
+
+
+def test_rare_words_are_left_out_and_common_ones_needed() -> None:
+    photos = [photo_of("x", ("one two",))] * 5 + [photo_of("x", ("three",))] * 4
+    assert fit_consensus(np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32), photos).words == (
+        "one",
+        "two",
+    )
+    with pytest.raises(InputError, match="no word is in the captions of 5 photos"):
+        fit_consensus(np.zeros((1, 3), np.float32), photos[:1])
+
+
+def test_it_is_read_as_it_was_written(fitted: Consensus, tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(fitted.to_bytes())
+    read = read_consensus(tmp_path / FILE)
+    features = np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32)
+    assert read.words == fitted.words
+    np.testing.assert_array_equal(read.agreement(features, ["a dog"]), fitted.agreement(features, ["a dog"]))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda c: replace(c, rarity=c.rarity[1:]),
+        lambda c: replace(c, weight=c.weight[:, 0]),
+        lambda c: replace(c, weight=c.weight.astype(np.float32)),
+        lambda c: replace(c, bias=np.full_like(c.bias, np.nan)),
+        lambda c: replace(c, words=()),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(fitted: Consensus, damage: Callable[[Consensus], Consensus]) -> None:
+    with pytest.raises(InputError, match="consensus"):
+        damage(fitted)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04broken", b"\x80\x04]q\x00."])
+def test_files_that_are_no_consensus_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / FILE).write_bytes(content)
+    with pytest.raises(InputError, match=r"consensus\.npz cannot be read"):
+        read_consensus(tmp_path / FILE)
+
+
+def test_rank_weighs_the_mean_logprob_and_the_gains() -> None:
+    short, long = Hypothesis((1,), (-1.0, -1.0), True), Hypothesis((1, 2, 3), (-0.5,) * 4, True)
+    assert reranking.rank([short, long], np.zeros(2, np.float32), 2) == [long, short]
+    assert reranking.rank([short, long], np.array([0.13, 0.0], np.float32), 1) == [short]  # 4 x 0.13 > 0.5
+    assert reranking.rank([short, long], np.array([0.12, 0.0], np.float32), 1) == [long]
+
+
+def sat_tasks(folder: Path) -> SatTasks:
+    tasks = load(save_tiny(folder / "sat", EfficientNetLite(cut=22, image_size=64)), device="cpu")
+    assert isinstance(tasks, SatTasks)
+    return tasks
+
+
+@pytest.fixture(params=["sat", "flamingo", "blip2"])
+def tasks(request: pytest.FixtureRequest, tmp_path: Path) -> SatTasks | FlamingoTasks | Blip2Tasks:
+    return {"sat": lambda: sat_tasks(tmp_path), "flamingo": flamingo_tasks, "blip2": blip2_tasks}[request.param]()
+
+
+def test_the_beam_that_agrees_with_the_photo_is_the_caption(
+    tasks: SatTasks | FlamingoTasks | Blip2Tasks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [Image.effect_noise((64, 64), 90).convert("RGB"), Image.new("RGB", (64, 48), "red")]
+    plain = tasks.caption(images, beams=4, n_best=4)
+    texts = [[answer.text, *(text for text, _ in answer.alternatives)] for answer in plain]
+    calls = []
+
+    class Last:
+        """Prefers the last beam of each photo."""
+
+        def agreement(self, pooled: np.ndarray, captions: list[str]) -> np.ndarray:
+            assert pooled.ndim == 2 and np.isfinite(pooled).all()
+            calls.append(captions)
+            return np.tile(np.arange(len(captions), dtype=np.float32) * 1e3, (len(pooled), 1))
+
+    tasks.consensus_file = tmp_path / FILE
+    tasks.__dict__["consensus"] = Last()
+    ranked = tasks.caption(images, beams=4, n_best=2)
+    assert len(calls) == 2
+    for answer, before in zip(ranked, texts, strict=True):
+        assert [answer.text, *(text for text, _ in answer.alternatives)] == before[::-1][:2]
+    assert tasks.caption(images[0], beams=4).text == ranked[0].text
+    calls.clear()
+    assert [a.text for a in tasks.caption(images, beams=4, rerank=False)] == [before[0] for before in texts]
+    tasks.caption(images[0], temperature=0.5, seed=1)
+    tasks.caption(images[0], beams=1)
+    assert not calls
+
+
+def test_the_score_of_matching_counts_agreement(tmp_path: Path) -> None:
+    tasks, images, texts = (
+        blip2_tasks(),
+        [Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 48), "blue")],
+        ["cat", "dog"],
+    )
+    before = tasks.match(images, texts)
+
+    class Agreement:
+        def agreement(self, pooled: np.ndarray, captions: list[str]) -> np.ndarray:
+            assert pooled.shape[0] == 2 and captions == texts
+            return np.array([[0.1, 0.2], [0.3, 0.4]], np.float32)
+
+    tasks.consensus_file = tmp_path / FILE
+    tasks.__dict__["consensus"] = Agreement()
+    for n, (plain, counted) in enumerate(zip(before, tasks.match(images, texts), strict=True)):
+        assert counted.rerank == pytest.approx(plain.rerank + 15 * 0.1 * (n + 1), abs=1e-4)
+        assert replace(counted, rerank=0.0) == replace(plain, rerank=0.0)
+
+
+def test_a_text_without_a_known_word_agrees_with_nothing(fitted: Consensus) -> None:
+    assert not fitted.agreement(np.eye(4, dtype=np.float32), ["xyz", ""]).any()
+
+
+def test_train_consensus_adds_it_to_a_checkpoint(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "sat", EfficientNetLite(cut=22, image_size=64))
+    data = tmp_path / "data"
+    data.mkdir()
+    lines = []
+    for n in range(12):
+        Image.new("RGB", (32, 32), ("red", "blue")[n % 2]).save(data / f"{n}.png")
+        split = "val" if n == 11 else "train"
+        lines.append(f"{n}.png,{split},a {('red', 'blue')[n % 2]} wall")
+    (data / "metadata.csv").write_text("\n".join(["file_name,split,caption", *lines]) + "\n")
+    weights = (folder / "triptych.safetensors").read_bytes()
+    ran = CliRunner().invoke(app, ["train", "consensus", str(folder), "--data", str(data), "--json"])
+    assert ran.exit_code == 0, ran.output
+    assert '"photos": 11, "words": 4' in ran.output
+    assert (folder / "triptych.safetensors").read_bytes() == weights
+    model = load(folder, device="cpu")
+    assert model.consensus is not None and model.consensus.words == ("a", "blue", "red", "wall")
+    photos = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    assert (model.consensus.agreement(model.pooled(photos), ["red", "blue"]) > 0.5).tolist() == [
+        [True, False],
+        [False, True],
+    ]
+    (folder / FILE).write_bytes(b"another")
+    with pytest.raises(InputError, match=r"consensus\.npz is damaged or of another checkpoint"):
+        load(folder, device="cpu")
+
+
+def test_shipped_models_are_not_changed_in_place() -> None:
+    ran = CliRunner().invoke(app, ["train", "consensus", "sat", "--data", "nowhere"])
+    assert isinstance(ran.exception, InputError) and "--out DIR" in str(ran.exception)
+
+
+def test_a_copy_has_all_files_and_replaces_its_source(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "sat", EfficientNetLite(cut=22, image_size=64))
+    before = load_config(folder)
+    copy_checkpoint(folder, tmp_path / "copy", {"note.txt": b"hello"})
+    after = load_config(tmp_path / "copy")
+    assert {**after.files} == {**before.files, "note.txt": after.files["note.txt"]}
+    assert after.model == before.model and after.weights == before.weights
+    copy_checkpoint(tmp_path / "copy", tmp_path / "copy", {"note.txt": b"bye"})
+    assert (tmp_path / "copy" / "note.txt").read_bytes() == b"bye"
+    assert sorted(path.name for path in (tmp_path / "copy").iterdir()) == sorted([*after.files, "config.json"])
