@@ -117,8 +117,8 @@ class Match:
     """How well a photo and a text fit. ``image``, ``text``: their places in what was given.
 
     ``itc_cosine``: of the best query, -1 to 1. ``itc_scaled``: over the temperature. ``itm_prob``: that they match, 0 to 1.
-    ``rerank``: logit of a match + cosine + agreement (``tasks.reranking``), weighted: what retrieval sorts by. ``evidence``: for each word of the text where in the photo it was
-    looked for.
+    ``rerank``: logit of a match + cosine + agreement (``tasks.reranking``), weighted; what retrieval sorts by. ``evidence``: for each word
+    of the text where in the photo it was looked for.
     """
 
     image: int
