@@ -40,7 +40,9 @@ def running(models: dict[str, Any] | None = None, **fields: Any) -> Iterator[str
     app = create_app(settings(models=tuple(models), **fields), models)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=10))
+    server = uvicorn.Server(
+        uvicorn.Config(app, http="h11", loop="asyncio", log_level="error", timeout_graceful_shutdown=10)
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     deadline = time.monotonic() + 10

@@ -126,6 +126,6 @@ def test_models_that_load_or_fail_say_so() -> None:
 
     served = create_app(ServerSettings(models=("sat", "no-such-model")), {"sat": ToySat()}).state.served
     assert not served.ready
-    served._load()
+    served.load()
     assert served.ready and "no-such-model" in served.failures
     served.close()

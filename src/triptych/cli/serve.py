@@ -34,6 +34,10 @@ def serve(
     library: Annotated[Path | None, typer.Option(metavar="DIR", help="A library to search (see index).")] = None,
     queue: Annotated[int, typer.Option(min=1, max=4096, help="Requests that may wait for each model.")] = 64,
     timeout: Annotated[float, typer.Option(min=1, max=3600, help="Seconds a request may take.")] = 120.0,
+    replicas: Annotated[
+        int | None,
+        typer.Option(min=1, max=1024, help="Run N copies of the server on a Ray cluster.", show_default="this process"),
+    ] = None,
 ) -> None:
     """Serve models to OpenAI's and Ollama's clients, and a web page, on this machine."""
     from triptych.serve.settings import ServerSettings
@@ -50,6 +54,11 @@ def serve(
         queue=queue,
         timeout=timeout,
     )
+    if replicas is not None:
+        with importing("cluster", "--replicas"):
+            from triptych.serve.cluster import run_on_cluster
+        run_on_cluster(settings, replicas)
+        return
     with importing("serve", "serving"):
         from triptych.serve.app import run_server
     run_server(settings)

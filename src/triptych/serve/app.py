@@ -76,6 +76,7 @@ def run_server(settings: ServerSettings) -> None:
         config = uvicorn.Config(
             create_app(settings),
             http="h11",  # the only one that bounds the size of headers
+            loop="asyncio",
             log_level="warning",
             access_log=False,
             server_header=False,

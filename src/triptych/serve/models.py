@@ -53,9 +53,10 @@ class Served:
 
     def start(self) -> None:
         """Load what is not loaded, in the background."""
-        threading.Thread(target=self._load, name="load-models", daemon=True).start()
+        threading.Thread(target=self.load, name="load-models", daemon=True).start()
 
-    def _load(self) -> None:
+    def load(self) -> None:
+        """Load what is not loaded; what went wrong is in ``failures``."""
         from triptych.tasks import load
 
         for name in self.names:
