@@ -9,7 +9,7 @@ from typing import Literal
 
 from triptych.errors import TriptychError
 
-Extra = Literal["torch", "train", "serve", "mcp", "library"]
+Extra = Literal["torch", "train", "serve", "mcp", "library", "cluster"]
 
 
 class MissingExtraError(TriptychError):

@@ -22,6 +22,7 @@ from triptych.folders import (
     Sidecars,
     count_photos,
     describe_photos,
+    on_this_machine,
     parse_shard,
     walk_photos,
     write_output,
@@ -91,7 +92,7 @@ def test_every_photo_is_described_and_failures_are_named(tmp_path: Path) -> None
     Path(names[4]).write_bytes(b"not a picture")
     journal = Journal(tmp_path / "out.jsonl", SETTINGS)
     done: list[int] = []
-    summary = describe_photos(names, say_red, journal=journal, progress=done.append)
+    summary = describe_photos(names, on_this_machine(say_red), journal=journal, progress=done.append)
     records = list(journal.records())
     assert [record["image"] for record in records] == names
     assert [record.get("caption") for record in records] == [None if n == 4 else f"red {n}" for n in range(len(names))]
@@ -99,14 +100,14 @@ def test_every_photo_is_described_and_failures_are_named(tmp_path: Path) -> None
     assert (summary.described, summary.failed, sum(done)) == (len(names) - 1, 1, len(names))
     assert names[4] in summary.failures[0][1]
     with pytest.raises(InputError, match=r"004\.png"):
-        describe_photos(names, say_red, strict=True)
+        describe_photos(names, on_this_machine(say_red), strict=True)
 
 
 def test_a_later_run_continues_and_tries_failures_again(tmp_path: Path) -> None:
     names = album(tmp_path, PHOTO_BATCH + 2)
     Path(names[1]).write_bytes(b"not yet a picture")
     out = tmp_path / "out.jsonl"
-    describe_photos(names[:5], say_red, journal=Journal(out, SETTINGS))
+    describe_photos(names[:5], on_this_machine(say_red), journal=Journal(out, SETTINGS))
     with out.open("ab") as file:
         file.write(b'{"image": "cut off by a ki')
     photo(Path(names[1]), 1)
@@ -116,7 +117,7 @@ def test_a_later_run_continues_and_tries_failures_again(tmp_path: Path) -> None:
         described.append(len(photos))
         return say_red(photos)
 
-    summary = describe_photos(names, counting, journal=(journal := Journal(out, SETTINGS)))
+    summary = describe_photos(names, on_this_machine(counting), journal=(journal := Journal(out, SETTINGS)))
     assert (sum(described), summary.skipped) == (len(names) - 4, 4)
     assert sorted(record["image"] for record in journal.records()) == names
     assert not any("error" in record for record in journal.records())
@@ -125,7 +126,7 @@ def test_a_later_run_continues_and_tries_failures_again(tmp_path: Path) -> None:
 def test_a_journal_of_other_settings_or_another_file_is_refused(tmp_path: Path) -> None:
     names = album(tmp_path, 2)
     out = tmp_path / "out.jsonl"
-    describe_photos(names, say_red, journal=Journal(out, SETTINGS))
+    describe_photos(names, on_this_machine(say_red), journal=Journal(out, SETTINGS))
     before = out.read_bytes()
     with pytest.raises(InputError, match="model 'toy', not 'other'"):
         Journal(out, {"model": "other"})
@@ -156,14 +157,40 @@ def test_few_photos_are_decoded_ahead(tmp_path: Path) -> None:
 def test_sidecars(tmp_path: Path, kind: str) -> None:
     names = album(tmp_path, 3)
     sidecars = Sidecars((kind,), prefix="photo of ", suffix="!")
-    describe_photos(names, say_red, sidecars=sidecars)
+    describe_photos(names, on_this_machine(say_red), sidecars=sidecars)
     text = Path(names[2]).with_suffix(f".{kind}").read_text()
     assert "photo of red 2!" in text
     if kind == "json":
         record = json.loads(text)
         assert record.pop("seconds") >= 0
         assert record == {"image": names[2], "caption": "photo of red 2!", "logprob": -1.0}
-    assert describe_photos(names, say_red, sidecars=sidecars).skipped == 3
+    assert describe_photos(names, on_this_machine(say_red), sidecars=sidecars).skipped == 3
+
+
+@pytest.mark.parametrize("bound", [1, 100])
+def test_sidecars_that_are_asked_for_later_come_from_the_journal(
+    tmp_path: Path, bound: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("triptych.folders.pipeline.MAX_NAMES", bound)
+    names = album(tmp_path, 4)
+    out = tmp_path / "out.jsonl"
+    describe_photos(names[:3], on_this_machine(say_red), journal=Journal(out, SETTINGS))
+    Path(names[1]).with_suffix(".txt").write_text("mine\n")
+    described: list[int] = []
+
+    def counting(photos: Sequence[Image.Image]) -> list[Description]:
+        described.append(len(photos))
+        return say_red(photos)
+
+    sidecars = Sidecars(("txt", "json"))
+    journal = Journal(out, SETTINGS)
+    summary = describe_photos(names, on_this_machine(counting), journal=journal, sidecars=sidecars)
+    assert (sum(described), summary.described, summary.skipped, summary.failed) == (1, 1, 3, 0)
+    texts = [Path(name).with_suffix(".txt").read_text() for name in names]
+    assert texts == ["red 0\n", "mine\n", "red 2\n", "red 3\n"]
+    record = json.loads(Path(names[1]).with_suffix(".json").read_text())
+    assert record.pop("seconds") >= 0 and record == {"image": names[1], "caption": "red 1", "logprob": -1.0}
+    assert len(list(journal.records())) == 4
 
 
 def test_existing_sidecars(tmp_path: Path) -> None:
@@ -171,7 +198,7 @@ def test_existing_sidecars(tmp_path: Path) -> None:
     text = Path(name).with_suffix(".txt")
 
     def run(existing: str) -> str:
-        describe_photos([name], say_red, sidecars=Sidecars(("txt",), existing))
+        describe_photos([name], on_this_machine(say_red), sidecars=Sidecars(("txt",), existing))
         return text.read_text()
 
     text.write_text("holiday\n")
@@ -181,7 +208,7 @@ def test_existing_sidecars(tmp_path: Path) -> None:
     assert run("prepend") == run("prepend") == "red 0 holiday\n"
     assert run("overwrite") == "red 0\n"
     text.write_bytes(b"\xff\xfe\x00")
-    assert describe_photos([name], say_red, sidecars=Sidecars(("txt",), "append")).failed == 1
+    assert describe_photos([name], on_this_machine(say_red), sidecars=Sidecars(("txt",), "append")).failed == 1
     for wrong in (("pdf", "skip"), ("txt", "merge"), ("json", "append")):
         with pytest.raises(InputError):
             Sidecars((wrong[0],), wrong[1])
@@ -194,7 +221,7 @@ def test_xmp_of_another_program_is_kept(tmp_path: Path) -> None:
         '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
         '<rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/" xmp:Rating="4"/></rdf:RDF></x:xmpmeta>'
     )
-    describe_photos([name], say_red, sidecars=Sidecars(("xmp",), "overwrite", suffix=" <&>"))
+    describe_photos([name], on_this_machine(say_red), sidecars=Sidecars(("xmp",), "overwrite", suffix=" <&>"))
     root = ElementTree.fromstring(xmp.read_text())
     block = root.find(f".//{{{RDF}}}Description")
     assert block is not None and block.get("{http://ns.adobe.com/xap/1.0/}Rating") == "4"
@@ -202,7 +229,7 @@ def test_xmp_of_another_program_is_kept(tmp_path: Path) -> None:
     assert item is not None and item.text == "red 0 <&>"
     for broken in ('<!DOCTYPE x [<!ENTITY a "b">]><x/>', "<no xml", "<x/>"):
         xmp.write_text(broken)
-        assert describe_photos([name], say_red, sidecars=Sidecars(("xmp",), "overwrite")).failed == 1
+        assert describe_photos([name], on_this_machine(say_red), sidecars=Sidecars(("xmp",), "overwrite")).failed == 1
         assert xmp.read_text() == broken
 
 
@@ -235,7 +262,7 @@ def test_outputs(tmp_path: Path, suffix: str) -> None:
 RUN = """
 import sys, time
 from pathlib import Path
-from triptych.folders import Journal, Sidecars, describe_photos, walk_photos
+from triptych.folders import Journal, Sidecars, describe_photos, on_this_machine, walk_photos
 from triptych.folders.pipeline import Description
 
 def slow(photos):
@@ -244,7 +271,7 @@ def slow(photos):
 
 folder = Path(sys.argv[1])
 journal = Journal(folder.parent / "out.jsonl", {"model": "toy"})
-describe_photos(walk_photos([folder]), slow, journal=journal, sidecars=Sidecars(("txt",)))
+describe_photos(walk_photos([folder]), on_this_machine(slow), journal=journal, sidecars=Sidecars(("txt",)))
 print("finished")
 """
 

@@ -17,7 +17,7 @@ from PIL import Image
 from test_folders import album, run, say_red
 
 from triptych.errors import InputError, TriptychError
-from triptych.folders import PhotoMetadata, Sidecars, describe_photos
+from triptych.folders import PhotoMetadata, Sidecars, describe_photos, on_this_machine
 from triptych.folders import metadata as module
 from triptych.folders.pipeline import Description
 
@@ -57,7 +57,7 @@ def compressed(path: Path) -> bytes:
 def describe(*names: Path, say: Any = say_red, existing: str = "skip", **settings: Any) -> int:
     """Returns the number of failures."""
     sidecars = Sidecars((), existing, metadata=PhotoMetadata("toy", **settings))
-    return describe_photos(map(str, names), say, sidecars=sidecars).failed
+    return describe_photos(map(str, names), on_this_machine(say), sidecars=sidecars).failed
 
 
 def keywords(photos: Sequence[Image.Image]) -> list[Description]:
@@ -176,9 +176,9 @@ CHILD = """
 import sys
 from pathlib import Path
 from test_folders import say_red
-from triptych.folders import PhotoMetadata, Sidecars, describe_photos
+from triptych.folders import PhotoMetadata, Sidecars, describe_photos, on_this_machine
 names = sorted(map(str, Path(sys.argv[1]).glob("*.png")))
-describe_photos(names, say_red, sidecars=Sidecars(metadata=PhotoMetadata("toy")))
+describe_photos(names, on_this_machine(say_red), sidecars=Sidecars(metadata=PhotoMetadata("toy")))
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from triptych.cli.folders import (
     KeepOriginal,
     Out,
     Recursive,
+    RunnerOption,
     ShardOption,
     SidecarKinds,
     Strict,
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
-    from triptych.folders.pipeline import Description
+    from triptych.folders.pipeline import Describe, Description
 
 AnswererOption = Annotated[str, typer.Option("--model", help="blip2, flamingo, or a checkpoint directory.")]
 MatcherOption = Annotated[str, typer.Option("--model", help="blip2, or a checkpoint directory.")]
@@ -57,6 +59,7 @@ def ask(
     alt_text: AltText = None,
     watch: Watch = False,
     shard: ShardOption = None,
+    runner: RunnerOption = "local",
     strict: Strict = False,
     precision: PrecisionOption = None,
     device: DeviceOption = None,
@@ -67,24 +70,37 @@ def ask(
     With a folder, or with --out or --sidecar, the question is asked about each photo on its own.
     """
     files = out, recursive, tuple(sidecar or ()), existing, "", "", strict, as_json
-    options = FolderOptions(*files, write_metadata, keep_original, alt_text, watch, shard)
+    options = FolderOptions(*files, write_metadata, keep_original, alt_text, watch, shard, runner=runner, device=device)
     if not options.given and not any(Path(image).is_dir() for image in images):
         answer_question(images, question, choices, model, precision, device, beams, explain, as_json)
         return
     if explain is not None:
         raise InputError("--explain draws one question: leave out folders, --out, --recursive and --sidecar")
+    settings: dict[str, Any] = {} if beams is None else {"beams": beams}
+    recorded = {"model": model, "question": question} | ({"choices": choices} if choices else {}) | settings
+    opener = partial(open_answers, model, precision, device, question, choices, settings)
+    describe_folder(images, opener, recorded, options)
+
+
+def open_answers(
+    model: str,
+    precision: str | None,
+    device: str | None,
+    question: str,
+    choices: list[str] | None,
+    settings: dict[str, Any],
+) -> Describe:
+    """Answers to one question as ``describe_folder`` takes them."""
     from triptych.tasks import load_answerer
 
     answerer = load_answerer(model, precision, device)
-    settings: dict[str, Any] = {} if beams is None else {"beams": beams}
 
     def describe(photos: Sequence[Image]) -> Sequence[Description]:
         return as_descriptions(
             answerer.ask([[photo] for photo in photos], [question] * len(photos), choices, **settings)
         )
 
-    recorded = {"model": model, "question": question} | ({"choices": choices} if choices else {}) | settings
-    describe_folder(images, describe, recorded, options)
+    return describe
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -34,6 +35,7 @@ from triptych.cli.folders import (
     Out,
     Prefix,
     Recursive,
+    RunnerOption,
     ShardOption,
     SidecarKinds,
     Strict,
@@ -46,12 +48,10 @@ from triptych.cli.folders import (
 from triptych.errors import InputError, TriptychError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from PIL.Image import Image
 
     from triptych.figures.page import PageEntry
-    from triptych.folders.pipeline import Description
+    from triptych.folders.pipeline import Describe
     from triptych.tasks import Answer, Blip2Tasks, FlamingoTasks, SatTasks
 
 
@@ -81,34 +81,45 @@ def caption(
     alt_text: AltText = None,
     watch: Watch = False,
     shard: ShardOption = None,
+    runner: RunnerOption = "local",
     strict: Strict = False,
     precision: PrecisionOption = None,
     device: DeviceOption = None,
     as_json: Json = False,
 ) -> None:
     """Write a caption for each photo, or for all photos of a folder; --out and --sidecar keep the captions in files."""
-    from triptych.tasks import SatTasks, load
-
     files = out, recursive, tuple(sidecar or ()), existing, prefix, suffix, strict, as_json
-    options = FolderOptions(*files, write_metadata, keep_original, alt_text, watch, shard)
+    options = FolderOptions(*files, write_metadata, keep_original, alt_text, watch, shard, runner=runner, device=device)
     if explain is not None and options.given:
         raise InputError("--explain draws single photos: leave out --out, --recursive and --sidecar")
-    captioner = load(model, device=device, precision=precision)
-    given = (("beams", beams), ("max_new_tokens", max_new_tokens))
+    given = (("beams", beams), ("max_new_tokens", max_new_tokens), ("prompt", prompt))
     settings: dict[str, Any] = {name: value for name, value in given if value is not None}
-    captioner.search(**settings)  # wrong settings are said once, not for every photo
-    if prompt is not None:
-        if isinstance(captioner, SatTasks):
-            raise InputError(f"{model} reads photos only: leave out --prompt, or choose flamingo or blip2")
-        settings["prompt"] = prompt
     if explain is None and (options.given or any(Path(image).is_dir() for image in images)):
-
-        def describe(photos: Sequence[Image]) -> Sequence[Description]:
-            return as_descriptions(captioner.caption(list(photos), **settings))
-
-        describe_folder(images, describe, {"model": model, **settings}, options)
+        describe_folder(
+            images, partial(open_captions, model, device, precision, settings), {"model": model, **settings}, options
+        )
     else:
+        captioner = open_captioner(model, device, precision, settings)
         caption_each(captioner, model, pictures(images), settings, explain, as_json)
+
+
+def open_captioner(
+    model: str, device: str | None, precision: str | None, settings: dict[str, Any]
+) -> SatTasks | FlamingoTasks | Blip2Tasks:
+    """The model, with settings that it can use: wrong ones are reported once, not for every photo. Raises InputError."""
+    from triptych.tasks import SatTasks, load
+
+    captioner = load(model, device=device, precision=precision)
+    captioner.search(**{name: value for name, value in settings.items() if name != "prompt"})
+    if "prompt" in settings and isinstance(captioner, SatTasks):
+        raise InputError(f"{model} reads photos only: leave out --prompt, or choose flamingo or blip2")
+    return captioner
+
+
+def open_captions(model: str, device: str | None, precision: str | None, settings: dict[str, Any]) -> Describe:
+    """Captions as ``describe_folder`` takes them."""
+    captioner = open_captioner(model, device, precision, settings)
+    return lambda photos: as_descriptions(captioner.caption(list(photos), **settings))
 
 
 def caption_each(

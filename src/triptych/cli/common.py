@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
@@ -58,8 +58,9 @@ Split = Annotated[str, typer.Option(help="Which photos.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N photos.")]
 
 
-def emit(record: dict[str, Any], as_json: bool, text: str) -> None:
-    print(json.dumps(record, ensure_ascii=False) if as_json else text, flush=True)
+def emit(record: dict[str, Any], as_json: bool, text: str, file: TextIO | None = None) -> None:
+    """``file``: where to print; None = stdout."""
+    print(json.dumps(record, ensure_ascii=False) if as_json else text, file=file, flush=True)
 
 
 def complain(error: BaseException) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
@@ -18,11 +18,9 @@ from triptych.cli.common import complain, emit
 from triptych.errors import InputError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from triptych.folders import Journal, Sidecars, Summary
     from triptych.folders.journal import Record
-    from triptych.folders.pipeline import Description
+    from triptych.folders.pipeline import Describe, Description, Runner
     from triptych.folders.watch import FileState
     from triptych.tasks import Answer
 
@@ -66,6 +64,14 @@ ShardOption = Annotated[
     ),
 ]
 Watch = Annotated[bool, typer.Option("--watch", help="Go on with photos that come into the folder later; ctrl-C ends.")]
+RunnerOption = Annotated[
+    str,
+    typer.Option(
+        "--runner",
+        "--engine",
+        help="What describes the photos of a folder: local (this process) or ray (workers on a Ray cluster).",
+    ),
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first photo that cannot be read.")]
 
 SHOWN_FAILURES = 10
@@ -89,12 +95,27 @@ class FolderOptions:
     watch: bool = False
     shard: str | None = None  # I/N
     keywords: bool = False  # what is written into photos
+    runner: str = "local"  # or "ray"
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.runner not in ("local", "ray"):
+            raise InputError(f"--runner is {self.runner!r}: choose local or ray")
+        if self.runner == "ray" and self.watch:
+            raise InputError("--watch follows a folder from this machine alone: leave out --runner ray")
 
     @property
     def given(self) -> bool:
         """Whether the person asks for more than texts on the terminal."""
         to_files = self.outputs or self.sidecar or self.write_metadata
-        return bool(to_files) or self.recursive or self.strict or self.watch or self.shard is not None
+        return (
+            bool(to_files)
+            or self.recursive
+            or self.strict
+            or self.watch
+            or self.shard is not None
+            or self.runner == "ray"
+        )
 
     @property
     def outputs(self) -> list[Path]:
@@ -104,33 +125,38 @@ class FolderOptions:
 
 def describe_folder(
     sources: Sequence[str],
-    describe: Callable[[Sequence[Image]], Sequence[Description]],
+    open_describe: Callable[[], Describe],
     settings: Mapping[str, Any],
     options: FolderOptions,
 ) -> None:
     """Describe all photos of ``sources``, with a progress bar, and with ``watch`` those that come later; exits with 2 if some could not
-    be read."""
+    be read.
+
+    ``open_describe``: opens the model, here or in each worker of a cluster.
+    """
     from triptych.folders import Arrivals, Summary, count_photos, describe_photos, parse_shard, walk_photos
     from triptych.folders.watch import FileState, file_state
 
+    runner = open_runner(open_describe, options)
     shard = parse_shard(options.shard or "1/1")
     arrivals = Arrivals(sources, options.recursive) if options.watch else None
     sidecars = open_sidecars(settings, options)
     journal = open_journal(settings, options)
     total = count_photos(sources, options.recursive, shard) if arrivals is None else None
     prints = options.as_json or options.watch or journal is None
+    stdout = sys.stdout
     attempts: dict[str, FileState | None] = {}  # of --watch: None = described, else how the file was when it failed
 
     def handle(record: Record) -> None:
         if prints:
-            print_record({**record, **settings}, options.as_json)
+            print_record({**record, **settings}, options.as_json, stdout)
         if arrivals is not None:
             attempts[record["image"]] = file_state(record["image"]) if "error" in record else None
 
     summary = Summary()
     run = partial(
         describe_photos,
-        describe=describe,
+        runner=runner,
         journal=journal,
         sidecars=sidecars,
         strict=options.strict,
@@ -138,7 +164,7 @@ def describe_folder(
         summary=summary,
     )
     try:
-        with progress_bar(total) as advance:
+        with progress_bar(total) as advance, redirect_stdout(sys.stderr if options.runner == "ray" else stdout):
             run((name for name in walk_photos(sources, options.recursive) if shard.has(name)), progress=advance)
         if arrivals is not None:
             write_outputs(journal, options)
@@ -154,6 +180,17 @@ def describe_folder(
     mended = {name for name, failed in attempts.items() if failed is None}
     write_outputs(journal, options, mended)
     report(summary.without(mended), options.outputs)
+
+
+def open_runner(open_describe: Callable[[], Describe], options: FolderOptions) -> Runner:
+    """What describes the photos: this process, with the model opened now, or workers on a cluster."""
+    if options.runner == "ray":
+        from triptych.folders.cluster import OnRay
+
+        return OnRay(open_describe, gpus=int((options.device or "").startswith("cuda")))
+    from triptych.folders import on_this_machine
+
+    return on_this_machine(open_describe())
 
 
 @contextmanager
@@ -212,11 +249,11 @@ def write_outputs(journal: Journal | None, options: FolderOptions, mended: Colle
             write_output(path, partial(records, journal))
 
 
-def print_record(record: Mapping[str, Any], as_json: bool) -> None:
+def print_record(record: Mapping[str, Any], as_json: bool, file: TextIO) -> None:
     if "error" in record:
         return  # reported at the end
     text = record["caption"] if "caption" in record else ", ".join(record["tags"])
-    emit(dict(record), as_json, f"{record['image']}: {text}")
+    emit(dict(record), as_json, f"{record['image']}: {text}", file)
 
 
 def report(summary: Summary, outputs: Sequence[Path]) -> None:

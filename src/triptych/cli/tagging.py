@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from triptych.cli.folders import (
     KeepOriginal,
     Out,
     Recursive,
+    RunnerOption,
     ShardOption,
     SidecarKinds,
     Strict,
@@ -25,11 +27,11 @@ from triptych.cli.folders import (
 from triptych.errors import InputError, TriptychError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from PIL.Image import Image
 
-    from triptych.folders.pipeline import Description
+    from triptych.folders.pipeline import Describe
     from triptych.tasks.tagging import Tag, Tagger
 
 
@@ -53,18 +55,42 @@ def tag(
     keep_original: KeepOriginal = True,
     watch: Watch = False,
     shard: ShardOption = None,
+    runner: RunnerOption = "local",
     strict: Strict = False,
     precision: PrecisionOption = None,
     device: DeviceOption = None,
     as_json: Json = False,
 ) -> None:
     """Find keywords for each photo, or for all photos of a folder: the words of a vocabulary that fit."""
-    from triptych.tasks import load_matcher
-    from triptych.tasks.tagging import Tagger, read_words
+    from triptych.tasks.tagging import read_words
 
     files = out, recursive, tuple(sidecar or ()), existing, "", "", strict, as_json
-    options = FolderOptions(*files, write_metadata, keep_original, watch=watch, shard=shard, keywords=True)
+    options = FolderOptions(
+        *files, write_metadata, keep_original, watch=watch, shard=shard, keywords=True, runner=runner, device=device
+    )
     words = None if vocabulary is None else read_words(vocabulary)
+    opener = partial(open_tagger, model, precision, device, words, at_least, most)
+    if not options.given and not any(Path(image).is_dir() for image in images):
+        tag_each(opener(), model, pictures(images), as_json)
+        return
+    settings: dict[str, Any] = {"model": model, "at_least": at_least, "most": most}
+    if words is not None:
+        settings["vocabulary"] = hashlib.sha256("\n".join(words).encode()).hexdigest()[:16]
+    describe_folder(images, partial(open_tags, opener), settings, options)
+
+
+def open_tagger(
+    model: str,
+    precision: str | None,
+    device: str | None,
+    words: Sequence[str] | None,
+    at_least: float,
+    most: int,
+) -> Tagger:
+    """The model with its vocabulary; words that it does not know are named on stderr."""
+    from triptych.tasks import load_matcher
+    from triptych.tasks.tagging import Tagger
+
     tagger = Tagger(load_matcher(model, precision, device), words, at_least, most)
     if tagger.left_out:
         complain(
@@ -72,20 +98,20 @@ def tag(
                 f"left out {len(tagger.left_out)} words that the model does not know: {', '.join(tagger.left_out[:5])}"
             )
         )
-    if not options.given and not any(Path(image).is_dir() for image in images):
-        tag_each(tagger, model, pictures(images), as_json)
-        return
+    return tagger
+
+
+def open_tags(opener: Callable[[], Tagger]) -> Describe:
+    """Tags as ``describe_folder`` takes them."""
+    from triptych.folders.pipeline import Description
+
+    tagger = opener()
 
     def describe(photos: Sequence[Image]) -> Sequence[Description]:
-        from triptych.folders.pipeline import Description
-
         tags = [tags_by_word(of_photo) for of_photo in tagger(photos)]
         return [Description(", ".join(words), {}, words) for words in tags]
 
-    settings: dict[str, Any] = {"model": model, "at_least": at_least, "most": most}
-    if vocabulary is not None:
-        settings["vocabulary"] = hashlib.sha256("\n".join(tagger.words).encode()).hexdigest()[:16]
-    describe_folder(images, describe, settings, options)
+    return describe
 
 
 def tag_each(tagger: Tagger, model: str, sources: list[str], as_json: bool) -> None:

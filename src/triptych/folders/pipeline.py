@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -39,6 +40,9 @@ class Description(NamedTuple):
 
 
 Describe = Callable[[Sequence[Image]], Sequence[Description]]
+Runner = Callable[
+    [Iterator[str], Sidecars], Iterator[Sequence[Record]]
+]  # names -> the records of these photos, in batches
 
 
 @dataclass
@@ -51,6 +55,14 @@ class Summary:
     failed: int = 0
     seconds: float = 0.0
 
+    def add(self, record: Record) -> None:
+        if "error" not in record:
+            self.described += 1
+            return
+        self.failed += 1
+        if len(self.failures) < MAX_FAILURES:
+            self.failures.append((record["image"], record["error"]))
+
     def without(self, mended: Collection[str]) -> Summary:
         """The same without the failures of these photos."""
         failures = [failure for failure in self.failures if failure[0] not in mended]
@@ -58,11 +70,12 @@ class Summary:
 
 
 MAX_FAILURES = 1000
+MAX_NAMES = 1 << 18  # in memory, of photos whose sidecars are missing
 
 
 def describe_photos(
     names: Iterable[str],
-    describe: Describe,
+    runner: Runner,
     *,
     journal: Journal | None = None,
     sidecars: Sidecars | None = None,
@@ -75,8 +88,9 @@ def describe_photos(
 
     Args:
         names: paths of photos.
-        describe: a batch of RGB photos -> a description of each.
-        journal: gets a record for each photo; photos that it holds already are skipped. Without one, photos whose sidecars exist are.
+        runner: what describes them: ``on_this_machine`` or ``folders.cluster.on_ray``.
+        journal: gets a record for each photo. Photos that it holds already are skipped; sidecars that they lack are written from it.
+            Without a journal, photos whose sidecars exist are skipped.
         sidecars: how files beside the photos are written, if they are.
         strict: stop at the first photo that cannot be read instead of leaving it out.
         result: called with the record of each photo, as it comes.
@@ -89,48 +103,95 @@ def describe_photos(
     """
     summary, started = summary or Summary(), time.perf_counter()
     sidecars = sidecars or Sidecars()
+    missing = None if journal is None else MissingSidecars(journal, sidecars)
 
     def pending() -> Iterator[str]:
         for name in names:
             if sidecars.complete(name) if journal is None else name in journal:
+                if missing is not None:
+                    missing.check(name)
                 summary.skipped += 1
                 progress(1)
             else:
                 yield name
 
-    for batch in decoded_batches(pending()):
-        readable = [(name, photo) for name, photo in batch if isinstance(photo, Image)]
-        began = time.perf_counter()
-        described = iter(describe([photo for _, photo in readable]) if readable else ())
-        seconds = round((time.perf_counter() - began) / max(1, len(readable)), 3)
-        records: list[dict[str, Any]] = []
-        for name, photo in batch:
-            if isinstance(photo, Image):
-                text, details, tags = next(described)
-                text = sidecars.decorated(text)
-                said = {"caption": text} if tags is None else {"tags": dict(tags)}
-                record = {"image": name, **said, **details, "seconds": seconds}
-                try:
-                    sidecars.write(name, record, text)
-                except InputError as error:
-                    photo = error
-            if isinstance(photo, InputError):
-                if strict:
-                    raise photo
-                record = {"image": name, "error": str(photo)}
-                summary.failed += 1
-                if len(summary.failures) < MAX_FAILURES:
-                    summary.failures.append((name, str(photo)))
-            else:
-                summary.described += 1
-            records.append(record)
+    def count(record: Record) -> None:
+        if "error" in record and strict:
+            raise InputError(record["error"])
+        summary.add(record)
+
+    for records in runner(pending(), sidecars):
+        for record in records:
+            count(record)
         if journal is not None:
             journal.append(records)
         for record in records:
             result(record)
-        progress(len(batch))
+        progress(len(records))
+    if missing is not None:
+        for failure in missing.write():
+            count(failure)
     summary.seconds += time.perf_counter() - started
     return summary
+
+
+class MissingSidecars:
+    """Sidecars that were asked for only after photos had been described: their texts are in the journal."""
+
+    def __init__(self, journal: Journal, sidecars: Sidecars) -> None:
+        self.journal, self.sidecars = journal, sidecars
+        self.names = set[str]()
+        self.failures: list[Record] = []
+
+    def check(self, name: str) -> None:
+        """Note a photo of the journal if it lacks one of its sidecars."""
+        if self.sidecars.fill_gaps and not self.sidecars.complete(name):
+            self.names.add(name)
+            if len(self.names) == MAX_NAMES:
+                self.write()
+
+    def write(self) -> list[Record]:
+        """Write the sidecars of the photos that were noted; returns the failures so far."""
+        for record in self.journal.records() if self.names else ():
+            name = record["image"]
+            if name not in self.names or "error" in record:
+                continue
+            own = {key: value for key, value in record.items() if key not in self.journal.settings}
+            text = own["caption"] if "caption" in own else self.sidecars.decorated(", ".join(own["tags"]))
+            try:
+                self.sidecars.write(name, own, text)
+            except InputError as error:
+                self.failures.append({"image": name, "error": str(error)})
+        self.names.clear()
+        return self.failures
+
+
+def on_this_machine(describe: Describe) -> Runner:
+    """Photos are described in this process. ``describe``: a batch of RGB photos -> a description of each."""
+    return partial(described_batches, describe)
+
+
+def described_batches(describe: Describe, names: Iterator[str], sidecars: Sidecars) -> Iterator[list[dict[str, Any]]]:
+    """The records of photos in batches; their sidecars are on the disk by then."""
+    for batch in decoded_batches(names):
+        readable = [photo for _, photo in batch if isinstance(photo, Image)]
+        began = time.perf_counter()
+        described = iter(describe(readable) if readable else ())
+        seconds = round((time.perf_counter() - began) / max(1, len(readable)), 3)
+        records: list[dict[str, Any]] = []
+        for name, photo in batch:
+            try:
+                if isinstance(photo, InputError):
+                    raise photo
+                text, details, tags = next(described)
+                text = sidecars.decorated(text)
+                said = {"caption": text} if tags is None else {"tags": dict(tags)}
+                record = {"image": name, **said, **details, "seconds": seconds}
+                sidecars.write(name, record, text)
+            except InputError as error:
+                record = {"image": name, "error": str(error)}
+            records.append(record)
+        yield records
 
 
 def decoded_batches(names: Iterator[str]) -> Iterator[list[tuple[str, Image | InputError]]]:

@@ -55,9 +55,14 @@ class Sidecars:
         if "json" in self.kinds and self.existing in ("append", "prepend"):
             raise InputError(f"--existing {self.existing} works with txt and xmp sidecars, not with json")
 
+    @property
+    def fill_gaps(self) -> bool:
+        """Whether what a photo lacks is written, and nothing else."""
+        return self.existing == "skip" and bool(self.kinds or self.metadata)
+
     def complete(self, image: str) -> bool:
         """Whether the photo has all its sidecars, and metadata if they are written, and is to be skipped therefore."""
-        if self.existing != "skip" or not (self.kinds or self.metadata):
+        if not self.fill_gaps:
             return False
         sidecars = all(path(image, kind).exists() for kind in self.kinds)
         return sidecars and (self.metadata is None or self.metadata.has_text(image))
