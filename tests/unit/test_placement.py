@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "parity"))
+from test_blip2_t5_transformers import pair as t5_pair  # noqa: F401
 from test_blip2_transformers import Pair, generation, photos  # noqa: F401
 from test_memory import checkpoint, peak, published  # noqa: F401
 
@@ -123,7 +124,7 @@ def test_eight_bits_cannot_stay_on_the_disk(generation: Pair, tmp_path: Path) ->
     assert "lm.missing" in str(refusal.value)
 
 
-def test_blocks_that_keep_keys_and_values_move_in_pieces(t5_pair: Any, tmp_path: Path) -> None:
+def test_blocks_that_keep_keys_and_values_move_in_pieces(t5_pair: Any) -> None:  # noqa: F811
     model = t5_pair.ours.engine.model
     parts = movable_parts(model)
     assert parts["lm.encoder.blocks.0"] and not parts["lm.decoder.blocks.1.cross.key_value"]
