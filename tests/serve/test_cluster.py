@@ -1,4 +1,4 @@
-"""The server on a cluster: two replicas that answer alike, share the requests, and stand in for each other."""
+"""The server on a cluster: two replicas with equal answers share the requests, and stand in for each other."""
 
 from __future__ import annotations
 

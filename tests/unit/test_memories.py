@@ -201,7 +201,7 @@ def test_prompts_with_little_in_common_are_read_at_once() -> None:
     read_both(memory, row(1, *range(10, 20)), row(1, *range(20, 30)))
 
 
-def test_a_prompt_waits_for_one_that_begins_alike() -> None:
+def test_a_prompt_waits_for_one_with_the_same_beginning() -> None:
     reader = SlowReader(lambda: time.sleep(0.05))
     read_both(PrefixMemory(reader), row(*range(20), 50), row(*range(20), 60))
     assert reader.read == [21, 1]

@@ -139,7 +139,7 @@ class PhotoWorker:
 
 
 class Attempts:
-    """An actor that counts how often each block was begun."""
+    """An actor that counts how many workers have started on each block."""
 
     def __init__(self) -> None:
         self.counts = Counter[str]()
