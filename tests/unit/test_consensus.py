@@ -50,6 +50,11 @@ def test_a_photo_agrees_with_the_caption_of_its_thing(fitted: Consensus) -> None
     assert agreement.shape == (4, 4) and (np.diag(agreement) > 0.8).all()
     assert (agreement[~np.eye(4, dtype=bool)] < 0).all()
     np.testing.assert_allclose(np.linalg.norm(fitted.vectors(captions), axis=1), 1, atol=1e-5)
+    columns = [fitted.columns["dog"], fitted.columns["outside"]]
+    around_zero = np.zeros(len(fitted.words))
+    around_zero[columns] = fitted.rarity[columns] / np.linalg.norm(fitted.rarity[columns])
+    around_mean = around_zero - fitted.mean
+    np.testing.assert_allclose(fitted.vectors(captions)[0], around_mean / np.linalg.norm(around_mean), atol=1e-5)
 
 
 def test_rare_words_are_left_out_and_common_ones_needed() -> None:

@@ -19,9 +19,7 @@ from triptych.text.consensus import Consensus, read_consensus
 
 RERANKED_BEAMS = 10
 CONSENSUS_WEIGHT = 4.0  # of the agreement, beside the mean log-probability of a token
-MATCHING_WEIGHT = (
-    15.0  # of the agreement, in the score that matching sorts by: as much as the cosine of contrast has there
-)
+MATCHING_WEIGHT = 15.0  # of the agreement, in the score that matching sorts by: as much as the cosine of contrast has
 
 
 class Reranking:
