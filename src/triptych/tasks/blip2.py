@@ -27,7 +27,7 @@ from triptych.tasks.choices import YES_NO, choice_ids, normalised_logprobs, to_h
 from triptych.tasks.detection import detection_logit, gain_of_yes
 from triptych.tasks.matching import Blip2Matching
 from triptych.tasks.photos import DECODED_TOGETHER, over_photos
-from triptych.tasks.reranking import RERANKED_BEAMS, rank, with_all_beams
+from triptych.tasks.reranking import RERANKED_BEAMS, with_all_beams
 from triptych.tasks.words import (
     Pieces,
     Spans,
@@ -168,19 +168,12 @@ class Blip2Tasks(Answerer, Blip2Matching):
         for first in range(0, len(images), DECODED_TOGETHER):
             part = [PhotoPrompt(text, [image]) for image in images[first : first + DECODED_TOGETHER]]
             rows = self.read(part, explain)
-            written = self.reranked(rows, search) if rerank else self.written(rows, search)
+            written = self.written(rows, with_all_beams(search) if rerank else search)
+            if rerank:
+                pooled = self.pooled([row.prompt.images[0] for row in rows])
+                written = self.reranked(written, pooled, self.tokenizer.decode, search.n_best)
             answers += self.to_answers(rows, written, search, explain, as_sentence=prompt is None)
         return answers
-
-    def reranked(self, rows: Sequence[InterleavedPrompt], search: Search) -> list[list[Hypothesis]]:
-        """The best beams of each photo by consensus, as many as ``search`` gives."""
-        written = self.written(rows, with_all_beams(search))
-        photos = self.pooled([row.prompt.images[0] for row in rows])
-        decode = self.tokenizer.decode
-        return [
-            rank(beams, self.agreement(photo[None], [decode(h.ids) for h in beams])[0], search.n_best)
-            for beams, photo in zip(written, photos, strict=True)
-        ]
 
     def grounded_captions(self, images: Sequence[ImageSource], explain: bool, **settings: Any) -> list[Answer]:
         """Captions by the Q-Former itself, as the first stage learns to write them (ITG)."""

@@ -22,7 +22,7 @@ from triptych.tasks.choices import check_choices, choice_ids, to_hypotheses
 from triptych.tasks.examples import ExampleIndex, as_opener
 from triptych.tasks.flamingo_prompts import FlamingoPrompts
 from triptych.tasks.prefix import PrefixState, PromptRow
-from triptych.tasks.reranking import RERANKED_BEAMS, Reranking, rank, with_all_beams
+from triptych.tasks.reranking import RERANKED_BEAMS, Reranking, with_all_beams
 from triptych.tasks.words import Pieces, decode_pieces, in_one_piece
 from triptych.text.prompt import (
     IMAGE,
@@ -139,8 +139,7 @@ class FlamingoTasks(Answerer, Reranking):
         decode = self.spec.tokenizer.decode
 
         def choose(beams: Sequence[Hypothesis], pictures: Sequence[ImageSource]) -> list[Hypothesis]:
-            agreement = self.agreement(self.pooled(pictures), [decode(h.ids) for h in beams])
-            return rank(beams, agreement[0], search.n_best)
+            return self.reranked([beams], self.pooled(pictures), decode, search.n_best)[0]
 
         texts = [(self.caption_prompt(), [image]) for image in images]
         return self.prompts.write(texts, with_all_beams(search), explain, as_sentence=True, choose=choose)

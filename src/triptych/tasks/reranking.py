@@ -5,7 +5,7 @@ The checkpoint brings its consensus; without one nothing is added. Figures of th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,8 @@ from triptych.text.consensus import Consensus, read_consensus
 RERANKED_BEAMS = 10
 CONSENSUS_WEIGHT = 4.0  # of the agreement, beside the mean log-probability of a token
 MATCHING_WEIGHT = 15.0  # of the agreement, in the score that matching sorts by: as much as the cosine of contrast has
+
+Decode = Callable[[Sequence[int]], str]  # the ids of a text -> the text
 
 
 class Reranking:
@@ -40,6 +42,15 @@ class Reranking:
         if self.consensus is None:
             return np.zeros((len(pooled), len(texts)), np.float32)
         return self.consensus.agreement(pooled, texts)
+
+    def reranked(
+        self, written: Sequence[Sequence[Hypothesis]], pooled: Floats, decode: Decode, count: int
+    ) -> list[list[Hypothesis]]:
+        """The best ``count`` beams of each photo ``[B, D]``, the best one first."""
+        return [
+            rank(beams, self.agreement(photo[None], [decode(beam.ids) for beam in beams])[0], count)
+            for beams, photo in zip(written, pooled, strict=True)
+        ]
 
 
 def with_all_beams(search: Search) -> Search:

@@ -13,7 +13,7 @@ from triptych.io.images import ImageSource
 from triptych.tasks.answer import Answer, AnswerRecipe
 from triptych.tasks.asking import with_settings
 from triptych.tasks.photos import DECODED_TOGETHER, PhotoMemory
-from triptych.tasks.reranking import RERANKED_BEAMS, Reranking, rank, with_all_beams
+from triptych.tasks.reranking import RERANKED_BEAMS, Reranking, with_all_beams
 from triptych.tasks.words import Pieces, Spelling, pieces_of_tokens, text_end
 from triptych.text.vocabulary import SPECIALS
 
@@ -64,21 +64,14 @@ class SatTasks(Reranking):
             features = self.encode(images[first : first + DECODED_TOGETHER])
             written = generate(self.engine, self.engine.read(features), with_all_beams(search) if rerank else search)
             if rerank:
-                written = self.reranked(written, self.engine.pooled(features), search.n_best)
+                decode = self.spec.vocabulary.decode
+                written = self.reranked(written, self.engine.pooled(features), decode, search.n_best)
             recipe = AnswerRecipe(self.engine.photos.pixels, search=search)
             answers += [
                 replace(self._answer(h, photo, explain), recipe=recipe)
                 for h, photo in zip(written, features, strict=True)
             ]
         return answers
-
-    def reranked(self, written: Sequence[Sequence[Hypothesis]], pooled: Floats, count: int) -> list[list[Hypothesis]]:
-        """The best ``count`` beams of each photo ``[B, D]``."""
-        decode = self.spec.vocabulary.decode
-        return [
-            rank(beams, self.agreement(photo[None], [decode(h.ids) for h in beams])[0], count)
-            for beams, photo in zip(written, pooled, strict=True)
-        ]
 
     def search(self, **settings: Any) -> Search:
         """The model's own search with ``settings`` changed. Raises InputError for an unknown or impossible one."""

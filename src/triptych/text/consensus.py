@@ -51,9 +51,14 @@ class Consensus:
     def columns(self) -> dict[str, int]:
         return {word: i for i, word in enumerate(self.words)}
 
+    @cached_property
+    def regression(self) -> Floats:
+        """The weight in fp32, ``[D, V]``: kept, because it is needed for every photo."""
+        return np.ascontiguousarray((self.weight * self.scale[:, None]).T)
+
     def expected(self, pooled: Floats) -> Floats:
         """Photos ``[B, D]`` -> the directions of the captions to expect ``[B, V]``, of length 1 around the mean caption."""
-        return unit(pooled.astype(np.float32) @ self.weight.astype(np.float32).T * self.scale + self.bias)
+        return unit(pooled.astype(np.float32) @ self.regression + self.bias)
 
     def vectors(self, captions: Sequence[str]) -> Floats:
         """The directions of captions ``[K, V]``, of length 1 around the mean caption; 0 of those without a word that is known."""
