@@ -118,7 +118,9 @@ def consensus(
 
     directory = find_checkpoint(model)
     if out is None and directory != Path(model).expanduser():
-        raise InputError(f"{model} is no checkpoint directory of yours, so it is left as it is: name one for a copy with --out DIR")
+        raise InputError(
+            f"{model} is no checkpoint directory of yours, so it is left as it is: name one for a copy with --out DIR"
+        )
     photos = [photo for path in data for photo in read_photos(path, "train", None, strict, lambda p: bool(p.captions))]
     fitted = fit_consensus(pool(load(model), photos), photos)
     target = out or directory
