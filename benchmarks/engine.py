@@ -34,6 +34,7 @@ from triptych.engines.torch import TorchFlamingo
 from triptych.evidence import Floats
 from triptych.generate import Search, generate
 from triptych.systems.flamingo import flamingo_prompt
+from triptych.tasks.blip2 import RERANKED_BEAMS, PhotoPrompt
 
 PROMPT, NEW_TOKENS = 32, 32
 
@@ -103,16 +104,42 @@ def bandwidth() -> float:
 
 
 def caption(model: str, photos: int, repeats: int) -> dict[str, float]:
-    """Photos to captions, the same model with both engines; each time photos that it has not met."""
-    from triptych.tasks import load
+    """Photos to captions, the same model with both engines, BLIP-2's also by transformers; each time photos that it has not met."""
+    from triptych.tasks import Blip2Tasks, load
 
     engines = {"torch": load(model, device="cpu"), "onnx": load(model)}
-    fresh = {name: iter(range(10_000)) for name in engines}
+    writers: dict[str, Callable[[Any], object]] = {name: engines[name].caption for name in engines}
+    if isinstance(engines["torch"], Blip2Tasks):
+        writers["transformers"] = transformers_captions(load(model, device="cpu"))
+    fresh = {name: iter(range(10_000)) for name in writers}
 
     def work(name: str) -> Callable[[], object]:
-        return lambda: engines[name].caption(random_photos(photos, seed=next(fresh[name])))
+        return lambda: writers[name](random_photos(photos, seed=next(fresh[name])))
 
-    return in_turns({name: work(name) for name in engines}, repeats) | {"photos": photos}
+    return in_turns({name: work(name) for name in writers}, repeats) | {"photos": photos}
+
+
+def transformers_captions(model: Any) -> Callable[[Any], object]:
+    """BLIP-2's captions with the language model on transformers, by its own beam search with as many beams and tokens. transformers has
+    neither this image encoder nor this Q-Former: both are computed by our modules on torch. Consensus does not choose among the beams."""
+    engine, search = model.engine, model.caption_search(beams=RERANKED_BEAMS)
+    lm = peer(engine.model.lm)
+
+    @torch.inference_mode()
+    def write_captions(photos: list[Any]) -> object:
+        rows = model.read([PhotoPrompt(model.spec.prompts.caption, [photo]) for photo in photos])
+        prompt = engine.model.prompt([engine.tensors(row.pieces) for row in rows])
+        return lm.generate(
+            inputs_embeds=prompt.inputs,
+            attention_mask=torch.ones(prompt.inputs.shape[:2]) if prompt.padding_mask is None else prompt.padding_mask,
+            max_new_tokens=search.max_new_tokens,
+            num_beams=search.beams,
+            do_sample=False,
+            eos_token_id=sorted(search.eos),
+            pad_token_id=0,
+        )
+
+    return write_captions
 
 
 def encode(photos: int, repeats: int) -> dict[str, float]:

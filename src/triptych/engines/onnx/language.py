@@ -69,13 +69,20 @@ class LanguageGraph:
             graph.ints(-1),
             axis=0,
         )
-        x = graph.reshape(self.add_positions(embeddings), -1, config.dim)
+        x, change = graph.reshape(self.add_positions(embeddings), -1, config.dim), ""
         for layer in range(config.layers):
             if between is not None:
-                x = between(graph, layer, x)
-            attended = graph.add("Add", x, self.attention(layer, x))
-            x = graph.add("Add", attended, self.feed_forward(layer, x if config.parallel else attended))
-        x = self.norm(graph.add("Gather", x, scored, axis=0), "final_norm")
+                x, change = between(graph, layer, graph.add("Add", x, change) if change else x), ""
+            normed, x = self.add_and_norm(x, change, f"blocks.{layer}.attention_norm")
+            attended = self.attention(layer, normed)
+            if layer + 1 == config.layers:  # what other positions give is read by nobody
+                x, attended = (graph.add("Gather", value, scored, axis=0) for value in (x, attended))
+            if config.parallel:
+                normed, x = self.norm(x, f"blocks.{layer}.ffn_norm"), graph.add("Add", x, attended)
+            else:
+                normed, x = self.add_and_norm(x, attended, f"blocks.{layer}.ffn_norm")
+            change = self.feed_forward(layer, normed)
+        x, _ = self.add_and_norm(x, change, "final_norm")
         head = self.weights.matrix("embedding.weight" if config.tied else "head.weight")
         self.inputs["head"] = x
         logits = graph.multiply(x, at_precision(head, at_least_8_bits(self.precision)), exact=self.exact.get("head"))
@@ -117,26 +124,39 @@ class LanguageGraph:
         bias = self.weights.array(f"{name}.bias") if config.norm_bias else np.zeros_like(weight)
         return graph.layer_norm(x, weight, bias, config.eps)
 
+    def add_and_norm(self, x: str, change: str, name: str) -> tuple[str, str]:
+        """The norm of ``x + change``, and the sum; ``change`` "" = 0."""
+        graph, config = self.graph, self.config
+        if not change:
+            return self.norm(x, name), x
+        if config.norm != "rms":
+            summed = graph.add("Add", x, change)
+            return self.norm(summed, name), summed
+        weight = graph.weight(self.weights.array(f"{name}.weight"))
+        normed, summed = f"{name}.normed", f"{name}.sum"
+        outputs = [normed, "", "", summed]
+        graph.raw("SkipSimplifiedLayerNormalization", [x, change, weight], outputs, epsilon=config.eps)
+        return normed, summed
+
     def linear(self, x: str, name: str) -> str:
         """A product of the blocks. Matrices that are stored in blocks stay as they are.
 
-        Rounding all of x to 8 bits makes the probabilities of words diverge from fp32's five times as much as this does, and changes one
-        caption in four (``benchmarks.precision``). So with ``int8`` x has 16 bits. With ``int4`` it has 8, its outliers are multiplied in
-        fp32, and only the hidden units of feed-forward layers, whose outliers change with the text, have 16.
+        With ``int8`` x has 16 bits. With ``int4`` it has 8, and its outliers are multiplied in fp32 (``outliers``): without that, the
+        probabilities of words diverge from fp32's more than twice as much.
         """
         self.inputs[name] = x
         stored = self.weights.matrix(f"{name}.weight")
         in_blocks = isinstance(stored, Blocks) and self.precision != "fp32"
         matrix = stored if in_blocks else at_precision(stored, self.precision)
         bias = self.weights.array(f"{name}.bias") if f"{name}.bias" in self.weights else None
-        if self.precision == "int8" or name.endswith(".down"):
+        if self.precision == "int8":
             return self.graph.multiply_in_16_bits(x, matrix, bias)
         return self.graph.multiply(x, matrix, bias, self.exact.get(name))
 
     def attention(self, layer: int, x: str) -> str:
         graph, config, prefix = self.graph, self.config, f"blocks.{layer}"
         heads, groups, width = config.heads, config.groups, config.head_width
-        qkv = self.linear(self.norm(x, f"{prefix}.attention_norm"), f"{prefix}.attention.qkv")
+        qkv = self.linear(x, f"{prefix}.attention.qkv")
         cache = [graph.input(f"{name}_{layer}", ["B", groups, "C", width]) for name in ("keys", "values")]
         attended, *new = f"attended_{layer}", f"new_keys_{layer}", f"new_values_{layer}"
         graph.raw(
@@ -157,7 +177,7 @@ class LanguageGraph:
 
     def feed_forward(self, layer: int, x: str) -> str:
         graph, prefix = self.graph, f"blocks.{layer}"
-        hidden = self.linear(self.norm(x, f"{prefix}.ffn_norm"), f"{prefix}.ffn.up")
+        hidden = self.linear(x, f"{prefix}.ffn.up")
         if self.config.gated:
             gate, up = graph.add_outputs("Split", 2, hidden, axis=-1)
             hidden = graph.add("Mul", self.activate(gate), up)
