@@ -169,6 +169,25 @@ def test_a_text_without_a_known_word_agrees_with_nothing(fitted: Consensus) -> N
     assert not fitted.agreement(np.eye(4, dtype=np.float32), ["xyz", ""]).any()
 
 
+def test_presence_is_what_least_squares_expects() -> None:
+    """Photos of two features, one of which says that there is a dog."""
+    rng = np.random.default_rng(0)
+    there = rng.random(400) < 0.25
+    photos = [
+        photo_of(str(n), (f"a {'dog' if dog else 'wall'} here", f"two {'dogs' if dog else 'walls'}", "a man"))
+        for n, dog in enumerate(there)
+    ]
+    features = np.stack([there, rng.random(400)], 1).astype(np.float32)
+    fitted = fit_consensus(features, photos)
+    shown, hidden = np.array([[1, 0.5], [0, 0.5]], np.float32)
+    for name in ("dog", "dogs", "dog here", "animal"):
+        logits = fitted.presence_logits(np.stack([shown, hidden]), name)
+        assert logits is not None and logits[0] > 2 and logits[1] < -4
+    people = fitted.presence_logits(hidden[None], "person")
+    assert people is not None and people[0] > 5
+    assert fitted.presence_logits(shown[None], "dog xyz") is None and fitted.presence_logits(shown[None], "") is None
+
+
 def test_train_consensus_adds_it_to_a_checkpoint(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "sat", EfficientNetLite(cut=22, image_size=64))
     data = tmp_path / "data"

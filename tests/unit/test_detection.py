@@ -1,17 +1,17 @@
-"""Whether a thing is there: what BLIP-2's parts say is added up; counts are left to the language model."""
+"""Whether a thing is there: what a model's parts and the consensus say is added up; counts are left to the language model."""
 
-from math import log
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_blip2 import blip2_tasks
+from tiny_flamingo import flamingo_tasks
 
 from triptych.tasks import Blip2Tasks
-from triptych.tasks.answer import Match
 from triptych.tasks.asking import PictureQuestion, total_logprobs
 from triptych.tasks.choices import GREY, YES_NO
-from triptych.tasks.detection import detection_logit
+from triptych.tasks.detection import caption_detection_logit, detection_logit
 from triptych.text.questions import is_counted, presence_question
 
 
@@ -34,7 +34,7 @@ def logit_of(model: Blip2Tasks, photo: Image.Image, thing: str) -> float:
         return float(yes - no)
 
     (match,) = model.match(photo, f"a photo of {thing}")
-    return detection_logit(gain(photo), gain(GREY), match)
+    return detection_logit(gain(photo), gain(GREY), match.itc_cosine, None)
 
 
 @pytest.mark.parametrize("question", ["Is there a dog?", "is there a dog in this picture?"])
@@ -65,16 +65,38 @@ def test_a_count_is_for_the_language_model(model: Blip2Tasks, photos: list[Image
 
 
 def test_each_part_speaks_for_or_against() -> None:
-    def match(cosine: float, probability: float) -> Match:
-        return Match(0, 0, cosine, 0.0, probability, 0.0)
+    base = detection_logit(1.0, 0.5, 0.3, -4.0)
+    assert detection_logit(2.0, 0.5, 0.3, -4.0) > base > detection_logit(1.0, 1.5, 0.3, -4.0)
+    assert detection_logit(1.0, 0.5, 0.4, -4.0) > base < detection_logit(1.0, 0.5, 0.3, -3.0)
+    unknown = detection_logit(1.0, 0.5, 0.3, None)
+    assert detection_logit(2.0, 0.5, 0.3, None) > unknown > detection_logit(1.0, 1.5, 0.3, None)
+    assert detection_logit(1.0, 0.5, 0.4, None) > unknown
 
-    base = detection_logit(1.0, 0.5, match(0.3, 0.5))
-    assert detection_logit(2.0, 0.5, match(0.3, 0.5)) > base > detection_logit(1.0, 1.5, match(0.3, 0.5))
-    assert detection_logit(1.0, 0.5, match(0.4, 0.5)) > base
-    assert detection_logit(1.0, 0.5, match(0.3, 1.0)) > base > detection_logit(1.0, 0.5, match(0.3, 0.0))
-    assert np.isfinite(detection_logit(0, 0, match(0, 1.0))) and np.isfinite(detection_logit(0, 0, match(0, 0.0)))
-    more = detection_logit(1.0, 0.5, match(0.3, 0.8)) - base
-    assert detection_logit(1.0, 0.5, match(0.3, 0.5 / 1.5)) == pytest.approx(base - more * log(2) / log(4))
+
+@pytest.mark.parametrize(("presence", "found"), [(9.0, "yes"), (-20.0, "no")])
+@pytest.mark.parametrize("system", ["flamingo", "blip2"])
+def test_captions_to_expect_speak_for_or_against(
+    system: str, presence: float, found: str, photos: list[Image.Image], tmp_path: Path
+) -> None:
+    tasks = {"flamingo": flamingo_tasks, "blip2": blip2_tasks}[system]()
+
+    class KnowsDogs:
+        def presence_logits(self, pooled: np.ndarray, name: str) -> np.ndarray | None:
+            return np.full(len(pooled), presence, np.float32) if name == "dog" else None
+
+        def agreement(self, pooled: np.ndarray, texts: list[str]) -> np.ndarray:
+            return np.zeros((len(pooled), len(texts)), np.float32)
+
+    unknown = tasks.ask(photos[0], "Is there a xylophone?").probabilities["yes"]
+    tasks.consensus_file, tasks.__dict__["consensus"] = tmp_path / "consensus.npz", KnowsDogs()
+    assert tasks.ask(photos[0], "Is there a dog?").text == found
+    again = tasks.ask(photos[0], "Is there a xylophone?").probabilities["yes"]
+    assert again == pytest.approx(unknown, abs=1e-4)
+
+
+def test_where_presence_is_unknown_the_gain_alone_decides() -> None:
+    assert caption_detection_logit(1.5, None) < 0 < caption_detection_logit(1.7, None)
+    assert caption_detection_logit(-5, 0.0) > 0 > caption_detection_logit(5, -4.0)
 
 
 @pytest.mark.parametrize(

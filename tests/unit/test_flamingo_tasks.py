@@ -14,9 +14,10 @@ from tiny_flamingo import flamingo_tasks
 from triptych.data.interleaved import answer_part, example, with_pictures
 from triptych.errors import InputError
 from triptych.tasks.asking import PictureQuestion
-from triptych.tasks.caption_likelihood import DETECTION_TEMPERATURE, things_named
+from triptych.tasks.caption_likelihood import things_named
 from triptych.tasks.chat import ANSWER_TOKENS
 from triptych.tasks.choices import GREY, blind_share, normalised_logprobs
+from triptych.tasks.detection import caption_detection_logit
 from triptych.tasks.flamingo import FlamingoTasks
 from triptych.text.prompt import CAPTION, END, captions_by_picture, few_shot, question_prompt
 from triptych.train.flamingo.batches import SequenceEncoder
@@ -338,9 +339,10 @@ def test_whether_something_is_there_is_decided_by_captions(model: FlamingoTasks,
     ]
     for pictures, gain in (([photos[0]], gains[0]), ([photos[1]], gains[1]), (photos[:2], max(gains))):
         answer = model.ask(pictures, "Is there a dog in the photo?", explain=True)
-        assert answer.text == ("yes" if gain > 0 else "no") and answer.method == "caption likelihood"
+        logit = caption_detection_logit(gain, None)
+        assert answer.text == ("yes" if logit > 0 else "no") and answer.method == "caption likelihood"
         assert answer.scores is not None and answer.evidence is not None
-        assert answer.scores["yes"] - answer.scores["no"] == pytest.approx(gain / DETECTION_TEMPERATURE, abs=1e-3)
+        assert answer.scores["yes"] - answer.scores["no"] == pytest.approx(logit, abs=1e-3)
     assert (
         "".join(model.stream(photos[0], "Is there a dog in the photo?")) == model.ask(photos[0], "Is there a dog?").text
     )

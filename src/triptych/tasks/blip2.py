@@ -287,15 +287,16 @@ class Blip2Tasks(Answerer, Blip2Matching):
         return self.matches and self.answers
 
     def detect(self, thing: str, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
-        """The photo that is the likeliest to show ``thing``, by matching, contrast and the language model (``detection``); how many there
-        are is the language model's to say."""
+        """The photo that is the likeliest to show ``thing``, by all that speaks for it (``detection``); how many there are is the language
+        model's to say."""
         if is_counted(thing):
             return self.choose_answer(question, choices, explain)
         text, about = f"a photo of {thing}", [PictureQuestion([i], presence_question(thing)) for i in question.images]
         blind = gain_of_yes(self.blind_logprobs(about[0], YES_NO))
         gains = [gain_of_yes(total_logprobs(self.score_forms(each, YES_NO))) for each in about]
-        matches = self.match(question.images, text)
-        logits = [detection_logit(gain, blind, match) for gain, match in zip(gains, matches, strict=True)]
+        cosines = (self.itc_images(question.images) @ self.itc_texts([text])[0]).max(1).tolist()
+        presence = self.presence_logits(self.pooled(question.images), thing)
+        logits = [detection_logit(gain, blind, *each) for gain, *each in zip(gains, cosines, presence, strict=True)]
         words, evidence = tuple(text.split()), None
         if explain:
             evidence = self.match_evidence(question.images[int(np.argmax(logits))], text)

@@ -19,13 +19,11 @@ from triptych.io.images import ImageSource
 from triptych.tasks.answer import Answer, TextEnd
 from triptych.tasks.asking import as_choice, as_yes_or_no
 from triptych.tasks.choices import GREY, normalised_logprobs
+from triptych.tasks.detection import caption_detection_logit
 from triptych.tasks.flamingo_prompts import FlamingoPrompts
 from triptych.tasks.photos import over_photos
 from triptych.tasks.words import Spans, mean_over_words, to_answer
 
-# Of "Is there a dog?" on 94 questions about validation photos of Flickr8k: 72% right (the language model's yes or no: 59), calibration
-# error 8% (19 with a temperature of 1).
-DETECTION_TEMPERATURE = 3.0
 SHARED_GAIN = 3.0  # nats by which a shared thing must be likelier before each picture than before a grey one
 NAMED_THING = re.compile(
     r"\b(an?|the|of) ((?:[\w'-]+ ){0,4}?[\w'-]+)(?= (?:is|are|in|on|with|of|at|by|through|near|over|to|down|while|\w+ing)\b|[.,]|$)"
@@ -90,14 +88,21 @@ class CaptionLikelihood:
         answer = self.answer(scored[int(scores.argmax())], images, explain)
         return as_choice(answer, names, scores, "caption likelihood")
 
-    def detect(self, thing: str, images: Sequence[ImageSource], choices: Sequence[str], explain: bool) -> Answer:
-        """Whether a caption of one of the pictures would sooner begin with ``thing`` than one of a grey picture.
-
-        ``choices``: yes and no, as they were given."""
-        gains = self.gains([thing], images)[:, 0]
-        (hypothesis,) = self.score([thing], [images[int(gains.argmax())]])[0]
+    def detect(
+        self,
+        thing: str,
+        images: Sequence[ImageSource],
+        presence: Sequence[float | None],
+        choices: Sequence[str],
+        explain: bool,
+    ) -> Answer:
+        """Whether one of the pictures shows ``thing``: how much sooner its caption would begin so than one of a grey picture, and the logit
+        of its ``presence`` in each. ``choices``: yes and no, as they were given."""
+        gains = self.gains([thing], images)[:, 0].tolist()
+        logits = [caption_detection_logit(*each) for each in zip(gains, presence, strict=True)]
+        (hypothesis,) = self.score([thing], [images[int(np.argmax(logits))]])[0]
         answer = self.answer(hypothesis, images, explain)
-        return as_yes_or_no(answer, choices, float(gains.max()) / DETECTION_TEMPERATURE, "caption likelihood")
+        return as_yes_or_no(answer, choices, max(logits), "caption likelihood")
 
     def shared(
         self, answer: str, captions: Sequence[str], images: Sequence[ImageSource], explain: bool

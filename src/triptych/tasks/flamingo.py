@@ -214,7 +214,8 @@ class FlamingoTasks(Answerer, Reranking):
         return self.likelihood.choose(text, images, names, explain)
 
     def detect(self, thing: str, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
-        return self.likelihood.detect(thing, question.images, choices, explain)
+        presence = self.presence_logits(self.pooled(question.images), thing)
+        return self.likelihood.detect(thing, question.images, presence, choices, explain)
 
     def score_behind(self, row: PromptRow, choices: Sequence[str]) -> list[Hypothesis]:
         """Each choice as all that follows a prompt, which is read once for all."""

@@ -1,4 +1,5 @@
-"""How far captions agree with what is expected of a photo's (``text.consensus``): in the choice among beams, and in matching.
+"""How far texts agree with what is expected of a photo's captions (``text.consensus``): in the choice among beams, in matching, and of
+things that a question asks for.
 
 The checkpoint brings its consensus; without one nothing is added. Figures of the choice: docs/lab-notebook.md.
 """
@@ -15,6 +16,7 @@ import numpy as np
 
 from triptych.evidence import Floats
 from triptych.generate import Hypothesis, Search
+from triptych.tasks.choices import without_article
 from triptych.text.consensus import Consensus, read_consensus
 
 RERANKED_BEAMS = 10
@@ -42,6 +44,11 @@ class Reranking:
         if self.consensus is None:
             return np.zeros((len(pooled), len(texts)), np.float32)
         return self.consensus.agreement(pooled, texts)
+
+    def presence_logits(self, pooled: Floats, thing: str) -> list[float | None]:
+        """Of each photo ``[B, D]`` the logit of the probability that captions name a thing; None where the consensus does not know it."""
+        logits = None if self.consensus is None else self.consensus.presence_logits(pooled, without_article(thing))
+        return [None] * len(pooled) if logits is None else logits.tolist()
 
     def reranked(
         self, written: Sequence[Sequence[Hypothesis]], pooled: Floats, decode: Decode, count: int

@@ -24,6 +24,24 @@ from triptych.text.vocabulary import split_words
 
 FILE = "consensus.npz"  # in a checkpoint
 MAX_WORDS = 50_000
+LEAST_PRESENCE = 0.003  # probability; its logit bounds how much a consensus says
+KINDS_OF = {
+    general: tuple(kinds.split())
+    for general, kinds in {
+        "person": "person people man men woman women boy girl child children kid player",
+        "people": "person people man men woman women boy girl child children kid player",
+        "animal": "animal dog cat horse cow sheep bird elephant giraffe zebra bear",
+        "animals": "animal dog cat horse cow sheep bird elephant giraffe zebra bear",
+        "child": "child children kid boy girl baby",
+        "children": "child children kid boy girl baby",
+        "vehicle": "vehicle car truck bus train motorcycle bike boat airplane",
+        "bicycle": "bicycle bike",
+        "motorbike": "motorbike motorcycle",
+        "sofa": "sofa couch",
+        "tv": "tv television",
+    }.items()
+}
+"""What captions call a thing that a question names more generally, or by another word."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +82,28 @@ class Consensus:
         """The directions of captions ``[K, V]``, of length 1 around the mean caption; 0 of those without a word that is known."""
         vectors = caption_vectors(captions, self.columns, self.rarity)
         return unit(np.where(vectors.any(1, keepdims=True), vectors - self.mean, 0))
+
+    def presence_logits(self, pooled: Floats, name: str) -> Floats | None:
+        """The logit of the probability that captions of each photo ``[B, D]`` name a thing, by least squares: ``[B]``; None where a word is
+        unknown.
+
+        Captions name a kind of the thing just as well (``KINDS_OF``). Of several words the least likely counts.
+        """
+        words = [[self.number_forms(kind) for kind in KINDS_OF.get(word, (word,))] for word in split_words(name)]
+        known = [[forms for forms in kinds if forms] for kinds in words]
+        if not known or not all(known):
+            return None
+        expected = pooled.astype(np.float32) @ self.regression + self.bias
+        share = np.exp(-self.rarity)  # of photos whose captions have the word
+        present = np.clip(share * (1 + expected / np.maximum(self.mean, 1e-9)), 0, 1)
+        absent = [np.prod([1 - present[:, forms].max(1) for forms in kinds], 0) for kinds in known]
+        bounded = np.clip(1 - np.max(absent, 0), LEAST_PRESENCE, 1 - LEAST_PRESENCE)
+        return np.asarray(np.log(bounded / (1 - bounded)), np.float32)
+
+    def number_forms(self, word: str) -> list[int]:
+        """The columns of a word, its singular and its plural, by rule, as far as they are known."""
+        forms = dict.fromkeys((word, f"{word}s", f"{word}es", word.removesuffix("s")))
+        return [self.columns[form] for form in forms if form in self.columns]
 
     def agreement(self, pooled: Floats, captions: Sequence[str]) -> Floats:
         """The cosine of each photo ``[B, D]`` with each caption: ``[B, K]``."""
