@@ -34,7 +34,8 @@ from triptych.engines.torch import TorchFlamingo
 from triptych.evidence import Floats
 from triptych.generate import Search, generate
 from triptych.systems.flamingo import flamingo_prompt
-from triptych.tasks.blip2 import RERANKED_BEAMS, PhotoPrompt
+from triptych.tasks.blip2 import PhotoPrompt
+from triptych.tasks.reranking import RERANKED_BEAMS
 
 PROMPT, NEW_TOKENS = 32, 32
 
