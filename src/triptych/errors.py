@@ -1,13 +1,13 @@
-"""The two kinds of failure a person sees, each one line that says what to do."""
+"""The two errors that users see. Each message is one line that says what to do."""
 
 
 class TriptychError(Exception):
-    """A failure of our own or of the machine (disk full, no network): the command line exits 1."""
+    """A failure of the program or the machine (disk full, no network): the command line exits with 1."""
 
     exit_code = 1
 
 
 class InputError(TriptychError, ValueError):
-    """Input that cannot be used (a missing file, a hostile picture, an unknown model): the command line exits 2."""
+    """Unusable input (a missing file, a hostile picture, an unknown model): the command line exits with 2."""
 
     exit_code = 2

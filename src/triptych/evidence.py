@@ -1,4 +1,4 @@
-"""Evidence: where a model looked for each word of its answer."""
+"""Evidence: the attention maps behind each word of a model's answer."""
 
 from dataclasses import dataclass
 
@@ -12,10 +12,10 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Evidence:
-    """Where a model looked in N pictures for each of the T words that it produced.
+    """Where a model looked in N pictures for each of the T words that it wrote.
 
     words:    T words; the caller merges the tokens of a word.
-    maps:     [T, N, h, w], >= 0: the attention of word t on each grid cell of picture n.
+    maps:     [T, N, h, w], >= 0: the attention of word t to each grid cell of picture n.
     logprobs: T natural logarithms of the words' probabilities.
 
     Raises:

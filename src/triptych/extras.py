@@ -1,4 +1,4 @@
-"""Optional packages: the extras of this package that bring them, and the one line that names the extra where one is missing."""
+"""Optional packages, and the error that names the extra to install when one is missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class MissingExtraError(TriptychError):
 
 @contextmanager
 def importing(extra: Extra, use: str) -> Iterator[None]:
-    """Imports of optional packages stand inside this context: ``with importing("torch", "training"): import torch``.
+    """A context for imports of optional packages: ``with importing("torch", "training"): import torch``.
 
     Args:
         use: what needs the packages; the message begins with it.
@@ -36,8 +36,8 @@ def importing(extra: Extra, use: str) -> Iterator[None]:
 
 
 def torch_installed() -> bool:
-    """Whether torch could be imported; it is not imported for that."""
+    """Whether torch is installed; does not import it."""
     try:
         return find_spec("torch") is not None
-    except (ImportError, ValueError):  # another program has put something else in its place
+    except (ImportError, ValueError):  # sys.modules holds something else under its name
         return False

@@ -1,8 +1,8 @@
 """Turning logits into text: greedy, sampling, beam search, streaming; batched, with the log-probability of every token.
 
-This module knows no model. It asks for three things (``StepModel``): ``prefill`` reads the inputs and returns the logits of the
-first token, ``step`` takes one token per row, and ``state.reorder`` lets rows continue others. The search is NumPy's; a model whose
-logits are torch's is given torch's tensors, on its device. Shapes: B inputs, K rows (beams, samples) of each, V tokens.
+This module knows no model. It needs three functions (``StepModel``): ``prefill`` reads the inputs and returns the logits of the
+first token, ``step`` takes one token for each row, and ``state.reorder`` lets rows continue others. The search runs in NumPy; a model
+whose logits are torch's gets torch's tensors, on its device. Shapes: B inputs, K rows (beams, samples) of each, V tokens.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from triptych.interruption import check_interruption
 Scores = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-TOP_BLOCK = 256  # candidates of which only the best is looked at first
-TOP_LOGPROBS = 20  # at most
+TOP_BLOCK = 256  # columns: see largest()
+TOP_LOGPROBS = 20  # the most that Search.top_logprobs may ask for
 
 
 class State(Protocol):
@@ -37,31 +37,31 @@ StateT = TypeVar("StateT", bound=State)
 
 
 class StepModel(Protocol[Inputs, StateT]):
-    """``Inputs``: what is read, of B inputs. Logits are NumPy's or torch's; so are the ``ids`` and ``rows`` that come back."""
+    """A model that reads B inputs and writes token by token. Logits are arrays of NumPy or torch; ``ids`` and ``rows`` are of the same."""
 
     def prefill(self, inputs: Inputs) -> tuple[Any, StateT]:
-        """-> logits of the first new token ``[B, V]``, state with one row for each input."""
+        """The logits of the first new token ``[B, V]``, and a state with one row for each input."""
         ...
 
     def step(self, ids: Any, state: StateT) -> tuple[Any, StateT]:
-        """``ids [B * K]`` -> logits of the next token ``[B * K, V]``, the state after ``ids``."""
+        """``ids [B * K]`` -> the logits of the next token ``[B * K, V]``, and the state after ``ids``."""
         ...
 
 
 @dataclass(frozen=True)
 class Search:
-    """How to choose. ``temperature`` above 0 samples ``n_best`` texts of each input; else beam search (1 beam is greedy).
+    """How tokens are chosen. A ``temperature`` above 0 samples ``n_best`` texts for each input; else beam search (1 beam is greedy).
 
     length_penalty: hypotheses are ranked by sum of log-probabilities / tokens ** length_penalty; 0 = the plain sum (SAT), 1 = the mean.
-    banned: tokens that are never chosen. once: whether a text may hold a token only once; None = all may repeat.
-    no_repeat_ngrams: sequences of so many tokens occur once; 0 = they may repeat. min_new_tokens: before so many the end is not chosen.
-    refill: a beam whose text ends is given to another, until no beam can overtake the ``beams`` best texts (as in transformers and LAVIS);
-        else it is given up (as in SAT's paper).
-    repetition_penalty: what a token's logit is divided by (multiplied, if negative) where the text holds it already (Keskar et al. 2019,
-        CTRL, section 4.1); 1 = nothing. The prompt does not count, as in LAVIS. Beam search takes log-probabilities for logits, as
+    banned: tokens that are never chosen. once: True for tokens that a text may contain only once; None = all may repeat.
+    no_repeat_ngrams: n-grams of this many tokens may not repeat; 0 = all may. min_new_tokens: a text may not end earlier.
+    refill: when a text ends, its beam goes to another text, until no beam can overtake the ``beams`` best texts (as in transformers and
+        LAVIS); else the search continues with one beam less (as in SAT's paper).
+    repetition_penalty: the logits of tokens that the text already contains are divided by it, or multiplied if negative (Keskar et al.
+        2019, CTRL, section 4.1); 1 = off. The prompt does not count, as in LAVIS. Beam search applies it to log-probabilities, as
         transformers does.
-    seed: of each input's own random numbers, so a batch equals its items.
-    top_logprobs: so many of the likeliest tokens are recorded at each place of a text (``Token.likeliest``); None = no tokens are recorded.
+    seed: each input has its own random numbers, so that a batch gives the same texts as its items.
+    top_logprobs: the number of most likely tokens to record at each position (``Token.likeliest``); None = none.
     """
 
     eos: frozenset[int]
@@ -105,7 +105,7 @@ class Search:
             raise InputError("choose either beams above 1 or a temperature above 0: beam search does not sample")
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings that decide the text, for JSON: those that are not the default, and always those of the beam search."""
+        """The settings that affect the text, for JSON: those that differ from the defaults, and always those of the beam search."""
         record: dict[str, Any] = {"eos": sorted(self.eos)}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -116,11 +116,11 @@ class Search:
         return record | ({"once": True} if self.once else {})
 
 
-Likeliest = tuple[tuple[int, float], ...]  # tokens at one place with their log-probabilities, the likeliest first
+Likeliest = tuple[tuple[int, float], ...]  # tokens at one position with their log-probabilities, the most likely first
 
 
 class Token(NamedTuple):
-    """``likeliest``: of the model at its place, before ``restrict``; as many as ``Search.top_logprobs``; None = not recorded."""
+    """``likeliest``: the model's ``Search.top_logprobs`` most likely tokens at this position, before ``restrict``; None = not recorded."""
 
     id: int
     logprob: float
@@ -129,8 +129,8 @@ class Token(NamedTuple):
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One produced text: ``ids`` without the end token; ``logprobs`` of each, then of the end token if it was reached; ``likeliest``:
-    ``Token.likeliest`` of each id, where it was recorded."""
+    """One generated text: ``ids`` without the end token; ``logprobs`` of each id, then of the end token if it was reached;
+    ``likeliest``: ``Token.likeliest`` of each id, if recorded."""
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -146,21 +146,21 @@ class Hypothesis:
 
 
 def to_numpy(array: Any) -> Scores:
-    """An array of NumPy's, or a tensor of torch's on any device, in fp32."""
+    """A NumPy array, or a torch tensor on any device, as fp32."""
     if isinstance(array, np.ndarray):
         return array.astype(np.float32, copy=False)
     return np.asarray(array.detach().float().cpu().numpy())
 
 
-def like(array: Ints, logits: Any) -> Any:
-    """``array`` as a model expects it whose logits these are."""
+def to_library_of(logits: Any, array: Ints) -> Any:
+    """``array`` as a NumPy array or a torch tensor, on the device of ``logits``, like ``logits``."""
     if isinstance(logits, np.ndarray):
         return array
     return sys.modules["torch"].from_numpy(array).to(logits.device)
 
 
 def without_gradients() -> AbstractContextManager[Any]:
-    """torch's inference mode, where torch is in use."""
+    """torch's inference mode, if torch has been imported."""
     torch = sys.modules.get("torch")
     return torch.inference_mode() if torch else nullcontext()
 
@@ -176,9 +176,9 @@ def log_softmax(logits: Any, search: Search) -> Scores:
 
 
 def restrict(logprobs: Scores, texts: Sequence[Sequence[int]], search: Search) -> Scores:
-    """``logprobs [rows, V]`` with minus infinity where a token may not follow the ``texts`` written so far (``Search``).
+    """``logprobs [rows, V]`` with minus infinity for the tokens that may not follow the ``texts`` so far (``Search``).
 
-    They are not normalised again, so log-probabilities stay those of the model; transformers does the same.
+    They are not normalised again, so the log-probabilities stay the model's, as in transformers.
     """
     if not (search.once or search.no_repeat_ngrams or search.min_new_tokens):
         return logprobs
@@ -194,7 +194,7 @@ def restrict(logprobs: Scores, texts: Sequence[Sequence[int]], search: Search) -
 
 
 def penalise(scores: Scores, texts: Sequence[Sequence[int]], penalty: float) -> Scores:
-    """``scores [rows, V]`` with the tokens of each row's text made less likely (``Search.repetition_penalty``)."""
+    """``scores [rows, V]``, lower for the tokens of each row's text (``Search.repetition_penalty``)."""
     if penalty == 1:
         return scores
     changed = scores.copy()
@@ -205,7 +205,7 @@ def penalise(scores: Scores, texts: Sequence[Sequence[int]], penalty: float) -> 
 
 
 def repeating_tokens(text: Sequence[int], size: int) -> frozenset[int]:
-    """The tokens that would complete a sequence of ``size`` tokens that ``text`` holds already."""
+    """The tokens that would complete an n-gram of ``size`` tokens that ``text`` already contains."""
     if size < 1 or len(text) < size:
         return frozenset()
     tail = tuple(text[len(text) - size + 1 :])
@@ -218,7 +218,7 @@ def generate(
 ) -> list[list[Hypothesis]]:
     """The ``n_best`` texts of each input, best first (samples: in the order drawn).
 
-    ``seeds``: one for each input instead of ``search.seed`` for all, where the draws of different inputs must be independent.
+    ``seeds``: one for each input, if the draws of different inputs must be independent; None = ``search.seed`` for all.
     """
     with without_gradients():
         if search.temperature == 0 and search.beams > 1:
@@ -235,12 +235,16 @@ def generate(
 
 
 def stream(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search) -> Generator[Token, None, bool]:
-    """The tokens of a single input as they are made, without the end token; returns whether that was reached."""
+    """Yields the tokens of a single input without the end token; returns whether the end token was reached.
+
+    Raises:
+        InputError: several beams or texts.
+    """
     if search.beams > 1 or search.n_best > 1:
-        raise InputError("streaming writes one text as it is made: use beams = 1 and n_best = 1")
+        raise InputError("streaming writes one text token by token: use beams = 1 and n_best = 1")
     tokens = decode(model, inputs, search)
     while True:
-        with without_gradients():  # not while the caller has the token
+        with without_gradients():  # entered for each token, so that it is off in the caller's code
             [[token]] = next(tokens, [[None]])
         if token is None or token.id in search.eos:
             return token is not None
@@ -256,12 +260,19 @@ def to_hypothesis(tokens: Sequence[Token], eos: frozenset[int]) -> Hypothesis:
 
 
 def likeliest_tokens(logprobs: Scores, search: Search) -> Sequence[Likeliest | None]:
-    """Of each row of ``logprobs [rows, V]`` the ``search.top_logprobs`` likeliest tokens, those that are banned left out."""
+    """The ``search.top_logprobs`` most likely tokens in each row of ``logprobs [rows, V]``, without the banned ones."""
     if not search.top_logprobs:
         return [None if search.top_logprobs is None else ()] * len(logprobs)
-    best, ids = top(logprobs, min(search.top_logprobs, logprobs.shape[1]))
+    best, ids = largest(logprobs, min(search.top_logprobs, logprobs.shape[1]))
     rows = zip(ids.tolist(), best.tolist(), strict=True)
     return [tuple(pair for pair in zip(*row, strict=True) if pair[1] > -np.inf) for row in rows]
+
+
+def record_and_restrict(
+    logprobs: Scores, texts: Sequence[Sequence[int]], search: Search
+) -> tuple[Sequence[Likeliest | None], Scores]:
+    """``likeliest_tokens``, and ``restrict``, of the same log-probabilities."""
+    return likeliest_tokens(logprobs, search), restrict(logprobs, texts, search)
 
 
 def decode(
@@ -269,9 +280,7 @@ def decode(
 ) -> Iterator[list[list[Token | None]]]:
     """Greedy or sampled tokens ``[B][K]``, step by step; None in rows that have ended."""
     logits, state = model.prefill(inputs)
-    model_logprobs = log_softmax(logits, search)
-    likeliest = likeliest_tokens(model_logprobs, search)
-    logprobs = restrict(model_logprobs, [()] * len(model_logprobs), search)
+    likeliest, logprobs = record_and_restrict(log_softmax(logits, search), [()] * len(logits), search)
     batch, rows = len(logprobs), search.n_best if search.temperature > 0 else 1
     seeds = [search.seed] * batch if seeds is None else seeds
     if len(seeds) != batch:
@@ -279,7 +288,7 @@ def decode(
     draws = [Uniform(seed) for seed in seeds]
     if rows > 1:
         order = np.repeat(np.arange(batch)[:, None], rows, 1)
-        state, logprobs = state.reorder(like(order, logits)), logprobs.repeat(rows, 0)
+        state, logprobs = state.reorder(to_library_of(logits, order)), logprobs.repeat(rows, 0)
         likeliest = [row for row in likeliest for _ in range(rows)]
     inputs_left, alive = list(range(batch)), [[True] * rows for _ in range(batch)]
     texts: list[list[int]] = [[] for _ in range(batch * rows)]
@@ -299,32 +308,30 @@ def decode(
             return
         if len(kept) < len(inputs_left):
             order = np.array(kept)[:, None] * rows + np.arange(rows)
-            ids, state = ids[order.reshape(-1)], state.reorder(like(order, logits))
+            ids, state = ids[order.reshape(-1)], state.reorder(to_library_of(logits, order))
             texts = [texts[index] for index in order.reshape(-1)]
             inputs_left = [inputs_left[index] for index in kept]
         check_interruption()
-        logits, state = model.step(like(ids, logits), state)
+        logits, state = model.step(to_library_of(logits, ids), state)
         scores = penalise(to_numpy(logits), texts, search.repetition_penalty)
-        model_logprobs = log_softmax(scores, search)
-        likeliest = likeliest_tokens(model_logprobs, search)
-        logprobs = restrict(model_logprobs, texts, search)
+        likeliest, logprobs = record_and_restrict(log_softmax(scores, search), texts, search)
 
 
 class Uniform:
-    """Random numbers of one input: the Mersenne Twister of torch's generators on a CPU, number for number."""
+    """The random numbers of one input: the same sequence as torch's generator on a CPU (a Mersenne Twister)."""
 
     def __init__(self, seed: int) -> None:
         self.bits = np.random.RandomState(seed & 0xFFFFFFFF)._bit_generator
 
     def draw(self, count: int) -> NDArray[np.float64]:
-        """``count`` numbers from 0 to 1."""
+        """``count`` numbers, uniform in [0, 1)."""
         high, low = self.bits.random_raw(2 * count).reshape(count, 2).T
         mantissas = (high << np.uint64(32) | low) & np.uint64((1 << 53) - 1)
         return mantissas.astype(np.float64) * 2.0**-53
 
 
 def choose(logprobs: Scores, draws: Sequence[Uniform], search: Search) -> Ints:
-    """One token for each row: the likeliest, or drawn after temperature, top-k and top-p (each input by its own numbers)."""
+    """One token for each row ``[B * K]``: the most likely, or drawn after temperature, top-k and top-p; ``draws``: one for each input."""
     if search.temperature == 0:
         return logprobs.argmax(-1)
     scores = logprobs / np.float32(search.temperature)
@@ -334,7 +341,7 @@ def choose(logprobs: Scores, draws: Sequence[Uniform], search: Search) -> Ints:
     if search.top_p < 1:
         order = np.argsort(-scores, -1, kind="stable")
         ordered = np.take_along_axis(softmax(scores), order, -1)
-        beyond = ordered.cumsum(-1) - ordered >= search.top_p  # keeps the token that crosses the line
+        beyond = ordered.cumsum(-1) - ordered >= search.top_p  # the token that reaches top_p is kept
         cut = np.empty_like(beyond)
         np.put_along_axis(cut, order, beyond, -1)
         scores = np.where(cut, -np.inf, scores)
@@ -351,44 +358,41 @@ def softmax(scores: Scores) -> Scores:
     return exponentials / exponentials.sum(-1, keepdims=True)
 
 
-def top(scores: Scores, count: int) -> tuple[Scores, Ints]:
-    """The largest ``count`` of each row of ``scores [B, N]``, in order, and where they are.
+def largest(scores: Scores, count: int) -> tuple[Scores, Ints]:
+    """The largest ``count`` of each row of ``scores [B, N]``, in descending order, and their columns; both ``[B, count]``.
 
-    The largest lie in the blocks of columns whose maxima are largest, so only these are sorted.
+    The ``count`` largest lie in the ``count`` blocks of columns with the largest maxima, so only those blocks are sorted.
     """
     rows, columns = scores.shape
-    places = np.broadcast_to(np.arange(columns), scores.shape)
+    indices = np.broadcast_to(np.arange(columns), scores.shape)
     if columns > 4 * count * TOP_BLOCK:
         padding = np.full((rows, -columns % TOP_BLOCK), -np.inf, np.float32)
         blocks = np.concatenate([scores, padding], 1).reshape(rows, -1, TOP_BLOCK)
         best = np.sort(np.argpartition(-blocks.max(2), count - 1, 1)[:, :count], 1)
-        places = (best[..., None] * TOP_BLOCK + np.arange(TOP_BLOCK)).reshape(rows, -1)
+        indices = (best[..., None] * TOP_BLOCK + np.arange(TOP_BLOCK)).reshape(rows, -1)
         scores = np.take_along_axis(blocks, best[..., None], 1).reshape(rows, -1)
     order = np.argsort(-scores, 1, kind="stable")[:, :count]
-    return np.take_along_axis(scores, order, 1), np.minimum(np.take_along_axis(places, order, 1), columns - 1)
+    return np.take_along_axis(scores, order, 1), np.minimum(np.take_along_axis(indices, order, 1), columns - 1)
 
 
 def beam_search(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search) -> list[list[Hypothesis]]:
-    """Beam search, batched over inputs. What becomes of the beam of a text that ends: ``Search.refill``.
+    """Beam search, batched over inputs: the ``n_best`` texts of each, best first.
 
-    An input is done when all its beams have ended, or cannot win any more, or at ``max_new_tokens``, and leaves the batch then.
+    An input leaves the batch when all its beams have ended, when no beam can win any more, or at ``max_new_tokens``.
     """
     logits, state = model.prefill(inputs)
-    logprobs = log_softmax(logits, search)
-    likeliest = likeliest_tokens(logprobs, search)
-    logprobs = restrict(logprobs, [()] * len(logprobs), search)
+    likeliest, logprobs = record_and_restrict(log_softmax(logits, search), [()] * len(logits), search)
     (batch, vocabulary), beams = logprobs.shape, search.beams
     ended: list[list[Hypothesis]] = [[] for _ in range(batch)]
     inputs_left = list(range(batch))
-    totals = np.zeros((batch, 1), np.float32)  # [B, K] log-probability of each beam; minus infinity: it is dead
+    totals = np.zeros((batch, 1), np.float32)  # [B, K] log-probability of each beam; minus infinity = a dead beam
     texts: list[list[tuple[Token, ...]]] = [[()] for _ in range(batch)]
+    # With refill, enough candidates that ``beams`` of them continue even if all others end.
+    wanted = beams * (1 + max(1, len(search.eos))) if search.refill else beams
 
     for position in range(search.max_new_tokens):
         candidates = (totals[..., None] + logprobs.reshape(*totals.shape, vocabulary)).reshape(len(totals), -1)
-        wanted = (
-            beams * (1 + max(1, len(search.eos))) if search.refill else beams
-        )  # as many as can end, and as many again
-        best, index = top(candidates, min(wanted, candidates.shape[1]))
+        best, index = largest(candidates, min(wanted, candidates.shape[1]))
         parents, ids = index // vocabulary, index % vocabulary
         first_rows = np.arange(len(totals))[:, None] * totals.shape[1]
         token_logprobs = logprobs[first_rows + parents, ids].tolist()
@@ -396,13 +400,13 @@ def beam_search(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search
         kept, survivors = [], []
         for row, (source, scores) in enumerate(zip(inputs_left, best.tolist(), strict=True)):
             slots = wanted if search.refill else beams - len(ended[source])
-            alive: list[tuple[int, tuple[Token, ...]]] = []
+            alive: list[tuple[int, tuple[Token, ...]]] = []  # candidates that continue: their column, and the text
             for k, score in enumerate(scores[:slots]):
                 if score == -np.inf:
                     break
                 parent = int(parents[row, k])
-                place = likeliest[row * totals.shape[1] + parent]
-                text = (*texts[row][parent], Token(int(ids[row, k]), token_logprobs[row][k], place))
+                recorded = likeliest[row * totals.shape[1] + parent]
+                text = (*texts[row][parent], Token(int(ids[row, k]), token_logprobs[row][k], recorded))
                 if text[-1].id in search.eos or last:
                     if k < beams:
                         ended[source].append(to_hypothesis(text, search.eos))
@@ -415,20 +419,19 @@ def beam_search(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search
                 survivors.append(alive)
         if not kept:
             break
-        # Each photo's survivors come first; where there are fewer than beams, its first one is repeated, dead.
+        # Rows with fewer survivors than beams are filled up with dead copies of their first one.
         columns = np.array([[k for k, _ in a] + [a[0][0]] * (beams - len(a)) for a in survivors])
         dead = np.arange(beams) >= np.array([[len(a)] for a in survivors])
         rows = np.array(kept)[:, None]
         totals = np.where(dead, np.float32(-np.inf), best[rows, columns])
         texts = [[text for _, text in alive] for alive in survivors]
         inputs_left = [inputs_left[row] for row in kept]
-        state = state.reorder(like((first_rows + parents)[rows, columns], logits))
+        state = state.reorder(to_library_of(logits, (first_rows + parents)[rows, columns]))
         check_interruption()
-        logits, state = model.step(like(ids[rows, columns].reshape(-1), logits), state)
+        logits, state = model.step(to_library_of(logits, ids[rows, columns].reshape(-1)), state)
         written = [[token.id for token in row[min(k, len(row) - 1)]] for row in texts for k in range(beams)]
-        logprobs = penalise(log_softmax(logits, search), written, search.repetition_penalty)
-        likeliest = likeliest_tokens(logprobs, search)
-        logprobs = restrict(logprobs, written, search)
+        scores = penalise(log_softmax(logits, search), written, search.repetition_penalty)
+        likeliest, logprobs = record_and_restrict(scores, written, search)
 
     return [best_first(hypotheses, search)[: search.n_best] for hypotheses in ended]
 
@@ -438,8 +441,8 @@ def best_first(hypotheses: Sequence[Hypothesis], search: Search) -> list[Hypothe
 
 
 def is_settled(ended: Sequence[Hypothesis], running: float, length: int, search: Search) -> bool:
-    """Whether the best beam, of log-probability ``running`` after ``length`` tokens, cannot overtake the texts that have ended: it would
-    have to end now, as transformers reckons."""
+    """Whether no beam can overtake the ``ended`` texts, judged as in transformers: by the score that the best beam, with log-probability
+    ``running`` after ``length`` tokens, would have if it ended now."""
     if not search.refill or len(ended) < search.beams:
         return False
     return running / length**search.length_penalty <= ended[-1].score(search.length_penalty)

@@ -1,6 +1,6 @@
 """Stopping text generation from outside, between two steps.
 
-Whoever runs a model for somebody else (a server) sets ``interruption`` in its own context; ``generate`` asks it before every step.
+A server sets ``interruption`` in the context of a request; ``generate`` calls it before every step.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ interruption: ContextVar[Callable[[], bool] | None] = ContextVar("interruption",
 
 
 class InterruptedGeneration(Exception):  # noqa: N818 (it is no failure)
-    """Nobody waits for the text any more."""
+    """The text is no longer wanted."""
 
 
 def check_interruption() -> None:

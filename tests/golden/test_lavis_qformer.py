@@ -95,7 +95,7 @@ def test_queries_as_a_prefix(model: Stage1, golden: Golden, image: ImageKeysValu
 def test_itg_and_its_loss(model: Stage1, golden: Golden, image: ImageKeysValues) -> None:
     ids, text_mask = golden["in/decoder_ids"], golden["in/text_mask"].bool()
     past = model.qformer.encode_image(image).past
-    hidden = masks.both(masks.causal(T, past=Q), masks.padding(golden["in/prefix_mask"]))
+    hidden = masks.intersection(masks.causal(T, past=Q), masks.padding(golden["in/prefix_mask"]))
     close(model.words(model.qformer(input_ids=ids, mask=hidden, past=past).text), golden["out/itg.logits"])
     logits = model.words(model.qformer.continue_text(ids, past).text)
     close(logits[text_mask], golden["out/itg.logits"][text_mask])
@@ -103,7 +103,7 @@ def test_itg_and_its_loss(model: Stage1, golden: Golden, image: ImageKeysValues)
 
 
 def test_itg_in_one_pass(model: Stage1, golden: Golden, image: ImageKeysValues) -> None:
-    mask = masks.both(masks.itg(Q, T), masks.padding(golden["in/prefix_mask"]))
+    mask = masks.intersection(masks.itg(Q, T), masks.padding(golden["in/prefix_mask"]))
     output = model.qformer(image, golden["in/decoder_ids"], mask)
     close(torch.cat([output.queries, output.text], 1), golden["out/itg.onepass.last"])
 
@@ -126,9 +126,9 @@ def test_masks_are_theirs(golden: Golden) -> None:
     present = golden["in/prefix_mask"]
     for name, ours in {
         "itc.text": masks.padding(text),
-        "itm.joint": masks.both(masks.itm(Q, T), masks.padding(present)),
-        "itg.onepass": masks.both(masks.itg(Q, T), masks.padding(present)),
-        "itg.prefix": masks.both(masks.causal(T, past=Q), masks.padding(present)),
+        "itm.joint": masks.intersection(masks.itm(Q, T), masks.padding(present)),
+        "itg.onepass": masks.intersection(masks.itg(Q, T), masks.padding(present)),
+        "itg.prefix": masks.intersection(masks.causal(T, past=Q), masks.padding(present)),
     }.items():
         theirs = golden[f"out/mask.{name}"].squeeze(1) == 0
         assert ours is not None

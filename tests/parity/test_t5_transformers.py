@@ -130,10 +130,10 @@ def test_configs_that_cannot_be(pair: tuple[Any, T5]) -> None:
     for change, words in (
         ({"decoder_layers": 0}, "decoder_layers is 0, expected 1 to 1024"),
         ({"layers": 1 << 20}, "layers is 1048576"),
-        ({"buckets": 6}, "buckets is 6: it must be a multiple of 4"),
-        ({"max_distance": 4}, "max_distance more than half of it"),
-        ({"end_id": 97}, "must lie in the vocabulary of 97"),
-        ({"activation": "tanh"}, "the activation 'tanh'"),
+        ({"buckets": 6}, "buckets is 6, expected a multiple of 4"),
+        ({"max_distance": 4}, "below twice max_distance"),
+        ({"end_id": 97}, "expected ids below 97"),
+        ({"activation": "tanh"}, "activation is 'tanh'"),
     ):
         with pytest.raises(InputError, match=words):
             replace(pair[1].config, **change)

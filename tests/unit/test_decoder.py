@@ -212,11 +212,11 @@ def test_configs_that_cannot_be() -> None:
         ({"attention_softcap": float("inf")}, "attention_softcap is inf"),
         ({"local_layers": (2,), "window": 3}, r"local_layers is \(2,\), expected numbers below 2"),
         ({"unrotated_layers": (-1,)}, "unrotated_layers"),
-        ({"parallel": True, "post_norm": True}, "parallel residual"),
-        ({"rotary_dim": 2, "rope_factors": (1.0, 1.0)}, "2 rotary factors: a width of 2"),
+        ({"parallel": True, "post_norm": True}, "parallel needs pre_norm"),
+        ({"rotary_dim": 2, "rope_factors": (1.0, 1.0)}, "2 rope_factors, expected 1"),
         ({"positions": "alibi", "alibi_bias_max": 0}, "alibi_bias_max is 0"),
-        ({"activation": "tanh"}, "the activation 'tanh'"),
-        ({"parallel": True, "pre_norm": False}, "parallel residual"),
+        ({"activation": "tanh"}, "activation is 'tanh'"),
+        ({"parallel": True, "pre_norm": False}, "parallel needs pre_norm"),
     ):
         with pytest.raises(InputError, match=words):
             replace(LLAMA, **change)

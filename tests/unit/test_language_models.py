@@ -161,7 +161,7 @@ def test_every_end_token_counts(saved: Path) -> None:
     [
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, r"quantised \(bitsandbytes\)"),
         ({"model_type": "mamba"}, "type 'mamba' are not covered"),
-        ({"num_attention_heads": 5}, "5 heads"),
+        ({"num_attention_heads": 5}, "heads is 5"),
     ],
 )
 def test_directories_that_are_refused(saved: Path, change: dict[str, object], words: str) -> None:

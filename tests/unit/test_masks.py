@@ -13,14 +13,14 @@ from triptych.nn.attention import MultiHeadAttention
 MASKS = {
     "causal": masks.causal(6),
     "causal chunk": masks.causal(3, past=4),
-    "sliding window": masks.both(masks.causal(7), masks.window(torch.arange(7), torch.arange(7), 3)),
+    "sliding window": masks.intersection(masks.causal(7), masks.window(torch.arange(7), torch.arange(7), 3)),
     "itc": masks.itc(3, 4),
     "itm": masks.itm(3, 4),
     "itg": masks.itg(3, 4),
     "right padding": masks.right_padding([2, 5]).expand(2, 5, 5),
     "left padding": masks.left_padding([2, 5]).expand(2, 5, 5),
     "branches": masks.branches(2, [0, 0, 1, 1, 1, 2]),
-    "itg, padded": masks.both(masks.itg(2, 3), masks.right_padding([3, 5])),
+    "itg, padded": masks.intersection(masks.itg(2, 3), masks.right_padding([3, 5])),
 }
 
 
@@ -71,9 +71,9 @@ def check_attention(mask: Tensor) -> None:
 def test_both() -> None:
     causal, padding = masks.causal(3), masks.right_padding([1, 3])
     expected = torch.tensor([[[1, 0, 0], [1, 0, 0], [1, 0, 0]], [[1, 0, 0], [1, 1, 0], [1, 1, 1]]]).bool()
-    assert torch.equal(masks.both(causal, None, padding), expected)
-    assert masks.both(None, None) is None
-    assert masks.both(None, causal) is causal
+    assert torch.equal(masks.intersection(causal, None, padding), expected)
+    assert masks.intersection(None, None) is None
+    assert masks.intersection(None, causal) is causal
 
 
 def test_padding_takes_any_padding_mask() -> None:

@@ -313,5 +313,5 @@ def test_system_is_tail_then_decoder() -> None:
 
 
 def test_encoder_of_another_width_is_refused() -> None:
-    with pytest.raises(InputError, match=r"7 channels, tiny gives 6"):
+    with pytest.raises(InputError, match=r"7 channels, but tiny has 6"):
         ShowAttendTell(ShowAttendTellConfig.paper(V, 7), TinyNet())

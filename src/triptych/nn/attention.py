@@ -37,7 +37,7 @@ class Cache(Protocol):
 
 
 class AttentionScores(NamedTuple):
-    """How scores are made of queries and keys: cap(scale * Q K^T) + bias."""
+    """How attention scores are computed: cap(scale * Q K^T) + bias."""
 
     scale: float | None = None  # None = 1 / sqrt(d)
     bias: Tensor | None = None  # [B or 1, H, T, S]
@@ -56,15 +56,15 @@ def attend(
     causal: bool = False,
     scores: AttentionScores = SCALED_DOT_PRODUCT,
 ) -> Tensor:
-    """softmax(Q K^T / sqrt(d)) V (Vaswani et al. 2017, equation 1) by the fused kernel; other ``scores`` as they say.
+    """softmax(Q K^T / sqrt(d)) V (Vaswani et al. 2017, equation 1), with other scores where ``scores`` asks for them.
 
-    Training on a CPU takes plain products: the fused kernel's backward is five to ten times slower there on short texts.
+    Uses the fused kernel, except while training on a CPU: its backward pass is five to ten times slower there on short texts.
 
     Args:
         queries: ``[B, H, T, d]``.
         keys, values: ``[B, G, S, d]``; G divides H, and each of the G heads serves H / G heads of the queries.
         mask: ``[T, S]`` or ``[B, T, S]``, True = may attend; None = everything.
-        causal: each of T = S tokens attends to itself and the earlier ones (a mask that need not be built); not with ``mask``.
+        causal: T = S and each token attends to itself and the earlier ones, without a mask in memory; not together with ``mask``.
 
     Returns:
         ``[B, H, T, d]``, exactly 0 in rows whose keys are all masked.
@@ -89,7 +89,7 @@ def attend(
 def attention_weights(
     queries: Tensor, keys: Tensor, mask: Tensor | None = None, scores: AttentionScores = SCALED_DOT_PRODUCT
 ) -> Tensor:
-    """The weights behind ``attend``, ``[B, H, T, S]``: rows sum to 1, or to 0 where all keys are masked."""
+    """The attention weights ``[B, H, T, S]``; arguments as in ``attend``. Rows sum to 1, or to 0 where all keys are masked."""
     keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
     scale = queries.shape[-1] ** -0.5 if scores.scale is None else scores.scale
     products = queries * scale @ keys.mT
@@ -125,7 +125,7 @@ class MultiHeadAttention(nn.Module):
         head_dim: int | None = None,
         bias: bool = True,
     ) -> None:
-        """``dim`` is the width of ``x`` and of the output, ``kv_dim`` of the source; of a head ``head_dim`` or ``dim / heads``."""
+        """``dim``: width of ``x`` and of the output. ``kv_dim``: of the source; None = dim. ``head_dim``: of a head; None = dim / heads."""
         super().__init__()
         inner = heads * (head_dim or dim // heads)
         self.heads = heads
@@ -133,7 +133,7 @@ class MultiHeadAttention(nn.Module):
         self.key = nn.Linear(kv_dim or dim, inner, bias)
         self.value = nn.Linear(kv_dim or dim, inner, bias)
         self.out = nn.Linear(inner, dim, bias)
-        self.query_norm: nn.Module = nn.Identity()  # of each head, where a model has them
+        self.query_norm: nn.Module = nn.Identity()  # over each head; some models replace both by norms
         self.key_norm: nn.Module = nn.Identity()
 
     def queries(self, x: Tensor) -> Tensor:
@@ -141,7 +141,7 @@ class MultiHeadAttention(nn.Module):
         return self.query_norm(split_heads(self.query(x), self.heads))
 
     def keys_values(self, source: Tensor) -> KeysValues:
-        """``source [B, S, kv_dim]`` -> what ``forward`` takes as ``kv``: computed once for any number of calls."""
+        """``source [B, S, kv_dim]`` -> the ``kv`` of ``forward``, ``[B, H, S, d]`` each: computed once for any number of calls."""
         keys = self.key_norm(split_heads(self.key(source), self.heads))
         return KeysValues(keys, split_heads(self.value(source), self.heads))
 
@@ -151,9 +151,9 @@ class MultiHeadAttention(nn.Module):
         """``x [B, T, D]`` -> ``[B, T, D]``.
 
         Args:
-            kv: of the source, from ``keys_values``; None = self-attention.
+            kv: from ``keys_values`` of the source; None = self-attention.
             mask: ``[T, S]`` or ``[B, T, S]``, True = may attend.
-            cache: the earlier tokens; takes the keys and values of ``x`` too. With it S counts earlier and new tokens.
+            cache: the earlier tokens; those of ``x`` are appended. S then counts earlier and new tokens.
         """
         keys, values = kv or self.keys_values(x)
         if cache is not None:

@@ -1,8 +1,8 @@
-"""The key/value cache of one run of a model: made by whoever runs it and passed in, never stored in a module.
+"""The key/value cache of one run of a model. The caller makes it and passes it in; modules never store it.
 
-Buffers are preallocated and double when they are full. The cache knows which of its positions are padding, so a ragged batch
-answers as its items one by one. A prompt's beginning is read once and used again: ``truncate`` goes back to it without copying,
-``fork`` copies it for other rows. Made for running without gradients: training reads whole texts, which need no cache.
+Buffers are preallocated and double in size when they are full. The cache knows which of its positions are padding, so a ragged batch
+gives the same results as its items one by one. A common prompt is read once: ``truncate`` goes back to it without copying,
+``fork`` copies it for other rows. For inference only: training reads whole texts and needs no cache.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class LayerCache:
-    """Keys and values of one layer, ``[B, G, capacity, d]``, of which the first ``length`` positions are filled."""
+    """Keys and values of one layer, ``[B, G, capacity, d]``; the first ``length`` positions are filled."""
 
     def __init__(self, capacity: int) -> None:
         self.length = 0
@@ -20,7 +20,7 @@ class LayerCache:
         self._buffers: tuple[Tensor, Tensor] | None = None
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add ``[B, G, T, d]``; returns views of all so far, ``[B, G, length, d]``."""
+        """Add ``[B, G, T, d]`` and return views of everything so far, ``[B, G, length, d]``."""
         start, end = self.length, self.length + keys.shape[2]
         if self._buffers is None or end > self._capacity:
             self._grow(end, keys, values)
@@ -51,22 +51,22 @@ class LayerCache:
         return chosen
 
     def exchange(self, rows: Tensor, start: int) -> None:
-        """Row i continues ``rows[i]`` (as many as before) from the position ``start`` on; what lies before stays."""
+        """From position ``start`` on, row i becomes a copy of row ``rows[i]``; earlier positions and the number of rows stay."""
         for buffer in self._buffers or ():
             tail = buffer[:, :, start : self.length]
             tail.copy_(tail.index_select(0, rows))
 
 
 class KVCache:
-    """The caches of all layers (``cache[i]``), and where in each row the tokens are. It is a ``generate.State``."""
+    """The caches of all layers (``cache[i]``), and which positions of each row are tokens. A ``generate.State``."""
 
     def __init__(self, layers: int, capacity: int = 64) -> None:
-        """``capacity``: positions to make room for at once; more are made when needed."""
+        """``capacity``: positions to allocate at first; the buffers grow when needed."""
         self.layers = [LayerCache(capacity) for _ in range(layers)]
-        self._tokens: Tensor | None = None  # [B]: tokens so far without padding; None while no row has any padding
+        self._tokens: Tensor | None = None  # [B]: tokens so far, padding not counted; None while no row has padding
         self._visible: Tensor | None = None  # [B, capacity]: False at padding
         self._shape = (0, 1)  # (inputs, rows of each) since the last reorder
-        self._shared = 0  # the rows of an input are equal in the positions before this one
+        self._shared = 0  # the rows of an input are equal before this position
 
     def __getitem__(self, layer: int) -> LayerCache:
         return self.layers[layer]
@@ -87,8 +87,8 @@ class KVCache:
             padding_mask: ``[B, T]``, True = a token; None = all are tokens.
 
         Returns:
-            the position ``[B, T]`` of each new token in its text, padding not counted, and which of all S positions are tokens
-            ``[B, S]``; both None while there is no padding at all: the positions are then ``length .. length + T - 1`` in every row.
+            ``position_ids [B, T]``, the position of each new token in its text, padding not counted; and ``[B, S]``, True where one of all
+            S positions is a token. Both None while there is no padding: the positions are then ``length .. length + T - 1`` in every row.
         """
         start, end = self.length, self.length + new
         if self._tokens is None:
@@ -110,7 +110,7 @@ class KVCache:
         return position_ids, self._visible[:, :end]
 
     def truncate(self, length: int) -> None:
-        """Forget what came after the first ``length`` positions; nothing is copied."""
+        """Keep the first ``length`` positions; nothing is copied."""
         for layer in self.layers:
             layer.length = min(length, layer.length)
         self._shared = min(self._shared, length)
@@ -128,9 +128,9 @@ class KVCache:
         return new
 
     def reorder(self, rows: Tensor) -> KVCache:
-        """Row ``[b, k]`` continues the old row ``rows[b, k]``; uses up this cache.
+        """Row ``[b, k]`` continues the old row ``rows[b, k]``. This cache must not be used afterwards.
 
-        The rows of an input share its prompt, so only what came after the prompt is copied when they are reordered.
+        The rows of an input share its prompt, so only the positions after the prompt are copied.
         """
         flat, (inputs, count) = rows.flatten(), rows.shape
         unchanged = torch.arange(len(flat), device=rows.device)

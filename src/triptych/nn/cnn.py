@@ -1,9 +1,9 @@
 """Convolutional image encoders: pixels -> a grid of annotation vectors (SAT section 3.1.1).
 
 ``EfficientNetLite`` is the embedded encoder; ``VGG19`` (the paper's, 14 x 14 x 512) and ``ResNet101`` (the
-tutorial's, 14 x 14 x 2048) read torchvision's state dicts. All three are frozen here, so batch norm is
+tutorial's, 14 x 14 x 2048) read torchvision's state dicts. All three are frozen, so each batch norm is
 folded into the convolution before it when the weights are read (``fold_batch_norms``): at run time there
-is no batch norm left, only convolutions with a bias.
+are only convolutions with a bias.
 
 Shapes (legend in ``attention.py``): ``pixel_values [B, 3, H, W]`` -> ``image_features [B, L, D]``, L = h * w
 cells from left to right, then top to bottom. Pixels come normalised by each encoder's ``mean`` and ``std``.
@@ -86,7 +86,7 @@ def build_layer(layer: Layer) -> nn.Module:
 
 
 class ConvNet(nn.Module):
-    """A stack of layers cut in two: the ``trunk`` is frozen, so what it makes of a photo can be kept on disk;
+    """A stack of layers cut in two: the ``trunk`` is frozen, so its output for a photo can be cached on disk;
     the ``tail`` may be trained with a captioner (``cut`` = number of frozen layers; all of them by default)."""
 
     name: str
@@ -154,28 +154,7 @@ class VGG19(ConvNet):
 
     name = "vgg19"
     dim, image_size = 512, 224
-    widths = (
-        64,
-        64,
-        0,
-        128,
-        128,
-        0,
-        256,
-        256,
-        256,
-        256,
-        0,
-        512,
-        512,
-        512,
-        512,
-        0,
-        512,
-        512,
-        512,
-        512,
-    )  # 0 = max pooling
+    widths = (64, 64, 0, 128, 128, 0, *[256] * 4, 0, *[512] * 4, 0, *[512] * 4)  # 0 = max pooling
 
     def __init__(self, cut: int | None = None, image_size: int | None = None) -> None:
         layers: list[nn.Module] = []

@@ -1,4 +1,4 @@
-"""Sizes and variants of the building blocks. Nothing here needs torch: checkpoints are described, and run, without it too."""
+"""Sizes and variants of the building blocks. Nothing here needs torch, so that checkpoints can be read and run without it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class DecoderConfig:
     ffn_dim: int
     kv_heads: int | None = None  # None = heads
     head_dim: int | None = None  # None = dim / heads
-    embed_dim: int | None = None  # None = dim; else a projection leads in and another out
+    embed_dim: int | None = None  # None = dim; else projections lead to dim and back
     embed_scale: float = 1.0  # word embeddings are multiplied by it (Gemma)
     max_positions: int = 2048
     positions: Literal["rotary", "learned", "alibi"] = "rotary"
@@ -32,20 +32,20 @@ class DecoderConfig:
     rope_magnitude: float = 1.0  # rotated components are multiplied by it (YaRN)
     unrotated_layers: tuple[int, ...] = ()  # layers without positions (SmolLM3)
     alibi_bias_max: float = 8.0  # the exponents of ALiBi's slopes are spread evenly up to it
-    window: int | None = None  # tokens that a token attends to, itself included; None = all earlier ones
+    window: int | None = None  # the last tokens that a token attends to, itself included; None = all earlier ones
     local_layers: tuple[int, ...] | None = None  # those with the window; None = all
     local_rope_theta: float | None = None  # of layers with the window, without factors (Gemma 3); None = rope_theta
     qk_norm: Literal["head", "all"] | None = (
-        None  # norms of queries and keys: of each head (Qwen3), of all as one (OLMo-2)
+        None  # norms of queries and keys: over each head (Qwen3), over all (OLMo-2)
     )
     attention_scale: float | None = None  # None = 1 / sqrt(head_dim)
     attention_softcap: float | None = None  # scores become cap * tanh(score / cap) (Gemma 2)
-    logit_softcap: float | None = None  # so do the logits
+    logit_softcap: float | None = None  # the same for logits
     norm: Literal["rms", "layer"] = "rms"
     norm_bias: bool = True  # of layer norms; root mean square norms have none
     pre_norm: bool = True  # a norm before attention and before feed-forward
-    post_norm: bool = False  # a norm after them (Gemma 2, OLMo-2); with neither, after the residual sum (OPT-350m)
-    parallel: bool = False  # attention and feed-forward both read what enters the block (GPT-NeoX)
+    post_norm: bool = False  # a norm after them (Gemma 2, OLMo-2); without either, after the residual sum (OPT-350m)
+    parallel: bool = False  # attention and feed-forward both read the block's input (GPT-NeoX)
     eps: float = 1e-5
     activation: Activation = "silu"
     gated: bool = True
@@ -55,6 +55,22 @@ class DecoderConfig:
     tied: bool = True  # the word embeddings are the output layer too
 
     def __post_init__(self) -> None:
+        self.check_sizes()
+        self.check_numbers()
+        for name in ("unrotated_layers", "local_layers"):
+            if not set(getattr(self, name) or ()) <= set(range(self.layers)):
+                raise InputError(
+                    f"invalid language model config: {name} is {getattr(self, name)}, expected numbers below {self.layers}"
+                )
+        if self.activation not in get_args(Activation):
+            known = ", ".join(get_args(Activation))
+            raise InputError(
+                f"invalid language model config: activation is {self.activation!r}, expected one of {known}"
+            )
+        if self.parallel and (not self.pre_norm or self.post_norm):
+            raise InputError("invalid language model config: parallel needs pre_norm and no post_norm")
+
+    def check_sizes(self) -> None:
         sizes = {
             "vocab_size": (self.vocab_size, 1 << 24),
             "dim": (self.dim, 1 << 16),
@@ -73,41 +89,33 @@ class DecoderConfig:
                 raise InputError(f"invalid language model config: {name} is {size}, expected 1 to {most}")
         if self.heads % self.groups or (self.head_dim is None and self.dim % self.heads):
             raise InputError(
-                f"{self.heads} heads fit neither a width of {self.dim} nor {self.groups} heads of keys: they must divide"
+                f"invalid language model config: heads is {self.heads}, expected a divisor of dim {self.dim} and a multiple of "
+                f"kv_heads {self.groups}"
             )
+
+    def check_numbers(self) -> None:
         if self.positions == "rotary" and (
             self.rotary_width % 2 or min(self.rope_theta, self.local_rope_theta or 1) <= 0
         ):
-            raise InputError("rotary positions need an even rotary_dim and a theta above 0")
+            raise InputError(
+                "invalid language model config: rotary positions need an even rotary_dim and a rope_theta above 0"
+            )
         for name in (
-            "embed_scale",
-            "rope_magnitude",
-            "alibi_bias_max",
-            "attention_scale",
-            "attention_softcap",
-            "logit_softcap",
+            *("embed_scale", "rope_magnitude", "alibi_bias_max"),
+            *("attention_scale", "attention_softcap", "logit_softcap"),
         ):
             if (value := getattr(self, name)) is not None and not 0 < value < float("inf"):
                 raise InputError(f"invalid language model config: {name} is {value}, expected a number above 0")
         if self.rope_factors is not None and len(self.rope_factors) != self.rotary_width // 2:
             raise InputError(
-                f"{len(self.rope_factors)} rotary factors: a width of {self.rotary_width} needs half as many"
+                f"invalid language model config: {len(self.rope_factors)} rope_factors, expected {self.rotary_width // 2}"
             )
         if not all(0 < factor < float("inf") for factor in self.rope_factors or ()):
             raise InputError("invalid language model config: rope_factors must be numbers above 0")
-        for name in ("unrotated_layers", "local_layers"):
-            if not set(getattr(self, name) or ()) <= set(range(self.layers)):
-                raise InputError(
-                    f"invalid language model config: {name} is {getattr(self, name)}, expected numbers below {self.layers}"
-                )
-        if self.activation not in get_args(Activation):
-            known = ", ".join(get_args(Activation))
-            raise InputError(f"the activation {self.activation!r} is not covered: there are {known}")
-        if self.parallel and (not self.pre_norm or self.post_norm):
-            raise InputError("a parallel residual is covered only with norms before attention and feed-forward")
 
     @property
     def groups(self) -> int:
+        """Heads of keys and values (G in the shapes)."""
         return self.kv_heads or self.heads
 
     @property
@@ -123,7 +131,7 @@ class DecoderConfig:
         return self.embed_dim or self.dim
 
     def is_local(self, layer: int) -> bool:
-        """Whether the window holds for this layer."""
+        """Whether this layer has the window."""
         return self.window is not None and (self.local_layers is None or layer in self.local_layers)
 
 
@@ -140,14 +148,14 @@ class T5Config:
     ffn_dim: int
     buckets: int = 32  # of distances
     max_distance: int = 128
-    max_positions: int = 4096  # its biases set no limit
+    max_positions: int = 4096  # a limit of ours: the biases set none
     eps: float = 1e-6
     activation: Activation = "gelu_tanh"
     gated: bool = True
     tied: bool = False  # the word embeddings are the output layer too
-    scale_output: bool = False  # what the output layer reads is divided by sqrt(dim)
-    start_id: int = 0  # what the decoder begins with
-    end_id: int = 1  # what ends a prompt
+    scale_output: bool = False  # the output layer's input is divided by sqrt(dim)
+    start_id: int = 0  # the decoder's first token
+    end_id: int = 1  # the last token of a prompt
 
     @property
     def embed_width(self) -> int:
@@ -161,17 +169,18 @@ class T5Config:
                 )
         if self.buckets % 4 or self.max_distance <= self.buckets // 2:
             raise InputError(
-                f"buckets is {self.buckets}: it must be a multiple of 4, and max_distance more than half of it"
+                f"invalid language model config: buckets is {self.buckets}, expected a multiple of 4 below twice max_distance"
             )
         if not 0 <= min(self.start_id, self.end_id) <= max(self.start_id, self.end_id) < self.vocab_size:
             raise InputError(
-                f"start_id {self.start_id} and end_id {self.end_id} must lie in the vocabulary of {self.vocab_size}"
+                f"invalid language model config: start_id is {self.start_id} and end_id {self.end_id}, expected ids below "
+                f"{self.vocab_size}"
             )
         _ = self.block  # checks the sizes
 
     @property
     def block(self) -> DecoderConfig:
-        """Of one block, as the decoder-only model has it."""
+        """The config of one ``decoder.Block``."""
         return DecoderConfig(
             vocab_size=self.vocab_size,
             dim=self.dim,
@@ -204,13 +213,13 @@ class ViTConfig:
     norm_before: bool = True
     norm_after: bool = True
     has_class_token: bool = True  # SigLIP has none
-    class_token: bool = False  # whether its feature comes out, before those of the cells
+    class_token: bool = False  # whether its feature is part of the output, before those of the cells
     registers: int = 0  # further tokens beside the cells, without positions (DINOv2)
     layer_scale: bool = False  # each sublayer's output is multiplied by a learned vector (DINOv2)
 
     def __post_init__(self) -> None:
         if self.class_token and not self.has_class_token:
-            raise InputError("invalid image encoder config: class_token is true, and there is no class token")
+            raise InputError("invalid image encoder config: class_token is true, but has_class_token is false")
 
     @classmethod
     def blip2(cls, **others: object) -> ViTConfig:
@@ -226,7 +235,7 @@ class ViTConfig:
 
 @dataclass(frozen=True)
 class QFormerConfig:
-    """The defaults are the embedded one's, MiniLM's size; ``bert_base`` is the published one's."""
+    """The defaults are those of the shipped model, MiniLM's size; ``bert_base`` is the size of the published ones."""
 
     image_dim: int
     dim: int = 384

@@ -1,8 +1,8 @@
 """The decoder-only language model: one transformer whose config covers Llama-like models (Llama, SmolLM2 and 3, Mistral, Qwen2 and 3,
 Phi-3, OLMo-2, Gemma 1 to 3), OPT, GPT-NeoX (Black et al. 2022; Pythia) and MPT.
 
-The cache of earlier tokens is passed in, so one model serves many runs at once. The loop over the blocks may be owned from
-outside, with other layers in between:
+The cache of earlier tokens is passed in, so one model serves many runs at once. A caller may run the loop over the blocks itself,
+with other layers in between, as Flamingo does:
 
     x, context = lm.embed_inputs(input_ids, cache=cache)
     for i, block in enumerate(lm.blocks):
@@ -41,22 +41,22 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 class TokenContext(NamedTuple):
     """Masks and positions of the tokens of one call, for all blocks."""
 
-    mask: Tensor | None  # [T, S] or [B, T, S]; None = all but what ``causal`` excludes
+    mask: Tensor | None  # [T, S] or [B, T, S]; None = everything that ``causal`` allows
     causal: bool  # each token attends to itself and the earlier ones of this call
     positions: Positions
-    local_mask: Tensor | None = None  # of layers with a window; None = as the others
+    local_mask: Tensor | None = None  # for layers with a window; None = ``mask``
 
 
 class Prompt(NamedTuple):
-    """What a text begins with, for ``Decoder.prefill``."""
+    """The input of ``LanguageModel.prefill``."""
 
     inputs: Tensor  # ids [B, T] or embeddings [B, T, E]
-    padding_mask: Tensor | None = None  # [B, T], True = a token; padding stands in front. None = no padding
-    cache: KVCache | None = None  # of the text before; it is continued in place
+    padding_mask: Tensor | None = None  # [B, T], True = a token; padding is on the left. None = no padding
+    cache: KVCache | None = None  # of the text so far; it is continued in place
 
 
 def left_pad(rows: Sequence[Tensor]) -> Prompt:
-    """Texts of several lengths, each ids ``[T]`` or embeddings ``[T, E]``, as one batch that ends together."""
+    """Texts of several lengths, each ids ``[T]`` or embeddings ``[T, E]``, as one batch padded on the left."""
     longest = max(len(row) for row in rows)
     shape = rows[0].shape[1:]
     padded = torch.stack([torch.cat([row.new_zeros(longest - len(row), *shape), row]) for row in rows])
@@ -65,7 +65,7 @@ def left_pad(rows: Sequence[Tensor]) -> Prompt:
 
 
 class RMSNorm(nn.RMSNorm):
-    """In the weight's dtype, whatever the input's is under autocast."""
+    """Computed in the weight's dtype, whatever the input's is under autocast."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.to(self.weight.dtype)).to(x.dtype)
@@ -80,7 +80,7 @@ def norm(config: DecoderConfig, width: int | None = None) -> nn.Module:
 
 
 class SelfAttention(nn.Module):
-    """Queries, keys and values of all heads in one product; H / G heads of the queries share one of the keys."""
+    """Queries, keys and values of all heads in one product; each of G heads of keys serves H / G heads of queries."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
@@ -91,12 +91,12 @@ class SelfAttention(nn.Module):
         self.out = Linear(self.heads * self.width, config.dim, config.out_bias)
         self.qk_norm = config.qk_norm
         if self.qk_norm:
-            of_all = self.qk_norm == "all"
-            self.query_norm = norm(config, self.width * (self.heads if of_all else 1))
-            self.key_norm = norm(config, self.width * (self.groups if of_all else 1))
+            over_all = self.qk_norm == "all"
+            self.query_norm = norm(config, self.width * (self.heads if over_all else 1))
+            self.key_norm = norm(config, self.width * (self.groups if over_all else 1))
 
     def project(self, x: Tensor, positions: Positions) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries ``[B, H, T, d]``, keys and values ``[B, G, T, d]``; the first two normalised and rotated by their positions."""
+        """Queries ``[B, H, T, d]``, keys and values ``[B, G, T, d]``; queries and keys are normalised and rotated by their positions."""
         rotated = self.heads + self.groups
         heads = self.qkv(x).view(*x.shape[:2], rotated + self.groups, self.width)
         queries_keys, values = heads[:, :, :rotated], heads[:, :, rotated:]
@@ -130,7 +130,7 @@ class SelfAttention(nn.Module):
         )
 
     def weights(self, x: Tensor, context: TokenContext) -> Tensor:
-        """The weight of each token for each, ``[B, H, T, T]``, without a cache."""
+        """The attention weights ``[B, H, T, T]``, without a cache."""
         queries, keys, _ = self.project(x, context.positions)
         mask = masks.causal(x.shape[1], device=x.device) if context.causal else self.mask(context)
         return attention_weights(queries, keys, mask, AttentionScores(self.scale, context.positions.bias, self.softcap))
@@ -155,7 +155,7 @@ class DecoderFeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each with its residual; the config says where the norms stand."""
+    """Attention and feed-forward, each with its residual; the config says where the norms are."""
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A language model; a ``generate.StepModel`` over ids or given embeddings."""
+    """A language model over ids or embeddings; a ``generate.StepModel``."""
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -201,25 +201,25 @@ class Decoder(nn.Module):
         self.head = None if config.tied else Linear(outer, config.vocab_size, bias=False)
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """``[B, T]`` -> ``[B, T, E]``: what may be mixed with soft prompts and given to ``forward`` or ``prefill``."""
+        """``[B, T]`` -> ``[B, T, E]``, for ``forward`` or ``prefill``, perhaps concatenated with soft prompts."""
         x = self.embedding(input_ids)
         return x if self.config.embed_scale == 1 else x * self.config.embed_scale
 
     def embed_inputs(
         self, inputs: Tensor, padding_mask: Tensor | None = None, cache: KVCache | None = None
     ) -> tuple[Tensor, TokenContext]:
-        """What enters the first block.
+        """The input of the first block.
 
         Args:
             inputs: ids ``[B, T]`` or embeddings ``[B, T, E]``.
             padding_mask: ``[B, T]``, True = a token, of these inputs; None = all are tokens.
-            cache: what came before. Every block must be run on this call's tokens before the next call.
+            cache: the text so far. Every block must be run on this call's tokens before the next call.
 
         Returns:
             ``x [B, T, D]`` and the context of its tokens, the same for all blocks.
 
         Raises:
-            InputError: the text becomes longer than the model can read; it is never cut.
+            InputError: the text is longer than the model can read; it is never cut.
         """
         x = inputs if inputs.is_floating_point() else self.embed(inputs)
         new, past = x.shape[1], cache.length if cache else 0
@@ -235,28 +235,27 @@ class Decoder(nn.Module):
             window = None
         key_positions: Tensor | None = None  # [B or 1, S], where ALiBi or a window needs them
         if window is not None or self.config.positions == "alibi":
-            key_positions = (
-                torch.arange(past + new, device=x.device)[None] if visible is None else visible.cumsum(1) - 1
-            )
+            unpadded = torch.arange(past + new, device=x.device)[None]
+            key_positions = unpadded if visible is None else visible.cumsum(1) - 1
         x, positions = self.add_positions(x, position_ids, key_positions)
         if visible is None and window is None and (past == 0 or new == 1):
             return x, TokenContext(None, new > 1, positions)
         mask = masks.causal(new, past, x.device) if new > 1 else None
         if visible is not None:
-            mask = masks.both(mask, masks.padding(visible))
+            mask = masks.intersection(mask, masks.padding(visible))
         local_mask = None
         if window is not None and key_positions is not None:
-            local_mask = masks.both(mask, masks.window(position_ids, key_positions, window))
+            local_mask = masks.intersection(mask, masks.window(position_ids, key_positions, window))
         return x, TokenContext(mask, False, positions, local_mask)
 
     def add_positions(
         self, x: Tensor, position_ids: Tensor, key_positions: Tensor | None = None
     ) -> tuple[Tensor, Positions]:
-        """Embeddings ``[B, T, E]`` at ``position_ids [B or 1, T]`` -> ``[B, T, D]``, and what attention takes of the positions.
+        """Embeddings ``[B, T, E]`` at ``position_ids [B or 1, T]`` -> ``[B, T, D]``, and the positions as attention needs them.
 
-        ``key_positions [B or 1, S]``: of all keys; None = of these T tokens alone.
+        ``key_positions [B or 1, S]``: of all keys; None = these T tokens are the only keys.
         """
-        x = self.project_in(x).to(x.dtype)  # the residual stream stays as exact as the embeddings, also under autocast
+        x = self.project_in(x).to(x.dtype)  # under autocast, too, the residual stream has the embeddings' precision
         c = self.config
         if c.positions == "learned":
             return x + self.position_embedding(position_ids + OPT_OFFSET), Positions()
@@ -272,7 +271,7 @@ class Decoder(nn.Module):
         return x, Positions(rotation(position_ids, frequencies, c.rope_magnitude), local_rotation=local)
 
     def final_hidden(self, x: Tensor) -> Tensor:
-        """What leaves the last block, ``[B, T, D]`` -> what ``logits`` takes, ``[B, T, E]``."""
+        """The last block's output ``[B, T, D]`` -> the input of ``logits``, ``[B, T, E]``."""
         return self.project_out(self.final_norm(x))
 
     def forward(self, inputs: Tensor, padding_mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
@@ -297,7 +296,7 @@ class Decoder(nn.Module):
         return logits if cap is None else cap * (logits / cap).tanh()
 
     def attention_maps(self, inputs: Tensor, padding_mask: Tensor | None = None) -> list[Tensor]:
-        """The attention weights ``[B, H, T, T]`` of every block. ``inputs`` is the whole text."""
+        """The attention weights ``[B, H, T, T]`` of every block; ``inputs`` as in ``embed_inputs``, the whole text."""
         x, context = self.embed_inputs(inputs, padding_mask)
         maps = []
         for block in self.blocks:
@@ -313,25 +312,25 @@ class Decoder(nn.Module):
         return [layer[:, :, length - 1 :, :length] for layer in maps]
 
     def prefill(self, inputs: Prompt | Tensor) -> tuple[Tensor, KVCache]:
-        """Read prompts: the logits ``[B, V]`` of what follows, and the cache to go on with.
+        """Read prompts: the logits ``[B, V]`` of the next token, and the cache to continue with.
 
         Raises:
             InputError: the prompt is empty or too long.
-            ValueError: padding stands behind a prompt.
+            ValueError: padding on the right.
         """
         tokens, padding_mask, cache = inputs if isinstance(inputs, Prompt) else Prompt(inputs)
         if tokens.shape[1] == 0:
             raise InputError("the prompt is empty: the language model needs at least one token to go on from")
         if padding_mask is not None and not padding_mask[:, -1].all():
-            raise ValueError("padding stands in front of a prompt (left_pad), so that all prompts end together")
+            raise ValueError("prompts must be padded on the left (left_pad), so that all end together")
         if cache is None:
             cache = KVCache(self.config.layers, capacity=tokens.shape[1] + 64)
         return self.logits(self(tokens, padding_mask, cache)[:, -1:])[:, 0], cache
 
     def step(self, ids: Tensor, state: KVCache) -> tuple[Tensor, KVCache]:
-        """One more token of each row: ``ids [B * K]`` -> the logits ``[B * K, V]`` of the next."""
+        """One token for each row: ``ids [B * K]`` -> the logits ``[B * K, V]`` of the next."""
         return self.logits(self(ids[:, None], cache=state))[:, 0], state
 
     def score(self, ids: Tensor, state: KVCache) -> Tensor:
-        """The texts that might follow, ``[B, T]`` -> the logits ``[B, T, V]`` of what comes after each of their tokens."""
+        """Possible continuations ``[B, T]`` -> the logits ``[B, T, V]`` after each of their tokens."""
         return self.logits(self(ids, cache=state))

@@ -1,4 +1,4 @@
-"""The layers of EfficientNet-Lite2 (Tan & Le 2019) as data, and what its published file calls them."""
+"""The layers of EfficientNet-Lite2 (Tan & Le 2019) as data, and their names in the published file."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 ENCODER_NAME = "efficientnet-lite2"
-MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3  # of the pixels that it takes, from 0 to 1
-DEFAULT_IMAGE_SIZE = 448  # of photos, in pixels, where nothing else is said
-CELL = 32  # pixels on a side of the grid's cells
+MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3  # pixels from 0 to 1 are normalised by them
+DEFAULT_IMAGE_SIZE = 448  # side of the square photo, in pixels
+CELL = 32  # side of a grid cell, in pixels
 STEM_DIM = 32
 
 
@@ -57,7 +57,7 @@ LAYERS = tuple(_layers())  # 23: the stem, 21 blocks, the head
 
 
 def published_names() -> Iterator[tuple[str, str, str]]:
-    """Of each convolution: its name in the published file, that of its batch norm, and ours."""
+    """For each convolution its name in the published file, its batch norm's name there, and our name."""
     last = len(LAYERS) - 1
     yield "_conv_stem", "_bn0", "layers.0.0"
     for i, layer in enumerate(LAYERS[1:last]):

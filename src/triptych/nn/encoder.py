@@ -1,4 +1,4 @@
-"""What the systems ask of an image encoder: ``cnn.ConvNet`` and ``vit.ViT`` have it, and so can any other."""
+"""The interface of image encoders, as a Protocol. ``cnn.ConvNet`` and ``vit.ViT`` implement it, and any other encoder may."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from triptych.io.pixels import PixelSpec
 
 
 class NetworkPart(Protocol):
-    """What every ``nn.Module`` has, of which a part's Protocol is a view."""
+    """The methods of ``nn.Module`` that Protocols of parts need."""
 
     def __call__(self, x: Tensor) -> Any: ...
     def eval(self) -> Self: ...
@@ -22,10 +22,10 @@ class NetworkPart(Protocol):
 
 
 class VisionEncoder(NetworkPart, Protocol):
-    """Pixels -> a grid of features, in two steps: the frozen trunk, whose output may be kept, and a tail that may be trained.
+    """Pixels -> a grid of features, in two steps: the frozen trunk, whose output may be cached, and a tail that may be trained.
 
     ``dim``: channels of a feature. ``grid``: rows and columns of cells. ``image_size``: side of the square photo, in pixels.
-    ``pixels``: how a photo is brought to it. ``cut``: the number of layers in the trunk.
+    ``pixels``: how a photo is resized and normalised for it. ``cut``: the number of layers in the trunk.
     """
 
     name: str
@@ -43,11 +43,11 @@ class VisionEncoder(NetworkPart, Protocol):
         ...
 
     def trunk(self, pixel_values: Tensor) -> Tensor:
-        """``[B, 3, H, W]`` -> what the tail reads, without gradients."""
+        """``[B, 3, H, W]`` -> the input of ``tail``, without gradients."""
         ...
 
     def tail(self, maps: Tensor) -> Tensor:
-        """What the trunk made -> ``image_features [B, L, D]``: a feature for each cell, perhaps behind that of the class token."""
+        """The trunk's output -> ``image_features [B, L, D]``, one for each cell, after that of the class token where there is one."""
         ...
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What BLIP-2 asks of a frozen language model: ``decoder.Decoder`` has it, and so can any other.
+"""The interface of BLIP-2's frozen language models, as a Protocol. ``decoder.Decoder`` and ``t5.T5`` implement it.
 
 Shapes (legend in ``attention.py``): T tokens, E width of the embeddings, V words.
 """
@@ -25,28 +25,29 @@ class LanguageModel(NetworkPart, Protocol[S]):
 
     @property
     def max_positions(self) -> int:
-        """The most tokens that it reads."""
+        """The most tokens of a text."""
         ...
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """``[B, T]`` -> ``[B, T, E]``: what may be mixed with soft prompts."""
+        """``[B, T]`` -> ``[B, T, E]``, which may be concatenated with soft prompts."""
         ...
 
     def prefill(self, inputs: Prompt) -> tuple[Tensor, S]:
-        """Ids or embeddings -> the logits ``[B, V]`` of what follows, and the state to go on with."""
+        """Ids or embeddings -> the logits ``[B, V]`` of the next token, and the state to continue with."""
         ...
 
     def step(self, ids: Tensor, state: S) -> tuple[Tensor, S]:
-        """One more token of each row: ``ids [B]`` -> the logits ``[B, V]`` of the next."""
+        """One token for each row: ``ids [B]`` -> the logits ``[B, V]`` of the next."""
         ...
 
     def score(self, ids: Tensor, state: S) -> Tensor:
-        """The texts that might follow, ``[B, T]`` -> the logits ``[B, T, V]`` of what comes after each of their tokens."""
+        """Possible continuations ``[B, T]`` -> the logits ``[B, T, V]`` after each of their tokens."""
         ...
 
     def prompt_attention(self, prompt: Tensor, text: Tensor) -> list[Tensor]:
-        """How much attention went to the prompt when a text was written.
+        """The attention to the prompt while a text was written.
 
-        ``prompt [B, P, E]``, ``text [B, T]`` -> ``[B, H, T + 1, P]`` of every block: of what wrote each token, and the one after them.
+        ``prompt [B, P, E]``, ``text [B, T]`` -> ``[B, H, T + 1, P]`` for every block: at the position that predicts each token of the text,
+        then at its last token.
         """
         ...

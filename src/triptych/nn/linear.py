@@ -1,7 +1,4 @@
-"""Linear layers of the language model, quick on a CPU.
-
-Weights lie in memory as one row of input reads them best; several rows go to oneDNN, in decoding with a packed copy.
-"""
+"""Linear layers of the language model, made fast for decoding on a CPU: see ``CpuProduct``."""
 
 from __future__ import annotations
 
@@ -14,41 +11,40 @@ from torch import Tensor, nn
 
 
 class PackedWeight(NamedTuple):
-    """A weight as oneDNN likes it best, and what it was made from."""
+    """A weight in oneDNN's own layout, and the weight that it was made from."""
 
     weight: Tensor
-    source: Tensor  # the same memory as the weight's, kept so that no other tensor can come to lie there
+    source: Tensor  # shares the original weight's memory, so that no other tensor can be allocated there
     version: int
 
-    def of(self, weight: Tensor) -> bool:
+    def is_copy_of(self, weight: Tensor) -> bool:
         return self.source.data_ptr() == weight.data_ptr() and self.version == weight._version
 
 
 class CpuProduct(nn.Module):
-    """A module whose ``weight [N, D]`` is multiplied with, fast in decoding on a CPU (fp32, without gradients).
+    """A module that multiplies by its ``weight [N, D]``, fast in decoding on a CPU (fp32, without gradients).
 
-    One row is as fast as memory can be read where the weight lies there as ``[D, N]``: so it is loaded. Several rows go to oneDNN, which
-    on some processors is nearly twice as fast as MKL; in one step of several texts they take a packed copy of the weight, which is
-    half as fast again. The copy is as large as the weight. It is made at the first such step, made anew when the weight has changed,
-    dropped when the module moves, and never copied or saved. Where oneDNN is switched off (``torch.backends.mkldnn``), there is none.
+    One row: the weight is stored as ``[D, N]``, so that the product is as fast as memory can be read. Several rows: oneDNN, which on
+    some processors is nearly twice as fast as MKL. One step of several texts: oneDNN with a packed copy of the weight, 1.5 times as fast
+    again. The copy is as large as the weight. It is made at the first such step and again after the weight has changed, dropped
+    when the module moves, and never saved. There is none where oneDNN is switched off (``torch.backends.mkldnn``).
     """
 
     weight: Tensor
-    keeps_packed = True  # not where weights come and go (``models.placement``)
+    keeps_packed = True  # False where weights are moved between devices all the time (``models.placement``)
     _packed: PackedWeight | None = None
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """``x [.., T, D]`` -> ``x weight^T + bias [.., T, N]``."""
         if x.shape[:-1].numel() == 1 or not onednn_multiplies(x, self.weight):
             return F.linear(x, self.weight, bias)
-        one_step = (
-            x.shape[-2] == 1 and self.keeps_packed and not self.weight.is_inference()
-        )  # those have no version counter
+        versioned = not self.weight.is_inference()  # tensors of inference mode have no version counter
+        one_step = x.shape[-2] == 1 and self.keeps_packed and versioned
         weight = self.packed() if one_step else self.weight
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
     def packed(self) -> Tensor:
-        if self._packed is None or not self._packed.of(self.weight):
+        if self._packed is None or not self._packed.is_copy_of(self.weight):
             source = self.weight.detach()
             self._packed = PackedWeight(torch.ops.mkldnn._reorder_linear_weight(source), source, self.weight._version)
         return self._packed.weight
@@ -60,7 +56,7 @@ class CpuProduct(nn.Module):
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
         rows, columns = self.weight.shape
-        if rows >= columns:  # MKL takes few long sums faster as they are
+        if rows >= columns:  # with fewer rows than columns MKL is faster in the usual layout
             self.weight.data = self.weight.data.t().contiguous().t()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -85,4 +81,4 @@ class Linear(CpuProduct, nn.Linear):
 
 
 class Embedding(CpuProduct, nn.Embedding):
-    """Word embeddings that are the output layer, too."""
+    """Word embeddings whose weight is also the output layer's (``product``)."""

@@ -1,7 +1,7 @@
 """Every attention mask of the package, drawn.
 
 A mask is boolean, True = may attend, ``[T, S]`` (T queries in rows, S keys in columns) or ``[B, T, S]``; axes of 1 broadcast.
-In the drawings ``#`` is a key that the row attends to and ``.`` one that is masked. ``draw`` makes such a picture.
+In the drawings ``#`` is a key that the row attends to and ``.`` one that is masked. ``draw`` makes such a drawing.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from torch import Tensor
 
 
 def draw(mask: Tensor) -> str:
-    """The picture of one mask ``[T, S]``, a line for each row."""
+    """The drawing of one mask ``[T, S]``, a line for each row."""
     return "\n".join(" ".join("#" if allowed else "." for allowed in row) for row in mask.tolist())
 
 
-def both(*masks: Tensor | None) -> Tensor | None:
-    """What all of the masks allow; None allows everything. ``[T, S]`` beside ``[B, 1, S]`` gives ``[B, T, S]``."""
+def intersection(*masks: Tensor | None) -> Tensor | None:
+    """True where all masks are; None allows everything. ``[T, S]`` and ``[B, 1, S]`` -> ``[B, T, S]``."""
     allowed: Tensor | None = None
     for mask in masks:
         if mask is not None:
@@ -28,7 +28,7 @@ def both(*masks: Tensor | None) -> Tensor | None:
 
 
 def causal(length: int, past: int = 0, device: torch.device | None = None) -> Tensor:
-    """A token attends to itself and to what came before: ``[T, past + T]`` for ``length`` = T new tokens after ``past`` earlier ones.
+    """A token attends to itself and to earlier ones: ``[T, past + T]`` for ``length`` = T new tokens after ``past`` earlier ones.
 
     ``causal(4)``:
 
@@ -47,7 +47,7 @@ def causal(length: int, past: int = 0, device: torch.device | None = None) -> Te
 
 
 def window(rows: Tensor, columns: Tensor, width: int) -> Tensor:
-    """What lies less than ``width`` tokens back (Mistral's sliding window, beside ``causal``); what lies ahead, too.
+    """Mistral's sliding window, to be combined with ``causal``: keys less than ``width`` tokens back, and all later ones.
 
     ``rows [.., T]`` and ``columns [.., S]`` are positions in the text, padding not counted: ``[.., T, S]``.
     ``window(torch.arange(4), torch.arange(4), 2)``:
@@ -79,7 +79,7 @@ def right_padding(lengths: Sequence[int] | Tensor, total: int | None = None) -> 
 
 
 def left_padding(lengths: Sequence[int] | Tensor, total: int | None = None) -> Tensor:
-    """Texts of these lengths, padded at the front, so that all end together: ``[B, 1, S]``, S = ``total`` or the longest.
+    """Texts of these lengths, padded at the beginning, so that all end together: ``[B, 1, S]``, S = ``total`` or the longest.
 
     ``left_padding([1, 4, 3])``, one text a line:
 
@@ -120,7 +120,7 @@ def itm(queries: int, tokens: int, device: torch.device | None = None) -> Tensor
 
 
 def itg(queries: int, tokens: int, device: torch.device | None = None) -> Tensor:
-    """BLIP-2's grounded generation, multimodal causal: queries attend to queries, text to all queries and the earlier text
+    """BLIP-2's grounded generation, multi-modal causal: queries attend to queries, text to all queries and the earlier text
     (Li et al. 2023, figure 2).
 
     Q queries, then T tokens: ``[Q + T, Q + T]``. ``itg(2, 3)``:
@@ -138,12 +138,13 @@ def itg(queries: int, tokens: int, device: torch.device | None = None) -> Tensor
 
 
 def media(text_time: Tensor, numbers: Tensor, latents: int, look: str = "last") -> Tensor:
-    """Flamingo: the visual tokens that each token of a text attends to, those of the last picture before it, or of all before it
+    """Flamingo: text attends to the visual tokens of the last picture before it, or of all pictures before it
     (Alayrac et al. 2022, section 2.3).
 
-    ``text_time [B, T]``: how many pictures each token has before it, itself counted if it stands for one. ``numbers [B, N]``: which
-    picture each of the N is, from 1; below 0 = none. Each has R = ``latents`` visual tokens: ``[B, T, N * R]``.
-    Text with three pictures and R = 2, ``text_time = [0, 1, 1, 2, 3]``, ``numbers = [1, 2, 3]``; the last, then all:
+    ``text_time [B, T]``: the number of pictures before each token, including the token itself if it stands for one.
+    ``numbers [B, N]``: the number of each picture in its text, from 1; below 0 = padding. ``look``: "last" or "all".
+    Each picture has R = ``latents`` visual tokens: ``[B, T, N * R]``.
+    Text with three pictures and R = 2, ``text_time = [0, 1, 1, 2, 3]``, ``numbers = [1, 2, 3]``; "last", then "all":
 
         . . . . . .
         # # . . . .
@@ -166,7 +167,7 @@ def media(text_time: Tensor, numbers: Tensor, latents: int, look: str = "last") 
 def branches(prefix: int, branch: Tensor | Sequence[int]) -> Tensor:
     """Several continuations of one prefix in one row: each attends to the prefix and to itself, causally, and to no other.
 
-    P = ``prefix`` tokens, then N, of the continuations that ``branch [.., N]`` numbers from 0: ``[.., P + N, P + N]``.
+    P = ``prefix`` tokens, then N tokens; ``branch [.., N]``: the continuation of each, from 0. -> ``[.., P + N, P + N]``.
     ``branches(2, [0, 0, 1, 1])``:
 
         # . . . . .

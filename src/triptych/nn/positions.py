@@ -14,15 +14,15 @@ Rotation = tuple[Tensor, Tensor]  # cosines and signed sines, each [B or 1, 1, T
 
 
 class Positions(NamedTuple):
-    """What attention takes of the tokens' positions; nothing where they are learned."""
+    """The tokens' positions as attention needs them; empty where positions are learned embeddings."""
 
     rotation: Rotation | None = None
     bias: Tensor | None = None  # ALiBi's, [B or 1, H, T, S]
-    local_rotation: Rotation | None = None  # of layers with a window; None = ``rotation``
+    local_rotation: Rotation | None = None  # for layers with a window; None = ``rotation``
 
 
 def rotary_frequencies(theta: float, width: int, device: torch.device | None = None) -> Tensor:
-    """Radians a position, ``[r / 2]``: theta ** (-2 i / r)."""
+    """Radians per position, ``[r / 2]``: theta ** (-2 i / r); ``width`` = r."""
     return 1.0 / theta ** (torch.arange(0, width, 2, device=device).float() / width)
 
 
@@ -44,8 +44,8 @@ def rotate(x: Tensor, rotary: Rotation) -> Tensor:
 def alibi(positions: Tensor, key_positions: Tensor, heads: int, bias_max: float = 8.0) -> Tensor:
     """Linear biases: -slope * (i - j) where a token at position i attends to one at position j.
 
-    ``positions [B, T]`` of the queries, ``key_positions [B, S]`` of the keys -> ``[B, H, T, S]``. The slopes of a power of two of
-    heads are a geometric sequence down to 2 ** -bias_max; other numbers take theirs from the next power's, every second first.
+    ``positions [B, T]`` of the queries, ``key_positions [B, S]`` of the keys -> ``[B, H, T, S]``. If the number of heads is a power of
+    two, the slopes are a geometric sequence down to 2 ** -bias_max; else they are taken from the next power's, every second first.
     """
     power = 1 << (heads - 1).bit_length()
     slopes = 2.0 ** -(torch.arange(1, power + 1, device=positions.device) * (bias_max / power))

@@ -1,10 +1,10 @@
 """The Q-Former (BLIP-2, Li et al. 2023, section 3.1): learned queries that read a photo, alone or together with a text.
 
-A BERT whose self-attention is shared by queries and text. Queries also attend to the photo, in every second layer, and have
-feed-forward layers of their own. One mask decides which of the three objectives, or which use, it is (``masks.py``).
+A BERT whose self-attention is shared by queries and text. In every second layer the queries also attend to the photo; they have
+feed-forward layers of their own. The three objectives differ in the self-attention mask (``masks.itc``, ``itm``, ``itg``).
 
-Shapes (legend in ``attention.py``): ``image_features [B, L, Dv]`` of B photos; R rows of queries and text, R = B * K, the K rows of one
-photo together, so that a photo's keys and values are computed once for all its texts. Q queries, T tokens, D width, H heads.
+Shapes (legend in ``attention.py``): ``image_features [B, L, Dv]`` of B photos; R rows of queries and text, R = B * K. The K rows of a
+photo are adjacent, so that its keys and values are computed once for all its texts. Q queries, T tokens, D width, H heads.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class QFormerSelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Queries attend to their photo: norm(x + attention(x, photo)). A photo serves the queries of all its K rows at once."""
+    """Queries attend to their photo: norm(x + attention(x, photo)); all K rows of a photo in one product."""
 
     def __init__(self, config: QFormerConfig) -> None:
         super().__init__()
@@ -49,12 +49,12 @@ class CrossAttention(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, image: KeysValues) -> Tensor:
-        """``x [R, Q, D]`` -> ``[R, Q, D]``."""
+        """``x [R, Q, D]``, keys and values ``[B, H, L, D / H]`` -> ``[R, Q, D]``."""
         attended = self.attention(self.by_photo(x, image), image).view_as(x)  # BLIP-2 section 3.1: cross-attention
         return self.norm(x + self.dropout(attended))
 
     def maps(self, x: Tensor, image: KeysValues) -> Tensor:
-        """The attention of each query over the cells, the mean over heads: ``[R, Q, L]``."""
+        """The attention of each query to the cells, the mean over heads: ``[R, Q, L]``."""
         return self.attention.weights(self.by_photo(x, image), image).mean(1).reshape(*x.shape[:2], -1)
 
     @staticmethod
@@ -80,8 +80,8 @@ class QFormerFeedForward(nn.Module):
 class Maps(NamedTuple):
     """The attention of one layer, the mean over heads."""
 
-    cells: Tensor | None  # [R, Q, L]: queries over the cells of their photo; None without cross-attention
-    inner: Tensor  # [R, Q + T, S]: queries and words over one another, the Q queries first in S
+    cells: Tensor | None  # [R, Q, L]: of queries to the cells of their photo; None without cross-attention
+    inner: Tensor  # [R, Q + T, S]: of queries and words to one another, the Q queries first in S
 
 
 class QFormerLayer(nn.Module):
@@ -101,7 +101,18 @@ class QFormerLayer(nn.Module):
         past: KeysValues | None,
         with_maps: bool,
     ) -> tuple[Tensor, KeysValues, Maps | None]:
-        """``x [R, Q + T, D]``, its first ``queries`` = Q vectors of queries -> the same, and the keys and values of its self-attention."""
+        """One layer over queries and text.
+
+        Args:
+            x: ``[R, Q + T, D]``, the queries first.
+            queries: Q.
+            mask: True = may attend, ``[Q + T, S]`` or ``[R, Q + T, S]``.
+            image: keys and values of the photos for the cross-attention, if any.
+            past: those of earlier text for the self-attention.
+
+        Returns:
+            the new ``x``, the self-attention's keys and values, and its maps ``with_maps``.
+        """
         attended, kv = self.self_attention(x, mask, past)
         query, text = attended[:, :queries], attended[:, queries:]
         cells = None
@@ -113,7 +124,7 @@ class QFormerLayer(nn.Module):
 
 
 class ImageKeysValues(NamedTuple):
-    """The keys and values of B photos: ``[B, H, L, D / H]`` for each layer, None in those without cross-attention."""
+    """The keys and values of B photos: ``[B, H, L, D / H]`` for each layer, None for those without cross-attention."""
 
     layers: tuple[KeysValues | None, ...]
 
@@ -145,7 +156,7 @@ class QFormerOutput(NamedTuple):
 
 
 class QFormer(nn.Module):
-    """Learned queries and a BERT: photos, texts, or both, as the arguments and the mask say."""
+    """Learned queries and a BERT over photos, texts, or both."""
 
     def __init__(self, config: QFormerConfig) -> None:
         super().__init__()
@@ -163,7 +174,7 @@ class QFormer(nn.Module):
         self.apply(initialise)
 
     def image_keys_values(self, image_features: Tensor) -> ImageKeysValues:
-        """``image_features [B, L, Dv]`` -> what every method here takes as ``image``: computed once, for any number of texts."""
+        """``image_features [B, L, Dv]`` -> the ``image`` of the other methods: computed once for any number of texts."""
         crosses = (layer.cross_attention for layer in self.layers)
         return ImageKeysValues(
             tuple(cross.attention.keys_values(image_features) if cross else None for cross in crosses)
@@ -177,13 +188,13 @@ class QFormer(nn.Module):
         past: Past | None = None,
         with_maps: bool = False,
     ) -> QFormerOutput:
-        """Queries where there are photos, then text where there is text.
+        """Queries if there are photos, then text if there is text.
 
         Args:
             image: B photos.
             input_ids: ``[R, T]``, K texts of each photo one after another; R = B without text.
             mask: True = may attend, ``[Q + T, S]`` or ``[R, Q + T, S]``, S = past and present; None = all attend to all.
-            past: the queries, and earlier text, that this text continues; not beside ``image``.
+            past: the queries and the earlier text that this text continues; not together with ``image``.
 
         Raises:
             InputError: the text is too long, or there is no text side.
@@ -202,7 +213,7 @@ class QFormer(nn.Module):
         return QFormerOutput(x[:, :queries], x[:, queries:], Past(tuple(read)), tuple(maps))
 
     def embed(self, image: ImageKeysValues | None, input_ids: Tensor | None, past: Past | None) -> Iterator[Tensor]:
-        """Queries ``[R, Q, D]`` have no positions; words ``[R, T, D]`` count theirs from [CLS] or [DEC]."""
+        """Queries ``[R, Q, D]``, without positions, then words ``[R, T, D]``, whose positions count from [CLS] or [DEC]."""
         if image:
             photos = next(len(kv.keys) for kv in image.layers if kv)
             rows = photos if input_ids is None else len(input_ids)
@@ -234,20 +245,20 @@ class QFormer(nn.Module):
         """Photos and texts that attend to one another: matching, and queries that read an instruction (Dai et al. 2023)."""
         queries, tokens = self.config.queries, input_ids.shape[1]
         present = F.pad(text_mask.bool(), (queries, 0), value=True)
-        mask = masks.both(masks.itm(queries, tokens, input_ids.device), masks.padding(present))
+        mask = masks.intersection(masks.itm(queries, tokens, input_ids.device), masks.padding(present))
         return self(image, input_ids, mask, with_maps=with_maps)
 
     def continue_text(self, input_ids: Tensor, past: Past, with_maps: bool = False) -> QFormerOutput:
-        """The next words of grounded generation, the first of them [DEC]; ``past``: of ``encode_image``, or of the words before.
+        """The next words of grounded generation ``[R, T]``, the first of them [DEC]; ``past``: of ``encode_image``, or of earlier words.
 
-        Padding may follow the words; nothing before it attends to it.
+        Padding may follow the words: no word attends to it.
         """
         mask = masks.causal(input_ids.shape[1], past.length, device=input_ids.device)
         return self(input_ids=input_ids, mask=mask, past=past, with_maps=with_maps)
 
 
 class QFormerHeads(nn.Module):
-    """The outputs of the first stage: features for contrast, match or no match, the next word (if it ``writes``)."""
+    """The outputs of the first stage: features for contrast (ITC), match or no match (ITM), and if it ``writes``, the next word (ITG)."""
 
     def __init__(self, config: QFormerConfig, feature_dim: int = 256, writes: bool = True) -> None:
         super().__init__()
@@ -263,7 +274,7 @@ class QFormerHeads(nn.Module):
 
     @property
     def bounded_temperature(self) -> Tensor:
-        """What similarities are divided by: the learned value between 0.001 and 0.5, so that no step of training runs away with it."""
+        """The learned temperature that similarities are divided by, clamped to 0.001 to 0.5 so that training stays stable."""
         return self.temperature.clamp(0.001, 0.5)
 
     def image_features(self, queries: Tensor) -> Tensor:
@@ -284,7 +295,7 @@ class QFormerHeads(nn.Module):
 
 
 def initialise(module: nn.Module) -> None:
-    """BERT's initial weights, N(0, 0.02) and biases 0; the queries' feed-forward layers begin as copies of the text's."""
+    """BERT's initial weights: N(0, 0.02), biases 0. The queries' feed-forward layers start as copies of the text's."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear):

@@ -1,10 +1,10 @@
-"""T5 (Raffel et al. 2020) and Flan-T5: an encoder reads the prompt, a decoder that attends to it writes.
+"""T5 (Raffel et al. 2020) and Flan-T5: an encoder reads the prompt; a decoder that attends to it writes the text.
 
-Pre-norm blocks without biases; positions are learned biases of the scores by distance, one table for all layers of the encoder and
-one for all of the decoder. Scores are not divided by sqrt(d). A ``language_model.LanguageModel``: the prompt's keys and values are
-computed once in ``prefill``, and the decoder begins with ``start_id``.
+Pre-norm blocks without biases. Positions are learned biases of the scores by distance: one table for all layers of the encoder and
+one for all layers of the decoder. Scores are not divided by sqrt(d). T5 is a ``language_model.LanguageModel``: ``prefill`` computes
+the prompt's keys and values once, and the decoder begins with ``start_id``.
 
-Shapes (legend in ``attention.py``): P tokens of a prompt, T of a text that is written, d width of a head.
+Shapes (legend in ``attention.py``): P tokens of a prompt, T of the written text, d width of a head.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ UNSCALED = AttentionScores(scale=1.0)
 class DistanceBias(nn.Module):
     """A learned bias for each head and each range of distances (Raffel et al. 2020, section 2.1).
 
-    Half of the buckets are single distances, the others grow with the logarithm up to ``max_distance``. In the encoder half of them are
-    for tokens ahead.
+    Half of the buckets hold a single distance each, the others grow logarithmically up to ``max_distance``. In the encoder
+    (``both_ways``) half of all buckets are for later tokens.
     """
 
     def __init__(self, config: T5Config, both_ways: bool) -> None:
@@ -80,7 +80,7 @@ class T5CrossAttention(nn.Module):
         return self.out(merge_heads(attend(queries, *prompt, mask, scores=UNSCALED)))
 
     def weights(self, x: Tensor, prompt: KeysValues) -> Tensor:
-        """The weight of each token of the prompt for each of ``x``: ``[B, H, T, P]``."""
+        """The attention weights ``[B, H, T, P]``."""
         return attention_weights(split_heads(self.query(x), self.heads), prompt.keys, scores=UNSCALED)
 
 
@@ -103,7 +103,7 @@ class T5DecoderBlock(nn.Module):
         cache: Cache | None = None,
         maps: list[Tensor] | None = None,
     ) -> Tensor:
-        """``x [B, T, D]`` -> ``[B, T, D]``; its attention to the prompt ``[B, H, T, P]`` joins ``maps``."""
+        """``x [B, T, D]`` -> ``[B, T, D]``; the attention to the prompt ``[B, H, T, P]`` is appended to ``maps``."""
         x = x + self.attention(self.attention_norm(x), context, cache)
         queries = self.cross_norm(x)
         if maps is not None:
@@ -137,11 +137,11 @@ class T5Decoder(nn.Module):
         self.final_norm = norm(config.block)
 
     def keys_values(self, encoded: Tensor) -> tuple[KeysValues, ...]:
-        """A prompt ``[B, P, D]`` as each block attends to it."""
+        """The keys and values of a prompt ``[B, P, D]`` for each block."""
         return tuple(block.cross.keys_values(encoded) for block in self.blocks)  # type: ignore[union-attr, operator]
 
     def forward(self, x: Tensor, state: T5State, maps: list[Tensor] | None = None) -> Tensor:
-        """Embeddings ``[B, T, D]`` of what continues ``state``, which takes them up -> ``[B, T, D]``."""
+        """Embeddings ``[B, T, D]`` of the tokens after ``state`` -> ``[B, T, D]``; their keys and values are appended to ``state``."""
         new, past = x.shape[1], state.text.length
         columns = torch.arange(past + new, device=x.device)
         mask = masks.causal(new, past, x.device) if new > 1 else None
@@ -152,7 +152,7 @@ class T5Decoder(nn.Module):
 
 
 class T5State:
-    """A prompt that was read and the text after it: a ``generate.State``."""
+    """A prompt that was read, and the text written after it: a ``generate.State``."""
 
     def __init__(
         self, prompt: tuple[KeysValues, ...], prompt_mask: Tensor | None, text: KVCache, beams: int = 1
@@ -161,7 +161,7 @@ class T5State:
         self.beams = beams  # rows of each input
 
     def reorder(self, rows: Tensor) -> T5State:
-        """Row ``[b, k]`` continues the old row ``rows[b, k]``; uses up this state."""
+        """Row ``[b, k]`` continues the old row ``rows[b, k]``. This state must not be used afterwards."""
         flat, beams = rows.flatten(), rows.shape[1]
         inputs = torch.arange(len(flat), device=rows.device) // beams
         prompt, mask = self.prompt, self.prompt_mask
@@ -172,7 +172,7 @@ class T5State:
 
 
 class T5(nn.Module):
-    """See the module's docstring."""
+    """The encoder, the decoder and the word embeddings; a ``language_model.LanguageModel``."""
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
@@ -200,17 +200,17 @@ class T5(nn.Module):
         return self.embedding.product(hidden) if self.head is None else self.head(hidden)
 
     def read(self, inputs: Prompt) -> T5State:
-        """Encode prompts; ``end_id`` is added to each.
+        """Encode prompts; ``end_id`` is appended to each.
 
         Raises:
             InputError: a prompt is empty or too long.
-            ValueError: a prompt continues a cache, or padding stands behind it.
+            ValueError: a prompt with a cache, or padded on the right.
         """
         tokens, padding_mask, cache = inputs
         if cache is not None:
             raise ValueError("an encoder reads a prompt as a whole: it cannot continue a cache")
         if padding_mask is not None and not padding_mask[:, -1].all():
-            raise ValueError("padding stands in front of a prompt (left_pad), so that all prompts end together")
+            raise ValueError("prompts must be padded on the left (left_pad), so that all end together")
         x = tokens if tokens.is_floating_point() else self.embed(tokens)
         length = x.shape[1] + 1
         if length == 1:
@@ -227,17 +227,17 @@ class T5(nn.Module):
         return T5State(prompt, mask, KVCache(self.config.decoder_layers))
 
     def prefill(self, inputs: Prompt | Tensor) -> tuple[Tensor, T5State]:
-        """Read prompts: the logits ``[B, V]`` of the text's first token, and the state to go on with. Raises as ``read``."""
+        """Read prompts: the logits ``[B, V]`` of the text's first token, and the state to continue with. Raises as ``read``."""
         state = self.read(inputs if isinstance(inputs, Prompt) else Prompt(inputs))
         keys = state.prompt[0].keys
         return self.step(torch.full((len(keys),), self.config.start_id, device=keys.device), state)
 
     def step(self, ids: Tensor, state: T5State) -> tuple[Tensor, T5State]:
-        """One more token of each row: ``ids [B * K]`` -> the logits ``[B * K, V]`` of the next."""
+        """One token for each row: ``ids [B * K]`` -> the logits ``[B * K, V]`` of the next."""
         return self.score(ids[:, None], state)[:, 0], state
 
     def score(self, ids: Tensor, state: T5State) -> Tensor:
-        """The texts that might follow, ``[B, T]`` -> the logits ``[B, T, V]`` of what comes after each of their tokens.
+        """Possible continuations ``[B, T]`` -> the logits ``[B, T, V]`` after each of their tokens.
 
         Raises:
             InputError: the text becomes longer than the model can write.
@@ -249,7 +249,7 @@ class T5(nn.Module):
         return self.logits(self.decoder(self.embed(ids), state))
 
     def prompt_attention(self, prompt: Tensor, text: Tensor) -> list[Tensor]:
-        """How much each token of a text attended to the prompt when it was written; see ``LanguageModel.prompt_attention``."""
+        """See ``LanguageModel.prompt_attention``."""
         maps: list[Tensor] = []
         start = text.new_full((len(text), 1), self.config.start_id)
         self.decoder(self.embed(torch.cat([start, text], 1)), self.read(Prompt(prompt)), maps)

@@ -1,10 +1,11 @@
-"""The vision transformer (Dosovitskiy et al. 2021) as published encoders have it: pixels -> a grid of features.
+"""The vision transformer (Dosovitskiy et al. 2021) in the variants of published encoders: pixels -> a grid of features.
 
-All are pre-norm transformers over square patches with learned positions. CLIP (Radford et al. 2021) has no bias on its patches and one
-more norm before the first block; EVA as BLIP-2 uses it, and the first ViT, have the bias and no such norm. SigLIP (Zhai et al. 2023)
-has no class token; DINOv2 (Oquab et al. 2023) scales the output of each sublayer, and may have registers (Darcet et al. 2024). Shapes
-(legend in ``attention.py``): ``pixel_values [B, 3, H, W]`` -> ``image_features [B, L, D]``, L = h * w cells from left to right, then top
-to bottom, behind one more for the class token where the config asks for it.
+All are pre-norm transformers over square patches with learned positions. CLIP (Radford et al. 2021) has no bias in its patch embedding
+and one more norm before the first block; BLIP-2's EVA and the original ViT have the bias and no such norm. SigLIP (Zhai et al. 2023)
+has no class token. DINOv2 (Oquab et al. 2023) scales the output of each sublayer and may have registers (Darcet et al. 2024).
+
+Shapes (legend in ``attention.py``): ``pixel_values [B, 3, H, W]`` -> ``image_features [B, L, D]``, L = h * w cells from left to right,
+then top to bottom, after the class token's feature where the config asks for it.
 """
 
 from __future__ import annotations
@@ -66,9 +67,9 @@ class ViTBlock(nn.Module):
 
 
 class ViT(nn.Module):
-    """An image encoder: ``dim`` channels out, on a ``grid`` of cells at the size that it was trained on.
+    """An image encoder with ``dim`` channels on a ``grid`` of cells, at the image size that it was trained on.
 
-    ``pixels``: how photos are brought to it; None = stretched, in CLIP's colours, as EVA takes them too.
+    ``pixels``: how photos are resized and normalised; None = stretched, with CLIP's mean and standard deviation, which EVA shares.
     """
 
     name = "vit"
@@ -88,12 +89,12 @@ class ViT(nn.Module):
         self.norm_after = nn.LayerNorm(config.dim, config.eps) if config.norm_after else nn.Identity()
 
     def positions_for(self, grid: tuple[int, int]) -> Tensor:
-        """``[1 + h * w, D]``, the first of the class token if there is one: the learned positions, interpolated for another grid."""
+        """The learned positions ``[1 + h * w, D]``, interpolated for another grid; without a class token ``[h * w, D]``."""
         if grid == self.grid:
             return self.positions
         extra = int(self.config.has_class_token)
         cells = self.positions[extra:].T.reshape(1, self.dim, *self.grid)
-        antialias = self.config.registers > 0  # as DINOv2's code does for its models with registers
+        antialias = self.config.registers > 0  # as in DINOv2's code for its models with registers
         cells = F.interpolate(cells, grid, mode="bicubic", align_corners=False, antialias=antialias)[0]
         return torch.cat([self.positions[:extra], cells.flatten(1).T])
 

@@ -1,12 +1,12 @@
 """BLIP-2 (Li et al. 2023): a Q-Former between a frozen image encoder and a frozen language model.
 
     pixel_values -> vision_encoder (frozen) -> image_features [B, L, Dv]
-      -> Q-Former (learned queries, maybe a question) -> query_output [B, Q, D]
-         -> heads:      features for contrast, match or no match, the next word          (first stage)
-         -> projection: soft_prompt [B, Q, E], read by lm (frozen) where the photo stands (second stage)
+      -> Q-Former (learned queries, perhaps with a question) -> query_output [B, Q, D]
+         -> heads:      features for contrast, match or no match, the next word              (first stage)
+         -> projection: soft_prompt [B, Q, E], read by lm (frozen) in the place of the photo (second stage)
 
-A prompt may hold several photos: each photo's soft prompt stands at its own position in the text. That is an extension of the paper,
-which trains and tests with one photo. That the Q-Former may read the question too is InstructBLIP's (Dai et al. 2023).
+A prompt may hold several photos: each photo's soft prompt takes its place in the text. This extends the paper, which trains and
+tests with one photo. A Q-Former that also reads the question is InstructBLIP's idea (Dai et al. 2023).
 Shapes (legend in ``attention.py``): B photos, K texts of each, R = B * K rows, E width of the language model's embeddings.
 """
 
@@ -33,14 +33,14 @@ class MatchScores(NamedTuple):
 
     itc_cosine: Tensor  # of the best query, -1 to 1
     itc_scaled: Tensor  # the same over the temperature: what contrast compares
-    itm_prob: Tensor  # that they match, 0 to 1
-    rerank: Tensor  # logit of a match + contrast_weight * itc_cosine: what retrieval sorts by
+    itm_prob: Tensor  # the probability that they match, 0 to 1
+    rerank: Tensor  # logit of a match + contrast_weight * itc_cosine: retrieval sorts by it
 
 
 class Blip2(nn.Module):
     """The trained parts between the frozen ones; ``lm`` None = the first stage alone.
 
-    ``vision_encoder``: ``[B, 3, H, W]`` -> ``image_features [B, L, Dv]``, with ``dim`` and ``grid``, as ``cnn.ConvNet`` and ``vit.ViT``.
+    ``vision_encoder``: ``[B, 3, H, W]`` -> ``image_features [B, L, Dv]``.
     """
 
     def __init__(self, config: Blip2Config, vision_encoder: VisionEncoder, lm: LanguageModel[Any] | None) -> None:
@@ -57,17 +57,17 @@ class Blip2(nn.Module):
 
     @property
     def network(self) -> Decoder | T5:
-        """The language model as training runs it.
+        """The language model, for training.
 
         Raises:
-            InputError: there is none, or it is of another kind.
+            InputError: there is none, or it does not run in PyTorch.
         """
         if not isinstance(self.lm, Decoder | T5):
             raise InputError("training needs a language model that runs in PyTorch, and this model has none")
         return self.lm
 
     def train(self, mode: bool = True) -> Blip2:
-        """The frozen parts stay in eval."""
+        """The frozen parts stay in evaluation mode."""
         super().train(mode)
         self.vision_encoder.eval()
         if self.lm:
@@ -80,7 +80,7 @@ class Blip2(nn.Module):
         return self.vision_encoder(pixel_values)
 
     def image_keys_values(self, image_features: Tensor) -> ImageKeysValues:
-        """``image_features [B, L, Dv]`` -> what the Q-Former attends to, computed once for any number of texts."""
+        """``image_features [B, L, Dv]`` -> the keys and values that the Q-Former attends to: computed once for any number of texts."""
         return self.qformer.image_keys_values(self.vision_norm(image_features))
 
     def match(
@@ -90,9 +90,12 @@ class Blip2(nn.Module):
 
         Args:
             image: B photos.
-            queries: ``[B, Q, D]``, of ``qformer.encode_image``.
-            text_features: ``[K, E]``, of ``text_features``.
+            queries: ``[B, Q, D]``, from ``qformer.encode_image``.
+            text_features: ``[K, E]``, from ``text_features``.
             input_ids, text_mask: the K texts, ``[K, T]``.
+
+        Returns:
+            the scores of each pair, ``[B, K]``.
         """
         assert self.heads is not None
         cosine = itc_similarity(self.heads.image_features(queries), text_features)
@@ -112,13 +115,13 @@ class Blip2(nn.Module):
     def read_photos(
         self, image: ImageKeysValues, question: tuple[Tensor, Tensor] | None = None, with_maps: bool = False
     ) -> QFormerOutput:
-        """The Q-Former over photos, reading a ``question`` (ids and mask ``[R, T]``) where it is given."""
+        """The Q-Former over photos, together with a ``question`` (ids and mask ``[R, T]``) if there is one."""
         if question is None:
             return self.qformer.encode_image(image, with_maps)
         return self.qformer.encode_both(image, *question, with_maps)
 
     def soft_prompt(self, query_output: Tensor) -> Tensor:
-        """``[R, Q, D]`` -> ``[R, Q, E]``: what the language model reads for a photo."""
+        """``[R, Q, D]`` -> ``[R, Q, E]``: the embeddings that the language model reads for a photo."""
         assert self.projection is not None
         return self.projection(query_output)  # BLIP-2 section 3.2: soft visual prompt
 
@@ -126,7 +129,7 @@ class Blip2(nn.Module):
         """Interleaved photos and text for the language model.
 
         Args:
-            rows: of each row its pieces in order: ids ``[n]``, or the soft prompt ``[Q, E]`` of a photo.
+            rows: the pieces of each row in order: ids ``[n]`` of a text, or the soft prompt ``[Q, E]`` of a photo.
         """
         assert self.lm is not None
         lm = self.lm
@@ -135,10 +138,10 @@ class Blip2(nn.Module):
 
 
 class GroundedText:
-    """Captions written by the Q-Former itself, as the first stage learns to (ITG): a ``generate.StepModel`` over photos."""
+    """Captions written by the Q-Former itself, as it learns in the first stage (ITG): a ``generate.StepModel`` over photos."""
 
     def __init__(self, model: Blip2, dec: int) -> None:
-        """``dec``: the id of [DEC], with which a text begins."""
+        """``dec``: the id of [DEC], the first token of a text."""
         self.model, self.dec = model, dec
 
     def prefill(self, inputs: ImageKeysValues) -> tuple[Tensor, Past]:

@@ -1,7 +1,7 @@
 """The three objectives of BLIP-2's first stage (Li et al. 2023, section 3.1) as pure functions.
 
-None needs a process group: what several processes gather (``N`` = the photos and texts of all of them, ``B`` = this one's) is
-passed in. Text ``i`` of the gathered batch describes photo ``i``; photos of one ``image_id`` are the same photo.
+Shapes: B photos and texts of this process, N photos and texts gathered from all processes (N = B with one), Q queries, E width of
+their features, T tokens, V words. Text i of the gathered batch describes photo i; photos with equal ``image_ids`` are the same photo.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from triptych.text.prompt import IGNORED
 
 
 def itc_similarity(query_features: Tensor, text_features: Tensor) -> Tensor:
-    """How well each photo fits each text: the cosine of its best query, -1 to 1 (BLIP-2 section 3.1).
+    """How well each photo fits each text: the cosine of its best query, -1 to 1.
 
     ``query_features [B, Q, E]`` and ``text_features [N, E]``, both of length 1 in E -> ``[B, N]``.
     """
@@ -27,12 +27,12 @@ def itc_loss(
 ) -> Tensor:
     """Contrast of photos and texts, the mean of both directions.
 
-    A photo that occurs several times in the batch has as many right answers, of equal weight.
+    A photo that occurs several times in the batch has that many right answers, of equal weight.
 
     Args:
         image_to_text: ``[B, N]`` similarities of this process's photos to all texts, divided by the temperature.
         text_to_image: ``[B, N]`` similarities of this process's texts to all photos, divided by the temperature.
-        image_ids: ``[B]``, of the photos here.
+        image_ids: ``[B]``, of this process's photos.
         all_image_ids: ``[N]``, of all photos.
         label_smoothing: the share of the target that is spread evenly over the N candidates.
     """
@@ -49,15 +49,16 @@ def hard_negatives(
     generator: torch.Generator | None = None,
     easy: float = 0.0,
 ) -> Tensor:
-    """For each row a candidate of another photo, drawn the more often the more similar it is: ``[B]`` indices into the gathered batch.
+    """For each row a candidate of another photo, drawn by its similarity: ``[B]`` indices into the gathered batch.
 
     Args:
         similarity: ``[B, N]``, divided by the temperature.
-        easy: the share that is drawn evenly instead (the paper: 0); without it, matching that begins behind a trained contrast
-            meets nothing that it can tell apart.
+        image_ids, all_image_ids: as in ``itc_loss``.
+        easy: the share that is drawn evenly instead (the paper: 0). It gives matching negatives that it can tell apart when its training
+            starts after that of contrast.
 
     Raises:
-        InputError: some photo has no other beside it.
+        InputError: a batch without a second photo.
     """
     same = image_ids[:, None] == all_image_ids
     if same.all(1).any():
@@ -77,11 +78,12 @@ def itm_pairs(
     generator: torch.Generator | None = None,
     easy: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """The pairs to be matched, as indices into the gathered batch: photos (pos, neg, pos) with texts (pos, pos, neg).
+    """The pairs for matching, as indices into the gathered batch: photos (positive, negative, positive) with texts (positive, positive,
+    negative).
 
     Args:
         image_to_text, text_to_image, image_ids, all_image_ids: as in ``itc_loss``.
-        first: where in the gathered batch this process's rows begin.
+        first: the index of this process's first row in the gathered batch.
         easy: as in ``hard_negatives``.
 
     Returns:
@@ -94,7 +96,7 @@ def itm_pairs(
 
 
 def itm_loss(logits: Tensor) -> Tensor:
-    """Does the text fit the photo? ``logits [3B, 2]`` of the pairs of ``itm_pairs``; class 1 = they match."""
+    """Cross-entropy of match or no match. ``logits [3B, 2]`` of the pairs of ``itm_pairs``; class 1 = they match."""
     labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     labels[: len(logits) // 3] = 1
     # BLIP-2 section 3.1: ITM loss

@@ -13,15 +13,15 @@ from triptych.nn.configs import QFormerConfig
 class FlamingoConfig:
     """The defaults are OpenFlamingo's.
 
-    ``image_id``: the token that stands for a picture. ``dim``: width of the visual tokens; None = that of the encoder's features, else a
-    norm and a projection lead there. ``every``: a gated block stands before every n-th block of the language model. ``look``: a token
-    attends to the last picture, or to all before it. ``max_pictures``, ``max_frames``: how many positions in the prompt, and frames of a
-    video, have an embedding of their own; None = there are no such embeddings.
+    ``image_id``: the token that stands for a picture. ``dim``: width of the visual tokens; None = that of the encoder's features, else
+    they pass a norm and a projection. ``every``: there is a gated block before every n-th block of the language model. ``look``: a token
+    attends to the last picture, or to all before it. ``max_pictures``, ``max_frames``: the number of embeddings for a picture's position
+    in the prompt, and for the frames of a video; None = there are no such embeddings.
 
-    ``style``: "idefics" = as Laurençon et al. 2023 (OBELICS, appendix B) built theirs. The gated blocks have the norms and the feed-forward
+    ``style``: "idefics" = the variant of Laurençon et al. 2023 (OBELICS, appendix B): the gated blocks have the norms and the feed-forward
     of the language model's blocks and stand before the first of each ``every`` blocks; the resampler's feed-forward has a ReLU.
-    ``resampler_heads``, ``resampler_head_dim``: None = as the gated blocks. ``qk_norm``, ``resampler_qk_norm``: queries and keys of each
-    head are normed. ``gate``: one number, or one for each channel.
+    ``resampler_heads``, ``resampler_head_dim``: None = as in the gated blocks. ``qk_norm``, ``resampler_qk_norm``: a norm over the queries
+    and keys of each head. ``gate``: one number, or one for each channel.
     """
 
     image_dim: int
@@ -62,10 +62,11 @@ class FlamingoConfig:
 
     @property
     def visual_dim(self) -> int:
+        """The width of the visual tokens."""
         return self.dim or self.image_dim
 
     def gated_block(self, layer: int) -> int | None:
-        """Which gated block stands before the language model's block ``layer``."""
+        """The number of the gated block before the language model's block ``layer``; None = there is none."""
         first = self.style == "idefics"
         return layer // self.every if (layer if first else layer + 1) % self.every == 0 else None
 
@@ -74,10 +75,11 @@ class FlamingoConfig:
 class Blip2Config:
     """``feature_dim``: width of the features for contrast; None = without the heads of the first stage.
     ``normalise``: a LayerNorm before the Q-Former, for encoders that end without one (CNNs).
-    ``contrast_weight``: of the cosine in the score that retrieval re-ranks by (published: 1; chosen on validation photos for a model
-    whose matching is weaker than its contrast). ``instructed``: the Q-Former reads the question.
-    ``writer``: of captions by default, the language model or the Q-Former itself (ITG).
-    ``writes``: the heads can write captions, too (transformers' files have lost that)."""
+    ``contrast_weight``: weight of the cosine in the score that retrieval re-ranks by. Published models have 1; for a model whose matching
+    is weaker than its contrast it was chosen on validation photos.
+    ``instructed``: the Q-Former reads the question (InstructBLIP).
+    ``writer``: what writes captions by default, the language model or the Q-Former itself (ITG).
+    ``writes``: the heads have the layers that write captions; transformers' files lack them."""
 
     qformer: QFormerConfig
     feature_dim: int | None = 256
@@ -99,6 +101,8 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class ShowAttendTellConfig:
+    """The defaults are the paper's; the variants are listed in ``CHOICES``."""
+
     vocab_size: int
     feature_dim: int
     embed_dim: int = 512
@@ -112,7 +116,7 @@ class ShowAttendTellConfig:
     dropout: float = 0.5
 
     def __post_init__(self) -> None:
-        """Raises InputError for an unknown variant or an impossible size: configs are also read from files."""
+        """Raises InputError: an unknown variant or an impossible size."""
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise InputError(f"unknown {name} {getattr(self, name)!r}: choose {' or '.join(known)}")

@@ -1,12 +1,14 @@
-"""Flamingo (Alayrac et al. 2022): pictures and text interleaved, read by a frozen language model that attends to the pictures.
+"""Flamingo (Alayrac et al. 2022): a frozen language model reads text interleaved with pictures and attends to the pictures.
 
     pixel_values -> vision_encoder (frozen) -> image_features [P, L, Dv]
       -> Perceiver Resampler: R latents attend to the features and to one another -> visual_tokens [P, R, D]
-      -> keys and values of each gated block, once for each picture
-    text -> the blocks of lm (frozen), a gated block before every n-th: text attends to visual_tokens; both its gates begin at tanh(0) = 0
+      -> keys and values for each gated block, once for each picture
+    text -> the blocks of lm (frozen), with a gated block before every n-th: text attends to visual_tokens through gates
+            that start at tanh(0) = 0
 
-A text token attends to the last picture before it (the paper's way), or to all of them. One with no picture before it gets
-exactly 0. Shapes (legend in ``attention.py``): P pictures in all, N of a row.
+A text token attends to the last picture before it (as in the paper), or to all pictures before it. The cross-attention of a token
+without a picture before it is exactly 0.
+Shapes (legend in ``attention.py``): P pictures in all, N pictures of a row, R latents, B rows, T tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from triptych.nn.decoder import Decoder, DecoderFeedForward, norm
 from triptych.nn.encoder import VisionEncoder
 from triptych.systems.configs import FlamingoConfig
 
-NO_PICTURE = -1  # the number of a picture that only fills up its row
+NO_PICTURE = -1  # in Media.numbers: padding of a row with fewer pictures
 
 
 class FlamingoFeedForward(nn.Sequential):
@@ -53,7 +55,10 @@ class ResamplerLayer(nn.Module):
         self.ffw = FlamingoFeedForward(dim, config.ffn_factor, relu=config.style == "idefics")
 
     def forward(self, latents: Tensor, media: Tensor, maps: list[Tensor] | None = None) -> Tensor:
-        """``latents [P, R, D]`` attend to ``media [P, S, D]`` and to themselves; the weights ``[P, H, R, S + R]`` join ``maps``."""
+        """``latents [P, R, D]`` attend to ``media [P, S, D]`` and to themselves -> ``[P, R, D]``.
+
+        The attention weights ``[P, H, R, S + R]`` are appended to ``maps``.
+        """
         queries = self.latents_norm(latents)
         # Flamingo section 2.1: keys and values of the features and the latents
         keys_values = self.attention.keys_values(torch.cat([self.media_norm(media), queries], 1))
@@ -69,11 +74,11 @@ class Resampler(nn.Module):
     def __init__(self, config: FlamingoConfig) -> None:
         super().__init__()
         dim = config.visual_dim
-        narrow = nn.Sequential(nn.LayerNorm(config.image_dim), nn.Linear(config.image_dim, dim))
-        self.enter = narrow if config.dim else nn.Identity()
+        projection = nn.Sequential(nn.LayerNorm(config.image_dim), nn.Linear(config.image_dim, dim))
+        self.enter = projection if config.dim else nn.Identity()
         self.latents = nn.Parameter(torch.randn(config.latents, dim))
-        self.picture_embeddings = embeddings(config.max_pictures, 1, dim)
-        self.frame_embeddings = embeddings(config.max_frames, dim)
+        self.picture_embeddings = optional_embeddings(config.max_pictures, 1, dim)
+        self.frame_embeddings = optional_embeddings(config.max_frames, dim)
         self.layers = nn.ModuleList(ResamplerLayer(config) for _ in range(config.resampler_layers))
         self.norm = nn.LayerNorm(dim)
 
@@ -83,11 +88,12 @@ class Resampler(nn.Module):
         """Pictures ``[P, L, Dv]``, or videos of F frames ``[P, F, L, Dv]``, -> ``visual_tokens [P, R, D]``.
 
         Args:
-            numbers: ``[P]``, of each picture in its prompt, from 1; needed where pictures have embeddings.
-            maps: takes the attention weights of each layer, ``[P, H, R, F * L + R]``.
+            numbers: ``[P]``, the number of each picture in its prompt, from 1; needed if there are picture embeddings.
+            maps: the attention weights of each layer are appended to it, ``[P, H, R, F * L + R]``.
 
         Raises:
             InputError: more pictures or frames than there are embeddings for.
+            ValueError: ``numbers`` is missing.
         """
         x = self.enter(image_features if image_features.dim() == 4 else image_features[:, None])
         if self.frame_embeddings is not None:
@@ -97,11 +103,10 @@ class Resampler(nn.Module):
         x = x.flatten(1, 2)
         if self.picture_embeddings is not None:
             if numbers is None:
-                raise ValueError("this model needs each picture's number in the prompt")
-            if len(numbers) and int(numbers.max()) > len(self.picture_embeddings):
-                raise InputError(
-                    f"{int(numbers.max())} pictures: this model reads {len(self.picture_embeddings)} at most"
-                )
+                raise ValueError("this model needs each picture's number in the prompt: pass numbers")
+            most = len(self.picture_embeddings)
+            if len(numbers) and int(numbers.max()) > most:
+                raise InputError(f"{int(numbers.max())} pictures: this model reads {most} at most")
             x = x + self.picture_embeddings[numbers - 1]
         latents = self.latents.expand(len(x), -1, -1)
         for layer in self.layers:
@@ -109,7 +114,7 @@ class Resampler(nn.Module):
         return self.norm(latents)
 
 
-def embeddings(count: int | None, *shape: int) -> nn.Parameter | None:
+def optional_embeddings(count: int | None, *shape: int) -> nn.Parameter | None:
     return nn.Parameter(torch.randn(count, *shape)) if count else None
 
 
@@ -117,7 +122,7 @@ class GatedBlock(nn.Module):
     """Gated cross-attention of text to pictures, then a gated feed-forward layer."""
 
     def __init__(self, config: FlamingoConfig, lm: DecoderConfig) -> None:
-        """``lm``: of the language model, whose residual stream it is."""
+        """``lm``: the config of the language model whose residual stream the block reads and writes."""
         super().__init__()
         dim, like_lm = lm.dim, config.style == "idefics"
         self.norm = norm(lm) if like_lm else nn.LayerNorm(dim)
@@ -134,14 +139,19 @@ class GatedBlock(nn.Module):
         self.ffw_gate = nn.Parameter(torch.zeros(gates))
 
     def forward(self, x: Tensor, image_keys_values: KeysValues | None, media_mask: Tensor | None) -> Tensor:
-        """``x [B, T, D]`` -> ``[B, T, D]``; ``image_keys_values`` None = there is no picture at all."""
+        """``x [B, T, D]`` -> ``[B, T, D]``.
+
+        Args:
+            image_keys_values: of the pictures, ``[B, H, N * R, d]``; None = there are no pictures.
+            media_mask: ``[B, T, N * R]``, see ``masks.media``.
+        """
         if image_keys_values is not None:
             attended = self.attention(self.norm(x), image_keys_values, media_mask)
             x = x + attended * self.attn_gate.tanh()  # Flamingo section 2.2: gated cross-attention
         return x + self.ffw(x) * self.ffw_gate.tanh()  # Flamingo section 2.2: gated feed-forward
 
     def weights(self, x: Tensor, image_keys_values: KeysValues, media_mask: Tensor) -> Tensor:
-        """The weight of each latent of each picture for each token of ``x``: ``[B, H, T, N * R]``."""
+        """The attention weights of the tokens to the pictures' latents: ``[B, H, T, N * R]``."""
         return self.attention.weights(self.norm(x), image_keys_values, media_mask)
 
 
@@ -151,17 +161,17 @@ def by_picture(x: Tensor, latents: int) -> Tensor:
 
 
 class Media(NamedTuple):
-    """The pictures as text attends to them: keys and values of each gated block, ``[B, H, N * R, d]``, computed once."""
+    """The pictures of each row: their keys and values for each gated block, ``[B, H, N * R, d]``, computed once."""
 
-    numbers: Tensor  # [B, N]: of each picture in its row, from 1; NO_PICTURE where a row has fewer
+    numbers: Tensor  # [B, N]: the number of each picture in its row, from 1; NO_PICTURE = padding
     blocks: tuple[KeysValues, ...]
 
     def select(self, rows: Tensor) -> Media:
-        """The pictures of the rows ``rows [R]``."""
+        """Row i gets the pictures of the row ``rows[i]``."""
         return Media(self.numbers[rows], tuple(KeysValues(k[rows], v[rows]) for k, v in self.blocks))
 
     def append(self, later: Media) -> Media:
-        """These pictures, then later ones."""
+        """The pictures of each row, then its later ones."""
         blocks = (
             KeysValues(torch.cat([a.keys, b.keys], 2), torch.cat([a.values, b.values], 2))
             for a, b in zip(self.blocks, later.blocks, strict=True)
@@ -177,7 +187,7 @@ class Media(NamedTuple):
         )
 
     def with_number(self, numbers: Tensor) -> Media:
-        """Of each row the picture with the number ``numbers [B]`` alone; a row without it gets some other, as NO_PICTURE."""
+        """Of each row only the picture with the number ``numbers [B]``; rows without it get some other picture, marked NO_PICTURE."""
         here = self.numbers == numbers[:, None]
         slot, rows = here.long().argmax(1), torch.arange(len(numbers), device=numbers.device)
         latents = self.blocks[0].keys.shape[2] // self.numbers.shape[1]
@@ -191,14 +201,15 @@ class FlamingoState:
     def __init__(self, text: KVCache, rows: int, device: torch.device) -> None:
         self.text = text
         self.media: Media | None = None
-        self.pictures_read = torch.zeros(
-            rows, dtype=torch.long, device=device
-        )  # [B]: pictures whose token the text has had
+        self.pictures_read = torch.zeros(rows, dtype=torch.long, device=device)  # [B]: image tokens in the text so far
         self.beams = 1  # rows of each input
-        self.last_media: Media | None = None  # of each row the last picture; None = not computed yet
+        self.last_media: Media | None = None  # the last picture of each row; None = not computed yet
 
     def reorder(self, rows: Tensor) -> FlamingoState:
-        """Row ``[b, k]`` continues the old row ``rows[b, k]``; uses up this state. The rows of an input share its pictures."""
+        """Row ``[b, k]`` continues the old row ``rows[b, k]``; the rows of an input share its pictures.
+
+        This state must not be used afterwards.
+        """
         flat, k = rows.flatten(), rows.shape[1]
         here = torch.arange(len(flat), device=rows.device)
         new = FlamingoState(self.text.reorder(rows), 0, rows.device)
@@ -217,7 +228,7 @@ class FlamingoState:
         return new
 
     def truncate(self, length: int, pictures: int) -> None:
-        """Go back to the first ``length`` positions, of one row, which had had so many pictures."""
+        """Go back to the first ``length`` positions of a single row, which hold ``pictures`` pictures."""
         self.text.truncate(length)
         self.pictures_read = torch.full_like(self.pictures_read, pictures)
         self.media = self.media.first_pictures(pictures) if self.media and pictures else None
@@ -225,19 +236,19 @@ class FlamingoState:
 
 
 class FlamingoPrompt(NamedTuple):
-    """What a text begins with, for ``Flamingo.prefill``."""
+    """The input of ``Flamingo.prefill``."""
 
-    input_ids: Tensor  # [B, T], image_id where a picture stands
+    input_ids: Tensor  # [B, T], image_id in the place of each picture
     visual_tokens: Tensor  # [P, R, D] of all rows' pictures, in order
     counts: Sequence[int]  # pictures of each row
-    padding_mask: Tensor | None = None  # [B, T], True = a token; padding stands in front
-    state: FlamingoState | None = None  # of the text before; it is continued in place
+    padding_mask: Tensor | None = None  # [B, T], True = a token; padding is on the left
+    state: FlamingoState | None = None  # of the text so far; it is continued in place
 
 
 class Flamingo(nn.Module):
-    """The trained parts between the frozen ones; a ``generate.StepModel``. It owns the loop over the language model's blocks.
+    """The trained parts between the frozen ones; a ``generate.StepModel``. ``forward`` runs the language model's blocks itself.
 
-    ``vision_encoder``: ``[P, 3, H, W]`` -> ``image_features [P, L, Dv]``, with ``dim`` and ``grid``, as ``cnn.ConvNet`` and ``vit.ViT``.
+    ``vision_encoder``: ``[P, 3, H, W]`` -> ``image_features [P, L, Dv]``.
     """
 
     def __init__(self, config: FlamingoConfig, vision_encoder: VisionEncoder, lm: Decoder) -> None:
@@ -253,7 +264,7 @@ class Flamingo(nn.Module):
         self.xattn = nn.ModuleList(GatedBlock(config, lm.config) for _ in range(lm.config.layers // config.every))
 
     def train(self, mode: bool = True) -> Flamingo:
-        """The frozen parts stay in eval."""
+        """The frozen parts stay in evaluation mode."""
         super().train(mode)
         self.vision_encoder.eval()
         self.lm.eval()
@@ -270,7 +281,7 @@ class Flamingo(nn.Module):
         Args:
             visual_tokens: ``[P, R, D]``, of all rows in order.
             counts: pictures of each row; their sum is P.
-            before: pictures that each row has had already.
+            before: earlier pictures of each row, from which the new ones are numbered on; None = none.
 
         Raises:
             InputError: the counts do not add up to the pictures.
@@ -302,13 +313,13 @@ class Flamingo(nn.Module):
         """Text interleaved with pictures.
 
         Args:
-            input_ids: ``[B, T]``, image_id where a picture stands.
-            media: of all pictures of these rows; beside ``state``, its own are taken.
+            input_ids: ``[B, T]``, image_id in the place of each picture.
+            media: the pictures of these rows; with a ``state``, its own pictures are used instead.
             padding_mask: ``[B, T]``, True = a token; None = all are tokens.
-            state: what came before.
-            maps: takes the weight of each latent for each token, of each gated block ``[B, T, N * R]``, the mean over heads.
-            text_maps: takes the weight of each token for each, of each block ``[B, T, T]``, the mean over heads; not with ``state``.
-            blind_from: from this position on the text attends to no picture, until the next one; what continues ``state`` likewise.
+            state: the text so far; it is continued in place.
+            maps: the attention of tokens to pictures is appended, ``[B, T, N * R]`` for each gated block, the mean over heads.
+            text_maps: the attention of tokens to one another is appended, ``[B, T, T]`` for each block; not together with ``state``.
+            blind_from: from this position on, the text attends to no picture, nor does text that continues ``state`` before a new picture.
 
         Returns:
             the hidden states ``[B, T, E]``, for ``lm.logits``.
@@ -318,7 +329,7 @@ class Flamingo(nn.Module):
         if state is not None:
             text_time = text_time + state.pictures_read[:, None]
         if blind_from is not None:
-            text_time[:, blind_from:] = 0  # there is no picture of this number
+            text_time[:, blind_from:] = 0  # pictures are numbered from 1
         if state is not None:
             media = self.media_for(state, text_time)
         media_mask = None
@@ -338,7 +349,7 @@ class Flamingo(nn.Module):
         return self.lm.final_hidden(x)
 
     def media_for(self, state: FlamingoState, text_time: Tensor) -> Media | None:
-        """The pictures that the tokens of one call attend to; where one token attends to one picture, that picture alone."""
+        """The pictures of the rows; only the last one of each where a single token is read that attends to it alone."""
         if not torch.equal(text_time[:, -1], state.pictures_read):
             state.pictures_read, state.last_media = text_time[:, -1], None
         if state.media is None or text_time.shape[1] > 1 or self.config.look == "all":
@@ -348,7 +359,7 @@ class Flamingo(nn.Module):
         return state.last_media
 
     def add_pictures(self, state: FlamingoState, visual_tokens: Tensor, counts: Sequence[int]) -> None:
-        """Add pictures whose image tokens come in the next text. ``visual_tokens [P, R, D]``, ``counts`` of each row."""
+        """Add the pictures of the text that is read next: ``visual_tokens [P, R, D]``, of each row ``counts``."""
         if not len(visual_tokens):
             return
         before = [0] * len(counts)
@@ -359,10 +370,10 @@ class Flamingo(nn.Module):
         state.last_media = None
 
     def prefill(self, inputs: FlamingoPrompt) -> tuple[Tensor, FlamingoState]:
-        """Read prompts: the logits ``[B, V]`` of what follows, and the state to go on with.
+        """Read prompts: the logits ``[B, V]`` of the next token, and the state to continue with.
 
         Raises:
-            InputError: pictures and their tokens do not match in number; the prompt is empty or too long.
+            InputError: the number of pictures and of image tokens differ; the prompt is empty or too long.
         """
         ids, visual_tokens, counts, padding_mask, state = inputs
         image_tokens = (ids == self.config.image_id).sum(1).tolist()
@@ -380,11 +391,11 @@ class Flamingo(nn.Module):
         return self.lm.logits(hidden[:, -1:])[:, 0], state
 
     def step(self, ids: Tensor, state: FlamingoState) -> tuple[Tensor, FlamingoState]:
-        """One more token of each row: ``ids [B * K]`` -> the logits ``[B * K, V]`` of the next."""
+        """One token for each row: ``ids [B * K]`` -> the logits ``[B * K, V]`` of the next."""
         return self.lm.logits(self(ids[:, None], state=state))[:, 0], state
 
     def gates(self) -> list[tuple[float, float]]:
-        """tanh of both gates (attention, feed-forward) of each gated block, the mean over channels; 0 = shut."""
+        """tanh of both gates (attention, feed-forward) of each gated block, the mean over channels; 0 = closed."""
         blocks: list[Any] = [*self.xattn]
         gates = ((block.attn_gate, block.ffw_gate) for block in blocks)
         return [(a.detach().tanh().mean().item(), f.detach().tanh().mean().item()) for a, f in gates]
@@ -393,7 +404,7 @@ class Flamingo(nn.Module):
 def flamingo_prompt(
     rows: Sequence[Sequence[int]], visual_tokens: Tensor, counts: Sequence[int], pad_id: int
 ) -> FlamingoPrompt:
-    """Texts of several lengths, each a list of ids, as one batch that ends together."""
+    """Texts of several lengths, each a list of ids, as one batch padded on the left."""
     longest = max(len(row) for row in rows)
     device = visual_tokens.device
     ids = torch.tensor([[pad_id] * (longest - len(row)) + list(row) for row in rows], dtype=torch.long, device=device)

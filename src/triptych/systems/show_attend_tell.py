@@ -1,9 +1,11 @@
 """Show, Attend and Tell (Xu et al. 2015): a photo's grid of annotation vectors, and an LSTM that attends to them while it writes.
 
-Equation numbers are the paper's. The paper's model and the widely used PyTorch tutorial's are two settings of one config
-(``ShowAttendTellConfig.paper``, ``.tutorial``). Shapes: B photos, K captions (or beams) of each photo, T words, L grid cells,
-D width of an annotation vector, n ``hidden_dim``, m ``embed_dim``, V words in the vocabulary. The K captions of a photo share
-its annotations: what depends on the photo alone is computed once.
+Equation numbers are the paper's. The paper's model and that of the widely used PyTorch tutorial are two settings of one config
+(``ShowAttendTellConfig.paper``, ``.tutorial``).
+
+Shapes: B photos, K captions (or beams) of each photo, T words, L grid cells, D width of an annotation vector, A ``attention_dim``,
+n ``hidden_dim``, m ``embed_dim``, V words in the vocabulary. The K captions of a photo share its annotations: what depends on the
+photo alone is computed once.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from triptych.nn.cnn import ConvNet
 from triptych.systems.configs import ShowAttendTellConfig
 from triptych.text.vocabulary import BOS
 
-PHOTOS_IN_CACHE = 4  # whose [K, L, A] scores are made together on a CPU: more would spill out of its cache
+PHOTOS_IN_CACHE = 4  # on a CPU: the [K, L, A] activations of more photos do not fit its cache
 
 
 class Attention(nn.Module):
@@ -41,17 +43,17 @@ class Attention(nn.Module):
 
 
 class CaptionState(NamedTuple):
-    """What decoding carries along: the photos' annotations and projections, and the LSTM's ``h`` and ``c`` [B, K, n]."""
+    """The state of decoding; a ``generate.State``."""
 
-    annotations: Tensor
-    keys: Tensor
-    h: Tensor
-    c: Tensor
+    annotations: Tensor  # [B, L, D]
+    keys: Tensor  # [B, L, A]: the annotations, projected for the attention
+    h: Tensor  # [B, K, n]
+    c: Tensor  # [B, K, n]
 
     def reorder(self, rows: Tensor) -> CaptionState:
-        """Row ``[b, k]`` of the new state continues the old row ``rows[b, k]`` (rows are counted through all photos).
+        """Row ``[b, k]`` continues the old row ``rows[b, k]``, counted over all photos.
 
-        The rows of one photo stay together; photos may be dropped or reordered, and their number of rows may change.
+        The rows of one photo stay together; photos may be dropped or reordered, and K may change.
         """
         annotations, keys = self.annotations, self.keys
         photos = rows[:, 0] // self.h.shape[1]
@@ -61,6 +63,8 @@ class CaptionState(NamedTuple):
 
 
 class Step(NamedTuple):
+    """The result of one step of the decoder."""
+
     h: Tensor  # [B, K, n]
     c: Tensor  # [B, K, n]
     z_hat: Tensor  # [B, K, D]
@@ -69,13 +73,15 @@ class Step(NamedTuple):
 
 
 class Output(NamedTuple):
+    """The result of teacher forcing."""
+
     logits: Tensor  # [B, K, T, V]
     alpha: Tensor  # [B, K, T, L]
     location_logprob: Tensor  # [B, K, T]
 
 
 class CaptionDecoder(nn.Module):
-    """Annotation vectors in, words out."""
+    """The LSTM with attention: annotation vectors in, words out."""
 
     def __init__(self, config: ShowAttendTellConfig) -> None:
         super().__init__()
@@ -104,54 +110,51 @@ class CaptionDecoder(nn.Module):
         return CaptionState(annotations, keys, *(x[:, None].expand(-1, rows, -1) for x in (h, c)))
 
     def attend(self, state: CaptionState, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """The context of the next word ``z_hat [B, K, D]``, the attention ``alpha [B, K, L]``, log p(s) ``[B, K]``.
+        """The context of the next word ``z_hat [B, K, D]``, the attention ``alpha [B, K, L]``, and log p(s) ``[B, K]``.
 
-        Hard attention takes one cell: drawn from ``alpha`` when a ``generator`` is given, else the likeliest.
+        Hard attention chooses one cell: drawn from ``alpha`` when a ``generator`` is given, else the most likely one.
         """
         alpha = self.attention(state.keys, state.h)
         if self.config.attention == "soft" or (self.training and generator is None):
             z_hat = alpha @ state.annotations  # SAT eq. 6, eq. 13: z_hat (expected context)
             location_logprob = alpha.new_zeros(alpha.shape[:-1])
         else:
-            cell = (
-                alpha.argmax(-1, keepdim=True)
-                if generator is None
-                else alpha.float().flatten(0, 1).multinomial(1, generator=generator).view(*alpha.shape[:-1], 1)
-            )  # SAT eq. 8: s
-            z_hat = state.annotations.gather(
-                1, cell.expand(-1, -1, self.config.feature_dim)
-            )  # SAT eq. 9: z_hat (one cell)
+            cell = choose_cell(alpha, generator)  # SAT eq. 8: s
+            index = cell.expand(-1, -1, self.config.feature_dim)
+            z_hat = state.annotations.gather(1, index)  # SAT eq. 9: z_hat (one cell)
             location_logprob = alpha.gather(-1, cell).squeeze(-1).clamp_min(1e-12).log()
         return torch.sigmoid(self.beta(state.h)) * z_hat, alpha, location_logprob  # SAT section 4.2.1: beta
 
     def advance(self, word_gates: Tensor, state: CaptionState, generator: torch.Generator | None = None) -> Step:
-        """One LSTM step. ``word_gates [B, K, 4n]``: the previous word's share of the gates (``word_gates`` below)."""
+        """One LSTM step. ``word_gates [B, K, 4n]``: the previous word's share of the gates, from ``word_gates``.
+
+        The gates' affine map T of (E y, h, z_hat) is a sum of three products, so that the word's share is computed for all words at once.
+        """
         z_hat, alpha, location_logprob = self.attend(state, generator)
         context = F.linear(z_hat, self.lstm.weight_ih[:, self.config.embed_dim :])
         gates = word_gates + context + F.linear(state.h, self.lstm.weight_hh)
         i, f, g, o = gates.float().chunk(4, -1)  # SAT eq. 1: gates
+        # The four are in the order of torch's LSTMCell.
         c = f.sigmoid() * state.c + i.sigmoid() * g.tanh()  # SAT eq. 2: c
         h = (o.sigmoid() * c.tanh()).to(self.lstm.weight_hh.dtype)  # SAT eq. 3: h
         return Step(h, c, z_hat, alpha, location_logprob)
 
     def word_gates(self, embedded: Tensor) -> Tensor:
-        """The share of the LSTM's gates that the previous word alone decides, for all words at once: ``[..., 4n]``."""
-        return F.linear(
-            embedded, self.lstm.weight_ih[:, : self.config.embed_dim], self.lstm.bias_ih + self.lstm.bias_hh
-        )
+        """The previous words' share of the LSTM's gates: ``embedded [..., m]`` -> ``[..., 4n]``."""
+        weight = self.lstm.weight_ih[:, : self.config.embed_dim]
+        return F.linear(embedded, weight, self.lstm.bias_ih + self.lstm.bias_hh)
 
     def words(self, embedded: Tensor, h: Tensor, z_hat: Tensor) -> Tensor:
-        """Logits ``[..., V]`` of the next word."""
+        """Logits ``[..., V]`` of the next word, from ``embedded [..., m]``, ``h [..., n]`` and ``z_hat [..., D]``."""
         if self.config.output == "linear":
             return self.output(self.dropout(h))
-        return self.output(
-            self.dropout(embedded + self.output_h(self.dropout(h)) + self.output_z(z_hat))
-        )  # SAT eq. 7: p(y)
+        deep = embedded + self.output_h(self.dropout(h)) + self.output_z(z_hat)
+        return self.output(self.dropout(deep))  # SAT eq. 7: p(y)
 
     def forward(self, annotations: Tensor, input_ids: Tensor, generator: torch.Generator | None = None) -> Output:
-        """Teacher forcing. ``annotations [B, L, D]``, ``input_ids [B, K, T]`` begin with BOS; position t predicts word t + 1.
+        """Teacher forcing. ``annotations [B, L, D]``; ``input_ids [B, K, T]`` start with BOS, position t predicts word t + 1.
 
-        ``generator``: hard attention draws its cells with it; without one a model in training mode uses the expectation.
+        ``generator``: for the cells that hard attention draws; without one, a model in training mode uses the expectation.
         """
         embedded = self.dropout(self.embedding(input_ids))
         gates = self.word_gates(embedded)
@@ -163,39 +166,47 @@ class CaptionDecoder(nn.Module):
         return Output(self.words(embedded, h, z_hat), alpha, location_logprob)
 
     def prefill(self, annotations: Tensor) -> tuple[Tensor, CaptionState]:
-        """``annotations [B, L, D]`` -> logits of the first word ``[B, V]`` and the state after BOS (one row a photo)."""
+        """``annotations [B, L, D]`` -> logits of the first word ``[B, V]``, and the state after BOS with one row for each photo."""
         bos = torch.full((len(annotations),), BOS, device=annotations.device)
         return self.step(bos, self.start(annotations, 1))
 
     def step(self, ids: Tensor, state: CaptionState) -> tuple[Tensor, CaptionState]:
-        """``ids [B * K]``, one word for each row -> logits of the next ``[B * K, V]`` and the state after it."""
+        """One word for each row: ``ids [B * K]`` -> logits of the next ``[B * K, V]``, and the state after it."""
         embedded = self.embedding(ids).view(*state.h.shape[:2], -1)
         h, c, z_hat, _, _ = self.advance(self.word_gates(embedded), state)
         return self.words(embedded, h, z_hat).flatten(0, 1), state._replace(h=h, c=c)
 
 
+def choose_cell(alpha: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One cell for each row of ``alpha [B, K, L]`` -> ``[B, K, 1]``: drawn with ``generator``, or without one the most likely."""
+    if generator is None:
+        return alpha.argmax(-1, keepdim=True)
+    drawn = alpha.float().flatten(0, 1).multinomial(1, generator=generator)
+    return drawn.view(*alpha.shape[:-1], 1)
+
+
 class ShowAttendTell(nn.Module):
-    """The whole system: a frozen image encoder (its tail may be trained) and the attending decoder."""
+    """The whole system: a frozen image encoder, whose tail may be trained, and the decoder with attention."""
 
     def __init__(self, config: ShowAttendTellConfig, encoder: ConvNet) -> None:
         super().__init__()
         if config.feature_dim != encoder.dim:
-            raise InputError(f"the decoder expects {config.feature_dim} channels, {encoder.name} gives {encoder.dim}")
+            raise InputError(f"the decoder expects {config.feature_dim} channels, but {encoder.name} has {encoder.dim}")
         self.config = config
         self.encoder, self.decoder = encoder, CaptionDecoder(config)
         self.unfreeze()
 
     def unfreeze(self) -> None:
-        """Let all be trained but the encoder's trunk."""
+        """Make everything trainable except the encoder's trunk."""
         self.requires_grad_(True)
         self.encoder.layers[: self.encoder.cut].requires_grad_(False)
 
     def forward(self, maps: Tensor, input_ids: Tensor, generator: torch.Generator | None = None) -> Output:
-        """Teacher forcing over what the encoder's trunk made of the photos, ``maps [B, C, h, w]``; see ``CaptionDecoder.forward``."""
+        """Teacher forcing over the output of the encoder's trunk, ``maps [B, C, h, w]``; see ``CaptionDecoder.forward``."""
         return self.decoder(self.encoder.tail(maps), input_ids, generator)
 
     def prefill(self, maps: Tensor) -> tuple[Tensor, CaptionState]:
-        """``maps [B, C, h, w]`` of the encoder's trunk -> logits of the first word ``[B, V]``, the state after BOS."""
+        """``maps [B, C, h, w]`` of the encoder's trunk -> logits of the first word ``[B, V]``, and the state after BOS."""
         return self.decoder.prefill(self.encoder.tail(maps))
 
     def step(self, ids: Tensor, state: CaptionState) -> tuple[Tensor, CaptionState]:
@@ -204,18 +215,17 @@ class ShowAttendTell(nn.Module):
 
 
 def caption_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """-log p(y | x), the first term of SAT eq. 14, mean over words. ``labels [...]`` of the words, -100 = ignored."""
+    """-log p(y | x), the first term of SAT eq. 14, the mean over words. ``logits [..., V]``, ``labels [...]``, -100 = ignored."""
     return F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), label_smoothing=label_smoothing)
 
 
 def doubly_stochastic_penalty(alpha: Tensor, mask: Tensor, reduction: Literal["sum", "mean"] = "sum") -> Tensor:
-    """The attention of each cell should sum to about 1 over a caption.
+    """The second term of SAT eq. 14, without lambda: the attention to each cell should sum to about 1 over a caption.
 
-    Mean over captions; over the grid ``sum`` (paper) or ``mean`` (tutorial).
-
-    ``alpha [B, K, T, L]``, ``mask [B, K, T]`` True where a word is predicted.
+    ``alpha [B, K, T, L]``; ``mask [B, K, T]``, True where a word is predicted. ``reduction`` over the grid: sum (paper) or mean (tutorial).
+    The mean over captions.
     """
-    attention = (alpha * mask[..., None]).float().sum(-2)
+    attention = (alpha * mask[..., None]).float().sum(-2)  # [B, K, L]
     squares = (1 - attention) ** 2  # SAT eq. 14: doubly stochastic penalty
     return (squares.sum(-1) if reduction == "sum" else squares.mean(-1)).mean()
 
@@ -231,13 +241,13 @@ class HardAttentionLoss(nn.Module):
         self.register_buffer("baseline", torch.zeros(()))
 
     def forward(self, output: Output, labels: Tensor) -> Tensor:
-        """-L_s and a surrogate whose gradient is SAT eq. 12. ``labels [B, K, T]``, -100 = ignored. Moves the baseline."""
+        """A loss whose gradient is minus that of SAT eq. 12; moves the baseline. ``labels [B, K, T]``, -100 = ignored."""
         mask = labels != -100
         words = mask.sum(-1).clamp_min(1)
         logprobs = output.logits.float().log_softmax(-1).gather(-1, labels.clamp_min(0)[..., None]).squeeze(-1)
         bound = (logprobs * mask).sum(-1) / words  # SAT eq. 10: L_s, one draw, per word
         advantage = bound.detach() - self.baseline
-        draws = (output.location_logprob * mask).sum(-1)  # the sum: ``advantage`` is per word already
+        draws = (output.location_logprob * mask).sum(-1)  # log p(s | a) of all cells; ``advantage`` is per word already
         alpha = output.alpha.float()
         cell_entropy = -(alpha * alpha.clamp_min(1e-12).log()).sum(-1)  # SAT section 4.1: H[s]
         entropy = (cell_entropy * mask).sum(-1) / words
