@@ -1,5 +1,6 @@
 """Whether a thing is there: what a model's parts and the consensus say is added up; counts are left to the language model."""
 
+from math import nan
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def logit_of(model: Blip2Tasks, photo: Image.Image, thing: str) -> float:
         return float(yes - no)
 
     (match,) = model.match(photo, f"a photo of {thing}")
-    return detection_logit(gain(photo), gain(GREY), match.itc_cosine, None)
+    return detection_logit(gain(photo), gain(GREY), match.itc_cosine, nan)
 
 
 @pytest.mark.parametrize("question", ["Is there a dog?", "is there a dog in this picture?"])
@@ -68,9 +69,9 @@ def test_each_part_speaks_for_or_against() -> None:
     base = detection_logit(1.0, 0.5, 0.3, -4.0)
     assert detection_logit(2.0, 0.5, 0.3, -4.0) > base > detection_logit(1.0, 1.5, 0.3, -4.0)
     assert detection_logit(1.0, 0.5, 0.4, -4.0) > base < detection_logit(1.0, 0.5, 0.3, -3.0)
-    unknown = detection_logit(1.0, 0.5, 0.3, None)
-    assert detection_logit(2.0, 0.5, 0.3, None) > unknown > detection_logit(1.0, 1.5, 0.3, None)
-    assert detection_logit(1.0, 0.5, 0.4, None) > unknown
+    unknown = detection_logit(1.0, 0.5, 0.3, nan)
+    assert detection_logit(2.0, 0.5, 0.3, nan) > unknown > detection_logit(1.0, 1.5, 0.3, nan)
+    assert detection_logit(1.0, 0.5, 0.4, nan) > unknown
 
 
 @pytest.mark.parametrize(("presence", "found"), [(9.0, "yes"), (-20.0, "no")])
@@ -81,8 +82,8 @@ def test_captions_to_expect_speak_for_or_against(
     tasks = {"flamingo": flamingo_tasks, "blip2": blip2_tasks}[system]()
 
     class KnowsDogs:
-        def presence_logits(self, pooled: np.ndarray, name: str) -> np.ndarray | None:
-            return np.full(len(pooled), presence, np.float32) if name == "dog" else None
+        def presence_logits(self, pooled: np.ndarray, names: list[str]) -> np.ndarray:
+            return np.full((len(pooled), 1), presence if names == ["dog"] else np.nan, np.float32)
 
         def agreement(self, pooled: np.ndarray, texts: list[str]) -> np.ndarray:
             return np.zeros((len(pooled), len(texts)), np.float32)
@@ -95,7 +96,7 @@ def test_captions_to_expect_speak_for_or_against(
 
 
 def test_where_presence_is_unknown_the_gain_alone_decides() -> None:
-    assert caption_detection_logit(1.5, None) < 0 < caption_detection_logit(1.7, None)
+    assert caption_detection_logit(1.5, nan) < 0 < caption_detection_logit(1.7, nan)
     assert caption_detection_logit(-5, 0.0) > 0 > caption_detection_logit(5, -4.0)
 
 

@@ -339,7 +339,7 @@ def test_whether_something_is_there_is_decided_by_captions(model: FlamingoTasks,
     ]
     for pictures, gain in (([photos[0]], gains[0]), ([photos[1]], gains[1]), (photos[:2], max(gains))):
         answer = model.ask(pictures, "Is there a dog in the photo?", explain=True)
-        logit = caption_detection_logit(gain, None)
+        logit = caption_detection_logit(gain, float("nan"))
         assert answer.text == ("yes" if logit > 0 else "no") and answer.method == "caption likelihood"
         assert answer.scores is not None and answer.evidence is not None
         assert answer.scores["yes"] - answer.scores["no"] == pytest.approx(logit, abs=1e-3)

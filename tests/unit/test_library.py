@@ -65,6 +65,9 @@ class RandomModel:
     def itc_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return RandomModel().itc_images([picture(text) for text in texts])[:, 1]
 
+    def presence_logits(self, images: Sequence[Image.Image], things: Sequence[str]) -> NDArray[np.float32]:
+        return np.full((len(images), len(things)), np.nan, np.float32)
+
     def match(self, images: Sequence[Image.Image], texts: Sequence[str]) -> list[Score]:
         cosines = (RandomModel().itc_images([*map(load_image, images)]) @ self.itc_texts(texts).T).max(1)
         return [

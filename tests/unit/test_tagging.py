@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,7 +18,13 @@ from triptych.data import Photo
 from triptych.errors import InputError
 from triptych.evaluate.naming import logistic_weights, naming_metrics
 from triptych.folders.xmp import description, new_xmp, parse_xmp, set_description, set_subjects, subjects, xmp_bytes
-from triptych.tasks.probability import everyday_words, least_score, match_logits, naming_probability, standard_scores
+from triptych.tasks.probability import (
+    NAMED_WITH_PRESENCE,
+    everyday_words,
+    match_logits,
+    naming_probability,
+    standard_scores,
+)
 from triptych.tasks.tagging import Tagger, read_words
 
 WORDS = ["dog", "horse", "sofa", "여우"]
@@ -35,6 +42,19 @@ def test_a_photo_gets_the_words_that_fit() -> None:
     assert [tag.word for tag in Tagger(RandomModel(), WORDS, 0, most=1)([picture("horse")])[0]] == ["horse"]
 
 
+def test_words_to_expect_speak_for_a_tag() -> None:
+    class Expecting(RandomModel):
+        def presence_logits(self, images: Sequence[Image.Image], things: Sequence[str]) -> np.ndarray:
+            logits = {"dog": -6.0, "horse": 6.0}
+            return np.array([[logits.get(thing, np.nan) for thing in things]] * len(images), np.float32)
+
+    (plain,) = Tagger(RandomModel(), WORDS, at_least=0)([picture("sofa")])
+    (tags,) = Tagger(Expecting(), WORDS, at_least=0)([picture("sofa")])
+    before, after = ({tag.word: tag.probability for tag in each} for each in (plain, tags))
+    assert after["horse"] > before["horse"] and after["horse"] > 100 * after["dog"]
+    assert after["sofa"] == before["sofa"]
+
+
 def test_a_cut_off_removes_only_what_is_below_it() -> None:
     """Words that are not matched at all could not have reached the bound."""
     everything = Tagger(RandomModel(), everyday_words(), at_least=0, most=32)([picture("dog")])[0]
@@ -49,9 +69,11 @@ def test_probabilities() -> None:
         np.array([[0, 1]]), abs=1e-4
     )
     assert match_logits(np.array([0.5, 0.0, 1.0])).tolist() == [0.0, -8.0, 8.0]
-    bound = least_score(0.3)
-    assert naming_probability(np.array([bound]), np.array([1.0]))[0] == pytest.approx(0.3)
-    assert naming_probability(np.array([bound - 0.01]), np.array([1.0]))[0] < 0.3
+    score, itm, presence = np.array([2.0, 2.0]), np.array([0.5, 0.5]), np.array([np.nan, -1.0])
+    unknown, known = naming_probability(score, itm, presence)
+    assert unknown == pytest.approx(1 / (1 + np.exp(4.2 - 2 * 1.3)))
+    weights = NAMED_WITH_PRESENCE
+    assert known == pytest.approx(1 / (1 + np.exp(weights.presence - 2 * weights.cosine - weights.bias)))
     assert len(everyday_words()) > 300 and len(set(everyday_words())) == len(everyday_words())
 
 

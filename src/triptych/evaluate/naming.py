@@ -41,6 +41,7 @@ def naming_metrics(matcher: Matches, photos: Sequence[Photo], at_least: float) -
     texts, everyday = matcher.itc_texts(nouns), matcher.itc_texts(everyday_words())
     scores: list[float] = []
     itm: list[float] = []
+    presence: list[float] = []
     right: list[bool] = []
     named = 0
     for photo, count in progress(list(zip(photos, counts, strict=True)), "nouns"):
@@ -49,13 +50,17 @@ def naming_metrics(matcher: Matches, photos: Sequence[Photo], at_least: float) -
         standard = standard_scores((features @ texts.T).max(0), (features @ everyday.T).max(0))
         agreed = [count.get(noun, 0) for noun in nouns]
         named += sum(n >= AGREEING for n in agreed)
-        best = [i for i in np.argsort(-standard)[:MATCHED_TAGS] if agreed[i] == 0 or agreed[i] >= AGREEING]
+        expected = matcher.presence_logits([image], nouns)[0]
+        attainable = naming_probability(standard, np.ones_like(standard), expected)
+        best = [i for i in np.argsort(-attainable)[:MATCHED_TAGS] if agreed[i] == 0 or agreed[i] >= AGREEING]
         scores += standard[best].tolist()
+        presence += expected[best].tolist()
         itm += [match.itm_prob for match in matcher.match([image], [nouns[i] for i in best])]
         right += [agreed[i] >= AGREEING for i in best]
-    marks, probabilities = np.array(right), naming_probability(np.array(scores), np.array(itm))
-    chosen = probabilities >= at_least
-    weights = logistic_weights(np.stack([np.array(scores), match_logits(np.array(itm))], 1), marks)
+    inputs = np.array(scores), np.array(itm), np.array(presence)
+    marks, probabilities = np.array(right), naming_probability(*inputs)
+    chosen, known = probabilities >= at_least, ~np.isnan(inputs[2])
+    fitted = np.stack([inputs[0], match_logits(inputs[1]), np.where(known, inputs[2], 0)], 1)
     return {
         "nouns": len(nouns),
         "at least": at_least,
@@ -63,8 +68,13 @@ def naming_metrics(matcher: Matches, photos: Sequence[Photo], at_least: float) -
         "precision": round(100 * float(marks[chosen].mean()), 1) if chosen.any() else None,
         "recall": round(100 * float(marks[chosen].sum()) / named, 1),
         "calibration error": expected_calibration_error(probabilities.tolist(), marks.astype(float).tolist()),
-        "weights that fit": [round(float(weight), 3) for weight in weights],
+        "weights that fit": weights_that_fit(fitted[known], marks[known]),
+        "weights that fit without presence": weights_that_fit(fitted[:, :2], marks),
     }
+
+
+def weights_that_fit(inputs: NDArray[np.float64], right: NDArray[np.bool_]) -> list[float]:
+    return [round(float(weight), 3) for weight in logistic_weights(inputs, right)]
 
 
 def logistic_weights(inputs: NDArray[np.float64], right: NDArray[np.bool_]) -> NDArray[np.float64]:

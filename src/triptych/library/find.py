@@ -120,7 +120,8 @@ def probabilities(library: Library, model: PhotoMatcher, matches: Sequence[tuple
     background = np.stack([(library.features[row] @ everyday.T).max(0) for row, _ in matches])
     cosines = np.array([[match.itc_cosine] for _, match in matches])
     itm = np.array([match.itm_prob for _, match in matches])
-    likely: list[float] = naming_probability(standard_scores(cosines, background)[:, 0], itm).tolist()
+    presence = np.full_like(itm, np.nan)  # a query says more than the name of a thing
+    likely: list[float] = naming_probability(standard_scores(cosines, background)[:, 0], itm, presence).tolist()
     return likely
 
 

@@ -295,7 +295,7 @@ class Blip2Tasks(Answerer, Blip2Matching):
         blind = gain_of_yes(self.blind_logprobs(about[0], YES_NO))
         gains = [gain_of_yes(total_logprobs(self.score_forms(each, YES_NO))) for each in about]
         cosines = (self.itc_images(question.images) @ self.itc_texts([text])[0]).max(1).tolist()
-        presence = self.presence_logits(self.pooled(question.images), thing)
+        presence = self.presence_logits(question.images, [thing])[:, 0].tolist()
         logits = [detection_logit(gain, blind, *each) for gain, *each in zip(gains, cosines, presence, strict=True)]
         words, evidence = tuple(text.split()), None
         if explain:

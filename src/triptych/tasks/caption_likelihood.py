@@ -92,7 +92,7 @@ class CaptionLikelihood:
         self,
         thing: str,
         images: Sequence[ImageSource],
-        presence: Sequence[float | None],
+        presence: Sequence[float],
         choices: Sequence[str],
         explain: bool,
     ) -> Answer:

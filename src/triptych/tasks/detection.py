@@ -6,6 +6,7 @@ contrast, the likelihood of a caption that names the thing, and what captions to
 
 from __future__ import annotations
 
+from math import isnan
 from typing import NamedTuple
 
 import numpy as np
@@ -35,33 +36,34 @@ WITH_PRESENCE = DetectionWeights(0.37, -0.60, 4.4, 0.96, 0.41)
 WITHOUT_PRESENCE = DetectionWeights(0.48, -0.94, 8.4, 0.0, -3.46)
 
 
-def detection_logit(yes: float, blind_yes: float, cosine: float, presence: float | None) -> float:
+def detection_logit(yes: float, blind_yes: float, cosine: float, presence: float) -> float:
     """The logit of the probability that a thing is there.
 
     Args:
         yes: log p(yes) - log p(no) of the language model, asked whether it is there.
         blind_yes: the same before a grey photo.
         cosine: of contrast, of the photo with ``a photo of THING``.
-        presence: logit that captions of the photo name the thing (``text.consensus``); None = unknown.
+        presence: logit that captions of the photo name the thing (``text.consensus``); NaN = unknown.
     """
-    weights = WITHOUT_PRESENCE if presence is None else WITH_PRESENCE
+    known = not isnan(presence)
+    weights = WITH_PRESENCE if known else WITHOUT_PRESENCE
     return (
         weights.yes * yes
         + weights.blind_yes * blind_yes
         + weights.cosine * cosine
-        + weights.presence * (presence or 0.0)
+        + weights.presence * (presence if known else 0.0)
         + weights.bias
     )
 
 
-def caption_detection_logit(gain: float, presence: float | None) -> float:
+def caption_detection_logit(gain: float, presence: float) -> float:
     """The logit of the probability that a thing is there.
 
     Args:
         gain: by how much, in nats, a caption of the picture sooner begins with the thing than one of a grey picture.
         presence: as in ``detection_logit``.
     """
-    if presence is None:
+    if isnan(presence):
         weight, bias = GAIN_ALONE
         return weight * gain + bias
     return GAIN_WEIGHT * gain + PRESENCE_WEIGHT * presence + GAIN_BIAS

@@ -214,7 +214,7 @@ class FlamingoTasks(Answerer, Reranking):
         return self.likelihood.choose(text, images, names, explain)
 
     def detect(self, thing: str, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
-        presence = self.presence_logits(self.pooled(question.images), thing)
+        presence = self.presence_logits(question.images, [thing])[:, 0].tolist()
         return self.likelihood.detect(thing, question.images, presence, choices, explain)
 
     def score_behind(self, row: PromptRow, choices: Sequence[str]) -> list[Hypothesis]:

@@ -1,17 +1,18 @@
-"""The probability that people would name something in a photo, from BLIP-2's contrast (ITC) and matching (ITM).
+"""The probability that people would name something in a photo, from BLIP-2's contrast (ITC) and matching (ITM) and ``text.consensus``.
 
 A cosine means little by itself: some photos are close to every text. So it is standardised against the cosines of the same photo
-with nouns of everyday photos (``everyday.txt``). The probability is a logistic function of that score and of ITM's logit (Platt 1999).
+with nouns of everyday photos (``everyday.txt``). The probability is a logistic function of that score, of ITM's logit and, where the
+consensus knows the thing, of the logit of its presence (Platt 1999).
 
-Its weights were fitted with `blip2` on 60 photos of Flickr8k and 60 of COCO (validation splits): a noun counts as right if two of a
-photo's captions have it, as wrong if none has. As captions leave much unsaid, the probabilities are low ones.
+The weights were fitted with `blip2` on validation photos of Flickr8k and COCO (``eval tags``): a noun counts as right if two of a photo's
+captions have it, as wrong if none has. As captions leave much unsaid, the probabilities are low ones.
 """
 
 from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,18 @@ from numpy.typing import NDArray
 from triptych.errors import InputError
 from triptych.evidence import Floats
 
-COSINE_WEIGHT, MATCH_WEIGHT, BIAS = 1.3, 0.3, -4.2
+
+class NamingWeights(NamedTuple):
+    """Of what ``naming_probability`` adds up."""
+
+    cosine: float
+    match: float
+    presence: float
+    bias: float
+
+
+NAMED_WITH_PRESENCE = NamingWeights(0.5, 0.15, 1.0, 0.0)
+NAMED_WITHOUT_PRESENCE = NamingWeights(1.3, 0.3, 0.0, -4.2)
 MOST_LOGIT = 8.0  # of matching: beyond it, a probability in 32 bits says little
 
 
@@ -43,15 +55,15 @@ def match_logits(itm_prob: NDArray[Any]) -> NDArray[np.float64]:
     return np.clip(np.log(likely) - np.log1p(-likely), -MOST_LOGIT, MOST_LOGIT)
 
 
-def naming_probability(scores: Floats, itm_prob: NDArray[Any]) -> NDArray[np.float64]:
-    """The probability that people would name it, for standard scores and ITM's probabilities of one shape."""
-    logits = COSINE_WEIGHT * scores + MATCH_WEIGHT * match_logits(itm_prob) + BIAS
-    return np.asarray(1 / (1 + np.exp(-logits)))
-
-
-def least_score(probability: float) -> float:
-    """The standard score below which no ITM reaches ``probability`` (0 to 1, exclusive)."""
-    return float((np.log(probability / (1 - probability)) - BIAS - MATCH_WEIGHT * MOST_LOGIT) / COSINE_WEIGHT)
+def naming_probability(scores: Floats, itm_prob: NDArray[Any], presence: Floats) -> NDArray[np.float64]:
+    """The probability that people would name it, for standard scores, ITM's probabilities and logits of presence (NaN = unknown) of one
+    shape."""
+    match, known = match_logits(itm_prob), ~np.isnan(presence)
+    logits = [
+        weights.cosine * scores + weights.match * match + weights.presence * np.where(known, presence, 0) + weights.bias
+        for weights in (NAMED_WITHOUT_PRESENCE, NAMED_WITH_PRESENCE)
+    ]
+    return np.asarray(1 / (1 + np.exp(-np.where(known, logits[1], logits[0]))))
 
 
 def check_probability(value: float) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from triptych.evidence import Floats
 from triptych.generate import Hypothesis, Search
+from triptych.io.images import ImageSource
 from triptych.tasks.choices import without_article
 from triptych.text.consensus import Consensus, read_consensus
 
@@ -31,6 +32,10 @@ class Reranking:
 
     consensus_file: Path | None = None
 
+    def pooled(self, images: Sequence[ImageSource]) -> Floats:
+        """The mean of each photo's image features over the grid: ``[B, D]``."""
+        raise NotImplementedError
+
     @cached_property
     def consensus(self) -> Consensus | None:
         return None if self.consensus_file is None else read_consensus(self.consensus_file)
@@ -45,10 +50,11 @@ class Reranking:
             return np.zeros((len(pooled), len(texts)), np.float32)
         return self.consensus.agreement(pooled, texts)
 
-    def presence_logits(self, pooled: Floats, thing: str) -> list[float | None]:
-        """Of each photo ``[B, D]`` the logit of the probability that captions name a thing; None where the consensus does not know it."""
-        logits = None if self.consensus is None else self.consensus.presence_logits(pooled, without_article(thing))
-        return [None] * len(pooled) if logits is None else logits.tolist()
+    def presence_logits(self, images: Sequence[ImageSource], things: Sequence[str]) -> Floats:
+        """Of each photo and thing the logit of the probability that captions name it: ``[B, K]``; NaN where the consensus does not know."""
+        if self.consensus is None:
+            return np.full((len(images), len(things)), np.nan, np.float32)
+        return self.consensus.presence_logits(self.pooled(images), [without_article(thing) for thing in things])
 
     def reranked(
         self, written: Sequence[Sequence[Hypothesis]], pooled: Floats, decode: Decode, count: int

@@ -1,4 +1,4 @@
-"""Keywords of photos: words of a vocabulary that fit, by contrast with all of them and by matching with the best."""
+"""Keywords of photos: words of a vocabulary that fit by contrast and the captions to expect; the best of them are matched, too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from triptych.tasks.capabilities import Matches
 from triptych.tasks.probability import (
     check_probability,
     everyday_words,
-    least_score,
     naming_probability,
     standard_scores,
 )
@@ -93,20 +92,20 @@ class Tagger:
 
     def __call__(self, photos: Sequence[ImageSource]) -> list[list[Tag]]:
         """The tags of each photo, the likeliest first. Raises InputError: a photo cannot be read."""
-        return [
-            self._of(photo, features) for photo, features in zip(photos, self.matcher.itc_images(photos), strict=True)
-        ]
+        features, presence = self.matcher.itc_images(photos), self.matcher.presence_logits(photos, self.words)
+        return [self._of(*each) for each in zip(photos, features, presence, strict=True)]
 
-    def _of(self, photo: ImageSource, features: Floats) -> list[Tag]:
-        """``features``: the photo's for contrast, ``[Q, E]``."""
+    def _of(self, photo: ImageSource, features: Floats, presence: Floats) -> list[Tag]:
+        """``features``: the photo's for contrast, ``[Q, E]``; ``presence``: the logit of each word, ``[V]``."""
         cosines, background = ((features @ texts.T).max(0) for texts in (self._texts, self._everyday))
         scores = standard_scores(cosines, background)
-        best = np.argsort(-scores, kind="stable")[:MATCHED_TAGS]
-        if self.at_least > 0:
-            best = best[scores[best] >= least_score(self.at_least)]
+        attainable = naming_probability(scores, np.ones_like(scores), presence)  # if they match for sure
+        best = np.argsort(-attainable, kind="stable")[:MATCHED_TAGS]
+        best = best[attainable[best] >= self.at_least]
         if not len(best):
             return []
         matches = self.matcher.match([photo], [self.words[i] for i in best])
-        probabilities = naming_probability(scores[best], np.array([match.itm_prob for match in matches]))
+        itm_prob = np.array([match.itm_prob for match in matches])
+        probabilities = naming_probability(scores[best], itm_prob, presence[best])
         order = np.argsort(-probabilities, kind="stable")[: self.most]
         return [Tag(self.words[best[i]], float(probabilities[i])) for i in order if probabilities[i] >= self.at_least]

@@ -83,21 +83,23 @@ class Consensus:
         vectors = caption_vectors(captions, self.columns, self.rarity)
         return unit(np.where(vectors.any(1, keepdims=True), vectors - self.mean, 0))
 
-    def presence_logits(self, pooled: Floats, name: str) -> Floats | None:
-        """The logit of the probability that captions of each photo ``[B, D]`` name a thing, by least squares: ``[B]``; None where a word is
-        unknown.
+    def presence_logits(self, pooled: Floats, names: Sequence[str]) -> Floats:
+        """The logit of the probability that captions of each photo ``[B, D]`` name each of K things, by least squares: ``[B, K]``; NaN
+        where a word of the name is unknown.
 
         Captions name a kind of the thing just as well (``KINDS_OF``). Of several words the least likely counts.
         """
-        words = [[self.number_forms(kind) for kind in KINDS_OF.get(word, (word,))] for word in split_words(name)]
-        known = [[forms for forms in kinds if forms] for kinds in words]
-        if not known or not all(known):
-            return None
         expected = pooled.astype(np.float32) @ self.regression + self.bias
         share = np.exp(-self.rarity)  # of photos whose captions have the word
         present = np.clip(share * (1 + expected / np.maximum(self.mean, 1e-9)), 0, 1)
-        absent = [np.prod([1 - present[:, forms].max(1) for forms in kinds], 0) for kinds in known]
-        bounded = np.clip(1 - np.max(absent, 0), LEAST_PRESENCE, 1 - LEAST_PRESENCE)
+        probabilities = np.full((len(pooled), len(names)), np.nan, np.float32)
+        for column, name in enumerate(names):
+            kinds = [[self.number_forms(kind) for kind in KINDS_OF.get(word, (word,))] for word in split_words(name)]
+            known = [[forms for forms in each if forms] for each in kinds]
+            if known and all(known):
+                absent = [np.prod([1 - present[:, forms].max(1) for forms in each], 0) for each in known]
+                probabilities[:, column] = 1 - np.max(absent, 0)
+        bounded = np.clip(probabilities, LEAST_PRESENCE, 1 - LEAST_PRESENCE)
         return np.asarray(np.log(bounded / (1 - bounded)), np.float32)
 
     def number_forms(self, word: str) -> list[int]:
