@@ -68,7 +68,8 @@ def upload(driver: Any, picker: str, path: Path, red: int) -> None:
 def test_captions_with_maps(page: Any, tmp_path: Path) -> None:
     upload(page, "caption", tmp_path / "a.png", 200)
     find(page, "#caption-run").click()
-    wait(page, lambda d: len(texts(d, "#caption-results .card")) == 3)
+    wait(page, lambda d: len(texts(d, "#caption-results .card .words button:first-child")) == 3)
+    assert len(texts(page, "#caption-results .card")) == 3
     pixel = "return document.getElementById('caption-view').getContext('2d').getImageData(5, 5, 1, 1).data[2]"
     assert find(page, "#caption-view").is_displayed()
     page.execute_script("document.querySelectorAll('.words button')[0].focus()")

@@ -83,15 +83,21 @@ function showMap(canvas, picker) {
   };
 }
 
+// The captions first; where each model looked takes longer and follows.
 function startCaptions(picker) {
   $("caption-run").addEventListener("click", () =>
     run($("caption-run"), async () => {
       const image = needed(picker);
       $("caption-results").replaceChildren();
+      const words = new Map();
       for (const model of models) {
-        const answer = await post("v1/caption", { model, image, explain: true });
-        const words = answer.evidence ? wordButtons(answer.evidence, showMap($("caption-view"), picker)) : element("p", "", answer.caption);
-        $("caption-results").append(card(NAMES[model] ?? model, words, element("p", "note", answer.caption)));
+        const answer = await post("v1/caption", { model, image });
+        words.set(model, element("p", "words", answer.caption));
+        $("caption-results").append(card(NAMES[model] ?? model, words.get(model), element("p", "note", answer.caption)));
+      }
+      for (const model of models) {
+        const { evidence } = await post("v1/caption", { model, image, explain: true });
+        if (evidence) words.get(model).replaceWith(wordButtons(evidence, showMap($("caption-view"), picker)));
       }
     }),
   );
