@@ -83,9 +83,9 @@ def test_settings_as_older_versions_wrote_them(settings: dict[str, Any], expecte
     ("settings", "message"),
     [
         ({"size": 224, "do_rescale": False}, "rescale_factor must be 1/255"),
-        ({"size": 224, "image_mean": [0.5], "image_std": [1]}, "make no sense"),
+        ({"size": 224, "image_mean": [0.5], "image_std": [1]}, "invalid value"),
         ({"size": 224, "image_mean": [0.5] * 3, "image_std": [1, 1, 0]}, "expected numbers, the second above 0"),
-        ({"size": 224, "resample": 9}, "make no sense"),
+        ({"size": 224, "resample": 9}, "invalid value"),
         ({"size": {"shortest_edge": 100}, "crop_size": 224}, "a shortest side of 100 pixels: expected 224 to 4096"),
     ],
 )

@@ -43,7 +43,7 @@ def test_forms(choices: list[str], forms: list[str]) -> None:
     [
         ("yes", "give a list"),
         ({"yes": 1, "no": 2}, "give a list"),
-        (["yes", 3], "3 is no text"),
+        (["yes", 3], "3 is not a text"),
         (["yes"], "at least two"),
         (["yes", " yes "], "given twice"),
         (["yes", " "], "empty"),

@@ -248,8 +248,8 @@ def test_maps_are_of_cells_not_of_latents_nor_of_a_class_token(model: FlamingoTa
     ("shots", "prompt", "reason"),
     [
         ([(0, " ")], "", "has no text"),
-        ([(0, "a <image>")], "", "one picture and one end"),
-        ([(0, "a dog")], "x<|endofchunk|>", "one picture and one end"),
+        ([(0, "a <image>")], "", "they are added to each example"),
+        ([(0, "a dog")], "x<|endofchunk|>", "they are added to each example"),
         ([(0, "a word " * 60)], "", "reads 300 at most"),
     ],
 )

@@ -183,7 +183,7 @@ def test_a_mixture_draws_tasks_by_their_shares(sequences: Sequences) -> None:
 def test_tasks_that_nothing_can_be_made_of_are_refused(rows: SequenceEncoder) -> None:
     plain = Sequences([photo(i, "what a day") for i in range(3)], [])
     assert plain.bound(random.Random(0), 0) == []
-    with pytest.raises(InputError, match="of binding, question none can be made"):
+    with pytest.raises(InputError, match="none of the tasks binding, question"):
         TaskMixture(plain, rows, {"binding": 1.0, "question": 1.0})([0], seed=0)
     assert TaskMixture(plain, rows, {"binding": 1.0, "caption": 1.0})([0, 1], seed=0)[1] == [1, 1]
 

@@ -15,7 +15,7 @@ from tiny_flamingo import flamingo_tasks
 from triptych.engines.interface import FlamingoInputs, PhotoSpec
 from triptych.io.pixels import PixelSpec
 from triptych.tasks.photos import ArrayMemory, PhotoMemory
-from triptych.tasks.prefix import SLOTS, PrefixMemory, PromptRow, common_length
+from triptych.tasks.prefix import SLOTS, PrefixMemory, PromptRow, common_prefix_length
 
 
 @pytest.fixture(autouse=True)
@@ -153,7 +153,7 @@ def test_prompts_share_their_beginnings_in_several_slots() -> None:
         with memory.read_prompt(row(100 + n, 1)):
             pass
     assert len(memory._kept) == SLOTS
-    assert common_length((1, 2, "a"), (1, 2, "b", 3)) == 2
+    assert common_prefix_length((1, 2, "a"), (1, 2, "b", 3)) == 2
 
 
 def test_what_was_written_before_a_failure_is_not_remembered() -> None:
@@ -254,9 +254,9 @@ def test_threads_never_share_a_state(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def compared(left: Sequence[int | str], right: Sequence[int | str]) -> int:
         watched.enter()
-        return common_length(left, right)
+        return common_prefix_length(left, right)
 
-    monkeypatch.setattr("triptych.tasks.prefix.common_length", compared)
+    monkeypatch.setattr("triptych.tasks.prefix.common_prefix_length", compared)
 
     def work(n: int) -> None:
         rng = np.random.default_rng(n)

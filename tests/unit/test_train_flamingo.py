@@ -20,7 +20,7 @@ from triptych.train.flamingo.batches import SequenceEncoder, SequenceIds, TaskMi
 from triptych.train.flamingo.objective import FlamingoObjective, token_logprobs
 from triptych.train.flamingo.recipe import FlamingoRecipe
 from triptych.train.flamingo.trainer import flamingo_parameter_groups
-from triptych.train.flamingo.validation import bound_rightly, flamingo_caption_prompt, write_flamingo_captions
+from triptych.train.flamingo.validation import flamingo_caption_prompt, is_answered, write_flamingo_captions
 from triptych.train.recipe import make_recipe
 from triptych.train.self_critical import CaptionReward
 from triptych.train.trainer import train_bridges
@@ -212,7 +212,7 @@ def test_validation_takes_the_likeliest_name(flamingo: FlamingoModel) -> None:
     best = int(scores[1] > scores[0])
     for answer in (0, 1):
         found = Episode(prompt, ("dax", "wug"), answer)
-        assert bound_rightly(model, pictures, rows, 0, found) == (answer == best)
+        assert is_answered(model, pictures, rows, 0, found) == (answer == best)
 
 
 def test_validation_captions_are_those_of_the_tasks(flamingo: FlamingoModel) -> None:

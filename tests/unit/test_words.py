@@ -12,10 +12,10 @@ from triptych.train.words import (
     CaptionWords,
     PictureReader,
     WordObjective,
-    begin_as_words,
     caption_text,
+    initialise_gated_blocks,
+    initialise_projection,
     residual_sizes,
-    speak_words,
 )
 
 
@@ -78,7 +78,7 @@ def test_an_opening_gate_says_what_the_head_says() -> None:
     model = tiny_flamingo().model
     tokens, head = torch.randn(6, 3, 8), torch.randn(16, 8)
     text = torch.randint(5, 200, (4, 6))
-    speak_words(model, head, tokens, text)
+    initialise_gated_blocks(model, head, tokens, text)
     sizes = residual_sizes(model.lm, text)
     said = (tokens @ head.T).square().mean().sqrt()
     for block, size in zip(model.xattn, (sizes[1], sizes[3]), strict=True):
@@ -92,7 +92,7 @@ def test_a_soft_prompt_begins_as_words_do() -> None:
     """Around the words' mean, as far off as they are, in the directions that the head gives."""
     projection, head = torch.nn.Linear(6, 10), torch.randn(10, 6)
     queries, embeddings = torch.randn(5, 3, 6), torch.randn(40, 10) * 0.2 + torch.linspace(-1, 1, 10)
-    begin_as_words(projection, head, queries, embeddings)
+    initialise_projection(projection, head, queries, embeddings)
     away = (projection(queries) - embeddings.mean(0)).detach()
     words_away = embeddings - embeddings.mean(0)
     assert away.square().mean() == pytest.approx(float(words_away.square().mean()), rel=1e-4)

@@ -1,6 +1,7 @@
-"""The command line. Heavy modules are imported inside the commands, so that ``triptych --help`` answers at once.
+"""The command line. Heavy modules are imported inside the commands, so that ``triptych --help`` is fast.
 
-Results go to stdout (``--json``: one object a line), progress and errors to stderr. Exit codes: 0, 1 a failure of our own, 2 bad input.
+Results go to stdout (``--json``: one object per line), progress and errors to stderr. Exit codes: 0, 1 = a failure of the program,
+2 = bad input.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ __all__ = [
     "training",
 ]
 
-UsageError: type[Any] = typer.BadParameter.__mro__[1]  # click's, which newer versions of typer carry inside
+UsageError: type[Any] = typer.BadParameter.__mro__[1]  # click's, which newer versions of typer vendor
 
 
 def main() -> None:
     """The entry point: runs a command and turns every failure into one line and an exit code."""
-    for stream in (sys.stdout, sys.stderr):  # a file's name may hold bytes that the terminal's encoding does not
+    for stream in (sys.stdout, sys.stderr):  # the terminal's encoding may lack characters of a file's name
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:

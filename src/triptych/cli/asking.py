@@ -90,7 +90,7 @@ def open_answers(
     choices: list[str] | None,
     settings: dict[str, Any],
 ) -> Describe:
-    """Answers to one question as ``describe_folder`` takes them."""
+    """Load the model; the result answers one question about each photo, for ``describe_folder``."""
     from triptych.tasks import load_answerer
 
     answerer = load_answerer(model, precision, device)
@@ -164,7 +164,7 @@ def match(
     photos = [load_image(image) for image in images]
     matches = matcher.match(photos, texts, explain=explain is not None)
     for text in matcher.unknown_texts(texts):
-        complain(InputError(f"the model knows no word of {text!r}: how well it matches is chance"))
+        complain(InputError(f"the model knows no word of {text!r}: its scores are random; use other words"))
     for pair in matches:
         image, text = images[pair.image], texts[pair.text]
         line = f"{image}\t{text}\tcosine {pair.itc_cosine:.3f}  match {pair.itm_prob:.3f}  rerank {pair.rerank:.3f}"

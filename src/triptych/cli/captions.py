@@ -106,7 +106,7 @@ def caption(
 def open_captioner(
     model: str, device: str | None, precision: str | None, settings: dict[str, Any]
 ) -> SatTasks | FlamingoTasks | Blip2Tasks:
-    """The model, with settings that it can use: wrong ones are reported once, not for every photo. Raises InputError."""
+    """Load the model and check the settings, so that wrong ones are reported once, not for every photo. Raises InputError."""
     from triptych.tasks import SatTasks, load
 
     captioner = load(model, device=device, precision=precision)
@@ -117,7 +117,7 @@ def open_captioner(
 
 
 def open_captions(model: str, device: str | None, precision: str | None, settings: dict[str, Any]) -> Describe:
-    """Captions as ``describe_folder`` takes them."""
+    """Load the model; the result captions photos, for ``describe_folder``."""
     captioner = open_captioner(model, device, precision, settings)
     return lambda photos: as_descriptions(captioner.caption(list(photos), **settings))
 
@@ -130,7 +130,7 @@ def caption_each(
     explain: Path | None,
     as_json: bool,
 ) -> None:
-    """Photos one by one, with figures if ``explain`` names a folder for them; one bad photo does not lose the others."""
+    """Caption photos one by one, with figures in the folder ``explain`` if there is one; bad photos are reported and left out."""
     from triptych.io.images import load_image
 
     failed: TriptychError | None = None
@@ -160,12 +160,12 @@ def caption_each(
 
 
 def shown_name(source: str) -> str:
-    """What to call a photo on a page: the file's name; a data URL has none."""
+    """A photo's name on a page: the file's name, or "photo" for a data URL."""
     return "photo" if source.lower().startswith("data:") else Path(source).name[:100] or "photo"
 
 
 def figure_name(source: str, drawn: set[str]) -> str:
-    """A name for the photo's figure that no other photo of this run has; added to ``drawn``."""
+    """A name for the photo's figure that is unique in this run; added to ``drawn``."""
     stem = name = Path(shown_name(source)).stem
     for n in count(2):
         if name not in drawn:
@@ -176,13 +176,12 @@ def figure_name(source: str, drawn: set[str]) -> str:
 
 
 def draw_figure(figure: Path, source: str, photo: Image, answer: Answer, seconds: float) -> PageEntry:
-    """Write the photo's figure; returns its section of the page, which keeps the photo at the page's size only."""
+    """Write the photo's figure; returns its section of the page, with the photo reduced to the page's size."""
     from triptych.figures.maps import draw_words, fit_within, write_png
     from triptych.figures.page import PHOTO_BOX, PageEntry
 
-    said = reading(answer, seconds)
     write_png(figure, draw_words(photo, evidence_of(answer)))
-    return PageEntry((fit_within(photo, PHOTO_BOX),), (said,), name=shown_name(source))
+    return PageEntry((fit_within(photo, PHOTO_BOX),), (reading(answer, seconds),), name=shown_name(source))
 
 
 @app.command()
@@ -216,10 +215,10 @@ def explain(
         answer = load(model, device=device, precision=precision).caption(photo, explain=True, **settings)
     else:
         answer = load_answerer(model, device=device, precision=precision).ask(photo, question, explain=True, **settings)
-    said = reading(answer)
     if out.suffix.lower() == ".png":
         write_png(out, draw_words(photo, evidence_of(answer)))
     else:
-        write_page(out, [PageEntry((photo,), (said,), name=shown_name(image), question=question or "")], answer.text)
+        entry = PageEntry((photo,), (reading(answer),), name=shown_name(image), question=question or "")
+        write_page(out, [entry], answer.text)
     text = {"caption": answer.text} if question is None else {"question": question, "answer": answer.text}
     emit({"image": image, "model": model, **text, "out": str(out)}, as_json, f"{answer.text}\n{out}")

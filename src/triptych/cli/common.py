@@ -1,4 +1,4 @@
-"""What the commands share: the application, their common options, printing, files."""
+"""Shared by the commands: the application, common options, printing, writing files."""
 
 from __future__ import annotations
 
@@ -59,34 +59,36 @@ Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N photos.
 
 
 def emit(record: dict[str, Any], as_json: bool, text: str, file: TextIO | None = None) -> None:
-    """``file``: where to print; None = stdout."""
+    """Print a result: ``record`` as JSON, or ``text``. ``file``: None = stdout."""
     print(json.dumps(record, ensure_ascii=False) if as_json else text, file=file, flush=True)
 
 
 def complain(error: BaseException) -> None:
+    """Print a message on stderr, in one line."""
     print(f"triptych: {' '.join(str(error).split())}", file=sys.stderr)
 
 
 def show(record: dict[str, Any], as_json: bool) -> None:
-    """A record for people: a line for each of its values."""
+    """Print a record: as JSON, or a line for each of its values."""
     emit(record, as_json, "\n".join(f"{k}: {'not computed' if v is None else v}" for k, v in record.items()))
 
 
 def pictures(sources: Iterable[str]) -> list[str]:
-    """The sources with each folder replaced by its photos."""
+    """The sources, with each folder replaced by its photos."""
     from triptych.io.folders import find_images
 
     return [str(source) for source in find_images(sources)]
 
 
 def evidence_of(answer: Answer) -> Evidence:
-    """Raises TriptychError: the model wrote nothing."""
+    """The evidence of an answer. Raises TriptychError: the model wrote no word."""
     if answer.evidence is None:
-        raise TriptychError(f"{answer.model} wrote no word, so there is no map to draw")
+        raise TriptychError(f"{answer.model} wrote no word, so there is no map to draw; try another photo or model")
     return answer.evidence
 
 
 def reading(answer: Answer, seconds: float | None = None) -> Reading:
+    """An answer with its maps, for a page."""
     from triptych.figures.page import Reading
 
     return Reading(answer.model, answer.text, evidence_of(answer), answer.logprob, seconds)

@@ -56,15 +56,8 @@ def eval_caption(
     """BLEU, METEOR (needs Java), ROUGE-L and CIDEr-D of the model's captions."""
     from time import perf_counter
 
-    from triptych.data import open_dataset
-    from triptych.evaluate.captioning import (
-        caption_examples,
-        caption_metrics,
-        captions_by_id,
-        captions_by_nearest,
-        example_index,
-    )
-    from triptych.tasks import Blip2Tasks, Completes, load
+    from triptych.evaluate.captioning import caption_metrics
+    from triptych.tasks import Blip2Tasks, load
     from triptych.tasks.reranking import RERANKED_BEAMS, Reranking
 
     check_output(output)
@@ -72,31 +65,14 @@ def eval_caption(
     train = training_photos(data, split, strict) if floor else []
     sentence_vectors = import_sentence_vectors() if floor else None
     captioner = load(model)
-    given = (
-        ("beams", beams),
-        ("length_penalty", length_penalty),
-        ("min_new_tokens", min_new_tokens),
-        ("writer", writer),
-    )
-    settings: dict[str, Any] = {name: value for name, value in given if value is not None}
+    given = {"beams": beams, "length_penalty": length_penalty, "min_new_tokens": min_new_tokens, "writer": writer}
+    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    settings |= {} if rerank else {"rerank": False}
     if writer is not None and not isinstance(captioner, Blip2Tasks):
         raise InputError(f"{model} has one way to write captions: --writer is for blip2")
-    if not rerank:
-        settings["rerank"] = False
-    if nearest and not shots:
-        raise InputError("--nearest picks the examples of --shots: say how many")
-    if shots:
-        if not isinstance(captioner, Completes):
-            raise InputError(f"{model} takes no examples in its prompt: --shots is for flamingo")
-        if split == "train":
-            raise InputError("--shots takes its examples from the training split: measure on another one")
+    check_shots(captioner, model, split, shots, nearest)
     started = perf_counter()
-    if nearest:
-        index = example_index(captioner, open_dataset(data, "train"))
-        texts = captions_by_nearest(captioner, photos, index, shots, settings)
-    else:
-        examples = {"shots": caption_examples(open_dataset(data, "train"), shots)} if shots else {}
-        texts = captions_by_id(captioner, photos, settings | examples)
+    texts = write_captions(captioner, photos, data, shots, nearest, settings)
     seconds = perf_counter() - started
     by_consensus = rerank and not shots and isinstance(captioner, Reranking) and captioner.reranks(settings)
     references = {photo.id: photo.captions for photo in photos}
@@ -114,6 +90,32 @@ def eval_caption(
 
         record["floor"] = caption_metrics(caption_floor(captioner, sentence_vectors, train, photos), photos)
     show(described(captioner, data, split, photos, record), as_json)
+
+
+def check_shots(captioner: Any, model: str, split: str, shots: int, nearest: bool) -> None:
+    """Raises InputError: --shots or --nearest do not fit the model or the split."""
+    from triptych.tasks import Completes
+
+    if nearest and not shots:
+        raise InputError("--nearest picks the examples of --shots: say how many")
+    if shots and not isinstance(captioner, Completes):
+        raise InputError(f"{model} takes no examples in its prompt: --shots is for flamingo")
+    if shots and split == "train":
+        raise InputError("--shots takes its examples from the training split: measure on another one")
+
+
+def write_captions(
+    captioner: Any, photos: list[Photo], data: Path, shots: int, nearest: bool, settings: dict[str, Any]
+) -> dict[str, str]:
+    """The model's caption of each photo, by the photo's id, after ``shots`` training photos in the prompt."""
+    from triptych.data import open_dataset
+    from triptych.evaluate.captioning import caption_examples, captions_by_id, captions_by_nearest, example_index
+
+    if nearest:
+        index = example_index(captioner, open_dataset(data, "train"))
+        return captions_by_nearest(captioner, photos, index, shots, settings)
+    examples = {"shots": caption_examples(open_dataset(data, "train"), shots)} if shots else {}
+    return captions_by_id(captioner, photos, settings | examples)
 
 
 @evaluation.command("hallucination")
@@ -291,17 +293,19 @@ def eval_attention(
 def read_photos(
     data: Path, split: str | None, limit: int | None, strict: bool, wanted: Callable[[Photo], bool]
 ) -> list[Photo]:
-    """The first photos of a split that are ``wanted`` and can be read; damaged ones are named on stderr and counted.
+    """The first ``limit`` photos of a split that are ``wanted``, without damaged ones, which are reported on stderr.
 
     Raises:
-        InputError: there is none, or with ``strict`` one is damaged.
+        InputError: there are none, or with ``strict`` one is damaged.
     """
     from triptych.data import open_dataset
     from triptych.data.reading import PhotoReader
 
     photos = [photo for photo in open_dataset(data, split) if wanted(photo)][:limit]
     if not photos:
-        raise InputError(f"{data}: no photo of the split {split!r} has what is measured (captions, questions or boxes)")
+        raise InputError(
+            f"{data}: no photo of the split {split!r} has the captions, questions or boxes that are needed"
+        )
     reader = PhotoReader(strict, lambda line: complain(Exception(line)))
     readable = reader.readable(photos)
     if summary := reader.summary():
@@ -310,22 +314,22 @@ def read_photos(
 
 
 def training_photos(data: Path, split: str, strict: bool) -> list[Photo]:
-    """The captioned photos of the training split, for a floor. Raises InputError: they are what is measured, or there are none."""
+    """The captioned photos of the training split, for --floor. Raises InputError: ``split`` is the training split, or has none."""
     if split == "train":
-        raise InputError("--floor takes what it knows from the training split: measure on another one")
+        raise InputError("--floor is fitted to the training split: measure on another one")
     return read_photos(data, "train", None, strict, lambda photo: bool(photo.captions))
 
 
 def described(
     model: Any, data: Path, split: str | None, photos: list[Photo], metrics: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A record of an evaluation: what was measured on what, the metrics, and the model's card."""
+    """The record of an evaluation: the model, the data, the metrics, and the model's card."""
     about = {"model": model.name, "data": data.name, "split": split, "photos": len(photos)}
     return {**about, **metrics, "recipe": model.info()["card"]}
 
 
 def import_sentence_vectors() -> Callable[..., Any]:
-    """Raises MissingExtraError: torch is not installed. To be called before hours of work."""
+    """The sentence vectors of --floor. Call it before long work. Raises MissingExtraError: torch is not installed."""
     with importing("torch", "--floor"):
         from triptych.models.sentences import sentence_vectors
 
@@ -333,7 +337,7 @@ def import_sentence_vectors() -> Callable[..., Any]:
 
 
 def check_output(output: Path | None) -> None:
-    """Raises InputError: its folder is missing. To be asked before hours of work."""
+    """Call it before long work. Raises InputError: the folder of ``output`` is missing."""
     if output is not None and not output.parent.is_dir():
         raise InputError(f"cannot write {output}: there is no folder {output.parent}; create it first")
 

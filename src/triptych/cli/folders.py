@@ -1,4 +1,4 @@
-"""Options and steps that ``caption`` and ``ask`` share when they describe whole folders."""
+"""The options and steps of ``caption``, ``ask`` and ``tag`` for whole folders."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ SHOWN_FAILURES = 10
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """The options above as one value."""
+    """The values of the options above."""
 
     out: Path | None
     recursive: bool
@@ -94,7 +94,7 @@ class FolderOptions:
     alt_text: Path | None = None
     watch: bool = False
     shard: str | None = None  # I/N
-    keywords: bool = False  # what is written into photos
+    keywords: bool = False  # write keywords into photos, not descriptions
     runner: str = "local"  # or "ray"
     device: str | None = None
 
@@ -106,20 +106,14 @@ class FolderOptions:
 
     @property
     def given(self) -> bool:
-        """Whether the person asks for more than texts on the terminal."""
-        to_files = self.outputs or self.sidecar or self.write_metadata
-        return (
-            bool(to_files)
-            or self.recursive
-            or self.strict
-            or self.watch
-            or self.shard is not None
-            or self.runner == "ray"
-        )
+        """Whether any of the options is used, other than to print texts on the terminal."""
+        to_files = bool(self.outputs or self.sidecar or self.write_metadata)
+        on_cluster = self.runner == "ray"
+        return to_files or self.recursive or self.strict or self.watch or self.shard is not None or on_cluster
 
     @property
     def outputs(self) -> list[Path]:
-        """The files with all results."""
+        """The files for all results."""
         return [path for path in (self.out, self.alt_text) if path is not None]
 
 
@@ -129,10 +123,10 @@ def describe_folder(
     settings: Mapping[str, Any],
     options: FolderOptions,
 ) -> None:
-    """Describe all photos of ``sources``, with a progress bar, and with ``watch`` those that come later; exits with 2 if some could not
+    """Describe all photos of ``sources``, with a progress bar, and with ``watch`` those that arrive later; exits with 2 if some could not
     be read.
 
-    ``open_describe``: opens the model, here or in each worker of a cluster.
+    ``open_describe``: loads the model, here or in each worker of a cluster. ``settings``: recorded with each result.
     """
     from triptych.folders import Arrivals, Summary, count_photos, describe_photos, parse_shard, walk_photos
     from triptych.folders.watch import FileState, file_state
@@ -145,7 +139,7 @@ def describe_folder(
     total = count_photos(sources, options.recursive, shard) if arrivals is None else None
     prints = options.as_json or options.watch or journal is None
     stdout = sys.stdout
-    attempts: dict[str, FileState | None] = {}  # of --watch: None = described, else how the file was when it failed
+    attempts: dict[str, FileState | None] = {}  # with --watch: None = described, else the file's state when it failed
 
     def handle(record: Record) -> None:
         if prints:
@@ -173,7 +167,7 @@ def describe_folder(
             for names in arrivals:
                 new = (name for name in names if attempts.get(name, FileState(-1, 0)) not in (None, file_state(name)))
                 run([name for name in new if shard.has(name)])
-                summary.skipped = skipped  # the first arrivals are the photos of the first pass once more
+                summary.skipped = skipped  # the first arrivals are the photos of the first pass again
     except KeyboardInterrupt:
         if arrivals is None:
             raise
@@ -183,7 +177,7 @@ def describe_folder(
 
 
 def open_runner(open_describe: Callable[[], Describe], options: FolderOptions) -> Runner:
-    """What describes the photos: this process, with the model opened now, or workers on a cluster."""
+    """The runner: this process, which loads the model now, or workers on a cluster."""
     if options.runner == "ray":
         from triptych.folders.cluster import OnRay
 
@@ -195,7 +189,7 @@ def open_runner(open_describe: Callable[[], Describe], options: FolderOptions) -
 
 @contextmanager
 def progress_bar(total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr if that is a terminal; gives the function that advances it by a number of photos."""
+    """A bar on stderr if that is a terminal; yields a function that advances it by a number of photos."""
     console = Console(stderr=True)
     columns = (
         TextColumn("photos"),
@@ -227,7 +221,7 @@ def open_sidecars(settings: Mapping[str, Any], options: FolderOptions) -> Sideca
 
 
 def open_journal(settings: Mapping[str, Any], options: FolderOptions) -> Journal | None:
-    """The journal beside the first of the outputs; None: there is no output."""
+    """The journal of the first of the outputs; None = there is no output."""
     from triptych.folders import Journal
     from triptych.folders.outputs import journal_path
 
@@ -238,7 +232,7 @@ def open_journal(settings: Mapping[str, Any], options: FolderOptions) -> Journal
 
 
 def write_outputs(journal: Journal | None, options: FolderOptions, mended: Collection[str] = ()) -> None:
-    """``mended``: photos whose failures are left out, as they could be read later."""
+    """Write the outputs. ``mended``: photos that could be read later, whose failures are left out."""
     from triptych.folders import write_output
 
     def records(journal: Journal) -> Iterator[dict[str, Any]]:
@@ -272,7 +266,7 @@ def report(summary: Summary, outputs: Sequence[Path]) -> None:
 
 
 def as_descriptions(answers: Sequence[Answer]) -> list[Description]:
-    """Answers as the folder pipeline takes them."""
+    """Answers in the form of the folder pipeline."""
     from triptych.folders.pipeline import Description
 
     return [Description(answer.text, {"logprob": round(answer.logprob, 4)}) for answer in answers]

@@ -1,4 +1,4 @@
-"""A library of a person's photos."""
+"""``triptych index`` and ``find``: a library of photos, and searching it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from triptych.errors import InputError
 if TYPE_CHECKING:
     from triptych.library import Library, SheetPhoto
 
-SHEET_AT_LEAST = 0.3  # probability of the photos of a sheet
+SHEET_AT_LEAST = 0.3  # the default of --at-least with --sheet
 
 
 @app.command()

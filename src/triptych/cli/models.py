@@ -1,4 +1,4 @@
-"""The demo, what a model consists of, and checkpoints of other projects."""
+"""Commands about models: demo, info, and reading and writing checkpoints."""
 
 from __future__ import annotations
 

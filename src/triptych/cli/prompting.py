@@ -1,4 +1,4 @@
-"""Flamingo's own commands: examples in the prompt, and dialogue."""
+"""``triptych complete`` and ``chat``: Flamingo's examples in the prompt, and its dialogue."""
 
 from __future__ import annotations
 
@@ -77,9 +77,7 @@ def complete(
     if examples is not None and (shots or similar is not None):
         raise InputError("give examples with --shot or with --examples, not with both")
     if examples is None and nearest is not None:
-        raise InputError(
-            "--nearest picks from --examples: name a folder; of examples given with --shot, --similar picks"
-        )
+        raise InputError("--nearest picks from --examples: name a folder, or use --similar with --shot")
     given = [read_shot(shot) for shot in shots or ()]
     photo = load_image(image)
     in_memory: list[Shot] = [(None if source is None else load_image(source), text) for source, text in given]
@@ -99,7 +97,7 @@ def complete(
 
 
 def nearest_examples(model: Model, examples: Path, photo: Image, count: int) -> list[Shot]:
-    """The examples most like ``photo``; the photo itself is none."""
+    """The examples most similar to ``photo``, other than the photo itself."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -121,7 +119,10 @@ def nearest_examples(model: Model, examples: Path, photo: Image, count: int) -> 
 
 
 def read_shot(shot: str) -> tuple[str | None, str]:
-    """``a.jpg=a chinchilla`` -> the picture and its text; a path may hold an equals sign itself."""
+    """``a.jpg=a chinchilla`` -> the picture and its text; a path may contain an equals sign.
+
+    Raises InputError: there is no equals sign, or no text.
+    """
     places = [i for i, letter in enumerate(shot) if letter == "="]
     if not places:
         raise InputError(f"--shot {shot!r}: write IMAGE=TEXT, such as --shot a.jpg='a chinchilla'")
@@ -173,7 +174,7 @@ def chat(
 
 def lines(terminal: bool) -> Iterator[str]:
     if isinstance(sys.stdin, TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # bytes of another encoding are refused line by line
+        sys.stdin.reconfigure(errors="surrogateescape")  # so that bytes of another encoding fail only their line
     while True:
         if terminal:
             print("> ", end="", file=sys.stderr, flush=True)
@@ -191,13 +192,13 @@ def add_pictures(dialogue: Chat, paths: Sequence[str]) -> None:
 
 
 def is_path(line: str) -> bool:
-    """Whether a line may name pictures: commands and questions do not look so."""
+    """Whether a line may name pictures, because it is neither a command nor a question."""
     return bool(line) and (line.split()[0] not in COMMANDS) and not line.endswith("?")
 
 
 def typed_paths(text: str) -> list[str]:
-    """The files that a text names, typed or dragged into the terminal: in quotes, with backslashes, from ``~``, several one after the
-    other; an address (``https:``, ``file:``, ``data:``). Empty if one of them is no file."""
+    """The files in a text that was typed or dragged into the terminal: one or several, in quotes, with backslashes, or starting with ``~``;
+    or one address (``https:``, ``file:``, ``data:``). Empty if one of them is not a file."""
     if as_path(text).lower().startswith(("http://", "https://", "file:", "data:")) and " " not in text:
         return [as_path(text)]
     for whole in (text, as_path(text)):
@@ -211,14 +212,14 @@ def typed_paths(text: str) -> list[str]:
 
 
 def as_path(text: str) -> str:
-    """A path as a shell would take it: without quotes and backslashes, ``~`` as the home folder."""
+    """A path as a shell would read it: without quotes and backslashes, with ``~`` as the home folder."""
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     plain = text[1:-1] if quoted else text if os.name == "nt" else re.sub(r"\\(.)", r"\1", text)
     return os.path.expanduser(plain)  # noqa: PTH111
 
 
 def command(dialogue: Chat, line: str) -> str | None:
-    """Does what a line that begins with / says; None = the dialogue ends."""
+    """Run a command that begins with /. Returns the text that it printed; None = the dialogue ends. Raises InputError: unknown command."""
     name, _, rest = line.partition(" ")
     rest = rest.strip()
     if name in ("/image", "/save", "/load") and not rest:
@@ -229,29 +230,29 @@ def command(dialogue: Chat, line: str) -> str | None:
             return ""
         case "/drop":
             dialogue.drop()
-            said = "no picture waits"
+            reply = "no picture waits"
         case "/undo":
-            said = f"taken back: {dialogue.undo().question}"
+            reply = f"taken back: {dialogue.undo().question}"
         case "/save":
             dialogue.save(Path(as_path(rest)))
-            said = f"saved: {as_path(rest)}"
+            reply = f"saved: {as_path(rest)}"
         case "/load":
             dialogue.load(Path(as_path(rest)))
-            said = f"{len(dialogue.turns)} turns"
+            reply = f"{len(dialogue.turns)} turns"
         case "/help":
-            said = CHAT_HELP
+            reply = CHAT_HELP
         case "/quit" | "/exit":
             return None
         case _ if "/" in name[1:]:
             raise InputError(f"{line}: no such picture")
         case _:
-            raise InputError(f"{name} is no command: /help lists them")
-    print(said, file=sys.stderr)
-    return said
+            raise InputError(f"{name} is not a command: /help lists them")
+    print(reply, file=sys.stderr)
+    return reply
 
 
 def answer(dialogue: Chat, question: str, settings: dict[str, Any], as_json: bool) -> None:
-    """Ask, and print the answer as it is written."""
+    """Ask a question, and print the answer as it is written."""
     first, pieces = dialogue.first, []
     try:
         for piece in dialogue.stream(question, **settings):
@@ -264,5 +265,5 @@ def answer(dialogue: Chat, question: str, settings: dict[str, Any], as_json: boo
     if as_json:
         print(json.dumps({"question": question, "answer": "".join(pieces).strip()}, ensure_ascii=False), flush=True)
     if dialogue.first > first:
-        left = dialogue.first - first
-        print(f"(the oldest {left} turns are no longer remembered: the dialogue has grown too long)", file=sys.stderr)
+        forgotten = dialogue.first - first
+        print(f"(the dialogue has become too long: the oldest {forgotten} turns are forgotten)", file=sys.stderr)

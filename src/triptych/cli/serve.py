@@ -1,4 +1,4 @@
-"""``triptych serve``: the server and its page."""
+"""``triptych serve`` and ``mcp``: the server with its web page, and the MCP server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nested records as text that people read: sections, aligned columns, wrapped lines."""
+"""Nested records as readable text: sections, aligned columns, wrapped lines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LABELS = {
 
 
 def record_text(record: Mapping[str, Any]) -> str:
-    """A record as text: its plain values first, then one section for each value that holds others."""
+    """A record as text: its plain values first, then a section for each nested value."""
     return "\n".join(section_lines(record, "")).strip("\n")
 
 
@@ -42,7 +42,7 @@ def section_lines(record: Mapping[str, Any], title: str) -> Iterator[str]:
 
 
 def table_rows(record: Mapping[str, Any]) -> list[list[str]]:
-    """Rows of a record whose values are records with the same fields, a head first; none where they are not."""
+    """A table with a head for a record whose values are records with the same fields; empty for any other."""
     values = list(record.values())
     if not values or not all(isinstance(value, Mapping) and value.keys() == values[0].keys() for value in values):
         return []

@@ -1,4 +1,4 @@
-"""Keywords of photos."""
+"""``triptych tag``: keywords of photos."""
 
 from __future__ import annotations
 
@@ -87,22 +87,18 @@ def open_tagger(
     at_least: float,
     most: int,
 ) -> Tagger:
-    """The model with its vocabulary; words that it does not know are named on stderr."""
+    """Load the model with its vocabulary; words that it does not know are reported on stderr."""
     from triptych.tasks import load_matcher
     from triptych.tasks.tagging import Tagger
 
     tagger = Tagger(load_matcher(model, precision, device), words, at_least, most)
-    if tagger.left_out:
-        complain(
-            InputError(
-                f"left out {len(tagger.left_out)} words that the model does not know: {', '.join(tagger.left_out[:5])}"
-            )
-        )
+    if unknown := tagger.left_out:
+        complain(InputError(f"left out {len(unknown)} words that the model does not know: {', '.join(unknown[:5])}"))
     return tagger
 
 
 def open_tags(opener: Callable[[], Tagger]) -> Describe:
-    """Tags as ``describe_folder`` takes them."""
+    """Load the model; the result tags photos, for ``describe_folder``."""
     from triptych.folders.pipeline import Description
 
     tagger = opener()
@@ -115,7 +111,7 @@ def open_tags(opener: Callable[[], Tagger]) -> Describe:
 
 
 def tag_each(tagger: Tagger, model: str, sources: list[str], as_json: bool) -> None:
-    """Photos one by one; one bad photo does not lose the others."""
+    """Tag photos one by one; bad photos are reported and left out."""
     from triptych.io.images import load_image
 
     failed: TriptychError | None = None
@@ -127,10 +123,8 @@ def tag_each(tagger: Tagger, model: str, sources: list[str], as_json: bool) -> N
             failed = error
             continue
         words = tags_by_word(tags)
-        text = ", ".join(words)
-        emit(
-            {"image": source, "model": model, "tags": words}, as_json, f"{source}: {text}" if len(sources) > 1 else text
-        )
+        text = f"{source}: {', '.join(words)}" if len(sources) > 1 else ", ".join(words)
+        emit({"image": source, "model": model, "tags": words}, as_json, text)
     if failed is not None:
         raise typer.Exit(failed.exit_code)
 

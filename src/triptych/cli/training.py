@@ -1,4 +1,4 @@
-"""``triptych train``: train a system on one's own photos. The options of each system are the settings of its recipe."""
+"""``triptych train``: the options of each system are the settings of its recipe."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def add_command(system: str) -> None:
 
 
 def option(group: Settings, item: Field[Any]) -> tuple[Any, Any]:
-    """A setting as Typer takes it: its annotation and its default. A mapping is an option that is given once for each name."""
+    """A setting as an option of Typer: its annotation and its default. A mapping is an option that is repeated for each name."""
     metadata, default = item.metadata, getattr(group, item.name)
     extras = {name: metadata[name] for name in ("metavar", "show_default") if name in metadata}
     flag = metadata.get("option", f"--{item.name.replace('_', '-')}")
@@ -188,7 +188,7 @@ def option(group: Settings, item: Field[Any]) -> tuple[Any, Any]:
 
 
 def changed(recipe: Settings, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that were given, as settings: ``NAME=NUMBER`` texts as mappings; an empty list as not given."""
+    """The options that differ from the recipe, as settings: lists of ``NAME=NUMBER`` as mappings, empty lists left out."""
     options = {}
     for group, item in all_settings(recipe):
         value = given[item.name]
@@ -201,7 +201,7 @@ def changed(recipe: Settings, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def named_numbers(given: list[str], option: str) -> dict[str, float]:
-    """``["itc=1", "itm=0.5"]`` as a dict. Raises InputError for what is no number of 0 or more, or said twice."""
+    """``["itc=1", "itm=0.5"]`` as a dict. Raises InputError: a value is not a number of at least 0, or a name is repeated."""
     try:
         numbers = {name: float(value) for name, value in (pair.split("=") for pair in given)}
     except ValueError:

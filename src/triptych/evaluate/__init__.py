@@ -1,1 +1,1 @@
-"""Measures of how good captions and answers are."""
+"""Evaluation of models over data sets: captions, retrieval, questions, choices, few-shot names."""

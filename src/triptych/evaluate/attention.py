@@ -1,6 +1,6 @@
-"""Does the model attend to what it names? The share of a word's attention that falls into the boxes of the thing it names.
+"""The share of a word's attention that falls into the boxes of the thing it names.
 
-For data with COCO's object boxes (``extra["objects"]``). Only captions that name something in a box of the photo count.
+For data with COCO's object boxes (``extra["objects"]``). Only words that name something with a box in the photo count.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ SYNONYMS = {
     "plane": "airplane",
     "phone": "cell phone",
 }
-FINE = 10  # parts of a grid cell's side, to measure boxes with
+FINE = 10  # subdivisions of a grid cell's side for measuring boxes
 
 
 def inside(boxes: Sequence[Sequence[float]], size: tuple[int, int], grid: tuple[int, int]) -> NDArray[np.float64]:
-    """How much of each grid cell the boxes (x, y, width, height in a photo of ``size`` = W, H) cover, ``[h, w]`` in 0..1."""
+    """The share of each grid cell that the boxes cover, ``[h, w]``, 0 to 1. Boxes are x, y, width, height in a photo of ``size`` = W, H."""
     fine = np.zeros((grid[0] * FINE, grid[1] * FINE))
     scale = np.array([fine.shape[1] / size[0], fine.shape[0] / size[1]])
     for x, y, width, height in boxes:
@@ -49,7 +49,7 @@ def named(word: str, categories: set[str]) -> str | None:
 
 
 def attention_in_boxes(captioner: Captions, photos: Sequence[Photo], largest: float = 0.25) -> dict[str, float | int]:
-    """Mean share of the attention inside the boxes, and of the photo that they cover (what attention anywhere would give).
+    """The mean share of the attention inside the boxes, and the share of the photo that they cover, which uniform attention would reach.
 
     ``small_*``: only words whose boxes cover less than ``largest`` of the photo, where attention to the middle does not help.
 
@@ -58,7 +58,7 @@ def attention_in_boxes(captioner: Captions, photos: Sequence[Photo], largest: fl
     """
     photos = [photo for photo in photos if photo.extra.get("objects")]
     if not photos:
-        raise InputError("no photo has object boxes (COCO's `objects`)")
+        raise InputError("no photo has object boxes (COCO's `objects`): use data with them, such as coco-extra")
     rows = []
     for photo in progress(photos, "photos"):
         boxes: dict[str, list[Sequence[float]]] = {}

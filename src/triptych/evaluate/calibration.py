@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say."""
+"""Calibration: how well probabilities agree with accuracy."""
 
 from collections.abc import Sequence
 
@@ -8,9 +8,9 @@ BINS = 10
 
 
 def expected_calibration_error(probabilities: Sequence[float], right: Sequence[float]) -> float:
-    """The mean gap between how sure answers were and how often they were right, in percent (Guo et al. 2017, eq. 3).
+    """The mean gap between confidence and accuracy, in percent (Guo et al. 2017, eq. 3).
 
-    ``probabilities``: of each answer given, 0 to 1, sorted into ten bins of equal width; ``right``: its mark, 0 to 1.
+    ``probabilities``: that of each answer, 0 to 1, sorted into ten bins of equal width; ``right``: its mark, 0 to 1.
     """
     sure, marks = np.asarray(probabilities, float), np.asarray(right, float)
     if not len(sure):

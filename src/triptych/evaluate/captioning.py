@@ -1,4 +1,4 @@
-"""Captions of a data set's photos, and what the metrics of the field say of them."""
+"""Captions of a data set's photos, and their metrics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CAPTIONED_TOGETHER = 32
 
 
 def captions_by_id(captioner: Captions, photos: Sequence[Photo], settings: Mapping[str, Any]) -> dict[str, str]:
-    """The model's caption of each photo, by the photo's id. ``settings``: of ``Captions.caption``."""
+    """The model's caption of each photo, by the photo's id. ``settings``: arguments of ``Captions.caption``."""
     texts = {}
     for part in batches(photos, CAPTIONED_TOGETHER, "captions"):
         answers = captioner.caption([photo.image() for photo in part], **settings)
@@ -31,7 +31,7 @@ def captions_by_id(captioner: Captions, photos: Sequence[Photo], settings: Mappi
 def captions_by_nearest(
     captioner: Captions, photos: Sequence[Photo], examples: ExampleIndex, count: int, settings: Mapping[str, Any]
 ) -> dict[str, str]:
-    """As ``captions_by_id``, each photo after the ``count`` examples most like it."""
+    """As ``captions_by_id``, each photo after its ``count`` most similar examples."""
     texts = {}
     for photo in progress(photos, "captions"):
         image = photo.image()
@@ -42,25 +42,25 @@ def captions_by_nearest(
 def caption_metrics(
     texts: Mapping[str, str], photos: Sequence[Photo], *, meteor: bool = True
 ) -> dict[str, float | None]:
-    """BLEU, METEOR (None where it is not computed), ROUGE-L and CIDEr-D of captions by photo id; rounded."""
+    """BLEU, METEOR (None if it is not computed), ROUGE-L and CIDEr-D of captions by photo id, rounded."""
     scores = score_captions(texts, {photo.id: photo.captions for photo in photos}, meteor=meteor)
     return {name: None if score is None else round(score, 4) for name, score in scores.items()}
 
 
 def example_index(model: Model, train: Sequence[Photo]) -> ExampleIndex:
-    """All captioned training photos, to choose the nearest from."""
+    """An index of all captioned training photos."""
     pairs = [(photo.image, plain_caption(photo.captions[0])) for photo in train if photo.captions]
     return ExampleIndex(model, pairs)
 
 
 def caption_examples(train: Sequence[Photo], count: int) -> list[tuple[ImageSource, str]]:
-    """Training photos with a caption each, drawn at random, as examples for a prompt: always the same.
+    """Training photos with a caption each as examples for a prompt, drawn at random with a fixed seed.
 
     Raises:
-        InputError: there are fewer.
+        InputError: there are fewer than ``count``.
     """
     captioned = [photo for photo in train if photo.captions]
     if count > len(captioned):
-        raise InputError(f"there are {len(captioned)} captioned training photos: {count} examples are too many")
+        raise InputError(f"{count} examples, but only {len(captioned)} captioned training photos: ask for fewer")
     drawn = random.Random(0).sample(captioned, count)
     return [(photo.image(), plain_caption(photo.captions[0])) for photo in drawn]

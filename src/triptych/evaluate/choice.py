@@ -1,4 +1,4 @@
-"""Questions with choices: which of two photos shows something, whichever comes first; and one photo, however the choices are worded."""
+"""Questions with choices: which of two photos shows something, in both orders; and one photo, with several wordings of the choices."""
 
 from __future__ import annotations
 
@@ -35,15 +35,16 @@ WORDINGS: dict[str, Callable[[str], str]] = {
 
 
 def choice_metrics(model: Answers | Matches, photos: Sequence[Photo], pairs: int, seed: int) -> dict[str, Any]:
-    """Accuracy in percent, by matching and through the language model, over pairs of photos drawn at random, each asked twice, with the
-    photos in both orders (``boxes``: about things that photos have boxes of); and of one photo with two choices of which one is worded
-    otherwise (``wording_metrics``).
+    """Accuracy in percent, by matching and by the language model.
+
+    Over random pairs of photos, each in both orders; ``boxes``: the same about things with boxes; ``wording``: over single photos with two
+    choices, one of them reworded (``wording_metrics``).
 
     Raises:
         InputError: there are fewer than two photos.
     """
     if len(photos) < 2:
-        raise InputError(f"pairs need at least two photos with captions or boxes; there are {len(photos)}")
+        raise InputError(f"pairs need at least two photos with captions or boxes, found {len(photos)}: give more")
     questions = make_pairs(photos, pairs, seed)
     record: dict[str, Any] = {"pairs": len(questions), "seed": seed, **pair_metrics(model, photos, questions)}
     if of_things := thing_pairs(photos, pairs, seed):
@@ -56,7 +57,7 @@ def choice_metrics(model: Answers | Matches, photos: Sequence[Photo], pairs: int
 def pair_metrics(
     model: Answers | Matches, photos: Sequence[Photo], questions: Sequence[PairQuestion]
 ) -> dict[str, Any]:
-    """``accuracy`` by matching and through the language model, of what the model can; each question in both orders."""
+    """``accuracy`` by matching and by the language model, as far as the model has them; each question in both orders."""
     both = [q for question in questions for q in (question, swapped(question))]
     matched, chosen = [], []
     for question in progress(both, "pairs"):
@@ -79,8 +80,8 @@ def pair_metrics(
 
 
 def thing_pairs(photos: Sequence[Photo], count: int, seed: int) -> list[PairQuestion]:
-    """``count`` questions "Which photo shows a THING?" about photos with boxes: one has a box of it, and the other neither a box nor a
-    caption that names it; fewer where few photos differ. None of photos without boxes."""
+    """At most ``count`` questions "Which photo shows a THING?" about photos with boxes: one photo has a box of the thing, and the other
+    neither a box nor a caption that names it."""
     rng = random.Random(seed)
     boxed = {i: categories for i, photo in enumerate(photos) if (categories := categories_of(photo))}
     things = {i: things_in(photos[i]) for i in boxed}
@@ -88,23 +89,23 @@ def thing_pairs(photos: Sequence[Photo], count: int, seed: int) -> list[PairQues
     for _ in range(TRIES * count if len(boxed) > 1 else 0):
         if len(questions) == count:
             break
-        place, other = rng.sample(sorted(boxed), 2)
-        category = rng.choice(sorted(boxed[place]))
+        photo, other = rng.sample(sorted(boxed), 2)
+        category = rng.choice(sorted(boxed[photo]))
         if category not in boxed[other] and not mentioned_things(category) & things[other]:
             question = f"Which photo shows {'an' if category[0] in 'aeiou' else 'a'} {category}?"
-            left_first = PairQuestion(question, place, other, "left")
+            left_first = PairQuestion(question, photo, other, "left")
             questions.append(left_first if len(questions) % 2 else swapped(left_first))
     return questions
 
 
 def swapped(question: PairQuestion) -> PairQuestion:
-    """The same with the photos in the other order."""
+    """The same question with the photos in the other order."""
     answer = ORDER[question.answer == "left"]
     return PairQuestion(question.question, question.right, question.left, answer)  # type: ignore[arg-type]
 
 
 def accuracy(answers: Sequence[str], questions: Sequence[PairQuestion]) -> dict[str, float]:
-    """``position``: how often the first photo was chosen; it is the right one half of the time. Without photos, 50% is what can be had."""
+    """Percentages. ``position``: how often the first photo was chosen, which is right in half of the questions. Chance is 50%."""
     right = [answer == question.answer for answer, question in zip(answers, questions, strict=True)]
 
     def share(chosen: Sequence[bool]) -> float:
@@ -122,8 +123,8 @@ def accuracy(answers: Sequence[str], questions: Sequence[PairQuestion]) -> dict[
 
 
 def wording_metrics(model: Answers, photos: Sequence[Photo], count: int, seed: int) -> dict[str, float]:
-    """Accuracy in percent of questions about a thing in one photo with two choices, of which one is worded as ``WORDINGS`` says: once the
-    right one, once the wrong one; chance is 50%. ``same answer``: how often all wordings get the same."""
+    """Accuracy in percent of questions about a thing in one photo with two choices, for each of ``WORDINGS`` of the right choice and then
+    of the wrong one; chance is 50%. ``same answer``: how often all wordings have the same result."""
     pairs = [pair for pair in vqa_questions(photos, seed, per_photo=4) if pair[1].kind == "object"][:count]
     answers = sorted({question.answer for _, question in pairs})
     rng, right, same = random.Random(seed), defaultdict[str, list[bool]](list), []

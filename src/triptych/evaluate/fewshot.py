@@ -1,5 +1,5 @@
-"""Fast binding: two names and what they mean are told in the prompt alone (after the open-ended miniImageNet of "Frozen", Tsimpoukelli
-et al. 2021)."""
+"""Fast binding: new names of two kinds of pictures are defined by examples in the prompt (after the open-ended miniImageNet of "Frozen",
+Tsimpoukelli et al. 2021)."""
 
 from __future__ import annotations
 
@@ -34,11 +34,13 @@ from triptych.tasks.choices import GREY
 from triptych.tasks.examples import unit_features
 from triptych.text.prompt import END, IMAGE
 
-AGREED = 2  # captions that must have a noun
-POOL = 4  # examples for each one that is kept
+AGREED = 2  # captions of a photo that must have a noun
+POOL = 4  # candidates for each of the nearest examples
 
 View = Callable[[Image.Image], Image.Image]
-Pair = tuple[tuple[str, str], tuple[list[int], list[int]]]  # what two kinds of pictures are called, and where they are
+Pair = tuple[
+    tuple[str, str], tuple[list[int], list[int]]
+]  # the names of two kinds of pictures, and the pictures' numbers
 
 
 def fewshot_metrics(
@@ -51,12 +53,12 @@ def fewshot_metrics(
     nearest: bool = False,
 ) -> dict[str, Any]:
     """Accuracy in percent for each number of examples: with made-up names, with the two kinds' own names exchanged, and with made-up
-    names before grey pictures (blind). Chance is 50%.
+    names and grey pictures ("without photos"). Chance is 50%.
 
-    The kinds are nouns of captions that are no classes in training (``HELD_OUT`` of the ``split``). Of a data set of named drawings they
-    are the names: the examples are views of all of a name's drawings but one, the question shows that one.
+    The kinds are nouns of captions that are not in training (``HELD_OUT`` of the ``split``). In a data set of named drawings they are the
+    names: the question shows one of a name's drawings, the examples are views of the others.
 
-    ``nearest``: of up to ``POOL`` times as many examples, those most like the picture of the question are used, the most similar last.
+    ``nearest``: use those examples, out of up to ``POOL`` times as many, that are most similar to the picture of the question.
 
     Raises:
         InputError: there are too few pictures of two kinds.
@@ -67,7 +69,9 @@ def fewshot_metrics(
         k: usable_pairs for k in shots if (usable_pairs := [pair for pair in pairs if has_enough(pair, k, drawn)])
     }
     if not usable:
-        raise InputError(f"there are too few pictures of two kinds for {min(shots)} examples of each")
+        raise InputError(
+            f"too few pictures of two kinds for {min(shots)} examples of each: give more, or lower --shots"
+        )
     record: dict[str, Any] = {"episodes": episodes, "seed": seed} | ({"nearest": True} if nearest else {})
     features = PictureFeatures(completer, photos)
     for k, enough in usable.items():
@@ -92,7 +96,7 @@ def fewshot_metrics(
 
 
 def has_enough(pair: Pair, shots: int, drawn: bool) -> bool:
-    """Whether both kinds have so many examples and one picture more."""
+    """Whether both kinds have ``shots`` examples and one more picture for the question."""
     fewest = min(map(len, pair[1]))
     return shots <= len(VIEWS) * (fewest - 1) if drawn else shots < fewest
 
@@ -100,17 +104,17 @@ def has_enough(pair: Pair, shots: int, drawn: bool) -> bool:
 def views_but_one(
     rng: random.Random, groups: tuple[list[int], list[int]], pictures: int
 ) -> tuple[tuple[list[int], list[int]], list[int]]:
-    """Of each kind the views of all drawings but one (view v of picture p is number p + v * ``pictures``), and that one."""
+    """The views of all drawings of each kind but one, and that one. View v of picture p has the number p + v * ``pictures``."""
     kept, queries = [], []
     for group in groups:
         query, *others = rng.sample(group, len(group))
         queries.append(query)
-        kept.append([place + view * pictures for view in range(len(VIEWS)) for place in others])
+        kept.append([picture + view * pictures for view in range(len(VIEWS)) for picture in others])
     return (kept[0], kept[1]), queries
 
 
 def noun_pairs(photos: Sequence[Photo], split: str) -> list[Pair]:
-    """Every two nouns that training left out, with the photos that show one and nothing of the other."""
+    """All pairs of nouns that are not in training, with the photos that show one and not the other."""
     nouns = {noun: places for noun, places in classes(photos, AGREED).items() if noun in HELD_OUT.get(split, ())}
     mentions = [set(noun_counts(photo)) for photo in photos]
     names = sorted(nouns)
@@ -119,18 +123,18 @@ def noun_pairs(photos: Sequence[Photo], split: str) -> list[Pair]:
 
 
 def drawn_pairs(pictures: Sequence[Photo]) -> list[Pair]:
-    """The names that several drawings have in pairs that have nothing to do with one another: each with the one half of them further on in
-    the order of their ends ("cat face" and "dog face" are neighbours there)."""
+    """Pairs of unrelated names that have several drawings: names are sorted by their ends, so that "cat face" and "dog face" are
+    neighbours, and each of the first half is paired with one of the second half."""
     named: dict[str, list[int]] = defaultdict(list)
-    for place, picture in enumerate(pictures):
-        named[picture.captions[0]].append(place)
-    names = sorted((name for name, places in named.items() if len(places) > 1), key=lambda name: name[::-1])
+    for number, picture in enumerate(pictures):
+        named[picture.captions[0]].append(number)
+    names = sorted((name for name, numbers in named.items() if len(numbers) > 1), key=lambda name: name[::-1])
     half = len(names) // 2
     return [((a, b), (named[a], named[b])) for a, b in zip(names[:half], names[half:], strict=False)]
 
 
 def chosen(completer: Completes, task: Episode, photos: Sequence[Photo] | None) -> int:
-    """Which name the model finds the likeliest; ``photos`` None = before grey pictures."""
+    """The index of the most likely name; ``photos`` None = with grey pictures."""
     pictures: list[ImageSource] = []
     text = ""
     for part in task.prompt:
@@ -148,12 +152,12 @@ def chosen(completer: Completes, task: Episode, photos: Sequence[Photo] | None) 
 
 def picture_view(photos: Sequence[Photo], number: int) -> Image.Image:
     """View ``number // len(photos)`` of a picture."""
-    view, place = divmod(number, len(photos))
-    return VIEWS[view](photos[place].image())
+    view, picture = divmod(number, len(photos))
+    return VIEWS[view](photos[picture].image())
 
 
 def largest_pool(groups: tuple[list[int], list[int]], shots: int, drawn: bool) -> int:
-    """Examples of each name to choose from: at most ``POOL`` times ``shots``, and one photo is left for the question."""
+    """The number of candidates for the examples of each name: at most ``POOL * shots``, with one photo left for the question."""
     return min(POOL * shots, min(map(len, groups)) - (not drawn))
 
 
@@ -171,7 +175,7 @@ class PictureFeatures:
 
 
 def keep_nearest(task: Episode, count: int, features: PictureFeatures) -> Episode:
-    """The episode with only the ``count`` examples most like the picture of its question, the most similar last."""
+    """The episode with only the ``count`` examples most similar to the picture of its question, the most similar last."""
     examples: list[Interleaved] = [[]]
     for part in task.prompt:
         examples[-1].append(part)

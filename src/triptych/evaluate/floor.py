@@ -1,7 +1,7 @@
-"""Closed-form floors: what a photo's pooled features reach without gradients. A model below them has learnt less than nothing.
+"""Baselines in closed form: the figures that a photo's pooled features reach without training. A useful model must exceed them.
 
 Retrieval: ridge regression from the encoder's features, pooled over the grid, to sentence vectors of the captions (MiniLM's, the mean over
-tokens). Captions: of the captions of the nearest training photos in that space the one that agrees best with the others (the consensus
+tokens). Captions: among the captions of the nearest training photos in that space the one that agrees best with the others (the consensus
 caption of Devlin et al. 2015, "Exploring Nearest Neighbor Approaches for Image Captioning").
 """
 
@@ -27,15 +27,15 @@ from triptych.text.consensus import unit
 
 PHOTOS_TOGETHER = 16
 NEIGHBOURS = 20
-NGRAM_ORDERS = 4  # of n-grams
-PENALTY = 1.0  # ridge's, times the mean variance of the features
+NGRAM_ORDERS = 4  # n-grams of 1 to 4 words
+PENALTY = 1.0  # of the ridge regression, times the mean variance of the features
 
 Gram = tuple[str, ...]
 Embed = Callable[[Sequence[str]], Floats]
 
 
 class Pools(Protocol):
-    """What a model must do: ``[B, D]``, the encoder's features of each photo, pooled over the grid."""
+    """A model with ``pooled``: the encoder's features of each photo, pooled over the grid, ``[B, D]``."""
 
     def pooled(self, images: Sequence[ImageSource]) -> Floats: ...
 
@@ -50,7 +50,7 @@ class Ridge:
 
     @classmethod
     def fit(cls, features: Floats, vectors: Floats, penalty: float = PENALTY) -> Ridge:
-        """In closed form. ``features [N, D]``, ``vectors [N, E]``, of the same photos."""
+        """Fit in closed form. ``features [N, D]`` and ``vectors [N, E]`` of the same photos."""
         x, y = features.astype(np.float64), vectors.astype(np.float64)
         mean, text_mean = x.mean(0), y.mean(0)
         x, y = x - mean, y - text_mean
@@ -67,7 +67,7 @@ class Ridge:
 
 
 def retrieval_floor(model: Pools, embed: Embed, train: Sequence[Photo], photos: Sequence[Photo]) -> dict[str, float]:
-    """Recall of retrieval (``retrieval.recall``) over ``photos`` and their captions by ridge regression on ``train``."""
+    """``retrieval.recall`` over ``photos`` and their captions, by ridge regression on ``train``."""
     ridge = fit_ridge(embed, pool(model, train), train)
     texts = [caption for photo in photos for caption in photo.captions]
     owners = [i for i, photo in enumerate(photos) for _ in photo.captions]
@@ -89,7 +89,7 @@ def caption_floor(model: Pools, embed: Embed, train: Sequence[Photo], photos: Se
 
 
 class Rarity:
-    """How rare n-grams are among the captions of photos: the inverse document frequency of CIDEr."""
+    """The rarity of n-grams among the captions of photos: CIDEr's inverse document frequency."""
 
     def __init__(self, captions: Sequence[Sequence[str]]) -> None:
         self.photos = len(captions)
@@ -100,8 +100,8 @@ class Rarity:
 
 
 def consensus(captions: Sequence[str], rarity: Rarity) -> str:
-    """The caption with the highest mean similarity to the others: the cosine of n-gram counts weighed by rarity, the mean over the orders,
-    as in CIDEr."""
+    """The caption with the highest mean similarity to the others: as in CIDEr the cosine of n-gram counts weighted by rarity, the mean
+    over n."""
     counts = [Counter(ngrams_of(caption)) for caption in captions]
     similarity = np.zeros((len(captions),) * 2)
     for order in range(1, NGRAM_ORDERS + 1):
@@ -118,7 +118,7 @@ def ngrams_of(caption: str) -> list[Gram]:
 
 
 def fit_ridge(embed: Embed, features: Floats, train: Sequence[Photo]) -> Ridge:
-    """On the mean vector of each photo's captions."""
+    """Ridge regression from ``features [N, D]`` to the mean vector of each photo's captions."""
     vectors = embed([caption for photo in train for caption in photo.captions])
     ends = np.cumsum([len(photo.captions) for photo in train])
     means = [part.mean(0) for part in np.split(unit(vectors), ends[:-1])]
@@ -126,8 +126,8 @@ def fit_ridge(embed: Embed, features: Floats, train: Sequence[Photo]) -> Ridge:
 
 
 def pool(model: Pools, photos: Sequence[Photo]) -> Floats:
-    """``[N, D]``. Raises InputError: there are no photos."""
+    """The pooled features of photos, ``[N, D]``. Raises InputError: there are no photos."""
     if not photos:
-        raise InputError("a floor needs captioned photos of the training split, and there are none")
+        raise InputError("a floor needs captioned photos of the training split, and there are none: give some")
     parts = [model.pooled([photo.image() for photo in part]) for part in batches(photos, PHOTOS_TOGETHER, "floor")]
     return np.concatenate(parts)

@@ -1,4 +1,4 @@
-"""Things that captions name and the photos do not have (CHAIR, Rohrbach et al. 2018, "Object Hallucination in Image Captioning")."""
+"""Things that captions name but photos do not show (CHAIR, Rohrbach et al. 2018, "Object Hallucination in Image Captioning")."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ from triptych.data.english.word_lists import NOUNS
 from triptych.errors import InputError
 
 MENTIONED_KINDS = ("animal", "clothes", "ride", "thing", "food", "instrument")
-PERSON = "person"  # stands for all nouns that name people: captions and boxes seldom agree which
-LISTED = 10  # of the things that are named wrongly most often
+PERSON = "person"  # for all nouns that name people, on which captions and boxes seldom agree
+LISTED = 10  # things that are wrongly named most often
 
 
 def mentioned_things(text: str) -> set[str]:
-    """The things and people that a text names, by the nouns of ``NOUNS``; people are one thing."""
+    """The things that a text names, by the nouns of ``NOUNS``; all people are one thing."""
     nouns = {noun.name for noun in read_caption(text).nouns}
     things = {name for kind in MENTIONED_KINDS for name in nouns & NOUNS[kind].keys()}
     return things | ({PERSON} if nouns & NOUNS["human"].keys() else set())
 
 
 def things_in(photo: Photo) -> set[str]:
-    """What a photo has: what the captions of people name, and the categories of its boxes."""
+    """The things that a photo shows: those that people's captions name, and the categories of its boxes."""
     return {thing for text in (*photo.captions, *categories_of(photo)) for thing in mentioned_things(text)}
 
 
 def categories_of(photo: Photo) -> set[str]:
-    """What a photo has boxes of, such as ``cell phone``."""
+    """The categories of a photo's boxes, such as ``cell phone``."""
     return {str(box["category"]) for box in photo.extra.get("objects") or () if box.get("category")}
 
 
 def hallucination_metrics(captions: Mapping[str, str], photos: Sequence[Photo]) -> dict[str, Any]:
-    """How many of the things that captions name are not in the photos, in percent.
+    """The share of the things that captions name which are not in the photos.
 
     Args:
         captions: a caption of each photo, by the photo's id.
 
     Returns:
-        ``CHAIR-i``: of all things named, the share that the photo lacks; ``CHAIR-s``: the share of captions with such a thing; ``named``:
-        things named a caption; ``most often``: what is named wrongly most often.
+        ``CHAIR-i``: the percentage of all named things that the photo does not show; ``CHAIR-s``: the percentage of captions with such a
+        thing; ``named``: things per caption; ``most often``: the things that are wrongly named most often.
 
     Raises:
         InputError: no photo has captions or boxes.
     """
     judged = [(captions[photo.id], things) for photo in photos if (things := things_in(photo))]
     if not judged:
-        raise InputError("no photo has captions or boxes that name a thing: nothing tells what is in them")
+        raise InputError("no photo has captions or boxes that name a thing: use data with captions or boxes")
     named = [mentioned_things(text) for text, _ in judged]
     wrong = [things - there for things, (_, there) in zip(named, judged, strict=True)]
     mentions = sum(map(len, named))

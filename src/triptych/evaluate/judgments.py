@@ -1,4 +1,4 @@
-"""How well each caption metric agrees with people: Kendall's tau with the experts of Flickr8k (Hodosh et al., 2013)."""
+"""Agreement of caption metrics with people: Kendall's tau with the expert judgments of Flickr8k (Hodosh et al. 2013)."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ EXPERTS = "expert-judgments.jsonl"  # beside Flickr8k's photos
 
 
 def judgment_taus(data: Path) -> dict[str, float | None]:
-    """Kendall's tau-c of each metric with Flickr8k's expert judgments, which lie beside its photos."""
+    """Kendall's tau-c of each metric with Flickr8k's expert judgments, in a file beside its photos. Raises InputError: it is missing."""
     path = (data if data.is_dir() else data.parent) / EXPERTS
     if not path.is_file():
-        raise InputError(f"{path} is not there: the expert judgments come with Flickr8k")
+        raise InputError(f"{path} is missing: make it from the expert judgments that come with Flickr8k")
     references = {photo.id: photo.captions for photo in open_dataset(data, "test")}
     taus = judgment_correlations(path, references)
     return {name: None if tau is None else round(tau, 4) for name, tau in taus.items()}
@@ -31,8 +31,8 @@ def judgment_correlations(
     """Kendall's tau-c of each sentence-level metric with the experts' scores, -1..1; None for a metric not computed.
 
     `path` is a JSONL file of judged pairs (`id`, `caption`, `own_caption`, `expert_scores`), `references` the captions
-    of each photo by id. As is usual for Flickr8k-Expert, pairs of a photo and its own caption are left out, and each of
-    the three judgments of a pair is an item of its own; document frequencies are over the judged pairs.
+    of each photo by id. As usual for Flickr8k-Expert, pairs of a photo and its own caption are left out, and each of
+    the three judgments of a pair counts as an item; document frequencies are over the judged pairs.
     """
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -52,7 +52,7 @@ def judgment_correlations(
 def kendall_tau_c(scores: ArrayLike, grades: ArrayLike) -> float:
     """Stuart's tau-c of scores [n] with grades [n] of few levels: 2 (concordant - discordant) / (n^2 (m - 1) / m).
 
-    m is the smaller number of distinct values. Raises InputError if either side has one value only.
+    m is the smaller number of distinct values. Raises InputError: all scores or all grades are equal.
     """
     x, y = np.asarray(scores), np.asarray(grades)
     levels = [np.sort(x[y == level]) for level in np.unique(y)]

@@ -1,4 +1,4 @@
-"""How well the model's probabilities of naming a thing (``tasks.probability``) agree with what captions name."""
+"""Agreement of the model's probabilities of things (``tasks.probability``) with the nouns of captions."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from triptych.tasks import Matches
 from triptych.tasks.probability import everyday_words, match_logits, naming_probability, standard_scores
 from triptych.tasks.tagging import MATCHED_TAGS
 
-AGREEING = 2  # captions that name a thing, so that it is surely there
+AGREEING = 2  # captions that must name a thing for it to count as present
 MOST_NOUNS = 300
-WEIGHT_PENALTY = 1e-3  # of the weights' squares
+WEIGHT_PENALTY = 1e-3  # on the squared weights
 STEPS = 50
 
 
 def naming_metrics(matcher: Matches, photos: Sequence[Photo], at_least: float) -> dict[str, Any]:
-    """Precision, recall and calibration of the nouns that the model would name, in percent; and the weights that would fit best.
+    """Precision, recall and calibration of the model's nouns for photos, in percent; and the weights that would fit best.
 
-    The nouns are those of the photos' own captions. One that at least ``AGREEING`` captions of a photo have is right, one that none has is
-    wrong, and those between are left out; what a photo shows and no caption names thus counts as wrong.
+    The nouns are those of all the photos' captions. For a photo a noun is right if at least ``AGREEING`` of its captions have it, wrong
+    if none has it, and left out otherwise. So a thing that the photo shows but no caption names counts as wrong.
 
     Raises:
         InputError: no noun is in two captions of a photo.

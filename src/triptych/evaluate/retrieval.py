@@ -1,4 +1,4 @@
-"""Recall of retrieval: photos for a text, texts for a photo; by contrast, and after re-ranking by matching."""
+"""Recall of retrieval, photos for a text and texts for a photo: by contrast, and re-ranked by matching."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ DIRECTIONS = ("text-to-image", "image-to-text")
 
 
 def recall(to_image: Any, to_text: Any, owners: Sequence[int]) -> dict[str, float]:
-    """How often a right answer is among the k best, in percent, both ways.
+    """How often a right answer is among the k best, in percent, in both directions.
 
     Args:
-        to_image, to_text: ``[photos, texts]``, arrays of NumPy's or torch's, higher = fits better: what photos of a text, and texts of a
-            photo, are sorted by.
+        to_image: ``[photos, texts]``, the scores that the photos for a text are sorted by, higher = better; NumPy's or torch's.
+        to_text: the same for the texts for a photo.
         owners: the photo of each text.
     """
     to_image, to_text, owner = to_numpy(to_image), to_numpy(to_text), np.asarray(owners)
@@ -43,9 +43,13 @@ def recall(to_image: Any, to_text: Any, owners: Sequence[int]) -> dict[str, floa
 
 
 def retrieval_metrics(matcher: Matches, photos: Sequence[Photo], candidates: int) -> dict[str, Any]:
-    """Recall among all photos and their captions, with and without re-ranking the ``candidates`` best of each by ITM."""
+    """Recall among all photos and their captions, by contrast (``itc``) and with the ``candidates`` best re-ranked by matching (``itm``).
+
+    Raises:
+        InputError: fewer than two photos.
+    """
     if len(photos) < 2:
-        raise InputError(f"retrieval needs at least two photos with captions; there are {len(photos)}")
+        raise InputError(f"retrieval needs at least two photos with captions, found {len(photos)}: give more")
     started = time.perf_counter()
     texts = [caption for photo in photos for caption in photo.captions]
     owners = [i for i, photo in enumerate(photos) for _ in photo.captions]
@@ -64,7 +68,7 @@ def reranked(
 ) -> tuple[Floats, Floats, Floats]:
     """Three scores ``[photos, texts]``: contrast; for each text its best photos re-ranked; for each photo its best texts re-ranked.
 
-    ``photos``: functions that open them, so that they are not all in memory. What is no candidate keeps its order below all that are.
+    ``photos``: functions that open them, so that not all are in memory. Others than the candidates keep their order below these.
     """
     text_features = matcher.itc_texts(texts)
     cosine = np.stack(

@@ -1,4 +1,4 @@
-"""Questions about one photo: how many answers are right, beside what can be had without seeing it."""
+"""Questions about one photo: accuracy, beside that of blind baselines."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ PhotoQuestion = tuple[Photo, Question]
 
 
 class VqaAnswers(NamedTuple):
-    """Questions, the model's answer to each, and its answer before a plain grey photo."""
+    """Questions, the model's answers, and its answers with a plain grey photo."""
 
     questions: list[PhotoQuestion]
     answers: list[Answer]
     blind: list[Answer]
 
     def records(self) -> list[dict[str, Any]]:
-        """One for each question, for JSON lines."""
+        """A record of each question, for JSON lines."""
         return [
             {"id": photo.id} | vars(question) | {"said": answer.text, "without photo": blind.text}
             for (photo, question), answer, blind in zip(*self, strict=True)
@@ -39,14 +39,14 @@ class VqaAnswers(NamedTuple):
 
 
 def answer_questions(model: Answers, photos: Sequence[Photo], per_photo: int, seed: int, beams: int = 1) -> VqaAnswers:
-    """The model's answers to questions about ``photos``: those of the data set, else made of the captions by rule (``data.english``).
+    """The model's answers to questions about ``photos``: the data set's own, else made of the captions by rule (``data.english``).
 
     Raises:
         InputError: there are no questions.
     """
     questions = vqa_questions(photos, seed, per_photo)
     if not questions:
-        raise InputError("no question can be made of the captions of these photos")
+        raise InputError("no question can be made of the captions of these photos: use data with questions")
     answers, blind = list[Answer](), list[Answer]()
     for part in batches(questions, ASKED_TOGETHER, "questions"):
         texts = [question.question for _, question in part]
@@ -56,10 +56,9 @@ def answer_questions(model: Answers, photos: Sequence[Photo], per_photo: int, se
 
 
 def vqa_metrics(answers: VqaAnswers, train: Sequence[Photo], per_photo: int, seed: int) -> dict[str, Any]:
-    """Accuracy in percent, by kind of question: of the model, of the same model before a plain grey photo, and of the commonest answer to
-    the question in the training photos (both blind); and how far the model's probabilities are from its accuracy.
+    """Accuracy in percent (VQA's, ``metrics.vqa``) by kind of question, and the model's calibration error.
 
-    Marks are VQA's (``metrics.vqa``).
+    Of the model, and of two blind baselines: the model with a plain grey photo, and the most common answer to the question in ``train``.
     """
     prior = question_prior([question for _, question in vqa_questions(train, seed, per_photo)])
     texts = [answer.text for answer in answers.answers]
@@ -73,13 +72,13 @@ def vqa_metrics(answers: VqaAnswers, train: Sequence[Photo], per_photo: int, see
 
 
 def without_photo(model: Answers, questions: Sequence[str], beams: int = 1) -> list[Answer]:
-    """What the model answers before a plain grey photo: what it has learnt about questions, without sight."""
+    """The model's answers with a plain grey photo."""
     answers: list[Answer] = model.ask([GREY] * len(questions), questions, beams=beams)
     return answers
 
 
 def vqa_questions(photos: Sequence[Photo], seed: int, per_photo: int) -> list[PhotoQuestion]:
-    """The questions of each photo, in order: its own, or made of its captions where the data set has none."""
+    """The questions of each photo, in order: those of the data set, or if it has none, made of the captions."""
     if given := [(photo, question) for photo in photos for question in given_questions(photo)]:
         return given
     captioned = [photo for photo in photos if photo.captions]
@@ -88,7 +87,7 @@ def vqa_questions(photos: Sequence[Photo], seed: int, per_photo: int) -> list[Ph
 
 
 def by_kind(answers: Sequence[str], questions: Sequence[PhotoQuestion]) -> dict[str, float]:
-    """Marks in percent, of all and of each kind."""
+    """Accuracy in percent, for all questions and each kind."""
     marks: dict[str, list[float]] = defaultdict(list)
     for answer, (photo, question) in zip(answers, questions, strict=True):
         for kind in ("all", question.kind):
@@ -97,7 +96,7 @@ def by_kind(answers: Sequence[str], questions: Sequence[PhotoQuestion]) -> dict[
 
 
 def calibration_by_kind(answers: Sequence[Answer], questions: Sequence[PhotoQuestion]) -> dict[str, float]:
-    """The expected calibration error in percent, of all and of each kind."""
+    """The expected calibration error in percent, for all questions and each kind."""
     sure, marks = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
     for answer, (photo, question) in zip(answers, questions, strict=True):
         for kind in ("all", question.kind):
@@ -107,7 +106,7 @@ def calibration_by_kind(answers: Sequence[Answer], questions: Sequence[PhotoQues
 
 
 def people(photo: Photo, question: Question) -> list[str]:
-    """What people answered, where the data set says it; else the right answer."""
+    """People's answers, if the data set has them, else the right answer."""
     entries: Sequence[Any] = photo.extra.get("vqa") or ()
     same = [entry for entry in entries if entry.get("question") == question.question]
     return (given_answers(same[0]) if same else []) or [question.answer]

@@ -1,4 +1,4 @@
-"""Whole folders of photos: read, described and written in one pass that may be stopped and continued at any time."""
+"""Whole folders of photos, described in one pass that can be stopped and continued at any time."""
 
 from triptych.folders.journal import Journal
 from triptych.folders.metadata import PhotoMetadata

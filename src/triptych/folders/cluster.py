@@ -2,12 +2,12 @@
 
     names -> windows -> blocks -> workers: decode, describe, sidecars -> records -> this process: journal
 
-This process names the photos and keeps the journal, so each photo is in it once, whatever happens to the workers, and a run that is
-killed continues like any other. In memory are the names of one window. All machines must see the photos under the same path and
+This process lists the photos and writes the journal. So each photo is in the journal once, whatever happens to the workers, and a run
+that is killed continues like any other. The names of one window are in memory. All machines must see the photos under the same path and
 have this package installed.
 
-When a worker dies, Ray starts another, which gets the block anew. A block at which ``ATTEMPTS`` workers have ended is divided into its
-photos; a photo at which as many end is a failure.
+When a worker dies, Ray starts another one for the same block. A block that ``ATTEMPTS`` workers have died at is divided into its
+photos; a photo that as many have died at is recorded as a failure.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from triptych.extras import importing
 from triptych.folders.pipeline import PHOTO_BATCH, Describe, described_batches
 from triptych.folders.sidecars import Sidecars
 
-WINDOW = 1 << 18  # photos whose names are in memory; after each, the workers start anew
-PHOTO_BLOCK = 64  # photos that a worker gets at a time, at most
-BLOCKS_PER_WORKER = 4  # of a small folder, so that all workers end at about the same time
-ATTEMPTS = 2  # workers that a block may end
+WINDOW = 1 << 18  # photos whose names are in memory; each window starts new workers
+PHOTO_BLOCK = 64  # photos in a block, at most
+BLOCKS_PER_WORKER = 4  # at least, for small folders, so that all workers end at about the same time
+ATTEMPTS = 2  # workers that may die at a block
 
 
 @dataclass(frozen=True)
 class OnRay:
-    """A runner: photos are described on the cluster at ``RAY_ADDRESS``, on the one of this machine, or on one started for the run.
+    """A ``Runner`` that describes photos on the cluster at ``RAY_ADDRESS``, on this machine's, or on one started for the run.
 
-    ``open_describe``: called once in each worker; it must be picklable. ``gpus``: of each worker.
+    ``open_describe``: called once in each worker to load the model; must be picklable. ``gpus``: of each worker.
 
     Raises MissingExtraError: Ray is not installed.
     """
@@ -59,11 +59,11 @@ class OnRay:
     def __call__(self, names: Iterator[str], sidecars: Sidecars) -> Iterator[list[dict[str, Any]]]:
         """The records of all photos, each once, in batches, as they come.
 
-        Raises InputError, TriptychError: a worker cannot open the model, does not see the folder, or cannot go on (its disk is full).
+        Raises InputError, TriptychError: a worker cannot open the model, does not see the folder, or cannot write (its disk is full).
         """
         with ray_cluster():
             cpus, room = room_for_workers(self.gpus)
-            workers = max(1, room)  # a cluster may grow
+            workers = max(1, room)  # a cluster without room may grow
             while window := list(islice(names, WINDOW)):
                 size = min(PHOTO_BLOCK, max(PHOTO_BATCH, len(window) // (BLOCKS_PER_WORKER * workers)))
                 for block in (size, 1):
@@ -74,7 +74,7 @@ class OnRay:
     def describe_window(
         self, names: Sequence[str], sidecars: Sidecars, block: int, cpus: int, workers: int
     ) -> Generator[list[dict[str, Any]], None, list[str]]:
-        """Yields records in batches, one a photo; returns the photos of blocks that were given up."""
+        """Yields the records of photos in batches; returns the photos of blocks that too many workers died at."""
         import pyarrow
         import ray.data
 
@@ -104,7 +104,7 @@ class OnRay:
 
 
 class PhotoWorker:
-    """A worker: opens the model once, then describes block after block. What no worker can mend is handed back as a record."""
+    """A worker: opens the model once, then describes blocks. A failure that other workers would have, too, is returned as a record."""
 
     def __init__(self, open_describe: Callable[[], Describe], sidecars: Sidecars, folder: str, attempts: Any) -> None:
         self.sidecars, self.attempts = sidecars, attempts
@@ -114,13 +114,13 @@ class PhotoWorker:
             self.describe = open_describe()
         except OSError as error:
             self.failure = InputError(
-                f"{folder}: {os.uname().nodename} of the cluster does not have it: {error.strerror}"
+                f"{folder}: the machine {os.uname().nodename} of the cluster cannot open it ({error.strerror}); mount it there"
             )
         except TriptychError as error:
             self.failure = error
 
     def __call__(self, block: dict[str, Sequence[Any]]) -> dict[str, list[str]]:
-        """``name`` (bytes) of each photo -> ``record`` (JSON) of each, or none where the block was tried too often."""
+        """``name`` (bytes) of each photo -> ``record`` (JSON) of each, or none if the block was tried too often."""
         names = [os.fsdecode(name) for name in block["name"]]
         if self.failure is not None:
             return written_records([failure_record(self.failure)])
@@ -133,7 +133,7 @@ class PhotoWorker:
             return written_records([record for batch in batches for record in batch])
         except TriptychError as error:
             return written_records([failure_record(error)])
-        except Exception:  # a new process may do better than this one in an unknown state
+        except Exception:  # this process may be in an invalid state; Ray starts a new one
             traceback.print_exc()
             os._exit(1)
 
@@ -158,7 +158,7 @@ def written_records(records: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
 
 
 def read_record(text: str) -> dict[str, Any]:
-    """Raises InputError, TriptychError: the failure that the worker handed back."""
+    """Raises InputError, TriptychError: the failure that the worker returned."""
     record: dict[str, Any] = json.loads(text)
     if "failure" in record:
         raise (InputError if record["of_input"] else TriptychError)(record["failure"])

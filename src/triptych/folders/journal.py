@@ -1,7 +1,7 @@
-"""The journal of a run: one JSON object a line, appended as results come, from which a later run continues.
+"""The journal of a run: one JSON object per line, appended as results come, from which a later run continues.
 
-A line is complete once it ends with a line feed. What a kill leaves behind it is cut off at the next start. Photos that failed are
-dropped from the journal then, so that they are tried again.
+A line is complete if it ends with a line feed. When a journal is opened, an incomplete last line is cut off, and photos that failed are
+removed, so that they are tried again.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ Record = Mapping[str, Any]
 
 
 class Journal:
-    """What was written to ``path`` before, and a place to append more.
+    """The journal in the file ``path``.
 
     Args:
         path: the file; made if it is missing.
-        settings: what the results depend on, as plain values. They stand in every record; a journal with others is not continued.
-        restart: forget what the file holds.
+        settings: the settings behind the results, as plain values. Every record has them; only a journal with the same is continued.
+        restart: discard the file's content.
 
     Raises:
-        InputError: the file is no journal, or was written with other settings.
+        InputError: the file is not a journal, or was written with other settings.
         TriptychError: the file cannot be written.
     """
 
@@ -48,7 +48,7 @@ class Journal:
             raise write_error(path, error) from None
 
     def __contains__(self, image: str) -> bool:
-        """Whether the journal held a result for this photo when it was opened (by a 64-bit hash of the name)."""
+        """Whether the journal had a result for this photo when it was opened (by a 64-bit hash of the name)."""
         place = int(np.searchsorted(self._done, _key(image)))
         return place < len(self._done) and self._done[place] == _key(image)
 
@@ -56,7 +56,7 @@ class Journal:
         return len(self._done)
 
     def append(self, records: Sequence[Record]) -> None:
-        """Add results and force them to the disk. Raises TriptychError: the disk is full, or the file is gone."""
+        """Append results and flush them to the disk. Raises TriptychError: the disk is full, or the file is gone."""
         lines = (json.dumps({**record, **self.settings}, ensure_ascii=False) for record in records)
         try:
             with self.path.open("ab") as file:
@@ -67,7 +67,7 @@ class Journal:
             raise write_error(self.path, error) from None
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Everything that was written, in order."""
+        """All records, in order."""
         with self.path.open("rb") as file:
             yield from map(_parse, file)
 
@@ -75,7 +75,7 @@ class Journal:
         return (record["image"] for record in self.records())
 
     def _repair(self) -> None:
-        """Cut off an incomplete last line; drop failures; check that the settings are the same."""
+        """Cut off an incomplete last line, remove failures, and check that the settings are the same."""
         keep = 0
         failures = False
         with self.path.open("rb") as file:

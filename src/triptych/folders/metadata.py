@@ -1,7 +1,7 @@
-"""Texts within photos: XMP ``dc:description`` and EXIF ImageDescription, or keywords in ``dc:subject``; IPTC where a photo has it.
+"""Writing texts into photos: XMP ``dc:description`` and EXIF ImageDescription, or keywords in ``dc:subject``; IPTC if a photo has it.
 
-Exiv2 rewrites the metadata alone; the compressed pixels stay as they are. A photo is replaced as a whole, and kept beside the new one
-as ``photo.jpg.original``.
+Exiv2 rewrites only the metadata, not the compressed pixels. A photo is replaced atomically; the original is kept as
+``photo.jpg.original``.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"II*\x00", b"MM\x
 class PhotoMetadata:
     """How texts are written into photos.
 
-    ``model``: recorded in the photo's history (``xmpMM:History``), with this program and the date. ``keywords``: tags are written, not a
-    description. ``keep_original``: as ``photo.jpg.original``, unless there is one already.
+    ``model``: recorded in the photo's history (``xmpMM:History``), with this program and the date. ``keywords``: write keywords instead of
+    a description. ``keep_original``: as ``photo.jpg.original``, unless that exists.
 
     Raises InputError: pyexiv2 is not installed.
     """
@@ -45,7 +45,7 @@ class PhotoMetadata:
         exiv2()
 
     def has_text(self, image: str) -> bool:
-        """Whether the photo holds a description already, or keywords. Photos that cannot be read hold none."""
+        """Whether the photo already has a description, or keywords. False for unreadable photos."""
         try:
             with opened(image, read_photo(Path(image))) as photo:
                 root = read_photo_xmp(photo, image)
@@ -54,10 +54,10 @@ class PhotoMetadata:
         return bool(subjects(root) if self.keywords else description(root))
 
     def write(self, image: str, change: Callable[[ElementTree.Element], None]) -> None:
-        """Replace the photo by one with its XMP after ``change`` and, of a description, the same in EXIF.
+        """Rewrite the photo with the changed XMP, and a description also in EXIF. ``change``: modifies the XMP in place.
 
         Raises:
-            InputError: the photo is of a format whose metadata cannot be written, or they are damaged.
+            InputError: the photo's format has no metadata that can be written, or they are damaged.
             TriptychError: the disk is full, or the photo cannot be replaced.
         """
         path = Path(os.path.realpath(image))
@@ -84,7 +84,7 @@ class PhotoMetadata:
 
 
 def exiv2() -> Any:
-    """Raises InputError: pyexiv2 is not installed."""
+    """The module pyexiv2. Raises InputError: it is not installed."""
     try:
         module = import_module("pyexiv2")
     except ImportError:
@@ -105,7 +105,7 @@ def read_photo(path: Path) -> bytes:
 
 
 def opened(image: str, data: bytes) -> Any:
-    """The metadata of a photo, as a context manager of pyexiv2. Raises InputError: none can be written into this format."""
+    """The metadata of a photo, as a context manager of pyexiv2. Raises InputError: a format without metadata that can be written."""
     if not data.startswith(SIGNATURES):
         raise InputError(f"{image}: metadata can be written into JPEG, PNG, WebP and TIFF only; use --sidecar xmp")
     try:
@@ -115,7 +115,7 @@ def opened(image: str, data: bytes) -> Any:
 
 
 def read_photo_xmp(photo: Any, image: str) -> ElementTree.Element:
-    """Raises InputError: the photo holds XMP that is damaged."""
+    """The photo's XMP, empty if it has none. Raises InputError: it is damaged."""
     try:
         text = photo.read_raw_xmp()
         return parse_xmp(text, image) if text.strip() else new_xmp()
@@ -124,7 +124,7 @@ def read_photo_xmp(photo: Any, image: str) -> ElementTree.Element:
 
 
 def iptc_fields(old: Mapping[str, Any], root: ElementTree.Element, keywords: bool) -> dict[str, Any]:
-    """What to change in the IPTC of a photo: nothing if it has none, or if it is not of an encoding that has the text."""
+    """The changes to a photo's IPTC: none if it has no IPTC, or if its encoding lacks characters of the text."""
     texts = subjects(root) if keywords else [description(root)]
     is_utf8 = old.get("Iptc.Envelope.CharacterSet") == "\x1b%G"
     if not old or not (is_utf8 or all(map(str.isascii, texts))):
@@ -135,7 +135,7 @@ def iptc_fields(old: Mapping[str, Any], root: ElementTree.Element, keywords: boo
 
 
 def keep(path: Path) -> None:
-    """Give the photo a second name, or copy it where the disk has no links. An original that is there already stays."""
+    """Keep the original under a second name, by a link or, where the disk has none, a copy; an earlier original is not replaced."""
     original = path.with_name(path.name + ORIGINAL)
     if original.exists():
         return

@@ -1,4 +1,4 @@
-"""The results of a run as one file: JSON lines, CSV, Parquet or a page, made from the journal as a stream."""
+"""The results of a run as one file: JSON lines, CSV, Parquet or an HTML page, streamed from the journal."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ COLUMNS = ("image", "caption", "tags", "logprob", "model", "question", "seconds"
 
 
 def journal_path(out: Path) -> Path:
-    """Where the journal of ``out`` is: the file itself for JSON lines, else beside it.
+    """The journal of ``out``: the file itself for JSON lines, else a file beside it.
 
-    Raises InputError: the suffix is none of ``OUTPUTS``.
+    Raises InputError: the suffix is not one of ``OUTPUTS``.
     """
     suffix = out.suffix.lower()
     if suffix not in OUTPUTS:
@@ -29,7 +29,7 @@ def journal_path(out: Path) -> Path:
 
 
 def write_output(out: Path, records: Callable[[], Iterable[dict[str, Any]]]) -> None:
-    """Write all records to ``out`` in the format of its suffix, as a whole. ``records``: gives them from the first one on.
+    """Write all records to ``out`` atomically, in the format of its suffix. ``records``: a function that iterates over all of them.
 
     Raises:
         InputError: Parquet without pyarrow installed.
@@ -77,6 +77,6 @@ def table_cell(value: Any) -> Any:
 
 
 def write_html(path: Path, records: Callable[[], Iterable[dict[str, Any]]]) -> None:
-    """A page of the photos with their texts as alternative texts; those to review are marked."""
+    """A page of the photos with their texts, those to review marked."""
     with path.open("w", encoding="utf-8", errors="xmlcharrefreplace") as file:
         file.writelines(described_page(path, records))

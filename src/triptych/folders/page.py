@@ -14,15 +14,15 @@ from markupsafe import Markup
 from triptych.figures.page import environment
 
 PAGE_POLICY = Markup("default-src 'none'; img-src 'self' file:; style-src 'unsafe-inline'")
-REVIEW = -1.6  # log-probability a word below which a text should be read by a person
+REVIEW = -1.6  # mean log-probability of a word, below which a person should review the text
 
 
 def described_page(
     out: Path, records: Callable[[], Iterable[dict[str, Any]]], title: str = "Photos and their texts"
 ) -> Iterator[str]:
-    """The page piece by piece, so that memory does not grow with the number of photos, which are linked and not embedded.
+    """The page piece by piece, so that memory does not grow with the number of photos, which are linked, not embedded.
 
-    ``records``: gives them from the first one on; they are read once to count and once to write.
+    ``records``: a function that iterates over all records; called once to count and once to write.
     """
     counts = Counter(map(verdict, records()))
     photos = (described_fields(out, record) for record in records())

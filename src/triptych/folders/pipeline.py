@@ -1,9 +1,9 @@
-"""Photos through a model: decoded ahead of it in threads, described in batches, written as the results come.
+"""The pipeline of a run: photos are decoded ahead in threads, described in batches, and written as results come.
 
-    names -> threads: decode, upright, RGB -> batches -> describe (the model) -> sidecars -> journal -> the person
+    names -> threads: decode, upright, RGB -> batches -> describe (the model) -> sidecars -> journal -> results on screen
 
-At most ``AHEAD`` batches of decoded photos are in memory, however many photos there are. A result is in the journal only after its
-sidecars are on the disk, so a run that is killed continues without a gap.
+At most ``AHEAD`` batches of decoded photos wait in memory. A result is in the journal only after its sidecars are on the disk, so that a
+run that is killed continues without gaps.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from triptych.io.images import load_image
 PHOTO_BATCH = 8
 AHEAD = 2  # batches that are decoded while the model works on another one
 THREADS = 2
-SIDE = 512  # pixels: large JPEGs are decoded at part of their size, never below twice this
+SIDE = 512  # pixels: large JPEGs are decoded at a reduced size of at least twice this
 
 
 class Description(NamedTuple):
-    """What was said about one photo: the text, and what else the record holds (log-probability, scores). ``tags``: keywords and their
-    probabilities; the record then holds these in the place of a caption."""
+    """The description of one photo. ``details``: further fields of the record (log-probability, scores). ``tags``: keywords and their
+    probabilities, which the record then has instead of a caption."""
 
     text: str
     details: Record
@@ -40,17 +40,16 @@ class Description(NamedTuple):
 
 
 Describe = Callable[[Sequence[Image]], Sequence[Description]]
-Runner = Callable[
-    [Iterator[str], Sidecars], Iterator[Sequence[Record]]
-]  # names -> the records of these photos, in batches
+Runner = Callable[[Iterator[str], Sidecars], Iterator[Sequence[Record]]]
+"""The names of photos -> their records, in batches."""
 
 
 @dataclass
 class Summary:
-    """What became of the photos of a run."""
+    """The numbers of described, skipped and failed photos of a run."""
 
     described: int = 0
-    skipped: int = 0  # done before
+    skipped: int = 0  # described by an earlier run
     failures: list[tuple[str, str]] = field(default_factory=list)  # the first MAX_FAILURES, with their reasons
     failed: int = 0
     seconds: float = 0.0
@@ -64,13 +63,13 @@ class Summary:
             self.failures.append((record["image"], record["error"]))
 
     def without(self, mended: Collection[str]) -> Summary:
-        """The same without the failures of these photos."""
+        """The summary without the failures of these photos."""
         failures = [failure for failure in self.failures if failure[0] not in mended]
         return replace(self, failures=failures, failed=self.failed - len(self.failures) + len(failures))
 
 
 MAX_FAILURES = 1000
-MAX_NAMES = 1 << 18  # in memory, of photos whose sidecars are missing
+MAX_NAMES = 1 << 18  # of photos with missing sidecars, in memory
 
 
 def describe_photos(
@@ -84,22 +83,22 @@ def describe_photos(
     progress: Callable[[int], None] = lambda photos: None,
     summary: Summary | None = None,
 ) -> Summary:
-    """Describe every photo that is not done yet.
+    """Describe every photo that has not been described yet.
 
     Args:
         names: paths of photos.
-        runner: what describes them: ``on_this_machine`` or ``folders.cluster.on_ray``.
-        journal: gets a record for each photo. Photos that it holds already are skipped; sidecars that they lack are written from it.
+        runner: describes them: ``on_this_machine(...)`` or ``folders.cluster.OnRay(...)``.
+        journal: a record of each photo is appended to it. Photos that it has are skipped; their missing sidecars are written from it.
             Without a journal, photos whose sidecars exist are skipped.
-        sidecars: how files beside the photos are written, if they are.
-        strict: stop at the first photo that cannot be read instead of leaving it out.
+        sidecars: the files to write beside the photos; None = none.
+        strict: stop at the first unreadable photo instead of leaving it out.
         result: called with the record of each photo, as it comes.
         progress: called with the number of photos done since the last call.
         summary: of earlier calls, to which this one is added.
 
     Raises:
         InputError: with ``strict``, a photo cannot be read.
-        TriptychError: the disk is full; what is written so far stays.
+        TriptychError: the disk is full; the results so far are kept.
     """
     summary, started = summary or Summary(), time.perf_counter()
     sidecars = sidecars or Sidecars()
@@ -136,7 +135,7 @@ def describe_photos(
 
 
 class MissingSidecars:
-    """Sidecars that were asked for only after photos had been described: their texts are in the journal."""
+    """Writes missing sidecars of photos that are already in the journal, from their records there."""
 
     def __init__(self, journal: Journal, sidecars: Sidecars) -> None:
         self.journal, self.sidecars = journal, sidecars
@@ -144,14 +143,14 @@ class MissingSidecars:
         self.failures: list[Record] = []
 
     def check(self, name: str) -> None:
-        """Note a photo of the journal if it lacks one of its sidecars."""
+        """Remember a photo of the journal if it lacks a sidecar."""
         if self.sidecars.fill_gaps and not self.sidecars.complete(name):
             self.names.add(name)
             if len(self.names) == MAX_NAMES:
                 self.write()
 
     def write(self) -> list[Record]:
-        """Write the sidecars of the photos that were noted; returns the failures so far."""
+        """Write the sidecars of the remembered photos; returns the failures so far."""
         for record in self.journal.records() if self.names else ():
             name = record["image"]
             if name not in self.names or "error" in record:
@@ -167,17 +166,17 @@ class MissingSidecars:
 
 
 def on_this_machine(describe: Describe) -> Runner:
-    """Photos are described in this process. ``describe``: a batch of RGB photos -> a description of each."""
+    """A runner that describes photos in this process. ``describe``: a batch of RGB photos -> a description of each."""
     return partial(described_batches, describe)
 
 
 def described_batches(describe: Describe, names: Iterator[str], sidecars: Sidecars) -> Iterator[list[dict[str, Any]]]:
-    """The records of photos in batches; their sidecars are on the disk by then."""
+    """The records of photos in batches, after their sidecars have been written."""
     for batch in decoded_batches(names):
         readable = [photo for _, photo in batch if isinstance(photo, Image)]
-        began = time.perf_counter()
+        started = time.perf_counter()
         described = iter(describe(readable) if readable else ())
-        seconds = round((time.perf_counter() - began) / max(1, len(readable)), 3)
+        seconds = round((time.perf_counter() - started) / max(1, len(readable)), 3)
         records: list[dict[str, Any]] = []
         for name, photo in batch:
             try:
@@ -185,8 +184,8 @@ def described_batches(describe: Describe, names: Iterator[str], sidecars: Sideca
                     raise photo
                 text, details, tags = next(described)
                 text = sidecars.decorated(text)
-                said = {"caption": text} if tags is None else {"tags": dict(tags)}
-                record = {"image": name, **said, **details, "seconds": seconds}
+                content = {"caption": text} if tags is None else {"tags": dict(tags)}
+                record = {"image": name, **content, **details, "seconds": seconds}
                 sidecars.write(name, record, text)
             except InputError as error:
                 record = {"image": name, "error": str(error)}
@@ -195,7 +194,7 @@ def described_batches(describe: Describe, names: Iterator[str], sidecars: Sideca
 
 
 def decoded_batches(names: Iterator[str]) -> Iterator[list[tuple[str, Image | InputError]]]:
-    """Batches of photos with their names, read ahead in threads; in the place of one that cannot be read, the error."""
+    """Batches of names with their photos, decoded ahead in threads; for an unreadable photo the error instead."""
     with ThreadPoolExecutor(THREADS, thread_name_prefix="decode") as pool:
         waiting: deque[list[tuple[str, Future[Image | InputError]]]] = deque()
         while True:

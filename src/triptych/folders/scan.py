@@ -1,4 +1,4 @@
-"""The photos of folders, one at a time, so that memory does not grow with their number."""
+"""Listing the photos of folders, one at a time, so that memory does not grow with their number."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from triptych.errors import InputError
 from triptych.io.folders import SUFFIXES, is_picture_name, left_out, walk_folders
 
 LOG = logging.getLogger(__name__)
-OWN_FILES = (".original", ".txt", ".json", ".jsonl", ".xmp")  # of earlier runs, not worth a word
+OWN_FILES = (".original", ".txt", ".json", ".jsonl", ".xmp")  # of earlier runs, not reported
 
 
 @dataclass(frozen=True)
 class PhotoShard:
-    """One of ``count`` parts of all photos; which part a photo is in depends on its path alone, as it is given."""
+    """One of ``count`` parts of all photos. The part of a photo depends only on its path as given."""
 
     number: int  # from 1
     count: int
@@ -46,11 +46,11 @@ def parse_shard(text: str) -> PhotoShard:
 def walk_photos(
     sources: Iterable[str | os.PathLike[str]], recursive: bool = False, others: list[str] | None = None
 ) -> Iterator[str]:
-    """The paths of the photos in ``sources`` (photos and folders), folder by folder, in order of their names.
+    """The paths of the photos in ``sources`` (photos and folders), folder by folder, sorted by name.
 
-    A folder gives the files in it that have a photo's suffix and are not hidden; ``recursive`` also those of the folders below it.
-    Links are followed, and each folder is listed once (``io.folders.walk_folders``). ``others`` gets the names of the other files in
-    the folders, but for sidecars and kept originals.
+    Of a folder those files count that have a photo's suffix and are not hidden; ``recursive``: also those of the folders below it.
+    Links are followed, and each folder is listed once (``io.folders.walk_folders``). The names of other files, except sidecars and
+    originals, are appended to ``others``.
 
     Raises:
         InputError: a source does not exist, or a folder cannot be listed.
@@ -77,9 +77,9 @@ def walk_photos(
 def count_photos(
     sources: Iterable[str | os.PathLike[str]], recursive: bool = False, shard: PhotoShard = ALL_PHOTOS
 ) -> int:
-    """How many of the photos that ``walk_photos`` gives are in ``shard``; how many other files there are is logged.
+    """The number of photos of ``walk_photos`` that are in ``shard``. Other files are reported in the log.
 
-    Raises InputError where there is no photo, whatever the shard.
+    Raises InputError: there are no photos at all, in any shard.
     """
     sources, others = list(sources), list[str]()
     total = count = 0

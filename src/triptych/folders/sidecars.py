@@ -1,7 +1,7 @@
-"""Sidecars: a small file beside each photo with what was said about it.
+"""Sidecars: small files beside each photo with its description.
 
-``photo.txt`` holds the text alone, ``photo.json`` the whole record, ``photo.xmp`` the text as ``dc:description`` or keywords as
-``dc:subject`` (what photo managers read). Of an ``.xmp`` file that another program wrote, everything else is kept.
+``photo.txt`` has the text alone, ``photo.json`` the whole record, ``photo.xmp`` the text as ``dc:description`` or the keywords as
+``dc:subject``, which photo managers read. Everything else in an ``.xmp`` file of another program is kept.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ MAX_SIDECAR = 16 << 20
 class Sidecars:
     """How sidecars are written.
 
-    ``kinds``: of ``SIDECARS``. ``existing``: what happens to a sidecar that is there: the photo is skipped, the text is overwritten, or
-    the new text is put behind or before the old one (once, however often it is tried). ``prefix``, ``suffix``: around every text.
-    Keywords are merged in the same way, each once. ``metadata``: also write into the photo itself, with the same rules.
+    ``kinds``: some of ``SIDECARS``. ``existing``: what to do with an existing sidecar: skip the photo, overwrite the text, or append or
+    prepend the new text (only once, however often it is tried); keywords are merged likewise, each once. ``prefix``, ``suffix``: put around
+    every text. ``metadata``: also write into the photo itself, by the same rules.
     """
 
     kinds: tuple[str, ...] = ()
@@ -57,20 +57,20 @@ class Sidecars:
 
     @property
     def fill_gaps(self) -> bool:
-        """Whether what a photo lacks is written, and nothing else."""
+        """Whether only missing sidecars and metadata are written."""
         return self.existing == "skip" and bool(self.kinds or self.metadata)
 
     def complete(self, image: str) -> bool:
-        """Whether the photo has all its sidecars, and metadata if they are written, and is to be skipped therefore."""
+        """Whether the photo can be skipped, because it has all its sidecars, and metadata if they are written."""
         if not self.fill_gaps:
             return False
         sidecars = all(path(image, kind).exists() for kind in self.kinds)
         return sidecars and (self.metadata is None or self.metadata.has_text(image))
 
     def write(self, image: str, record: Mapping[str, Any], text: str) -> None:
-        """Write the sidecars of one photo, each as a whole, and its metadata.
+        """Write the sidecars of one photo, each atomically, and its metadata.
 
-        Raises InputError: an ``.xmp`` or ``.txt`` file there is not one; the photo's metadata cannot be written.
+        Raises InputError: an existing ``.xmp`` or ``.txt`` file is not one; the photo's metadata cannot be written.
         """
         for kind in self.kinds:
             file = path(image, kind)
@@ -94,7 +94,7 @@ class Sidecars:
             self.metadata.write(image, lambda xmp: self.describe(xmp, record, text))
 
     def describe(self, xmp: ElementTree.Element, record: Mapping[str, Any], text: str) -> None:
-        """Put the record's tags among the keywords, or else ``text`` to the description."""
+        """Add the record's tags to the keywords, or else ``text`` to the description."""
         if "tags" in record:
             set_subjects(xmp, self.merged(subjects(xmp), record["tags"]))
         else:
@@ -111,13 +111,13 @@ class Sidecars:
         return old if old.startswith(text) else f"{text} {old}"
 
     def merged(self, old: Iterable[str], words: Iterable[str]) -> list[str]:
-        """Keywords, each once."""
+        """Old and new keywords by ``existing``, each once."""
         before, after = {"append": (old, words), "prepend": (words, old)}.get(self.existing, ((), words))
         return list(dict.fromkeys((*before, *after)))
 
 
 def path(image: str, kind: str) -> Path:
-    """The sidecar of a photo: ``holiday/a.jpg`` -> ``holiday/a.txt``."""
+    """The path of a photo's sidecar: ``holiday/a.jpg`` -> ``holiday/a.txt``."""
     return Path(image).with_suffix(f".{kind}")
 
 
@@ -133,5 +133,5 @@ def read_sidecar(file: Path) -> str:
 
 
 def read_xmp(file: Path) -> ElementTree.Element:
-    """Raises InputError: it is no XMP, or declares entities."""
+    """Raises InputError: it is not XMP, or declares entities."""
     return parse_xmp(read_sidecar(file), file)

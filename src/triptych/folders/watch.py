@@ -1,4 +1,4 @@
-"""Photos as they arrive in a folder, each when it is complete: its size and time have not changed for a while."""
+"""Watching folders for new photos. A photo is complete when its size and time have not changed for a while."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ class FileState(NamedTuple):
 
 
 class Arrivals:
-    """Photos that are in ``folders`` or come into them, and those below with ``recursive``; a photo that changes comes again.
+    """The photos in ``folders``, and below with ``recursive``, then new and changed ones as they arrive.
 
-    Iterating gives lists of paths until ctrl-C or ``stop``, an empty one every ``POLL``.
+    Iterating yields lists of paths until ctrl-C or ``stop``, an empty list every ``POLL`` milliseconds.
 
-    Raises InputError: one is no folder, or watchfiles is not installed.
+    Raises InputError: a path is not a folder, or watchfiles is not installed.
     """
 
     def __init__(self, folders: Iterable[str], recursive: bool = False, stop: Event | None = None) -> None:
         self.folders, self.recursive, self.stop = [str(Path(folder)) for folder in folders], recursive, stop
         for folder in self.folders:
             if not os.path.isdir(folder):  # noqa: PTH112
-                raise InputError(f"--watch follows folders; {folder} is none")
+                raise InputError(f"--watch follows folders, and {folder} is not one: name a folder")
         try:
             self._watch: Any = import_module("watchfiles").watch
         except ImportError:
             raise InputError("--watch needs watchfiles: pip install 'triptych[watch]'") from None
-        self._changing: dict[str, tuple[FileState, float]] = {}  # and since when they are so
+        self._changing: dict[str, tuple[FileState, float]] = {}  # the last state, and the time when it was first found
 
     def __iter__(self) -> Iterator[list[str]]:
         changes = self._watch(
@@ -57,7 +57,7 @@ class Arrivals:
         )
         names: Iterable[str] = ()
         for number, changed in enumerate(changes):
-            if number == 0:  # what came before the watch began
+            if number == 0:  # files from before the watch started
                 names = walk_photos(self.folders, self.recursive)
             else:
                 names = (name for _, path in changed for name in self._photos_at(path))
@@ -66,7 +66,7 @@ class Arrivals:
             yield self._complete()
 
     def _complete(self) -> list[str]:
-        """The photos that have not changed for ``SETTLED``; they are no longer waited for."""
+        """Remove and return the photos that have not changed for ``SETTLED`` seconds."""
         now = time.monotonic()
         complete: list[str] = []
         for name, (state, since) in list(self._changing.items()):
@@ -81,7 +81,7 @@ class Arrivals:
         return sorted(complete)
 
     def _photos_at(self, path: str) -> list[str]:
-        """The photos that a change of ``path`` may concern, named as by ``walk_photos``; a folder may have come whole."""
+        """The photos that a change at ``path`` concerns, named as by ``walk_photos``; several if a whole folder was moved in."""
         for folder in self.folders:
             inside = os.path.relpath(os.path.abspath(path), os.path.abspath(folder))  # noqa: PTH100
             parts = Path(inside).parts

@@ -1,4 +1,4 @@
-"""XMP as files and photos hold it: the description, the keywords and the history of a photo; everything else in it is kept."""
+"""Reading and changing XMP: the description, the keywords and the history of a photo; everything else in it is kept."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ for prefix, uri in NAMESPACES.items():
 
 
 def qualified(name: str) -> str:
-    """``dc:subject`` as ElementTree writes it."""
+    """``dc:subject`` in ElementTree's form."""
     prefix, _, local = name.partition(":")
     return f"{{{NAMESPACES[prefix]}}}{local}"
 
@@ -40,9 +40,9 @@ def new_xmp() -> ElementTree.Element:
 
 
 def parse_xmp(text: str, source: object) -> ElementTree.Element:
-    """Raises InputError: it is no XMP, or declares entities (which could expand without bound). ``source`` stands in the message."""
+    """Raises InputError: it is not XMP, or declares entities, which could expand without bound. ``source``: named in the message."""
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise InputError(f"{source} declares a document type, which XMP has not: move it elsewhere")
+        raise InputError(f"{source} declares a document type, which XMP does not have: move it elsewhere")
     try:
         root = ElementTree.fromstring(text)
     except ElementTree.ParseError as error:
@@ -59,7 +59,7 @@ def description(root: ElementTree.Element) -> str:
 
 
 def set_description(root: ElementTree.Element, text: str) -> None:
-    """Put ``text`` where ``dc:description`` is, or into the first rdf:Description."""
+    """Set ``dc:description`` in the default language; a new one goes into the first rdf:Description."""
     item = _description_item(root)
     if item is None:
         item = ElementTree.SubElement(_array(root, "dc:description", "rdf:Alt"), qualified("rdf:li"))
@@ -68,13 +68,13 @@ def set_description(root: ElementTree.Element, text: str) -> None:
 
 
 def subjects(root: ElementTree.Element) -> list[str]:
-    """``dc:subject``, the keywords."""
+    """The keywords (``dc:subject``)."""
     items = root.iterfind(f".//{qualified('dc:subject')}//{qualified('rdf:li')}")
     return [item.text for item in items if item.text]
 
 
 def set_subjects(root: ElementTree.Element, words: Iterable[str]) -> None:
-    """Make ``words`` the keywords, each once."""
+    """Replace the keywords by ``words``, each once."""
     for block in list(root.iter(qualified("rdf:Description"))):
         for old in block.findall(qualified("dc:subject")):
             block.remove(old)
@@ -85,7 +85,7 @@ def set_subjects(root: ElementTree.Element, words: Iterable[str]) -> None:
 
 
 def add_history(root: ElementTree.Element, software: str, when: str, what: str) -> None:
-    """Record in ``xmpMM:History`` that ``software`` wrote ``what``, in the place of an earlier record of the same."""
+    """Record in ``xmpMM:History`` that ``software`` wrote ``what``; replaces an earlier record of the same."""
     history = root.find(f".//{qualified('xmpMM:History')}/{qualified('rdf:Seq')}")
     if history is None:
         history = _array(root, "xmpMM:History", "rdf:Seq")
@@ -100,12 +100,12 @@ def add_history(root: ElementTree.Element, software: str, when: str, what: str) 
 
 
 def xmp_bytes(root: ElementTree.Element, declaration: bool = True) -> bytes:
-    """``declaration``: of XML, at the beginning of a file."""
+    """``declaration``: start with an XML declaration, as files do."""
     return ElementTree.tostring(root, encoding="utf-8", xml_declaration=declaration) + b"\n"
 
 
 def printable_text(text: str) -> str:
-    """``text`` without the characters that XML has not."""
+    """``text`` without characters that XML does not allow."""
     return "".join(character for character in text if character.isprintable() or character in "\n\t")
 
 

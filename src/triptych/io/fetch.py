@@ -1,4 +1,4 @@
-"""The bytes of a picture, wherever it is: a file, a file: URL, a data: URL, an http(s): address."""
+"""Reading the bytes of a picture from a file, a file: URL, a data: URL or an http(s): address."""
 
 import base64
 import binascii
@@ -18,9 +18,9 @@ from triptych.io.limits import check_bytes, printable
 
 
 def read_source(source: str | os.PathLike[str]) -> tuple[bytes, str]:
-    """The bytes at a path or URL, and its name for messages (of an address without query, user name and password).
+    """The bytes at a path or URL, and its name for messages (an address without query, user name and password).
 
-    A `Path` is never taken for a URL. Raises InputError for what cannot be read or is larger than `limits.MAX_BYTES`.
+    A `Path` is never treated as a URL. Raises InputError: it cannot be read or is larger than `limits.MAX_BYTES`.
     """
     location = os.fsdecode(source)
     name = printable(location)

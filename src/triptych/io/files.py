@@ -1,4 +1,4 @@
-"""Files that are written as a whole or not at all."""
+"""Atomic writing: a file is written completely or not at all."""
 
 import errno
 import hashlib
@@ -17,7 +17,7 @@ def write_file(path: Path, content: bytes | str | Callable[[BinaryIO], object], 
 
     Args:
         content: bytes, a text (written as UTF-8), or a function that writes to the open file.
-        fsync: wait until the disk has it, so that it also survives a power failure.
+        fsync: wait until it is on the disk, so that it survives a power failure.
 
     Raises:
         InputError: there is no such folder.
@@ -34,8 +34,8 @@ def write_file(path: Path, content: bytes | str | Callable[[BinaryIO], object], 
 def replacement(path: Path, *, fsync: bool = False) -> Iterator[Path]:
     """The path of a new file in the same folder, which replaces ``path`` when the block ends without an exception.
 
-    For writers that take a path; for all others there is `write_file`. A link is kept: its target is replaced.
-    Raises as `write_file` does.
+    For writers that need a path; otherwise use `write_file`. A link is kept: its target is replaced.
+    Raises as `write_file`.
     """
     if not path.parent.is_dir():
         raise InputError(f"cannot write {path}: there is no folder {path.parent}; create it first")
@@ -56,7 +56,7 @@ def replacement(path: Path, *, fsync: bool = False) -> Iterator[Path]:
 
 
 def write_error(path: Path, error: OSError) -> TriptychError:
-    """The failure to write ``path`` in one line that says what to do."""
+    """The error for a file that cannot be written, in one line that says what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return TriptychError(f"cannot write {path}: the disk is full; free some space and try again")
     return TriptychError(f"cannot write {path}: {error.strerror or error}")

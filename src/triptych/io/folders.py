@@ -13,21 +13,21 @@ SUFFIXES = (
     *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tif", ".tiff", ".heic", ".heif", ".hif", ".heics", ".heifs"),
     *(".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".qoi", ".sgi", ".pcx", ".tga"),
 )
-"""The ends of names, in lower case, of the pictures that can be read."""
+"""The suffixes of pictures that can be read, in lower case."""
 
 LOG = logging.getLogger(__name__)
 
 
 def is_picture_name(name: str) -> bool:
-    """Whether a file of this name is taken for a picture: one of `SUFFIXES`, in capitals or not, and not hidden."""
+    """Whether a file has the name of a picture: one of `SUFFIXES`, in lower or upper case, and not hidden."""
     return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")  # noqa: PTH122 (called often)
 
 
 def find_images(sources: Iterable[str | os.PathLike[str]]) -> list[str | os.PathLike[str]]:
     """Return `sources` with each folder replaced by the pictures in it, sorted by name.
 
-    Hidden files and the folders in it are left out; how many other files are left out is logged. Files and URLs pass
-    through unread. Raises InputError for a folder that cannot be listed or holds no picture.
+    Hidden files and subfolders are left out; other files are reported in the log. Files and URLs are not read here.
+    Raises InputError: a folder cannot be listed or contains no picture.
     """
     images: list[str | os.PathLike[str]] = []
     for source in sources:
@@ -49,17 +49,17 @@ def find_images(sources: Iterable[str | os.PathLike[str]]) -> list[str | os.Path
 
 
 def left_out(folder: str | os.PathLike[str], names: Sequence[str]) -> str:
-    """One line about the files of a folder that are not pictures by their names."""
+    """One line about the files of a folder that do not have names of pictures."""
     listed = ", ".join(printable(name) for name in names[:3]) + (", ..." if len(names) > 3 else "")
     files = "1 file" if len(names) == 1 else f"{len(names)} files"
     return f"{printable(folder)}: {files} left out, not pictures by name: {listed}"
 
 
 def walk_folders(root: str, failed: Callable[[OSError], None]) -> Iterator[tuple[str, list[str]]]:
-    """Each folder from ``root`` down with the names of its files, sorted; hidden folders and files are left out.
+    """Each folder from ``root`` down with the sorted names of its files; hidden folders and files are left out.
 
-    Links to folders are followed, each folder is listed once, and a link that leads to a folder above itself is not
-    followed. ``failed`` gets the error of each folder that cannot be listed.
+    Links to folders are followed except those to a folder above them, and each folder is listed once. ``failed`` is called with the
+    error of each folder that cannot be listed.
     """
     waiting, listed = [root], set[str]()
     while waiting:
@@ -71,7 +71,7 @@ def walk_folders(root: str, failed: Callable[[OSError], None]) -> Iterator[tuple
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             paths = {name: os.path.join(place, name) for name in folders}  # noqa: PTH118
             links = [name for name in folders if os.path.islink(paths[name])]  # noqa: PTH114
-            waiting += [paths[name] for name in links]  # after all real folders: what is in the tree keeps its own path
+            waiting += [paths[name] for name in links]  # after all real folders, so that those keep their own paths
             folders[:] = [n for n in folders if n not in links and os.path.realpath(paths[n]) not in listed]
             yield place, sorted(name for name in names if not name.startswith("."))
 

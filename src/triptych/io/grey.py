@@ -1,4 +1,4 @@
-"""Grey pictures deeper than 8 bits: Pillow itself would clip them to white, or keep their low byte."""
+"""Grey pictures with more than 8 bits, which Pillow would clip to white or reduce to their low byte."""
 
 from typing import Any
 
@@ -15,16 +15,16 @@ WHITE_IS_ZERO, UNSIGNED, SIGNED = 0, 1, 2
 def grey_to_rgb(image: Image.Image, name: str) -> Image.Image:
     """A loaded image of a mode that begins with I or F -> RGB, black at 0 and white at its full scale.
 
-    The full scale is what the file says (16 bits of a PNG, the bits of a TIFF). Where nothing says it, it is 1 for
-    floats up to 1, and 255 or 65,535 for whole numbers, whichever holds the largest value: ``convert`` makes the modes I
-    and F of 8-bit pictures without scaling them. Raises InputError for values outside.
+    The full scale comes from the file (16 bits of a PNG, the bits of a TIFF). Otherwise it is 1 for floats up to 1, and for
+    whole numbers 255, or 65,535 if a value exceeds 255: Pillow's ``convert`` makes the modes I and F of 8-bit pictures
+    without scaling them. Raises InputError: a value is outside of it.
     """
     tags = getattr(image, "tag_v2", {})
     values: npt.NDArray[Any] = np.asarray(image)
     if image.mode == "I" and _bits(tags) == 32 and _sample_format(tags) == UNSIGNED:
         values = values.view(np.uint32)  # Pillow reads them as signed
     full = _full_scale(image, tags, values)
-    if not (values.min() >= 0 and values.max() <= full):  # so written, NaN is refused too
+    if not (values.min() >= 0 and values.max() <= full):  # in this form it refuses NaN, too
         raise InputError(f"{name}: grey values must lie in 0..{full} (mode {image.mode}); convert it to 8 bits")
     levels = to_levels(full - values if tags.get(TIFF_PHOTOMETRIC) == WHITE_IS_ZERO else values, full)
     transparent = image.info.get("transparency")

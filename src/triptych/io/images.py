@@ -1,8 +1,8 @@
-"""Whatever a person has as a picture -> an upright RGB image -> the numbers that the vision encoders take.
+"""A picture from any source -> an upright RGB image -> the input array of the vision encoders.
 
-Every picture is treated as hostile: what it may cost is bounded before it is decoded, only the formats named here are
-tried (so that no reader which starts another program is), and whatever goes wrong comes out as a one-line `InputError`.
-`load_image` opens paths and addresses: hand it only the bytes of a picture that a stranger sent.
+Every picture is treated as hostile: its cost is bounded before it is decoded, only the formats listed here are tried, none
+of which starts another program, and every failure is a one-line `InputError`. `load_image` opens paths and addresses: of
+a picture that a stranger sent, pass only the bytes.
 """
 
 import contextlib
@@ -37,11 +37,11 @@ PICTURE_FORMATS = (
     *("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000"),
     *("QOI", "SGI", "PCX", "DIB", "TGA"),
 )
-"""What is decoded by Pillow itself; not among them: readers that start another program (EPS), and pictures within files (ICO)."""
+"""The formats that Pillow decodes itself, without those that start another program (EPS) or contain other files (ICO)."""
 JPEG_FORMATS = ("JPEG", "MPO")
 
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
-_UPRIGHT = {  # EXIF orientation -> what turns the picture upright
+_UPRIGHT = {  # EXIF orientation -> the transposition that turns the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -51,7 +51,7 @@ _UPRIGHT = {  # EXIF orientation -> what turns the picture upright
     8: Image.Transpose.ROTATE_90,
 }
 _EXIF_ORIENTATION = 0x0112
-_MISSING_SHARE, _MISSING_ROWS = 1 / 8, 16  # of a JPEG cut short, which is read all the same
+_MISSING_SHARE, _MISSING_ROWS = 1 / 8, 16  # the larger of these may be missing from a JPEG that is cut short
 
 LOG = logging.getLogger(__name__)
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else Pillow's notes on damaged files reach stderr
@@ -61,14 +61,14 @@ def load_image(source: ImageSource, target: int | None = None) -> Image.Image:
     """Return `source` as a new upright RGB image without metadata; transparent parts become white.
 
     `source` is a path, a file:, http(s): or data: URL, the bytes of a file, a PIL image (any mode) or a numpy array:
-    [H, W] or [H, W, 1|3|4], of uint8, uint16 (full scale 65,535), bool, or floats in 0..1. Of an animation the first
-    frame is taken. HEIC needs `pip install triptych[heic]`.
+    [H, W] or [H, W, 1|3|4], of uint8, uint16 (full scale 65,535), bool, or floats in 0..1. An animation is read as its
+    first frame. HEIC needs `pip install triptych[heic]`.
 
     `target`: the side in pixels to which the picture will be reduced. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its
-    size, never below twice the target; of a large photo that takes a third of the time.
+    size, never below twice the target, which takes a third of the time for a large photo.
 
-    A JPEG that lacks its end is read, with a warning in the log, if no more than an eighth of its rows is missing.
-    Raises InputError, one line that names the picture, for everything that cannot be read or exceeds the bounds.
+    A JPEG without its end is read, with a warning in the log, if no more than an eighth of its rows is missing.
+    Raises InputError, one line that names the picture: it cannot be read or exceeds the bounds.
     """
     if isinstance(source, Image.Image):
         return _to_rgb(source, "image")
@@ -91,7 +91,7 @@ def content_hash(image: Image.Image) -> str:
 
 
 def capture_time(data: bytes) -> datetime.datetime | None:
-    """When the photo in the bytes of a file was taken, by its EXIF (DateTimeOriginal with its fraction of a second); None: unknown."""
+    """The time when a photo was taken, from the EXIF in the bytes of its file (DateTimeOriginal and its fraction); None = unknown."""
     with _pillow_on_guard():
         try:
             exif = _read_header(data, "photo").getexif().get_ifd(ExifTags.IFD.Exif)
@@ -103,10 +103,9 @@ def capture_time(data: bytes) -> datetime.datetime | None:
 
 
 def pixel_array(image: Image.Image, spec: PixelSpec) -> npt.NDArray[np.float32]:
-    """Return an RGB image as float32 [3, size, size]: brought to the square, scaled to 0..1, then (x - mean) / std.
+    """Return an RGB image as float32 [3, size, size]: resized to a square (`PixelSpec.square`), scaled to 0..1, then (x - mean) / std.
 
-    The models trained here take the whole photo stretched to the square: the aspect ratio is given up, not a part of the
-    picture. Resampling is Pillow's, which is antialiased.
+    For the models trained here the whole photo is stretched to the square. Resampling is Pillow's, which is antialiased.
     """
     square = np.asarray(spec.square(image))
     values = np.ascontiguousarray(square.transpose(2, 0, 1)).astype(np.float32)
@@ -134,7 +133,7 @@ def _from_array(array: npt.NDArray[Any]) -> Image.Image:
     elif array.dtype.kind == "u" and array.dtype.itemsize == 2:
         levels = to_levels(array, 65535)
     elif array.dtype.kind == "f":
-        if not (array.min() >= 0 and array.max() <= 1):  # so written, NaN is refused too
+        if not (array.min() >= 0 and array.max() <= 1):  # in this form it refuses NaN, too
             raise InputError(f"array: {array.dtype} values must lie in 0..1; give uint8 for 0..255")
         levels = to_levels(array, 1)
     else:
@@ -145,7 +144,7 @@ def _from_array(array: npt.NDArray[Any]) -> Image.Image:
 
 
 def decode_image(data: bytes, name: str, target: int | None = None) -> Image.Image:
-    """The picture in the bytes of a file, as `load_image` returns it; ``name`` stands in messages."""
+    """The picture in the bytes of a file, as `load_image` returns it; ``name``: for messages."""
     if not data:
         raise InputError(f"{name}: is empty")
     check_bytes(data, name)
@@ -158,7 +157,7 @@ def decode_image(data: bytes, name: str, target: int | None = None) -> Image.Ima
 
 
 def _open(data: bytes, name: str, target: int | None) -> Image.Image:
-    """Read the header alone, and check what decoding the rest would cost."""
+    """Read only the header, and check the cost of decoding the rest."""
     try:
         image = _read_header(data, name)
     except InputError:
@@ -179,10 +178,10 @@ def _open(data: bytes, name: str, target: int | None) -> Image.Image:
 
 
 def _decode_reduced(image: Image.Image, target: int) -> None:
-    """Have a JPEG decoded at 1/8, 1/4 or 1/2 of its size, not below twice the target.
+    """Let a JPEG be decoded at 1/8, 1/4 or 1/2 of its size, not below twice the target.
 
-    Sides are rounded up to whole pixels; a part that would so shift the picture by more than a twentieth of a pixel of the
-    target is not taken.
+    Sides are rounded up to whole pixels. A reduction is not used if that shifts the picture by more than a twentieth of a
+    pixel of the target.
     """
     for part in (8, 4, 2):
         if all(side >= 2 * target * part and 20 * (-side % part) * target <= side for side in image.size):
@@ -202,7 +201,7 @@ def _read_header(data: bytes, name: str) -> Image.Image:
 
 
 def _load_jpeg(image: Image.Image, data: bytes, name: str, target: int | None) -> Image.Image:
-    """Decode a JPEG; where its end is missing, put one there, which leaves the rows that are missing grey."""
+    """Decode a JPEG; if its end is missing, add one, which leaves the missing rows grey."""
     try:
         image.load()
         return image
@@ -211,7 +210,7 @@ def _load_jpeg(image: Image.Image, data: bytes, name: str, target: int | None) -
         try:
             whole.load()
         except OSError:
-            return image  # damaged in another way: it fails once more where that is reported
+            return image  # damaged in another way: _to_rgb fails, too, and reports it
     missing = missing_rows(whole)
     if missing > max(_MISSING_ROWS, whole.height * _MISSING_SHARE):
         return image
@@ -224,7 +223,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         try:
             check_size(image.size, name)
             image.load()
-            check_size(image.size, name)  # some formats tell the truth only now
+            check_size(image.size, name)  # some formats have the true size only now
             rgb = grey_to_rgb(image, name) if image.mode[0] in "IF" else _colour_to_rgb(image)
             turn = _turn_upright(image)
             rgb = rgb if turn is None else rgb.transpose(turn)
@@ -237,7 +236,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         except Exception:  # on hostile bytes each format has exceptions of its own
             kind = f" ({image.format})" if image.format else ""
             raise InputError(f"{name}: the picture{kind} is damaged or cut short; get or save it anew") from None
-    rgb.info.clear()  # with the orientation left in, reading the result once more would turn it again
+    rgb.info.clear()  # with the orientation in it, the result would be turned again when it is read
     return rgb
 
 
@@ -255,7 +254,7 @@ def _colour_to_rgb(image: Image.Image) -> Image.Image:
 def _turn_upright(image: Image.Image) -> Image.Transpose | None:
     try:
         return _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception:  # damaged metadata do not spoil a good picture
+    except Exception:  # a picture with damaged metadata is still usable
         return None
 
 
@@ -266,9 +265,9 @@ _guarded = 0
 
 @contextlib.contextmanager
 def _pillow_on_guard() -> Iterator[None]:
-    """Keep Pillow's warnings quiet and its own pixel limit at ours, while any thread is in here.
+    """Silence Pillow's warnings and set its pixel limit to ours while any thread is in the block.
 
-    Both are global to the process, so the first to enter sets them and the last to leave restores them.
+    Both are global to the process, so the first thread to enter sets them and the last to leave restores them.
     """
     global _guarded
     with _guard_lock:

@@ -1,4 +1,4 @@
-"""What a picture may cost: bounds that are checked before anything is decoded."""
+"""Bounds on pictures, checked before anything is decoded."""
 
 import os
 
@@ -11,9 +11,9 @@ MAX_PIXELS = 200_000_000
 MAX_SIDE = 65_500
 """The longest side of a picture, in pixels (the limit of JPEG)."""
 MAX_SCANNED_PIXELS = 10 * MAX_PIXELS
-"""Pixels times scans of a progressive JPEG: a small file may otherwise ask for hours of decoding."""
+"""Pixels times scans of a progressive JPEG: a small file could otherwise take hours to decode."""
 URL_TIMEOUT = 20.0
-"""Seconds that an address may take to answer, and again to send the picture."""
+"""Seconds that a server may take to answer, and again to send the picture."""
 
 
 def check_bytes(data: bytes | bytearray, name: str) -> None:

@@ -1,4 +1,4 @@
-"""What an image encoder takes: how a photo is cut, resampled and normalised. Published encoders differ in it."""
+"""How a photo is cropped, resampled and normalised for an image encoder. Published encoders differ in it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Colour: TypeAlias = tuple[float, float, float]  # red, green, blue
 Resampling: TypeAlias = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 FILTERS: tuple[Resampling, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # by Pillow's numbers
 MAX_SQUARE = 4096
-MAX_ASPECT = 16  # of the part of a photo that is resampled before its middle is cut out
+MAX_ASPECT = 16  # longer photos are cropped to this aspect ratio before they are resampled
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class PixelSpec:
     """How a photo becomes ``pixel_values [3, size, size]``.
 
     size: side of the square, in pixels. mean, std: of each channel, on a scale from 0 to 1.
-    shortest_side: the photo is resampled to this length of its shorter side, in pixels, and the central square is cut out; None = the
-        whole photo is stretched to the square.
-    reduced: a large JPEG may be decoded at 1/2, 1/4 or 1/8 of its size first, which is faster and changes the pixels a little.
+    shortest_side: the photo is resampled so that its shorter side has this length, in pixels, and cropped to the central square; None =
+        the whole photo is stretched to the square.
+    reduced: a large JPEG may first be decoded at 1/2, 1/4 or 1/8 of its size, which is faster and changes the pixels a little.
     """
 
     size: int
@@ -49,16 +49,16 @@ class PixelSpec:
 
     @property
     def decode_side(self) -> int | None:
-        """``load_image``'s ``target``."""
+        """The ``target`` of ``load_image``."""
         return self.size if self.reduced else None
 
     def square(self, image: Image.Image) -> Image.Image:
-        """The square that the encoder sees. The middle is found as transformers does (rounded down)."""
+        """The photo as the square that the encoder reads. The crop's corner is rounded down, as in transformers."""
         resample = Image.Resampling(FILTERS.index(self.resample))
         if self.shortest_side is None:
             return image.resize((self.size, self.size), resample)
         short, long = sorted(image.size)
-        if long > MAX_ASPECT * short:  # the rest would be cut off, and resampling it takes memory without bound
+        if long > MAX_ASPECT * short:  # the rest would be cropped anyway, and resampling it takes unbounded memory
             kept = [min(side, MAX_ASPECT * short) for side in image.size]
             left, top = ((side - part) // 2 for side, part in zip(image.size, kept, strict=True))
             image = image.crop((left, top, left + kept[0], top + kept[1]))
@@ -70,7 +70,7 @@ class PixelSpec:
         return image.resize(size, resample).crop((left, top, left + self.size, top + self.size))
 
     def over_photo(self, maps: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
-        """Maps ``[..., h, w]`` over the square as maps over the whole photo, of the same shape and sums; outside the square they are 0."""
+        """Maps ``[..., h, w]`` over the square -> maps over the whole photo with the same shape and sums, 0 outside the square."""
         if self.shortest_side is None:
             return maps
         part = self.size / self.shortest_side * min(width, height)
@@ -79,7 +79,7 @@ class PixelSpec:
         return np.asarray(down @ maps @ across.T, np.float32)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings that decide the numbers, for JSON."""
+        """The settings that determine the pixel values, for JSON."""
         return {
             "size": self.size,
             "shortest_side": self.shortest_side,
@@ -90,7 +90,7 @@ class PixelSpec:
 
 
 def spread(cells: int, share: float) -> NDArray[np.float64]:
-    """``[cells, cells]``: how much of each cell of the middle ``share`` of a line falls into each cell of the whole line."""
+    """``[cells, cells]``: the part of each cell of a line's middle ``share`` that lies in each cell of the whole line."""
     ends = np.linspace(0, 1, cells + 1)
     inner = (1 - share) / 2 + share * ends
     first, last = np.maximum(ends[:-1, None], inner[:-1]), np.minimum(ends[1:, None], inner[1:])
@@ -98,17 +98,18 @@ def spread(cells: int, share: float) -> NDArray[np.float64]:
 
 
 def pixel_spec(settings: Mapping[str, Any], image_size: int, mean: Colour, std: Colour) -> PixelSpec:
-    """The ``PixelSpec`` of an image processor's settings, as transformers writes them into preprocessor_config.json.
+    """The ``PixelSpec`` of an image processor's settings, from transformers' preprocessor_config.json.
 
     Args:
-        image_size: what the encoder takes, in pixels. mean, std: where the settings have none.
+        image_size: of the encoder, in pixels.
+        mean, std: the defaults if the settings have none.
 
     Raises:
-        InputError: a setting makes no sense, or asks for what is not done here.
+        InputError: a setting is invalid or not supported.
     """
     try:
         if not settings.get("do_rescale", True) or abs(settings.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
-            raise InputError("pixels on another scale than 0 to 1 are not made here: rescale_factor must be 1/255")
+            raise InputError("image processor settings: do_rescale must be true and rescale_factor 1/255")
         if not settings.get("do_normalize", True):
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         elif "image_mean" in settings:
@@ -118,7 +119,7 @@ def pixel_spec(settings: Mapping[str, Any], image_size: int, mean: Colour, std: 
         size, crop = settings.get("size", image_size), settings.get("crop_size", image_size)
         short = size.get("shortest_edge") if isinstance(size, Mapping) else None
         crops = settings.get("do_center_crop", short is not None)
-        if isinstance(size, int) and crops:  # so older versions of CLIP's processor wrote it
+        if isinstance(size, int) and crops:  # the form of older versions of CLIP's processor
             short = size
         if not settings.get("do_resize", True) or short is None or not crops:
             return PixelSpec(image_size, mean, std, resample=resample)
@@ -127,4 +128,4 @@ def pixel_spec(settings: Mapping[str, Any], image_size: int, mean: Colour, std: 
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as error:
-        raise InputError(f"the settings of the image processor make no sense ({error})") from None
+        raise InputError(f"image processor settings: invalid value ({type(error).__name__}: {error})") from None

@@ -1,4 +1,4 @@
-"""Files that viewers show although a strict reader refuses them: large or damaged metadata, JPEGs without their end."""
+"""Repairing files that viewers show but strict readers refuse: large or damaged metadata, JPEGs without their end."""
 
 import struct
 import zlib
@@ -8,26 +8,26 @@ from PIL import Image
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT")
-"""The chunks that decide what is seen; all others (profiles, texts, times, animation) are left out."""
+"""The chunks that determine the pixels; all others (profiles, texts, times, animation) are left out."""
 PNG_ORIENTATION = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
-"""The chunks that may say which way up the picture is; kept only whole, texts only small."""
+"""The chunks that may contain the orientation; kept only if undamaged, texts only if small."""
 ORIENTATION_TEXTS = (b"Raw profile type exif", b"Raw profile type APP1", b"XML:com.adobe.xmp")
 MAX_METADATA = 64 * 2**10
-"""The largest text about a picture that is read, in bytes once unpacked."""
+"""The largest text in a picture that is read, in unpacked bytes."""
 
 JPEG_START, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 JPEG_SCAN, JPEG_COMMENT = 0xDA, 0xFE
 JPEG_METADATA = range(0xE0, 0xF0)
 JPEG_KEPT = {0xE0: (b"JFIF\0", 14), 0xE1: (b"", 0), 0xEE: (b"Adobe", 12)}
-"""The segments of metadata that say how to show the picture (APP0, APP1 with the orientation, APP14): start, least size."""
+"""The metadata segments that affect how the picture looks (APP0, APP1 with the orientation, APP14): their start and smallest size."""
 MISSING = 128
-"""The level at which a JPEG's decoder leaves what is missing."""
+"""The grey level of the rows that a JPEG decoder has no data for."""
 
 
 def essential_png(data: bytes) -> bytes:
-    """A PNG without the chunks on which its pixels do not depend, whole or damaged; other data unchanged.
+    """A PNG without the chunks that do not affect its pixels, damaged or not; other data unchanged.
 
-    Of an animated PNG the default image is left. Critical chunks that are unknown stay, for the decoder to refuse.
+    An animated PNG is reduced to its default image. Unknown critical chunks are kept, so that the decoder refuses them.
     """
     if not data.startswith(PNG_SIGNATURE):
         return data
@@ -62,7 +62,7 @@ def _tells_orientation(kind: bytes, body: memoryview) -> bool:
 
 
 def _unpacked_size(kind: bytes, text: bytes) -> int:
-    """At most one more than `MAX_METADATA`, as it is also for what cannot be unpacked."""
+    """The unpacked size of a text chunk; `MAX_METADATA` + 1 if it is larger or cannot be unpacked."""
     if kind == b"tEXt":
         return len(text)
     rest = text.partition(b"\0")[2]
@@ -81,7 +81,7 @@ def _unpacked_size(kind: bytes, text: bytes) -> int:
 
 
 def essential_jpeg(data: bytes) -> bytes:
-    """A JPEG without the segments of metadata on which its pixels do not depend, whole or damaged; other data unchanged."""
+    """A JPEG without the metadata segments that do not affect its pixels, damaged or not; other data unchanged."""
     if not data.startswith(JPEG_START):
         return data
     kept, at = [JPEG_START], len(JPEG_START)
@@ -102,7 +102,7 @@ def _is_needed(marker: int, body: bytes) -> bool:
 
 
 def missing_rows(image: Image.Image) -> int:
-    """How many rows at the bottom of a decoded JPEG its data did not reach."""
+    """The number of rows at the bottom of a decoded JPEG that its data did not reach."""
     levels = np.asarray(image).reshape(image.height, -1)
     present = np.flatnonzero((np.abs(levels.astype(np.int16) - MISSING) > 2).any(axis=1))
     return image.height - 1 - int(present[-1]) if len(present) else image.height

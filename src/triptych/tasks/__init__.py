@@ -1,6 +1,6 @@
-"""What a person does with a model: ``load`` one, then ``caption``, ``ask``, ``compare``, ``match``, ``complete``, ``chat``.
+"""The Python API: ``load`` a model, then ``caption``, ``ask``, ``compare``, ``match``, ``complete``, ``chat``.
 
-Pictures in, ``Answer`` out, with evidence when asked for.
+Pictures in, ``Answer`` out, with evidence on request.
 """
 
 from __future__ import annotations
@@ -53,17 +53,18 @@ SYSTEM_TASKS = {"sat": SatTasks, "flamingo": FlamingoTasks, "blip2": Blip2Tasks}
 def load(
     model: str | Path = "sat", device: str | torch.device | None = None, precision: str | None = None
 ) -> SatTasks | FlamingoTasks | Blip2Tasks:
-    """A model: a shipped one (``"sat"``, ``"flamingo"``, ``"blip2"``), a checkpoint of ours or a published one (``find_checkpoint``).
+    """Load a model.
 
     Args:
-        device: of torch; ``auto`` = spread over GPUs, memory and disk as far as each has room, or a JSON file that says where parts lie
-            (``models.placement``); None = a GPU where there is one, else ONNX Runtime on the CPU, without torch.
+        model: a shipped one (``"sat"``, ``"flamingo"``, ``"blip2"``), a checkpoint's folder, or a published model (``find_checkpoint``).
+        device: torch's; ``auto`` = spread over GPUs, memory and disk, as far as each has room, or a JSON file with the device of each part
+            (``models.placement``). None = a GPU if there is one, else ONNX Runtime on the CPU, without torch.
         precision: of the weights: fp32, int8 or int4 on ONNX Runtime, None = the fastest that keeps the texts; fp32, bf16 or fp16 on
-            torch, None = the widest of fp32 and bf16 that fits the memory.
+            torch, None = fp32 if it fits the memory, else bf16.
 
     Raises:
         InputError: no such model, or its files are damaged.
-        TriptychError: a pretrained part could not be fetched, or what the model needs is not installed.
+        TriptychError: a pretrained part could not be fetched, or a package that the model needs is not installed.
     """
     if precision not in (None, *PRECISIONS, *ON_TORCH):
         known = ", ".join((*PRECISIONS, *ON_TORCH))
@@ -86,17 +87,17 @@ def load(
 def with_consensus(
     tasks: SatTasks | FlamingoTasks | Blip2Tasks, directory: Path
 ) -> SatTasks | FlamingoTasks | Blip2Tasks:
-    """``tasks`` that choose among captions by the consensus of their checkpoint, where it has one."""
+    """``tasks``, with the consensus of their checkpoint, if it has one, to choose among captions."""
     if consensus.FILE in load_config(directory).files:
         tasks.consensus_file = directory / consensus.FILE
     return tasks
 
 
 def check_device(device: str | torch.device) -> None:
-    """Raises InputError: torch knows no such device, or this machine has none."""
+    """Raises InputError: torch knows no such device, or this machine does not have it."""
     if is_map(device):
         return
-    with importing("torch", "a device of torch's"):
+    with importing("torch", "choosing a device"):
         import torch
     try:
         chosen = torch.device(device)
@@ -104,21 +105,21 @@ def check_device(device: str | torch.device) -> None:
         raise InputError(
             f"unknown device {str(device)!r}: expected cpu, cuda, cuda:1, mps, auto or a JSON file"
         ) from None
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    if not (chosen.index or 0) < there.get(chosen.type, 0):
-        names = [name if n == 1 else f"{name}:0 to {name}:{n - 1}" for name, n in there.items() if n]
+    available = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if not (chosen.index or 0) < available.get(chosen.type, 0):
+        names = [name if n == 1 else f"{name}:0 to {name}:{n - 1}" for name, n in available.items() if n]
         raise InputError(f"there is no device {device} here: choose {' or '.join(names)}")
 
 
 def is_map(device: str | torch.device) -> bool:
-    """Whether a device is several: ``auto``, or a JSON file."""
+    """Whether ``device`` spreads a model over several devices: ``auto``, or a JSON file."""
     return device == "auto" or str(device).endswith(".json")
 
 
 def load_on_torch(
     directory: Path, name: str, device: str | torch.device, precision: str | None = None
 ) -> SatTasks | FlamingoTasks | Blip2Tasks:
-    """The reference engine, of any system that is registered."""
+    """Load a model of any registered system on torch, the reference engine."""
     with importing("torch", f"{name} on this engine"):
         import torch
 
@@ -143,7 +144,7 @@ def load_on_torch(
 def load_answerer(
     model: str | Path = "blip2", precision: str | None = None, device: str | torch.device | None = None
 ) -> Answers:
-    """A model that answers questions. Raises as ``load``, and InputError for one that cannot."""
+    """Load a model that answers questions. Raises as ``load``, and InputError: it cannot."""
     loaded = load(model, device, precision)
     if not isinstance(loaded, Answers):
         raise InputError(f"{model} writes captions only: it cannot answer questions; choose flamingo or blip2")
@@ -153,7 +154,7 @@ def load_answerer(
 def load_matcher(
     model: str | Path = "blip2", precision: str | None = None, device: str | torch.device | None = None
 ) -> Matches:
-    """A model that matches photos and texts. Raises as ``load``, and InputError for one that cannot."""
+    """Load a model that matches photos and texts. Raises as ``load``, and InputError: it cannot."""
     loaded = load(model, device, precision)
     if not isinstance(loaded, Matches):
         raise InputError(f"{model} writes texts only: it cannot match; choose blip2")
@@ -163,7 +164,7 @@ def load_matcher(
 def load_completer(
     model: str | Path = "flamingo", precision: str | None = None, device: str | torch.device | None = None
 ) -> FlamingoTasks:
-    """A model that learns from examples in its prompt, and talks. Raises as ``load``, and InputError for one that cannot."""
+    """Load a model that learns from examples in its prompt and holds dialogues. Raises as ``load``, and InputError: it does not."""
     loaded = load(model, device, precision)
     if not isinstance(loaded, FlamingoTasks):
         raise InputError(f"{model} takes no examples and holds no dialogue: choose flamingo")

@@ -1,4 +1,4 @@
-"""What a model answers with."""
+"""The results of tasks: ``Answer``, ``Match``, and their parts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SUM_ERROR = 1e-6
 
 
 class WrittenToken(NamedTuple):
-    """A token of a text, with the space before it; ``likeliest``: the likeliest tokens at its place (``Search.top_logprobs``)."""
+    """A token of a text, with the space before it; ``likeliest``: the most likely tokens at its position (``Search.top_logprobs``)."""
 
     text: str
     logprob: float
@@ -25,9 +25,12 @@ class WrittenToken(NamedTuple):
 
 
 class TextEnd(NamedTuple):
-    """How a text ended. ``finished``: by itself, not at ``max_new_tokens``. Numbers of tokens: of the prompt, each picture as many as the
-    language model reads in its place, and of what was written, alternatives included; 0 where no language model was asked. ``tokens``: of
-    each text, the best first, where ``Search.top_logprobs`` is given."""
+    """How a text ended, and its length.
+
+    ``finished``: by itself, not at ``max_new_tokens``. ``prompt_tokens``: a picture counts as many as the language model reads for it.
+    ``new_tokens``: those written, alternatives included. Both are 0 without a language model. ``tokens``: of each text, the best first, if
+    ``Search.top_logprobs`` is set.
+    """
 
     finished: bool = True
     prompt_tokens: int = 0
@@ -37,10 +40,10 @@ class TextEnd(NamedTuple):
 
 @dataclass(frozen=True)
 class AnswerRecipe:
-    """What an answer came from besides the photos and the weights.
+    """How an answer was made, besides the photos and the weights.
 
-    prompt: as the language model reads it, ``<image>`` for each picture; None = nothing is read but photos. search: None = nothing was
-    written, choices were scored. pixels: how the photos were brought to the encoder.
+    prompt: as the language model reads it, with ``<image>`` for each picture; None = there is none. search: None = nothing was written,
+    choices were scored. pixels: how the photos were resized and normalised for the encoder.
     """
 
     pixels: PixelSpec
@@ -55,16 +58,15 @@ class AnswerRecipe:
 
 @dataclass(frozen=True)
 class Answer:
-    """A produced text. ``logprob`` is of the whole text with its end; ``tokens`` are its words, each with its log-probability.
+    """A text that a model wrote or chose. ``logprob``: of the whole text with its end; ``tokens``: its words, ``logprobs``: theirs.
 
-    scores: of choices, the log-probability of each; ``text`` is the likeliest. Those of ``ask`` are calibrated (``choices``), and their
-        ``probabilities`` sum to 1; those of a completion are of each text as it stands.
-    method: how the answer was found. ``decoder``: written by the decoder of Show, Attend and Tell; ``language model``: written, or its
-        choices scored, by the language model; ``q-former``: written by the Q-Former (ITG); ``captions``: by the language model from
-        captions of the pictures, one by one; ``caption likelihood``: the picture whose caption would sooner begin with a text;
-        ``matching``: by how well pictures and texts match (ITM).
-    recipe: prompt, search and pixels.
-    finished_alternatives: of each alternative, whether it ended by itself.
+    scores: the log-probability of each choice; ``text`` is the most likely. Those of ``ask`` are calibrated (``tasks.choices``), and their
+        ``probabilities`` sum to 1; those of a completion are the texts' own.
+    method: ``decoder``: written by the decoder of Show, Attend and Tell; ``language model``: written, or its choices scored, by the
+        language model; ``q-former``: written by the Q-Former (ITG); ``captions``: by the language model from a caption of each picture;
+        ``caption likelihood``: the picture under which a text is the most likely caption; ``matching``: by how well pictures and texts
+        match (ITM).
+    finished_alternatives: for each alternative whether it ended by itself.
     """
 
     text: str
@@ -87,12 +89,12 @@ class Answer:
 
     @property
     def probabilities(self) -> dict[str, float] | None:
-        """Of the choices, where the ``scores`` are logarithms of probabilities that sum to 1, as those of ``ask`` are."""
+        """Those of the choices, if the ``scores`` are log-probabilities that sum to 1, as those of ``ask`` are."""
         each = {choice: exp(score) for choice, score in (self.scores or {}).items()}
         return each if abs(sum(each.values()) - 1) < SUM_ERROR else None
 
     def to_dict(self, text: str = "text") -> dict[str, Any]:
-        """What the command line and the server print of it, for JSON; ``text`` names the field of the text."""
+        """The answer for JSON, as the command line and the server print it; ``text``: the name of the text's field."""
         record: dict[str, Any] = {
             "model": self.model,
             text: self.text,
@@ -114,11 +116,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Match:
-    """How well a photo and a text fit. ``image``, ``text``: their places in what was given.
+    """How well a photo and a text fit. ``image``, ``text``: their indices in the lists given to ``match``.
 
-    ``itc_cosine``: of the best query, -1 to 1. ``itc_scaled``: over the temperature. ``itm_prob``: that they match, 0 to 1.
-    ``rerank``: logit of a match + cosine + agreement (``tasks.reranking``), weighted; what retrieval sorts by. ``evidence``: for each word
-    of the text where in the photo it was looked for.
+    ``itc_cosine``: of the best query, -1 to 1. ``itc_scaled``: the same over the temperature. ``itm_prob``: the probability that they
+    match, 0 to 1. ``rerank``: the weighted sum of a match's logit, the cosine and the agreement (``tasks.reranking``); retrieval sorts by
+    it. ``evidence``: where in the photo the model looked for each word of the text.
     """
 
     image: int
@@ -130,5 +132,5 @@ class Match:
     evidence: Evidence | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Its scores, for JSON."""
+        """The scores, for JSON."""
         return {k: round(v, 4) for k, v in asdict(self).items() if k not in ("image", "text", "evidence")}

@@ -1,4 +1,4 @@
-"""How models are asked: questions about one picture or several, with or without choices; and settings of the search."""
+"""Questions about one picture or several, with or without choices: the part of ``ask`` and ``compare`` that systems share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from triptych.text.questions import is_yes_no, pictures_named_by, statement, thi
 
 Photos = ImageSource | Sequence[ImageSource]
 
-BLIND_SCORE_BYTES = 2**20  # remembered: what choices get without photos
+BLIND_SCORE_BYTES = 2**20  # of remembered log-probabilities of choices without photos
 
 
 @dataclass(frozen=True)
@@ -40,19 +40,19 @@ class PictureQuestion:
     choices: list[str] | None = None
 
     def without_photos(self) -> PictureQuestion:
-        """The same with grey in the place of each picture."""
+        """The same question with grey pictures."""
         return replace(self, images=[GREY] * len(self.images))
 
     def in_other_order(self) -> PictureQuestion:
-        """The same about two pictures that change places; left becomes right in the text, too."""
+        """The same question with its two pictures, and left and right in its text, swapped."""
         return replace(self, images=self.images[::-1], text=in_other_order(self.text))
 
 
 class Answerer:
-    """``ask`` and ``compare``, over what a system implements (the last methods here).
+    """``ask`` and ``compare``, over the methods that a system implements (the last ones of the class).
 
-    ``picks_pictures``: whether ``choose_picture`` can be asked; ``detects``: whether ``detect`` is better than the language model's yes
-    or no; ``scores_yes_no``: whether a question for yes or no is answered by scoring the two, as published models do not.
+    ``picks_pictures``: ``choose_picture`` is implemented. ``detects``: ``detect`` is better than the language model's yes or no.
+    ``scores_yes_no``: questions for yes or no are answered by scoring both; published models write their answer.
     """
 
     picks_pictures = True
@@ -91,18 +91,20 @@ class Answerer:
         explain: bool = False,
         **settings: Any,
     ) -> Answer | list[Answer]:
-        """Answer a question about one picture or several; with ``choices``, which of them is the likeliest answer.
+        """Answer a question about one picture or several; with ``choices``, the most likely of them.
 
         Args:
-            images: one picture, or a list of the pictures that the question is about. Two are called left and right in the prompt.
-                ``<image>`` in the question says where they stand instead.
-            question: with a list of questions, ``images`` is a list of the same length, and so is the answer (each as if it were alone).
-            choices: the possible answers; nothing else is answered. How likely each is (``Answer.scores``) is what the pictures add to it:
-                see ``choices``. Which of the pictures shows something is decided by matching, or by the likelihood of captions.
+            images: one picture, or a list of the pictures that the question is about. The prompt calls two pictures left and right,
+                unless the question has an ``<image>`` for each.
+            question: a question, or a list of questions; ``images`` is then a list of the same length, and so is the result.
+            choices: the possible answers. ``Answer.scores`` are calibrated by the answers without the pictures (``tasks.choices``). Which
+                of the pictures shows something is decided by matching, or by the likelihood of captions.
+            explain: also return where the model looked (``Answer.evidence``).
+            settings: fields of ``generate.Search``.
 
         Raises:
-            InputError: no picture, an empty question, fewer than two choices or one given twice, placeholders that do not match the
-                pictures, a question that is too long, an unreadable picture.
+            InputError: no picture, an empty question, fewer than two choices or one given twice, a number of ``<image>`` other than that
+                of the pictures, a question that is too long, an unreadable picture.
         """
         if isinstance(question, str):
             return self.ask([images], [question], choices, explain=explain, **settings)[0]
@@ -124,13 +126,13 @@ class Answerer:
         *,
         explain: bool = False,
     ) -> Answer:
-        """Which of two photos: ``ask`` with both, and choices that name them."""
+        """Answer a question with one of two photos, by their names in ``choices``. Raises as ``ask``."""
         return self.ask([left, right], question, choices, explain=explain)
 
     def answer_questions(
         self, questions: Sequence[PictureQuestion], explain: bool, settings: Mapping[str, Any]
     ) -> list[Answer]:
-        """The answer to each, as if it were alone."""
+        """The answer to each question; a batch gives the same answers as single questions."""
         answers: dict[int, Answer] = {}
         free: dict[int, PictureQuestion] = {}
         for i, question in enumerate(questions):
@@ -148,7 +150,7 @@ class Answerer:
     # Choices
 
     def choose(self, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
-        """The likeliest choice; which of the pictures shows something is decided by ``choose_picture``."""
+        """The most likely choice, by ``choose_picture``, ``detect`` or ``choose_answer``, depending on the question."""
         pictures = len(question.images)
         places = pictures_named_by(question.text, choices, pictures)
         if places is not None and self.picks_pictures:
@@ -160,26 +162,26 @@ class Answerer:
         return self.choose_answer(question, choices, explain)
 
     def choose_answer(self, question: PictureQuestion, choices: Sequence[str], explain: bool = False) -> Answer:
-        """The choice that the language model finds the likeliest, by what the pictures add to its log-probability.
+        """The most likely choice by the language model, calibrated (``blind_share``).
 
-        Of a question about two pictures, the mean over both orders."""
+        For a question about two pictures, the mean over both orders."""
         forms = forms_for_scoring(choices)
         scored = self.score_forms(question, forms)
         gains = [total_logprobs(scored) - self.blind_share(question, forms)]
         if len(question.images) == 2 and IMAGE not in question.text:
-            turned, turned_forms = question.in_other_order(), [in_other_order(form) for form in forms]
-            again = total_logprobs(self.score_forms(turned, turned_forms))
-            gains.append(again - self.blind_share(turned, turned_forms))
+            swapped, swapped_forms = question.in_other_order(), [in_other_order(form) for form in forms]
+            again = total_logprobs(self.score_forms(swapped, swapped_forms))
+            gains.append(again - self.blind_share(swapped, swapped_forms))
         scores = normalised_logprobs(np.mean(gains, 0))
         answer = self.answer_of(scored[int(scores.argmax())], question, explain)
         return as_choice(answer, choices, scores)
 
     def blind_share(self, question: PictureQuestion, forms: Sequence[str]) -> NDArray[np.float64]:
-        """What is taken from the choices' log-probabilities: see ``choices.blind_share``."""
+        """The amount to subtract from the choices' log-probabilities ``[C]``: see ``choices.blind_share``."""
         return blind_share(self.blind_logprobs(question, forms))
 
     def blind_logprobs(self, question: PictureQuestion, forms: Sequence[str]) -> NDArray[np.float64]:
-        """Of each form as the whole answer, with grey in the place of the photos; computed once for as long as it is remembered."""
+        """The log-probability of each form as the whole answer about grey pictures, ``[C]``; remembered."""
         key = (question.text, len(question.images), *forms)
         known = self.blind_scores.get(key)
         if known is None:
@@ -187,36 +189,36 @@ class Answerer:
             self.blind_scores.put(key, known)
         return np.asarray(known)
 
-    # What a system implements
+    # Implemented by each system
 
     def recipe(self) -> AnswerRecipe:
-        """Of an answer that no prompt was read for."""
+        """The recipe of an answer without a prompt."""
         raise NotImplementedError
 
     def check_question(self, question: PictureQuestion) -> None:
-        """Raises InputError: the model cannot be asked this."""
+        """Raises InputError: the model cannot answer this."""
         raise NotImplementedError
 
     def write_answers(
         self, questions: Sequence[PictureQuestion], explain: bool, settings: Mapping[str, Any]
     ) -> list[Answer]:
-        """Free answers."""
+        """Answers without choices."""
         raise NotImplementedError
 
     def score_forms(self, question: PictureQuestion, forms: Sequence[str]) -> list[Hypothesis]:
-        """Each form as the whole answer, by the language model."""
+        """Each form as the whole answer, with the language model's log-probabilities."""
         raise NotImplementedError
 
     def answer_of(self, hypothesis: Hypothesis, question: PictureQuestion, explain: bool) -> Answer:
-        """A scored choice as an answer, with evidence where it is asked for."""
+        """A scored choice as an answer; ``explain``: with evidence."""
         raise NotImplementedError
 
     def choose_picture(self, text: str, images: Sequence[ImageSource], names: Sequence[str], explain: bool) -> Answer:
-        """Which picture shows ``text``; ``Answer.scores`` by the pictures' ``names``."""
+        """The name of the picture that shows ``text``; ``Answer.scores`` by the pictures' ``names``."""
         raise NotImplementedError
 
     def detect(self, thing: str, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
-        """Whether one of the pictures of ``question`` shows ``thing``; ``choices``: yes and no, as they were given."""
+        """Whether one of the pictures of ``question`` shows ``thing``; ``choices``: yes and no as the caller spelt them."""
         raise NotImplementedError
 
 
@@ -246,9 +248,9 @@ def as_list(images: Photos) -> list[ImageSource]:
 
 
 def with_settings(search: Search, settings: Mapping[str, Any]) -> Search:
-    """``search`` with ``settings`` changed. Raises InputError for an unknown or impossible one."""
+    """``search`` with some settings changed. Raises InputError: an unknown or impossible one."""
     if unknown := set(settings) - {field.name for field in fields(Search)}:
         raise InputError(f"unknown setting {', '.join(sorted(unknown))}")
     if settings.get("temperature"):
-        settings = {"beams": 1} | dict(settings)  # sampling does not search
+        settings = {"beams": 1} | dict(settings)  # sampling excludes beam search
     return replace(search, **settings)

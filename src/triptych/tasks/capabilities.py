@@ -1,4 +1,4 @@
-"""What models can do, as Protocols: code that needs a capability asks for it, not for a system."""
+"""The capabilities of models as Protocols, so that code can ask for a capability rather than a system."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Shot: TypeAlias = tuple[ImageSource | None, str]  # an example: a picture, or no
 
 
 class Model(Protocol):
-    """What all have."""
+    """Every model."""
 
     @property
     def name(self) -> str: ...
     def info(self) -> dict[str, Any]: ...
     def search(self, **settings: Any) -> Search: ...
     def pooled(self, images: Sequence[ImageSource]) -> NDArray[np.float32]:
-        """The encoder's features of each picture, the mean over the grid: ``[B, D]``."""
+        """The mean of each picture's image features over the grid: ``[B, D]``."""
         ...
 
 
@@ -46,7 +46,7 @@ class Streams(Model, Protocol):
 
 @runtime_checkable
 class Answers(Model, Protocol):
-    """``answers``: whether this model has what it takes (a language model)."""
+    """``answers``: whether this model has the language model that it takes."""
 
     @property
     def answers(self) -> bool: ...
@@ -63,7 +63,7 @@ class Answers(Model, Protocol):
         ...
 
     def choose_answer(self, question: PictureQuestion, choices: Sequence[str], explain: bool = ...) -> Answer:
-        """By the language model, whatever the question."""
+        """The most likely choice by the language model, whatever the question."""
         ...
 
     def compare(
@@ -73,7 +73,7 @@ class Answers(Model, Protocol):
 
 @runtime_checkable
 class Matches(Model, Protocol):
-    """``matches``: whether this model has what it takes (the heads of BLIP-2's first stage)."""
+    """``matches``: whether this model has the heads of BLIP-2's first stage that it takes."""
 
     @property
     def matches(self) -> bool: ...

@@ -1,6 +1,7 @@
-"""A dialogue over pictures, which may come at any turn. Earlier turns are not read again, as long as none leaves.
+"""A dialogue over pictures, which may come at any turn. Earlier turns are read only once (``tasks.prefix``).
 
-A chat is kept as JSON, its pictures inside: ``{"triptych_chat": 1, "turns": [{"pictures": [data URL...], "question", "answer"}]}``.
+A saved chat is a JSON file that includes its pictures:
+``{"triptych_chat": 1, "turns": [{"pictures": [data URL...], "question", "answer"}]}``.
 """
 
 from __future__ import annotations
@@ -20,34 +21,34 @@ from triptych.generate import Search
 from triptych.io.files import write_file
 from triptych.io.images import ImageSource, load_image
 from triptych.tasks.answer import Answer
-from triptych.tasks.words import Pieces, noted
+from triptych.tasks.words import Pieces, recorded_pieces
 from triptych.text.prompt import DEFAULT_PROMPTS, END, IMAGE, Prompts, question_prompt
 from triptych.text.questions import is_about_all, thing_asked_for
 
 CHAT_VERSION = 1
-ANSWER_TOKENS = 48  # of an answer at most: how two pictures differ takes a sentence
-MAX_TOKENS = 2048  # of the text that is remembered
-MAX_PICTURES = 32  # that are remembered
-MAX_CHAT_FILE = 64 * 2**20  # bytes of a chat's file
-PICTURE_SIDE = 1024  # pixels: pictures are kept no larger than this
+ANSWER_TOKENS = 48  # of an answer at most
+MAX_TOKENS = 2048  # of the remembered text
+MAX_PICTURES = 32  # remembered
+MAX_CHAT_FILE = 64 * 2**20  # bytes
+PICTURE_SIDE = 1024  # pixels: pictures are shrunk to this
 
 
 @dataclass(frozen=True)
 class Turn:
-    """``pictures``: RGB, those that came with the question. ``answer``: as it was written, mostly with a space in front."""
+    """``pictures``: those that came with the question, RGB. ``answer``: as the model wrote it, usually with a leading space."""
 
     pictures: tuple[Image.Image, ...]
     question: str
     answer: str
 
     def prompt(self, prompts: Prompts) -> str:
-        """The question with its pictures in front."""
+        """The question's part of the prompt, with its pictures."""
         text = question_prompt(self.question, max(1, len(self.pictures)), prompts)
         return text if self.pictures else text.replace(IMAGE, "", 1)
 
 
 class Speaker(Protocol):
-    """What a chat asks of a model; ``flamingo.FlamingoTasks`` is one."""
+    """The methods of a model that a chat needs; ``flamingo.FlamingoTasks`` has them."""
 
     def search(self, **settings: Any) -> Search: ...
     def ask(self, images: list[ImageSource], question: str, *, explain: bool = ..., **settings: Any) -> Answer: ...
@@ -59,7 +60,7 @@ class Speaker(Protocol):
 
 
 class Chat:
-    """``turns`` are all that was said; the model remembers the last ones, from ``first`` on."""
+    """``turns``: the whole dialogue. The model remembers its last turns, from ``first`` on."""
 
     def __init__(
         self,
@@ -71,30 +72,30 @@ class Chat:
         self.model, self.max_tokens, self.max_pictures, self.prompts = model, max_tokens, max_pictures, prompts
         self.turns: list[Turn] = []
         self.first = 0
-        self.waiting: list[Image.Image] = []  # pictures that go with the next question
+        self.waiting: list[Image.Image] = []  # pictures for the next question
 
     def add(self, image: ImageSource) -> None:
-        """A picture for the next question. Raises InputError: it cannot be read, or there are too many."""
+        """Add a picture to the next question. Raises InputError: it cannot be read, or there are too many."""
         if len(self.waiting) == self.max_pictures:
             raise InputError(f"{len(self.waiting)} pictures wait for a question: ask one")
-        self.waiting.append(small(image))
+        self.waiting.append(shrink(image))
 
     def drop(self) -> None:
-        """Give up the pictures that wait for a question."""
+        """Remove the pictures that wait for the next question."""
         self.waiting = []
 
     def ask(self, question: str, **settings: Any) -> str:
-        """The answer, whole; see ``stream``."""
+        """The whole answer; see ``stream``."""
         return "".join(self.stream(question, **settings))
 
     def stream(self, question: str, **settings: Any) -> Pieces:
-        """The answer piece by piece; the turn is part of the dialogue when it is complete.
+        """The answer piece by piece; when it is complete, the turn is added to the dialogue.
 
-        A question about several pictures, and whether something is there, is answered as ``ask`` does (in one piece). ``first`` moves
-        on where the oldest turns leave, because the dialogue has more than ``max_tokens`` or ``max_pictures``.
+        A question about several pictures, or about whether something is there, is answered by the model's ``ask``, in one piece. When the
+        dialogue exceeds ``max_tokens`` or ``max_pictures``, the oldest turns are forgotten: ``first`` moves on.
 
         Raises:
-            InputError: the question is empty or alone too long, there is no picture yet, or a setting is out of bounds.
+            InputError: the question is empty or too long, there is no picture yet, or a setting is out of bounds.
         """
         turn = self.begin(question)
         search = self.model.search(**({"beams": 1, "max_new_tokens": ANSWER_TOKENS} | settings))
@@ -105,12 +106,12 @@ class Chat:
             self.end(first, turn, answer)
             return reply.end
         pieces: list[str] = []
-        end = yield from noted(self.model.streamed(text, pictures, search), pieces.append)
+        end = yield from recorded_pieces(self.model.streamed(text, pictures, search), pieces.append)
         self.end(first, turn, "".join(pieces))
         return end
 
     def answer(self, question: str, *, explain: bool = False, **settings: Any) -> Answer:
-        """The answer with its log-probabilities, and with ``explain`` where the model looked in all remembered pictures."""
+        """The answer with its log-probabilities; ``explain``: and with evidence over all remembered pictures. Raises as ``stream``."""
         turn = self.begin(question)
         search = self.model.search(**({"max_new_tokens": ANSWER_TOKENS} | settings))
         first, text, pictures = self.remembered(turn, search.max_new_tokens)
@@ -122,8 +123,8 @@ class Chat:
         return reply
 
     def asked_about(self, turn: Turn) -> list[ImageSource] | None:
-        """The pictures of a question that is answered by itself, not as the dialogue's next line: one about several pictures, which the
-        language model would answer from the last one alone; or whether something is there. None for any other question."""
+        """The pictures of a question that the model's ``ask`` answers: one about several pictures, which the language model would answer
+        from the last picture alone, or about whether something is there. None for any other question."""
         if IMAGE in turn.question:
             return None
         remembered = [picture for old in [*self.turns[self.first :], turn] for picture in old.pictures]
@@ -135,19 +136,25 @@ class Chat:
         return None
 
     def begin(self, question: str) -> Turn:
+        """A turn of the waiting pictures, not yet part of the dialogue. Raises InputError: there is no picture yet."""
         turn = Turn(tuple(self.waiting), question, "")
         if not any(old.pictures for old in [*self.turns, turn]):
             raise InputError("there is no picture yet: add one, then ask")
         return turn
 
     def end(self, first: int, turn: Turn, answer: str) -> None:
+        """Add an answered turn to the dialogue."""
         self.first, self.waiting = first, []
-        for mark in (IMAGE, END):  # written out letter by letter they would stand for pictures that are not there
+        for mark in (IMAGE, END):  # in the next prompt they would stand for pictures and ends that are not there
             answer = answer.replace(mark, "")
         self.turns.append(Turn(turn.pictures, turn.question, answer))
 
     def remembered(self, turn: Turn, new_tokens: int) -> tuple[int, str, list[ImageSource]]:
-        """The last turns and a new one, as many as fit: the first of them, the prompt and its pictures. The last pictures never leave."""
+        """As many of the last turns as fit before the new one: the index of the first, the prompt, its pictures.
+
+        Raises:
+            InputError: the new turn and the last pictures alone are too long.
+        """
         for first in range(self.first, len(self.turns) + 1):
             kept = [*self.turns[first:], turn]
             pictures: list[ImageSource] = [picture for old in kept for picture in old.pictures]
@@ -160,21 +167,24 @@ class Chat:
             if self.model.length(text, len(pictures)) + new_tokens <= self.max_tokens:
                 return first, text, pictures
         raise InputError(
-            f"the question, or what was said since the last picture, is too long: a dialogue remembers {self.max_tokens} tokens "
-            f"and {self.max_pictures} pictures; show the picture again, or start anew"
+            f"the question, or the dialogue since the last picture, is too long: a dialogue remembers {self.max_tokens} tokens "
+            f"and {self.max_pictures} pictures; add the picture again, or start a new dialogue"
         )
 
     def undo(self) -> Turn:
-        """Take back the last turn: its pictures wait again, turns that left for it come back. Raises InputError: there is none."""
+        """Remove the last turn; its pictures wait again, and turns forgotten because of it are remembered again.
+
+        Raises InputError: there is no turn.
+        """
         if not self.turns:
             raise InputError("there is nothing to undo")
         turn = self.turns.pop()
-        self.first = 0  # the next question finds out how many fit
+        self.first = 0  # ``remembered`` moves it on again
         self.waiting = [*turn.pictures, *self.waiting]
         return turn
 
     def save(self, path: Path) -> None:
-        """Write the dialogue as JSON, all or nothing."""
+        """Write the dialogue as JSON, atomically."""
         turns = [
             {"pictures": [as_url(p) for p in turn.pictures], "question": turn.question, "answer": turn.answer}
             for turn in self.turns
@@ -182,16 +192,16 @@ class Chat:
         write_file(path, json.dumps({"triptych_chat": CHAT_VERSION, "turns": turns}, ensure_ascii=False).encode())
 
     def load(self, path: Path) -> None:
-        """Go on with a dialogue that was saved; this one is given up. Nothing changes where the file is refused.
+        """Replace this dialogue by a saved one; if the file is refused, nothing changes.
 
         Raises:
-            InputError: it cannot be read, is truncated, of another version, or no dialogue.
+            InputError: the file cannot be read, is truncated, of another version, or not a chat.
         """
         self.turns, self.first, self.waiting = read_chat(path), 0, []
 
 
-def small(image: ImageSource) -> Image.Image:
-    """A picture as it is kept."""
+def shrink(image: ImageSource) -> Image.Image:
+    """A picture of at most ``PICTURE_SIDE`` pixels on a side."""
     picture = load_image(image)
     picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
     return picture
@@ -204,9 +214,10 @@ def as_url(picture: Image.Image) -> str:
 
 
 def read_chat(path: Path) -> list[Turn]:
+    """The turns of a saved chat. Raises InputError: see ``Chat.load``."""
     try:
         if path.stat().st_size > MAX_CHAT_FILE:
-            raise InputError(f"{path} is larger than {MAX_CHAT_FILE >> 20} MB: no chat is")
+            raise InputError(f"{path} is larger than {MAX_CHAT_FILE >> 20} MB, the limit of a chat file")
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
@@ -220,9 +231,9 @@ def read_chat(path: Path) -> list[Turn]:
     try:
         return [
             Turn(
-                tuple(small(url) for url in data_urls(turn["pictures"], path)),
-                said(turn["question"]),
-                said(turn["answer"]),
+                tuple(shrink(url) for url in data_urls(turn["pictures"], path)),
+                without_marks(turn["question"]),
+                without_marks(turn["answer"]),
             )
             for turn in content["turns"]
         ]
@@ -230,14 +241,15 @@ def read_chat(path: Path) -> list[Turn]:
         raise InputError(f"{path}: a turn of this chat is not complete") from None
 
 
-def said(text: Any) -> str:
+def without_marks(text: Any) -> str:
+    """``text``. Raises TypeError: it is no text, or contains ``<image>`` or ``<|endofchunk|>``."""
     if not isinstance(text, str) or IMAGE in text or END in text:
         raise TypeError
     return text
 
 
 def data_urls(urls: Any, path: Path) -> list[str]:
-    """A chat's pictures are in its file; nothing else is fetched for it."""
+    """The pictures of a turn. Raises InputError: one is a path or another URL, which a chat file may not fetch."""
     if not isinstance(urls, list) or not all(isinstance(url, str) and url.startswith("data:") for url in urls):
         raise InputError(f"{path}: a picture of this chat is not in the file")
     return urls

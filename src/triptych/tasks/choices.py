@@ -1,9 +1,9 @@
-"""Questions with choices: possible answers in one form, and what seeing the photos adds to how likely each is.
+"""Scoring the choices of a question: a uniform form, and calibration by the scores without the photo.
 
 A language model prefers some answers whatever the photo shows: short ones, common ones, those spelt as in its training. So choices are
-scored in one form (lower case, without article, singular), and from the log-probability of each is taken a part of what the same choice
-gets where grey stands in the place of the photos (Zhao et al. 2021, "Calibrate before use"; all of it is the domain-conditional PMI of
-Holtzman et al. 2021, which gives up that some answers are commoner than others).
+scored in a uniform form (lower case, without article, singular), and a part of the log-probability that the same choice has with grey
+pictures is subtracted (Zhao et al. 2021, "Calibrate before use"). Subtracting all of it is the domain-conditional PMI of Holtzman et al.
+2021, which ignores that some answers really are more common than others.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from triptych.errors import InputError
 from triptych.generate import Hypothesis
 from triptych.text.tokenizer import TextTokenizer
 
-GREY = Image.new("RGB", (32, 32), (127, 127, 127))  # stands in the place of photos: what a model answers without seeing
+GREY = Image.new("RGB", (32, 32), (127, 127, 127))  # takes the place of photos for a model's answer without seeing them
 YES_NO = ["yes", "no"]
 
-# Chosen by accuracy on 70 questions with three choices about validation photos of Flickr8k, blip2 and flamingo: 79 and 84%; nothing taken
-# 76 and 83, all taken 59 and 60. With an article before the right choice alone: 33 and 50%, nothing taken 11 and 11.
+# Chosen by accuracy on 70 questions with three choices about validation photos of Flickr8k. blip2 and flamingo: 79 and 84%; weight 0:
+# 76 and 83%; weight 1: 59 and 60%. With an article before the right choice only: 33 and 50%; weight 0: 11 and 11%.
 BLIND_WEIGHT = 0.25
-MAX_BLIND_GAP = 6.0
+MAX_BLIND_GAP = 6.0  # nats
 
 ARTICLE = re.compile(r"^(?:a|an|the) (?=\w)", re.I)
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -34,30 +34,18 @@ IRREGULAR = {
     "geese": "goose",
     "mice": "mouse", "knives": "knife", "wolves": "wolf", "leaves": "leaf", "shelves": "shelf", "loaves": "loaf", "scarves": "scarf",
 }  # fmt: skip
-SINGULAR = (
-    "ss",
-    "us",
-    "is",
-    "news",
-    "series",
-    "lens",
-    "tennis",
-    "gas",
-    "clothes",
-    "jeans",
-    "pants",
-    "shorts",
-    "glasses",
-    "scissors",
+SINGULAR = (  # endings of words that are no plurals, or have no singular
+    *("ss", "us", "is", "news", "series", "lens", "tennis", "gas"),
+    *("clothes", "jeans", "pants", "shorts", "glasses", "scissors"),
 )
 
 
 def check_choices(choices: Sequence[str]) -> list[str]:
-    """Raises InputError: no list, fewer than two, one that is empty or no text, or one twice."""
+    """The choices without needless spaces. Raises InputError: not a list of at least two different, non-empty texts."""
     if isinstance(choices, str) or not isinstance(choices, Sequence):
         raise InputError(f"choices are {choices!r}: give a list of texts, such as ['yes', 'no']")
     if wrong := [choice for choice in choices if not isinstance(choice, str)]:
-        raise InputError(f"the choice {wrong[0]!r} is no text")
+        raise InputError(f"the choice {wrong[0]!r} is not a text: put it in quotes")
     kept = [" ".join(choice.split()) for choice in choices]
     if len(kept) < 2:
         raise InputError(f"{len(kept)} choices: give at least two, or none for a free answer")
@@ -70,7 +58,7 @@ def check_choices(choices: Sequence[str]) -> list[str]:
 
 
 def forms_for_scoring(choices: Sequence[str]) -> list[str]:
-    """The choices in one form: ``["A dog", "cats."]`` -> ``["dog", "cat"]``. What tells two of them apart is kept."""
+    """The choices in a uniform form: ``["A dog", "cats."]`` -> ``["dog", "cat"]``. A step that would make two equal is left out."""
     forms = list(choices)
     steps: tuple[Callable[[str], str], ...] = (without_stop, str.lower, without_article, number_as_word, singular)
     for step in steps:
@@ -93,7 +81,7 @@ def number_as_word(text: str) -> str:
 
 
 def singular(text: str) -> str:
-    """Of one or several words the last as singular, by rule; a phrase with a number, such as ``two dogs``, stays as it is."""
+    """The last word in the singular, by rule; a phrase with a number, such as ``two dogs``, is not changed."""
     before, space, word = text.rpartition(" ")
     if any(part in NUMBER_WORDS[2:] for part in before.split()):
         return text
@@ -107,26 +95,27 @@ def singular(text: str) -> str:
 
 
 def blind_share(logprobs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What to take from the choices' log-probabilities, given those without the photos ``[C]``.
+    """The amount to subtract from the choices' log-probabilities, given those without the photos: ``[C]`` -> ``[C]``.
 
-    A part of each; and all of what lies more than ``MAX_BLIND_GAP`` below the likeliest: so rare is a wording, not a thing.
+    A part (``BLIND_WEIGHT``) of each, and all that is more than ``MAX_BLIND_GAP`` below the most likely choice: such a low value is due
+    to a rare wording, not to a rare thing.
     """
     excess = np.minimum(0.0, logprobs - (logprobs.max() - MAX_BLIND_GAP))
     return BLIND_WEIGHT * logprobs + (1 - BLIND_WEIGHT) * excess
 
 
 def choice_ids(tokenizer: TextTokenizer, choices: Sequence[str], end: int, gap: str = " ") -> list[list[int]]:
-    """The tokens of each choice as the whole answer, with its end; ``gap``: between the prompt and the answer."""
+    """The tokens of each choice as a whole answer, with the end token; ``gap``: the characters between prompt and answer."""
     return [[*tokenizer.encode(f"{gap}{choice}"), end] for choice in choices]
 
 
 def to_hypotheses(ids: Sequence[Sequence[int]], logprobs: Sequence[Sequence[float]]) -> list[Hypothesis]:
-    """Scored choices as texts that have ended."""
+    """Scored choices, ids with their end token and the log-probability of each, as finished texts."""
     return [Hypothesis(tuple(row[:-1]), tuple(each), True) for row, each in zip(ids, logprobs, strict=True)]
 
 
 def normalised_logprobs(scores: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
-    """The logarithms of probabilities that are proportional to exp(score)."""
+    """Log-softmax of ``scores [C]``."""
     shifted = np.asarray(scores, np.float64) - np.max(scores)
     return shifted - np.log(np.exp(shifted).sum())
 
@@ -136,7 +125,7 @@ SIDE_NAME = re.compile(r"\b(?:left|right|first|second)\b", re.I)
 
 
 def in_other_order(text: str) -> str:
-    """A text about two photos, when they change places: left becomes right."""
+    """A text about two photos with left and right, first and second swapped."""
 
     def swap(match: re.Match[str]) -> str:
         word = match[0]

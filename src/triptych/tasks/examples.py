@@ -1,4 +1,4 @@
-"""Examples for a prompt, picked by how much their pictures look like another one (Flamingo's RICES, after Yang et al. 2022)."""
+"""Choosing examples for a prompt by the similarity of their pictures (Flamingo's RICES, after Yang et al. 2022)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ ENCODED_EXAMPLES = 8  # pictures in memory at a time
 
 
 class ExampleIndex:
-    """Examples with the features of their pictures; the pictures themselves are opened when they are needed.
+    """Examples with the features of their pictures; the pictures themselves are opened only when needed.
 
     Args:
-        model: its encoder compares the pictures.
+        model: compares the pictures with its encoder.
         examples: for each a function that opens its picture, and its text.
         progress: called with the number of pictures encoded since the last call.
 
     Raises:
-        InputError: there is none, or a picture cannot be read.
+        InputError: there are no examples, or a picture cannot be read.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ExampleIndex:
         self.features = np.concatenate(parts)  # [N, D]
 
     def nearest(self, image: ImageSource, count: int) -> list[Shot]:
-        """The ``count`` examples most like ``image`` by the cosine of mean features, the most similar last, nearest to the question.
+        """The ``count`` examples most similar to ``image`` by the cosine of mean features, the most similar last, next to the question.
 
         Raises InputError: there are fewer examples, or the picture cannot be read.
         """
@@ -62,5 +62,5 @@ def unit_features(model: Model, pictures: Sequence[ImageSource]) -> Floats:
 
 
 def as_opener(picture: ImageSource) -> Callable[[], ImageSource]:
-    """A function that gives ``picture``, for examples that are in memory."""
+    """A function that returns ``picture``, for examples in memory."""
     return lambda: picture

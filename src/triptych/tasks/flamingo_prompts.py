@@ -14,20 +14,20 @@ from triptych.generate import Hypothesis, Search, generate, stream
 from triptych.io.images import ImageSource, content_hash, load_image
 from triptych.tasks.answer import Answer, AnswerRecipe, Method
 from triptych.tasks.photos import DECODED_TOGETHER, ENCODED_TOGETHER, ArrayMemory, PhotoMemory, over_photos
-from triptych.tasks.prefix import PrefixMemory, PrefixState, PromptRow, common_length
+from triptych.tasks.prefix import PrefixMemory, PrefixState, PromptRow, common_prefix_length
 from triptych.tasks.words import Pieces, Spans, decode_pieces, mean_over_words, to_answer
 from triptych.text.prompt import END, split_at_images
 
 MAX_PROMPT_PICTURES = 128  # of one prompt
-VISUAL_TOKEN_BYTES = 64 * 2**20  # of visual tokens
+VISUAL_TOKEN_BYTES = 64 * 2**20  # of remembered visual tokens
 
-PictureText = tuple[str, Sequence[ImageSource]]  # a text with its placeholders, and its pictures
-Choose = Callable[[Sequence[Hypothesis], Sequence[ImageSource]], list[Hypothesis]]  # of what was written about pictures
+PictureText = tuple[str, Sequence[ImageSource]]  # a text with an <image> for each of its pictures
+Choose = Callable[[Sequence[Hypothesis], Sequence[ImageSource]], list[Hypothesis]]  # reorders the texts about pictures
 
 
 class FlamingoPrompts:
-    """Reads prompts with an engine. A picture is encoded and resampled once for as long as it is remembered (by content); a prompt that
-    begins like an earlier one is read only from where they part."""
+    """Reads prompts with an engine. The visual tokens of pictures are remembered by content; a prompt that begins like an earlier one is
+    read only from the first difference on."""
 
     def __init__(self, engine: FlamingoEngine[Any], name: str) -> None:
         self.engine, self.name, self.spec = engine, name, engine.spec
@@ -47,7 +47,7 @@ class FlamingoPrompts:
             raise InputError(f"the prompt has {tokens} tokens: the language model reads {limit} at most")
 
     def ids(self, text: str, pictures: int) -> list[int]:
-        """Ids of a text, ``image_id`` where a picture stands, ``end_id`` behind an example."""
+        """Ids of a text, with ``image_id`` for each ``<image>`` and ``end_id`` for each ``<|endofchunk|>``."""
         self.check_count(pictures)
         tokenizer = self.spec.tokenizer
         ids = tokenizer.encode("", begin=True)
@@ -58,21 +58,21 @@ class FlamingoPrompts:
         return ids
 
     def picture_ids(self, before: Sequence[int]) -> list[int]:
-        """``image_id``, with the tokens around it of models that have some. ``before``: the ids that it follows."""
+        """``image_id``, between the tokens around pictures if the model has them. ``before``: the ids that it follows."""
         around = self.spec.tokenizer.specials.get(self.spec.prompts.around)
         if around is None:
             return [self.spec.image_id]
         return [*([] if before[-1:] == [around] else [around]), self.spec.image_id, around]
 
     def length(self, text: str, pictures: int) -> int:
-        """Tokens of a text with so many pictures."""
+        """The number of tokens of a text with this number of pictures."""
         return len(self.ids(text, pictures))
 
     def rows(self, prompts: Sequence[PictureText]) -> list[PromptRow]:
-        """Prompts as ids and visual tokens; all their new pictures are encoded together.
+        """Prompts as ids and visual tokens; their new pictures are encoded together.
 
         Raises:
-            InputError: pictures and placeholders do not match in number, a picture cannot be read, or a prompt is too long.
+            InputError: the numbers of pictures and ``<image>`` differ, a picture cannot be read, or a prompt is too long.
         """
         ids = [self.ids(text, len(images)) for text, images in prompts]
         for row in ids:
@@ -90,25 +90,25 @@ class FlamingoPrompts:
         return self.rows([(text, images)])[0]
 
     def visual_tokens(self, prompts: Sequence[Sequence[ImageSource]]) -> list[tuple[str, Array]]:
-        """Of all pictures in order the hash of the content and the visual tokens ``[R, D]``. A picture's place in its prompt counts where
-        places have embeddings."""
-        fixed = self.spec.max_pictures is None
+        """The hash of the content and the visual tokens ``[R, D]`` of all pictures in order. They depend on a picture's number in its
+        prompt if the model has picture embeddings."""
+        unnumbered = self.spec.max_pictures is None
         images = [image for pictures in prompts for image in pictures]
-        places = [1 if fixed else n for pictures in prompts for n in range(1, len(pictures) + 1)]
+        numbers = [1 if unnumbered else n for pictures in prompts for n in range(1, len(pictures) + 1)]
         keys: list[tuple[str, int]] = []
         known: dict[tuple[str, int], Array] = {}
         new: dict[tuple[str, int], Array] = {}  # image features
         for first in range(0, len(images), ENCODED_TOGETHER):  # not all photos in memory at once
             part = slice(first, first + ENCODED_TOGETHER)
             photos = [load_image(image, self.engine.photos.pixels.decode_side) for image in images[part]]
-            here = [(content_hash(photo), place) for photo, place in zip(photos, places[part], strict=True)]
+            here = [(content_hash(photo), number) for photo, number in zip(photos, numbers[part], strict=True)]
             keys += here
             remembered = [(key, self.resampled.get(key)) for key in here]
             known |= {key: tokens for key, tokens in remembered if tokens is not None}
             unknown = {key: photo for key, photo in zip(here, photos, strict=True) if key not in known | new}
             new |= zip(unknown, self.encode(list(unknown.values())), strict=True)
         if new:
-            resampled = self.engine.read(list(new.values()), [place for _, place in new])
+            resampled = self.engine.read(list(new.values()), [number for _, number in new])
             for key, array in zip(new, resampled, strict=True):
                 known[key] = array
                 self.resampled.put(key, array)
@@ -124,7 +124,7 @@ class FlamingoPrompts:
         as_sentence: bool = False,
         choose: Choose | None = None,
     ) -> list[Answer]:
-        """What follows each prompt. ``choose``: puts what was written in another order, or leaves some out."""
+        """Continue each prompt. ``choose``: reorders the texts that were written, or leaves some out."""
         answers = []
         for first in range(0, len(prompts), DECODED_TOGETHER):
             part = prompts[first : first + DECODED_TOGETHER]
@@ -137,11 +137,11 @@ class FlamingoPrompts:
         return answers
 
     def generate(self, rows: Sequence[PromptRow], search: Search) -> list[list[Hypothesis]]:
-        """What follows each row. Examples that all rows begin with are read once."""
+        """Continue each row. A beginning that all rows share is read once."""
         if len(rows) == 1:
             with self.prefix.read_prompt(rows[0]) as prefix:
                 return generate(prefix, None, search)
-        shared = min(common_length(rows[0].signature, row.signature) for row in rows)
+        shared = min(common_prefix_length(rows[0].signature, row.signature) for row in rows)
         shared = min(shared, *(len(row.input_ids) - 1 for row in rows))
         first = rows[0].until(shared)
         pictures = len(first.visual_tokens)
@@ -152,7 +152,7 @@ class FlamingoPrompts:
             return generate(self.engine, inputs, search)
 
     def streamed(self, text: str, images: Sequence[ImageSource], search: Search) -> Pieces:
-        """What follows a prompt, piece by piece."""
+        """Continue a prompt, piece by piece."""
         row = self.row(text, images)
         with self.prefix.read_prompt(row) as prefix:
             tokens = stream(prefix, None, search)
@@ -160,7 +160,7 @@ class FlamingoPrompts:
 
     @contextmanager
     def read_blind(self, row: PromptRow, ids: list[int]) -> Iterator[tuple[PromptRow, PrefixState]]:
-        """A prompt, then text that attends to no picture: the last one would answer for all."""
+        """Read a prompt, then ``ids`` that attend to no picture, because they would attend to the last one alone."""
         self.check_length(len(row.input_ids) + len(ids))
         with self.prefix.read_prompt(row) as prefix:
             logits, state = self.engine.prefill(FlamingoInputs([ids], [[]], prefix.state, blind=True))
@@ -180,7 +180,7 @@ class FlamingoPrompts:
         as_sentence: bool = False,
         method: Method = "language model",
     ) -> Answer:
-        """``images``: of the prompt, to show where the model looked in them; None = no evidence."""
+        """The texts that follow a row as an answer. ``images``: the pictures of the prompt, for the evidence; None = no evidence."""
 
         def maps(ids: Sequence[int], spans: Spans) -> Floats:
             features = self.encode(images or ())

@@ -1,4 +1,5 @@
-"""How well photos and texts match: BLIP-2's contrast (ITC) and matching (ITM), and in the score to sort by consensus (``reranking``)."""
+"""How well photos and texts match: BLIP-2's contrast (ITC) and matching (ITM), and in the score for sorting the consensus, too
+(``tasks.reranking``)."""
 
 from __future__ import annotations
 
@@ -18,12 +19,12 @@ from triptych.tasks.photos import ArrayMemory, PhotoMemory, over_photos
 from triptych.tasks.reranking import MATCHING_WEIGHT, Reranking
 from triptych.tasks.words import join_word_pieces, sum_over_words
 
-MATCHED_TOGETHER = 256  # photos with texts that are matched together
-TEXT_FEATURE_BYTES = 16 * 2**20  # of texts' features for contrast
+MATCHED_TOGETHER = 256  # pairs of a photo and a text
+TEXT_FEATURE_BYTES = 16 * 2**20  # of remembered features of texts
 
 
 class Blip2Matching(Reranking):
-    """The part of ``Blip2Tasks`` that needs no language model."""
+    """The part of ``Blip2Tasks`` that needs no language model. Features of photos and texts are remembered."""
 
     def __init__(self, engine: Blip2Engine[Any], name: str) -> None:
         self.engine, self.name, self.spec = engine, name, engine.spec
@@ -32,32 +33,34 @@ class Blip2Matching(Reranking):
 
     @property
     def explains(self) -> bool:
-        """Whether ``explain`` can be asked for: on some engines that needs torch."""
+        """Whether ``explain`` works on this engine; some models need torch for it."""
         return self.engine.explains
 
     @property
     def matches(self) -> bool:
-        """Whether it has the heads of the first stage."""
+        """Whether the model has the heads of the first stage."""
         return self.spec.matches
 
     @property
     def fingerprint(self) -> str:
-        """Names the weights that features for contrast come from."""
+        """Identifies the weights behind the features for contrast."""
         return self.engine.fingerprint
 
     def check_matches(self) -> None:
         """Raises InputError: the model has no heads of the first stage."""
         if not self.matches:
-            raise InputError(f"{self.name} cannot match: its checkpoint has no heads of the first stage")
+            raise InputError(
+                f"{self.name} cannot match: its checkpoint has no heads of the first stage; choose another model"
+            )
 
     def word_pieces(self, texts: Sequence[str]) -> TextPieces:
-        """For the Q-Former. Raises InputError: a text is empty or too long."""
+        """The Q-Former's word pieces of texts. Raises InputError: a text is empty or too long."""
         if any(not text.strip() for text in texts):
             raise InputError("a text is empty: say what to look for")
         return TextPieces(*self.spec.words.encode_arrays(texts, self.spec.max_pieces))
 
     def count_pieces(self, texts: Sequence[str]) -> int:
-        """Word pieces of all texts. Raises as ``word_pieces``."""
+        """The number of word pieces of all texts. Raises as ``word_pieces``."""
         return int(np.asarray(self.word_pieces(texts).mask).sum()) if texts else 0
 
     def pooled(self, images: Sequence[ImageSource]) -> Floats:
@@ -65,7 +68,7 @@ class Blip2Matching(Reranking):
         return self.engine.pooled(self.encode(images))
 
     def unknown_texts(self, texts: Sequence[str]) -> list[str]:
-        """The texts of which the model knows no word: what it finds for them is chance."""
+        """The texts of which the model knows no word; results for them are random."""
         return [text for text in texts if not self.spec.words.knows_a_word(text)]
 
     def itc_images(self, images: Sequence[ImageSource]) -> Floats:
@@ -74,7 +77,7 @@ class Blip2Matching(Reranking):
         return self.engine.itc_images(self.encode(images))
 
     def itc_texts(self, texts: Sequence[str]) -> Floats:
-        """Features for contrast of each text, ``[T, E]``, of length 1; computed once for as long as they are remembered."""
+        """Features for contrast of each text, ``[K, E]``, of length 1."""
         self.check_matches()
         known = {text: self.text_features.get(text) for text in texts}
         new = [text for text, features in known.items() if features is None]
@@ -88,7 +91,7 @@ class Blip2Matching(Reranking):
     def match(self, images: Photos, texts: str | Sequence[str], *, explain: bool = False) -> list[Match]:
         """How well every photo fits every text, photo by photo.
 
-        A photo's keys and values are computed once for all texts. ``explain``: where each word was looked for.
+        ``explain``: also where the model looked for each word (``Match.evidence``).
 
         Raises:
             InputError: no photo, an empty text, a text too long for the Q-Former, an unreadable photo; a model that cannot match.
@@ -116,7 +119,7 @@ class Blip2Matching(Reranking):
         return matches
 
     def match_evidence(self, image: ImageSource, text: str) -> Evidence:
-        """Where each word of a text was looked for in a photo; behind them, as one word, where the best query of contrast looked."""
+        """Where each word of a text was looked for in a photo; then, as one word, where the best query of contrast looked."""
         (features,), pieces = self.encode([image]), self.word_pieces([text])
         vocabulary = self.spec.words.words
         words, spans = join_word_pieces([vocabulary[i] for i in np.asarray(pieces.input_ids)[0, 1:-1].tolist()])

@@ -1,4 +1,4 @@
-"""Photos are encoded once for as long as they are remembered, by content, and several at a time."""
+"""Encoding photos, several at a time, with a memory of the last ones by content."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from triptych.evidence import Floats
 from triptych.io.images import ImageSource, content_hash, load_image, pixel_array
 from triptych.io.pixels import PixelSpec
 
-REMEMBERED_BYTES = 128 * 2**20  # of photos' features that a model keeps
-ENCODED_TOGETHER = 8  # photos; more take memory and save no time on a CPU
+REMEMBERED_BYTES = 128 * 2**20  # of image features
+ENCODED_TOGETHER = 8  # photos; more need memory and save no time on a CPU
 DECODED_TOGETHER = 16  # prompts
 
 
 class ArrayMemory:
-    """Arrays by key; the least recently used are forgotten beyond ``limit`` bytes, but never the last one. Threads may share it."""
+    """Arrays by key. Beyond ``limit`` bytes the least recently used are forgotten, but never the last one. Thread-safe."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -48,20 +48,22 @@ class ArrayMemory:
 
 
 class PhotoMemory:
-    """``memory(images)`` -> what the frozen encoder makes of each. Threads may share it: a photo that several need at once is encoded by
-    one of them, and others are encoded beside it."""
+    """``memory(images)`` -> the image features of each picture. Thread-safe: a photo that several threads need at the same time is
+    encoded by one of them."""
 
     def __init__(self, encoder: PhotoEncoder, limit: int = REMEMBERED_BYTES) -> None:
         self.encoder, self.features = encoder, ArrayMemory(limit)
         self._lock = Lock()
-        self._encoding: dict[str, Future[Array | None]] = {}  # by content; None: that thread failed
+        self._encoding: dict[
+            str, Future[Array | None]
+        ] = {}  # by content hash; the result is None if that thread failed
 
     def __call__(self, images: Sequence[ImageSource]) -> list[Array]:
-        """The image features of each. Raises InputError for one that cannot be read."""
+        """The image features of each. Raises InputError: a picture cannot be read."""
         pixels = self.encoder.photos.pixels
         keys: list[str] = []
         known: dict[str, Array] = {}
-        new: dict[str, Floats] = {}  # pixels, of one size: the photos themselves may be large
+        new: dict[str, Floats] = {}  # pixels, resized: the photos themselves may be large
         for image in images:
             photo = load_image(image, pixels.decode_side)
             keys.append(key := content_hash(photo))
@@ -77,7 +79,7 @@ class PhotoMemory:
         return [known[key] for key in keys]
 
     def _encode_once(self, new: Mapping[str, Floats]) -> dict[str, Array]:
-        """The features of photos, by content; those that another thread was encoding and failed at are left out."""
+        """The features of photos by content hash, without those that another thread tried to encode and failed."""
         known: dict[str, Array] = {}
         own: dict[str, Future[Array | None]] = {}
         others: dict[str, Future[Array | None]] = {}
@@ -105,7 +107,7 @@ class PhotoMemory:
 
 
 def over_photos(maps: Floats, images: Sequence[ImageSource], pixels: PixelSpec) -> Floats:
-    """Maps ``[T, N, h, w]`` over what the encoder saw of N pictures as maps over the whole pictures."""
+    """Maps ``[T, N, h, w]`` over the encoder's view of N pictures, which may be cropped, as maps over the whole pictures."""
     if pixels.shortest_side is None:
         return maps
     sizes = [load_image(image).size for image in images]

@@ -1,4 +1,4 @@
-"""Show, Attend and Tell in use: captions, and where the model attended at each word."""
+"""The tasks of Show, Attend and Tell: captions, and where the model looked at each word."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from triptych.text.vocabulary import SPECIALS
 
 
 class SatTasks(Reranking):
-    """A Show, Attend and Tell model in use. A photo is encoded once for as long as it is remembered (by content)."""
+    """A Show, Attend and Tell model. Features of photos are remembered by content."""
 
     def __init__(self, engine: SatEngine[Any], name: str) -> None:
         self.engine, self.name, self.spec = engine, name, engine.spec
@@ -27,7 +27,7 @@ class SatTasks(Reranking):
 
     @property
     def explains(self) -> bool:
-        """Whether ``explain`` can be asked for: on some engines that needs torch."""
+        """Whether ``explain`` works on this engine; some models need torch for it."""
         return self.engine.explains
 
     @overload
@@ -44,12 +44,12 @@ class SatTasks(Reranking):
         rerank: bool = True,
         **settings: Any,
     ) -> Answer | list[Answer]:
-        """Caption one photo, or a list of photos (each answered as if it were alone).
+        """Caption one photo or a list of photos; a batch gives the same captions as single photos.
 
         Args:
             images: a path, URL, data URL, bytes, PIL image or array; or a list of them.
-            explain: also return where the model attended at each word (``Answer.evidence``).
-            rerank: choose among the beams by consensus, too (``tasks.reranking``), where the checkpoint has it.
+            explain: also return where the model looked at each word (``Answer.evidence``).
+            rerank: choose among the beams by consensus (``tasks.reranking``) if the checkpoint has one.
             settings: fields of ``generate.Search``: beams, max_new_tokens, length_penalty, n_best, temperature, top_k, top_p, seed.
 
         Raises:
@@ -74,7 +74,7 @@ class SatTasks(Reranking):
         return answers
 
     def search(self, **settings: Any) -> Search:
-        """The model's own search with ``settings`` changed. Raises InputError for an unknown or impossible one."""
+        """The model's own search with some settings changed. Raises InputError: an unknown or impossible one."""
         return with_settings(self.spec.search, settings)
 
     def stream(self, image: ImageSource, **settings: Any) -> Pieces:
@@ -113,5 +113,5 @@ class SatTasks(Reranking):
         return self.engine.pooled(self.encode(images))
 
     def info(self) -> dict[str, Any]:
-        """Parts, parameters, memory, licence and figures."""
+        """Parts, parameters, memory, licence and figures, for ``triptych info``."""
         return {"model": self.name, **self.engine.info()}

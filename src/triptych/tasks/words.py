@@ -1,4 +1,4 @@
-"""From the tokens that a model writes to words, answers and their evidence."""
+"""From the tokens that a model wrote to words, answers and their evidence."""
 
 from __future__ import annotations
 
@@ -13,20 +13,18 @@ from triptych.generate import Hypothesis, Token, to_hypothesis
 from triptych.tasks.answer import Answer, Method, TextEnd, WrittenToken
 from triptych.text.tokenizer import TextTokenizer
 
-Spans = Sequence[tuple[int, int]]  # of each word its tokens: the first, and the one behind the last
-
-
-Pieces = Generator[str, None, TextEnd]  # of a text as it is written
+Spans = Sequence[tuple[int, int]]  # the tokens of each word: [first, end)
+Pieces = Generator[str, None, TextEnd]  # yields the pieces of a text as it is written
 
 
 class Spelling(NamedTuple):
-    """How ids are written: ``decode``: a text's ids -> the text; ``names``: of special tokens, which it leaves out."""
+    """How ids are spelt. ``decode``: ids -> text, without special tokens; ``names``: those of the special tokens."""
 
     decode: Callable[[Sequence[int]], str]
     names: Mapping[int, str]
 
     def token(self, before: Sequence[int], token: int) -> str:
-        """What ``token`` adds behind the ids ``before``; of a character's first bytes U+FFFD."""
+        """The text that ``token`` adds after the ids ``before``; U+FFFD for the first bytes of a character."""
         if token in self.names:
             return self.names[token]
         text = self.decode(before).rstrip("\N{REPLACEMENT CHARACTER}")
@@ -38,7 +36,7 @@ def tokenizer_spelling(tokenizer: TextTokenizer) -> Spelling:
 
 
 def decode_pieces(tokenizer: TextTokenizer, tokens: Generator[Token, None, bool], prompt_tokens: int) -> Pieces:
-    """The text of ``generate.stream`` piece by piece, whole characters at a time."""
+    """The text of ``generate.stream`` in pieces of whole characters."""
     text, ids = "", list[int]()
 
     def piece_of(token: int) -> str:
@@ -56,7 +54,7 @@ def decode_pieces(tokenizer: TextTokenizer, tokens: Generator[Token, None, bool]
 def pieces_of_tokens(
     tokens: Generator[Token, None, bool], piece_of: Callable[[int], str], spelling: Spelling, prompt_tokens: int = 0
 ) -> Pieces:
-    """What ``piece_of`` makes of each token of ``generate.stream``; an empty piece is left out."""
+    """``piece_of`` each token of ``generate.stream``, without empty pieces."""
     written: list[Token] = []
     while True:
         try:
@@ -68,15 +66,15 @@ def pieces_of_tokens(
             yield piece
 
 
-def noted(pieces: Pieces, note: Callable[[str], object]) -> Pieces:
-    """``pieces``; each is given to ``note`` first."""
+def recorded_pieces(pieces: Pieces, record: Callable[[str], object]) -> Pieces:
+    """The same pieces; ``record`` is called with each first."""
     while True:
         try:
             piece = next(pieces)
         except StopIteration as end:
             ended: TextEnd = end.value
             return ended
-        note(piece)
+        record(piece)
         yield piece
 
 
@@ -92,7 +90,7 @@ def sentence(text: str) -> str:
 
 
 def words_of(tokenizer: TextTokenizer, ids: Sequence[int]) -> tuple[tuple[str, ...], list[tuple[int, int]]]:
-    """The words that the tokens make up, and each word's tokens."""
+    """The words of a text, and the tokens of each."""
     words: list[str] = []
     spans: list[tuple[int, int]] = []
     text = ""
@@ -109,7 +107,7 @@ def words_of(tokenizer: TextTokenizer, ids: Sequence[int]) -> tuple[tuple[str, .
 
 
 def join_word_pieces(pieces: Sequence[str]) -> tuple[tuple[str, ...], list[tuple[int, int]]]:
-    """Word pieces (``##`` continues a word) as words, and each word's pieces."""
+    """The words of word pieces (``##`` continues a word), and the pieces of each."""
     words: list[str] = []
     spans: list[tuple[int, int]] = []
     for i, piece in enumerate(pieces):
@@ -141,9 +139,9 @@ def to_answer(
     method: Method = "language model",
     prompt_tokens: int = 0,
 ) -> Answer:
-    """The best hypothesis as an answer, the others as its alternatives.
+    """The first hypothesis as an answer, the others as its alternatives.
 
-    ``maps``: where the model looked at each word, from the ids and the words' tokens; None = no evidence.
+    ``maps``: computes the evidence ``[words, N, h, w]`` from the ids and the words' tokens; None = no evidence.
     """
     best = hypotheses[0]
     texts = [tokenizer.decode(h.ids).strip() for h in hypotheses]
@@ -160,13 +158,13 @@ def to_answer(
 
 
 def text_end(hypotheses: Sequence[Hypothesis], spelling: Spelling, prompt_tokens: int = 0) -> TextEnd:
-    """How the best hypothesis ended, and the tokens of all."""
+    """How the first hypothesis ended, and the tokens of all."""
     written = [spell(h, spelling) for h in hypotheses if h.likeliest]
     return TextEnd(hypotheses[0].finished, prompt_tokens, sum(len(h.ids) for h in hypotheses), tuple(written))
 
 
 def spell(hypothesis: Hypothesis, spelling: Spelling) -> tuple[WrittenToken, ...]:
-    """The tokens of a text whose likeliest tokens were recorded."""
+    """The tokens of a text with the recorded most likely ones (``Hypothesis.likeliest``)."""
     ids, logprobs = hypothesis.ids, hypothesis.logprobs
     return tuple(
         WrittenToken(

@@ -1,4 +1,4 @@
-"""Byte-level BPE, GPT-2's tokenizer and its relatives: they differ in how a text is split before merging."""
+"""Byte-level BPE: the tokenizers of GPT-2, Llama 3, Qwen2 and others, which differ in how a text is split before merging."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ WHOLE_WORDS = (
     "llama3",
     "llama-v3",
     "tekken",
-)  # words of the vocabulary are taken whole, whatever the merges
-COMPOSED = ("qwen2", "deepseek-r1-qwen")  # the text is first brought to Unicode's composed form
-TEXT_SPLITS = {  # `tokenizer.ggml.pre` -> how a text is split before merging, step by step
+)  # words of the vocabulary are one token, whatever the merges
+COMPOSED = ("qwen2", "deepseek-r1-qwen")  # the text is first normalised to NFC
+TEXT_SPLITS = {  # `tokenizer.ggml.pre` -> the patterns that split a text before merging, one after another
     "default": (GPT2_SPLIT,),
     "gpt-2": (GPT2_SPLIT,),
     "smollm": (r"\p{N}", GPT2_SPLIT),
@@ -41,7 +41,7 @@ TEXT_SPLITS = {  # `tokenizer.ggml.pre` -> how a text is split before merging, s
 
 
 def from_gguf_metadata(metadata: Mapping[str, Any], words: Sequence[str], kinds: Sequence[int]) -> Tokenizer:
-    """From the metadata of a GGUF file. Raises InputError: its way to split texts is not covered."""
+    """From the metadata of a GGUF file. Raises InputError: its way of splitting texts is not in ``TEXT_SPLITS``."""
     from tokenizers import AddedToken
     from tokenizers.models import BPE
 
@@ -57,14 +57,14 @@ def from_gguf_metadata(metadata: Mapping[str, Any], words: Sequence[str], kinds:
 
 
 def from_files(vocabulary: Path, merges: Path, pre: str = "gpt-2") -> Tokenizer:
-    """GPT-2's own files, vocab.json and merges.txt; ``pre``: how a text is split, of ``TEXT_SPLITS``."""
+    """From GPT-2's files, vocab.json and merges.txt; ``pre``: a key of ``TEXT_SPLITS``."""
     from tokenizers.models import BPE
 
     return over_bytes(BPE.from_file(str(vocabulary), str(merges)), pre)
 
 
 def over_bytes(model: Any, pre: str) -> Tokenizer:
-    """A tokenizer that splits texts as ``pre`` says and merges bytes."""
+    """A tokenizer that splits texts as ``TEXT_SPLITS[pre]`` says and merges bytes."""
     from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 
     tokenizer = Tokenizer(model)

@@ -1,4 +1,4 @@
-"""One interleaved input for all systems: a text in which ``<image>`` stands for each picture, in their order."""
+"""Prompts of all systems: a text in which each ``<image>`` stands for a picture, in order."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ CAPTION_INSTRUCTION = "describe the photo"  # the Q-Former's question when a cap
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts that a model was trained with; its checkpoint holds them. The defaults are those of the models trained here.
+    """The prompts that a model was trained with; they are part of its checkpoint. The defaults are those of the models trained here.
 
-    ``caption``: with ``<image>`` in its place. ``question``: ``{}`` is the question; the photos stand before it.
-    ``published``: photos stand there without names, and the language model's begin token follows them, as in transformers
-    and LAVIS. ``whole``: a Q-Former that reads the question reads the whole prompt, also that of a caption (InstructBLIP).
-    ``gap``: what stands between the prompt of an example and its text. ``around``: a special token before and behind each photo, once
-    between two. A question's prompt may say with ``<image>`` where the photos stand.
+    ``caption``: the prompt of a caption, with an ``<image>``. ``question``: the prompt of a question, with ``{}`` in its place; the
+    photos come before it, or at an ``<image>`` in it. ``published``: photos have no names, and the language model's begin token follows
+    them, as in transformers and LAVIS. ``whole``: a Q-Former that reads the question reads the whole prompt, even that of a caption
+    (InstructBLIP). ``gap``: the characters between a prompt and its answer. ``around``: a special token before and after each photo, only
+    one between two photos.
     """
 
     caption: str = CAPTION
@@ -52,14 +52,14 @@ INSTRUCT_BLIP = Prompts(f"{IMAGE}A short image description:", "Question: {} Shor
 
 
 def question_prompt(question: str, pictures: int, prompts: Prompts = DEFAULT_PROMPTS) -> str:
-    """The prompt of a question about photos. A question with ``<image>`` in it keeps the photos at these places.
+    """The prompt of a question about photos, which come before it unless the question has an ``<image>`` for each.
 
     Raises:
-        InputError: the question is empty, or holds the mark that ends an example.
+        InputError: the question is empty, or contains the mark that ends an example.
     """
     question = " ".join(question.split())
     if END in question:
-        raise InputError(f"the question holds {END}, which ends an example: leave it out")
+        raise InputError(f"the question contains {END}, which ends an example: leave it out")
     if not question.replace(IMAGE, "").strip():
         raise InputError("the question is empty: ask something about the photo")
     if IMAGE in prompts.question:
@@ -71,20 +71,20 @@ def question_prompt(question: str, pictures: int, prompts: Prompts = DEFAULT_PRO
 
 
 def photo_lines(pictures: int) -> str:
-    """The lines of the photos before a question: one without a name, two as left and right, more with numbers."""
+    """The lines of the photos before a question: a single photo without a name, several with ``photo_names``."""
     if pictures == 1:
         return IMAGE
     return "\n".join(f"{name}: {IMAGE}" for name in photo_names(pictures))
 
 
 def captions_by_picture(captions: Sequence[str], prompts: Prompts = DEFAULT_PROMPTS) -> str:
-    """Pictures by name, each with its caption."""
+    """The pictures, each with its name and its caption."""
     named = zip(photo_names(len(captions)), captions, strict=True)
     return "".join(f"{name}: {prompts.caption}{prompts.gap}{text}{END}" for name, text in named)
 
 
 def caption_example(text: str, pictured: bool, prompts: Prompts) -> str:
-    """An example of a caption: of a picture, or of none (a text that shows the form alone)."""
+    """A caption as an example in a prompt, with a picture or without one (``pictured``)."""
     prompt = prompts.caption if pictured else prompts.caption.replace(IMAGE, "").lstrip()
     return f"{prompt}{prompts.gap}{shot_text(text)}{END}"
 
@@ -106,10 +106,10 @@ def photo_names(pictures: int) -> list[str]:
 
 
 def split_at_images(prompt: str, pictures: int) -> list[str]:
-    """The texts before, between and after the pictures: one more than there are pictures.
+    """The texts before, between and after the pictures, ``pictures + 1`` of them.
 
     Raises:
-        InputError: the prompt does not have one placeholder for each picture.
+        InputError: the prompt does not have one ``<image>`` for each picture.
     """
     texts = prompt.split(IMAGE)
     if len(texts) - 1 != pictures:
@@ -123,20 +123,20 @@ def split_at_images(prompt: str, pictures: int) -> list[str]:
 def few_shot(shots: Sequence[tuple[bool, str]], query: str, gap: str = " ") -> str:
     """Examples, then the query (Flamingo, Alayrac et al. 2022, section 3.4): ``"<image> a shiba<|endofchunk|><image> This is"``.
 
-    ``shots``: whether each has a picture, and its text; ``query``: the text after the last picture, which may be empty. ``gap``: between
-    a picture and its text.
-    Raises InputError: an example without text, or a text that holds a placeholder.
+    ``shots``: for each example whether it has a picture, and its text. ``query``: the text after the last picture; may be empty.
+    ``gap``: the characters between a picture and its text.
+
+    Raises:
+        InputError: an example without text, or a text that contains ``<image>`` or ``<|endofchunk|>``.
     """
     examples = [f"{IMAGE if pictured else ''}{gap}{shot_text(text)}{END}" for pictured, text in shots]
     return "".join(examples) + f"{IMAGE}{gap}{shot_text(query) if query.strip() else ''}".rstrip()
 
 
 def shot_text(text: str) -> str:
-    """The text of an example on one line. Raises InputError: it is empty, or holds a placeholder."""
+    """The text of an example on one line. Raises InputError: it is empty, or contains ``<image>`` or ``<|endofchunk|>``."""
     if IMAGE in text or END in text:
-        raise InputError(
-            f"{text!r} holds {IMAGE} or {END}: an example has one picture and one end, which are added for you"
-        )
+        raise InputError(f"{text!r} contains {IMAGE} or {END}: leave them out, they are added to each example")
     if not text.strip():
         raise InputError("an example has no text: say what its picture shows")
     return " ".join(text.split())

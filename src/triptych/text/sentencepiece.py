@@ -1,6 +1,6 @@
 """SentencePiece vocabularies (Kudo & Richardson 2018) as tokenizers of the ``tokenizers`` library.
 
-They come from a ``tokenizer.model``, a message of protocol buffers (sentencepiece_model.proto), or from the metadata of a GGUF file.
+They are read from a ``tokenizer.model``, a protocol buffer (sentencepiece_model.proto), or from the metadata of a GGUF file.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 UNIGRAM, BPE = 1, 2
 MAX_MODEL = 64 << 20
-SPACE_MARK = "\N{LOWER ONE EIGHTH BLOCK}"  # what a space is written as
+SPACE_MARK = "\N{LOWER ONE EIGHTH BLOCK}"  # stands for a space in pieces
 
 
 @dataclass(frozen=True)
 class SentencePieces:
-    """``pieces[i]`` is the piece of id i; ``scores`` and ``kinds`` are theirs. An id below 0 means that there is none."""
+    """``pieces[i]``, ``scores[i]`` and ``kinds[i]`` belong to id i. A special id below 0 means that there is no such token."""
 
     pieces: tuple[str, ...]
     scores: tuple[float, ...]
@@ -33,20 +33,20 @@ class SentencePieces:
     unk_id: int = 0
     bos_id: int = 1
     eos_id: int = 2
-    add_prefix: bool = True  # a space before the text
-    squeeze: bool = False  # several spaces become one, those around the text none
-    charsmap: bytes = b""  # compiled rules of normalisation
+    add_prefix: bool = True  # put a space before the text
+    squeeze: bool = False  # replace several spaces by one and strip the text
+    charsmap: bytes = b""  # compiled normalisation rules
 
     def __post_init__(self) -> None:
         if not len(self.pieces) == len(self.scores) == len(self.kinds) > 0:
             raise InputError(
-                f"{len(self.pieces)} pieces, {len(self.scores)} scores and {len(self.kinds)} kinds: expected as many of each"
+                f"{len(self.pieces)} pieces, {len(self.scores)} scores and {len(self.kinds)} kinds: expected the same number of each"
             )
         if len(set(self.pieces)) < len(self.pieces):
-            raise InputError("the SentencePiece vocabulary holds a piece twice")
+            raise InputError("the SentencePiece vocabulary contains a piece twice")
         if self.model_type not in (UNIGRAM, BPE):
             raise InputError(
-                f"a SentencePiece model of the type {self.model_type} is not covered: unigram (1) and BPE (2) are"
+                f"the type of the SentencePiece model is {self.model_type}, expected unigram (1) or BPE (2)"
             )
 
     def of_kind(self, kind: int) -> list[str]:
@@ -54,10 +54,10 @@ class SentencePieces:
 
 
 def read_model(path: Path) -> SentencePieces:
-    """A ``tokenizer.model`` or ``spiece.model``.
+    """Read a ``tokenizer.model`` or ``spiece.model``.
 
     Raises:
-        InputError: it cannot be read, or is no such file.
+        InputError: it cannot be read, or is not a SentencePiece model.
     """
     try:
         with path.open("rb") as file:
@@ -74,7 +74,7 @@ def read_model(path: Path) -> SentencePieces:
 
 
 def _model(data: bytes) -> SentencePieces:
-    """The fields of ModelProto by their numbers."""
+    """Parse a ModelProto; its fields are identified by their numbers."""
     pieces, scores, kinds = [], [], []
     trainer: dict[int, bytes | int] = {}
     normaliser: dict[int, bytes | int] = {}
@@ -103,7 +103,7 @@ def _model(data: bytes) -> SentencePieces:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
-    """Number and value of each field of a message; ValueError or IndexError where it is none."""
+    """The number and value of each field of a message. Raises ValueError or IndexError: it is not a protocol buffer."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
@@ -145,7 +145,7 @@ def _int(value: bytes | int) -> int:
 
 
 def build_tokenizer(model: SentencePieces) -> Tokenizer:
-    """The same tokenizer in the ``tokenizers`` library; its control pieces are special tokens."""
+    """The same tokenizer in the ``tokenizers`` library, with the control pieces as special tokens."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
 
     byte_fallback = BYTE in model.kinds
@@ -171,7 +171,7 @@ def build_tokenizer(model: SentencePieces) -> Tokenizer:
 
 
 def merges(model: SentencePieces) -> list[tuple[str, str]]:
-    """The pairs that become one piece, the better piece first; the vocabulary lists pieces only."""
+    """The merges that BPE needs, the best first: all pairs of pieces that make a piece. SentencePiece stores only the pieces."""
     normal = {piece: i for i, (piece, kind) in enumerate(zip(model.pieces, model.kinds, strict=True)) if kind == NORMAL}
     merges = []
     for piece, i in normal.items():

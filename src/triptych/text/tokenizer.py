@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """A language model's own: text to subword ids and back, and its way of writing a conversation.
+    """A language model's own tokenizer, with its chat template.
 
-    ``encode`` takes the names of special tokens (``<|im_end|>``) for plain text by default: what a user types cannot
-    end a turn. ``chat`` refuses texts that hold one.
+    By default ``encode`` treats the names of special tokens (``<|im_end|>``) as plain text, so that a user's text cannot
+    end a turn. ``chat`` refuses texts that contain one.
     """
 
     tokenizer: Tokenizer
     specials: dict[str, int]
     bos_id: int | None = None
     eos_ids: frozenset[int] = frozenset()
-    unk_id: int | None = None  # what stands for unknown words
+    unk_id: int | None = None  # the token for unknown words
     add_bos: bool = False  # whether the model expects every text to begin with ``bos_id``
-    template: str | None = None  # Jinja, as transformers uses it
+    template: str | None = None  # the chat template: Jinja, as in transformers
 
     def __post_init__(self) -> None:
         names = sorted(map(re.escape, self.specials), key=len, reverse=True)
@@ -55,13 +55,12 @@ class TextTokenizer:
             if kind == "gpt2":
                 tokenizer = byte_level.from_gguf_metadata(metadata, words, kinds)
             else:
-                scores, prefix = (
-                    metadata["tokenizer.ggml.scores"],
-                    metadata.get("tokenizer.ggml.add_space_prefix", True),
-                )
-                unknown = metadata.get("tokenizer.ggml.unknown_token_id", 0)
                 pieces = SentencePieces(
-                    tuple(words), tuple(scores), tuple(kinds), unk_id=unknown, add_prefix=bool(prefix)
+                    tuple(words),
+                    tuple(metadata["tokenizer.ggml.scores"]),
+                    tuple(kinds),
+                    unk_id=metadata.get("tokenizer.ggml.unknown_token_id", 0),
+                    add_prefix=bool(metadata.get("tokenizer.ggml.add_space_prefix", True)),
                 )
                 tokenizer = sentencepiece.build_tokenizer(pieces)
                 tokenizer.encode_special_tokens = True
@@ -87,7 +86,7 @@ class TextTokenizer:
         SentencePiece model.
 
         Raises:
-            InputError: the files are not there or cannot be read.
+            InputError: the files are missing or cannot be read.
         """
         from tokenizers import AddedToken
 
@@ -118,7 +117,7 @@ class TextTokenizer:
         return self.tokenizer.get_vocab_size()
 
     def encode(self, text: str, *, specials: bool = False, begin: bool = False) -> list[int]:
-        """Ids of a text. ``specials``: names of special tokens stand for them; ``begin``: put ``bos_id`` first if the model expects it."""
+        """Ids of a text. ``specials``: names of special tokens become those tokens; ``begin``: ``bos_id`` first if the model expects it."""
         check_unicode(text)
         ids = [self.bos_id] if begin and self.add_bos and self.bos_id is not None else []
         pieces = self._special.split(text) if specials else [text]  # type: ignore[attr-defined]
@@ -130,7 +129,7 @@ class TextTokenizer:
         return ids
 
     def plain_ids(self, text: str) -> list[int]:
-        """Ids of a text without special tokens. A vocabulary that would make one of its name gets the name letter by letter."""
+        """Ids of a text, none of a special token: where the vocabulary would produce one, its name is encoded letter by letter."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         if not ({*self.specials.values()} - {self.unk_id}) & {*ids}:
             return ids
@@ -142,29 +141,31 @@ class TextTokenizer:
         return [i for piece in pieces for i in self.tokenizer.encode(piece, add_special_tokens=False).ids]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, without special tokens. An unfinished character of several bytes becomes U+FFFD."""
-        hidden = set(self.specials.values())
-        return self.tokenizer.decode([i for i in ids if i not in hidden], skip_special_tokens=False)
+        """The text of ids, without special tokens. An incomplete character of several bytes becomes U+FFFD."""
+        special = set(self.specials.values())
+        return self.tokenizer.decode([i for i in ids if i not in special], skip_special_tokens=False)
 
     def is_content(self, token: int) -> bool:
-        """Whether a token begins a word that a caption says once: no article, preposition or number, no part of a longer word."""
+        """Whether a token begins a content word, which a caption should not repeat: no function word, number or part of a word."""
         text = self.decode([token])
         word = text.strip().lower()
         return text[:1].isspace() and word.isalpha() and word not in FUNCTION_WORDS
 
     def chat(self, messages: Sequence[Mapping[str, str]], *, answer: bool = True) -> list[int]:
-        """Ids of a conversation, as the model was taught to read one.
+        """Ids of a conversation in the format of the model's chat template.
 
         Args:
             messages: each with ``role`` (system, user, assistant) and ``content``.
             answer: end with the beginning of the assistant's next turn.
 
         Raises:
-            InputError: the model has no chat template, the template refuses, or a text holds the name of a special token.
+            InputError: the model has no chat template, the template refuses, or a text contains the name of a special token.
         """
         for message in messages:
             if match := self._special.search(message["content"]):  # type: ignore[attr-defined]
-                raise InputError(f"a text holds {match[0]}, which is a control token of the language model: remove it")
+                raise InputError(
+                    f"a text contains {match[0]}, which is a control token of the language model: remove it"
+                )
         return self.encode(self.render(messages, answer=answer), specials=True)
 
     def render(self, messages: Sequence[Mapping[str, str]], *, answer: bool = True) -> str:
@@ -173,7 +174,9 @@ class TextTokenizer:
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         if self.template is None:
-            raise InputError("this language model has no chat template: it only continues texts")
+            raise InputError(
+                "this language model has no chat template, so it only continues texts: choose one that chats"
+            )
 
         def refuse(message: str) -> None:
             raise TemplateError(message)
@@ -188,5 +191,5 @@ class TextTokenizer:
                 bos_token=names.get(-1 if self.bos_id is None else self.bos_id, ""),
                 eos_token=names.get(min(self.eos_ids, default=-1), ""),
             )
-        except Exception as error:  # a template may fail in any way that an expression may
+        except Exception as error:  # an expression in a template may raise anything
             raise InputError(f"the chat template refuses this conversation: {str(error)[:200]}") from None

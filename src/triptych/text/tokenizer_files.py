@@ -1,4 +1,4 @@
-"""The files of a tokenizer, as transformers saves them."""
+"""Reading the files of a tokenizer that transformers saved."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from triptych.text import byte_level, sentencepiece
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
 
-NAMED = ("bos", "eos", "unk", "pad")  # the special tokens that have a part to play
+NAMED = ("bos", "eos", "unk", "pad")  # the special tokens that we use
 
 
 def read_tokenizer(directory: Path, settings: Mapping[str, Any]) -> tuple[Tokenizer, dict[str, str]]:
     """The tokenizer in a directory, and the special tokens that its SentencePiece model names.
 
-    ``settings``: of its tokenizer_config.json.
+    ``settings``: the content of its tokenizer_config.json.
 
     Raises:
-        InputError: the files are not there or cannot be read.
+        InputError: the files are missing or cannot be read.
     """
     from tokenizers import Tokenizer
 
@@ -39,7 +39,7 @@ def read_tokenizer(directory: Path, settings: Mapping[str, Any]) -> tuple[Tokeni
         elif not (directory / "vocab.json").exists():
             raise InputError(
                 f"{directory} has no tokenizer: expected tokenizer.json, tokenizer.model, spiece.model, or vocab.json with "
-                "merges.txt; copy them from the model that it was made of"
+                "merges.txt; copy them from the original model"
             )
         else:
             pre = "qwen2" if str(settings.get("tokenizer_class")).startswith("Qwen2") else "gpt-2"
@@ -53,10 +53,10 @@ def read_tokenizer(directory: Path, settings: Mapping[str, Any]) -> tuple[Tokeni
 
 
 def add_tokens(tokenizer: Tokenizer, directory: Path, settings: Mapping[str, Any]) -> None:
-    """The tokens behind the vocabulary, of tokenizer_config.json and added_tokens.json.
+    """Add the tokens of tokenizer_config.json and added_tokens.json, whose ids follow those of the vocabulary.
 
     Raises:
-        InputError: they leave out an id.
+        InputError: an id in between is missing.
     """
     from tokenizers import AddedToken
 
@@ -75,7 +75,7 @@ def add_tokens(tokenizer: Tokenizer, directory: Path, settings: Mapping[str, Any
 
 
 def named_tokens(directory: Path, settings: Mapping[str, Any], defaults: Mapping[str, str]) -> dict[str, str | None]:
-    """The text of each of ``NAMED``, by tokenizer_config.json, else special_tokens_map.json, else the tokenizer itself."""
+    """The text of each of ``NAMED``: from tokenizer_config.json, else special_tokens_map.json, else the tokenizer itself."""
     others = read_object(directory / "special_tokens_map.json")
     return {
         name: token_text(settings.get(f"{name}_token")) or token_text(others.get(f"{name}_token")) or defaults.get(name)
@@ -84,7 +84,7 @@ def named_tokens(directory: Path, settings: Mapping[str, Any], defaults: Mapping
 
 
 def chat_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
-    """The Jinja template of conversations; of several, the default one."""
+    """The chat template (Jinja); the default one if there are several."""
     if (directory / "chat_template.jinja").exists():
         return (directory / "chat_template.jinja").read_text(encoding="utf-8")
     template = settings.get("chat_template")
@@ -95,7 +95,7 @@ def chat_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in an optional JSON file; empty when there is none. Raises InputError: it is not a JSON object."""
+    """The object in a JSON file, empty if the file is missing. Raises InputError: it is not a JSON object."""
     try:
         content = json.loads(path.read_bytes()) if path.exists() else {}
     except (OSError, ValueError, RecursionError) as error:
@@ -106,6 +106,6 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def token_text(token: Any) -> str | None:
-    """tokenizer_config.json names a token by its text, or by an object around it."""
+    """The text of a token, which tokenizer_config.json gives as it is or as an object with ``content``."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None

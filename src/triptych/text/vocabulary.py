@@ -22,16 +22,16 @@ FUNCTION_WORDS = frozenset(Path(__file__).with_name("function_words.txt").read_t
 
 
 def split_words(text: str) -> list[str]:
-    """``"A dog's long-haired pup."`` -> ``["a", "dog", "'s", "long-haired", "pup"]``: lower case, punctuation dropped.
+    """``"A dog's long-haired pup."`` -> ``["a", "dog", "'s", "long-haired", "pup"]``: lower case, without punctuation.
 
-    Words of any script keep their marks and inner joiners; composed and decomposed text (NFC, NFD) gives the same words.
+    Words of any script keep their marks and inner joiners; composed and decomposed text (NFC, NFD) have the same words.
     """
     lower = compose(compose(text).lower())
     return WORD.findall(lower.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
 
 
 def plain_caption(caption: str) -> str:
-    """A caption as a language model learns to write it: ``"A dog 's ball ."`` -> ``"a dog's ball"``."""
+    """A caption in the form that language models learn to write: ``"A dog 's ball ."`` -> ``"a dog's ball"``."""
     return " ".join(split_words(caption)).replace(" '", "'")
 
 
@@ -45,7 +45,7 @@ class WordVocabulary:
         if self.words[:4] != SPECIALS:
             raise InputError(f"a vocabulary begins with {' '.join(SPECIALS)}")
         if len(set(self.words)) != len(self.words):
-            raise InputError("the vocabulary holds a word twice")
+            raise InputError("the vocabulary contains a word twice")
         object.__setattr__(self, "_ids", {word: i for i, word in enumerate(self.words)})
 
     @classmethod
@@ -56,7 +56,7 @@ class WordVocabulary:
         return cls((*SPECIALS, *kept))
 
     def is_content(self, token: int) -> bool:
-        """Whether a token is a word that a caption says once: no article, preposition, number or special word."""
+        """Whether a token is a content word, which a caption should not repeat: no function word, number or special word."""
         return token >= len(SPECIALS) and self.words[token] not in FUNCTION_WORDS
 
     def __len__(self) -> int:
@@ -78,6 +78,7 @@ class WordVocabulary:
 
 
 def read_vocabulary(path: Path) -> WordVocabulary:
+    """Read a checkpoint's ``vocabulary.json``. Raises InputError: it cannot be read, or is not a vocabulary."""
     try:
         words = json.loads(path.read_text(encoding="utf-8"))["words"]
         return WordVocabulary(tuple(map(str, words)))

@@ -1,4 +1,4 @@
-"""BERT's word pieces, the Q-Former's text: lower case, ``[CLS] pieces [SEP]``, and [DEC] where text is to be generated."""
+"""BERT's word pieces, for the Q-Former: lower case, ``[CLS] pieces [SEP]``, and [DEC] as the first token of generated text."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ JOINED = re.compile(r" (-|'(?= (?:s|t|re|ve|ll|d|m)\b)) ")  # "long - haired", "
 
 
 class WordPieces:
-    """``words[i]`` is the word piece of id i; [DEC] is added after the last one unless it is there."""
+    """``words[i]`` is the word piece of id i; [DEC] is appended if it is missing."""
 
     def __init__(self, words: Sequence[str]) -> None:
         ids = {word: i for i, word in enumerate(words)}
         if absent := [word for word in SPECIAL_PIECES if word not in ids]:
             raise InputError(f"the vocabulary has no {absent[0]}: it is not BERT's")
         if len(ids) < len(words):
-            raise InputError("the vocabulary holds a word piece twice")
+            raise InputError("the vocabulary contains a word piece twice")
         self.dec = ids.setdefault("[DEC]", len(ids))
         self.pad, self.unk, self.cls, self.sep = (ids[word] for word in SPECIAL_PIECES)
         self.words = tuple(ids)
@@ -44,15 +44,15 @@ class WordPieces:
         self._tokenizer.decoder = decoders.WordPiece()
 
     def save(self, path: Path) -> None:
-        """As a ``tokenizer.json``. Raises OSError."""
+        """Write a ``tokenizer.json``. Raises OSError."""
         path.write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> WordPieces:
-        """A ``vocab.txt``: one word piece a line.
+        """Read a ``vocab.txt``: one word piece a line.
 
         Raises:
-            InputError: unreadable, or not BERT's.
+            InputError: it cannot be read, or is not BERT's.
         """
         try:
             with path.open(encoding="utf-8") as file:
@@ -73,14 +73,14 @@ class WordPieces:
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """``[CLS] pieces [SEP]`` of each text, padded on the right: ``input_ids [B, T]`` and ``text_mask [B, T]``, True on text.
 
-        Special words inside a text are text like any other.
+        The names of special tokens inside a text are ordinary text.
 
         Args:
-            max_tokens: the longest that is taken, [CLS] and [SEP] included.
-            cut: longer texts lose their end.
+            max_tokens: the length limit of a text, [CLS] and [SEP] included.
+            cut: cut longer texts instead of refusing them.
 
         Raises:
-            InputError: a text is longer, and is not to be cut.
+            InputError: a text is longer than ``max_tokens``.
         """
         for text in texts:
             check_unicode(text)
@@ -103,8 +103,8 @@ class WordPieces:
         return torch.from_numpy(ids), torch.from_numpy(mask)
 
     def knows_a_word(self, text: str) -> bool:
-        """Whether the vocabulary has a word of the text, or a piece of at least three letters of one: other scripts are cut into letters,
-        which say nothing."""
+        """Whether the vocabulary has a word of the text, or a piece of at least three letters of one. Words in other scripts are cut into
+        single letters, which carry no meaning."""
         pieces = [self.words[i] for i in self._tokenizer.encode(text).ids[1:-1]]
         followed = [piece.startswith("##") for piece in (*pieces[1:], "")]
         for piece, goes_on in zip(pieces, followed, strict=True):

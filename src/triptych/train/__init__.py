@@ -1,1 +1,1 @@
-"""Training: one recipe per system over a common loop (``loop.py``) and a disk cache of the frozen encoder's work (``features.py``)."""
+"""Training: a recipe for each system over one loop (``loop.py``) and a disk cache of the frozen encoder's features (``features.py``)."""

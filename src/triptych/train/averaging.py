@@ -1,4 +1,4 @@
-"""A moving average of the trained weights: it is judged and kept in the place of the weights of the last step, whose noise it lacks."""
+"""A moving average of the trained weights, which is validated and saved instead of the noisier weights of the last step."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """w <- d w + (1 - d) weights after each step, with d = min(``decay``, (1 + step) / (10 + step)): a young average forgets its start.
-
-    With a ``decay`` of 0 there is none, and all that is done with it does nothing.
+    """average <- d average + (1 - d) weights after each step, d = min(``decay``, (1 + step) / (10 + step)), so that it soon forgets its
+    start. With a ``decay`` of 0 there is no average, and every method does nothing.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -22,7 +21,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """``step``: those made before this one."""
+        """``step``: the number of steps before this one."""
         if self.tensors:
             weight = 1 - min(self.decay, (1 + step) / (10 + step))
             torch._foreach_lerp_(self.tensors, [p.detach() for p in self.parameters], weight)
@@ -34,7 +33,7 @@ class WeightAverage:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model has the averaged weights within the block, and its own again behind it."""
+        """The model has the averaged weights within the block, and its own afterwards."""
         own = [p.detach().clone() for p in self.parameters]
         self._put(self.tensors)
         try:

@@ -1,4 +1,4 @@
-"""Grids of features as rows of cells, and some of the cells for each training step."""
+"""Grids of features as rows of cells, and random crops of them for training steps."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ def cells_of(maps: Tensor) -> Tensor:
 
 
 def all_cells(features: Features, rows: Sequence[int]) -> Tensor:
-    """``[P, L, Dv]``: every cell of the photos as they are."""
+    """``[P, L, Dv]``: every cell of the photos, not mirrored."""
     return cells_of(features[rows, [0] * len(rows)])
 
 
 def draw_cells(
     features: Features, rows: Sequence[int], grid: tuple[int, int], crops: CropSettings, seed: int
 ) -> Tensor:
-    """``[P, l, Dv]``: what one training step reads of the photos, each maybe as in a mirror."""
+    """``[P, l, Dv]``: the cells of the photos that one training step reads; some photos are mirrored."""
     maps = features[rows, mirrored(len(rows), crops.mirror, seed)]
     return crop_cells(cells_of(maps), grid, crops.cells, crops.window, seed)
 
 
 def mirrored(count: int, mirror: bool, seed: int) -> list[int]:
-    """For each photo whether its mirror image is read: 1 or 0, each as likely; always 0 without ``mirror``."""
+    """For each photo 1 if its mirror image is read, else 0; equally likely, or always 0 without ``mirror``."""
     return torch.randint(2 if mirror else 1, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def crop_cells(image_features: Tensor, grid: tuple[int, int], share: float, window: float, seed: int) -> Tensor:
     """Some cells of each photo, ``[P, L, Dv]`` -> ``[P, share * L, Dv]``: drawn from a random window of the grid.
 
-    A window keeps at least ``window`` of each side, and as many cells as are drawn. What stands before the grid's cells (the class token
-    of a vision transformer) is kept.
+    A window is at least ``window`` of each side; if it has fewer cells than are drawn, the rest come from outside. Features before those of
+    the cells (the class token of a vision transformer) are kept.
     """
     (h, w), photos = grid, len(image_features)
     before, image_features = image_features[:, : -h * w], image_features[:, -h * w :]
@@ -48,8 +48,8 @@ def crop_cells(image_features: Tensor, grid: tuple[int, int], share: float, wind
     for axis, size in ((1, h), (2, w)):
         span = torch.randint(-int(-window * size // 1), size + 1, (photos,), generator=generator)
         start = (torch.rand(photos, generator=generator) * (size - span + 1)).long()
-        place = torch.arange(size)
-        within = (place >= start[:, None]) & (place < (start + span)[:, None])
+        position = torch.arange(size)
+        within = (position >= start[:, None]) & (position < (start + span)[:, None])
         inside &= within.unsqueeze(2 if axis == 1 else 1)
     order = torch.rand(photos, h * w, generator=generator) + ~inside.flatten(1)
     cells = order.topk(keep, largest=False).indices

@@ -1,4 +1,4 @@
-"""The photos of a run: one data set or several, their splits kept apart, each with its features."""
+"""The photos of a run, from one data set or several, by split, with their features."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from triptych.train.sources import Sources
 
 FEATURES_TIMEOUT = timedelta(days=2)  # how long other processes wait while one computes the features
 
-HELD_OUT_EVERY = 10  # without a validation split, every tenth photo is held out for it
+HELD_OUT_EVERY = 10  # without a validation split, every tenth photo is used for validation
 
 
 class PhotoSet(NamedTuple):
@@ -43,7 +43,7 @@ class PhotoSet(NamedTuple):
 
 
 class WrittenCaption(msgspec.Struct):
-    """A line of a file that ``eval caption --output`` made."""
+    """A line of a file that ``eval caption --output`` wrote."""
 
     id: str
     caption: str
@@ -59,7 +59,7 @@ class Splits(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingData:
-    """``shares``: see ``DataMix``. Training items are numbered through all data sets, one behind the other."""
+    """``shares``: see ``DataMix``. Training items are numbered over all data sets, one after another."""
 
     train: Sequence[PhotoSet]
     validation: Sequence[PhotoSet]
@@ -72,7 +72,7 @@ class TrainingData:
 
     @property
     def features(self) -> JoinedFeatures:
-        """Of ``photos``."""
+        """The features of ``photos``."""
         return JoinedFeatures(*(each.features for each in self.train))
 
     @property
@@ -80,14 +80,14 @@ class TrainingData:
         return DataMix(tuple(len(each.photos) for each in self.train), self.shares)
 
     def check_captions(self, advice: str = "") -> None:
-        """Raises InputError: some photo has no captions."""
+        """Raises InputError: a photo has no captions."""
         for each in (*self.train, *self.validation):
             for photo in each.photos:
                 if not photo.captions:
                     raise InputError(f"{photo.name} has no captions: remove it from the data or give it some{advice}")
 
     def fingerprint(self, further: Iterable[Photo] = ()) -> str:
-        """Of the ids and captions of all photos."""
+        """The sha256 of the ids and captions of all photos, and of ``further`` ones."""
         validation = [photo for each in self.validation for photo in each.photos]
         known: list[tuple[object, ...]] = [
             (photo.id, photo.captions) for photo in (*self.photos, *validation, *further)
@@ -116,9 +116,9 @@ class TrainingData:
 
 
 def validate_each(sets: Sequence[PhotoSet], figures_of: Callable[[PhotoSet], dict[str, float]]) -> dict[str, float]:
-    """The figures of each data set as ``name/figure``, and their means as ``figure``; of one data set, its figures alone.
+    """The figures of each data set as ``name/figure``, and their means as ``figure``; for a single data set only its figures.
 
-    The mean decides which state is the best, so that no data set is given up for another.
+    The mean decides which state is the best, so that no data set is sacrificed for another.
     """
     per_set = [figures_of(each) for each in sets]
     if len(per_set) == 1:
@@ -133,7 +133,7 @@ def validate_each(sets: Sequence[PhotoSet], figures_of: Callable[[PhotoSet], dic
 
 
 def caption_figures(photos: Sequence[Photo], texts: Sequence[str]) -> dict[str, float]:
-    """The figures of ``triptych eval caption`` for generated captions, METEOR aside, which needs a program of its own."""
+    """The figures of ``triptych eval caption`` for generated captions, without METEOR, which needs an external program."""
     validated = caption_metrics(
         {photo.id: text for photo, text in zip(photos, texts, strict=True)}, photos, meteor=False
     )
@@ -141,10 +141,13 @@ def caption_figures(photos: Sequence[Photo], texts: Sequence[str]) -> dict[str, 
 
 
 def open_sources(sources: Sources, questions: bool = False) -> list[Splits]:
-    """The photos of each data set; with several, their ids begin with the name of the data set.
+    """The photos of each data set; with several data sets, ids begin with the name of theirs.
 
-    A data set without a validation split has one held out if no other has any; else all its photos are for training.
-    ``questions``: photos that come with questions count, even without captions.
+    If no data set has a validation split, a part of each is held out; else data sets without one are for training only.
+    ``questions``: photos with questions count, too, even without captions.
+
+    Raises:
+        InputError: a data set cannot be read, or has no photos to train on or to validate; ``sources.written`` belongs to no photo.
     """
     written = read_written(sources.written)
     opened = [photos_by_split(path, questions) for path in sources.data]
@@ -155,25 +158,27 @@ def open_sources(sources: Sources, questions: bool = False) -> list[Splits]:
             train, validation = split_off_validation(path, train)
         if not train or (not validation and hold_out):
             raise InputError(
-                f"{path} has {len(train)} photos to train on and {len(validation)} to validate: both are needed"
+                f"{path} has {len(train)} photos to train on and {len(validation)} to validate: give some of both"
             )
         if len(sources.data) > 1:
             train, validation = ([replace(p, id=f"{name}/{p.id}") for p in photos] for photos in (train, validation))
         per_set.append(Splits(name, with_written(train, written), validation))
     if sources.written and not any(photo.written for each in per_set for photo in each.train):
-        raise InputError(f"{sources.written[0]}: its ids are those of no training photo")
+        raise InputError(
+            f"{sources.written[0]}: none of its ids is a training photo's; write captions of the training split"
+        )
     return per_set
 
 
 def read_written(files: Sequence[Path]) -> dict[str, list[str]]:
     """Ids of photos -> captions that a model wrote of them.
 
-    Raises InputError: a file cannot be read, or a line is no JSON object with ``id`` and ``caption``.
+    Raises InputError: a file cannot be read, or a line is not a JSON object with ``id`` and ``caption``.
     """
     written: dict[str, list[str]] = defaultdict(list)
     for file in files:
         if not file.is_file():
-            raise InputError(f"{file}: no such file")
+            raise InputError(f"{file}: no such file; write it with triptych eval caption --output")
         for number, line in enumerate(read_text(file).split("\n"), 1):
             if not line.strip():
                 continue
@@ -187,7 +192,7 @@ def read_written(files: Sequence[Path]) -> dict[str, list[str]]:
 
 
 def with_written(photos: Sequence[Photo], written: Mapping[str, Sequence[str]]) -> list[Photo]:
-    """The photos with the captions of ``written`` under their own id, or under the one that names their data set."""
+    """The photos with their captions in ``written``, by their id with or without the name of the data set."""
 
     def captions_of(photo: Photo) -> tuple[str, ...]:
         return tuple(written.get(photo.id) or written.get(photo.id.partition("/")[2]) or ())
@@ -196,7 +201,7 @@ def with_written(photos: Sequence[Photo], written: Mapping[str, Sequence[str]]) 
 
 
 def photos_by_split(data: Path, questions: bool = False) -> tuple[list[Photo], list[Photo]]:
-    """Training and validation photos with captions (``questions``: or with questions); test photos are never touched."""
+    """Training and validation photos with captions (``questions``: or with questions); test photos are never used."""
     photos = [photo for photo in open_dataset(data) if photo.captions or (questions and photo.extra.get("vqa"))]
     train, validation = ([photo for photo in photos if photo.split == split] for split in ("train", "val"))
     return train, validation
@@ -210,7 +215,7 @@ def split_off_validation(data: Path, photos: Sequence[Photo]) -> tuple[list[Phot
 
 
 class FeatureReader:
-    """Computes the features of photos, in one process for all, and says at the end which photos were left out."""
+    """Computes the features of photos, in one process for all; ``report`` prints which photos were left out."""
 
     def __init__(self, encoder: VisionEncoder, strict: bool) -> None:
         self.encoder = encoder
@@ -222,14 +227,14 @@ class FeatureReader:
             print(line, file=sys.stderr)
 
     def photo_set(self, name: str, photos: Sequence[Photo]) -> PhotoSet:
-        """The photos that can be read, with their features, from the cache where they are there."""
+        """The readable photos with their features, from the cache if it has them."""
         dtype = torch.bfloat16 if has_fast_bf16() else torch.float32
-        with self.state.local_main_process_first():  # the other processes find the features on disk
+        with self.state.local_main_process_first():  # the other processes read them from disk
             features = cached_features(photos, self.encoder, home() / "features", dtype, self.reader)
         return PhotoSet(name, [photos[row] for row in features.rows], features)
 
     def training_data(self, splits: Sequence[Splits], sources: Sources, validation_photos: int | None) -> TrainingData:
-        """``validation_photos``: of each data set at most; None = all."""
+        """``validation_photos``: the most of each data set; None = all."""
         train = [self.photo_set(each.name, each.train) for each in splits]
         validation = [
             self.photo_set(each.name, each.validation[:validation_photos]) for each in splits if each.validation
@@ -237,6 +242,6 @@ class FeatureReader:
         return TrainingData(train, validation, sources.shares or None)
 
     def report(self) -> None:
-        """One line about the photos that were left out, if any were."""
+        """Print one line about the photos that were left out, if any."""
         if summary := self.reader.summary():
             self.say(summary)

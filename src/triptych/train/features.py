@@ -1,4 +1,4 @@
-"""What the encoder's frozen trunk makes of each photo, computed once and kept on disk (fp16), for the photo and its mirror image."""
+"""The features of the encoder's frozen trunk, computed once for each photo and its mirror image and kept on disk (fp16)."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from triptych.io.files import write_file
 from triptych.io.images import pixel_values
 from triptych.nn.encoder import VisionEncoder
 
-FLUSH_EVERY = 64  # photos between two records of progress: what an interruption can cost
+FLUSH_EVERY = 64  # photos between two records of progress; an interruption loses at most these
 NO_FALLOCATE = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 
 
 class Features(Protocol):
-    """``features[rows, mirrored]`` -> ``[B, ...]`` fp32, as the trunk gives it: maps ``[C, h, w]`` of a CNN, cells ``[L, D]`` of a
-    transformer. ``mirrored``: 1 = of the mirror image."""
+    """``features[rows, mirrored]`` -> the trunk's output ``[B, ...]`` in fp32: maps ``[C, h, w]`` of a CNN, cells ``[L, D]`` of a
+    transformer. ``mirrored``: 1 = that of the mirror image."""
 
     def __len__(self) -> int: ...
 
@@ -43,7 +43,7 @@ class Features(Protocol):
 
 
 class StoredFeatures:
-    """Features in an array ``[photos, 2, ...]``, read from disk as needed. ``rows``: those of it that are used, None = all."""
+    """Features in an array ``[photos, 2, ...]``, read from disk as needed. ``rows``: the rows to use, None = all."""
 
     def __init__(self, maps: np.ndarray[Any, Any], rows: Sequence[int] | None = None) -> None:
         self.maps, self.rows = maps, range(len(maps)) if rows is None else rows
@@ -57,7 +57,7 @@ class StoredFeatures:
 
 
 class JoinedFeatures:
-    """The features of several sets of pictures, numbered one set behind the other."""
+    """The features of several sets of pictures, numbered one set after another."""
 
     def __init__(self, *parts: Features) -> None:
         self.parts = parts
@@ -79,7 +79,7 @@ class JoinedFeatures:
 
 
 def features_key(photos: Sequence[Photo], encoder: VisionEncoder, dtype: torch.dtype) -> str:
-    """A name for the cache: it changes with the photos' bytes, the trunk's weights, the image size and the precision."""
+    """A name in the cache that depends on the photos' bytes, the trunk's weights, the image size and the precision."""
     digest = hashlib.sha256(f"{encoder.name} {encoder.image_size} {encoder.cut} {dtype}".encode())
     digest.update(sha256_of(encoder.frozen_layers.state_dict()).encode())
     for photo in photos:
@@ -98,16 +98,16 @@ def cached_features(
     dtype: torch.dtype = torch.float32,
     reader: PhotoReader | None = None,
 ) -> StoredFeatures:
-    """Features of ``photos``, from ``directory`` where they are there, else computed; goes on where it was interrupted.
+    """The features of ``photos``, from the cache in ``directory`` or computed; continues where it was interrupted.
 
     Args:
-        dtype: what the trunk computes in; bfloat16 is about three times as fast where the processor has it.
-        reader: names and counts the photos that cannot be read; they are left out, so ``rows`` of the result are the others.
-            None = the first such photo raises InputError.
+        dtype: the trunk's precision; bfloat16 is about three times as fast on processors that have it.
+        reader: names and counts unreadable photos, which are left out: ``rows`` of the result are the others.
+            None = the first unreadable photo raises InputError.
 
     Raises:
-        InputError: a photo cannot be read, and the reader is strict; or none of them can be.
-        TriptychError: the disk is full, or refuses.
+        InputError: a photo cannot be read, and the reader is strict; or no photo can be read.
+        TriptychError: the disk is full or not writable.
     """
     reader = reader or PhotoReader(strict=True)
     folder = directory / features_key(photos, encoder, dtype)
@@ -127,7 +127,7 @@ def cached_features(
         known = json.loads(progress.read_text()) if progress.exists() else {}
         done, damaged = known.get("photos", 0), list(known.get("damaged", []))
         for row in damaged:
-            reader.image(photos[row])  # named and counted in each run
+            reader.image(photos[row])  # reads them again, so that they are named and counted in each run
         rows = range(done, len(photos))
         for row in track(rows, f"{encoder.name} features", console=Console(stderr=True), disable=not rows):
             image = reader.image(photos[row])
@@ -146,7 +146,7 @@ def cached_features(
 
 @contextmanager
 def naming_the_folder(folder: Path, shape: tuple[int, ...]) -> Iterator[None]:
-    """Says of an OSError which folder it is about, and of a full disk how much room is needed."""
+    """Turns an OSError into a TriptychError with the folder's name, and for a full disk the room that is needed."""
     try:
         yield
     except OSError as error:
@@ -157,10 +157,10 @@ def naming_the_folder(folder: Path, shape: tuple[int, ...]) -> Iterator[None]:
 
 
 def reserve(folder: Path, shape: tuple[int, ...]) -> None:
-    """Make ``folder`` with an array of zeros in it, all its bytes taken now: a full disk says so here, not in the middle of a write.
+    """Make ``folder`` with an array of zeros and allocate all its bytes, so that a full disk fails here, not in the middle of a write.
 
-    The folder is made under another name and renamed, which never replaces one that another run has begun to fill. Two runs that start
-    at once write the same values into one array.
+    The folder is made under another name and renamed, which never replaces one that another run is filling. Two runs that start
+    at the same time write the same values into one array.
     """
     array = folder / "maps.npy"
     if array.exists():
@@ -180,7 +180,7 @@ def reserve(folder: Path, shape: tuple[int, ...]) -> None:
 
 
 def take_room(file: Path) -> None:
-    """Have the disk keep room for all bytes of a sparse file of zeros; where it cannot promise that, by writing them."""
+    """Allocate all bytes of a sparse file of zeros; where the file system cannot do that, write them."""
     size = file.stat().st_size
     with file.open("r+b") as opened:
         try:

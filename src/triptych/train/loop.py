@@ -1,7 +1,7 @@
-"""The loop that every recipe shares: optimiser, schedule, precision, validation, early stopping, exact resume.
+"""The training loop of all recipes: optimiser, schedule, precision, validation, early stopping, exact resume.
 
-Whatever decides a step (data order, dropout, learning rate) is a function of the seed and the step alone, so a run that is killed
-and started again goes on with the same losses. It runs through ``accelerate``: the same command serves one process or many.
+Data order, dropout and learning rate depend on the seed and the step alone, so that a run that is killed and started again continues
+with the same losses. It uses ``accelerate``: the same command works with one process or many.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from triptych.train.trainer import Trainer
 
 
 def has_fast_bf16() -> bool:
-    """bfloat16 is worth it on GPUs and on processors with instructions for it; elsewhere it is several times slower."""
+    """Whether bfloat16 is faster than fp32: on GPUs and processors with instructions for it; elsewhere it is several times slower."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported()
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
@@ -40,24 +40,24 @@ def uses_bf16(loop: LoopSettings) -> bool:
 
 
 def learning_rate_factor(step: int, steps: int, warmup: float) -> float:
-    """Linear climb, then half a cosine down to 0 at ``steps``."""
-    climb = max(1, round(steps * warmup))
-    if step < climb:
-        return (step + 1) / climb
-    return 0.5 * (1 + math.cos(math.pi * (step - climb) / max(1, steps - climb)))
+    """Linear warm-up over ``warmup * steps`` steps, then half a cosine down to 0 at ``steps``."""
+    rising = max(1, round(steps * warmup))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
 def fit(run: Path, trainer: Trainer, loop: LoopSettings) -> dict[str, Any]:
-    """Train and keep the best state by the trainer's metric in ``run/best``; goes on with what is in ``run``.
+    """Train, and save the best state by the trainer's metric in ``run/best``; resumes the run in ``run`` if there is one.
 
     Args:
-        run: the run's folder; gets ``state.pt`` (to resume), ``log.jsonl`` and TensorBoard's events.
+        run: the run's folder, for ``state.pt`` (to resume), ``log.jsonl`` and TensorBoard's events.
 
     Returns:
         The record of the best validation.
 
     Raises:
-        InputError: ``run`` holds another run, or there are too few items.
+        InputError: ``run`` contains another run, or there are too few items.
         TriptychError: the loss is not finite, or the disk is full.
     """
     run.mkdir(parents=True, exist_ok=True)
@@ -115,16 +115,16 @@ def make_optimizer(trainer: Trainer, settings: OptimizerSettings) -> torch.optim
 def make_accelerator(loop: LoopSettings) -> Any:
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # a stage need not train every head
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # some stages do not train every head
     return Accelerator(mixed_precision="bf16" if uses_bf16(loop) else "no", kwargs_handlers=[unused])
 
 
 def check_sizes(items: int, loop: LoopSettings, processes: int) -> None:
-    """Raises InputError: a step has no item for some part of some process."""
+    """Raises InputError: too few items for every part of every process."""
     if min(items, loop.batch_size) < loop.accumulation * processes:
         raise InputError(
-            f"{items} photos in batches of {loop.batch_size} are too few for {processes} "
-            f"processes with {loop.accumulation} parts each"
+            f"{items} photos in batches of {loop.batch_size} are too few for {processes} processes with {loop.accumulation} parts each: "
+            "raise --batch-size or give more photos"
         )
 
 
@@ -153,7 +153,7 @@ def train_step(
 ) -> float:
     """Forward and backward over the parts of one batch, clip, update. Returns the mean loss of this process.
 
-    ``model``: with its optimiser; ``rows``: the items of the batch, of all processes.
+    ``model``: the wrapped objective and its optimiser. ``rows``: the batch's items for all processes.
     """
     from accelerate.utils import send_to_device
 

@@ -1,7 +1,7 @@
-"""What recipes are made of: settings with their help, ranges and defaults, nested by what they decide.
+"""Recipes: dataclasses of settings with their help, ranges and defaults, in groups.
 
-A recipe is a frozen dataclass of settings and of groups of settings; the name of a setting is unique within its recipe, so that the command
-line and recipe files give them flat. This module and the ``recipe`` modules of the systems load no torch: ``--help`` reads them.
+The name of a setting is unique within its recipe, so that the command line and recipe files need no groups. This module and the
+``recipe`` modules of the systems do not import torch, because ``--help`` reads them.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ def setting(
     """A dataclass field that is a setting.
 
     Args:
-        low, high, above: the least and the greatest value, and one that the value must exceed.
-        choices: the texts that are allowed.
-        texts: of the command line: ``option`` (another name), ``metavar``, ``show_default``.
+        low, high: the smallest and the largest value allowed.
+        above: the value must be greater.
+        choices: the values allowed.
+        texts: for the command line: ``option`` (another name), ``metavar``, ``show_default``.
     """
     metadata = {"help": help, "low": low, "high": high, "above": above, "choices": choices, **texts}
     if isinstance(default, dict):
@@ -41,7 +42,7 @@ def setting(
 
 
 class Settings:
-    """A frozen dataclass that checks each of its settings against its type and range. Raises InputError."""
+    """A frozen dataclass that checks each setting against its type and range. Raises InputError."""
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -51,7 +52,7 @@ class Settings:
 
 
 def checked(item: Field[Any], hint: Any, value: Any) -> Any:
-    """The value of a setting as its type has it (1 as 1.0). Raises InputError with its name, the value, and what is expected."""
+    """The value of a setting in its type (1 as 1.0). Raises InputError with the name, the value, and what is expected."""
     kinds = [kind for kind in (get_args(hint) or (hint,)) if isinstance(kind, type)]
     if value is None and type(None) in kinds:
         return None
@@ -89,7 +90,7 @@ def check_range(item: Field[Any], value: float) -> None:
 
 
 def weights_of(name: str, given: Mapping[str, Any]) -> dict[str, float]:
-    """``given`` with finite numbers of 0 or more."""
+    """``given`` as floats. Raises InputError: one is not a finite number of at least 0."""
     for key, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise InputError(f"{name}: {key} is {value!r}, expected a finite number of at least 0")
@@ -102,7 +103,7 @@ def settings_in(group: Any) -> list[Field[Any]]:
 
 
 def all_settings(recipe: Settings) -> Iterator[tuple[Settings, Field[Any]]]:
-    """Every setting of a recipe with the group that holds its value, in the order in which they are written."""
+    """Every setting of a recipe with its group, in the order of their definition."""
     for item in fields(recipe):  # type: ignore[arg-type]
         value = getattr(recipe, item.name)
         if "help" in item.metadata:
@@ -112,7 +113,7 @@ def all_settings(recipe: Settings) -> Iterator[tuple[Settings, Field[Any]]]:
 
 
 def make_recipe(kind: type[R], given: Mapping[str, Any]) -> R:
-    """The recipe with its defaults but for the settings in ``given``, by name, in whichever group they are.
+    """A recipe with the settings in ``given``, by name, and defaults for the others.
 
     Raises:
         InputError: there is no such setting, or a value is not allowed.
@@ -128,7 +129,7 @@ def make_recipe(kind: type[R], given: Mapping[str, Any]) -> R:
 
 
 def recipe_with(recipe: R, given: Mapping[str, Any]) -> R:
-    """A copy with the settings of ``given`` that it has."""
+    """A copy with the settings in ``given`` that the recipe has."""
     changes: dict[str, Any] = {}
     for item in fields(recipe):  # type: ignore[arg-type]
         value = getattr(recipe, item.name)
@@ -155,7 +156,7 @@ class OptimizerSettings(Settings):
 
 @dataclass(frozen=True)
 class LoopSettings(Settings):
-    """How long a run is and how its steps are made. ``batch_size`` counts items of one optimiser step over all processes."""
+    """The length of a run and its steps. ``batch_size``: items of one optimiser step, over all processes."""
 
     epochs: int = setting(15, "Number of epochs; after each the model is validated.", low=1)
     epoch_items: int = setting(
@@ -179,7 +180,7 @@ class LoopSettings(Settings):
 
 @dataclass(frozen=True)
 class CropSettings(Settings):
-    """What a step sees of the grid of a photo (``train.crops``)."""
+    """The part of a photo's grid that a step reads (``train.crops``)."""
 
     mirror: bool = setting(True, "Half of the photos are seen as in a mirror.")
     cells: float = setting(0.5, "Share of the grid's cells that a step reads, drawn anew each time.", above=0, high=1)
@@ -195,7 +196,7 @@ class RewardSettings(Settings):
 
 
 def encoder_setting(folders: str = "") -> Any:
-    """``folders``: what of transformers' directories may be given, too."""
+    """``folders``: further text for the help about directories of transformers."""
     return setting("efficientnet-lite2", f"efficientnet-lite2, vgg19 or resnet101{folders}.")
 
 

@@ -1,4 +1,4 @@
-"""Which training items a step reads: a function of the seed and the step alone, so that a killed run goes on with the same ones."""
+"""The training items of each step, as a function of the seed and the step alone, so that a killed run continues with the same ones."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ EPOCH_SEEDS = 1_000_003  # far apart, so that two runs with neighbouring seeds s
 
 
 class DataMix(NamedTuple):
-    """``sizes``: training items of each data set; ``shares``: how much of an epoch comes from each, relative to the others. None = by size,
-    so that every item is read once in an epoch. ``epoch_items``: items of an epoch; 0 = as many as there are."""
+    """``sizes``: training items of each data set. ``shares``: relative share of each in an epoch; None = by size, so that an epoch reads
+    every item once. ``epoch_items``: items of an epoch; 0 = all."""
 
     sizes: tuple[int, ...]
     shares: tuple[float, ...] | None = None
@@ -34,9 +34,9 @@ class DataMix(NamedTuple):
         return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
     def draw(self, rng: random.Random) -> int:
-        """The place of an item, each data set as likely as its share."""
-        (place,) = rng.choices(range(len(self.sizes)), self.shares or self.sizes)
-        return sum(self.sizes[:place]) + rng.randrange(self.sizes[place])
+        """The number of a random item; data sets are drawn by their shares."""
+        (index,) = rng.choices(range(len(self.sizes)), self.shares or self.sizes)
+        return sum(self.sizes[:index]) + rng.randrange(self.sizes[index])
 
 
 def steps_per_epoch(mix: DataMix, batch_size: int) -> int:
@@ -44,23 +44,22 @@ def steps_per_epoch(mix: DataMix, batch_size: int) -> int:
 
 
 def batch_rows(step: int, mix: DataMix, batch_size: int, seed: int) -> list[int]:
-    """The items of one step, as places in all data sets one behind the other.
+    """The items of one step, numbered over all data sets, one after another.
 
-    Each epoch is a shuffle of its own; its last, incomplete batch is left out. A data set that gives an epoch fewer items than it has goes
-    on in the next epoch where it stopped, and one that gives more is read again in another order: no item comes a second time before all
-    others of its data set have come once.
+    Each epoch has its own shuffle; its last, incomplete batch is left out. A data set with more items than an epoch takes continues in the
+    next epoch, and one with fewer is read again in another order: no item is repeated before all others of its data set have been read.
     """
     epoch, index = divmod(step, steps_per_epoch(mix, batch_size))
     order = shuffled(mix.per_epoch, seed, epoch)
     if mix.shares is not None or mix.epoch_items:
-        drawn = [row for place in range(len(mix.sizes)) for row in rows_of(mix, place, seed, epoch)]
+        drawn = [row for index in range(len(mix.sizes)) for row in rows_of(mix, index, seed, epoch)]
         order = [drawn[i] for i in order]
     return order[index * batch_size : (index + 1) * batch_size]
 
 
-def rows_of(mix: DataMix, place: int, seed: int, epoch: int) -> list[int]:
-    """The items that one data set gives to an epoch."""
-    size, count, first = mix.sizes[place], mix.counts()[place], sum(mix.sizes[:place])
+def rows_of(mix: DataMix, index: int, seed: int, epoch: int) -> list[int]:
+    """The items of data set ``index`` in an epoch."""
+    size, count, first = mix.sizes[index], mix.counts()[index], sum(mix.sizes[:index])
     rows: list[int] = []
     while len(rows) < count:
         reading, start = divmod(epoch * count + len(rows), size)

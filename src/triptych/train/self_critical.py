@@ -1,7 +1,7 @@
-"""Self-critical training: samples of a photo's captions, each made likelier as far as it is better than the photo's other samples.
+"""Self-critical training: sampled captions become more likely the more their reward exceeds that of the photo's other samples.
 
-Rennie et al. 2017, "Self-critical sequence training for image captioning"; the baseline, the mean reward of the others, is Luo's
-(2020, "A better variant of self-critical sequence training"). Shapes: P photos, K samples of each, T tokens.
+Rennie et al. 2017, "Self-critical sequence training for image captioning", with the baseline of Luo 2020, "A better variant of
+self-critical sequence training": the mean reward of the other samples. Shapes: P photos, K samples of each, T tokens.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from triptych.text.tokenizer import TextTokenizer
 class Reward:
     """CIDEr-D plus ``bleu_weight`` times the mean of BLEU-1 to 4.
 
-    ``references``: the captions of each training photo as tokens, an end token included, so that a text must also end well.
+    ``references``: the captions of each training photo as tokens, with an end token, so that the reward counts a proper end.
     """
 
     def __init__(self, references: Sequence[Sequence[Tokens]], bleu_weight: float) -> None:
         self.references, self.bleu_weight, self.cider = references, bleu_weight, CiderD(references)
 
     def __call__(self, texts: Sequence[Tokens], photos: Sequence[int]) -> Tensor:
-        """Of each text against the captions of its photo, ``[len(texts)]``."""
+        """The reward of each text against the captions of its photo, ``[len(texts)]``."""
         scores = self.cider.score_items(texts, photos)
         if self.bleu_weight:
             _, each = bleu(texts, [self.references[photo] for photo in photos])
@@ -41,14 +41,14 @@ class Reward:
 
 
 class CaptionReward:
-    """The reward of what a language model samples, over the words that caption metrics count."""
+    """The reward of a language model's samples, over the words that caption metrics count."""
 
     def __init__(self, photos: Sequence[Photo], tokenizer: TextTokenizer, bleu_weight: float) -> None:
         self.decode, self.end = tokenizer.decode, min(tokenizer.eos_ids)
         self.reward = Reward([[[*ptb_tokenize(c), self.end] for c in photo.captions] for photo in photos], bleu_weight)
 
     def __call__(self, hypotheses: Sequence[Sequence[Hypothesis]], photos: Sequence[int]) -> Tensor:
-        """``[P, K]``: of the K samples of each photo (its row in the training photos)."""
+        """The rewards ``[P, K]`` of the K samples of each photo; ``photos``: its index among the training photos."""
         texts: list[Tokens] = []
         for hypothesis in chain.from_iterable(hypotheses):
             words: list[str | int] = [*ptb_tokenize(self.decode(hypothesis.ids))]
@@ -65,18 +65,18 @@ def sample_captions(
     sampling: Search,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
-    """``sampling.n_best`` captions of each of ``photos``, and what they are worth: labels ``[P, K, T]`` and rewards ``[P, K]``."""
+    """Draw K = ``sampling.n_best`` captions of each of ``photos``: their labels ``[P, K, T]`` and rewards ``[P, K]``."""
     hypotheses = generate(model, prompt, sampling, independent_seeds(len(photos), seed))
     return to_labels(hypotheses, reward_fn.end), reward_fn(hypotheses, photos)
 
 
 def independent_seeds(photos: int, seed: int) -> list[int]:
-    """One for each photo: with the same noise for all, a step would draw K times, not P * K times."""
+    """A seed for each photo, so that the P * K draws of a step are independent."""
     return torch.randint(2**62, (photos,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def to_labels(hypotheses: Sequence[Sequence[Hypothesis]], end: int) -> Tensor:
-    """``[P, K, T]``: the ids of the samples, ``end`` where one ended, IGNORED behind."""
+    """``[P, K, T]``: the ids of the samples, then ``end`` if the sample is finished, then IGNORED."""
     texts = [[[*h.ids, end] if h.finished else [*h.ids] for h in samples] for samples in hypotheses]
     longest = max(len(ids) for samples in texts for ids in samples)
     return torch.tensor([[ids + [IGNORED] * (longest - len(ids)) for ids in samples] for samples in texts])
@@ -88,7 +88,7 @@ def self_critical_loss(logits: Tensor, labels: Tensor, reward: Tensor, sampling:
     Args:
         logits: ``[N, V]``, for the N tokens of all ``labels [P, K, T]`` that are not IGNORED, in their order.
         reward: ``[P, K]``; b is the mean of the photo's other samples.
-        sampling: how the samples were drawn: p is what they were drawn from.
+        sampling: the settings of the draw, which define p.
     """
     advantage = reward - (reward.sum(1, keepdim=True) - reward) / (reward.shape[1] - 1)
     is_label = labels != IGNORED

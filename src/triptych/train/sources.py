@@ -1,4 +1,4 @@
-"""Where the photos of a run come from."""
+"""The data sets of a run."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from triptych.errors import InputError
 
 @dataclass(frozen=True)
 class Sources:
-    """``data``: one data set or several. ``shares``: how much of an epoch comes from each, relative to the others; none = by their sizes.
-    ``strict``: a damaged photo ends the run. ``drawings``: pictures with names, for systems that learn names from them. ``written``: files
-    of captions that a model wrote, as ``eval caption --output`` makes them; language models learn them beside those of people."""
+    """``data``: one data set or several. ``shares``: relative share of each in an epoch; empty = by their sizes. ``strict``: a damaged
+    photo ends the run. ``drawings``: pictures with names, for systems that learn names. ``written``: files of captions that a model wrote
+    (``eval caption --output``), which language models learn in addition to those of people."""
 
     data: tuple[Path, ...]
     shares: tuple[float, ...] = ()
@@ -34,7 +34,7 @@ class Sources:
 
     @property
     def names(self) -> list[str]:
-        """A name for each data set: of its folder or file, numbered where two are called alike."""
+        """A name for each data set: that of its folder or file, numbered if several are equal."""
         plain = [path.resolve().stem if path.is_file() else path.resolve().name for path in self.data]
         return [
             name if plain[:i].count(name) == 0 else f"{name}-{plain[:i].count(name) + 1}"

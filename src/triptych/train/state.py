@@ -1,4 +1,4 @@
-"""What a killed run goes on from, and the log of its steps."""
+"""The saved state of a run, from which it resumes, and the log of its steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from triptych.train.averaging import WeightAverage
 
 @dataclass
 class Progress:
-    """``best``: the best metric so far; ``best_record``: the record of that validation; ``since_best``: validations after it."""
+    """``best``: the best metric so far; ``best_record``: the record of that validation; ``since_best``: the number of validations since."""
 
     step: int = 0
     best: float = -math.inf
@@ -33,26 +33,26 @@ class Progress:
 
 
 class TrainingState:
-    """``state.pt`` of a run: the trained tensors, their average, the optimiser's, and the progress."""
+    """``state.pt`` of a run: the trained tensors, their average, the optimiser's state, and the progress."""
 
     def __init__(
         self, run: Path, objective: nn.Module, optimizer: Any, average: WeightAverage, identity: Mapping[str, Any]
     ) -> None:
-        """``identity``: what the run is, as plain values."""
+        """``identity``: the run's settings, model and data, as plain values; see ``Trainer.identity``."""
         self.path, self.objective, self.optimizer, self.average = run / "state.pt", objective, optimizer, average
         self.identity = json.loads(json.dumps(identity))
         frozen = {name for name, parameter in objective.named_parameters() if not parameter.requires_grad}
         self.trained = set(objective.state_dict()) - frozen
 
     def load(self, device: torch.device) -> Progress:
-        """Put the saved tensors back, if there are any. Raises InputError: the folder holds another run."""
+        """Restore the saved state, if there is one. Raises InputError: the folder contains another run."""
         if not self.path.exists():
             return Progress()
         state = torch.load(self.path, map_location=device, weights_only=True)
         if state["identity"] != self.identity:
             raise InputError(
                 f"{self.path.parent} was started with other settings{difference(state['identity'], self.identity)}: "
-                "go on with those, or name another --run"
+                "use those, or name another --run"
             )
         self.objective.load_state_dict(state["objective"], strict=False)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -60,7 +60,7 @@ class TrainingState:
         return Progress(**state["progress"])
 
     def save(self, progress: Progress) -> None:
-        """Raises TriptychError: the disk is full."""
+        """Write the state atomically. Raises TriptychError: the disk is full."""
         tensors = {name: x for name, x in self.objective.state_dict().items() if name in self.trained}
         state = {"identity": self.identity, "objective": tensors, "optimizer": self.optimizer.state_dict()}
         state["average"] = self.average.tensors
@@ -86,7 +86,7 @@ def difference(saved: Any, given: Any, name: str = "") -> str:
 
 
 class Log:
-    """Every step and validation, as JSON lines and for TensorBoard. A resumed run writes the steps after its last save anew."""
+    """Every step and validation, as JSON lines and for TensorBoard. A resumed run overwrites the steps after its last save."""
 
     def __init__(self, run: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter

@@ -1,4 +1,4 @@
-"""The systems that can be trained, and recipe files that train them."""
+"""Training a system by name, and the runs of recipe files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RECIPES: dict[str, type[Settings]] = {"sat": SatRecipe, "blip2": Blip2Recipe, "f
 
 
 def train_system(name: str, sources: Sources, run: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """One run of a system. Returns the record of its best validation in the main process, None in the others.
+    """Train a system in the folder ``run``. Returns the record of the best validation in the main process, None in the others.
 
     Raises:
         InputError: a setting, the data or the checkpoint to start from cannot be used.
@@ -41,7 +41,7 @@ def train_system(name: str, sources: Sources, run: Path, settings: Mapping[str, 
 
 
 class PlannedRun(NamedTuple):
-    """One run of a recipe file: its folder's name, its data sets and its settings."""
+    """One run of a recipe file. ``name``: of its folder."""
 
     name: str
     sources: Sources
@@ -49,22 +49,22 @@ class PlannedRun(NamedTuple):
 
 
 def read_recipe_file(path: Path, data: Path, folder: Path) -> tuple[str, list[PlannedRun]]:
-    """The runs of a recipe file, one after the other.
+    """The system and the runs of a recipe file, in order.
 
-    The file is TOML: ``system``, and for each run a table ``[[run]]`` with ``name``, ``data`` (a list of data sets below ``data``), maybe
-    ``data_share``, ``drawings`` and ``strict``, and the settings of the system by name. ``init`` is the name of an earlier run, a shipped
-    model, or a checkpoint.
+    The file is TOML: ``system``, and for each run a table ``[[run]]`` with ``name``, ``data`` (a list of data sets), optionally
+    ``data_share``, ``drawings``, ``written`` and ``strict``, and the settings of the system by name. ``init`` is the name of an earlier
+    run, a shipped model, or a checkpoint.
 
     Args:
-        data: the folder that holds the data sets.
-        folder: gets the folders of the runs.
+        data: the folder of the data sets.
+        folder: the folder for the runs' folders.
 
     Raises:
-        InputError: the file cannot be read, or says something unknown; every setting is checked before the first run.
+        InputError: the file cannot be read, or contains something unknown; every setting is checked before the first run.
     """
     try:
         if path.stat().st_size > MAX_FILE:
-            raise InputError(f"{path} is larger than {MAX_FILE >> 20} MiB: that is no recipe")
+            raise InputError(f"{path} is larger than {MAX_FILE >> 20} MiB, the limit of a recipe file")
         settings = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
@@ -88,6 +88,7 @@ def read_recipe_file(path: Path, data: Path, folder: Path) -> tuple[str, list[Pl
 
 
 def plan_run(table: Any, data: Path, folder: Path, earlier: list[str]) -> PlannedRun:
+    """The run of one table; ``earlier``: the names of the runs before it. Raises InputError: an entry is invalid."""
     if not isinstance(table, dict):
         raise InputError("expected a table")
     settings = dict(table)
@@ -115,7 +116,7 @@ def plan_run(table: Any, data: Path, folder: Path, earlier: list[str]) -> Planne
 
 
 def run_recipe_file(path: Path, data: Path, folder: Path) -> dict[str, dict[str, Any] | None]:
-    """Make the runs of a recipe file, each in its folder below ``folder``; a run that is complete is not made again.
+    """Train the runs of a recipe file, each in its folder below ``folder``; runs that are complete are not repeated.
 
     Returns the record of the best validation of each run. Raises as ``read_recipe_file`` and ``train_system``.
     """

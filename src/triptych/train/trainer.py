@@ -1,4 +1,4 @@
-"""What the loop needs of a system: one trainer object for each."""
+"""The interface between the training loop and a system: a trainer object for each."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ ParameterGroups = list[dict[str, Any]]
 class Trainer(Protocol):
     """A model, its data and its recipe.
 
-    ``objective``: ``forward(*batch)`` is the loss; its attribute ``last``, where it has one, holds the terms of the last loss for the log.
-    ``mix``: how many training items each data set has, and its share. ``metric``: the name of the figure that validations are compared
-    by; greater is better.
+    ``objective``: ``forward(*batch)`` is the loss; its optional attribute ``last`` has the terms of the last loss, for the log.
+    ``mix``: the size of each data set, and its share. ``metric``: the name of the figure that decides which validation is the best; greater
+    is better.
     """
 
     @property
@@ -31,25 +31,25 @@ class Trainer(Protocol):
     def metric(self) -> str: ...
 
     def identity(self) -> Mapping[str, Any]:
-        """What the run is (recipe, model, data), as plain values: a run that was started as another is not resumed."""
+        """The recipe, the model and the data, as plain values: only a run with the same identity is resumed."""
 
     def prepare(self, run: Path, new: bool) -> None:
-        """Called once before the first step of this process; ``new``: the run starts, it is not resumed."""
+        """Called once before the first step of this process; ``new``: the run is not resumed."""
 
     def parameter_groups(self) -> ParameterGroups:
-        """As AdamW takes them; an ``lr_scale`` multiplies the learning rate of its group."""
+        """AdamW's groups; an ``lr_scale`` multiplies the learning rate of its group."""
 
     def batch(self, rows: Sequence[int], seed: int) -> tuple[Any, ...]:
-        """What ``objective`` takes: of these rows of all training items, one data set behind the other."""
+        """The arguments of ``objective`` for these training items, numbered over all data sets, one after another."""
 
     def validate(self) -> dict[str, float]:
-        """The figures of the present state; runs on the main process after each epoch."""
+        """The figures of the current state; runs on the main process after each epoch."""
 
     def save(self, directory: Path, record: Mapping[str, Any]) -> None:
         """Write a checkpoint; ``record``: the epoch, the step and the figures."""
 
 
 def train_bridges(model: nn.Module) -> None:
-    """All parameters are trained but those of the frozen encoder and language model of BLIP-2 and Flamingo."""
+    """Make all parameters of BLIP-2 or Flamingo trainable except the frozen encoder's and language model's."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(("vision_encoder.", "lm.")))

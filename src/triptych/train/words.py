@@ -1,11 +1,11 @@
-"""A warm start without the language model: visual tokens learn to say which words a picture's captions have.
+"""A warm start without the language model: visual tokens learn to predict the words of a picture's captions.
 
-The language model costs ten times what reads the pictures for it, and until it attends to the visual tokens its loss teaches them
-little. So each visual token v_r (of Flamingo's resampler, of BLIP-2's Q-Former) first proposes words, p(w | picture) = mean over tokens
-r of softmax_w(s e_w . H v_r + b_w), with e_w the frozen language model's embeddings. Rarer words count more; the classes that few-shot
-tests ask about do not count. Then H becomes the way into the language model: the values of Flamingo's gated blocks, whose opening gates
-let in words that the picture suggests; BLIP-2's projection, so that a soft prompt begins as a list of such words. No paper of the three
-does this.
+The language model costs ten times as much as the parts that read pictures for it, and until it attends to the visual tokens its loss
+teaches them little. So each visual token v_r (of Flamingo's resampler or BLIP-2's Q-Former) first predicts words:
+p(w | picture) = mean over tokens r of softmax_w(s e_w . H v_r + b_w), with e_w the frozen language model's embeddings. Rarer words
+count more; classes of few-shot tests do not count. Then H initialises the path into the language model: the values of Flamingo's gated
+blocks, so that opening gates let in words of the picture, or BLIP-2's projection, so that a soft prompt starts as a list of such words.
+None of the three papers does this.
 """
 
 from __future__ import annotations
@@ -33,39 +33,40 @@ from triptych.train.recipe import LoopSettings, recipe_with
 from triptych.train.sampling import DataMix
 from triptych.train.trainer import ParameterGroups
 
-RARE = 5  # a word must occur in so many pictures' captions
-COMMON_SHARE = 0.25  # and in no larger share of them
+MIN_PICTURES = 5  # whose captions have a word, for it to count
+MAX_SHARE = 0.25  # of the pictures
 BATCH, RATE = 64, 1e-3
 
-Cells = Callable[[Sequence[int], int], Tensor]  # (places of pictures, a seed) -> [P, L, Dv]
+Cells = Callable[[Sequence[int], int], Tensor]  # (numbers of pictures, a seed) -> [P, L, Dv]
 
 
 class CaptionWords:
     """The words of captions as tokens of the language model: ``ids [W]``; ``targets[i]`` is picture i's distribution over them."""
 
     def __init__(self, photos: Sequence[Photo], tokenizer: TextTokenizer) -> None:
-        spoken = [Counter(word for text in photo.captions for word in set(split_words(text))) for photo in photos]
-        spoken = [Counter({word: n for word, n in counts.items() if not held_out(word)}) for counts in spoken]
-        token = {word: tokenizer.encode(f" {word}")[0] for counts in spoken for word in counts}
-        pictures = Counter(i for counts in spoken for i in {token[word] for word in counts})  # that have each token
-        kept = sorted(i for i, count in pictures.items() if RARE <= count <= max(RARE, COMMON_SHARE * len(photos)))
+        words = [Counter(word for text in photo.captions for word in set(split_words(text))) for photo in photos]
+        words = [Counter({word: n for word, n in counts.items() if not held_out(word)}) for counts in words]
+        token = {word: tokenizer.encode(f" {word}")[0] for counts in words for word in counts}
+        pictures = Counter(i for counts in words for i in {token[word] for word in counts})  # with each token
+        most = max(MIN_PICTURES, MAX_SHARE * len(photos))
+        kept = sorted(i for i, count in pictures.items() if MIN_PICTURES <= count <= most)
         self.ids = torch.tensor(kept, dtype=torch.long)
-        place = {i: n for n, i in enumerate(kept)}
+        column = {i: n for n, i in enumerate(kept)}
         self.targets = torch.zeros(len(photos), len(kept))
-        for row, counts in enumerate(spoken):
+        for row, counts in enumerate(words):
             for word, count in counts.items():
-                if (i := token[word]) in place:
-                    self.targets[row, place[i]] += count * math.log(len(photos) / pictures[i])
+                if (i := token[word]) in column:
+                    self.targets[row, column[i]] += count * math.log(len(photos) / pictures[i])
         self.targets /= self.targets.sum(1, keepdim=True).clamp_min(1e-6)
 
 
 def held_out(word: str) -> bool:
-    """Whether it names a class that few-shot tests ask about."""
+    """Whether a word names a class of the few-shot tests."""
     return word in FORMS and FORMS[word].name in ALL_HELD_OUT
 
 
 class PictureReader(NamedTuple):
-    """What makes visual tokens: ``read``: ``image_features [P, L, Dv]`` -> ``[P, R, dim]``, by what is ``trained``."""
+    """The part that makes visual tokens. ``read``: ``image_features [P, L, Dv]`` -> ``[P, R, dim]``; ``trained``: its parameters."""
 
     trained: nn.Module
     read: Callable[[Tensor], Tensor]
@@ -76,7 +77,7 @@ class WordObjective(nn.Module):
     """-sum_w t_w log p(w | picture), the mean over pictures."""
 
     def __init__(self, reader: PictureReader, embeddings: Tensor, words: CaptionWords) -> None:
-        """``embeddings [W, E]``: of the words in the language model."""
+        """``embeddings [W, E]``: the language model's, of the words."""
         super().__init__()
         self.trained, self.read = reader.trained, reader.read
         self.head = nn.Linear(reader.dim, embeddings.shape[1], bias=False)
@@ -94,14 +95,14 @@ class WordObjective(nn.Module):
 
 
 class WordTrainer:
-    """A ``train.trainer.Trainer`` of the warm start. Nothing is validated: the last state is what counts."""
+    """A ``train.trainer.Trainer`` for the warm start. There is no validation; the last state is used."""
 
     metric = "words"
 
     def __init__(
         self, objective: WordObjective, words: CaptionWords, cells: Cells, identity: Mapping[str, Any], rate: float
     ) -> None:
-        """``rate``: the learning rate of what proposes the words as a share of the head's."""
+        """``rate``: the learning rate of the part that makes visual tokens, relative to the head's."""
         self.objective, self.words, self.cells, self.rate = objective, words, cells, rate
         self.mix = DataMix((len(words.targets),))
         self.known = {"words": words.ids.tolist(), **identity}
@@ -110,7 +111,7 @@ class WordTrainer:
         return self.known
 
     def prepare(self, run: Path, new: bool) -> None:
-        """Nothing comes before the first step."""
+        """Nothing to do."""
 
     def parameter_groups(self) -> ParameterGroups:
         trained = [p for p in self.objective.trained.parameters() if p.requires_grad]
@@ -124,7 +125,7 @@ class WordTrainer:
         return {}
 
     def save(self, directory: Path, record: Mapping[str, Any]) -> None:
-        """The state of the run is all that is kept."""
+        """Nothing to do: the state of the run is enough."""
 
 
 def learn_words(
@@ -136,16 +137,16 @@ def learn_words(
     identity: Mapping[str, Any],
     rate: float = 1.0,
 ) -> None:
-    """Train ``objective`` in a run of its own, which is resumed like any other. ``rate``: see ``WordTrainer``."""
+    """Train ``objective`` in its own run, which can be resumed like any other. ``rate``: see ``WordTrainer``."""
     loop = replace(loop, batch_size=min(BATCH, len(words.targets)), accumulation=1, patience=loop.epochs)
     loop = recipe_with(loop, {"learning_rate": RATE})
     fit(run, WordTrainer(objective, words, cells, identity, rate), loop)
 
 
 @torch.no_grad()
-def begin_as_words(projection: nn.Linear, head: Tensor, query_output: Tensor, embeddings: Tensor) -> None:
-    """Begin BLIP-2's projection as ``head [E, D]``, so that soft prompts stand around the mean of the words' ``embeddings [W, E]`` as far
-    off as words do. ``query_output [B, Q, D]`` is what it reads."""
+def initialise_projection(projection: nn.Linear, head: Tensor, query_output: Tensor, embeddings: Tensor) -> None:
+    """Initialise BLIP-2's projection with ``head [E, D]``, scaled so that soft prompts are spread around the mean of the words'
+    ``embeddings [W, E]`` as far as words are. ``query_output [B, Q, D]``: inputs of the projection."""
     mean = embeddings.mean(0)
     size = (embeddings - mean).square().mean().sqrt() / (query_output @ head.T).square().mean().sqrt()
     projection.weight.copy_(size * head)
@@ -153,34 +154,34 @@ def begin_as_words(projection: nn.Linear, head: Tensor, query_output: Tensor, em
 
 
 @torch.no_grad()
-def speak_words(model: Flamingo, head: Tensor, visual_tokens: Tensor, text: Tensor) -> None:
-    """Begin each gated block's attention as ``head [D, Dv]``, as large as the residual stream of ``text [B, T]`` there.
+def initialise_gated_blocks(model: Flamingo, head: Tensor, visual_tokens: Tensor, text: Tensor) -> None:
+    """Initialise each gated block's attention with ``head [D, Dv]``, scaled to the residual stream of ``text [B, T]`` at that block.
 
-    The heads' values take the singular directions of ``head`` in order; what is left of them stays as it was.
+    The heads' values get the singular directions of ``head`` in order; remaining ones keep their initial weights.
     """
-    said = float((visual_tokens @ head.T).square().mean().sqrt())
+    proposed = float((visual_tokens @ head.T).square().mean().sqrt())
     sizes = residual_sizes(model.lm, text)
     u, s, v = torch.linalg.svd(head.float(), full_matrices=False)
     for i, block in enumerate(model.xattn):
         attention: Any = block.attention
-        root = (s * sizes[(i + 1) * model.config.every - 1] / said).sqrt()
+        root = (s * sizes[(i + 1) * model.config.every - 1] / proposed).sqrt()
         width = min(len(s), attention.value.out_features)
         attention.value.weight[:width] = root[:width, None] * v[:width]
         attention.out.weight[:, :width] = u[:, :width] * root[:width]
 
 
 def residual_sizes(lm: Decoder, text: Tensor) -> list[float]:
-    """The root mean square of what enters each block."""
+    """The root mean square of each block's input."""
     x, context = lm.embed_inputs(text)
     sizes = []
     for block in lm.blocks:
-        sizes.append(float(x[:, 1:].square().mean().sqrt()))  # the first token is much larger than all others
+        sizes.append(float(x[:, 1:].square().mean().sqrt()))  # the first token's is much larger than all others
         x = block(x, context)
     return sizes
 
 
 def caption_text(photos: Sequence[Photo], tokenizer: TextTokenizer, length: int = 8, count: int = 32) -> Tensor:
-    """Beginnings of captions, ``[B, T]``."""
+    """The first tokens of captions, ``[B, T]``."""
     texts = (tokenizer.encode(f" {plain_caption(photo.captions[0])}")[:length] for photo in photos)
     rows = [ids for ids in texts if len(ids) == length][:count]
     return torch.tensor(rows or [[0] * length])

@@ -16,7 +16,7 @@ from triptych.train.blip2.recipe import Blip2Recipe
 from triptych.train.crops import draw_cells
 from triptych.train.features import Features
 from triptych.train.loop import uses_bf16
-from triptych.train.words import CaptionWords, PictureReader, WordObjective, begin_as_words, learn_words
+from triptych.train.words import CaptionWords, PictureReader, WordObjective, initialise_projection, learn_words
 
 
 def warm_start_qformer(
@@ -49,4 +49,4 @@ def warm_start_qformer(
     learn_words(run, objective, words, cells, loop, {"model": asdict(model.config)}, recipe.rates.bert_rate)
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, uses_bf16(recipe.loop)):
         queries = read(cells(range(min(64, len(photos))), 0).to(device)).float()
-    begin_as_words(model.projection, objective.head.weight.detach(), queries, embeddings)
+    initialise_projection(model.projection, objective.head.weight.detach(), queries, embeddings)

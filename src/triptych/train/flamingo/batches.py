@@ -1,4 +1,4 @@
-"""What a training step of Flamingo reads: sequences of pictures and text as ids, and the features of their pictures."""
+"""The batches of Flamingo's training: sequences of pictures and text as ids, and the features of their pictures."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ BATCH_TRIES = 200  # tasks drawn for one sequence
 
 
 class SequenceIds(NamedTuple):
-    """One sequence: ``labels`` say what follows each token; ``pictures`` by their places among all. A photo that the model captions itself
-    is a sequence of its picture alone."""
+    """One sequence. ``labels``: the next token after each; ``pictures``: their numbers among all pictures. A photo that the model captions
+    itself is a sequence of its picture alone."""
 
     input_ids: list[int]
     labels: list[int]
@@ -33,21 +33,21 @@ class FlamingoItems(NamedTuple):
     image_features: Tensor  # [P, L, Dv]
     counts: Tensor  # [B] pictures of each row
     input_ids: Tensor  # [B, T]
-    labels: Tensor  # [B, T] what follows each token; IGNORED where it does not count
-    tasks: Tensor  # [B] which task each row is of
-    photos: Tensor  # [B] the photo that each row is made around
-    seed: int  # of what is sampled
+    labels: Tensor  # [B, T] the next token after each; IGNORED where it does not count
+    tasks: Tensor  # [B] the number of each row's task
+    photos: Tensor  # [B] the photo that each row was made for
+    seed: int  # for sampling
 
 
 class SequenceEncoder:
-    """Turns sequences into ids. A text longer than ``max_tokens`` is cut behind its last whole example."""
+    """Turns sequences into ids. A text longer than ``max_tokens`` is cut after its last whole example."""
 
     def __init__(self, tokenizer: TextTokenizer, image_id: int, max_tokens: int) -> None:
         self.tokenizer, self.image_id, self.max_tokens = tokenizer, image_id, max_tokens
         self.end = min(tokenizer.eos_ids)
 
     def scored(self, prompt: Interleaved, answer: str) -> SequenceIds:
-        """A prompt and an answer, which alone is learnt; nothing is cut."""
+        """A prompt and an answer; only the answer is a label, and nothing is cut."""
         question = [part._replace(is_label=False) if isinstance(part, TextPart) else part for part in prompt]
         return SequenceEncoder(self.tokenizer, self.image_id, 1 << 30)([*question, answer_part(answer)])
 
@@ -82,7 +82,7 @@ def padded(rows: Sequence[SequenceIds], pad: int) -> tuple[Tensor, Tensor, Tenso
 
 
 class TaskMixture:
-    """Draws sequences: of each row its task by ``shares``, around the photo that the epoch has come to."""
+    """Draws a sequence for each photo of a step, of a task drawn by ``shares``."""
 
     def __init__(self, sequences: Sequences, encode: SequenceEncoder, shares: Mapping[str, float]) -> None:
         self.sequences, self.encode = sequences, encode
@@ -90,17 +90,19 @@ class TaskMixture:
         self.shares = [shares[name] for name in self.tasks]
 
     def __call__(self, photos: Sequence[int], seed: int) -> tuple[list[SequenceIds], list[int]]:
-        """A sequence for each of ``photos``, and the place of its task in ``tasks``."""
+        """A sequence for each of ``photos``, and the index of its task in ``tasks``."""
         drawn = [self.draw(photo, random.Random(f"{seed} {photo}")) for photo in photos]
         return [ids for ids, _ in drawn], [task for _, task in drawn]
 
     def draw(self, photo: int, rng: random.Random) -> tuple[SequenceIds, int]:
-        """Raises InputError: nothing can be learnt from these captions."""
-        for _ in range(BATCH_TRIES):  # a task may have nothing to say about a photo
+        """Raises InputError: no task has a sequence with a label for this photo."""
+        for _ in range(BATCH_TRIES):  # some tasks have no sequence for some photos
             (task,) = rng.choices(range(len(self.tasks)), self.shares)
             if self.tasks[task] == REWARDED:
                 return SequenceIds([], [], [photo]), task
             ids = self.encode(self.sequences.makers[self.tasks[task]](rng, photo))
             if any(label != IGNORED for label in ids.labels):
                 return ids, task
-        raise InputError(f"of {', '.join(self.tasks)} none can be made of these captions: draw other tasks too")
+        raise InputError(
+            f"these captions suit none of the tasks {', '.join(self.tasks)}: draw other tasks, too (--share)"
+        )

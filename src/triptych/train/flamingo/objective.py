@@ -1,8 +1,8 @@
 """Flamingo's objective: cross-entropy over interleaved sequences of several tasks (``data.interleaved``).
 
-Each sequence counts as much as the others, by the mean over its learnt tokens times its task's weight. Only the resampler and the
-gated blocks are trained. The task ``scst`` is no sequence: a photo's captions are sampled, and those better than the others become
-likelier (``train.self_critical``).
+The loss of a sequence is the mean over its labels times its task's weight, so that long and short ones count equally. Only the
+resampler and the gated blocks are trained. The task ``scst`` has no sequence: captions are sampled and rewarded
+(``train.self_critical``).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from triptych.train.self_critical import CaptionReward, sample_captions, self_cr
 
 
 class FlamingoObjective(nn.Module):
-    """-log p(text | what came before, pictures), over the learnt tokens of each row; ``last`` keeps each task's mean for the log."""
+    """-log p(text | earlier text, pictures), the mean over the labels of each row; ``last``: the mean of each task, for the log."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class FlamingoObjective(nn.Module):
         prompt: Sequence[int] = (),
         reward_fn: CaptionReward | None = None,
     ) -> None:
-        """``prompt``: the ids that ask for a photo's caption; ``reward_fn``: of sampled captions, where ``tasks`` sample any."""
+        """``prompt``: the ids of the prompt of a caption; ``reward_fn``: for the task ``scst``."""
         super().__init__()
         self.model, self.tasks, self.recipe, self.reward_fn = model, tasks, recipe, reward_fn
         self.weights = [recipe.weights.get(task, 1.0) for task in tasks]
@@ -42,7 +42,7 @@ class FlamingoObjective(nn.Module):
         self.last: dict[str, float] = {}
 
     def forward(self, *items: Any) -> Tensor:
-        """``items``: the fields of ``FlamingoItems``."""
+        """``items``: the fields of ``FlamingoItems``; the weighted mean loss of the rows."""
         batch = FlamingoItems(*items)
         losses = torch.zeros(len(batch.tasks), device=batch.image_features.device)
         sampled = torch.tensor([self.tasks[i] == REWARDED for i in batch.tasks.tolist()], device=losses.device)
@@ -61,7 +61,7 @@ class FlamingoObjective(nn.Module):
         return (weights * losses).mean()  # Flamingo eq. 2: weighted sum over the data sets, here the tasks
 
     def reward_loss(self, image_features: Tensor, photos: Sequence[int], seed: int) -> tuple[Tensor, float]:
-        """Of captions that the model draws of photos ``[P, L, Dv]``: the loss (``train.self_critical``) and the mean reward."""
+        """The self-critical loss of sampled captions of photos ``[P, L, Dv]``, and their mean reward; ``photos``: their numbers."""
         model, recipe, reward_fn, count = self.model, self.recipe, self.reward_fn, len(photos)
         assert reward_fn is not None
         device = image_features.device
@@ -87,7 +87,10 @@ class FlamingoObjective(nn.Module):
 def token_logprobs(
     model: Flamingo, image_features: Tensor, counts: Sequence[int], input_ids: Tensor, labels: Tensor
 ) -> Tensor:
-    """log p of each label ``[B, T]``, 0 where it does not count. Padding stands at the end, where nothing before it attends to it."""
+    """log p of each label, ``[B, T]``; 0 where it is IGNORED. Rows are padded on the right, so that no token attends to padding.
+
+    ``image_features [P, L, Dv]`` of all rows in order, ``counts``: pictures of each row, ``input_ids`` and ``labels`` ``[B, T]``.
+    """
     numbers = torch.cat([torch.arange(1, count + 1) for count in counts]).to(input_ids.device)
     media = model.media(model.resampler(image_features, numbers), counts)
     is_label = labels != IGNORED

@@ -29,7 +29,7 @@ SHARES = {
     "compare": 0.06,
     "binding": 0.24,
 }
-REWARDED = "scst"  # the task of a photo that is captioned by the model itself (``train.self_critical``)
+REWARDED = "scst"  # the task in which the model captions a photo itself (``train.self_critical``)
 TASKS = (*SHARES, REWARDED)
 
 

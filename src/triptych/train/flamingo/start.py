@@ -1,4 +1,4 @@
-"""From data sets and a recipe to a run of Flamingo: photos, drawings, model between its frozen parts, features, trainer."""
+"""``train_flamingo``: a run of Flamingo from its data sets and recipe."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from triptych.train.recipe import recipe_with
 from triptych.train.sources import Sources
 from triptych.train.trainer import train_bridges
 
-SPARE = ("<image>", "<file_sep>")  # a token that a picture may have, of those that language models know
+SPARE_TOKENS = ("<image>", "<file_sep>")  # special tokens of language models that may stand for a picture
 
 
 def train_flamingo(sources: Sources, run: Path, recipe: FlamingoRecipe) -> dict[str, Any] | None:
@@ -66,17 +66,17 @@ def train_flamingo(sources: Sources, run: Path, recipe: FlamingoRecipe) -> dict[
 
 
 def new_flamingo(start: FlamingoStart) -> FlamingoModel:
-    """Fresh trained parts, their gates shut, between frozen ones."""
+    """A model with new trained parts, its gates closed, between frozen ones."""
     weights = None if start.encoder_weights is None else Path(start.encoder_weights)
     vision = vision_encoder(start.encoder, weights=weights, image_size=start.image_size)
     language = find_language_model(start.lm)
     specials = language.tokenizer.specials
-    token = start.image_token or next((token for token in SPARE if token in specials), "")
+    token = start.image_token or next((token for token in SPARE_TOKENS if token in specials), "")
     if token not in specials:
         known = ", ".join(sorted(specials)[:12])
         raise InputError(f"name a token that can stand for a picture with --image-token: {start.lm} has {known}...")
     if not language.tokenizer.eos_ids:
-        raise InputError(f"{start.lm} has no token that ends a text: its tokenizer must name one")
+        raise InputError(f"{start.lm} has no token that ends a text: name one in its tokenizer's files")
     if specials[token] in language.tokenizer.eos_ids:
         raise InputError(f"{token} ends a text: choose another --image-token")
     config = FlamingoConfig(vision.dim, specials[token], **asdict(start.network))

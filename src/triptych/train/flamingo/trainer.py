@@ -1,4 +1,4 @@
-"""Flamingo as the training loop sees it."""
+"""The trainer of Flamingo."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from triptych.train.flamingo.batches import FlamingoItems, SequenceEncoder, Task
 from triptych.train.flamingo.objective import FlamingoObjective
 from triptych.train.flamingo.recipe import REWARDED, FlamingoRecipe
 from triptych.train.flamingo.validation import (
-    bound_rightly,
     flamingo_caption_prompt,
+    is_answered,
     validation_episodes,
     write_flamingo_captions,
 )
@@ -32,10 +32,10 @@ from triptych.train.trainer import ParameterGroups
 
 
 class FlamingoTrainer:
-    """A ``train.trainer.Trainer``. The best state has the highest sum of CIDEr-D of captions without examples and of the share of two new
-    names that were bound rightly, on the validation photos.
+    """A ``train.trainer.Trainer``. The best state has the highest sum of two validation figures: CIDEr-D of captions without examples, and
+    the share of correct answers to questions about two new names.
 
-    Sequences are made around the photos of an epoch; their other pictures come from all data sets, and from the drawings.
+    A sequence is made for each photo of an epoch; its other pictures come from all data sets and the drawings.
     """
 
     metric = "score"
@@ -43,7 +43,7 @@ class FlamingoTrainer:
     def __init__(
         self, flamingo: FlamingoModel, data: TrainingData, recipe: FlamingoRecipe, drawings: PhotoSet | None = None
     ) -> None:
-        """``drawings``: pictures with names, all for training. Raises InputError: a photo has no captions, or no sequence can be made."""
+        """``drawings``: pictures with names, for training only. Raises InputError: a photo has no captions, or no sequence can be made."""
         data.check_captions()
         self.flamingo, self.data, self.recipe, self.drawings, self.mix = flamingo, data, recipe, drawings, data.mix
         self.drawn = list(drawings.photos) if drawings else []
@@ -57,7 +57,7 @@ class FlamingoTrainer:
         self.encode = SequenceEncoder(flamingo.tokenizer, flamingo.model.config.image_id, recipe.max_tokens)
         self.tasks = TaskMixture(Sequences(photos, self.drawn, recipe.loop.seed, self.mix.draw), self.encode, shares)
         self.pictures = JoinedFeatures(data.features, *([drawings.features] if drawings else []))
-        self.batch(range(min(recipe.loop.batch_size, len(photos))), 0)  # says now if no sequence can be made
+        self.batch(range(min(recipe.loop.batch_size, len(photos))), 0)  # fails now if no sequence can be made
         reward_fn = None
         if REWARDED in shares:
             reward_fn = CaptionReward(photos, flamingo.tokenizer, recipe.sampling.bleu_weight)
@@ -73,7 +73,7 @@ class FlamingoTrainer:
         }
 
     def prepare(self, run: Path, new: bool) -> None:
-        """The warm start; the frozen language model in bfloat16 where autocast would take it so at every step."""
+        """The warm start; and the frozen language model in bfloat16 where autocast would convert it at every step."""
         recipe, flamingo = self.recipe, self.flamingo
         if new and recipe.rates.word_epochs:
             warm_start_resampler(run / "words", flamingo, ([*self.data.photos, *self.drawn], self.pictures), recipe)
@@ -104,7 +104,7 @@ class FlamingoTrainer:
         texts = write_flamingo_captions(flamingo, data.features, len(judged))
         figures = caption_figures(judged, texts)
         episodes = validation_episodes(data.photos, recipe.validation.validation_episodes, recipe.loop.seed)
-        bound = (bound_rightly(flamingo.model, data.features, self.encode, flamingo.end_id, one) for one in episodes)
+        bound = (is_answered(flamingo.model, data.features, self.encode, flamingo.end_id, one) for one in episodes)
         figures["binding"] = sum(bound) / max(1, len(episodes))
         return figures | {"score": figures["CIDEr-D"] + figures["binding"]}
 
@@ -114,7 +114,7 @@ class FlamingoTrainer:
 
 
 def flamingo_parameter_groups(model: Flamingo, recipe: FlamingoRecipe) -> ParameterGroups:
-    """The gates at their own rate, without decay; the rest."""
+    """The gates with their own learning rate and without weight decay, and the rest."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     gates = [p for name, p in named if name.endswith("_gate")]
     rest = [p for name, p in named if not name.endswith("_gate")]

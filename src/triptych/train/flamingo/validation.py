@@ -1,4 +1,4 @@
-"""The figures of a Flamingo in training, from cached features: captions without an example, and new names bound rightly."""
+"""The validation figures of Flamingo's training, from cached features: captions without an example, and answers with new names."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from triptych.train.flamingo.objective import token_logprobs
 
 
 def flamingo_caption_prompt(flamingo: FlamingoModel) -> list[int]:
-    """The ids that ask for a photo's caption."""
+    """The ids of the prompt of a caption."""
     begin, after = split_at_images(CAPTION, 1)
     encode = flamingo.tokenizer.encode
     return [*encode(begin, begin=True), flamingo.model.config.image_id, *encode(after)]
 
 
 def write_flamingo_captions(flamingo: FlamingoModel, features: Features, photos: int, batch: int = 25) -> list[str]:
-    """Captions of the first photos, greedy, without an example."""
+    """Captions of the first ``photos`` photos, greedy, without an example."""
     model, tokenizer = flamingo.model, flamingo.tokenizer
     device = model.resampler.latents.device
     ids = flamingo_caption_prompt(flamingo)
@@ -44,7 +44,7 @@ def write_flamingo_captions(flamingo: FlamingoModel, features: Features, photos:
 
 
 def validation_episodes(photos: Sequence[Photo], count: int, seed: int) -> list[Episode]:
-    """Two made-up names for two kinds of photos that are no classes in training, three examples of each."""
+    """Episodes with two made-up names for two classes that are not in training, three examples of each."""
     rng = random.Random(seed)
     nouns = {noun: places for noun, places in classes(photos, 2).items() if noun in HELD_OUT["val"]}
     mentions = [set(noun_counts(photo)) for photo in photos]
@@ -56,12 +56,12 @@ def validation_episodes(photos: Sequence[Photo], count: int, seed: int) -> list[
     ]
 
 
-def bound_rightly(model: Flamingo, features: Features, encode: SequenceEncoder, pad: int, hypotheses: Episode) -> bool:
-    """Whether the right name of an episode is the likeliest."""
-    rows = [encode.scored(hypotheses.prompt, choice) for choice in hypotheses.choices]
+def is_answered(model: Flamingo, features: Features, encode: SequenceEncoder, pad: int, task: Episode) -> bool:
+    """Whether the right name of an episode is the most likely."""
+    rows = [encode.scored(task.prompt, choice) for choice in task.choices]
     ids, labels, counts = padded(rows, pad)
     pictures = [picture for row in rows for picture in row.pictures]
     device = model.resampler.latents.device
     cells = all_cells(features, pictures).to(device)
     scores = token_logprobs(model, cells, counts.tolist(), ids.to(device), labels.to(device))
-    return int(scores.sum(1).argmax()) == hypotheses.answer
+    return int(scores.sum(1).argmax()) == task.answer

@@ -1,4 +1,4 @@
-"""The warm start: the resampler learns words (``train.words``), then the gated blocks begin by saying them."""
+"""Flamingo's warm start: the resampler learns words (``train.words``), which initialise the gated blocks."""
 
 from __future__ import annotations
 
@@ -15,13 +15,20 @@ from triptych.train.crops import all_cells, draw_cells
 from triptych.train.features import Features
 from triptych.train.flamingo.recipe import FlamingoRecipe
 from triptych.train.loop import uses_bf16
-from triptych.train.words import CaptionWords, PictureReader, WordObjective, caption_text, learn_words, speak_words
+from triptych.train.words import (
+    CaptionWords,
+    PictureReader,
+    WordObjective,
+    caption_text,
+    initialise_gated_blocks,
+    learn_words,
+)
 
 
 def warm_start_resampler(
     run: Path, flamingo: FlamingoModel, pictures: tuple[Sequence[Photo], Features], recipe: FlamingoRecipe
 ) -> None:
-    """``run``: a folder of its own. Does nothing where no word tells some of the pictures from the others."""
+    """Train the resampler and initialise the gated blocks; ``run``: the warm start's own folder. Does nothing if no word counts."""
     model, grid = flamingo.model, flamingo.model.vision_encoder.grid
     device = model.resampler.latents.device
     photos, features = pictures
@@ -43,4 +50,4 @@ def warm_start_resampler(
     with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, uses_bf16(recipe.loop)):
         tokens = read(all_cells(features, range(min(64, len(photos)))).to(device))
         text = caption_text(photos, flamingo.tokenizer).to(device)
-        speak_words(model, objective.head.weight.detach(), tokens.float(), text)
+        initialise_gated_blocks(model, objective.head.weight.detach(), tokens.float(), text)

@@ -1,4 +1,4 @@
-"""Captions as ids of the decoder's words."""
+"""Captions as ids, and batches of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from triptych.text.vocabulary import BOS, EOS, PAD, WordVocabulary
 
 
 def to_batch(captions: Sequence[Sequence[Sequence[int]]]) -> tuple[Tensor, Tensor]:
-    """Ids ``[B][K][words]`` (the end token included) -> ``input_ids``, ``labels`` [B, K, T]: shifted by one, padded."""
+    """Ids ``[B][K][words]`` with their end token -> ``input_ids`` and ``labels``, ``[B, K, T]``: shifted by one, padded."""
     length = max(len(ids) for row in captions for ids in row)
     input_ids = torch.full((len(captions), len(captions[0]), max(length, 1)), PAD)
     labels = torch.full_like(input_ids, IGNORED)
@@ -25,6 +25,6 @@ def to_batch(captions: Sequence[Sequence[Sequence[int]]]) -> tuple[Tensor, Tenso
 
 
 def encode_captions(photo: Photo, vocabulary: WordVocabulary, count: int, max_words: int) -> list[list[int]]:
-    """Exactly ``count`` captions as ids with the end token, cut at ``max_words``; repeated where there are fewer."""
+    """Exactly ``count`` captions as ids with the end token, cut at ``max_words``; repeated if there are fewer."""
     encoded = [[*vocabulary.encode(caption), EOS][:max_words] for caption in photo.captions]
     return [encoded[k % len(encoded)] for k in range(count)]

@@ -1,4 +1,4 @@
-"""More words for a trained Show, Attend and Tell: those that further training captions have and its vocabulary lacks."""
+"""Adding words of further training captions to the vocabulary of a trained Show, Attend and Tell."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from triptych.models import SatModel
 from triptych.systems.show_attend_tell import ShowAttendTell
 from triptych.text.vocabulary import SPECIALS, WordVocabulary, split_words
 
-RARE_WORD = 400  # the last words of a vocabulary, its rarest: what a new word begins as
+RAREST_WORDS = 400  # the last words of a vocabulary, which new words start like
 
 
 def with_new_words(sat: SatModel, captions: Iterable[str], min_count: int) -> SatModel:
-    """The model with the words that occur ``min_count`` times and that it lacks, behind its own, the commonest first.
+    """The model with the words that occur ``min_count`` times and that it lacks, after its own, the most frequent first.
 
-    The rows of a new word in the embedding and in the output layer begin near the mean of the rows that are there (in the output layer of
-    its rarest words), so that it is as unlikely as they are until it has been learnt. What the model says is hardly changed.
+    The new rows of the embedding start near the mean of the others, those of the output layer near the mean of the rarest words, so that a
+    new word is as unlikely as those until it is learnt. The model's captions hardly change.
     """
     counts = Counter(word for text in captions for word in split_words(text))
     known = set(sat.vocabulary.words)
@@ -34,8 +34,8 @@ def with_new_words(sat: SatModel, captions: Iterable[str], min_count: int) -> Sa
     words = len(sat.vocabulary)
     for name, tensor in state.items():
         if name.startswith("decoder.") and len(tensor) == words and model.state_dict()[name].shape != tensor.shape:
-            like = tensor[len(SPECIALS) :] if "embedding" in name else tensor[max(len(SPECIALS), words - RARE_WORD) :]
-            state[name] = torch.cat([tensor, rows_like(like, len(new), generator)])
+            first = len(SPECIALS) if "embedding" in name else max(len(SPECIALS), words - RAREST_WORDS)
+            state[name] = torch.cat([tensor, rows_like(tensor[first:], len(new), generator)])
     model.load_state_dict(state)
     model.unfreeze()
     vocabulary = WordVocabulary((*sat.vocabulary.words, *new))
@@ -44,7 +44,7 @@ def with_new_words(sat: SatModel, captions: Iterable[str], min_count: int) -> Sa
 
 
 def rows_like(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """``count`` rows near the mean of ``rows``, with a third of their spread; of a vector the mean itself."""
+    """``count`` rows near the mean of ``rows``, with a third of their standard deviation; for a vector the mean itself."""
     mean = rows.mean(0)
     if rows.ndim == 1:
         return mean.expand(count).clone()

@@ -1,7 +1,7 @@
-"""Two objectives over one model.
+"""The two objectives of Show, Attend and Tell.
 
-Cross-entropy: SAT eq. 14, or with hard attention the bound of eq. 10 with its REINFORCE gradient. Self-critical: samples of each photo,
-rewarded by CIDEr-D and BLEU against the mean of the photo's other samples (``train.self_critical``).
+Cross-entropy: SAT eq. 14, or with hard attention the bound of eq. 10 and its REINFORCE gradient. Self-critical: sampled captions
+rewarded by CIDEr-D and BLEU (``train.self_critical``).
 """
 
 from __future__ import annotations
@@ -24,17 +24,20 @@ from triptych.train.self_critical import Reward, independent_seeds, self_critica
 
 
 def validation_search(recipe: SatRecipe) -> Search:
-    """How captions are made when they are judged."""
+    """The search for captions in validation."""
     return sat_search(beams=recipe.validation.beams, length_penalty=recipe.validation.length_penalty)
 
 
 class CrossEntropy(nn.Module):
+    """Teacher forcing; ``hard_share`` of the steps of a model with hard attention draw cells."""
+
     def __init__(self, model: ShowAttendTell, loss: SatLoss) -> None:
         super().__init__()
         self.model, self.loss = model, loss
         self.hard_loss = HardAttentionLoss()
 
     def forward(self, maps: Tensor, input_ids: Tensor, labels: Tensor, seed: int) -> Tensor:
+        """``maps [B, C, h, w]`` of the encoder's trunk, ``input_ids`` and ``labels`` ``[B, K, T]`` -> the loss."""
         generator = None
         if self.model.config.attention == "hard":
             draws = torch.Generator(maps.device).manual_seed(seed)
@@ -48,9 +51,9 @@ class CrossEntropy(nn.Module):
 
 
 class SelfCritical(nn.Module):
-    """``train.self_critical`` over the model's samples. Without dropout: on-policy.
+    """``train.self_critical`` over the model's samples, without dropout, so that it is on-policy.
 
-    ``references``: ids of the captions of each training photo, the end token included.
+    ``references``: ids of the captions of each training photo, with their end token.
     """
 
     def __init__(self, model: ShowAttendTell, recipe: SatRecipe, references: Sequence[Sequence[Sequence[int]]]) -> None:
@@ -69,6 +72,7 @@ class SelfCritical(nn.Module):
         )
 
     def forward(self, maps: Tensor, rows: Sequence[int], seed: int) -> Tensor:
+        """``maps [B, C, h, w]`` of the training photos ``rows [B]`` -> the loss."""
         samples = self.sampling.n_best
         self.model.eval()
         beams = generate(self.model, maps, self.sampling, independent_seeds(len(maps), seed))

@@ -1,4 +1,4 @@
-"""From data sets and a recipe to a run of Show, Attend and Tell: photos, model, features, trainer."""
+"""``train_sat``: a run of Show, Attend and Tell from its data sets and recipe."""
 
 from __future__ import annotations
 
@@ -55,23 +55,23 @@ def training_captions(splits: Sequence[Splits]) -> Iterator[str]:
 
 
 def started_sat(init: str, cut: int | None) -> SatModel:
-    """A checkpoint's model, ready to be trained: vocabulary, sizes and encoder are its own; only ``cut`` may move, down."""
+    """A checkpoint's model, ready for training. ``cut``: an earlier layer to train the encoder from; None = the checkpoint's."""
     sat = load_sat(find_checkpoint(init))
     encoder = sat.model.encoder
     if cut is not None and not 0 < cut <= encoder.cut:
-        raise InputError(f"--cut {cut}: {init} was trained after layer {encoder.cut}; name that one or one before it")
+        raise InputError(f"--cut is {cut}, expected 1 to {encoder.cut}: {init} was trained after layer {encoder.cut}")
     encoder.cut = cut or encoder.cut
     sat.model.unfreeze()
     return sat
 
 
 def new_sat(splits: Sequence[Splits], recipe: SatRecipe) -> SatModel:
-    """A decoder of random weights over a published encoder, with the words of the training captions."""
+    """A decoder with random weights over a published encoder, with the words of the training captions."""
     torch.manual_seed(recipe.loop.seed)
     vocabulary = WordVocabulary.build(training_captions(splits))
     if len(vocabulary) == len(SPECIALS):
         names = ", ".join(each.name for each in splits)
-        raise InputError(f"{names}: no word occurs five times in the training captions, so there is nothing to learn")
+        raise InputError(f"{names}: no word occurs five times in the training captions: give more photos")
     start = recipe.start
     weights = None if start.encoder_weights is None else Path(start.encoder_weights)
     vision = published_encoder(start.encoder, start.cut, weights)
@@ -80,7 +80,7 @@ def new_sat(splits: Sequence[Splits], recipe: SatRecipe) -> SatModel:
 
 
 def sat_config(network: SatNetwork, words: int, dim: int) -> ShowAttendTellConfig:
-    """The config of a new model; a gate of None is the variant's own."""
+    """The config of a new model; a gate of None = that of the variant."""
     make = ShowAttendTellConfig.paper if network.variant == "paper" else ShowAttendTellConfig.tutorial
     choices = {name: value for name, value in asdict(network).items() if name != "variant" and value is not None}
     return make(words, dim, **choices)

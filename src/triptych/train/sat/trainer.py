@@ -1,4 +1,4 @@
-"""Show, Attend and Tell as the training loop sees it."""
+"""The trainer of Show, Attend and Tell."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ class SatTrainer:
         }
 
     def prepare(self, run: Path, new: bool) -> None:
-        """Nothing comes before the first step."""
+        """Nothing to do."""
 
     def parameter_groups(self) -> ParameterGroups:
-        """The decoder; the encoder's trained layers at their own rate."""
+        """The decoder, and the encoder's trained layers with their own learning rate."""
         model = self.sat.model
         groups: ParameterGroups = [{"params": [p for p in model.decoder.parameters() if p.requires_grad]}]
         tail = [p for p in model.encoder.layers[model.encoder.cut :].parameters() if p.requires_grad]
