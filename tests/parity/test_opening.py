@@ -17,6 +17,7 @@ import triptych
 from triptych.checkpoints import hub
 from triptych.checkpoints.hub import fetch_model, is_model_id, snapshot_in
 from triptych.convert import opening
+from triptych.convert.checkpoint import convert_checkpoint
 from triptych.convert.opening import find_checkpoint
 from triptych.errors import InputError
 
@@ -81,6 +82,21 @@ def test_a_folder_is_converted_once(
     assert loaded.engine.model.state_dict().keys() == generation.ours.engine.model.state_dict().keys()
 
 
+def test_a_copy_of_a_model_on_the_hub(
+    generation: Pair,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """``convert`` takes the names that ``--model`` takes."""
+    cached = in_hub_cache(tmp_path / "hub", "Salesforce/blip2-opt-2.7b", generation.folder)
+    monkeypatch.setattr(hub, "fetch_model", lambda name: snapshot_in(cached))
+    sizes = {path.name: path.stat().st_size for path in generation.target.iterdir()}
+    for i, name in enumerate((Path("Salesforce/blip2-opt-2.7b"), cached)):
+        report = convert_checkpoint(name, tmp_path / f"copy{i}")
+        assert set(report.mapped) == set(generation.report.mapped)
+        assert (tmp_path / f"copy{i}" / "triptych.safetensors").stat().st_size == sizes["triptych.safetensors"]
+
+
 def test_a_failed_conversion_leaves_nothing(generation: Pair, tmp_path: Path, home: Path) -> None:  # noqa: F811
     folder = shutil.copytree(generation.folder, tmp_path / "blip2")
     (folder / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
@@ -127,6 +143,7 @@ def test_the_hub_answers_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (name, revision) == ("a/b", "v1")
     assert not any(pattern.endswith((".py", ".bin", "*")) and pattern != "qformer_tokenizer/*" for pattern in patterns)
     assert is_model_id("a/b") and is_model_id("a/b@main") and not is_model_id("a") and not is_model_id("../a/b")
+    assert not is_model_id("models/smollm2.gguf") and is_model_id("Salesforce/blip2-opt-2.7b")
 
 
 def test_pickled_weights_are_fetched_where_there_are_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,14 @@ def bin_file(folder: Path, state: State) -> None:
     torch.save(state, folder / "pytorch_model.bin")
 
 
+def bin_shards(folder: Path, state: State) -> None:
+    (folder / WEIGHTS).unlink()
+    places = {name: f"pytorch_model-0000{i % 2 + 1}-of-00002.bin" for i, name in enumerate(sorted(state))}
+    for file in set(places.values()):
+        torch.save({name: state[name] for name in state if places[name] == file}, folder / file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+
+
 def with_more_keys(state: State) -> State:
     embedding = state["language_model.model.decoder.embed_tokens.weight"]
     more = {"vision_model.embeddings.position_ids": torch.arange(10)[None], "language_model.lm_head.weight": embedding}
@@ -117,6 +125,14 @@ SAME: dict[str, Edit] = {
     "bin": bin_file,
     "shards without an index": shards_without_index,
     "a variant's name": lambda folder, state: (folder / WEIGHTS).rename(folder / "model.fp16.safetensors") and None,
+    "bin shards with an index": bin_shards,
+    "norms in another dtype": rewritten(
+        lambda state: {key: x.float() if "norm" in key else x.double() for key, x in state.items()}
+    ),
+    "queries in another dtype than keys": rewritten(
+        lambda state: {key: x.double() if "q_proj" in key else x for key, x in state.items()}
+    ),
+    "the class without a loss": changed("config.json", lambda c: c.update(architectures=["Blip2Model"])),
     "no architectures": changed("config.json", lambda c: c.pop("architectures")),
     "older files": older_files,
     "keys in a wrapper": rewritten(lambda state: {f"base_model.model.{key}": x for key, x in state.items()}),

@@ -11,13 +11,14 @@ from PIL import Image
 from test_convert_lavis import save_opt, stage2
 from tiny_blip2 import TinyNet, byte_tokenizer, tiny_blip2
 
-from triptych.checkpoints.config import Card, LanguageModelSpec
+from triptych.checkpoints import hub
+from triptych.checkpoints.config import Card
 from triptych.checkpoints.locate import load_config
 from triptych.convert.checkpoint import convert_checkpoint
 from triptych.convert.embed import tokenizer_files
 from triptych.errors import InputError
 from triptych.models import save_blip2
-from triptych.models.frozen import find_language_model, language_model_fingerprint
+from triptych.models.frozen import find_language_model, language_model_spec
 from triptych.nn.cnn import ENCODERS
 from triptych.systems.blip2 import Blip2
 from triptych.tasks import load
@@ -33,8 +34,7 @@ def bridge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     lm = find_language_model(str(folder))
     tiny = tiny_blip2()
     both = Blip2(tiny.model.config, TinyNet(), lm.model)
-    spec = LanguageModelSpec(str(folder), stored=False, sha256=language_model_fingerprint(str(folder), lm))
-    config = msgspec.structs.replace(tiny.config, lm=spec)
+    config = msgspec.structs.replace(tiny.config, lm=language_model_spec(str(folder), lm))
     named = replace(tiny, model=both.eval(), tokenizer=lm.tokenizer, config=config)
     save_blip2(tmp_path / "bridge", named, Card(licence="none"))
     return tmp_path / "bridge"
@@ -57,6 +57,42 @@ def test_it_is_moved_and_writes_the_same(bridge: Path, tmp_path: Path) -> None:
     assert str(tmp_path) not in (moved / "config.json").read_text()
     with pytest.raises(InputError, match="holds its language model already: leave out --embed-lm"):
         convert_checkpoint(moved, tmp_path / "again", embed_lm=True)
+
+
+def test_a_language_model_that_was_moved(bridge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is used beside the checkpoint, in it, and from the hub's cache; its content must be the same."""
+    photo, settings = Image.new("RGB", (20, 30), (200, 30, 90)), {"max_new_tokens": 6, "beams": 1}
+    before = load(bridge, device="cpu").caption(photo, **settings).text
+    for place in (tmp_path / "moved", tmp_path / "moved" / "bridge"):
+        shutil.rmtree(tmp_path / "moved", ignore_errors=True)
+        moved = Path(shutil.copytree(bridge, tmp_path / "moved" / "bridge"))
+        shutil.copytree(tmp_path / "opt", place / "opt")
+        (tmp_path / "opt").rename(tmp_path / "away")
+        assert load(moved, device="cpu").caption(photo, **settings).text == before
+        convert_checkpoint(moved, tmp_path / f"whole-{place.name}", embed_lm=True)
+        (tmp_path / "away").rename(tmp_path / "opt")
+    config = json.loads((bridge / "config.json").read_text())
+    config["lm"]["name"] = "/gone/hub/models--facebook--opt/snapshots/abc"
+    (bridge / "config.json").write_text(json.dumps(config))
+    fetched: list[str] = []
+    monkeypatch.setattr(hub, "fetch_model", lambda name: fetched.append(name) or tmp_path / "opt")
+    assert load(bridge, device="cpu").caption(photo, **settings).text == before and set(fetched) == {"facebook/opt"}
+    config["lm"]["name"] = "/gone/opt"
+    (bridge / "config.json").write_text(json.dumps(config))
+    (tmp_path / "opt").rename(tmp_path / "away")
+    with pytest.raises(InputError, match="the language model /gone/opt, which is not there: put opt beside bridge"):
+        load(bridge, device="cpu")
+
+
+def test_what_is_kept_of_its_name(bridge: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole path, whatever folder the training ran in; of a model on the hub its name there."""
+    monkeypatch.chdir(tmp_path)
+    lm = find_language_model("opt")
+    spec = language_model_spec("opt", lm)
+    assert spec.name == str(tmp_path / "opt") and spec.sha256 == load_config(bridge).lm.sha256  # type: ignore[union-attr]
+    monkeypatch.setattr(hub, "fetch_model", lambda name: tmp_path / "opt")
+    spec = language_model_spec("facebook/opt", find_language_model("facebook/opt"))
+    assert spec.name == "facebook/opt" and spec.sha256 == load_config(bridge).lm.sha256  # type: ignore[union-attr]
 
 
 def test_another_language_model_is_refused(bridge: Path, tmp_path: Path) -> None:

@@ -8,18 +8,39 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from triptych.checkpoints.locate import existing_or_backup
 from triptych.errors import InputError
 
 MODEL_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja", "qformer_tokenizer/*")
 CHECKPOINT_FILE = "checkpoint.pt"  # all that its repositories hold
 SAFE, PICKLED = ("*.safetensors",), ("pytorch_model*.bin", CHECKPOINT_FILE)
-CACHED = re.compile(r"models--.+--.+")
+CACHED = re.compile(r"models--(.+?)--(.+)")
+FILE_ENDINGS = (".gguf", ".safetensors", ".pth", ".pt", ".tar", ".bin", ".json")  # no model is called so: it is a path
 
 
 def is_model_id(name: str) -> bool:
     """Whether a name looks like ``owner/name`` or ``owner/name@revision``."""
-    return MODEL_ID.fullmatch(name) is not None
+    return MODEL_ID.fullmatch(name) is not None and not name.endswith(FILE_ENDINGS)
+
+
+def local_path(name: str | Path) -> Path:
+    """What a person means by a name: a file or folder that is there, the files of a folder of the hub's cache, or a model on the hub,
+    which is fetched. Any other name comes back as a path.
+
+    Raises:
+        InputError: as ``fetch_model``, ``snapshot_in``.
+    """
+    path = existing_or_backup(Path(name).expanduser())
+    if path.is_dir() and CACHED.fullmatch(path.name):
+        return snapshot_in(path)
+    return fetch_model(str(name)) if not path.exists() and is_model_id(str(name)) else path
+
+
+def cached_id(path: Path) -> str | None:
+    """The ``owner/name`` of a model whose files lie at ``path`` in a cache of the hub's; None = they lie elsewhere."""
+    match = next((match for part in path.parts if (match := CACHED.fullmatch(part))), None)
+    return f"{match[1]}/{match[2]}" if match else None
 
 
 def fetch_model(name: str) -> Path:

@@ -13,6 +13,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -83,6 +84,17 @@ class MemoryStore(TensorStore):
 def shaped(layout: Tensor, shape: Sequence[int] | None = None, dtype: torch.dtype | None = None) -> Tensor:
     """A layout with another shape or dtype."""
     return torch.empty(layout.shape if shape is None else shape, dtype=dtype or layout.dtype, device="meta")
+
+
+def stacked_layout(layouts: Sequence[Tensor]) -> Tensor:
+    """The rows of tensors one below the other, in the dtype that holds all of their floats; integers among them stay integers, to be refused."""
+    first, *others = layouts
+    if not others:
+        return first
+    integers = (layout.dtype for layout in layouts if not layout.is_floating_point())
+    dtype = next(integers, None) or reduce(torch.promote_types, (layout.dtype for layout in layouts))
+    rows = sum(layout.shape[0] for layout in layouts) if first.ndim else 0
+    return shaped(first, (rows, *first.shape[1:]), dtype)
 
 
 def as_store(tensors: Mapping[str, Tensor]) -> TensorStore:

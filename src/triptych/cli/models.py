@@ -65,7 +65,7 @@ def emit_estimate(model: str, device: str | None, as_json: bool) -> None:
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="A published checkpoint, or one of ours.")],
+    source: Annotated[Path, typer.Argument(help="A published checkpoint, a model on the hub, or one of ours.")],
     target: Annotated[Path, typer.Argument(help="The checkpoint directory to write.")],
     word_map: Annotated[
         Path | None, typer.Option(help="WORDMAP_*.json of a Show, Attend and Tell tutorial checkpoint.")
@@ -75,13 +75,14 @@ def convert(
         typer.Option(
             metavar="FILE|DIR",
             help="The image encoder that a checkpoint leaves out: LAVIS's eva_vit_g.pth; for OpenFlamingo OpenAI's CLIP, as "
-            "open_clip or transformers saves it.",
+            "open_clip or transformers saves it, or on the hub.",
         ),
     ] = None,
     lm: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="The language model of a LAVIS or OpenFlamingo checkpoint, as transformers saves it."
+            metavar="DIR",
+            help="The language model of a LAVIS or OpenFlamingo checkpoint, as transformers saves it, or on the hub.",
         ),
     ] = None,
     embed_lm: Annotated[

@@ -53,6 +53,7 @@ GENERATION, RETRIEVAL, INSTRUCT = (
     "Blip2ForImageTextRetrieval",
     "InstructBlipForConditionalGeneration",
 )
+WITHOUT_HEADS = "Blip2Model"  # holds the tensors of the class for generation
 BERT_WORDS = BUNDLED / "blip2" / "vocab.txt"  # bert-base-uncased's and [DEC], which LAVIS's Q-Formers know
 # What transformers takes for granted: published configs leave it out.
 VISION = {"num_attention_heads": 16, "layer_norm_eps": 1e-6}
@@ -138,7 +139,7 @@ def architecture(source: Path, config: Mapping[str, Any], state: TensorStore) ->
         InputError: it is of another kind.
     """
     named, kind = config.get("architectures"), config.get("model_type")
-    if isinstance(named, list) and named:
+    if isinstance(named, list) and named and named[0] != WITHOUT_HEADS:
         kind = named[0]
     elif kind == "instructblip":
         kind = INSTRUCT
@@ -325,10 +326,14 @@ def unseen_by_config(source: Path, config: Mapping[str, Any]) -> Hyperparameters
 
 
 def word_pieces(directory: Path) -> WordPieces:
-    """The Q-Former's words, from vocab.txt or tokenizer.json."""
+    """The Q-Former's words, from vocab.txt or tokenizer.json. Raises InputError: neither is there, or holds them."""
     if (directory / "vocab.txt").exists():
         return WordPieces.read(directory / "vocab.txt")
     path = directory / "tokenizer.json"
+    if not path.exists():
+        raise InputError(
+            f"{directory} has no vocab.txt or tokenizer.json with the Q-Former's word pieces: copy it from the model that it was made of"
+        )
     try:
         ids = read_json(path)["model"]["vocab"]
         if sorted(ids.values()) == list(range(len(ids))):

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from triptych.checkpoints.format import load_checkpoint, save_checkpoint
-from triptych.checkpoints.locate import existing_or_backup
+from triptych.checkpoints.hub import CHECKPOINT_FILE, local_path
 from triptych.checkpoints.place import LoadReport
 from triptych.checkpoints.quantize import stored_as
 from triptych.checkpoints.weight_files import check_keys, open_file, read_json
@@ -34,7 +34,8 @@ def convert_checkpoint(
 
     Args:
         source: one of our checkpoint directories, a directory of transformers' (BLIP-2, InstructBLIP, IDEFICS), a BLIP-2 checkpoint of
-            LAVIS (``.pth``), one of OpenFlamingo (``.pt``), or one of the Show, Attend and Tell tutorial (``BEST_checkpoint_*.pth.tar``).
+            LAVIS (``.pth``), one of OpenFlamingo (``.pt``), or one of the Show, Attend and Tell tutorial (``BEST_checkpoint_*.pth.tar``);
+            or a model on the Hugging Face hub (``owner/name``), as ``vision`` and ``lm`` may be.
         word_map: the ``WORDMAP_*.json`` of a tutorial checkpoint.
         embed_lm: put the language model that one of our checkpoints names inside.
         vision, lm: the frozen parts that a checkpoint of LAVIS or OpenFlamingo leaves out (``convert_lavis``, ``convert_openflamingo``).
@@ -48,19 +49,22 @@ def convert_checkpoint(
     if half and int8:
         raise InputError("--half and --int8: choose one width")
     dtype = torch.int8 if int8 else torch.float16 if half else None
-    directory = existing_or_backup(source)
-    if directory.is_dir():
+    source = local_path(source)
+    vision, lm = (None if part is None else local_path(part) for part in (vision, lm))
+    if (source / CHECKPOINT_FILE).is_file() and not (source / "config.json").exists():
+        source /= CHECKPOINT_FILE
+    if source.is_dir():
         if word_map is not None:
             raise InputError(f"{source} has its own vocabulary: --word-map goes with a tutorial checkpoint")
         if vision or lm:
             raise InputError(f"{source} has its own frozen parts: --vision and --lm go with LAVIS or OpenFlamingo")
-        config = read_json(directory / "config.json")
+        config = read_json(source / "config.json")
         if "format" in config:
-            return (embed_language_model if embed_lm else rewrite)(directory, target, dtype)
+            return (embed_language_model if embed_lm else rewrite)(source, target, dtype)
         refuse_embedding(source, embed_lm)
         if config.get("model_type") == "idefics":
-            return convert_idefics(directory, config, target, dtype)
-        return convert_transformers(directory, config, target, dtype)
+            return convert_idefics(source, config, target, dtype)
+        return convert_transformers(source, config, target, dtype)
     if not source.exists():
         raise InputError(f"cannot read {source}: no such file or directory")
     refuse_embedding(source, embed_lm)

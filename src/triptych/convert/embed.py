@@ -15,7 +15,7 @@ from triptych.checkpoints.quantize import stored_as
 from triptych.checkpoints.store import JoinedStore, MemoryStore
 from triptych.convert.published import TOKENIZER_FILES
 from triptych.errors import InputError
-from triptych.models.frozen import find_language_model, language_model_fingerprint
+from triptych.models.frozen import language_model_path, named_language_model
 from triptych.nn.configs import DecoderConfig, T5Config
 from triptych.text.tokenizer import TextTokenizer
 
@@ -33,9 +33,7 @@ def embed_language_model(source: Path, target: Path, dtype: torch.dtype | None) 
     if config.lm is None or config.lm.stored:
         what = "holds its language model already" if config.lm else "has no language model"
         raise InputError(f"{source} {what}: leave out --embed-lm")
-    lm = find_language_model(config.lm.name)
-    if language_model_fingerprint(config.lm.name, lm) != config.lm.sha256:
-        raise InputError(f"{source} was trained with another {config.lm.name} than is there now")
+    lm = named_language_model(source, config)
     network = lm.model.config
     spec = LanguageModelSpec(
         Path(config.lm.name).name,
@@ -47,7 +45,7 @@ def embed_language_model(source: Path, target: Path, dtype: torch.dtype | None) 
     )
     own = MemoryStore({f"lm.{name}": tensor for name, tensor in lm.model.state_dict().items()})
     files = {name: (source / name).read_bytes() for name in config.files if name != config.weights}
-    files |= tokenizer_files(Path(config.lm.name), lm.tokenizer)
+    files |= tokenizer_files(language_model_path(config.lm.name, source), lm.tokenizer)
     save_checkpoint(
         target,
         config=msgspec.structs.replace(config, lm=spec),

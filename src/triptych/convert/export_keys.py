@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from triptych.checkpoints.store import DerivedStore, Recipe, TensorStore, shaped
+from triptych.checkpoints.store import DerivedStore, Recipe, TensorStore, shaped, stacked_layout
 from triptych.checkpoints.tables.keys import Table
 from triptych.errors import InputError, TriptychError
 from triptych.nn.configs import DecoderConfig, T5Config
@@ -40,10 +40,8 @@ def joined(front: tuple[int, ...], tensors: list[Tensor]) -> Tensor:
 
 
 def joined_layout(front: tuple[int, ...], layouts: list[Tensor]) -> Tensor:
-    first = layouts[0]
-    if layouts[1:]:
-        return shaped(first, (sum(len(x) for x in layouts), *first.shape[1:]))
-    return shaped(first, (*front, *first.shape))
+    whole = stacked_layout(layouts)
+    return shaped(whole, (*front, *whole.shape))
 
 
 def language_recipes(

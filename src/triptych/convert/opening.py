@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from triptych.checkpoints.hub import CACHED, CHECKPOINT_FILE, fetch_model, is_model_id, snapshot_in
-from triptych.checkpoints.locate import BUNDLED, existing_or_backup, refuse_adapter, shipped_models
+from triptych.checkpoints.hub import CHECKPOINT_FILE, fetch_model, local_path
+from triptych.checkpoints.locate import BUNDLED, refuse_adapter, shipped_models
 from triptych.checkpoints.parts import home
 from triptych.errors import InputError, TriptychError
 from triptych.extras import importing
@@ -55,15 +55,13 @@ def find_checkpoint(model: str | Path) -> Path:
     """
     if str(model) in shipped_models():
         return BUNDLED / str(model)
-    path = existing_or_backup(Path(model).expanduser())
+    path = local_path(model)
     if path.is_dir():
-        return from_folder(snapshot_in(path) if CACHED.fullmatch(path.name) else path, str(model))
+        return from_folder(path, str(model))
     if path.is_file():
         if path.name.endswith(FILES):
             return converted(path, str(model))
         raise InputError(f"{path} is no checkpoint: name a directory, or a file that ends in {', '.join(FILES)}")
-    if is_model_id(str(model)):
-        return from_folder(fetch_model(str(model)), str(model))
     raise InputError(
         f"unknown model {str(model)!r}: choose {', '.join(shipped_models())}, or name a checkpoint directory, a published checkpoint "
         "or a model on the Hugging Face hub (owner/name)"
@@ -72,12 +70,8 @@ def find_checkpoint(model: str | Path) -> Path:
 
 def find_folder(model: str | Path) -> Path:
     """``find_checkpoint``, but folders of transformers' and models on the hub are returned as they are, not converted."""
-    path = Path(model).expanduser()
-    if str(model) not in shipped_models() and (path.is_dir() or (not path.exists() and is_model_id(str(model)))):
-        folder = fetch_model(str(model)) if not path.is_dir() else path
-        folder = snapshot_in(folder) if CACHED.fullmatch(folder.name) else folder
-        if (folder / "config.json").exists():
-            return folder
+    if str(model) not in shipped_models() and (local_path(model) / "config.json").exists():
+        return local_path(model)
     return find_checkpoint(model)
 
 

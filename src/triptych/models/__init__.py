@@ -10,7 +10,7 @@ from triptych.models.blip2 import (
 )
 from triptych.models.encoders import encoder_spec, published_encoder, vision_encoder
 from triptych.models.flamingo import FlamingoModel, load_flamingo, save_flamingo
-from triptych.models.frozen import find_language_model, in_bfloat16, language_model_fingerprint
+from triptych.models.frozen import find_language_model, in_bfloat16, language_model_spec
 from triptych.models.sat import SatModel, load_sat, sat_search, save_sat
 
 __all__ = [
@@ -22,7 +22,7 @@ __all__ = [
     "find_language_model",
     "in_bfloat16",
     "itg_search",
-    "language_model_fingerprint",
+    "language_model_spec",
     "load_blip2",
     "load_flamingo",
     "load_sat",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from triptych.checkpoints.config import EncoderSpec
+from triptych.checkpoints.hub import local_path
 from triptych.checkpoints.parts import PARTS, part_fingerprint, part_path
 from triptych.checkpoints.vision import read_vision_encoder
 from triptych.checkpoints.weight_files import open_file
@@ -39,21 +40,22 @@ def published_encoder(
 
 
 def vision_encoder(name: str, weights: Path | None = None, image_size: int | None = None) -> ConvNet | ViT:
-    """A ``published_encoder``, or the one in a directory of transformers' (CLIP, SigLIP, DINOv2, ViT): ``name`` is its path then.
+    """A ``published_encoder``, or that of a CLIP, SigLIP, DINOv2 or ViT of transformers': ``name`` is a directory or a model on the hub.
 
     Raises:
         InputError: there is none of this name, or it cannot be read.
     """
-    if name not in ENCODERS and not Path(name).is_dir():
+    if name in ENCODERS:
+        return published_encoder(name, weights=weights, image_size=image_size)
+    directory = local_path(name)
+    if not directory.is_dir():
         known = ", ".join(ENCODERS)
         raise InputError(
-            f"unknown encoder {name!r}: choose {known}, or a directory of transformers (CLIP, SigLIP, DINOv2, ViT)"
+            f"unknown encoder {name!r}: choose {known}, or a directory of transformers or a model on the hub (CLIP, SigLIP, DINOv2, ViT)"
         )
-    if not Path(name).is_dir():
-        return published_encoder(name, weights=weights, image_size=image_size)
     if weights is not None:
         raise InputError(f"{name} holds its own weights: leave out --encoder-weights")
-    return read_vision_encoder(Path(name), image_size)
+    return read_vision_encoder(directory, image_size)
 
 
 def check_part(source: Path, spec: EncoderSpec) -> None:

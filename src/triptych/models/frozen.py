@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from triptych.checkpoints.config import CheckpointConfig, EncoderSpec, LanguageModelSpec
 from triptych.checkpoints.format import sha256_of
+from triptych.checkpoints.hub import cached_id, is_model_id, local_path
 from triptych.checkpoints.language_models import LoadedLanguageModel, load_language_model, unfilled
 from triptych.checkpoints.parts import PARTS, part_fingerprint, part_path
 from triptych.checkpoints.place import unallocated
@@ -60,13 +61,58 @@ def in_bfloat16(lm: Decoder | T5, spec: LanguageModelSpec | None) -> None:
                 module.to(torch.bfloat16)
 
 
-def find_language_model(name: str) -> LoadedLanguageModel:
-    """A frozen language model: the name of an embedded part, a GGUF file, or a directory as transformers saves it."""
-    return load_language_model(part_path(name) if name in {part.name for part in PARTS} else Path(name))
+def language_model_path(name: str, near: Path | None = None) -> Path:
+    """Where a language model lies: an embedded part, a GGUF file, a folder of transformers', or a model on the hub (``owner/name``).
+
+    Args:
+        near: a checkpoint that names it. What is not where it was is looked for in that folder and beside it, and, where it came from a
+            cache of the hub's, on the hub.
+
+    Raises:
+        InputError: it is nowhere; or as ``fetch_model``.
+    """
+    if name in {part.name for part in PARTS}:
+        return part_path(name)
+    named = Path(name).expanduser()
+    if near is None or named.exists() or is_model_id(name):
+        return local_path(name)
+    places = (folder / named.name for folder in (near, near.parent))
+    if there := next((path for path in places if path.exists()), None):
+        return there
+    if model := cached_id(named):
+        return local_path(model)
+    raise InputError(
+        f"{near} was trained over the language model {name}, which is not there: put {named.name} beside {near.name}"
+    )
+
+
+def find_language_model(name: str, near: Path | None = None) -> LoadedLanguageModel:
+    """A frozen language model; see ``language_model_path``."""
+    return load_language_model(language_model_path(name, near))
+
+
+def named_language_model(directory: Path, config: CheckpointConfig[Any]) -> LoadedLanguageModel:
+    """The language model that the checkpoint in ``directory`` names.
+
+    Raises:
+        InputError: it is nowhere, cannot be read, or is another than in training.
+    """
+    assert config.lm is not None
+    lm = find_language_model(config.lm.name, directory)
+    if language_model_fingerprint(config.lm.name, lm) != config.lm.sha256:
+        raise InputError(f"{directory} was trained with another {config.lm.name} than is there now")
+    return lm
 
 
 def language_model_fingerprint(name: str, lm: LoadedLanguageModel) -> str:
     return part_fingerprint(name) if name in {part.name for part in PARTS} else sha256_of(lm.model)
+
+
+def language_model_spec(name: str, lm: LoadedLanguageModel, end_id: int | None = None) -> LanguageModelSpec:
+    """What a checkpoint says of a language model that it does not hold: name or whole path, and fingerprint."""
+    path = Path(name).expanduser()
+    whole = str(path.resolve()) if path.exists() and name not in {part.name for part in PARTS} else name
+    return LanguageModelSpec(whole, stored=False, sha256=language_model_fingerprint(name, lm), end_id=end_id)
 
 
 class FrozenParts(NamedTuple):
@@ -92,9 +138,7 @@ def frozen_parts(directory: Path, config: CheckpointConfig[Any], dtype: torch.dt
         assert config.lm.network is not None and config.lm.eos is not None
         tokenizer = replace(TextTokenizer.from_directory(directory), eos_ids=frozenset(config.lm.eos))
         return FrozenParts(encoder, unfilled(config.lm.network), tokenizer)
-    lm = find_language_model(config.lm.name)
-    if language_model_fingerprint(config.lm.name, lm) != config.lm.sha256:
-        raise InputError(f"{directory} was trained with another {config.lm.name} than is there now")
+    lm = named_language_model(directory, config)
     return FrozenParts(encoder, lm.model.to(dtype), lm.tokenizer)
 
 

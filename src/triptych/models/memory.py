@@ -12,11 +12,11 @@ import torch
 from triptych.checkpoints.config import CheckpointConfig
 from triptych.checkpoints.language_models import open_language_model
 from triptych.checkpoints.locate import load_config
-from triptych.checkpoints.parts import PARTS, part_path
 from triptych.checkpoints.quantize import dequantized
 from triptych.checkpoints.store import SafetensorsFile
 from triptych.checkpoints.weight_files import open_folder, read_json
 from triptych.errors import InputError
+from triptych.models.frozen import language_model_path
 
 WIDTHS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OVERHEAD, BESIDES = 1.15, 500_000_000  # of the weights while they are read; torch itself, and what a photo takes
@@ -27,8 +27,7 @@ def stored_parameters(directory: Path, config: CheckpointConfig[Any]) -> int:
     """Of the checkpoint and of a language model that it names; an embedded image encoder adds a hundredth of what torch itself takes."""
     count = sum(x.numel() for x in dequantized(SafetensorsFile(directory / config.weights)).layouts().values())
     if config.lm is not None and not config.lm.stored:
-        name = config.lm.name
-        path = part_path(name) if name in {part.name for part in PARTS} else Path(name)
+        path = language_model_path(config.lm.name, directory)
         count += sum(x.numel() for x in open_language_model(path).tensors.layouts().values())
     return count
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from triptych.checkpoints.place import LoadReport
-from triptych.checkpoints.store import DerivedStore, Recipe, as_store, shaped
+from triptych.checkpoints.store import DerivedStore, Recipe, as_store, stacked_layout
 from triptych.checkpoints.tables import language_configs as configs
 from triptych.errors import InputError
 from triptych.nn.configs import DecoderConfig, T5Config
@@ -259,10 +259,3 @@ def stacked(
 ) -> Tensor:
     parts = [change(x, config, key) for x, key in zip(tensors, keys, strict=True)] if change else list(tensors)
     return torch.cat(parts) if parts[1:] else parts[0]
-
-
-def stacked_layout(layouts: Sequence[Tensor]) -> Tensor:
-    """Their rows one below the other; a ``Change`` leaves the shape as it is."""
-    first = layouts[0]
-    rows = sum(layout.shape[0] for layout in layouts) if first.ndim else 0
-    return shaped(first, (rows, *first.shape[1:])) if layouts[1:] else first

@@ -10,7 +10,7 @@ import msgspec
 import torch
 from torch import nn
 
-from triptych.checkpoints.config import CheckpointConfig, LanguageModelSpec
+from triptych.checkpoints.config import CheckpointConfig
 from triptych.checkpoints.parts import part_path
 from triptych.checkpoints.place import load_strict
 from triptych.checkpoints.store import load_tensors
@@ -22,7 +22,7 @@ from triptych.models import (
     blip2_search,
     encoder_spec,
     find_language_model,
-    language_model_fingerprint,
+    language_model_spec,
     load_blip2,
     vision_encoder,
 )
@@ -110,7 +110,6 @@ def with_lm(blip2: Blip2Model, name: str) -> Blip2Model:
     scale = lm.model.config.embed_scale if isinstance(lm.model, Decoder) else 1.0
     as_words = float(lm.model.embedding.weight.std()) * scale / model.config.qformer.dim**0.5
     nn.init.normal_(model.projection.weight, std=as_words)  # soft prompts begin as large as words
-    spec = LanguageModelSpec(name, stored=False, sha256=language_model_fingerprint(name, lm))
-    config = msgspec.structs.replace(blip2.config, lm=spec)
+    config = msgspec.structs.replace(blip2.config, lm=language_model_spec(name, lm))
     search = blip2_search(lm.tokenizer)
     return replace(blip2, model=model, tokenizer=lm.tokenizer, search=search, config=config)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from triptych.checkpoints.config import CheckpointConfig, LanguageModelSpec
+from triptych.checkpoints.config import CheckpointConfig
 from triptych.convert.opening import find_checkpoint
 from triptych.data import open_dataset
 from triptych.errors import InputError
@@ -17,7 +17,7 @@ from triptych.models import (
     FlamingoModel,
     encoder_spec,
     find_language_model,
-    language_model_fingerprint,
+    language_model_spec,
     load_flamingo,
     vision_encoder,
 )
@@ -82,8 +82,6 @@ def new_flamingo(start: FlamingoStart) -> FlamingoModel:
     config = FlamingoConfig(vision.dim, specials[token], **asdict(start.network))
     end_id = min(language.tokenizer.eos_ids)
     search = Search(frozenset({end_id}), max_new_tokens=25, banned=frozenset({config.image_id}))
-    spec = LanguageModelSpec(
-        start.lm, stored=False, sha256=language_model_fingerprint(start.lm, language), end_id=end_id
-    )
+    spec = language_model_spec(start.lm, language, end_id)
     own = CheckpointConfig(system="flamingo", model=config, encoder=encoder_spec(vision), lm=spec)
     return FlamingoModel(Flamingo(config, vision, language.decoder), language.tokenizer, search, own)
