@@ -87,7 +87,7 @@ def shaped(layout: Tensor, shape: Sequence[int] | None = None, dtype: torch.dtyp
 
 
 def stacked_layout(layouts: Sequence[Tensor]) -> Tensor:
-    """The rows of tensors one below the other, in the dtype that holds all of their floats; integers among them stay integers, to be refused."""
+    """Rows one below the other, in the dtype that holds all floats; where integers are among them, an integer one, which is refused."""
     first, *others = layouts
     if not others:
         return first
