@@ -31,12 +31,14 @@ LONG = {
     "long_factor": [2.0] * 4,
     "original_max_position_embeddings": 32,
 }
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 LAYERS6 = {"num_hidden_layers": 6}
 PERMUTED = ("llama", "smollm3")  # whose rotary pairs the converter interleaves
 CONFIGS = {
     "llama": transformers.LlamaConfig(**SMALL),
     "qwen2": transformers.Qwen2Config(**SMALL),
     "qwen3": transformers.Qwen3Config(**SMALL, head_dim=12),
+    "qwen3, yarn": transformers.Qwen3Config(**SMALL, rope_parameters=YARN),
     "smollm3": transformers.SmolLM3Config(**SMALL | LAYERS6),
     "olmo2": transformers.Olmo2Config(**SMALL),
     "phi3": transformers.Phi3Config(**SMALL),
@@ -66,6 +68,10 @@ def metadata(writer: gguf.GGUFWriter, config: Any) -> None:
     if cap := getattr(config, "attn_logit_softcapping", None):
         writer.add_attn_logit_softcapping(cap)
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
+    if rope.get("rope_type") == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
     if rope.get("rope_type") == "longrope":
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
         writer.add_rope_scaling_attn_factors((1 + torch.tensor(2.0).log() / torch.tensor(32.0).log()).sqrt().item())

@@ -10,7 +10,7 @@ import transformers
 from test_blip2_transformers import QUERIES, byte_tokenizer
 from test_memory import BESIDES, CONVERT, LOAD, peak, save_published
 
-from triptych.models.memory import WIDTHS, bytes_needed
+from triptych.models.memory import WIDTHS, bytes_needed, weights_in
 
 VISION = {"hidden_size": 1408, "intermediate_size": 6144, "num_attention_heads": 16, "num_hidden_layers": 4}
 QFORMER = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 6, "encoder_hidden_size": 1408}
@@ -47,9 +47,10 @@ def test_memory_beside_transformers(tmp_path: Path) -> None:
         f"\nweights {weights / 1e9:.2f} GB in fp16, largest shard {largest / 1e9:.2f} GB; convert {converting / 1e9:.2f} GB"
     )
     for dtype, width in (("float16", "fp16"), ("bfloat16", "bf16"), ("float32", "fp32")):
-        predicted = bytes_needed(weights // 2, WIDTHS[width])
+        predicted = bytes_needed(weights_in(tmp_path / "ours"), WIDTHS[width])
         print(f"{dtype}: ours {loading[dtype] / 1e9:.2f} GB, predicted {predicted / 1e9:.2f} GB")
-        assert 0.75 * predicted <= loading[dtype] <= predicted
+        assert loading[dtype] == pytest.approx(predicted, rel=0.1)
+        assert loading[dtype] <= 1.15 * WIDTHS[width].itemsize * weights // 2 + BESIDES
     for dtype, taken in theirs.items():
         print(f"{dtype}: transformers {taken / 1e9:.2f} GB")
     assert converting <= 1.3 * largest + BESIDES

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.checkpoints.gguf import GGUF, read_gguf
+from triptych.checkpoints.tables.rope import Rope, yarn
 from triptych.errors import InputError
 from triptych.nn.configs import DecoderConfig
 
@@ -87,6 +88,7 @@ def llama_from_gguf(read: Fields) -> DecoderConfig:
         raise InputError(f"{file.path}: values of another width than queries are not covered")
     if read("expert_count", 0):
         raise InputError(f"{file.path}: mixtures of experts are not covered")
+    rope = rope_from_gguf(read, rotary)
     return DecoderConfig(
         vocab_size=file.entries["token_embd.weight"].shape[0],
         dim=dim,
@@ -95,10 +97,11 @@ def llama_from_gguf(read: Fields) -> DecoderConfig:
         ffn_dim=read("feed_forward_length"),
         kv_heads=read("attention.head_count_kv", heads),
         head_dim=width,
-        max_positions=read("context_length"),
+        max_positions=rope.max_positions or read("context_length"),
         rotary_dim=None if rotary == width else rotary,
-        rope_theta=read("rope.freq_base", 10000.0),
-        rope_factors=rope_factors(read, rotary),
+        rope_theta=rope.theta,
+        rope_factors=rope.factors,
+        rope_magnitude=rope.magnitude,
         window=read.get("attention.sliding_window"),
         eps=read("attention.layer_norm_rms_epsilon"),
         qkv_bias="blk.0.attn_q.bias" in file.entries,
@@ -106,17 +109,23 @@ def llama_from_gguf(read: Fields) -> DecoderConfig:
     )
 
 
-def rope_factors(read: Fields, width: int) -> tuple[float, ...] | None:
-    """What each rotary frequency is divided by; None = by nothing."""
-    if (kind := read("rope.scaling.type", "none")) not in ("none", "linear", "longrope"):
+def rope_from_gguf(read: Fields, width: int) -> Rope:
+    """``width``: components of a head that are rotated."""
+    kind, theta = read("rope.scaling.type", "none"), read("rope.freq_base", 10000.0)
+    if kind not in ("none", "linear", "longrope", "yarn"):
         raise InputError(
-            f"{read.file.path}: rotary positions of the type {kind!r} are not covered: none, linear and longrope are"
+            f"{read.file.path}: rotary positions of the type {kind!r} are not covered: none, linear, longrope and yarn are"
         )
+    if kind == "yarn":
+        length = read("context_length")
+        original = read("rope.scaling.original_context_length", length)
+        rope = {"original_max_position_embeddings": original, "max_position_embeddings": length}
+        return yarn(rope | {"factor": read("rope.scaling.factor", 1.0)}, theta, width)
     for name in (ROPE_FACTORS, LONG_ROPE[0]):
         if name in read.file.entries:
-            return tuple(read.file.array(name).tolist())
+            return Rope(theta, tuple(read.file.array(name).tolist()))
     factor = float(read("rope.scaling.factor", 1.0))
-    return None if factor == 1 else (factor,) * (width // 2)
+    return Rope(theta, None if factor == 1 else (factor,) * (width // 2))
 
 
 def qwen3_from_gguf(read: Fields) -> DecoderConfig:

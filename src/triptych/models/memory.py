@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,35 +13,55 @@ from triptych.checkpoints.config import CheckpointConfig
 from triptych.checkpoints.language_models import open_language_model
 from triptych.checkpoints.locate import load_config
 from triptych.checkpoints.quantize import dequantized
-from triptych.checkpoints.store import SafetensorsFile
+from triptych.checkpoints.store import SafetensorsFile, TensorStore
 from triptych.checkpoints.weight_files import open_folder, read_json
 from triptych.errors import InputError
 from triptych.models.frozen import language_model_path
 
 WIDTHS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-OVERHEAD, BESIDES = 1.15, 500_000_000  # of the weights while they are read; torch itself, and what a photo takes
+RUNTIME = 300_000_000  # torch and the package, and what one photo and its text take
 GB = 1e9
 
 
-def stored_parameters(directory: Path, config: CheckpointConfig[Any]) -> int:
-    """Of the checkpoint and of a language model that it names; an embedded image encoder adds a hundredth of what torch itself takes."""
-    count = sum(x.numel() for x in dequantized(SafetensorsFile(directory / config.weights)).layouts().values())
-    if config.lm is not None and not config.lm.stored:
-        path = language_model_path(config.lm.name, directory)
-        count += sum(x.numel() for x in open_language_model(path).tensors.layouts().values())
-    return count
+class StoredWeights(NamedTuple):
+    """What of a model's files decides how much memory it takes.
+
+    parameters: numbers of the whole model. outside: those of a language model that the checkpoint names, which is read in fp32 first.
+    largest: bytes of the largest tensor as it is stored; while it is cast to another dtype, both are there. dtype: of that tensor.
+    """
+
+    parameters: int
+    outside: int
+    largest: int
+    dtype: torch.dtype
 
 
-def parameters_of(directory: Path) -> int:
+def stored_weights(directory: Path, config: CheckpointConfig[Any]) -> StoredWeights:
+    """Of a checkpoint and of a language model that it names; an embedded image encoder adds a hundredth of what torch itself takes."""
+    own = weights_of(dequantized(SafetensorsFile(directory / config.weights)))
+    if config.lm is None or config.lm.stored:
+        return own
+    outside = weights_of(open_language_model(language_model_path(config.lm.name, directory)).tensors).parameters
+    return own._replace(parameters=own.parameters + outside, outside=outside)
+
+
+def weights_of(tensors: TensorStore) -> StoredWeights:
+    floats = [layout for layout in tensors.layouts().values() if layout.is_floating_point()]
+    largest = max(floats, key=lambda layout: layout.nbytes, default=torch.empty(0))
+    return StoredWeights(sum(layout.numel() for layout in floats), 0, largest.nbytes, largest.dtype)
+
+
+def weights_in(directory: Path) -> StoredWeights:
     """Of a checkpoint, or of a folder of transformers' that has not been converted yet."""
     if "format" in read_json(directory / "config.json"):
-        return stored_parameters(directory, load_config(directory))
-    return sum(x.numel() for x in open_folder(directory).layouts().values() if x.is_floating_point())
+        return stored_weights(directory, load_config(directory))
+    return weights_of(open_folder(directory))
 
 
-def bytes_needed(parameters: int, dtype: torch.dtype) -> int:
-    """At the peak of loading, which is more than what captions take afterwards."""
-    return int(parameters * dtype.itemsize * OVERHEAD) + BESIDES
+def bytes_needed(weights: StoredWeights, dtype: torch.dtype) -> int:
+    """At the peak of loading, which one caption does not exceed by much."""
+    cast = 0 if dtype == weights.dtype else weights.largest
+    return max(weights.parameters * dtype.itemsize + cast, weights.outside * torch.float32.itemsize) + RUNTIME
 
 
 def bytes_available(device: torch.device) -> int | None:
@@ -64,22 +84,19 @@ def estimate(directory: Path, device: torch.device) -> dict[str, Any]:
 
     ``directory``: a checkpoint, or a folder of transformers'.
     """
-    parameters = parameters_of(directory)
-    available = bytes_available(device)
-    needed = {name: round(bytes_needed(parameters, dtype) / GB, 2) for name, dtype in WIDTHS.items()}
+    weights, available = weights_in(directory), bytes_available(device)
+    needed = {name: round(bytes_needed(weights, dtype) / GB, 2) for name, dtype in WIDTHS.items()}
     return {
-        "parameters": parameters,
+        "parameters": weights.parameters,
         "needed_gb": needed,
         "available_gb": None if available is None else round(available / GB, 2),
-        "precision": fitting(parameters, available),
+        "precision": fitting(weights, available),
     }
 
 
-def fitting(parameters: int, available: int | None) -> str | None:
+def fitting(weights: StoredWeights, available: int | None) -> str | None:
     """fp32 where it fits, else bf16; None = neither does."""
-    names = (
-        name for name in ("fp32", "bf16") if available is None or bytes_needed(parameters, WIDTHS[name]) <= available
-    )
+    names = (name for name in ("fp32", "bf16") if available is None or bytes_needed(weights, WIDTHS[name]) <= available)
     return next(names, None)
 
 
@@ -89,12 +106,12 @@ def choose_dtype(directory: Path, precision: str | None, device: torch.device) -
     Raises:
         InputError: there is not enough memory; the message has the numbers.
     """
-    parameters, available = stored_parameters(directory, load_config(directory)), bytes_available(device)
-    name = precision if precision in WIDTHS else fitting(parameters, available)
-    if name is None or (available is not None and bytes_needed(parameters, WIDTHS[name]) > available):
+    weights, available = stored_weights(directory, load_config(directory)), bytes_available(device)
+    name = precision if precision in WIDTHS else fitting(weights, available)
+    if name is None or (available is not None and bytes_needed(weights, WIDTHS[name]) > available):
         wanted = name or "bf16"
-        needed = bytes_needed(parameters, WIDTHS[wanted]) / GB
-        narrower = "; bf16 needs half of that" if wanted == "fp32" else ""
+        needed = bytes_needed(weights, WIDTHS[wanted]) / GB
+        narrower = "; bf16 needs about half of that" if wanted == "fp32" else ""
         raise InputError(
             f"{directory} needs {needed:.1f} GB of memory in {wanted}, and {(available or 0) / GB:.1f} GB are free{narrower}: "
             "free some, or use a machine or a GPU with more"

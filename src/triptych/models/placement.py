@@ -26,13 +26,14 @@ from triptych.checkpoints.weight_files import read_json
 from triptych.errors import InputError
 from triptych.extras import importing
 from triptych.models.frozen import frozen_prefixes
-from triptych.models.memory import BESIDES, WIDTHS, bytes_available
+from triptych.models.memory import WIDTHS, bytes_available
 from triptych.nn.decoder import Block
 from triptych.nn.linear import CpuProduct
 from triptych.nn.t5 import T5DecoderBlock
 from triptych.nn.vit import ViTBlock
 
 DISK = "disk"
+BESIDES = 500_000_000  # bytes on the main device for torch itself and what is computed
 SHARE = 0.9  # of free memory that weights may take; the rest is for what is computed
 
 

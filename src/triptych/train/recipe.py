@@ -211,6 +211,6 @@ def image_size_setting() -> Any:
 def lm_setting() -> Any:
     return setting(
         "smollm2-135m",
-        "The frozen language model: smollm2-135m, a GGUF file, or a directory of transformers'.",
+        "The frozen language model: smollm2-135m, a GGUF file, a directory of transformers', or a model on the hub.",
         metavar="LM",
     )

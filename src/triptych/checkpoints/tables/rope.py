@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from triptych.errors import InputError
 
@@ -53,8 +54,8 @@ def linear(rope: Mapping[str, Any], theta: float, width: int) -> Rope:
 def llama3(rope: Mapping[str, Any], theta: float, width: int) -> Rope:
     """Slows the long waves and blends into the short ones."""
     factor, low, high = (float(rope[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
-    turns = rope["original_max_position_embeddings"] * frequencies(theta, width) / (2 * torch.pi)
-    short = ((turns - low) / (high - low)).clamp(0, 1)  # 0: slowed by the whole factor, 1: left as it is
+    turns = rope["original_max_position_embeddings"] * frequencies(theta, width) / (2 * np.pi)
+    short = ((turns - low) / (high - low)).clip(0, 1)  # 0: slowed by the whole factor, 1: left as it is
     return Rope(theta, tuple((1 / ((1 - short) / factor + short)).tolist()))
 
 
@@ -71,7 +72,7 @@ def yarn(rope: Mapping[str, Any], theta: float, width: int) -> Rope:
     if rope.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, width - 1)
-    slowed = ((torch.arange(width // 2).double() - low) / max(high - low, 1e-3)).clamp(0, 1)
+    slowed = ((np.arange(width // 2) - low) / max(high - low, 1e-3)).clip(0, 1)
     factors = tuple((1 / (slowed / factor + (1 - slowed))).tolist())
     magnitude = rope.get("attention_factor")
     if magnitude is None:
@@ -95,8 +96,8 @@ def longrope(rope: Mapping[str, Any], theta: float, width: int) -> Rope:
     return Rope(theta, tuple(map(float, rope["short_factor"])), float(magnitude), original)
 
 
-def frequencies(theta: float, width: int) -> torch.Tensor:
-    return theta ** -(torch.arange(0, width, 2).double() / width)
+def frequencies(theta: float, width: int) -> NDArray[np.float64]:
+    return np.asarray(theta ** -(np.arange(0, width, 2) / width), np.float64)
 
 
 RULES = {"default": default, "linear": linear, "llama3": llama3, "yarn": yarn, "longrope": longrope, "su": longrope}

@@ -39,7 +39,9 @@ class Blip2Start(Settings):
     """What a run starts from."""
 
     init: str | None = setting(None, "A checkpoint to go on from (stages 2 and 3).", metavar="MODEL")
-    encoder: str = encoder_setting("; or a directory of transformers with a CLIP, SigLIP, DINOv2 or ViT")
+    encoder: str = encoder_setting(
+        "; or a CLIP, SigLIP, DINOv2 or ViT, by a directory of transformers or its name on the hub"
+    )
     encoder_weights: str | None = encoder_weights_setting()
     image_size: int = image_size_setting()
     lm: str = lm_setting()
