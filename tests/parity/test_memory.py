@@ -116,15 +116,15 @@ def test_what_does_not_fit_is_refused_with_the_numbers(checkpoint: Path, monkeyp
     assert 150e6 < count < 160e6
     for gigabytes, precision, expected in (
         (9.0, None, torch.float32),
-        (1.0, None, torch.bfloat16),
-        (1.0, "fp16", torch.float16),
+        (0.8, None, torch.bfloat16),
+        (0.8, "fp16", torch.float16),
     ):
         monkeypatch.setattr(memory, "bytes_available", lambda device, free=gigabytes: int(free * 1e9))
         assert choose_dtype(checkpoint, precision, cpu) == expected
-    with pytest.raises(InputError, match=r"needs 1\.2 GB of memory in fp32, and 1\.0 GB are free; bf16 needs half"):
+    with pytest.raises(InputError, match=r"needs 0\.9 GB of memory in fp32, and 0\.8 GB are free; bf16 needs about half"):
         choose_dtype(checkpoint, "fp32", cpu)
-    monkeypatch.setattr(memory, "bytes_available", lambda device: 600_000_000)
-    with pytest.raises(InputError, match=r"needs 0\.8 GB of memory in bf16, and 0\.6 GB are free: free some"):
+    monkeypatch.setattr(memory, "bytes_available", lambda device: 500_000_000)
+    with pytest.raises(InputError, match=r"needs 0\.6 GB of memory in bf16, and 0\.5 GB are free: free some"):
         choose_dtype(checkpoint, None, cpu)
     monkeypatch.setattr(memory, "bytes_available", lambda device: None)
     assert choose_dtype(checkpoint, None, cpu) == torch.float32
@@ -148,7 +148,7 @@ def test_the_command_that_predicts(name: str, request: pytest.FixtureRequest, tm
     environment = os.environ | {"TRIPTYCH_HOME": str(home)}
     record = json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
     assert 150e6 < record["parameters"] < 160e6 and not (home / "converted").exists()
-    assert record["needed_gb"]["fp32"] == pytest.approx(record["parameters"] * 4 / 1e9 + 0.3, abs=0.02)
+    assert record["needed_gb"]["fp32"] == pytest.approx(record["parameters"] * 4 / 1e9 + 0.32, abs=0.02)
     assert record["available_gb"] > 0 and record["precision"] in ("fp32", "bf16", None)
 
 

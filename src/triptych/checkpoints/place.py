@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 from triptych.checkpoints.store import TensorStore, as_store
 from triptych.errors import InputError
+
+UNRETURNED = 64 << 20  # bytes read between two calls of ``return_freed_memory``
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ def fill(
     report = check_fit(module, store.layouts(), source, optional_prefixes)
     for name in left_out:
         module.get_submodule(name).to(dtype)
+    unreturned = 0
     for prefix, part in module.named_modules():
         if any(f"{prefix}.".startswith(f"{name}.") for name in left_out):
             continue
@@ -120,4 +124,16 @@ def fill(
                 tensor = store[key]
                 cast = tensor.to(dtype) if tensor.is_floating_point() else tensor
                 part.load_state_dict({name: cast}, strict=False, assign=True)
+                unreturned += tensor.nbytes
+                del tensor, cast
+                if unreturned > UNRETURNED:
+                    unreturned = 0
+                    return_freed_memory()
+    return_freed_memory()
     return report
+
+
+def return_freed_memory() -> None:
+    """Give what was freed between tensors that stay back to the system: glibc keeps it, and seldom finds it large enough for the next."""
+    with suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)

@@ -19,7 +19,7 @@ from triptych.errors import InputError
 from triptych.models.frozen import language_model_path
 
 WIDTHS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-RUNTIME = 300_000_000  # torch and the package, and what one photo and its text take
+RUNTIME = 320_000_000  # torch and the package, and what one photo and its text take
 GB = 1e9
 
 
