@@ -121,7 +121,9 @@ def test_what_does_not_fit_is_refused_with_the_numbers(checkpoint: Path, monkeyp
     ):
         monkeypatch.setattr(memory, "bytes_available", lambda device, free=gigabytes: int(free * 1e9))
         assert choose_dtype(checkpoint, precision, cpu) == expected
-    with pytest.raises(InputError, match=r"needs 0\.9 GB of memory in fp32, and 0\.8 GB are free; bf16 needs about half"):
+    with pytest.raises(
+        InputError, match=r"needs 0\.9 GB of memory in fp32, and 0\.8 GB are free; bf16 needs about half"
+    ):
         choose_dtype(checkpoint, "fp32", cpu)
     monkeypatch.setattr(memory, "bytes_available", lambda device: 500_000_000)
     with pytest.raises(InputError, match=r"needs 0\.6 GB of memory in bf16, and 0\.5 GB are free: free some"):
@@ -132,11 +134,12 @@ def test_what_does_not_fit_is_refused_with_the_numbers(checkpoint: Path, monkeyp
 
 def test_what_the_prediction_counts() -> None:
     """The weights in their new width; the largest tensor once more where it is cast; a language model of its own file in fp32 first."""
-    runtime = bytes_needed(StoredWeights(0, 0, 0, torch.float16), torch.float16)
-    weights = StoredWeights(1000, 0, 500, torch.float16)
+    runtime = bytes_needed(StoredWeights(0, 0, 0, 0, torch.float16), torch.float16)
+    weights = StoredWeights(1000, 0, 600, 500, torch.float16)
     assert bytes_needed(weights, torch.float16) == runtime + 2000
     assert bytes_needed(weights, torch.bfloat16) == runtime + 2500
     assert bytes_needed(weights, torch.float32) == runtime + 4500
+    assert bytes_needed(weights, torch.int8) == runtime + 1900  # the language model's 600 in a byte, the rest in two
     assert bytes_needed(weights._replace(outside=900), torch.float16) == runtime + 3600
 
 

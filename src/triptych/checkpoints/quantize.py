@@ -37,6 +37,15 @@ def scales(matrix: Tensor) -> Tensor:
     return matrix.float().abs().amax(1).clamp_min(1e-12) / 127
 
 
+def codes_of(tensors: list[Tensor]) -> Tensor:
+    """``w [N, M]`` -> int8 ``round(w / scale) [N, M]``."""
+    return (tensors[0].float() / scales(tensors[0])[:, None]).round().to(torch.int8)
+
+
+def scales_layout(layouts: list[Tensor]) -> Tensor:
+    return shaped(layouts[0], layouts[0].shape[:1], torch.float32)
+
+
 def quantized(store: TensorStore) -> DerivedStore:
     """Each large matrix ``w [N, M]`` becomes int8 ``round(w / scale)`` and ``scale [N]`` = max |w| / 127 of its row; the rest fp16."""
     recipes = {}
@@ -45,15 +54,16 @@ def quantized(store: TensorStore) -> DerivedStore:
         if layout.ndim != 2 or layout.numel() < SMALLEST or not layout.is_floating_point():
             recipes[name] = as_floats(name, torch.float16)
             continue
-        recipes[name] = Recipe(
-            (name,),
-            lambda x: (x[0].float() / scales(x[0])[:, None]).round().to(torch.int8),
-            lambda x: shaped(x[0], dtype=torch.int8),
-        )
-        recipes[name + SCALE_SUFFIX] = Recipe(
-            (name,), lambda x: scales(x[0]), lambda x: shaped(x[0], x[0].shape[:1], torch.float32)
-        )
+        recipes[name], recipes[name + SCALE_SUFFIX] = int8_recipes(name)
     return DerivedStore(store, recipes)
+
+
+def int8_recipes(name: str) -> tuple[Recipe, Recipe]:
+    """How the codes and the scales of a matrix are made."""
+    return (
+        Recipe((name,), codes_of, lambda x: shaped(x[0], dtype=torch.int8)),
+        Recipe((name,), lambda x: scales(x[0]), scales_layout),
+    )
 
 
 def dequantized(store: TensorStore) -> DerivedStore:

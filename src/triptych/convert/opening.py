@@ -70,9 +70,8 @@ def find_checkpoint(model: str | Path) -> Path:
 
 def find_folder(model: str | Path) -> Path:
     """``find_checkpoint``, but folders of transformers' and models on the hub are returned as they are, not converted."""
-    if str(model) not in shipped_models() and (local_path(model) / "config.json").exists():
-        return local_path(model)
-    return find_checkpoint(model)
+    folder = BUNDLED / str(model) if str(model) in shipped_models() else local_path(model)
+    return folder if (folder / "config.json").exists() else find_checkpoint(model)
 
 
 def from_folder(folder: Path, name: str) -> Path:

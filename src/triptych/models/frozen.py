@@ -17,10 +17,13 @@ from triptych.checkpoints.hub import cached_id, is_model_id, local_path
 from triptych.checkpoints.language_models import LoadedLanguageModel, load_language_model, unfilled
 from triptych.checkpoints.parts import PARTS, part_fingerprint, part_path
 from triptych.checkpoints.place import unallocated
+from triptych.checkpoints.quantize import int8_recipes
+from triptych.checkpoints.store import DerivedStore, Recipe, TensorStore
 from triptych.errors import InputError
 from triptych.models.encoders import check_part, published_encoder
 from triptych.nn.cnn import ENCODERS, ConvNet
 from triptych.nn.decoder import Decoder
+from triptych.nn.int8 import Int8Linear
 from triptych.nn.linear import Linear
 from triptych.nn.t5 import T5
 from triptych.nn.vit import CLIP_MEAN, CLIP_STD, ViT
@@ -115,6 +118,21 @@ def language_model_spec(name: str, lm: LoadedLanguageModel, end_id: int | None =
     return LanguageModelSpec(whole, stored=False, sha256=language_model_fingerprint(name, lm), end_id=end_id)
 
 
+def with_int8_layers(model: nn.Module, tensors: TensorStore) -> TensorStore:
+    """Put ``Int8Linear`` in the place of a stored language model's linear layers; returns the tensors that fill the model then."""
+    recipes = {name: Recipe((name,), lambda x: x[0]) for name in tensors}
+    for name, layer in [*model.named_modules()]:
+        if not (name.startswith("lm.") and isinstance(layer, Linear) and f"{name}.weight" in tensors):
+            continue
+        with unallocated():
+            quantised = Int8Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, quantised)
+        del recipes[f"{name}.weight"]
+        recipes[f"{name}.codes"], recipes[f"{name}.scale"] = int8_recipes(f"{name}.weight")
+    return DerivedStore(tensors, recipes)
+
+
 class FrozenParts(NamedTuple):
     """The encoder and the language model of a checkpoint; those that it stores have no memory yet (``place.fill``)."""
 
@@ -129,6 +147,7 @@ def frozen_parts(directory: Path, config: CheckpointConfig[Any], dtype: torch.dt
     Raises:
         InputError: a part is unknown, cannot be read, or is another than in training.
     """
+    dtype = torch.bfloat16 if dtype == torch.int8 else dtype
     encoder = frozen_encoder(directory, config.encoder)
     if not config.encoder.stored:
         encoder.to(dtype)

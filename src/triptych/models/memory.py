@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -18,7 +19,10 @@ from triptych.checkpoints.weight_files import open_folder, read_json
 from triptych.errors import InputError
 from triptych.models.frozen import language_model_path
 
-WIDTHS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+WIDTHS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
+LANGUAGE_LAYER = re.compile(
+    r"(lm|language_model)\.(?!.*(embed|shared|wte))"
+)  # of its matrices, not its word embeddings
 RUNTIME = 320_000_000  # torch and the package, and what one photo and its text take
 GB = 1e9
 
@@ -27,11 +31,13 @@ class StoredWeights(NamedTuple):
     """What of a model's files decides how much memory it takes.
 
     parameters: numbers of the whole model. outside: those of a language model that the checkpoint names, which is read in fp32 first.
+    language: those of a language model within that can be 8-bit integers (``frozen.with_int8_layers``); the rest is bf16 then.
     largest: bytes of the largest tensor as it is stored; while it is cast to another dtype, both are there. dtype: of that tensor.
     """
 
     parameters: int
     outside: int
+    language: int
     largest: int
     dtype: torch.dtype
 
@@ -46,9 +52,10 @@ def stored_weights(directory: Path, config: CheckpointConfig[Any]) -> StoredWeig
 
 
 def weights_of(tensors: TensorStore) -> StoredWeights:
-    floats = [layout for layout in tensors.layouts().values() if layout.is_floating_point()]
-    largest = max(floats, key=lambda layout: layout.nbytes, default=torch.empty(0))
-    return StoredWeights(sum(layout.numel() for layout in floats), 0, largest.nbytes, largest.dtype)
+    floats = {name: layout for name, layout in tensors.layouts().items() if layout.is_floating_point()}
+    largest = max(floats.values(), key=lambda layout: layout.nbytes, default=torch.empty(0))
+    language = sum(x.numel() for name, x in floats.items() if x.ndim == 2 and LANGUAGE_LAYER.match(name))
+    return StoredWeights(sum(x.numel() for x in floats.values()), 0, language, largest.nbytes, largest.dtype)
 
 
 def weights_in(directory: Path) -> StoredWeights:
@@ -61,7 +68,10 @@ def weights_in(directory: Path) -> StoredWeights:
 def bytes_needed(weights: StoredWeights, dtype: torch.dtype) -> int:
     """At the peak of loading, which one caption does not exceed by much."""
     cast = 0 if dtype == weights.dtype else weights.largest
-    return max(weights.parameters * dtype.itemsize + cast, weights.outside * torch.float32.itemsize) + RUNTIME
+    whole = weights.parameters * dtype.itemsize
+    if dtype == torch.int8:
+        whole = weights.parameters * torch.bfloat16.itemsize - weights.language
+    return max(whole + cast, weights.outside * torch.float32.itemsize) + RUNTIME
 
 
 def bytes_available(device: torch.device) -> int | None:
@@ -85,7 +95,8 @@ def estimate(directory: Path, device: torch.device) -> dict[str, Any]:
     ``directory``: a checkpoint, or a folder of transformers'.
     """
     weights, available = weights_in(directory), bytes_available(device)
-    needed = {name: round(bytes_needed(weights, dtype) / GB, 2) for name, dtype in WIDTHS.items()}
+    widths = {name: dtype for name, dtype in WIDTHS.items() if dtype != torch.int8 or weights.language}
+    needed = {name: round(bytes_needed(weights, dtype) / GB, 2) for name, dtype in widths.items()}
     return {
         "parameters": weights.parameters,
         "needed_gb": needed,
@@ -103,10 +114,14 @@ def fitting(weights: StoredWeights, available: int | None) -> str | None:
 def choose_dtype(directory: Path, precision: str | None, device: torch.device) -> torch.dtype:
     """The dtype to load a checkpoint in: the ``precision`` that is asked for, else the widest of fp32 and bf16 that fits.
 
+    int8 and int4 are 8-bit integers where the checkpoint holds its language model, else as if none was asked for.
+
     Raises:
         InputError: there is not enough memory; the message has the numbers.
     """
     weights, available = stored_weights(directory, load_config(directory)), bytes_available(device)
+    if precision in ("int8", "int4"):
+        precision = "int8" if weights.language else None
     name = precision if precision in WIDTHS else fitting(weights, available)
     if name is None or (available is not None and bytes_needed(weights, WIDTHS[name]) > available):
         wanted = name or "bf16"

@@ -25,7 +25,7 @@ from triptych.checkpoints.store import SafetensorsFile, TensorStore
 from triptych.checkpoints.weight_files import read_json
 from triptych.errors import InputError
 from triptych.extras import importing
-from triptych.models.frozen import frozen_prefixes
+from triptych.models.frozen import frozen_prefixes, with_int8_layers
 from triptych.models.memory import WIDTHS, bytes_available
 from triptych.nn.decoder import Block
 from triptych.nn.linear import CpuProduct
@@ -69,7 +69,9 @@ def read_placement(device: str) -> Placement:
 
 
 def placed_dtype(precision: str | None, main: torch.device) -> torch.dtype:
-    """The ``precision`` that is asked for, else bf16 on a GPU and fp32 elsewhere."""
+    """The ``precision`` that is asked for, else bf16 on a GPU and fp32 elsewhere. Raises InputError: it is one of integers."""
+    if precision in ("int8", "int4"):
+        raise InputError(f"--precision {precision} goes with one device: name one, or choose bf16")
     if precision in WIDTHS:
         return WIDTHS[precision]
     return torch.bfloat16 if main.type == "cuda" else torch.float32
@@ -170,12 +172,14 @@ class ModelFiles(NamedTuple):
 
 
 def fill_model(model: nn.Module, files: ModelFiles, dtype: torch.dtype, placement: Placement | None) -> None:
-    """Give a model the tensors of a checkpoint, as ``dtype``, all in memory or where ``placement`` says.
+    """Give a model the tensors of a checkpoint, as ``dtype`` (int8: see ``with_int8_layers``), all in memory or where ``placement`` says.
 
     Raises:
         InputError: the tensors do not fit the model, or it does not fit the placement.
     """
     directory, config, tensors = files
+    if dtype == torch.int8:
+        tensors, dtype = with_int8_layers(model, tensors), torch.bfloat16
     places = {} if placement is None else choose_places(model, placement, dtype)
     check_on_disk(places, directory, config)
     on_disk = [part for part, place in places.items() if place == DISK]
