@@ -44,14 +44,14 @@ class StoredWeights(NamedTuple):
 
 def stored_weights(directory: Path, config: CheckpointConfig[Any]) -> StoredWeights:
     """Of a checkpoint and of a language model that it names; an embedded image encoder adds a hundredth of what torch itself takes."""
-    own = weights_of(dequantized(SafetensorsFile(directory / config.weights)))
+    own = count_weights(dequantized(SafetensorsFile(directory / config.weights)))
     if config.lm is None or config.lm.stored:
         return own
-    outside = weights_of(open_language_model(language_model_path(config.lm.name, directory)).tensors).parameters
+    outside = count_weights(open_language_model(language_model_path(config.lm.name, directory)).tensors).parameters
     return own._replace(parameters=own.parameters + outside, outside=outside)
 
 
-def weights_of(tensors: TensorStore) -> StoredWeights:
+def count_weights(tensors: TensorStore) -> StoredWeights:
     floats = {name: layout for name, layout in tensors.layouts().items() if layout.is_floating_point()}
     largest = max(floats.values(), key=lambda layout: layout.nbytes, default=torch.empty(0))
     language = sum(x.numel() for name, x in floats.items() if x.ndim == 2 and LANGUAGE_LAYER.match(name))
@@ -62,7 +62,7 @@ def weights_in(directory: Path) -> StoredWeights:
     """Of a checkpoint, or of a folder of transformers' that has not been converted yet."""
     if "format" in read_json(directory / "config.json"):
         return stored_weights(directory, load_config(directory))
-    return weights_of(open_folder(directory))
+    return count_weights(open_folder(directory))
 
 
 def bytes_needed(weights: StoredWeights, dtype: torch.dtype) -> int:
