@@ -77,12 +77,12 @@ def language_model_path(name: str, near: Path | None = None) -> Path:
     if name in {part.name for part in PARTS}:
         return part_path(name)
     named = Path(name).expanduser()
-    if near is None or named.exists() or is_model_id(name):
+    if near is None or named.exists():
         return local_path(name)
     places = (folder / named.name for folder in (near, near.parent))
     if there := next((path for path in places if path.exists()), None):
         return there
-    if model := cached_id(named):
+    if model := name if is_model_id(name) else cached_id(named):
         return local_path(model)
     raise InputError(
         f"{near} was trained over the language model {name}, which is not there: put {named.name} beside {near.name}"
