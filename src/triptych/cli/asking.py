@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,22 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from triptych.cli.common import Beams, DeviceOption, Json, PrecisionOption, app, complain, emit, reading, write_page
-from triptych.cli.folders import (
-    AltText,
-    Existing,
-    FolderOptions,
-    KeepOriginal,
-    Out,
-    Recursive,
-    RunnerOption,
-    ShardOption,
-    SidecarKinds,
-    Strict,
-    Watch,
-    WriteMetadata,
-    as_descriptions,
-    describe_folder,
-)
+from triptych.cli.folders import FolderOptions, as_descriptions, describe_folder, with_folder_options
 from triptych.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,6 +29,7 @@ Figure = Annotated[
 
 
 @app.command()
+@with_folder_options("prefix", "suffix")
 def ask(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="The photos of the question, in order.")],
     question: QuestionOption,
@@ -50,17 +37,8 @@ def ask(
     model: AnswererOption = "blip2",
     beams: Beams = None,
     explain: Figure = None,
-    out: Out = None,
-    recursive: Recursive = False,
-    sidecar: SidecarKinds = None,
-    existing: Existing = "skip",
-    write_metadata: WriteMetadata = False,
-    keep_original: KeepOriginal = True,
-    alt_text: AltText = None,
-    watch: Watch = False,
-    shard: ShardOption = None,
-    runner: RunnerOption = "local",
-    strict: Strict = False,
+    *,
+    options: FolderOptions,
     precision: PrecisionOption = None,
     device: DeviceOption = None,
     as_json: Json = False,
@@ -69,8 +47,7 @@ def ask(
 
     With a folder, or with --out or --sidecar, the question is asked about each photo on its own.
     """
-    files = out, recursive, tuple(sidecar or ()), existing, "", "", strict, as_json
-    options = FolderOptions(*files, write_metadata, keep_original, alt_text, watch, shard, runner=runner, device=device)
+    options = replace(options, as_json=as_json, device=device)
     if not options.given and not any(Path(image).is_dir() for image in images):
         answer_question(images, question, choices, model, precision, device, beams, explain, as_json)
         return

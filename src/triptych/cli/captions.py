@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -27,24 +28,7 @@ from triptych.cli.common import (
     reading,
     write_page,
 )
-from triptych.cli.folders import (
-    AltText,
-    Existing,
-    FolderOptions,
-    KeepOriginal,
-    Out,
-    Prefix,
-    Recursive,
-    RunnerOption,
-    ShardOption,
-    SidecarKinds,
-    Strict,
-    Suffix,
-    Watch,
-    WriteMetadata,
-    as_descriptions,
-    describe_folder,
-)
+from triptych.cli.folders import FolderOptions, as_descriptions, describe_folder, with_folder_options
 from triptych.errors import InputError, TriptychError
 
 if TYPE_CHECKING:
@@ -56,6 +40,7 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@with_folder_options()
 def caption(
     images: Images,
     model: ModelOption = "sat",
@@ -70,26 +55,14 @@ def caption(
     explain: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also draw where the model looked, into DIR.")
     ] = None,
-    out: Out = None,
-    recursive: Recursive = False,
-    sidecar: SidecarKinds = None,
-    existing: Existing = "skip",
-    prefix: Prefix = "",
-    suffix: Suffix = "",
-    write_metadata: WriteMetadata = False,
-    keep_original: KeepOriginal = True,
-    alt_text: AltText = None,
-    watch: Watch = False,
-    shard: ShardOption = None,
-    runner: RunnerOption = "local",
-    strict: Strict = False,
+    *,
+    options: FolderOptions,
     precision: PrecisionOption = None,
     device: DeviceOption = None,
     as_json: Json = False,
 ) -> None:
     """Write a caption for each photo, or for all photos of a folder; --out and --sidecar keep the captions in files."""
-    files = out, recursive, tuple(sidecar or ()), existing, prefix, suffix, strict, as_json
-    options = FolderOptions(*files, write_metadata, keep_original, alt_text, watch, shard, runner=runner, device=device)
+    options = replace(options, as_json=as_json, device=device)
     if explain is not None and options.given:
         raise InputError("--explain draws single photos: leave out --out, --recursive and --sidecar")
     given = (("beams", beams), ("max_new_tokens", max_new_tokens), ("prompt", prompt))

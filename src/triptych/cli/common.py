@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -56,6 +57,22 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per re
 Data = Annotated[Path, typer.Option("--data", help="Tar shards, a folder with metadata, Karpathy or COCO JSON.")]
 Split = Annotated[str, typer.Option(help="Which photos.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N photos.")]
+
+
+def set_parameters(command: Callable[..., None], parameters: Mapping[str, tuple[Any, Any]]) -> None:
+    """Make Typer see ``parameters`` of a command that takes keywords: their annotations and defaults; ``...`` = there is none."""
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                annotation=kind,
+                default=inspect.Parameter.empty if default is ... else default,
+            )
+            for name, (kind, default) in parameters.items()
+        ]
+    )
+    command.__annotations__ = {name: kind for name, (kind, _) in parameters.items()}
 
 
 def emit(record: dict[str, Any], as_json: bool, text: str, file: TextIO | None = None) -> None:

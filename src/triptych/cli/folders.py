@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, get_origin, get_type_hints
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from triptych.cli.common import complain, emit
+from triptych.cli.common import complain, emit, set_parameters
 from triptych.errors import InputError
 
 if TYPE_CHECKING:
@@ -79,24 +80,24 @@ SHOWN_FAILURES = 10
 
 @dataclass(frozen=True)
 class FolderOptions:
-    """The values of the options above."""
+    """The options above, in the order of ``--help``, and what else a run depends on."""
 
-    out: Path | None
-    recursive: bool
-    sidecar: tuple[str, ...]
-    existing: str
-    prefix: str
-    suffix: str
-    strict: bool
-    as_json: bool
-    write_metadata: bool = False
-    keep_original: bool = True
-    alt_text: Path | None = None
-    watch: bool = False
-    shard: str | None = None  # I/N
-    keywords: bool = False  # write keywords into photos, not descriptions
-    runner: str = "local"  # or "ray"
+    out: Out = None
+    recursive: Recursive = False
+    sidecar: SidecarKinds = None
+    existing: Existing = "skip"
+    prefix: Prefix = ""
+    suffix: Suffix = ""
+    write_metadata: WriteMetadata = False
+    keep_original: KeepOriginal = True
+    alt_text: AltText = None
+    watch: Watch = False
+    shard: ShardOption = None
+    runner: RunnerOption = "local"
+    strict: Strict = False
+    as_json: bool = False
     device: str | None = None
+    keywords: bool = False  # write keywords into photos, not descriptions
 
     def __post_init__(self) -> None:
         if self.runner not in ("local", "ray"):
@@ -115,6 +116,30 @@ class FolderOptions:
     def outputs(self) -> list[Path]:
         """The files for all results."""
         return [path for path in (self.out, self.alt_text) if path is not None]
+
+
+def with_folder_options(*absent: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """For commands: their parameter ``options`` becomes the options of ``FolderOptions``, except the ``absent`` ones."""
+    hints = get_type_hints(FolderOptions, include_extras=True)
+    present = [item for item in fields(FolderOptions) if get_origin(hints[item.name]) is Annotated]
+    own: dict[str, tuple[Any, Any]] = {
+        item.name: (hints[item.name], item.default) for item in present if item.name not in absent
+    }
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        def run(**given: Any) -> None:
+            options = FolderOptions(**{name: given.pop(name) for name in own})
+            command(options=options, **given)
+
+        kinds, parameters = get_type_hints(command, include_extras=True), dict[str, tuple[Any, Any]]()
+        for name, parameter in inspect.signature(command).parameters.items():
+            default = ... if parameter.default is inspect.Parameter.empty else parameter.default
+            parameters |= own if name == "options" else {name: (kinds[name], default)}
+        set_parameters(run, parameters)
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        return run
+
+    return decorate
 
 
 def describe_folder(
@@ -217,7 +242,7 @@ def open_sidecars(settings: Mapping[str, Any], options: FolderOptions) -> Sideca
         metadata = PhotoMetadata(settings["model"], options.keywords, options.keep_original)
     elif not options.keep_original:
         raise InputError("--no-keep-original is for --write-metadata")
-    return Sidecars(options.sidecar, options.existing, options.prefix, options.suffix, metadata)
+    return Sidecars(tuple(options.sidecar or ()), options.existing, options.prefix, options.suffix, metadata)
 
 
 def open_journal(settings: Mapping[str, Any], options: FolderOptions) -> Journal | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,20 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from triptych.cli.common import DeviceOption, Images, Json, PrecisionOption, app, complain, emit, pictures
-from triptych.cli.folders import (
-    Existing,
-    FolderOptions,
-    KeepOriginal,
-    Out,
-    Recursive,
-    RunnerOption,
-    ShardOption,
-    SidecarKinds,
-    Strict,
-    Watch,
-    WriteMetadata,
-    describe_folder,
-)
+from triptych.cli.folders import FolderOptions, describe_folder, with_folder_options
 from triptych.errors import InputError, TriptychError
 
 if TYPE_CHECKING:
@@ -36,6 +24,7 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@with_folder_options("prefix", "suffix", "alt_text")
 def tag(
     images: Images,
     vocabulary: Annotated[
@@ -47,16 +36,8 @@ def tag(
     ] = 0.3,
     most: Annotated[int, typer.Option(min=1, max=32, help="How many words a photo gets at most.")] = 10,
     model: Annotated[str, typer.Option("--model", help="blip2, or a checkpoint directory.")] = "blip2",
-    out: Out = None,
-    recursive: Recursive = False,
-    sidecar: SidecarKinds = None,
-    existing: Existing = "skip",
-    write_metadata: WriteMetadata = False,
-    keep_original: KeepOriginal = True,
-    watch: Watch = False,
-    shard: ShardOption = None,
-    runner: RunnerOption = "local",
-    strict: Strict = False,
+    *,
+    options: FolderOptions,
     precision: PrecisionOption = None,
     device: DeviceOption = None,
     as_json: Json = False,
@@ -64,10 +45,7 @@ def tag(
     """Find keywords for each photo, or for all photos of a folder: the words of a vocabulary that fit."""
     from triptych.tasks.tagging import read_words
 
-    files = out, recursive, tuple(sidecar or ()), existing, "", "", strict, as_json
-    options = FolderOptions(
-        *files, write_metadata, keep_original, watch=watch, shard=shard, keywords=True, runner=runner, device=device
-    )
+    options = replace(options, as_json=as_json, device=device, keywords=True)
     words = None if vocabulary is None else read_words(vocabulary)
     opener = partial(open_tagger, model, precision, device, words, at_least, most)
     if not options.given and not any(Path(image).is_dir() for image in images):

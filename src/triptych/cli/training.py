@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from triptych.cli.common import Json, app, emit
+from triptych.cli.common import Json, app, emit, set_parameters
 from triptych.errors import InputError
 from triptych.train.recipe import Settings, all_settings
 from triptych.train.sources import Sources
@@ -153,19 +152,7 @@ def add_command(system: str) -> None:
         common["written"] = (Written, None)
     if system == "flamingo":
         common["drawings"] = (Drawings, None)
-    parameters = {**common, **settings, "as_json": (Json, False)}
-    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                annotation=kind,
-                default=inspect.Parameter.empty if default is ... else default,
-            )
-            for name, (kind, default) in parameters.items()
-        ]
-    )
-    command.__annotations__ = {name: kind for name, (kind, _) in parameters.items()}
+    set_parameters(command, {**common, **settings, "as_json": (Json, False)})
     command.__doc__ = f"{HELP[system]}\n\n{SEVERAL}"
     training.command(system)(command)
 

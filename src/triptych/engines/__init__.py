@@ -1,2 +1,2 @@
-"""What computes the three systems. ``interface`` says what the tasks ask of an engine; ``torch`` is the reference, ``onnx`` is fast on
-CPUs, ``choice`` decides."""
+"""Engines compute the three systems. ``interface``: their Protocols; ``torch``: the reference; ``onnx``: fast on CPUs; ``choice``: which
+one runs a checkpoint."""

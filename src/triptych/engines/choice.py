@@ -1,4 +1,4 @@
-"""Which engine runs a checkpoint: ONNX Runtime on a CPU, without importing torch; torch on a GPU, and wherever the former cannot."""
+"""Choosing the engine of a checkpoint: ONNX Runtime on a CPU, without importing torch; torch on a GPU and for all others."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int4")
 
 
 def open_onnx(directory: Path, precision: str | None) -> OnnxSat | OnnxFlamingo | OnnxBlip2 | None:
-    """The checkpoint on ONNX Runtime; None, with one line of notice, where torch has to run it.
+    """The checkpoint on ONNX Runtime; None if torch has to run it, which is reported in one line on stderr.
 
     Args:
         precision: of the weights; None = the fastest that keeps the texts (``onnx.opening.default_precision``).
 
     Raises:
         InputError: there is no such precision, or the files are damaged.
-        TriptychError: a pretrained part could not be fetched, the graphs not be written, or torch is needed and not installed.
+        TriptychError: a pretrained part could not be fetched, the graphs could not be written, or torch is needed but not installed.
     """
     chosen = None if precision is None else chosen_precision(precision)
     try:
@@ -49,7 +49,7 @@ def open_onnx(directory: Path, precision: str | None) -> OnnxSat | OnnxFlamingo 
 
 
 def chosen_precision(name: str) -> Precision:
-    """Raises InputError: there is no such precision."""
+    """``name`` as a ``Precision``. Raises InputError: there is no such precision."""
     for known in PRECISIONS:
         if known == name:
             return known
@@ -57,14 +57,14 @@ def chosen_precision(name: str) -> Precision:
 
 
 def fall_back(reason: str) -> None:
-    """Say that torch takes over, and why. Raises MissingExtraError: it is not installed."""
+    """Report that torch is used instead, and why. Raises MissingExtraError: torch is not installed."""
     if not torch_installed():
         raise MissingExtraError(f"{reason}; torch would run it: pip install 'triptych[torch]'")
     print(f"triptych: {reason}; torch is used instead, which is slower", file=sys.stderr)
 
 
 def gpu_possible() -> bool:
-    """Whether it is worth asking torch for a GPU: a driver of NVIDIA's or AMD's is there. torch itself takes a second to import."""
+    """Whether a driver of NVIDIA or AMD is present. Asking torch instead takes a second to import it."""
     if os.name == "nt":
         return shutil.which("nvidia-smi") is not None
     return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))

@@ -1,4 +1,4 @@
-"""What ``triptych info`` says of a model, the same for every engine."""
+"""The content of ``triptych info``, the same for every engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from triptych.engines.interface import PhotoSpec
 
 @dataclass(frozen=True)
 class Size:
-    """``parameters`` of each part, how many of all are ``frozen``, and the megabytes that the weights take as they are run."""
+    """``parameters``: of each part; ``frozen``: how many of them are frozen; ``memory_mb``: of the weights as they are run."""
 
     parameters: Mapping[str, int]
     frozen: int

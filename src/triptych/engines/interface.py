@@ -1,10 +1,10 @@
-"""The seam between what people do with a model (``tasks``, ``evaluate``, ``library``) and what computes it (an engine).
+"""The interface between the users of a model (``tasks``, ``evaluate``, ``library``) and the engines that compute it.
 
-One Protocol for each system. An engine holds the loaded weights and does the arithmetic; its ``spec`` is all that callers need to know of
-the checkpoint besides: tokenizers, prompts, search settings, limits. Engines keep no state between calls and serve several threads.
+There is one Protocol for each system. An engine has the loaded weights and does the arithmetic; its ``spec`` has everything else of the
+checkpoint that callers need: tokenizers, prompts, search settings, limits. Engines keep no state between calls and serve several threads.
 
-Arrays that pass from one call to the next (``Array``) are of any library that ``torch.as_tensor`` takes, and callers do not compute with
-them. Results that callers compute with are NumPy's. Shapes: B photos, L grid cells, Q queries, R latents, E widths, T tokens, V vocabulary.
+Arrays that are passed from one call to the next (``Array``) belong to the engine, and callers do not compute with them. Results that
+callers compute with are NumPy's. Shapes: B photos, L grid cells, Q queries, R latents, E widths, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from triptych.text.wordpiece import WordPieces
 
 
 class Array(Protocol):
-    """A tensor or an array of NumPy's."""
+    """A NumPy array or a tensor."""
 
     @property
     def shape(self) -> Sequence[int]: ...
@@ -32,30 +32,30 @@ class Array(Protocol):
     def __len__(self) -> int: ...
 
 
-Piece: TypeAlias = list[int] | Array  # of a prompt: token ids, or what stands for a photo
+Piece: TypeAlias = list[int] | Array  # of a prompt: token ids, or the soft prompt of a photo
 
 
 @dataclass(frozen=True)
 class PhotoSpec:
-    """The photos that an encoder takes, and its ``grid``, rows and columns of cells."""
+    """``pixels``: how photos are resized and normalised for an encoder; ``grid``: its rows and columns of cells."""
 
     pixels: PixelSpec
     grid: tuple[int, int]
 
 
 class PhotoEncoder(Protocol):
-    """What the engines of all systems have: the frozen image encoder."""
+    """The frozen image encoder, which the engines of all systems have."""
 
     @property
     def photos(self) -> PhotoSpec: ...
 
     @property
     def explains(self) -> bool:
-        """Whether ``maps`` can be computed: some engines need a package for them that may be missing."""
+        """Whether ``maps`` can be computed; some engines need an optional package for them."""
         ...
 
     def encode(self, pixel_values: Array) -> Sequence[Array]:
-        """``[B, 3, H, W]`` -> the image features of each photo, an array of its own that may be kept."""
+        """``[B, 3, H, W]`` -> the image features of each photo, each in its own memory so that it may be kept."""
         ...
 
     def pooled(self, features: Sequence[Array]) -> Floats:
@@ -67,20 +67,20 @@ class PhotoEncoder(Protocol):
         ...
 
 
-# Continuous batching: the texts of several callers, written together
+# Continuous batching: writing the texts of several callers together
 
 
 class JointSteps(Protocol[StateT]):
-    """Keeps arrays from one step to the next, so it serves one caller at a time."""
+    """Steps the states of several callers together. It keeps arrays between steps, so only one thread may use it."""
 
     def step(self, ids: Sequence[Ints], states: Sequence[StateT]) -> list[tuple[Array, StateT]]:
-        """``StepModel.step`` of each state, computed together. Others may join, and some be absent, at every step."""
+        """``StepModel.step`` of each state, computed together. Each call may have other states than the last."""
         ...
 
 
 @runtime_checkable
 class Joins(StepModel[Any, Any], Protocol):
-    """An engine that can step states of several callers together."""
+    """An engine with ``JointSteps``."""
 
     def joint_steps(self) -> JointSteps[Any]: ...
 
@@ -105,7 +105,7 @@ class SatEngine(PhotoEncoder, StepModel[Array, StateT], Protocol[StateT]):
         ...
 
     def maps(self, features: Array, ids: Sequence[int]) -> Floats:
-        """The attention over the grid when each of the words ``ids`` of one photo's caption was written: ``[T, h, w]``."""
+        """The attention to the grid for each of the words ``ids`` of one photo's caption: ``[T, h, w]``."""
         ...
 
 
@@ -114,9 +114,9 @@ class SatEngine(PhotoEncoder, StepModel[Array, StateT], Protocol[StateT]):
 
 @dataclass(frozen=True)
 class FlamingoSpec:
-    """``image_id`` stands for a picture, ``end_id`` ends an example. ``max_tokens``: of a prompt. ``max_pictures``: how many places have an
-    embedding of their own; None = a picture's place makes no difference. ``words_once``: captions say each content word once.
-    ``answers``: settings in which the search of answers differs."""
+    """``image_id`` stands for a picture, ``end_id`` ends an example. ``max_tokens``: of a prompt. ``max_pictures``: the number of picture
+    embeddings; None = there are none. ``words_once``: captions contain each content word only once. ``answers``: settings in which the
+    search of answers differs from ``search``."""
 
     tokenizer: TextTokenizer
     search: Search
@@ -130,14 +130,14 @@ class FlamingoSpec:
 
 
 class PromptState(State, Protocol):
-    """One row's or several rows' text and pictures, as read so far."""
+    """The text and pictures that were read so far, in one row or several."""
 
     def fork(self, rows: Sequence[int]) -> Self:
         """An independent copy whose row i continues the row ``rows[i]``."""
         ...
 
     def truncate(self, length: int, pictures: int) -> None:
-        """Go back, in place, to the first ``length`` tokens of a single row, among which there were so many pictures."""
+        """Go back, in place, to the first ``length`` tokens of a single row, which contain ``pictures`` pictures."""
         ...
 
 
@@ -145,12 +145,12 @@ PromptStateT = TypeVar("PromptStateT", bound=PromptState)
 
 
 class FlamingoInputs(NamedTuple):
-    """TextPieces with their pictures. ``state``: what was read before them; it is continued in place."""
+    """Texts with their pictures. ``state``: of the text so far; it is continued in place."""
 
-    rows: Sequence[Sequence[int]]  # the ids of each text, image_id where a picture stands
+    rows: Sequence[Sequence[int]]  # the ids of each text, with image_id in the place of each picture
     visual_tokens: Sequence[Sequence[Array]]  # of each row's pictures, in order, each [R, D]
     state: Any = None
-    blind: bool = False  # the texts, and what is written behind them, attend to no picture
+    blind: bool = False  # these texts, and text written after them, attend to no picture
 
 
 class FlamingoEngine(PhotoEncoder, StepModel[FlamingoInputs, PromptStateT], Protocol[PromptStateT]):
@@ -158,15 +158,15 @@ class FlamingoEngine(PhotoEncoder, StepModel[FlamingoInputs, PromptStateT], Prot
     def spec(self) -> FlamingoSpec: ...
 
     def read(self, features: Sequence[Array], places: Sequence[int]) -> Sequence[Array]:
-        """The Perceiver Resampler: the visual tokens ``[R, D]`` of each picture; ``places``: in its prompt, from 1.
+        """The Perceiver Resampler: the visual tokens ``[R, D]`` of each picture; ``places``: its number in its prompt, from 1.
 
         Raises:
-            InputError: a place beyond those that have embeddings.
+            InputError: a number above that of the picture embeddings.
         """
         ...
 
     def score(self, logits: Array, state: PromptStateT, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """The log-probability of each token of each text behind one prompt: ``logits [1, V]`` and ``state`` (unchanged) of ``prefill``."""
+        """The log-probability of each token of each text after one prompt; ``logits [1, V]`` and ``state``, not changed: of ``prefill``."""
         ...
 
     def maps(
@@ -174,12 +174,12 @@ class FlamingoEngine(PhotoEncoder, StepModel[FlamingoInputs, PromptStateT], Prot
     ) -> Floats:
         """Where the model looked in each picture of a prompt while it wrote each of ``ids``: ``[T, N, h, w]``.
 
-        ``blind_from``: the position from which the text attended to no picture.
+        ``blind_from``: the position from which on the text attended to no picture.
         """
         ...
 
     def gates(self) -> list[tuple[float, float]]:
-        """tanh of the two gates, attention and feed-forward, of each gated block; 0 = shut."""
+        """tanh of the two gates, attention and feed-forward, of each gated block; 0 = closed."""
         ...
 
 
@@ -189,8 +189,8 @@ class FlamingoEngine(PhotoEncoder, StepModel[FlamingoInputs, PromptStateT], Prot
 @dataclass(frozen=True)
 class Blip2Spec:
     """``tokenizer`` None: there is no language model. ``instructed``: the Q-Former reads the question. ``matches``: it has the heads of the
-    first stage; ``writes``: it can write captions itself (ITG); ``writer``: of captions by default. ``words_once``: captions say each
-    content word once. ``answers``: settings in which the search of answers differs."""
+    first stage. ``writes``: it can write captions (ITG). ``writer``: the default, ``lm`` or ``qformer``. ``words_once``: captions
+    contain each content word only once. ``answers``: settings in which the search of answers differs from ``search``."""
 
     words: WordPieces
     tokenizer: TextTokenizer | None
@@ -215,10 +215,10 @@ class TextPieces(NamedTuple):
 
 
 class SoftPrompt(NamedTuple):
-    """Of one photo."""
+    """The soft prompt of one photo."""
 
-    vectors: Array  # [Q, E]: what the language model reads in its place
-    cells: Array | None  # [Q, L]: where each query looked; only if asked for
+    vectors: Array  # [Q, E]: the embeddings that the language model reads in its place
+    cells: Array | None  # [Q, L]: the attention of each query to the cells; None unless requested
 
 
 class MatchArrays(NamedTuple):
@@ -231,14 +231,14 @@ class MatchArrays(NamedTuple):
 
 
 class Blip2Engine(PhotoEncoder, StepModel[Sequence[Sequence[Piece]], StateT], Protocol[StateT]):
-    """As a ``StepModel`` it is the language model over prompts, each a sequence of pieces."""
+    """A ``StepModel`` of the language model over prompts, each a sequence of pieces."""
 
     @property
     def spec(self) -> Blip2Spec: ...
 
     @property
     def fingerprint(self) -> str:
-        """Names the weights that features for contrast come from."""
+        """Identifies the weights behind the features for contrast."""
         ...
 
     def read(
@@ -248,13 +248,13 @@ class Blip2Engine(PhotoEncoder, StepModel[Sequence[Sequence[Piece]], StateT], Pr
         ...
 
     def score(self, logits: Array, state: StateT, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """As ``FlamingoEngine.score``; uses up ``state``."""
+        """As ``FlamingoEngine.score``; ``state`` must not be used afterwards."""
         ...
 
     def maps(self, pieces: Sequence[Piece], cells: Sequence[Array], ids: Sequence[int]) -> Floats:
-        """Where the photos of one prompt were looked at while each of ``ids`` was written: ``[T, N, h, w]``.
+        """Where the model looked in the photos of one prompt while it wrote each of ``ids``: ``[T, N, h, w]``.
 
-        The language model's attention to the soft prompts times the attention of their queries (``cells``, N of ``[Q, L]``, of ``read``).
+        The language model's attention to the soft prompts times the attention of their queries, ``cells``: ``[Q, L]`` of each photo.
         """
         ...
 
@@ -276,10 +276,10 @@ class Blip2Engine(PhotoEncoder, StepModel[Sequence[Sequence[Piece]], StateT], Pr
         ...
 
     def match(self, features: Sequence[Array], texts: TextPieces, itc_texts: Floats) -> MatchArrays:
-        """Every photo with every text; ``itc_texts``: what ``itc_texts(texts)`` gave, which many photos share."""
+        """Every photo with every text; ``itc_texts``: the result of ``itc_texts(texts)``."""
         ...
 
     def match_maps(self, features: Array, texts: TextPieces) -> Floats:
-        """Where one photo was looked at for each piece of one text, [CLS] and [SEP] left out, and behind them where the best query of
-        contrast looked: ``[T + 1, h, w]``."""
+        """Where the model looked in a photo for each piece of one text, without [CLS] and [SEP], then where the best query of contrast
+        looked: ``[T + 1, h, w]``."""
         ...

@@ -1,4 +1,4 @@
-"""The application: routes, guard, metrics, and what happens at start and end."""
+"""The application: routes, guard, metrics, start and shutdown."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from triptych.serve.settings import ServerSettings
 
 
 def create_app(settings: ServerSettings, loaded: dict[str, Any] | None = None) -> FastAPI:
-    """The server as an ASGI application. ``loaded``: models by name that need not be loaded (for tests)."""
+    """The server as an ASGI application. ``loaded``: models by name that are already loaded (for tests)."""
     metrics = Metrics()
     served = Served(settings, metrics, loaded)
 
@@ -75,7 +75,7 @@ def run_server(settings: ServerSettings) -> None:
     with listen(settings.host, settings.port) as listener:
         config = uvicorn.Config(
             create_app(settings),
-            http="h11",  # the only one that bounds the size of headers
+            http="h11",  # the only protocol of uvicorn's that bounds the size of headers
             loop="asyncio",
             log_level="warning",
             access_log=False,
@@ -94,7 +94,7 @@ def run_server(settings: ServerSettings) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Raises InputError: another program listens there, or this machine has no such address."""
+    """A listening socket. Raises InputError: another program listens there, or this machine has no such address."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)

@@ -1,4 +1,4 @@
-"""A dialogue as clients send it (OpenAI's and Ollama's messages) -> a question to a model."""
+"""Clients' messages (OpenAI's and Ollama's) -> a dialogue -> a model's answer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from triptych.tasks.words import Pieces, in_one_piece
 
 @dataclass
 class DialogueTurn:
-    """What the person said, with the pictures that came with it, and what the model answered; None = not yet."""
+    """The user's text with its pictures, and the model's answer; None = not yet."""
 
     text: str = ""
     pictures: list[Image] = field(default_factory=list)
@@ -42,9 +42,9 @@ class Dialogue:
 
 
 def read_dialogue(messages: Sequence[tuple[str, str, list[Image]]], settings: Mapping[str, Any]) -> Dialogue:
-    """Messages ``(role, text, pictures)`` as turns. A system message is put before the first question.
+    """Messages ``(role, text, pictures)`` as turns. System messages are put before the first question.
 
-    Raises ApiError: no question at the end, no picture or too many.
+    Raises ApiError: no question at the end, no picture, or too many pictures.
     """
     turns: list[DialogueTurn] = []
     system = " ".join(text for role, text, _ in messages if role in ("system", "developer") and text)
@@ -77,7 +77,7 @@ def answer_kind(model: Model, talk: Dialogue) -> str:
     answers = isinstance(model, Answers) and model.answers
     if not talk.question.strip() or not answers:
         if len(talk.pictures) != 1:
-            what = "without a question there must be one picture" if answers else "it captions one picture"
+            what = "send one picture, or ask a question" if answers else "this model captions one picture"
             raise ApiError(400, f"{len(talk.pictures)} pictures: {what}", param="messages")
         return "caption"
     return "chat" if len(talk.turns) > 1 and isinstance(model, Chats) else "ask"
@@ -90,7 +90,7 @@ def answer_batch(model: Model, kind: str, talks: Sequence[Dialogue]) -> list[Ans
         return [continued(model, talk).answer(talk.question, **settings) for talk in talks]
     if kind == "caption" and isinstance(model, Captions):
         return list(model.caption([talk.pictures[0] for talk in talks], **settings))
-    assert isinstance(model, Answers)  # answer_kind has said so
+    assert isinstance(model, Answers)  # checked by answer_kind
     return list(model.ask([talk.pictures for talk in talks], [talk.question for talk in talks], **settings))
 
 
@@ -111,7 +111,7 @@ def answer_pieces(model: Model, kind: str, talk: Dialogue) -> Iterator[str | Tex
 
 
 def spaced(words: Pieces) -> Pieces:
-    """The words of a model with a word vocabulary, with spaces between them."""
+    """The words of a model with a word vocabulary, with spaces in between."""
     first = True
     while True:
         try:
@@ -125,7 +125,7 @@ def spaced(words: Pieces) -> Pieces:
 
 def continued(model: Model, talk: Dialogue) -> Chat:
     """The model's chat, after the earlier turns of ``talk`` and with the pictures of the last one."""
-    assert isinstance(model, Chats)  # answer_kind has said so
+    assert isinstance(model, Chats)  # checked by answer_kind
     chat = model.chat()
     for turn in talk.turns[:-1]:
         chat.turns.append(Turn(tuple(turn.pictures), turn.text, f" {turn.answer}"))

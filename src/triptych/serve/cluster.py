@@ -1,7 +1,7 @@
-"""The server on many machines: Ray Serve runs it in several processes, the replicas, and hands each request to one of them.
+"""The server on a Ray cluster: Ray Serve runs it in several processes, the replicas, and sends each request to one of them.
 
-A replica is the whole application of ``app.py`` with its own models, queues, limits, memories and metrics. Requests come in through
-Ray's proxy, which knows no key and no limit: what guards the server is in the replicas.
+A replica is the whole application of ``app.py`` with its own models, queues, limits, memories and metrics. Requests arrive through
+Ray's proxy, which checks neither keys nor limits: the replicas do.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from triptych.serve.app import create_app
 from triptych.serve.models import check_models
 from triptych.serve.settings import BATCH_LIMIT, ServerSettings, is_loopback
 
-LIGHT_REQUESTS = 64  # of a replica at a time that wait for no model: the page, lists, metrics
-SHUTDOWN_SECONDS = 60.0  # in which running requests are finished
+LIGHT_REQUESTS = 64  # concurrent requests of a replica that need no model: the page, lists, metrics
+SHUTDOWN_SECONDS = 60.0  # for running requests to finish
 
 
 def run_on_cluster(settings: ServerSettings, replicas: int) -> None:
@@ -50,14 +50,16 @@ def run_on_cluster(settings: ServerSettings, replicas: int) -> None:
 def start_replicas(settings: ServerSettings, replicas: int, open_models: Callable[[], dict[str, Any]] = dict) -> None:
     """Start Ray Serve and the replicas; returns when all have loaded their models. Raises as ``run_on_cluster``.
 
-    ``open_models``: called in each replica; gives models by name that need not be loaded (for tests). It must be picklable.
+    ``open_models``: called in each replica; returns models by name that are already loaded (for tests). Must be picklable.
     """
     cpus, room = room_for_workers(wanted=replicas)
     if replicas > room:
-        raise InputError(f"--replicas {replicas}: the cluster has room for {room}, at one processor each")
+        raise InputError(
+            f"--replicas {replicas}: the cluster has room for {room}, one processor for each; ask for fewer"
+        )
     if settings.port == 0:
         raise InputError("--port 0: name a port, which Ray's proxies listen at")
-    if serve.status().proxies:  # its address could be open to others, whatever --host says
+    if serve.status().proxies:  # its address may be open to others, contrary to --host
         raise InputError("Ray Serve runs on this cluster already, at an address of its own: serve shutdown ends it")
     here = is_loopback(settings.host)
     logs = {"enable_access_log": False}
@@ -86,15 +88,15 @@ def start_replicas(settings: ServerSettings, replicas: int, open_models: Callabl
 
 
 def application_builder(settings: ServerSettings, open_models: Callable[[], dict[str, Any]]) -> Callable[[], Any]:
-    """What makes the application within a replica, once its models are loaded. Paths become absolute."""
-    there = replace(
+    """A function that makes the application in a replica after loading its models. Paths are made absolute."""
+    absolute = replace(
         settings,
         library=settings.library and settings.library.absolute(),
         allow_folders=tuple(folder.absolute() for folder in settings.allow_folders),
     )
 
     def build() -> Any:
-        app = create_app(there, open_models())
+        app = create_app(absolute, open_models())
         app.state.served.load()
         if failures := app.state.served.failures:
             raise TriptychError("; ".join(f"cannot load {name}: {reason}" for name, reason in failures.items()))

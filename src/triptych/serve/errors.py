@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients expect them: ``{"error": {"message", "type", "param", "code"}}``, one sentence, no path, no traceback."""
+"""Errors in OpenAI's format: ``{"error": {"message", "type", "param", "code"}}``, one sentence without paths or tracebacks."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from starlette.exceptions import HTTPException
 from triptych.errors import InputError, TriptychError
 from triptych.extras import MissingExtraError
 
-UNION_TAGS = ("str", "int", "float", "bool")  # pydantic adds the alternative that it tried to a field's place
+UNION_TAGS = ("str", "int", "float", "bool")  # pydantic appends the alternative that it tried to a field's location
 SERVER_LOG = logging.getLogger("triptych.serve")
 
 
 class ApiError(Exception):
-    """A request that cannot be answered. ``param``: the field at fault; ``retry_after``: seconds."""
+    """A request that cannot be answered. ``param``: the invalid field; ``retry_after``: seconds."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ def error_body(status: int, message: str, param: str | None = None, code: str | 
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """Any failure of a model as a client may see it."""
+    """Any failure as an error that a client may see."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, InputError):
@@ -54,7 +54,7 @@ def as_api_error(error: Exception) -> ApiError:
 
 
 def invalid_request(error: Mapping[str, Any]) -> ApiError:
-    """What pydantic found, in one sentence that names the field as ``messages[0].role``."""
+    """An error of pydantic in one sentence, with the field's name as ``messages[0].role``."""
     _, *parts = error["loc"]
     if error["type"] == "json_invalid":
         return ApiError(400, f"the body is not valid JSON: {error['ctx']['error']} at character {parts[0]}")
@@ -76,7 +76,7 @@ def error_response(error: ApiError) -> JSONResponse:
 
 
 def install_handlers(app: FastAPI) -> None:
-    """Every error of ``app`` in one format."""
+    """Make ``app`` return every error in this format."""
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> JSONResponse:

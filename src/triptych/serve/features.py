@@ -1,4 +1,4 @@
-"""Embeddings of texts and pictures for clients."""
+"""Embeddings of texts and pictures for OpenAI's clients."""
 
 from __future__ import annotations
 

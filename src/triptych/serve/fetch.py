@@ -1,7 +1,7 @@
-"""Pictures from domains that the person at the server allowed, without a way into the network behind it.
+"""Fetching pictures from allowed domains, without access to the server's own network.
 
-A name is resolved once; every address that it has must be public, and the connection goes to the address that was checked. Each
-redirect is checked anew.
+A name is resolved once, all its addresses must be public, and the connection goes to the checked address. Each
+redirect is checked again.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def parse(url: str, domains: tuple[str, ...]) -> tuple[str, int, bool, str]:
 
 
 def public_address(host: str, port: int) -> str:
-    """The first address of ``host``, where all its addresses are public. Raises InputError."""
+    """The first address of ``host``. Raises InputError: it cannot be resolved, or not all its addresses are public."""
     try:
         addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
     except OSError:
@@ -74,14 +74,14 @@ def public_address(host: str, port: int) -> str:
 
 
 def request(host: str, port: int, secure: bool, target: str, deadline: float) -> tuple[int, str | None, bytes]:
-    """One GET to the address that was checked. Raises InputError."""
+    """One GET to the checked address: status, location and body. Raises InputError: it failed, or is too slow or too large."""
     address, left = public_address(host, port), max(0.1, deadline - time.monotonic())
     try:
         raw = socket.create_connection((address, port), timeout=left)
         if secure:
             context = ssl.create_default_context()
             raw = context.wrap_socket(raw, server_hostname=host, do_handshake_on_connect=False)
-        cut_off = threading.Timer(left, shut_down, (raw,))  # ends any read, however slowly bytes drip in
+        cut_off = threading.Timer(left, shut_down, (raw,))  # also ends a read of bytes that arrive very slowly
         cut_off.start()
         connection = http.client.HTTPConnection(host, port)
         connection.sock = raw
@@ -110,5 +110,5 @@ def request(host: str, port: int, secure: bool, target: str, deadline: float) ->
 
 
 def shut_down(connection: socket.socket) -> None:
-    with suppress(OSError):  # it was closed just now
+    with suppress(OSError):  # it may just have been closed
         connection.shutdown(socket.SHUT_RDWR)

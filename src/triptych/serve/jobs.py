@@ -1,8 +1,8 @@
-"""Requests through a model: a bounded queue, and threads that take them from it.
+"""A model's queue of requests, bounded, and the threads that answer them.
 
 With a ``SharedEngine`` each of several threads answers one request, and their steps are computed together. With any other engine a single
-thread answers waiting requests of the same kind as a batch; one that fails there is tried alone, so it fails alone. Either way the others
-change no answer, and a request that nobody waits for any more stops at its next step.
+thread answers waiting requests of the same kind as a batch; if the batch fails, each is tried alone. Either way an answer does not depend
+on the other requests, and a request whose client has gone stops at its next step.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class Job:
     queued: float = field(default_factory=time.monotonic)
 
     def put(self, result: Any) -> None:
-        """Hand a result, a piece, an exception or STREAM_END to the client's side."""
+        """Pass a result, a piece, an exception or STREAM_END to the event loop of the request."""
         try:
             self.loop.call_soon_threadsafe(self.results.put_nowait, result)
-        except RuntimeError:  # the loop has gone: the server is shutting down
+        except RuntimeError:  # the loop is closed: the server is shutting down
             self.cancelled.set()
 
 
 class Worker:
-    """One model's queue and threads. ``observe`` is called with the size of every batch."""
+    """A model's queue and threads. ``waiting``: the length of the queue. ``observe``: called with the size of every batch."""
 
     def __init__(
         self,
@@ -66,16 +66,16 @@ class Worker:
             thread.start()
 
     def close(self) -> None:
-        """Finish what is waiting, then stop."""
+        """Answer the waiting requests, then stop."""
         for _ in self.threads:
             self.queue.put(None)
         for thread in self.threads:
             thread.join(timeout=60)
 
     async def submit(self, job: Job, timeout: float) -> Any:
-        """The result of a job. Cancelling the task that waits stops the work.
+        """The result of a job. Cancelling the waiting task stops the work.
 
-        Raises ApiError: 429 where the queue is full, 504 after ``timeout`` seconds, or what the model raised.
+        Raises ApiError: 429 if the queue is full, 504 after ``timeout`` seconds, or the model's failure.
         """
         self._enqueue(job)
         try:
@@ -90,7 +90,7 @@ class Worker:
         return result
 
     async def pieces(self, job: Job, timeout: float) -> AsyncIterator[Any]:
-        """The pieces of a streaming job as they are made. Raises as ``submit``; an error may come after some pieces."""
+        """The pieces of a streaming job as they are made. Raises as ``submit``, perhaps after some pieces."""
         self._enqueue(job)
         try:
             async with asyncio.timeout(timeout):
@@ -124,7 +124,7 @@ class Worker:
             job = following[0] if following else self.queue.get()
 
     def _batch_of(self, job: Job) -> tuple[list[Job], list[Job | None]]:
-        """The job with waiting ones of its kind, and what was taken from the queue but is of another kind: one at most."""
+        """The job with waiting ones of its kind; and the job of another kind that was taken from the queue, if any."""
         batch = [job]
         while len(batch) < self.batch_limit and not self.queue.empty():
             other = self.queue.get()

@@ -1,4 +1,4 @@
-"""The web page and what it shows besides answers: Flamingo's gates, the Q-Former's three masks, the example photos."""
+"""The web page and its own data: Flamingo's gates, the Q-Former's three masks, the example photos."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from triptych.serve.errors import ApiError
 lecture_router = APIRouter()
 PAGE = Path(__file__).with_name("page")
 EXAMPLE_PHOTOS = Path(__file__).parents[1] / "examples"
-QUERIES = 4  # shown of a mask's learned queries
+QUERIES = 4  # in the drawings of the masks
 
 
 @lecture_router.get("/")
@@ -40,7 +40,7 @@ async def get_example(name: str) -> FileResponse:
 
 @lecture_router.get("/v1/page")
 async def get_page_state(request: Request) -> dict[str, Any]:
-    """What the page needs to begin with."""
+    """The data that the page needs when it is opened."""
     return {"examples": example_names(), "library": request.app.state.settings.library is not None}
 
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of an answer's tokens, and of the likeliest at each place, in OpenAI's format."""
+"""Log-probabilities of an answer's tokens, and of the most likely ones at each position, in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ PART = "\N{REPLACEMENT CHARACTER}"  # of a character
 
 
 def choice_logprobs(end: TextEnd, choice: int, top: int, cut: str | None = None) -> dict[str, Any] | None:
-    """Of the text ``choice`` (0 = the best), as far as ``cut`` where it was cut at a stop; None where the model wrote no tokens.
+    """The log-probabilities of the text ``choice`` (0 = the best); ``cut``: the text up to a stop; None if there are no tokens.
 
-    A question that is answered by scoring choices has one token, the answer, and the choices are the likeliest at its place.
+    The answer to a question with choices is a single token, and the choices are the most likely tokens at its position.
     """
     if choice >= len(end.tokens):
         return None
@@ -31,11 +31,11 @@ def choice_logprobs(end: TextEnd, choice: int, top: int, cut: str | None = None)
 
 
 def without_space(token: WrittenToken) -> WrittenToken:
-    """The first token of a text, and those that could have stood in its place."""
+    """The first token of a text and its alternatives, without leading spaces."""
     likeliest: Sequence[tuple[str, float]] = [(text.lstrip(), logprob) for text, logprob in token.likeliest]
     return WrittenToken(token.text.lstrip(), token.logprob, tuple(likeliest))
 
 
 def as_entry(text: str, logprob: float) -> dict[str, Any]:
-    """``bytes``: None for a part of a character."""
+    """An entry of OpenAI's list; ``bytes`` is None for a part of a character."""
     return {"token": text, "logprob": logprob, "bytes": None if PART in text else list(text.encode())}

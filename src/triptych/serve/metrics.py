@@ -1,4 +1,4 @@
-"""What ``/metrics`` shows (Prometheus)."""
+"""The metrics at ``/metrics`` (Prometheus)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class Metrics:
-    """Counters of one server, in a registry of its own so that several servers can live in one process."""
+    """The counters of one server, in their own registry, so that several servers can run in one process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -47,14 +47,14 @@ class RequestMetrics:
             return
         started, status = time.perf_counter(), 500
 
-        async def send_noting_status(message: Message) -> None:
+        async def send_and_record(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self.app(scope, receive, send_noting_status)
+            await self.app(scope, receive, send_and_record)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self.metrics.requests.labels(route, str(status)).inc()

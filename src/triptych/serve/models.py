@@ -1,4 +1,4 @@
-"""The models of a server: loaded one after the other in the background, each with its worker."""
+"""The models of a server, loaded one after another in the background, each with its worker."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from triptych.tasks.capabilities import Model
 
 
 def check_models(names: Sequence[str]) -> None:
-    """Raises InputError: one of them is no model that could be loaded. What is on the Hugging Face hub is fetched later."""
+    """Raises InputError: there is no such model. Models on the Hugging Face hub are not checked: they are fetched when they are loaded."""
     from triptych.checkpoints.hub import is_model_id
     from triptych.convert.opening import find_checkpoint
 
@@ -30,7 +30,7 @@ def check_models(names: Sequence[str]) -> None:
 
 
 class Served:
-    """The models by name. ``loaded`` may be given (tests); else they are loaded by ``start``."""
+    """The models by name. ``start`` loads them, except those that are already ``loaded`` (tests)."""
 
     def __init__(self, settings: ServerSettings, metrics: Metrics, loaded: dict[str, Any] | None = None) -> None:
         self.names, self.settings, self.metrics = settings.models, settings, metrics
@@ -42,7 +42,7 @@ class Served:
             self.add(name, model)
 
     def add(self, name: str, model: Any) -> None:
-        """Serve a model that is loaded; one whose engine can step texts of several requests together is shared by several threads."""
+        """Serve a loaded model; several threads share its engine if that can step texts of several requests together (``Joins``)."""
         observe = partial(self.metrics.observe_batch, name)
         shared = None
         if isinstance(engine := getattr(model, "engine", None), Joins):
@@ -52,11 +52,11 @@ class Served:
         self.loaded[name] = model
 
     def start(self) -> None:
-        """Load what is not loaded, in the background."""
+        """Load the models in the background."""
         threading.Thread(target=self.load, name="load-models", daemon=True).start()
 
     def load(self) -> None:
-        """Load what is not loaded; what went wrong is in ``failures``."""
+        """Load the models that are not loaded yet; failures are recorded in ``failures``."""
         from triptych.tasks import load
 
         for name in self.names:
@@ -74,7 +74,7 @@ class Served:
         return len(self.loaded) + len(self.failures) >= len(self.names) and bool(self.loaded)
 
     def get(self, name: str) -> tuple[Model, Worker]:
-        """A model and its worker; a name may carry ``triptych/`` before it or ``:latest`` behind.
+        """A model and its worker. The name may have the prefix ``triptych/`` or the suffix ``:latest``.
 
         Raises ApiError: 404 for an unknown model, 503 while it loads.
         """

@@ -1,4 +1,4 @@
-"""Our own routes: captions by several models with maps, questions with choices, completion from examples, matching, search."""
+"""Our own routes: captions with maps, questions with choices, completion from examples, matching, search."""
 
 from __future__ import annotations
 
@@ -73,7 +73,10 @@ class FindRequest(BaseModel):
 async def submit(
     request: Request, name: str, verb: str, kind: tuple[Any, ...], payload: Any, run: Callable[..., Any]
 ) -> Any:
-    """Run ``run(model, payloads)`` on a model that can ``verb``."""
+    """The result of ``run(model, payloads)`` for one payload. Requests of equal ``verb`` and ``kind`` may be run together.
+
+    Raises ApiError: the model cannot ``verb``; and as ``Worker.submit``.
+    """
     settings: ServerSettings = request.app.state.settings
     model, worker = request.app.state.served.get(name)
     if not can(model, verb):
@@ -83,7 +86,7 @@ async def submit(
 
 
 def can(model: Model, verb: str) -> bool:
-    """Whether a model has the capability, and what it takes for it."""
+    """Whether a model has a capability and the parts for it."""
     if verb == "ask":
         return isinstance(model, Answers) and model.answers
     if verb == "match":
@@ -92,7 +95,7 @@ def can(model: Model, verb: str) -> bool:
 
 
 async def read_pictures(request: Request, addresses: Mapping[str, str]) -> list[Image]:
-    """The pictures at the addresses; by name, the fields of the request that they are from. Other requests go on meanwhile."""
+    """Read the pictures at the addresses in a thread; ``addresses``: by their field in the request, for messages."""
     settings: ServerSettings = request.app.state.settings
 
     def read() -> list[Image]:
@@ -106,7 +109,7 @@ def listed(addresses: Sequence[str], field: str) -> dict[str, str]:
 
 
 def maps_of(answer: Any) -> dict[str, Any] | None:
-    """Evidence as JSON: words, log-probabilities, and maps ``[words][pictures][h][w]`` scaled to the largest value of each word."""
+    """Evidence as JSON: words, log-probabilities, and maps ``[words][pictures][h][w]``, the largest value of each word scaled to 1."""
     if answer.evidence is None:
         return None
     maps = answer.evidence.maps
@@ -172,7 +175,7 @@ async def post_match(request: Request, body: MatchRequest) -> dict[str, Any]:
 
 @native_router.post("/explain")
 async def post_explain(request: Request, body: ExplainRequest) -> dict[str, Any]:
-    """Where the model attended at each word: maps as numbers, and a figure as a PNG data URL."""
+    """Where the model looked at each word: maps as numbers, and a figure as a PNG data URL."""
     (photo,) = await read_pictures(request, {"image": body.image})
 
     def run(model: Any, photos: Sequence[Image]) -> list[Any]:
@@ -197,7 +200,7 @@ async def post_explain(request: Request, body: ExplainRequest) -> dict[str, Any]
 
 @native_router.post("/find")
 async def post_find(request: Request, body: FindRequest) -> dict[str, Any]:
-    """Photos of the library that the server was started with. Thumbnails are made anew, so they carry no position or other metadata."""
+    """Search the server's library. Thumbnails are made from the pixels, so they have no metadata such as the position."""
     path = request.app.state.settings.library
     if path is None:
         raise ApiError(404, "this server has no library: start it with --library")

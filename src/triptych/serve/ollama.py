@@ -1,4 +1,4 @@
-"""Ollama's routes, which photo managers speak: generate, chat, tags, show, version."""
+"""Ollama's routes, which photo managers use: generate, chat, tags, show, version."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Options(BaseModel):
     num_predict: int | None = Field(default=None, ge=-2, le=TOKEN_LIMIT)
 
     def search_settings(self) -> dict[str, Any]:
-        """Ollama's clients send a temperature by default; only one above 0 with a seed is taken for sampling."""
+        """Fields of ``generate.Search``. Ollama's clients always send a temperature, so it counts only together with a seed."""
         given: dict[str, Any] = {}
         if self.num_predict is not None and self.num_predict > 0:
             given["max_new_tokens"] = self.num_predict
@@ -66,7 +66,7 @@ class OllamaChatRequest(BaseModel):
 
 
 def pictures_of(images: list[str] | None, settings: ServerSettings, param: str) -> list[Image]:
-    """Bare base64, as Ollama's clients send it, or a data URL."""
+    """Pictures as bare base64, as Ollama's clients send them, or as data URLs. Raises ApiError: one cannot be read."""
     addresses = [image if image[:5].lower() == "data:" else f"data:;base64,{image}" for image in images or []]
     return [read_picture(address, settings, f"{param}[{i}]") for i, address in enumerate(addresses)]
 
@@ -100,7 +100,7 @@ async def ollama_answer(request: Request, name: str, talk: Dialogue, stream: boo
     kind, started = answer_kind(model, talk), time.monotonic_ns()
 
     def record(text: str, end: TextEnd | None) -> dict[str, Any]:
-        """``end``: None = more will follow."""
+        """A line of the answer; ``end`` None = more lines follow."""
         base = {"model": name, "created_at": datetime.now(UTC).isoformat(), **wrap(text), "done": end is not None}
         if end is not None:
             base |= {

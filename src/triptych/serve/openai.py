@@ -1,4 +1,4 @@
-"""OpenAI's routes: chat completions (whole and streamed), models, embeddings; and rerank, as several servers have it."""
+"""OpenAI's routes: chat completions (whole and streamed), models, embeddings; and rerank, which several servers have."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class StreamOptions(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """Fields that are not named here are ignored, but for ``UNSUPPORTED``."""
+    """Other fields are ignored, except ``UNSUPPORTED``, which are refused."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -58,7 +58,7 @@ class ChatRequest(BaseModel):
     top_logprobs: int | None = Field(default=None, ge=0, le=TOP_LOGPROBS)
 
     def check(self) -> None:
-        """Raises ApiError: the request asks for what these models have not."""
+        """Raises ApiError: the request asks for a feature that these models lack."""
         for name in UNSUPPORTED:
             if (self.model_extra or {}).get(name):
                 raise ApiError(400, f"{name} is not supported", param=name)
@@ -75,7 +75,7 @@ class ChatRequest(BaseModel):
             raise ApiError(400, f"stop has {len(self.stop)} texts: 4 at most", param="stop")
 
     def search_settings(self) -> dict[str, Any]:
-        """As fields of ``generate.Search``; what is not given stays the model's own."""
+        """Fields of ``generate.Search``; missing ones keep the model's values."""
         given = {
             "max_new_tokens": self.max_completion_tokens or self.max_tokens,
             "temperature": self.temperature or None,
@@ -111,7 +111,7 @@ def read_content(
         if kind in ("text", "input_text"):
             text = part.get("text")
             if not isinstance(text, str):
-                raise ApiError(400, f"{place}.text is no text", param=f"{place}.text")
+                raise ApiError(400, f"{place}.text is not a text", param=f"{place}.text")
             texts.append(text)
         elif kind in ("image_url", "input_image"):
             address = part.get("image_url")
@@ -183,8 +183,8 @@ def cut_at_stop(text: str, stops: Sequence[str]) -> str:
 
 
 async def sse(body: ChatRequest, pieces: AsyncIterator[str | TextEnd]) -> AsyncIterator[str]:
-    """Server-sent events: a role, pieces of text, the reason of the end (with log-probabilities, if asked for), maybe usage,
-    ``[DONE]``; an error is an event, too."""
+    """Server-sent events: a role, pieces of text, the finish reason (with log-probabilities, if requested), usage, if requested,
+    ``[DONE]``; errors are events, too."""
     base = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion.chunk",
@@ -198,7 +198,7 @@ async def sse(body: ChatRequest, pieces: AsyncIterator[str | TextEnd]) -> AsyncI
 
     yield event({"role": "assistant", "content": ""})
     text = ""
-    margin = max((len(stop) for stop in body.stops), default=1) - 1  # characters that may be the beginning of a stop
+    margin = max((len(stop) for stop in body.stops), default=1) - 1  # the last characters may be the start of a stop
     sent, count, end = 0, 0, None
     try:
         async for piece in pieces:
@@ -223,7 +223,7 @@ async def sse(body: ChatRequest, pieces: AsyncIterator[str | TextEnd]) -> AsyncI
         yield f"data: {json.dumps(error_body(api_error.status, api_error.message, api_error.param, api_error.code))}\n\n"
         yield "data: [DONE]\n\n"
         return
-    end = end or TextEnd(new_tokens=count)  # at a stop the model was interrupted
+    end = end or TextEnd(new_tokens=count)  # the model is interrupted at a stop
     tokens = choice_logprobs(end, 0, body.top_logprobs or 0) if body.logprobs else None
     yield event({}, "stop" if end.finished else "length", tokens)
     if body.stream_options and body.stream_options.include_usage:
@@ -286,7 +286,7 @@ def matcher(request: Request, name: str) -> tuple[Matches, Worker]:
 
 @openai_router.post("/embeddings")
 async def openai_embeddings(request: Request, body: EmbeddingRequest) -> dict[str, Any]:
-    """Features for contrast of texts and pictures, in one space. Of a picture's queries the mean, of length 1."""
+    """Features for contrast of texts and pictures, in one space, of length 1; for a picture the mean over its queries."""
     settings: ServerSettings = request.app.state.settings
     model, worker = matcher(request, body.model)
     items = body.input if isinstance(body.input, list) else [body.input]
@@ -312,13 +312,13 @@ async def openai_embeddings(request: Request, body: EmbeddingRequest) -> dict[st
 
 @openai_router.post("/rerank")
 async def openai_rerank(request: Request, body: RerankRequest) -> dict[str, Any]:
-    """Pictures by how well they fit a text (matching)."""
+    """Rank pictures by how well they match a text."""
     settings: ServerSettings = request.app.state.settings
     model, worker = matcher(request, body.model)
     pictures = await asyncio.to_thread(as_items, body.documents, settings, "documents")
     for i, picture in enumerate(pictures):
         if isinstance(picture, str):
-            raise ApiError(400, f"documents[{i}] is no picture", param=f"documents[{i}]")
+            raise ApiError(400, f"documents[{i}] is not a picture: send a data URL", param=f"documents[{i}]")
     run = lambda payloads: [model.match(photos, [query]) for photos, query in payloads]  # noqa: E731
     result = await worker.submit(Job(("match",), (pictures, body.query), run=run), settings.timeout)
     ranked = sorted(result, key=lambda match: -match.rerank)[: body.top_n]

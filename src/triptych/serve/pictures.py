@@ -1,4 +1,4 @@
-"""Pictures of a request: data URLs and bare base64; by address only from domains and folders that the person at the server allowed."""
+"""Pictures of a request: data URLs and bare base64; by address only from the domains and folders that the server allows."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def read_picture(address: str, settings: ServerSettings, param: str) -> Image:
     """The picture at ``address``, upright and RGB.
 
     Raises:
-        ApiError: 400 that names ``param``: it is no picture, is too large, or is at a place that is not allowed.
+        ApiError: 400, names ``param``: it is not a picture, is too large, or its address is not allowed.
     """
     try:
         return load_image(picture_bytes(address, settings))
@@ -35,7 +35,7 @@ def read_picture(address: str, settings: ServerSettings, param: str) -> Image:
 
 
 def picture_bytes(address: str, settings: ServerSettings) -> bytes:
-    """Raises InputError: the address is of another kind, or is not allowed."""
+    """The bytes of the picture at ``address``. Raises InputError: another kind of address, or one that is not allowed."""
     address = address.strip()
     if address[:5].lower() == "data:":
         return data_url_bytes(address)
@@ -50,9 +50,9 @@ def picture_bytes(address: str, settings: ServerSettings) -> bytes:
 
 
 def data_url_bytes(url: str) -> bytes:
-    """The bytes of ``data:ANYTHING;base64,TEXT``; the MIME type is ignored, since the bytes decide.
+    """The bytes of ``data:ANYTHING;base64,TEXT``; the MIME type is ignored.
 
-    Raises InputError: there is no comma, it is not base64, or it holds nothing.
+    Raises InputError: there is no comma, it is not base64, or it is empty.
     """
     head, comma, text = url.partition(",")
     if not comma:
@@ -77,7 +77,7 @@ def base64_bytes(text: str) -> bytes:
 
 
 def folder_bytes(name: str, folders: tuple[Path, ...]) -> bytes:
-    """A regular file below one of ``folders``; what is opened is checked, not what the name said before. Raises InputError."""
+    """A regular file below one of ``folders``. The opened file is checked, not its name. Raises InputError: it is outside of them."""
     refused = InputError("this file is outside of the folders that the server may read, or is no regular file")
     if "\0" in name:
         raise refused
@@ -100,5 +100,5 @@ def folder_bytes(name: str, folders: tuple[Path, ...]) -> bytes:
 
 
 def without_name(message: str) -> str:
-    """An image error without the stand-in for a name that ``load_image`` gives to bytes."""
+    """An image error without the name that ``load_image`` uses for bytes."""
     return re.sub(r"^(<[^>]*>|the picture|bytes)[:,]?\s*", "", message)

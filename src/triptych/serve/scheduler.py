@@ -1,9 +1,9 @@
-"""Continuous batching: requests run in threads of their own, and the steps that they take are computed together.
+"""Continuous batching: each request runs in its own thread, and the steps of all are computed together.
 
-A request reads its prompt while the others go on writing, joins them at their next step, and leaves when its text ends. Each chooses its
-own tokens (greedy, sampled or with beams), so its text does not depend on the others. Texts are written in groups, one for each of
+A request reads its prompt while the others continue to write, joins them at their next step, and leaves when its text ends. Each chooses
+its own tokens (greedy, sampled or with beams), so its text does not depend on the others. Texts are written in groups, one for each of
 ``LANES`` processor cores, and as many prompts and pictures are read at a time: with several rows the products of a model are bound by
-arithmetic, so two computations on a core each take half the time of one after the other.
+arithmetic, so two computations at a time on two cores take half as long as one after the other.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from triptych.engines.interface import Array, JointSteps
 from triptych.generate import Ints, StateT, StepModel
 from triptych.interruption import check_interruption
 
-LANES = 2  # at most: with more groups each step has fewer rows
-PATIENCE = 0.02  # seconds that a step waits for a request that chooses its next token
+LANES = 2  # groups, at most: with more, each step has fewer rows
+PATIENCE = 0.02  # seconds that a step waits for a request that is choosing its next token
 
 
 class EngineProxy:
-    """All that ``engine`` has; each method is called through ``compute``."""
+    """Has the attributes of ``engine``; methods are called through ``compute``."""
 
     def __init__(self, engine: object, compute: Callable[..., Any]) -> None:
         self._engine, self._compute = engine, compute
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._engine, name)
-        if hasattr(value, "prefill"):  # a step model within the engine: the writer of BLIP-2
+        if hasattr(value, "prefill"):  # a step model in the engine: BLIP-2's writer
             return EngineProxy(value, self._compute)
         return partial(self._compute, value) if callable(value) else value
 
 
 class Turns:
-    """``count`` callers at a time; the others wait, first come first served."""
+    """Lets ``count`` callers run at a time; the others wait, first come first served."""
 
     def __init__(self, count: int) -> None:
         self._free = count
@@ -67,8 +67,8 @@ class Turns:
 
 @dataclass
 class PendingStep(Generic[StateT]):
-    """One step of a request's text. ``ready``: it has its ``outcome`` (a result or what it failed with), or is to compute the next step
-    of its group (``leads``)."""
+    """One step of a request's text. ``ready`` is set when it has its ``outcome`` (a result or an exception), or when its thread shall
+    compute the next step of its group (``leads``)."""
 
     ids: Ints
     state: StateT
@@ -83,13 +83,13 @@ class StepGroup(Generic[StateT]):
 
     def __init__(self, joint: JointSteps[StateT], observe: Callable[[int], None]) -> None:
         self._joint, self._observe = joint, observe
-        self._changed = threading.Condition()  # the leader waits for it
+        self._changed = threading.Condition()  # the leading thread waits for it
         self._waiting: list[PendingStep[StateT]] = []
-        self._choosing: set[int] = set()  # threads that have the logits of a step and will soon want the next
+        self._choosing: set[int] = set()  # threads that have the logits of a step and will soon request the next
         self._has_leader = False
 
     def leave(self, thread: int) -> None:
-        """The text of this thread has ended, or something else comes before its next step."""
+        """Do not wait for this thread: its text has ended, or it does something else before its next step."""
         with self._changed:
             self._choosing.discard(thread)
             self._changed.notify()
@@ -113,7 +113,7 @@ class StepGroup(Generic[StateT]):
         return step.outcome
 
     def _lead(self) -> None:
-        """Compute all waiting steps; one that came meanwhile leads the next."""
+        """Compute all waiting steps; the first that arrived meanwhile leads the next ones."""
         with self._changed:
             while self._choosing and self._changed.wait(PATIENCE):
                 pass
@@ -132,7 +132,7 @@ class StepGroup(Generic[StateT]):
             leader.ready.set()
 
     def _compute(self, steps: Sequence[PendingStep[StateT]]) -> Sequence[tuple[Array, StateT] | Exception]:
-        """The outcome of each. Where they fail together, each is tried by itself, so that one does not spoil the others."""
+        """The outcome of each step. If they fail together, each is tried alone, so that a faulty one does not affect the others."""
         try:
             return self._joint.step([step.ids for step in steps], [step.state for step in steps])
         except Exception as error:
@@ -142,7 +142,7 @@ class StepGroup(Generic[StateT]):
 
 
 class SharedEngine(EngineProxy, Generic[StateT]):
-    """An engine for many threads: the steps of their texts are computed in ``lanes`` groups, and so many other computations at a time."""
+    """An engine for many threads: computes the steps of their texts in ``lanes`` groups, and at most ``lanes`` other calls at a time."""
 
     def __init__(
         self,
@@ -151,11 +151,11 @@ class SharedEngine(EngineProxy, Generic[StateT]):
         observe: Callable[[int], None] = lambda requests: None,
         lanes: int = 1,
     ) -> None:
-        """``observe`` is called with the number of requests in each step."""
+        """``observe``: called with the number of requests in each step."""
         super().__init__(engine, self._run_alone)
         self._turns = Turns(lanes)
         self._groups = [StepGroup(joint_steps(), observe) for _ in range(lanes)]
-        self._members: dict[int, StepGroup[StateT]] = {}  # of each thread that writes a text
+        self._members: dict[int, StepGroup[StateT]] = {}  # the group of each thread that writes a text
         self._lock = threading.Lock()
 
     def _run_alone(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
@@ -165,7 +165,7 @@ class SharedEngine(EngineProxy, Generic[StateT]):
             return function(*arguments, **named)
 
     def leave(self) -> None:
-        """The text of this thread has ended, or something else comes before its next step."""
+        """Take this thread out of its group: its text has ended, or it does something else before its next step."""
         thread = threading.get_ident()
         with self._lock:
             group = self._members.pop(thread, None)
@@ -173,7 +173,7 @@ class SharedEngine(EngineProxy, Generic[StateT]):
             group.leave(thread)
 
     def step(self, ids: Ints, state: StateT) -> tuple[Array, StateT]:
-        """``StepModel.step``, together with the steps of other threads. A text that begins joins the smallest group."""
+        """``StepModel.step``, together with the steps of other threads. A new text joins the smallest group."""
         thread = threading.get_ident()
         with self._lock:
             if thread not in self._members:

@@ -1,6 +1,6 @@
-"""What is checked before a request reaches a route: host, origin, key, content type, size and pace of the body.
+"""The guard before all routes: checks a request's host, origin, key, content type, and the size and speed of its body.
 
-It is one ASGI layer, so nothing behind it sees a request that it refuses. Order: host (against DNS rebinding), origin (against
+It is one ASGI layer, so no route receives a request that it refuses. Order: host (against DNS rebinding), origin (against
 pages of other sites), key, content type, body.
 """
 
@@ -20,7 +20,7 @@ from triptych.serve.errors import ApiError, error_body
 from triptych.serve.settings import ServerSettings, is_loopback
 
 OPEN_PATHS = ("/healthz",)  # without a key
-BODY_SECONDS = 20.0  # in which a body must arrive
+BODY_SECONDS = 20.0  # for a body to arrive
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -63,7 +63,7 @@ class Guard:
         await run_while_connected(self.app, scope, body, receive, send_with_headers)
 
     def check(self, method: str, path: str, headers: Headers) -> None:
-        """Raises ApiError: the request is not from where it should be, or has not the key."""
+        """Raises ApiError: wrong host or origin, no valid key, or another content type."""
         if not self.known_host(headers.get("host")):
             raise ApiError(403, "the Host header names another server; call this one by the name it was started with")
         origin = headers.get("origin")
@@ -122,7 +122,7 @@ class Guard:
 
 
 def given_key(authorization: str) -> str:
-    """The key of ``Bearer KEY``, or the password of ``Basic ...``, which browsers ask a person for; empty if there is none."""
+    """The key of ``Bearer KEY``, or the password of ``Basic ...``, which browsers can ask for; empty if there is none."""
     scheme, _, value = authorization.partition(" ")
     if scheme.lower() == "bearer":
         return value.strip()
@@ -137,7 +137,7 @@ def body_too_large(most: int) -> ApiError:
 
 
 async def run_while_connected(app: ASGIApp, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-    """Answer a request whose body was read; when the client hangs up, the work for it is cancelled."""
+    """Answer a request whose body was read; cancel the work if the client disconnects."""
     disconnected = asyncio.Event()
     sent = False
 

@@ -1,4 +1,4 @@
-"""What a server is started with, and the bounds of a request."""
+"""The settings of a server, and the limits of a request."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ BATCH_LIMIT = 16  # requests that a model answers together
 class ServerSettings:
     """How a server runs.
 
-    ``api_key``: what clients must send as ``Authorization: Bearer``; needed where ``host`` is not a loopback address.
-    ``allow_domains``, ``allow_folders``: where pictures may be read from by address; none by default.
-    ``hosts``: further names that clients may call the server by. ``queue``: waiting requests a model. ``timeout``: seconds a request.
+    ``api_key``: clients must send it as ``Authorization: Bearer``; required if ``host`` is not a loopback address.
+    ``allow_domains``, ``allow_folders``: sources of pictures that requests may name by address; none by default.
+    ``hosts``: further host names of the server. ``queue``: waiting requests per model. ``timeout``: seconds per request.
     ``max_body``: bytes. ``library``: a library of photos for ``/v1/find``.
     """
 

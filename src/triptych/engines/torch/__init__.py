@@ -1,4 +1,4 @@
-"""The reference engines: PyTorch, on the CPU or a GPU."""
+"""The reference engines, in PyTorch, on the CPU or a GPU."""
 
 from triptych.engines.torch.blip2 import TorchBlip2
 from triptych.engines.torch.flamingo import TorchFlamingo

@@ -1,4 +1,4 @@
-"""BLIP-2 by PyTorch."""
+"""BLIP-2 on PyTorch."""
 
 from __future__ import annotations
 
@@ -35,43 +35,43 @@ class TorchBlip2(TorchEncoder):
         super().__init__(self.model.vision_encoder, self.model.encode, device)
         config, lm = self.model.config, self.model.lm
         self.spec = Blip2Spec(
-            blip2.words,
-            blip2.tokenizer if lm else None,
-            blip2.search,
-            config.qformer.max_positions,
-            lm.max_positions if lm else 0,
-            config.qformer.queries,
-            config.instructed,
-            self.model.heads is not None,
-            self.model.heads is not None and config.writes,
-            config.writer,
-            blip2.prompts,
-            blip2.config.search.words_once,
-            blip2.config.search.answers(),
+            words=blip2.words,
+            tokenizer=blip2.tokenizer if lm else None,
+            search=blip2.search,
+            max_pieces=config.qformer.max_positions,
+            max_tokens=lm.max_positions if lm else 0,
+            queries=config.qformer.queries,
+            instructed=config.instructed,
+            matches=self.model.heads is not None,
+            writes=self.model.heads is not None and config.writes,
+            writer=config.writer,
+            prompts=blip2.prompts,
+            words_once=blip2.config.search.words_once,
+            answers=blip2.config.search.answers(),
         )
         self.writer = CaptionWriter(self)
 
     @property
     def lm(self) -> LanguageModel[Any]:
-        assert self.model.lm is not None  # callers ask ``spec`` first
+        assert self.model.lm is not None  # callers check ``spec.tokenizer``
         return self.model.lm
 
     @property
     def heads(self) -> QFormerHeads:
-        assert self.model.heads is not None  # callers ask ``spec`` first
+        assert self.model.heads is not None  # callers check ``spec.matches``
         return self.model.heads
 
     def pooled(self, features: Sequence[Array]) -> Floats:
         return to_numpy(self.stack(features).mean(1))
 
     def image_keys_values(self, features: Sequence[Array]) -> ImageKeysValues:
-        """Photos as the Q-Former attends to them."""
+        """The Q-Former's keys and values of photos."""
         return self.model.image_keys_values(self.stack(features))
 
     def pieces(self, texts: TextPieces) -> tuple[Tensor, Tensor]:
         return self.tensor(texts.input_ids), self.tensor(texts.mask)
 
-    # The language model behind the soft prompts
+    # The language model after the soft prompts
 
     @torch.inference_mode()
     def read(
@@ -84,7 +84,7 @@ class TorchBlip2(TorchEncoder):
         return [SoftPrompt(*photo) for photo in zip(vectors, cells, strict=True)]
 
     def tensors(self, pieces: Sequence[Piece]) -> list[Tensor]:
-        """Ids as whole numbers, soft prompts as they are."""
+        """Ids as int64, soft prompts unchanged."""
         return [
             torch.tensor(piece, dtype=torch.long, device=self.device) if isinstance(piece, list) else self.tensor(piece)
             for piece in pieces
@@ -114,11 +114,11 @@ class TorchBlip2(TorchEncoder):
         by_cell = torch.einsum("tnq,nql->tnl", torch.stack(soft, 1), self.stack(cells))
         return self.on_grid(by_cell)
 
-    # The Q-Former that writes by itself
+    # The Q-Former as a writer
 
     @torch.inference_mode()
     def writer_maps(self, features: Array, ids: Sequence[int]) -> Floats:
-        """Attention of the words to the queries times that of the queries to the cells."""
+        """The attention of the words to the queries times that of the queries to the cells."""
         photo = self.model.qformer.encode_image(self.image_keys_values([features]), with_maps=True)
         text = torch.tensor([[self.spec.words.dec, *ids[:-1]]], device=self.device)
         written = self.model.qformer.continue_text(text, photo.past, with_maps=True)
@@ -159,7 +159,7 @@ class TorchBlip2(TorchEncoder):
         return self.on_grid(torch.cat([attention @ self.cells(both)[0], best[None]]))
 
     def cells(self, output: QFormerOutput) -> Tensor:
-        """How much each query attended to each cell: ``[B, Q, L]``; a class token is no cell."""
+        """The attention of each query to the cells, without the class token: ``[B, Q, L]``."""
         attended = torch.stack([layer.cells for layer in output.maps if layer.cells is not None]).mean(0)
         height, width = self.photos.grid
         return attended[..., -height * width :]
@@ -174,7 +174,7 @@ class TorchBlip2(TorchEncoder):
 
 
 class CaptionWriter:
-    """``GroundedText`` over image features."""
+    """``systems.blip2.GroundedText`` over image features."""
 
     def __init__(self, engine: TorchBlip2) -> None:
         self.engine, self.text = engine, GroundedText(engine.model, engine.spec.words.dec)

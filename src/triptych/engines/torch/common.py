@@ -1,4 +1,4 @@
-"""What the reference engines share: encoding photos, scoring texts, counting parameters."""
+"""Shared by the reference engines: encoding photos, scoring texts, counting parameters."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def on_device(model: M, device: torch.device) -> M:
-    """The model there, unless its parts lie where ``models.placement`` put them."""
+    """The model on ``device``, unless ``models.placement`` has placed its parts."""
     if hasattr(model, "hf_device_map"):
         return model
     model = model.to(device)
     products = [module for module in model.modules() if isinstance(module, CpuProduct)]
     copies, free = sum(module.weight.nbytes for module in products), bytes_available(torch.device("cpu"))
     if device.type == "cpu" and free is not None and copies > free / 2:
-        for module in products:  # packed copies, which make several beams faster, would take what memory is left
+        for module in products:  # packed copies, which make several beams faster, would take the remaining memory
             module.keeps_packed = False
     return model
 
@@ -58,11 +58,11 @@ class TorchEncoder:
 def continuation_logprobs(
     first: Tensor, texts: Sequence[Sequence[int]], read_on: Callable[[Tensor], Tensor]
 ) -> list[list[float]]:
-    """The log-probability of each token of each text behind one prompt.
+    """The log-probability of each token of each text after one prompt.
 
     Args:
-        first: ``[1, V]``, the logits of what follows the prompt.
-        read_on: ids ``[C, T]`` behind the prompt, one row for each text -> the logits ``[C, T, V]`` of what follows each id.
+        first: ``[1, V]``, the logits after the prompt.
+        read_on: ids ``[C, T]`` after the prompt, one row for each text -> the logits ``[C, T, V]`` after each id.
     """
     longest = max(map(len, texts))
     padded = torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in texts], device=first.device)
@@ -74,7 +74,7 @@ def continuation_logprobs(
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
-    """Parameters of each part."""
+    """The number of parameters of each part."""
     return {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
 
 

@@ -1,4 +1,4 @@
-"""Flamingo by PyTorch."""
+"""Flamingo on PyTorch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from triptych.generate import to_numpy
 from triptych.models import FlamingoModel
 from triptych.systems.flamingo import FlamingoState, flamingo_prompt
 
-MAX_MAP_TOKENS = 2048  # attention over all tokens takes memory that grows with their square
+MAX_MAP_TOKENS = 2048  # the memory of attention maps grows with the square of the tokens
 
 
 class TorchFlamingo(TorchEncoder):
@@ -34,15 +34,15 @@ class TorchFlamingo(TorchEncoder):
         super().__init__(self.model.vision_encoder, self.model.encode, device)
         config, limit = self.model.config, self.model.lm.config.max_positions
         self.spec = FlamingoSpec(
-            flamingo.tokenizer,
-            flamingo.search,
-            config.image_id,
-            flamingo.end_id,
-            limit,
-            config.max_pictures,
-            flamingo.config.search.words_once,
-            flamingo.config.prompts,
-            flamingo.config.search.answers(),
+            tokenizer=flamingo.tokenizer,
+            search=flamingo.search,
+            image_id=config.image_id,
+            end_id=flamingo.end_id,
+            max_tokens=limit,
+            max_pictures=config.max_pictures,
+            words_once=flamingo.config.search.words_once,
+            prompts=flamingo.config.prompts,
+            answers=flamingo.config.search.answers(),
         )
 
     def pooled(self, features: Sequence[Array]) -> Floats:
@@ -77,9 +77,12 @@ class TorchFlamingo(TorchEncoder):
     def maps(
         self, prompt: Sequence[int], features: Sequence[Array], ids: Sequence[int], blind_from: int | None = None
     ) -> Floats:
-        """A token looks at its picture through the gated blocks, and at earlier tokens, which looked at theirs, through the language
-        model: its map is the mean of both, so that what it has from all pictures sums to at most 1. Gated attention on the latents is
-        multiplied with the resampler's on the cells. All attention is the mean over heads and layers."""
+        """See ``interface.FlamingoEngine.maps``.
+
+        A token attends to its picture through the gated blocks, and through the language model to earlier tokens, which attended to
+        theirs. Its map is the mean of both ways, so that the maps of all pictures sum to at most 1. The gated blocks' attention to the
+        latents is multiplied by the resampler's attention to the cells. All attention is the mean over heads and layers.
+        """
         if len(prompt) + len(ids) > MAX_MAP_TOKENS:
             raise InputError(
                 f"the text has {len(prompt) + len(ids)} tokens: attention maps are made of {MAX_MAP_TOKENS} at most"
@@ -97,7 +100,7 @@ class TorchFlamingo(TorchEncoder):
         return to_numpy(by_cell.view(len(ids), pictures, *self.photos.grid))
 
     def cells_of_latents(self, maps: Sequence[Tensor]) -> Tensor:
-        """How much each latent attended to each cell, ``[N, R, L]``: the resampler's attention without that to latents or a class token."""
+        """The resampler's attention of latents to cells, ``[N, R, L]``, without that to other latents and the class token."""
         height, width = self.photos.grid
         latents = maps[0].shape[2]
         return torch.stack([x.mean(1) for x in maps]).mean(0)[..., -latents - height * width : -latents]

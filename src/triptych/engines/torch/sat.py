@@ -1,4 +1,4 @@
-"""Show, Attend and Tell by PyTorch."""
+"""Show, Attend and Tell on PyTorch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class TorchSat(TorchEncoder):
 
     @torch.inference_mode()
     def maps(self, features: Array, ids: Sequence[int]) -> Floats:
-        """The decoder's alpha when it reads its own caption again (SAT eq. 6 to 9)."""
+        """The alpha (SAT eq. 5) of the decoder while it reads its own caption again."""
         written = torch.tensor([[[BOS, *ids[:-1]]]], device=self.device)
         alpha = self.model.decoder(self.read([features]), written).alpha[0, 0]
         return to_numpy(alpha.view(len(ids), *self.photos.grid))
