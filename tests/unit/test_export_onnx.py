@@ -75,7 +75,7 @@ def test_the_program_of_the_docs(saved: Path, precision: str, tmp_path: Path, mo
 
 
 def test_what_has_no_graphs(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds a sat model: graphs are exported of blip2 alone"):
+    with pytest.raises(InputError, match="is a sat model: graphs can be exported of blip2 only"):
         export_onnx(BUNDLED / "sat", tmp_path / "out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("x")

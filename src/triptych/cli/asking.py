@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 AnswererOption = Annotated[str, typer.Option("--model", help="blip2, flamingo, or a checkpoint directory.")]
 MatcherOption = Annotated[str, typer.Option("--model", help="blip2, or a checkpoint directory.")]
-QuestionOption = Annotated[str, typer.Option("--question", "-q", help="<image> in it says where the photos stand.")]
+QuestionOption = Annotated[
+    str, typer.Option("--question", "-q", help="May have an <image> in the place of each photo.")
+]
 Figure = Annotated[
     Path | None, typer.Option("--explain", metavar="FILE.html", help="Also show where the model looked.")
 ]
@@ -43,9 +45,9 @@ def ask(
     device: DeviceOption = None,
     as_json: Json = False,
 ) -> None:
-    """Answer a question about one photo or several; with choices, say which is the likeliest.
+    """Answer a question about one photo or several; with choices, say which is the most likely.
 
-    With a folder, or with --out or --sidecar, the question is asked about each photo on its own.
+    With a folder, or with --out or --sidecar, the question is asked about each photo.
     """
     options = replace(options, as_json=as_json, device=device)
     if not options.given and not any(Path(image).is_dir() for image in images):

@@ -50,7 +50,7 @@ def caption(
     ] = None,
     prompt: Annotated[
         str | None,
-        typer.Option(help="Flamingo, BLIP-2: the text behind the photo, word for word.", show_default="the model's"),
+        typer.Option(help="Flamingo, BLIP-2: the exact text after the photo.", show_default="the model's"),
     ] = None,
     explain: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also draw where the model looked, into DIR.")
@@ -73,7 +73,7 @@ def caption(
         )
     else:
         captioner = open_captioner(model, device, precision, settings)
-        caption_each(captioner, model, pictures(images), settings, explain, as_json)
+        caption_each(captioner, pictures(images), settings, explain, as_json)
 
 
 def open_captioner(
@@ -97,7 +97,6 @@ def open_captions(model: str, device: str | None, precision: str | None, setting
 
 def caption_each(
     captioner: SatTasks | FlamingoTasks | Blip2Tasks,
-    model: str,
     sources: list[str],
     settings: dict[str, Any],
     explain: Path | None,

@@ -26,7 +26,11 @@ StrictEvaluation = Annotated[
     bool, typer.Option("--strict", help="Stop at the first damaged photo instead of leaving it out.")
 ]
 Floor = Annotated[
-    bool, typer.Option("--floor", help="Also what a closed form over pooled features and the training split reaches.")
+    bool,
+    typer.Option(
+        "--floor",
+        help="Also the figures of a baseline: a closed form over pooled features, fitted to the training split.",
+    ),
 ]
 Lines = Annotated[Path | None, typer.Option("--output", metavar="FILE", help="Also write every text, as JSON lines.")]
 
@@ -128,7 +132,7 @@ def eval_hallucination(
     strict: StrictEvaluation = False,
     as_json: Json = False,
 ) -> None:
-    """How often captions name things that the photos do not have (CHAIR), by people's captions and boxes."""
+    """How often captions name things that the photos do not show (CHAIR), judged by people's captions and boxes."""
     from triptych.evaluate.captioning import captions_by_id
     from triptych.evaluate.hallucination import hallucination_metrics
     from triptych.tasks import load
@@ -179,7 +183,7 @@ def eval_choice(
     strict: StrictEvaluation = False,
     as_json: Json = False,
 ) -> None:
-    """Two photos, "Which photo shows ...?", by matching and through the language model; one photo, choices in mixed wording."""
+    """Two photos, "Which photo shows ...?", by matching and by the language model; one photo, choices in mixed wording."""
     from triptych.evaluate.choice import choice_metrics
     from triptych.tasks import Answers, Matches, load
 
@@ -203,7 +207,7 @@ def eval_vqa(
     strict: StrictEvaluation = False,
     as_json: Json = False,
 ) -> None:
-    """Questions about one photo, beside what can be answered without seeing it."""
+    """Questions about one photo: accuracy, beside that of blind baselines."""
     from triptych.data import open_dataset
     from triptych.evaluate.vqa import answer_questions, vqa_metrics
     from triptych.tasks import load_answerer
@@ -235,7 +239,7 @@ def eval_fewshot(
     strict: StrictEvaluation = False,
     as_json: Json = False,
 ) -> None:
-    """Two new names for two kinds of pictures that training never named: how often the right one is found (chance: 50%)."""
+    """Two new names for two kinds of pictures that are not in training: how often the right one is chosen (chance: 50%)."""
     from triptych.evaluate.fewshot import fewshot_metrics
     from triptych.tasks import load_completer
 

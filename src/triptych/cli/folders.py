@@ -55,7 +55,7 @@ AltText = Annotated[
     typer.Option(
         "--alt-text",
         metavar="FILE.html",
-        help="Also write a page of the photos with their alternative texts; unsure ones are marked.",
+        help="Also write a page of the photos with their alternative texts; uncertain ones are marked.",
     ),
 ]
 ShardOption = Annotated[
@@ -64,7 +64,9 @@ ShardOption = Annotated[
         "--shard", metavar="I/N", help="Only part I of N, so that N machines share a folder; give each its own --out."
     ),
 ]
-Watch = Annotated[bool, typer.Option("--watch", help="Go on with photos that come into the folder later; ctrl-C ends.")]
+Watch = Annotated[
+    bool, typer.Option("--watch", help="Continue with photos that arrive in the folder later; ctrl-C ends.")
+]
 RunnerOption = Annotated[
     str,
     typer.Option(
@@ -165,12 +167,14 @@ def describe_folder(
     prints = options.as_json or options.watch or journal is None
     stdout = sys.stdout
     attempts: dict[str, FileState | None] = {}  # with --watch: None = described, else the file's state when it failed
+    states: dict[str, FileState | None] = {}  # of arrivals, before they were read
 
     def handle(record: Record) -> None:
         if prints:
             print_record({**record, **settings}, options.as_json, stdout)
         if arrivals is not None:
-            attempts[record["image"]] = file_state(record["image"]) if "error" in record else None
+            image = record["image"]
+            attempts[image] = states.get(image, file_state(image)) if "error" in record else None
 
     summary = Summary()
     run = partial(
@@ -190,7 +194,8 @@ def describe_folder(
             print(f"watching {', '.join(sources)}; ctrl-C ends", file=sys.stderr)
             skipped = summary.skipped
             for names in arrivals:
-                new = (name for name in names if attempts.get(name, FileState(-1, 0)) not in (None, file_state(name)))
+                states.update((name, file_state(name)) for name in names)
+                new = (name for name in names if attempts.get(name, FileState(-1, 0)) not in (None, states[name]))
                 run([name for name in new if shard.has(name)])
                 summary.skipped = skipped  # the first arrivals are the photos of the first pass again
     except KeyboardInterrupt:

@@ -86,7 +86,7 @@ def convert(
         ),
     ] = None,
     embed_lm: Annotated[
-        bool, typer.Option("--embed-lm", help="Of one of ours: put the language model that it names inside.")
+        bool, typer.Option("--embed-lm", help="For one of ours: include the language model that it names.")
     ] = False,
     half: Annotated[bool, typer.Option(help="Store 16-bit floats.")] = False,
     int8: Annotated[bool, typer.Option(help="Store 8-bit integers.")] = False,
@@ -157,7 +157,7 @@ def push(
     base: Annotated[
         list[str] | None, typer.Option("--base-model", help="A model on the hub that it was made of.")
     ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Others do not see it.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make it private.")] = False,
     as_json: Json = False,
 ) -> None:
     """Upload a model to the Hugging Face hub, with a model card."""

@@ -27,11 +27,11 @@ CompleterOption = Annotated[str, typer.Option("--model", help="flamingo, or a ch
 
 NEAREST = 4  # examples
 COMMANDS = ("/image", "/drop", "/undo", "/save", "/load", "/help", "/quit", "/exit")
-CHAT_HELP = """/image PATH   add a picture to the next question (a path alone does, too)
-/drop         give up the pictures that wait
+CHAT_HELP = """/image PATH   add a picture to the next question (or type its path alone)
+/drop         remove the pictures that wait
 /undo         take back the last question and answer
-/save FILE    keep the dialogue as JSON
-/load FILE    go on with a dialogue that was kept
+/save FILE    save the dialogue as JSON
+/load FILE    continue a saved dialogue
 /quit         end (so does the end of input)"""
 
 
@@ -44,7 +44,7 @@ def complete(
     ] = None,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="How the text begins, such as: This is")] = "",
     choices: Annotated[
-        list[str] | None, typer.Option(help="A possible text; the likeliest is taken. Repeat for each.")
+        list[str] | None, typer.Option(help="A possible text; repeat for each. The most likely is chosen.")
     ] = None,
     similar: Annotated[
         int | None, typer.Option(min=1, help="Use only the N examples that look most like the picture (RICES).")
@@ -165,7 +165,7 @@ def chat(
                     break
             elif line:
                 answer(dialogue, line, settings, as_json)
-        except InputError as error:  # a dialogue goes on after a mistake
+        except InputError as error:  # a mistake does not end the dialogue
             complain(error)
             failed = error
     if failed is not None and not terminal:

@@ -21,14 +21,14 @@ training = typer.Typer(help="Train a system on your own photos.")
 app.add_typer(training, name="train")
 
 Run = Annotated[
-    Path, typer.Option(metavar="DIR", help="The run's folder; the same command goes on after an interruption.")
+    Path, typer.Option(metavar="DIR", help="The run's folder; the same command continues after an interruption.")
 ]
 DataSets = Annotated[
     list[Path],
     typer.Option(
         "--data",
         metavar="PATH",
-        help="Tar shards, a folder with metadata, Karpathy or COCO JSON. Give it again for further data sets.",
+        help="Tar shards, a folder with metadata, Karpathy or COCO JSON. Repeat for further data sets.",
     ),
 ]
 Shares = Annotated[
@@ -50,18 +50,18 @@ Written = Annotated[
     typer.Option(
         metavar="FILE",
         help="Captions of the training photos that a model wrote, as `eval caption --output` makes them; the language model learns "
-        "them beside those of people. Give it again for further files.",
+        "them in addition to those of people. Repeat for further files.",
     ),
 ]
 
 HELP = {
     "sat": "Train Show, Attend and Tell; RUN/best is the checkpoint with the best CIDEr-D of generated validation captions.",
-    "blip2": "Train BLIP-2; RUN/best is the checkpoint that did best on the validation photos: by CIDEr-D where the language model "
+    "blip2": "Train BLIP-2; RUN/best is the checkpoint that did best on the validation photos: by CIDEr-D if the language model "
     "learns to caption, else by R@1.\n\n"
     "With --weight question=1 alone, the photos need questions with answers and no captions (judged by right answers).",
-    "flamingo": "Train Flamingo; RUN/best is the checkpoint with the best CIDEr-D plus share of new names bound rightly.",
+    "flamingo": "Train Flamingo; RUN/best is the checkpoint with the best CIDEr-D plus the share of correct answers with new names.",
 }
-SEVERAL = "Of several data sets, the mean of their figures decides."
+SEVERAL = "With several data sets, the mean of their figures decides."
 
 
 @training.callback(invoke_without_command=True)
@@ -69,24 +69,24 @@ def train(
     context: typer.Context,
     recipe: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Make the runs of a recipe file, such as train/recipes/sat.toml."),
+        typer.Option(metavar="FILE", help="Train the runs of a recipe file, such as train/recipes/sat.toml."),
     ] = None,
     data_root: Annotated[
         Path, typer.Option(metavar="DIR", help="The folder that holds the data sets of the recipe file.")
     ] = Path(),
-    run: Annotated[Path | None, typer.Option(metavar="DIR", help="Gets a folder for each run.")] = None,
+    run: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder for the runs' folders.")] = None,
     as_json: Json = False,
 ) -> None:
     """Train a system on your own photos."""
     if context.invoked_subcommand:
         if recipe is not None:
-            raise InputError("--recipe says which system is trained: leave out the command behind it")
+            raise InputError("--recipe says which system is trained: leave out the command after it")
         return
     if recipe is None:
         typer.echo(context.get_help())
         return
     if run is None:
-        raise InputError("--recipe needs --run DIR, the folder that gets its runs")
+        raise InputError("--recipe needs --run DIR, the folder for its runs")
     for name, record in run_recipe_file(recipe, data_root, run).items():
         if record is not None:  # None in the processes beside the main one
             emit({"run": name} | record, as_json, f"{run / name / 'best'}: {json.dumps(record)}")

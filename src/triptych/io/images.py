@@ -171,7 +171,7 @@ def _open(data: bytes, name: str, target: int | None) -> Image.Image:
     if image.format in JPEG_FORMATS:
         scans = data.count(b"\xff\xda")
         if scans * image.width * image.height > limits.MAX_SCANNED_PIXELS:
-            raise InputError(f"{name}: this JPEG has too many scans ({scans}); save it anew and try again")
+            raise InputError(f"{name}: this JPEG has too many scans ({scans}); save it again and retry")
         if target is not None:
             _decode_reduced(image, target)
     return image
@@ -235,7 +235,9 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
             raise InputError(f"{name}: not enough memory to decode it; make it smaller") from None
         except Exception:  # on hostile bytes each format has exceptions of its own
             kind = f" ({image.format})" if image.format else ""
-            raise InputError(f"{name}: the picture{kind} is damaged or cut short; get or save it anew") from None
+            raise InputError(
+                f"{name}: the picture{kind} is damaged or cut short; get it again, or save it again"
+            ) from None
     rgb.info.clear()  # with the orientation in it, the result would be turned again when it is read
     return rgb
 

@@ -320,7 +320,7 @@ class Decoder(nn.Module):
         """
         tokens, padding_mask, cache = inputs if isinstance(inputs, Prompt) else Prompt(inputs)
         if tokens.shape[1] == 0:
-            raise InputError("the prompt is empty: the language model needs at least one token to go on from")
+            raise InputError("the prompt is empty: the language model needs at least one token")
         if padding_mask is not None and not padding_mask[:, -1].all():
             raise ValueError("prompts must be padded on the left (left_pad), so that all end together")
         if cache is None:

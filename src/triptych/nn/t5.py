@@ -214,7 +214,7 @@ class T5(nn.Module):
         x = tokens if tokens.is_floating_point() else self.embed(tokens)
         length = x.shape[1] + 1
         if length == 1:
-            raise InputError("the prompt is empty: the language model needs at least one token to go on from")
+            raise InputError("the prompt is empty: the language model needs at least one token")
         if length > self.config.max_positions:
             raise InputError(
                 f"the text has {length} tokens: the language model reads {self.config.max_positions} at most"

@@ -124,7 +124,7 @@ class ViT(nn.Module):
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(len(x), 1, -1), x], 1)
         x = x + self.positions_for((cells.shape[2], cells.shape[3]))
-        if self.registers is not None:  # behind the cells: attention knows no order
+        if self.registers is not None:  # after the cells; attention does not depend on the order
             x = torch.cat([x, self.registers.expand(len(x), -1, -1)], 1)
         x = self.norm_before(x)
         for block in self.blocks:

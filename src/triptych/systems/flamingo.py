@@ -382,7 +382,7 @@ class Flamingo(nn.Module):
                 f"{sum(counts)} pictures for {sum(image_tokens)} image tokens in the text: give one for each"
             )
         if ids.shape[1] == 0:
-            raise InputError("the prompt is empty: the language model needs at least one token to go on from")
+            raise InputError("the prompt is empty: the language model needs at least one token")
         if state is None:
             cache = KVCache(self.lm.config.layers, capacity=ids.shape[1] + 64)
             state = FlamingoState(cache, len(ids), ids.device)

@@ -20,12 +20,8 @@ TEKKEN_SPLIT = (
     rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*|\p{{N}}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-WHOLE_WORDS = (
-    "llama-bpe",
-    "llama3",
-    "llama-v3",
-    "tekken",
-)  # words of the vocabulary are one token, whatever the merges
+# With these, words of the vocabulary are one token, whatever the merges.
+WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "tekken")
 COMPOSED = ("qwen2", "deepseek-r1-qwen")  # the text is first normalised to NFC
 TEXT_SPLITS = {  # `tokenizer.ggml.pre` -> the patterns that split a text before merging, one after another
     "default": (GPT2_SPLIT,),

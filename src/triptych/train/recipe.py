@@ -160,7 +160,7 @@ class LoopSettings(Settings):
 
     epochs: int = setting(15, "Number of epochs; after each the model is validated.", low=1)
     epoch_items: int = setting(
-        0, "Items of an epoch; the next one goes on where it stopped.", low=0, show_default="as many as there are"
+        0, "Items of an epoch; the next one continues where it stopped.", low=0, show_default="as many as there are"
     )
     batch_size: int = setting(64, "Items per step.", low=1)
     accumulation: int = setting(1, "Parts that a batch is split into, to save memory.", low=1)
@@ -182,8 +182,8 @@ class LoopSettings(Settings):
 class CropSettings(Settings):
     """The part of a photo's grid that a step reads (``train.crops``)."""
 
-    mirror: bool = setting(True, "Half of the photos are seen as in a mirror.")
-    cells: float = setting(0.5, "Share of the grid's cells that a step reads, drawn anew each time.", above=0, high=1)
+    mirror: bool = setting(True, "Mirror half of the photos.")
+    cells: float = setting(0.5, "Share of the grid's cells that a step reads, drawn at random.", above=0, high=1)
     window: float = setting(0.7, "They lie in a window of at least this share of each side.", above=0, high=1)
 
 

@@ -23,25 +23,25 @@ from triptych.systems.configs import Blip2Config
 
 
 class OnnxQFormer:
-    """The Q-Former's sessions, opened when they are first needed, and its word embeddings."""
+    """The Q-Former's sessions, opened at their first use, and its word embeddings."""
 
     def __init__(self, directory: Path, config: Blip2Config, words: EmbeddingTable, positions: Floats) -> None:
         self.directory, self.config, self.words, self.positions = directory, config, words, positions
         self.sessions = SessionFolder(directory)
 
     def text(self, ids: Ids, start: int = 0) -> Floats:
-        """``ids [R, T]`` at the positions from ``start`` -> ``[R, T, D]``. Raises InputError: more than there are positions for."""
+        """Embeddings of ``ids [R, T]`` at the positions from ``start`` on, ``[R, T, D]``. Raises InputError: more than the positions."""
         end = start + ids.shape[1]
         if end > len(self.positions):
             raise InputError(f"the text has {end} word pieces: the Q-Former reads {len(self.positions)} at most")
         return self.words(ids) + self.positions[start:end]
 
     def photos(self, features: Sequence[Array]) -> dict[str, Floats]:
-        """B photos as every method here takes them as ``image``: computed once, for any number of texts."""
+        """The keys and values of B photos, the ``image`` of the other methods: computed once for any number of texts."""
         return self.sessions.run("photos", {"features": np.stack([floats(photo) for photo in features])})
 
     def read(self, image: Mapping[str, Floats], texts: TextPieces | None, wanted: Sequence[str]) -> list[Floats]:
-        """The graph ``both``: B photos alone, or each with K texts, ids and mask ``[B * K, T]``, one photo's after another's."""
+        """The graph ``both`` over B photos alone, or each with K texts, ids and mask ``[B * K, T]``, ordered by photo."""
         sizes, photos = self.config.qformer, len(image["image_keys_0"])
         if texts is None:
             text = np.zeros((photos, 0, sizes.dim), np.float32)
@@ -62,7 +62,7 @@ class OnnxQFormer:
 
 
 class SessionFolder:
-    """The graphs of a folder, each opened at its first run."""
+    """The graphs in a folder, each opened at its first use."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -78,17 +78,14 @@ class SessionFolder:
 
 
 def square(present: NDArray[np.bool_]) -> Floats:
-    """``present [R, S]``, True where something may be attended to -> what is added to the scores ``[R, 1, S, S]``."""
+    """``present [R, S]``, True = may be attended to -> the mask that is added to the scores, ``[R, 1, S, S]``."""
     rows, length = present.shape
     hidden = np.where(present, np.float32(0), np.float32(HIDDEN))
     return np.ascontiguousarray(np.broadcast_to(hidden[:, None, None], (rows, 1, length, length)))
 
 
 class OnnxBlip2(OnnxEncoder):
-    """An ``interface.Blip2Engine``; as a ``StepModel`` it is the language model over prompts, each a sequence of pieces.
-
-    ``temperature``: of contrast; None without the heads of the first stage.
-    """
+    """An ``interface.Blip2Engine``. ``temperature``: of contrast; None without the heads of the first stage."""
 
     def __init__(
         self,
@@ -104,15 +101,14 @@ class OnnxBlip2(OnnxEncoder):
 
     @property
     def lm(self) -> OnnxLanguageModel:
-        assert self._lm is not None  # callers ask ``spec`` first
+        assert self._lm is not None  # callers check ``spec.tokenizer``
         return self._lm
 
     @property
     def fingerprint(self) -> str:
-        """Names the weights that features for contrast come from."""
         return features_fingerprint(self.opened.config)
 
-    # The language model behind the soft prompts
+    # The language model after the soft prompts
 
     def read(
         self, features: Sequence[Array], instructions: TextPieces | None, with_cells: bool = False
@@ -124,13 +120,13 @@ class OnnxBlip2(OnnxEncoder):
         return [SoftPrompt(photo, None) for photo in vectors]
 
     def prefill(self, inputs: Sequence[Sequence[Piece]]) -> tuple[Floats, TextCache]:
-        """Read prompts, row by row: the logits ``[B, V]`` of what follows, and the state to go on with."""
+        """Read prompts, row by row: the logits ``[B, V]`` of the next token, and the state to continue with."""
         rows = [np.concatenate([self.embed(piece) for piece in pieces]) for pieces in inputs]
         cache = self.lm.start(len(rows), max(map(len, rows)) + ROOM)
         return np.concatenate([self.lm.read(cache, i, row) for i, row in enumerate(rows)]), cache
 
     def embed(self, piece: Piece) -> Floats:
-        """Token ids, or what stands for a photo, as the language model reads them: ``[n, E]``."""
+        """The embeddings of token ids, or a soft prompt unchanged: ``[n, E]``."""
         return self.lm.embed(np.array(piece, np.int64)) if isinstance(piece, list) else floats(piece)
 
     def step(self, ids: Ids, state: TextCache) -> tuple[Floats, TextCache]:
@@ -140,7 +136,7 @@ class OnnxBlip2(OnnxEncoder):
         return JointText(self.lm)
 
     def score(self, logits: Array, state: TextCache, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """The log-probability of each token of each text behind one prompt, whose state stays as it is."""
+        """See ``interface.FlamingoEngine.score``; ``state`` is not changed."""
         logprobs = []
         for text in texts:
             cache, rest = state.fork(np.zeros(1, np.int64)), np.array(text[:-1], np.int64)
@@ -152,26 +148,21 @@ class OnnxBlip2(OnnxEncoder):
         return logprobs
 
     def maps(self, pieces: Sequence[Piece], cells: Sequence[Array], ids: Sequence[int]) -> Floats:
-        """Where the photos of one prompt were looked at while each of ``ids`` was written: ``[T, N, h, w]``."""
         return self.reference.maps(pieces, cells, ids)
 
     def writer_maps(self, features: Array, ids: Sequence[int]) -> Floats:
-        """Where the Q-Former looked while it wrote each of ``ids`` about one photo: ``[T, h, w]``."""
         return self.reference.writer_maps(features, ids)
 
     # Matching
 
     def itc_images(self, features: Sequence[Array]) -> Floats:
-        """Features for contrast of each photo's queries: ``[B, Q, F]``, of length 1."""
         return self.qformer.read(self.qformer.photos(features), None, ["itc"])[0]
 
     def itc_texts(self, texts: TextPieces) -> Floats:
-        """Features for contrast of each text: ``[K, F]``, of length 1."""
         return self.qformer.text_features(texts)
 
     def match(self, features: Sequence[Array], texts: TextPieces, itc_texts: Floats) -> MatchArrays:
-        """Every photo with every text."""
-        assert self.temperature is not None  # callers ask ``spec`` first
+        assert self.temperature is not None  # callers check ``spec.matches``
         image = self.qformer.photos(features)
         (queries,) = self.qformer.read(image, None, ["itc"])
         cosine = (queries @ itc_texts.T).max(1)
@@ -183,16 +174,14 @@ class OnnxBlip2(OnnxEncoder):
         return MatchArrays(cosine, cosine / np.float32(self.temperature), softmax(logits)[..., 1], rerank)
 
     def match_maps(self, features: Array, texts: TextPieces) -> Floats:
-        """Where one photo was looked at for each piece of one text, and behind them for the whole: ``[T + 1, h, w]``."""
         return self.reference.match_maps(features, texts)
 
     def info(self) -> dict[str, Any]:
-        """Parts, parameters, memory, settings and model card."""
         return self.with_precision(describe_blip2(self.opened.config, self.photos, self.size))
 
 
 class WriterState(NamedTuple):
-    """Captions being written: keys and values of every layer, ``[R, S, D]``, by the names of the graph's inputs; words so far."""
+    """Captions being written: the keys and values of every layer, ``[R, S, D]``, by the names of the graph's inputs; the words so far."""
 
     past: dict[str, Floats]
     words: int

@@ -1,4 +1,4 @@
-"""Writing all graphs of a checkpoint into a folder. This is the one module that ``opening`` does not need once they are there."""
+"""Writing all graphs of a checkpoint into a folder; ``opening`` imports this module only when they are missing."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def save_word_embeddings(folder: Path, source: LanguageModelSource, precision: P
 
 
 def counted(source: Source, trained: Mapping[str, int]) -> dict[str, Any]:
-    """Parameters of the frozen parts and of the ``trained`` ones."""
+    """The numbers of parameters of the frozen parts and the ``trained`` ones, for ``engine.json``."""
     parameters = {"vision_encoder": sum(map(size_of, source.convolutions("vision_encoder.").values()))}
     frozen = parameters["vision_encoder"]
     if source.config.lm is not None:

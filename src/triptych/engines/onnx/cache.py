@@ -1,7 +1,7 @@
-"""Graphs on disk: built once for each checkpoint and precision, under $TRIPTYCH_HOME, and named by all that they are made of.
+"""Graphs on disk: built once for each checkpoint and precision, under $TRIPTYCH_HOME, in a folder named by a hash of their sources.
 
-A folder appears as a whole, by one rename. Beside the graphs lie word embeddings, mapped like all weights, and ``engine.json`` with the
-language model's sizes and tokenizer, so that running needs nothing else but the checkpoint's own small files.
+A folder is made under another name and renamed. Beside the graphs it has the word embeddings, mapped like all weights, and ``engine.json``
+with the language model's sizes and tokenizer, so that only the checkpoint's own small files are needed to run it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from triptych.io.files import write_error
 from triptych.nn.configs import DecoderConfig
 from triptych.text.tokenizer import TextTokenizer
 
-KEPT_FOLDERS = 12  # folders; those not used for longest are deleted when another is built
+KEPT_FOLDERS = 12  # the least recently used ones are deleted when another is built
 MANIFEST = "engine.json"
 CODE = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
 
 
 def graphs_folder(config: CheckpointConfig[Any], precision: Precision, build: Callable[[Path], None]) -> Path:
-    """The folder of a checkpoint's graphs; ``build`` writes them into a new one where there is none yet.
+    """The folder of a checkpoint's graphs; if there is none, ``build`` writes them into a new one.
 
     Raises:
         TriptychError: the disk is full or not writable.
@@ -41,7 +41,7 @@ def graphs_folder(config: CheckpointConfig[Any], precision: Precision, build: Ca
     root = home() / "engines"
     folder = root / f"{config.system}-{precision}-{content_key(config, precision)[:24]}"
     if (folder / MANIFEST).exists():
-        os.utime(folder)  # it was used
+        os.utime(folder)  # the time of the last use
         return folder
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -60,12 +60,12 @@ def graphs_folder(config: CheckpointConfig[Any], precision: Precision, build: Ca
 
 
 def content_key(config: CheckpointConfig[Any], precision: Precision) -> str:
-    """The sha256 of what decides the graphs: the checkpoint's config, which names the sha256 of all weights, and this package's code."""
+    """The sha256 of all that the graphs depend on: the checkpoint's config, with the sha256 of its weights, and this package's code."""
     return hashlib.sha256(f"{CODE}\0{precision}\0{config.to_json()}".encode()).hexdigest()
 
 
 def forget_old(root: Path) -> None:
-    """Delete the folders that were not used for longest, and what a killed process left."""
+    """Delete the least recently used folders beyond ``KEPT_FOLDERS``."""
     folders = sorted((path for path in root.iterdir() if path.is_dir()), key=lambda path: -path.stat().st_mtime)
     for path in [p for p in folders if not p.name.startswith(".")][KEPT_FOLDERS:]:
         shutil.rmtree(path, ignore_errors=True)
@@ -81,7 +81,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def describe_language_model(config: DecoderConfig, tokenizer: TextTokenizer) -> dict[str, Any]:
-    """What ``engine.json`` says of a language model."""
+    """The part of ``engine.json`` about a language model."""
     return {
         "decoder": asdict(config),
         "tokenizer": {
@@ -103,7 +103,7 @@ def read_language_model(content: Mapping[str, Any]) -> tuple[DecoderConfig, Text
     for name, value in sizes.items():
         sizes[name] = tuple(value) if isinstance(value, list) else value
     fields["tokenizer"] = Tokenizer.from_str(fields["tokenizer"])
-    fields["tokenizer"].encode_special_tokens = True  # a setting that is not kept with the tokenizer
+    fields["tokenizer"].encode_special_tokens = True  # this setting is not saved with the tokenizer
     fields["eos_ids"] = frozenset(fields["eos_ids"])
     return DecoderConfig(**sizes), TextTokenizer(**fields)
 

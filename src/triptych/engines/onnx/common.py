@@ -1,4 +1,4 @@
-"""What the engines of all systems share: the image encoder, log-probabilities, and the reference engine for what they leave to it."""
+"""Shared by the engines of all systems: the image encoder, log-probabilities, and the reference engine, which computes maps."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Opened:
 
 
 class OnnxEncoder:
-    """The frozen image encoder; and the reference engine, which shows where Flamingo and BLIP-2 looked. That alone needs torch."""
+    """The frozen image encoder, and the reference engine for the maps of Flamingo and BLIP-2, which needs torch."""
 
     def __init__(self, opened: Opened) -> None:
         self.opened = opened
@@ -45,12 +45,11 @@ class OnnxEncoder:
 
     @property
     def explains(self) -> bool:
-        """Whether the maps can be computed here."""
         return torch_installed()
 
     @cached_property
     def reference(self) -> Any:
-        """The same checkpoint on torch, loaded when it is first needed."""
+        """The same checkpoint on torch, loaded at its first use."""
         with importing("torch", "showing where this model looked"):
             import torch
 
@@ -68,19 +67,19 @@ class OnnxEncoder:
         return np.stack([np.asarray(photo).mean(0) for photo in features])
 
     def with_precision(self, info: dict[str, Any]) -> dict[str, Any]:
-        """``info`` with what runs the model."""
+        """``info`` with the engine and the precision."""
         return info | {"engine": "ONNX Runtime", "precision": self.opened.precision}
 
     @cached_property
     def size(self) -> Size:
-        """As counted when the graphs were built."""
+        """The sizes that were recorded when the graphs were built."""
         manifest = read_manifest(self.opened.folder)
         stored = sum(path.stat().st_size for path in self.opened.folder.glob("*.data"))
         return Size(manifest["parameters"], manifest["frozen"], round(stored / 2**20, 1))
 
 
 def floats(array: Array) -> Floats:
-    """An array as NumPy's."""
+    """A NumPy array in fp32."""
     return np.asarray(array, np.float32)
 
 

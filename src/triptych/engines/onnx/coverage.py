@@ -1,4 +1,4 @@
-"""Which checkpoints this engine can run; the reference engine runs the others."""
+"""The checkpoints that this engine can run; the reference engine runs all others."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from triptych.systems.configs import Blip2Config, FlamingoConfig, ShowAttendTell
 
 
 class NotCoveredError(Exception):
-    """This engine cannot run the checkpoint; the message names what stands in the way."""
+    """This engine cannot run the checkpoint; the message names the part that it does not cover."""
 
 
-VARIED = frozenset(  # what the graph takes as it is (Llama, OPT, GPT-NeoX, MPT, Qwen 2); all else must be as in Llama, the default
+VARIED = frozenset(  # settings that may have any value (Llama, OPT, GPT-NeoX, MPT, Qwen 2); all others must be Llama's, the defaults
     (
         *("vocab_size", "dim", "layers", "heads", "ffn_dim", "kv_heads", "head_dim", "max_positions"),
         *("positions", "rotary_dim", "rope_theta", "rope_factors", "alibi_bias_max", "parallel"),
         *("norm", "norm_bias", "eps", "activation", "gated", "qkv_bias", "out_bias", "ffn_bias", "tied"),
     )
 )
-"""What remains for torch, and why: windows and layers that differ from one another (Gemma, Mistral's first, SmolLM3), norms of queries and
-keys (Qwen 3, OLMo 2) and norms behind the sublayers, which the runtime's attention does not have or that no test model of ours needs;
-embeddings of another width than the blocks (OPT-350m) or scaled (Gemma); T5, which has an encoder."""
+"""Not covered: windows and layers that differ from one another (Gemma, the first Mistral, SmolLM3), norms of queries and keys (Qwen 3,
+OLMo 2) and norms after the sublayers, which the runtime's attention lacks or no test model needs; embeddings of another width than the
+blocks (OPT-350m) or scaled ones (Gemma); T5, which has an encoder."""
 
 
 def check_language_model(name: str, config: DecoderConfig) -> None:
-    """Raises NotCoveredError: it has a part that the graph has not, or heads that the runtime's attention does not take."""
+    """Raises NotCoveredError: a part that the graph does not have, or a width of heads that the runtime's attention does not support."""
     known = all(getattr(config, field.name) == field.default for field in fields(config) if field.name not in VARIED)
     if not known or config.head_width % 16 or config.rotary_width % 16:
         raise NotCoveredError(f"the language model {name}")
 
 
 def check_encoder(spec: EncoderSpec) -> None:
-    """Raises NotCoveredError: it is another than the embedded one; vision transformers, VGG-19 and ResNet-101 have no graphs yet."""
+    """Raises NotCoveredError: another encoder than EfficientNet-Lite2; vision transformers, VGG-19 and ResNet-101 have no graphs."""
     if spec.name != efficientnet.ENCODER_NAME:
         raise NotCoveredError(f"the image encoder {spec.name}")
 
@@ -48,7 +48,7 @@ def check_sat(config: ShowAttendTellConfig, cut: int) -> None:
 
 
 def check_flamingo(config: FlamingoConfig) -> None:
-    """Raises NotCoveredError: text attends to all pictures, a picture's position makes a difference, or the blocks are IDEFICS's."""
+    """Raises NotCoveredError: text that attends to all pictures, picture or frame embeddings, or IDEFICS's blocks."""
     if config.style != "flamingo":
         raise NotCoveredError("gated blocks with the language model's norms")
     if config.look != "last" or config.max_pictures or config.max_frames:

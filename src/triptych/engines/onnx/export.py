@@ -1,4 +1,4 @@
-"""A BLIP-2 as graphs that plain ONNX Runtime runs: image encoder, Q-Former, language model, and what a caption needs besides."""
+"""Exporting a BLIP-2 as graphs for plain ONNX Runtime: image encoder, Q-Former, language model, and the settings for captions."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ CAPTIONER = "captioner.json"
 
 
 def export_onnx(directory: Path, target: Path, precision: Precision = "fp32") -> int:
-    """Write the BLIP-2 in ``directory`` as graphs into the folder ``target``; returns how many.
+    """Write the BLIP-2 in ``directory`` as graphs into the folder ``target``; returns their number.
 
-    ``captioner.json`` says what the graphs are given for a caption: the photo's size and colours, the Q-Former's words, the tokens around
-    the photo; sizes of the cache; the tokens that end a text. Word embeddings lie beside the graphs, and ``tokenizer.json``.
+    ``captioner.json`` describes the graphs' inputs for a caption: the photo's size and normalisation, the Q-Former's words, the tokens
+    around the photo, the sizes of the cache, the tokens that end a text. The folder also has the word embeddings and ``tokenizer.json``.
 
     Raises:
-        InputError: it is no BLIP-2, or has parts without graphs; ``target`` is there.
+        InputError: it is not a BLIP-2, or has parts without graphs; ``target`` exists and is not empty.
         TriptychError: the disk is full or not writable.
     """
     system = load_config(directory).system
     if system != "blip2":
-        raise InputError(f"{directory} holds a {system} model: graphs are exported of blip2 alone")
+        raise InputError(f"{directory} is a {system} model: graphs can be exported of blip2 only")
     if target.exists() and any(target.iterdir()):
         raise InputError(f"{target} is there and is not empty: name another directory")
     try:
@@ -46,7 +46,7 @@ def export_onnx(directory: Path, target: Path, precision: Precision = "fp32") ->
             raise NotCoveredError("a BLIP-2 without a language model")
         target.mkdir(parents=True, exist_ok=True)
         build_blip2(source, target, precision)
-        (target / MANIFEST).unlink()  # of the cache of graphs, which this folder does not belong to
+        (target / MANIFEST).unlink()  # only the cache of graphs needs it
         words = WordPieces.read(directory / "vocab.txt")
         described = captioner(config, words, source.language_model)
         (target / CAPTIONER).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
@@ -60,7 +60,7 @@ def export_onnx(directory: Path, target: Path, precision: Precision = "fp32") ->
 
 
 def captioner(config: CheckpointConfig[Blip2Config], words: WordPieces, lm: LanguageModelSource) -> dict[str, Any]:
-    """What a caption needs besides the graphs."""
+    """The content of ``captioner.json``."""
     prompts, tokenizer = config.prompts, lm.tokenizer
     before, after = split_at_images(prompts.caption, 1)
     begins = (1 if not before else 0) if prompts.published else None

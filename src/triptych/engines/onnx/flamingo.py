@@ -28,14 +28,14 @@ class OnnxFlamingoState:
 
     text: TextCache
     pictures: list[list[Floats]]  # of each row, in order: keys and values [2 * J, H, R, d] of each picture
-    pictures_read: list[int]  # of each row: pictures whose token the text has had; 0 = it attends to none
+    pictures_read: list[int]  # of each row: the number of the picture that its last token attends to; 0 = none
     beams: int = 1  # rows of each input
     context: Arrays | None = field(
         default=None, repr=False
-    )  # of a step: what each row attends to; None = not known yet
+    )  # the graph's inputs about the last pictures; None = not made yet
 
     def reorder(self, rows: NDArray[np.int64]) -> OnnxFlamingoState:
-        """Row ``[b, k]`` continues the old row ``rows[b, k]``; uses up this state."""
+        """Row ``[b, k]`` continues the old row ``rows[b, k]``. This state must not be used afterwards."""
         rows = np.asarray(rows)
         beams, flat = rows.shape[1], rows.reshape(-1)
         same_inputs = beams == self.beams and len(flat) == len(self.pictures_read)
@@ -49,7 +49,7 @@ class OnnxFlamingoState:
         )
 
     def last_pictures(self) -> list[Floats | None]:
-        """The picture that the newest token of each input attends to; its rows share it."""
+        """The picture that the last token of each input attends to, shared by its rows."""
         inputs = zip(self.pictures[:: self.beams], self.pictures_read[:: self.beams], strict=True)
         return [pictures[last - 1] if 0 < last <= len(pictures) else None for pictures, last in inputs]
 
@@ -59,7 +59,7 @@ class OnnxFlamingoState:
         return OnnxFlamingoState(self.text.fork(np.array(rows)), pictures, [self.pictures_read[row] for row in rows])
 
     def truncate(self, length: int, pictures: int) -> None:
-        """Go back, in place, to the first ``length`` tokens of a single row, among which there were so many pictures."""
+        """Go back, in place, to the first ``length`` tokens of a single row, which contain ``pictures`` pictures."""
         self.text.truncate(length)
         self.pictures, self.pictures_read, self.context = [self.pictures[0][:pictures]], [pictures], None
 
@@ -74,15 +74,14 @@ class OnnxFlamingo(OnnxEncoder):
         self.resampler, self.media = (open_session(opened.folder / f"{name}.onnx") for name in ("resampler", "media"))
 
     def read(self, features: Sequence[Array], places: Sequence[int]) -> list[Floats]:
-        """The visual tokens ``[R, D]`` of each picture."""
         (tokens,) = self.resampler.run(None, {"features": np.stack([floats(picture) for picture in features])})
         return list(tokens)
 
     def prefill(self, inputs: FlamingoInputs) -> tuple[Floats, OnnxFlamingoState]:
-        """Read prompts, row by row: the logits ``[B, V]`` of what follows, and the state to go on with.
+        """Read prompts, row by row: the logits ``[B, V]`` of the next token, and the state to continue with.
 
         Raises:
-            InputError: pictures and their tokens do not match in number; a prompt is empty or too long.
+            InputError: the numbers of pictures and image tokens differ; a prompt is empty or too long.
         """
         rows = [np.array(row, np.int64) for row in inputs.rows]
         state: OnnxFlamingoState | None = inputs.state
@@ -92,27 +91,29 @@ class OnnxFlamingo(OnnxEncoder):
         state.context = None
         logits = []
         for row, (ids, tokens) in enumerate(zip(rows, inputs.visual_tokens, strict=True)):
-            places = np.cumsum(ids == self.config.image_id)
-            if len(ids) and places[-1] != len(tokens):
-                raise InputError(f"{len(tokens)} pictures for {places[-1]} places in the text: give one for each")
+            numbers = np.cumsum(ids == self.config.image_id)
+            if len(ids) and numbers[-1] != len(tokens):
+                raise InputError(
+                    f"{len(tokens)} pictures for {numbers[-1]} image tokens in the text: give one for each"
+                )
             state.pictures[row] = [*state.pictures[row], *self.keys_values(tokens)]
-            times = places + state.pictures_read[row]
+            times = numbers + state.pictures_read[row]
             if inputs.blind:
-                times[:] = 0  # there is no picture of this number
+                times[:] = 0  # pictures are numbered from 1
             context = self.prompt_context(state.pictures[row], times)
             logits.append(self.lm.read(state.text, row, self.lm.embed(ids), context))
             state.pictures_read[row] = int(times[-1])
         return np.concatenate(logits), state
 
     def keys_values(self, visual_tokens: Sequence[Array]) -> list[Floats]:
-        """Of each picture ``[R, D]`` the keys and values ``[2 * J, H, R, d]`` for all gated blocks."""
+        """The keys and values ``[2 * J, H, R, d]`` of each picture ``[R, D]`` for all gated blocks."""
         if not len(visual_tokens):
             return []
         (media,) = self.media.run(None, {"visual_tokens": np.stack([floats(picture) for picture in visual_tokens])})
         return [np.ascontiguousarray(media[:, p]) for p in range(len(visual_tokens))]
 
     def prompt_context(self, pictures: Sequence[Floats], times: Ids) -> Arrays:
-        """What the S tokens of one row attend to: each the picture with the number ``times [S]``, from 1."""
+        """The graph's inputs for S tokens of one row, each attending to the picture with the number ``times [S]``, from 1."""
         latents = self.config.latents
         media = np.concatenate(pictures, 2)[:, None] if pictures else self.no_media(1)
         number = np.repeat(np.arange(1, media.shape[3] // latents + 1), latents)
@@ -121,7 +122,7 @@ class OnnxFlamingo(OnnxEncoder):
         return self.context(media, bias[None, None], sees)
 
     def step_context(self, pictures: Sequence[Floats | None], beams: int) -> Arrays:
-        """What the newest token of every row attends to: of each input one of the ``pictures``, or none."""
+        """The graph's inputs for one token of every row, attending to its input's picture or to none."""
         none = self.no_media(1)[:, 0]
         media = np.stack([none if picture is None else picture for picture in pictures], 1)
         bias = np.zeros((1, 1, beams, self.config.latents), np.float32)
@@ -145,7 +146,7 @@ class OnnxFlamingo(OnnxEncoder):
         return arrays
 
     def step(self, ids: Ids, state: OnnxFlamingoState) -> tuple[Floats, OnnxFlamingoState]:
-        """One more token of each row: ``ids [B * K]`` -> the logits ``[B * K, V]`` of the next."""
+        """One token for each row: ``ids [B * K]`` -> the logits ``[B * K, V]`` of the next."""
         if state.context is None:
             state.context = self.step_context(state.last_pictures(), state.beams)
         return self.lm.step(np.asarray(ids), state.text, state.context), state
@@ -154,7 +155,6 @@ class OnnxFlamingo(OnnxEncoder):
         return JointFlamingo(self)
 
     def score(self, logits: Array, state: OnnxFlamingoState, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """The log-probability of each token of each text behind one prompt, whose state stays as it is."""
         pictures, last = state.pictures[0], state.pictures_read[0]
         results = []
         for text in texts:
@@ -170,27 +170,24 @@ class OnnxFlamingo(OnnxEncoder):
     def maps(
         self, prompt: Sequence[int], features: Sequence[Array], ids: Sequence[int], blind_from: int | None = None
     ) -> Floats:
-        """Where the model looked in each picture of a prompt while it wrote each of ``ids``: ``[T, N, h, w]``."""
         return self.reference.maps(prompt, features, ids, blind_from)
 
     def gates(self) -> list[tuple[float, float]]:
-        """tanh of the two gates, attention and feed-forward, of each gated block."""
         return [(attention, ffw) for attention, ffw in read_manifest(self.opened.folder)["gates"]]
 
     def info(self) -> dict[str, Any]:
-        """Parts, parameters, gates, memory, settings and model card."""
         return self.with_precision(describe_flamingo(self.opened.config, self.photos, self.gates(), self.size))
 
 
 class JointFlamingo:
-    """An ``interface.JointSteps``: texts with as many beams as each other are written together, each with its own last picture."""
+    """An ``interface.JointSteps``: texts with equal numbers of beams are stepped together, each with its own last picture."""
 
     def __init__(self, engine: OnnxFlamingo) -> None:
         self.engine = engine
         self.texts: dict[int, JointText] = {}  # by beams
         self.contexts: dict[
             int, tuple[list[Floats | None], Arrays]
-        ] = {}  # of the last step: pictures and their context
+        ] = {}  # by beams: the last pictures and their context
 
     def step(self, ids: Sequence[Ids], states: Sequence[OnnxFlamingoState]) -> list[tuple[Floats, OnnxFlamingoState]]:
         logits: dict[int, Floats] = {}
@@ -208,7 +205,7 @@ class JointFlamingo:
         return [(logits[index], state) for index, state in enumerate(states)]
 
     def context(self, beams: int, states: Sequence[OnnxFlamingoState], order: Sequence[int]) -> Arrays:
-        """What the newest tokens of ``states``, in this order, attend to; made once for as long as they are the same pictures."""
+        """The ``step_context`` of ``states`` in this order; the last one is reused while the pictures are the same."""
         pictures = [picture for index in order for picture in states[index].last_pictures()]
         known = self.contexts.get(beams)
         if known is None or not same_arrays(known[0], pictures):

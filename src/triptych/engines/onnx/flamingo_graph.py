@@ -24,7 +24,7 @@ def layer_norm(graph: Graph, x: str, weights: Weights, name: str) -> str:
 
 
 def resampler_graph(config: FlamingoConfig, weights: Weights) -> Graph:
-    """``features [P, L, Dv]`` -> ``visual_tokens [P, R, D]``; fp32, for it is run once a picture."""
+    """``features [P, L, Dv]`` -> ``visual_tokens [P, R, D]``; in fp32, because it runs only once for each picture."""
     graph, dim, latents = Graph("resampler"), config.visual_dim, config.latents
     features = graph.input("features", ["P", "L", config.image_dim])
     media = features
@@ -78,8 +78,8 @@ def media_graph(config: FlamingoConfig, weights: Weights, gated: int) -> Graph:
 class GatedBlocks:
     """Adds gated blocks to a language model's graph.
 
-    Further inputs: ``media_keys_j``, ``media_values_j [P, H, L, d]``; ``media_shape [3]`` = (P, -1, H * d), so that rows which attend
-    to the same pictures share them; ``media_bias [P or 1, 1, B * S / P, L]``, added to the scores; ``sees [B * S, 1]``, 0 where a token
+    Further inputs: ``media_keys_j`` and ``media_values_j [P, H, L, d]``; ``media_shape [3]`` = (P, -1, H * d), which groups the rows that
+    attend to the same pictures; ``media_bias [P or 1, 1, B * S / P, L]``, added to the scores; ``sees [B * S, 1]``, 0 for a token that
     attends to no picture.
     """
 
@@ -115,7 +115,7 @@ class GatedBlocks:
 
 
 def open_gate(weights: Weights, name: str) -> float:
-    """How far a gate lets what it guards through: the tanh of its parameter."""
+    """The factor of a gate: the tanh of its parameter."""
     return float(np.tanh(weights.array(name)).item())
 
 

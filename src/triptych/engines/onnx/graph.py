@@ -1,6 +1,6 @@
-"""ONNX graphs written node by node, their weights in a file of their own that the runtime maps into memory.
+"""Writing ONNX graphs node by node, with the weights in a separate file that the runtime maps into memory.
 
-A graph is a directory: ``NAME.onnx`` (nodes, small constants) and ``NAME.data`` (weights, each at a page's beginning).
+A graph has two files: ``NAME.onnx`` (nodes, small constants) and ``NAME.data`` (weights, each aligned to a page).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Dims = Sequence[int | str]
 OPSET, CONTRIB = 17, "com.microsoft"
 ALIGNMENT = 4096
 INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level: x is rounded to 8 bits in blocks of 32
-INLINE = 1024  # bytes; smaller constants lie in the graph itself
+INLINE = 1024  # bytes; smaller constants are stored in NAME.onnx
 FLOAT, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64
 
 
@@ -41,7 +41,7 @@ class Graph:
         self._count = 0
 
     def input(self, name: str, shape: Dims, dtype: int = FLOAT) -> str:
-        """Declare an input; text in ``shape`` names a size that varies."""
+        """Declare an input; a string in ``shape`` names a variable size."""
         self._inputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
         return name
 
@@ -51,7 +51,7 @@ class Graph:
         self._outputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
 
     def weight(self, array: AnyArray) -> str:
-        """A constant; equal ones are kept once."""
+        """A constant; equal ones are stored once."""
         array = np.asarray(array, order="C")
         key = (array.dtype.str, array.shape, hashlib.blake2b(array.data).digest())
         if key not in self._constants:
@@ -72,40 +72,40 @@ class Graph:
         return self.weight(np.array(value, np.float32))
 
     def add(self, op: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
-        """Add a node of one output."""
+        """Add a node with one output."""
         return self.add_outputs(op, 1, *inputs, domain=domain, **attributes)[0]
 
     def add_outputs(self, op: str, count: int, *inputs: str, domain: str = "", **attributes: Any) -> list[str]:
-        """Add a node of ``count`` outputs."""
+        """Add a node with ``count`` outputs."""
         names = [f"v{self._count + i}" for i in range(count)]
         self._count += count
         self._nodes.append(helper.make_node(op, list(inputs), names, domain=domain, **attributes))
         return names
 
     def contrib(self, op: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node of one output, of an operator that ONNX Runtime adds to the standard."""
+        """Add a node with one output, of an operator of ONNX Runtime's own."""
         return self.add(op, *inputs, domain=CONTRIB, **attributes)
 
     def raw(self, op: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> None:
-        """Add a contributed node whose outputs have given names ("" = not wanted)."""
+        """Add a node of ONNX Runtime's own whose outputs have these names ("" = not needed)."""
         self._nodes.append(helper.make_node(op, list(inputs), list(outputs), domain=CONTRIB, **attributes))
 
     def declare_output(self, name: str, shape: Dims, dtype: int = FLOAT) -> None:
-        """Declare an output that a node writes under its own name."""
+        """Declare the output ``name`` of a node as one of the graph."""
         self._outputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
 
     def reshape(self, x: str, *shape: int) -> str:
-        """0 keeps a size, -1 takes what is left."""
+        """In ``shape`` 0 keeps a size, and -1 is inferred."""
         return self.add("Reshape", x, self.ints(*shape))
 
     def layer_norm(self, x: str, weight: AnyArray, bias: AnyArray, eps: float) -> str:
         return self.add("LayerNormalization", x, self.weight(weight), self.weight(bias), axis=-1, epsilon=eps)
 
     def multiply(self, x: str, matrix: Matrix, bias: Floats | None = None, exact: Columns | None = None) -> str:
-        """``x [.., D]`` -> ``x matrix^T + bias [.., N]``; where the matrix has offsets or there are ``exact`` columns, x is ``[T, D]``.
+        """``x [.., D]`` -> ``x matrix^T + bias [.., N]``; if the matrix has offsets or there are ``exact`` columns, x is ``[T, D]``.
 
-        ``exact``: columns of x that are multiplied in fp32. The others are rounded to 8 bits together with their neighbours in a block, so
-        that a column of large values makes those beside it coarse.
+        ``exact``: columns of x that are multiplied in fp32. The others are rounded to 8 bits in blocks of neighbours, so a column of large
+        values would make the others in its block inexact.
         """
         if isinstance(matrix, np.ndarray):
             product = self.add("MatMul", x, self.weight(matrix.T))
@@ -114,10 +114,9 @@ class Graph:
         return product if bias is None else self.add("Add", product, self.weight(bias))
 
     def multiply_in_16_bits(self, x: str, matrix: Matrix, bias: Floats | None = None) -> str:
-        """As ``multiply`` of ``x [T, D]``, whose rounding to 8 bits is made up for: what it loses is rounded and multiplied as well.
+        """As ``multiply`` for ``x [T, D]``, with 16 bits: the error of rounding x to 8 bits is itself rounded to 8 bits and multiplied.
 
-        A product with the identity shows what the runtime rounds x to. Both parts go through one product as 2 T rows, so that the weights
-        are read once.
+        A product with the identity yields the rounded x. Both parts are multiplied together as 2 T rows, so that the weights are read once.
         """
         if isinstance(matrix, np.ndarray):
             return self.multiply(x, matrix, bias)

@@ -1,7 +1,7 @@
-"""Texts of several callers written in one step of the language model, though each caller has a cache of its own.
+"""Stepping the texts of several callers together, although each caller has its own cache.
 
-A cache that joins is copied once, into a buffer that it shares with the others; from then on its own buffer is a part of that one. Rows
-leave and join between steps: a place whose cache no longer exists is filled with the last rows or with new ones.
+A cache that joins is copied once into a shared buffer; from then on its own buffer is a view of that one. Rows leave and join between
+steps: the rows of a cache that no longer exists are replaced by the last rows or by new ones.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 from triptych.engines.onnx.text import ROOM, Arrays, Ids, LanguageSize, OnnxLanguageModel, TextCache, allocate_cache
 from triptych.evidence import Floats
 
-LONG = 1024  # positions; longer texts are written by themselves, so that the others' rows need no room of this length
-OUTSIDE = 2**31  # the place of rows that lie in no shared buffer yet
+LONG = 1024  # positions; longer texts are stepped alone, so that not all rows need this much room
+OUTSIDE = 2**31  # the place of rows that are not in the shared buffer yet
 
 
 class SharedBuffer:
-    """The rows of several caches, one behind the other, as one cache."""
+    """The rows of several caches, one after another, as one cache."""
 
     def __init__(self, config: LanguageSize) -> None:
         self.config = config
@@ -29,9 +29,9 @@ class SharedBuffer:
         self._members: list[weakref.ref[TextCache]] = []
 
     def join(self, caches: Sequence[TextCache]) -> list[int]:
-        """Let ``whole`` be the rows of ``caches``, in the order that is returned (indices of ``caches``).
+        """Make ``whole`` consist of the rows of ``caches``; returns their order (indices of ``caches``).
 
-        Rows of a cache that is still in use elsewhere stay where they are.
+        Rows of other caches that are still in use are not moved.
         """
         rows, positions = sum(len(cache.lengths) for cache in caches), max(cache.length for cache in caches) + 1
         order = None
@@ -49,7 +49,7 @@ class SharedBuffer:
         return order
 
     def _arrange(self, caches: Sequence[TextCache]) -> list[int] | None:
-        """Move as few rows as possible, so that ``caches`` fill the buffer from its beginning; None: rows in use are in the way."""
+        """Fill the buffer with ``caches`` from its beginning, moving as few rows as possible; None: rows in use are in the way."""
         joining = set(map(id, caches))
         in_use = {row for cache in self._alive() if id(cache) not in joining for row in self._rows(cache)}
         places = [self._place(cache) for cache in caches]
@@ -69,7 +69,7 @@ class SharedBuffer:
         return order
 
     def _move(self, cache: TextCache, rows: range) -> None:
-        """Copy a cache to ``rows`` of the buffer; they may overlap its own, if these come later."""
+        """Copy a cache to ``rows`` of the buffer, which may overlap its own rows if those come later."""
         for source, target in enumerate(rows):
             length = cache.lengths[source]
             self.buffer[:, target, :, :length] = cache.buffer[:, source, :, :length]
@@ -82,7 +82,7 @@ class SharedBuffer:
         return (cache for member in self._members if (cache := member()) is not None)
 
     def _place(self, cache: TextCache) -> int:
-        """The first of its rows in the buffer, or OUTSIDE."""
+        """The index of its first row in the buffer, or OUTSIDE."""
         if cache.buffer.base is not self.buffer:
             return OUTSIDE
         return int(cache.buffer.ctypes.data - self.buffer.ctypes.data) // self.buffer.strides[1]
@@ -93,7 +93,7 @@ class SharedBuffer:
 
 
 class JointText:
-    """An ``interface.JointSteps`` of a language model over the caches of several callers."""
+    """An ``interface.JointSteps`` of a language model."""
 
     def __init__(self, lm: OnnxLanguageModel) -> None:
         self.lm, self.shared = lm, SharedBuffer(lm.config)
@@ -104,7 +104,7 @@ class JointText:
         states: Sequence[TextCache],
         context: Callable[[Sequence[int]], Arrays] | None = None,
     ) -> list[tuple[Floats, TextCache]]:
-        """``context``: further inputs of the graph for the states of these indices, in this order."""
+        """``context``: the graph's further inputs for the states with these indices, in this order."""
         short = [index for index, cache in enumerate(states) if cache.length < LONG]
         groups = [[index] for index in range(len(states)) if index not in short]
         logits: dict[int, Floats] = {}
@@ -119,7 +119,7 @@ class JointText:
         names: Sequence[int],
         context: Callable[[Sequence[int]], Arrays] | None,
     ) -> dict[int, Floats]:
-        """The logits of each of ``caches``, by its name."""
+        """The logits of each of ``caches``, by ``names``."""
         if len(caches) == 1:
             given = context(names) if context else None
             return {names[0]: self.lm.step(ids[0], caches[0], given)}
@@ -134,5 +134,5 @@ class JointText:
 
 
 def same_arrays(left: Sequence[object], right: Sequence[object]) -> bool:
-    """Whether both hold the very same objects."""
+    """Whether both contain the same objects (by identity)."""
     return len(left) == len(right) and all(a is b for a, b in zip(left, right, strict=True))

@@ -1,6 +1,6 @@
-"""The graph of a language model (Llama, OPT, GPT-NeoX, MPT and their like), with or without Flamingo's gated blocks between its own.
+"""The graph of a language model (Llama, OPT, GPT-NeoX, MPT and similar ones), with or without Flamingo's gated blocks.
 
-One graph reads prompts and writes: embeddings in, logits of chosen positions out, keys and values in place.
+The same graph reads prompts and writes: embeddings in, logits of chosen positions out, keys and values updated in place.
 Shapes (legend in ``nn/attention.py``): G heads of keys and values, d width of a head, E width of the embeddings, C room in the cache.
 """
 
@@ -39,7 +39,7 @@ def alibi_slopes(heads: int, bias_max: float) -> Floats:
 
 
 class LanguageGraph:
-    """Writes the graph; ``between`` adds what stands before block i: name of ``x [B * S, D]`` -> name of the new ``x``."""
+    """Writes the graph. ``inputs``: the value that each matrix is multiplied with, by the matrix's name."""
 
     def __init__(
         self,
@@ -48,15 +48,17 @@ class LanguageGraph:
         precision: Precision,
         exact: Mapping[str, Columns] | None = None,
     ) -> None:
-        """``exact``: of each matrix by name, the columns of its input that are multiplied in fp32 (``outliers``)."""
+        """``exact``: the columns of each matrix's input that are multiplied in fp32 (``outliers``), by the matrix's name."""
         self.config, self.weights, self.precision, self.graph = config, weights, precision, Graph("language")
         self.exact = exact or {}
-        self.inputs: dict[str, str] = {}  # of each matrix by name: the value that it is multiplied with
+        self.inputs: dict[str, str] = {}
 
     def write(self, between: Callable[[Graph, int, str], str] | None = None) -> Graph:
-        """Inputs: ``embeddings [B, S, E]``, ``last_positions [B]`` (of each row the place of its newest token), ``total [1]`` (the longest
-        row's length with the new tokens), ``scored [N]`` (rows of ``[B * S]`` whose logits are wanted), ``keys_i`` and ``values_i``
-        ``[B, G, C, d]``. Outputs: ``logits [N, V]``, ``new_keys_i``, ``new_values_i``, which are to be given the same memory.
+        """The graph. ``between``: adds nodes before block i: the name of ``x [B * S, D]`` -> the name of the new ``x``.
+
+        Inputs: ``embeddings [B, S, E]``; ``last_positions [B]``, the position of each row's last token; ``total [1]``, the length of the
+        longest row with the new tokens; ``scored [N]``, the rows of ``[B * S]`` whose logits are computed; ``keys_i`` and ``values_i``
+        ``[B, G, C, d]``. Outputs: ``logits [N, V]``; ``new_keys_i`` and ``new_values_i``, to be bound to the memory of the inputs.
         """
         graph, config = self.graph, self.config
         embeddings = graph.input("embeddings", ["B", "S", config.dim])
@@ -75,7 +77,7 @@ class LanguageGraph:
                 x, change = between(graph, layer, graph.add("Add", x, change) if change else x), ""
             normed, x = self.add_and_norm(x, change, f"blocks.{layer}.attention_norm")
             attended = self.attention(layer, normed)
-            if layer + 1 == config.layers:  # what other positions give is read by nobody
+            if layer + 1 == config.layers:  # the output is needed at the scored positions only
                 x, attended = (graph.add("Gather", value, scored, axis=0) for value in (x, attended))
             if config.parallel:
                 normed, x = self.norm(x, f"blocks.{layer}.ffn_norm"), graph.add("Add", x, attended)
@@ -90,14 +92,14 @@ class LanguageGraph:
         return graph
 
     def add_positions(self, embeddings: str) -> str:
-        """``[B, S, D]`` with learned positions; others are made ready for attention, as ``rotary`` (tables or nothing) and ``bias``."""
+        """``[B, S, D]`` with learned positions added; other positions are prepared for attention, as ``rotary`` (tables) and ``bias``."""
         graph, config = self.graph, self.config
         self.rotary, self.bias = ["", ""], ""
         if config.positions == "rotary":
             self.rotary = [graph.weight(table) for table in rotary_tables(config)]
         elif (
             config.positions == "alibi"
-        ):  # -slope (i - j); what is the same for all keys j of a query i makes no difference
+        ):  # -slope (i - j), without -slope i, which is equal for all keys j of a query i
             slopes = graph.weight(alibi_slopes(config.heads, config.alibi_bias_max)[None, :, None, None])
             keys = graph.add("Range", graph.number(0), self.count("total", 0), graph.number(1))
             bias = graph.add("Mul", slopes, graph.add("Cast", keys, to=FLOAT))
@@ -113,7 +115,7 @@ class LanguageGraph:
         return embeddings
 
     def count(self, numbers: str, index: int) -> str:
-        """A scalar of int64 from a vector of whole numbers."""
+        """An element of a vector of integers, as an int64 scalar."""
         return self.graph.add("Gather", self.graph.add("Cast", numbers, to=INT64), self.graph.number(index), axis=0)
 
     def norm(self, x: str, name: str) -> str:
@@ -139,10 +141,10 @@ class LanguageGraph:
         return normed, summed
 
     def linear(self, x: str, name: str) -> str:
-        """A product of the blocks. Matrices that are stored in blocks stay as they are.
+        """A product in a block of the language model. Matrices that are stored in blocks of columns are not converted.
 
-        With ``int8`` x has 16 bits. With ``int4`` it has 8, and its outliers are multiplied in fp32 (``outliers``): without that, the
-        probabilities of words diverge from fp32's more than twice as much.
+        With ``int8`` x has 16 bits. With ``int4`` it has 8, and its outliers are multiplied in fp32 (``outliers``): otherwise the
+        probabilities of words would differ from fp32's more than twice as much.
         """
         self.inputs[name] = x
         stored = self.weights.matrix(f"{name}.weight")

@@ -1,8 +1,8 @@
 """Weight matrices in the precisions that the runtime multiplies with: fp32, or 4 and 8 bits in blocks of 32 columns.
 
-A block holds w = scale * (code - 2 ** (bits - 1)) + offset. The runtime's quick kernel knows no offset, so its share of a product,
-sum over blocks of offset * (sum of x over the block), is a product of its own, in fp32 (1/32 of the size): files that store a scale and
-a minimum for each block (GGUF's Q4_1) are thus carried over without loss.
+In a block, w = scale * (code - 2 ** (bits - 1)) + offset. The runtime's fast kernel has no offset, so the offsets' share of a product,
+the sum over blocks of offset * (sum of x over the block), is computed as a separate product in fp32, 1/32 of the size. So files with a
+scale and a minimum for each block (GGUF's Q4_1) are converted without loss.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Blocks:
         return values if self.offset is None else values + self.offset[:, at]
 
     def take_rows(self, order: NDArray[np.int64]) -> Blocks:
-        """The rows in another order."""
+        """The rows ``order``."""
         return Blocks(
             self.bits, self.codes[order], self.scale[order], None if self.offset is None else self.offset[order]
         )
@@ -76,7 +76,7 @@ def without(columns: Columns, width: int) -> Floats:
 
 
 def in_full_precision(matrix: Blocks, exact: Columns) -> tuple[Floats, Floats]:
-    """What of a product with ``x [T, D]`` is computed in fp32, as ``x picked factors``: the offsets, and all of the ``exact`` columns.
+    """The part of a product with ``x [T, D]`` that is computed in fp32, the offsets and the ``exact`` columns, as x @ picked @ factors.
 
     Returns ``picked [D, P]`` and ``factors [P, N]``.
     """
@@ -90,7 +90,7 @@ def in_full_precision(matrix: Blocks, exact: Columns) -> tuple[Floats, Floats]:
 
 
 def stack_rows(parts: Sequence[Matrix]) -> Matrix:
-    """Matrices of one width one below the other; in blocks where all are, of as many bits, and all or none have an offset."""
+    """Matrices of equal width stacked by rows; in blocks if all are, with equal bits, and all or none have offsets."""
     if len(parts) == 1:
         return parts[0]
     blocks = [part for part in parts if isinstance(part, Blocks)]
@@ -124,14 +124,13 @@ def quantize4(values: Floats) -> Blocks:
 
 
 def rows_of_int8(codes: NDArray[np.int8], scale: Floats) -> Blocks:
-    """A matrix stored as int8 ``[N, D]`` with one ``scale [N]`` a row, as checkpoints have it: the same numbers in blocks."""
+    """A checkpoint's matrix, int8 ``[N, D]`` with one ``scale [N]`` for each row, in blocks with the same values."""
     blocks = codes.shape[1] // BLOCK
     return Blocks(8, codes.view(np.uint8) ^ np.uint8(128), np.repeat(scale[:, None].astype(np.float32), blocks, 1))
 
 
 def at_precision(matrix: Matrix, precision: Precision) -> Matrix:
-    """``matrix`` in fp32, in 8 bits, or with ``int4`` in as many as it has, at most 8, and 4 where it has none yet. What is no multiple
-    of 32 wide stays fp32."""
+    """``matrix`` in a precision. With ``int4`` blocks keep their bits. A matrix whose width is not a multiple of 32 is fp32."""
     if precision == "fp32" or matrix.shape[1] % BLOCK:
         return dense(matrix)
     if isinstance(matrix, Blocks) and (precision == "int4" or matrix.bits == 8):
@@ -148,5 +147,5 @@ def scaled(matrix: Matrix, factor: float) -> Matrix:
 
 
 def at_least_8_bits(precision: Precision) -> Precision:
-    """What all but the language model's blocks are kept in: they are small, and its output layer decides between neighbouring words."""
+    """The precision of everything except the language model's blocks: the other parts are small, and its output layer must be exact."""
     return "fp32" if precision == "fp32" else "int8"

@@ -1,4 +1,4 @@
-"""Opening a checkpoint with this engine: its graphs are written where there are none yet, then mapped."""
+"""Opening a checkpoint with this engine; its graphs are written first if they are missing."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ def open_engine(directory: Path, precision: Precision | None = None) -> OnnxSat 
     """The engine of a checkpoint.
 
     Raises:
-        NotCoveredError: a part of it is of a kind that has no graph.
+        NotCoveredError: a part of it has no graph.
         InputError: the files are damaged.
-        TriptychError: a pretrained part could not be fetched, or the graphs not be written.
+        TriptychError: a pretrained part could not be fetched, or the graphs could not be written.
     """
     config = load_config(directory)
     system, chosen = config.system, precision or default_precision(config)
@@ -56,12 +56,12 @@ def open_engine(directory: Path, precision: Precision | None = None) -> OnnxSat 
 
 
 def default_precision(config: CheckpointConfig[Any]) -> Precision:
-    """The fastest that keeps the texts: 4 bits where the language model's file has them, 8 where the checkpoint holds it in more."""
+    """The fastest that keeps the texts: 8 bits for a language model inside the checkpoint, else 4, which the language model's file has."""
     return "int8" if config.lm is not None and config.lm.stored else "int4"
 
 
 def typed_source(directory: Path, kind: type[ConfigT]) -> tuple[CheckpointConfig[ConfigT], Source]:
-    """A checkpoint whose image encoder is covered and whose files are whole."""
+    """A checkpoint, after checks of its image encoder and its files. Raises NotCoveredError, InputError."""
     config = load_config(directory).typed(kind, directory / "config.json")
     check_encoder(config.encoder)
     check_files(directory, config)
@@ -109,15 +109,15 @@ def open_flamingo(directory: Path, precision: Precision) -> OnnxFlamingo:
     end_id, image_id = config.lm.end_id, config.model.image_id
     search = config.search.search(frozenset({end_id}), frozenset({image_id}))
     spec = FlamingoSpec(
-        tokenizer,
-        search,
-        image_id,
-        end_id,
-        lm.config.max_positions,
-        config.model.max_pictures,
-        config.search.words_once,
-        config.prompts,
-        config.search.answers(),
+        tokenizer=tokenizer,
+        search=search,
+        image_id=image_id,
+        end_id=end_id,
+        max_tokens=lm.config.max_positions,
+        max_pictures=config.model.max_pictures,
+        words_once=config.search.words_once,
+        prompts=config.prompts,
+        answers=config.search.answers(),
     )
     return OnnxFlamingo(Opened(directory, config, folder, precision), spec, lm)
 
@@ -135,19 +135,19 @@ def open_blip2(directory: Path, precision: Precision) -> OnnxBlip2:
     folder = graphs_folder(config, precision, build)
     lm, tokenizer = open_lm_session(folder) if config.lm is not None else (None, None)
     spec = Blip2Spec(
-        WordPieces.read(directory / "vocab.txt"),
-        tokenizer,
-        config.search.search(tokenizer.eos_ids if tokenizer else frozenset()),
-        model.qformer.max_positions,
-        lm.config.max_positions if lm else 0,
-        model.qformer.queries,
-        model.instructed,
-        heads,
-        heads and model.writes,
-        model.writer,
-        config.prompts,
-        config.search.words_once,
-        config.search.answers(),
+        words=WordPieces.read(directory / "vocab.txt"),
+        tokenizer=tokenizer,
+        search=config.search.search(tokenizer.eos_ids if tokenizer else frozenset()),
+        max_pieces=model.qformer.max_positions,
+        max_tokens=lm.config.max_positions if lm else 0,
+        queries=model.qformer.queries,
+        instructed=model.instructed,
+        matches=heads,
+        writes=heads and model.writes,
+        writer=model.writer,
+        prompts=config.prompts,
+        words_once=config.search.words_once,
+        answers=config.search.answers(),
     )
     qformer = OnnxQFormer(folder, model, open_embeddings(folder, "words"), np.load(folder / "positions.npy"))
     temperature = float(np.load(folder / "temperature.npy")) if heads else None

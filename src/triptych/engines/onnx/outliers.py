@@ -1,8 +1,8 @@
-"""Which inputs of a language model's matrices are too large to be rounded with their neighbours.
+"""The columns of a language model's activations that are too large to be rounded with their neighbours.
 
 The runtime rounds activations to 8 bits in blocks of 32, each by its largest value. A few columns of a language model are ten to a
-thousand times as large as the rest, for every text, and make their block coarse. These few are multiplied in fp32 instead, as
-LLM.int8() does (Dettmers et al. 2022). They are found by reading a text once, when the graphs are built.
+thousand times as large as the rest, for every text, and make the others in their block inexact. So they are multiplied in fp32, as in
+LLM.int8() (Dettmers et al. 2022). They are found by reading a text once, when the graphs are built.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ the afternoon, and the shops on the corner had already closed. "What colour is t
 
 
 def outlier_columns(source: LanguageModelSource, precision: Precision, folder: Path) -> dict[str, Columns]:
-    """Of each matrix by name, the columns of its input that are multiplied in fp32. ``folder``: has room for the graph."""
+    """The columns of each matrix's input that are multiplied in fp32, by the matrix's name. ``folder``: for temporary files."""
     return {} if precision == "fp32" else choose_columns(largest_inputs(source, precision, folder))
 
 
 def choose_columns(largest: Mapping[str, Floats]) -> dict[str, Columns]:
-    """From the largest magnitude of each column ``[D]`` by the matrix's name. All matrices that read what a norm of the residual stream
-    gives have the same columns, so that they share what picks them."""
+    """The outliers, given the largest magnitude of each column ``[D]`` of each matrix's input, by the matrix's name.
+
+    All matrices that read a norm of the residual stream get the same columns, so that they share the constant that selects them.
+    """
     relative = {
         name: values / max(float(np.median(values)), 1e-30)
         for name, values in largest.items()
@@ -44,7 +46,7 @@ def choose_columns(largest: Mapping[str, Floats]) -> dict[str, Columns]:
 
 
 def largest_inputs(source: LanguageModelSource, precision: Precision, folder: Path) -> dict[str, Floats]:
-    """The largest magnitude of each column ``[D]`` of what every matrix is multiplied with, over a text that the model reads."""
+    """The largest magnitude of each column ``[D]`` of each matrix's input while the model reads ``TEXT``, by the matrix's name."""
     config, ids = source.config, np.array(source.tokenizer.encode(TEXT))[: source.config.max_positions]
     writer = LanguageGraph(config, source.weights, precision)
     graph = writer.write()

@@ -1,7 +1,7 @@
 """The Q-Former's graphs: photos' keys and values, photos with texts or alone, texts alone, and captions word by word.
 
 Shapes (legend in ``nn/attention.py``): B photos, R = B * K rows of texts, Q queries, D width, C layers with cross-attention. Word
-embeddings, with their positions, are looked up outside and come as ``text [R, T, D]``; T may be 0.
+embeddings with positions are looked up outside of the graphs: ``text [R, T, D]``; T may be 0.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class QFormerGraphs:
         self.crossing = [i for i in range(self.sizes.layers) if i % self.sizes.cross_attn_every == 0]
 
     def all(self, with_lm: bool) -> Iterator[Graph]:
-        """Those that the checkpoint has the weights for."""
+        """The graphs that the checkpoint has the weights of."""
         yield self.photos()
         yield self.both(with_lm)
         if self.config.feature_dim:
@@ -48,8 +48,8 @@ class QFormerGraphs:
         return graph
 
     def both(self, with_lm: bool) -> Graph:
-        """Queries and texts that read photos: ``text``, ``mask [R, 1, Q + T, Q + T]``, the photos' keys and values, and ``by_photo [3]``
-        = (B, -1, D), so that the rows of a photo share them.
+        """Queries and texts that read photos. Inputs: ``text``; ``mask [R, 1, Q + T, Q + T]``; the photos' keys and values;
+        ``by_photo [3]`` = (B, -1, D), which groups the rows of each photo.
 
         Outputs: ``past_keys_i``, ``past_values_i [R, Q + T, D]`` of every layer's self-attention; ``queries [R, Q, D]``; ``soft_prompt
         [R, Q, E]`` (with a language model); ``itc [R, Q, F]`` of length 1 and ``itm [R, 2]`` (with the heads of the first stage).
@@ -103,7 +103,7 @@ class QFormerGraphs:
         return graph
 
     def writer(self) -> Graph:
-        """One more word of captions (ITG): ``text [R, 1, D]`` behind ``past_keys_i``, ``past_values_i [R, S, D]`` -> ``logits [R, V]``,
+        """The next word of captions (ITG): ``text [R, 1, D]`` after ``past_keys_i``, ``past_values_i [R, S, D]`` -> ``logits [R, V]``,
         ``new_keys_i``, ``new_values_i [R, S + 1, D]``."""
         graph, sizes = Graph("writer"), self.sizes
         x = self.norm(graph, graph.input("text", ["R", 1, sizes.dim]), "qformer.norm")
@@ -133,7 +133,7 @@ class QFormerGraphs:
     def self_attention(
         self, graph: Graph, layer: int, x: str, mask: str, past: list[str] | None = None
     ) -> tuple[str, str, str]:
-        """-> ``x``, and the keys and values of all that was attended to, ``past`` first."""
+        """The new ``x``, and the keys and values that it attended to, ``past`` first."""
         name, dim = f"qformer.layers.{layer}.self_attention", self.sizes.dim
         parts = [f"{name}.attention.{part}" for part in ("query", "key", "value")]
         matrix = stack_rows([self.weights.matrix(f"{part}.weight") for part in parts])

@@ -19,12 +19,12 @@ from triptych.text.vocabulary import BOS
 
 
 class OnnxCaptionState(NamedTuple):
-    """What decoding carries along: the photos' annotations ``[B, L, D]``, projected ``keys [B, L, A]``, and the LSTM's ``[B, K, n]``."""
+    """The state of decoding; a ``generate.State``."""
 
-    annotations: Floats
-    keys: Floats
-    h: Floats
-    c: Floats
+    annotations: Floats  # [B, L, D]
+    keys: Floats  # [B, L, A]: the annotations, projected for the attention
+    h: Floats  # [B, K, n]
+    c: Floats  # [B, K, n]
 
     def reorder(self, rows: NDArray[np.int64]) -> OnnxCaptionState:
         """Row ``[b, k]`` continues the old row ``rows[b, k]``; the rows of one photo stay together."""
@@ -38,7 +38,7 @@ class OnnxCaptionState(NamedTuple):
 
 
 class OnnxSat(OnnxEncoder):
-    """An ``interface.SatEngine``: a ``StepModel`` over annotations ``[B, L, D]``. ``embed``: of the words."""
+    """An ``interface.SatEngine``. ``embed``: the word embeddings."""
 
     def __init__(self, opened: Opened, spec: SatSpec, embed: EmbeddingTable) -> None:
         super().__init__(opened)
@@ -48,21 +48,19 @@ class OnnxSat(OnnxEncoder):
         )
 
     def read(self, features: Sequence[Array]) -> Floats:
-        """Image features of B photos -> annotations ``[B, L, D]``."""
         return self.annotate.run(None, {"features": np.stack([floats(photo) for photo in features])})[0]
 
     def pooled(self, features: Sequence[Array]) -> Floats:
-        """The mean of each photo's annotations: ``[B, D]``."""
         return self.read(features).mean(1)
 
     def prefill(self, inputs: Array) -> tuple[Floats, OnnxCaptionState]:
-        """``annotations [B, L, D]`` -> logits of the first word ``[B, V]`` and the state after BOS (one row a photo)."""
+        """``annotations [B, L, D]`` -> logits of the first word ``[B, V]``, and the state after BOS with one row for each photo."""
         annotations = floats(inputs)
         keys, h, c = self.start.run(["keys", "h", "c"], {"annotations": annotations})
         return self.step(np.full(len(annotations), BOS), OnnxCaptionState(annotations, keys, h[:, None], c[:, None]))
 
     def step(self, ids: Ids, state: OnnxCaptionState) -> tuple[Floats, OnnxCaptionState]:
-        """``ids [B * K]``, one word for each row -> logits of the next ``[B * K, V]`` and the state after it."""
+        """One word for each row: ``ids [B * K]`` -> logits of the next ``[B * K, V]``, and the state after it."""
         embedded = self.embed(np.asarray(ids)).reshape(*state.h.shape[:2], -1)
         logits, h, c = self.next.run(["logits", "new_h", "new_c"], {"embedded": embedded, **state._asdict()})
         return logits, state._replace(h=h, c=c)
@@ -75,7 +73,6 @@ class OnnxSat(OnnxEncoder):
         return JointSat(self)
 
     def maps(self, features: Array, ids: Sequence[int]) -> Floats:
-        """The attention over the grid when each of the words ``ids`` of one photo's caption was written: ``[T, h, w]``."""
         annotations = self.read([features])
         keys, h, c = self.start.run(["keys", "h", "c"], {"annotations": annotations})
         state, rows = OnnxCaptionState(annotations, keys, h[:, None], c[:, None]), []
@@ -87,17 +84,16 @@ class OnnxSat(OnnxEncoder):
         return np.stack(rows)
 
     def info(self) -> dict[str, Any]:
-        """Parts, parameters, memory, settings and model card."""
         config = self.opened.config
         return self.with_precision(describe_sat(config, self.photos, len(self.spec.vocabulary), self.size))
 
 
 class JointSat:
-    """An ``interface.JointSteps``: captions with as many beams as each other are written together."""
+    """An ``interface.JointSteps``: captions with equal numbers of beams are stepped together."""
 
     def __init__(self, engine: OnnxSat) -> None:
         self.engine = engine
-        self.photos: dict[int, tuple[list[Floats], Floats, Floats]] = {}  # of the last step, by beams: see grids
+        self.photos: dict[int, tuple[list[Floats], Floats, Floats]] = {}  # by beams: of the last step, see ``grids``
 
     def step(self, ids: Sequence[Ids], states: Sequence[OnnxCaptionState]) -> list[tuple[Floats, OnnxCaptionState]]:
         results: dict[int, tuple[Floats, OnnxCaptionState]] = {}
@@ -116,7 +112,7 @@ class JointSat:
         return [results[index] for index in range(len(states))]
 
     def grids(self, beams: int, states: Sequence[OnnxCaptionState]) -> tuple[Floats, Floats]:
-        """The annotations and keys of all photos, put together once for as long as they are the same photos."""
+        """The annotations and keys of all photos in one array each, reused while the photos are the same."""
         known = self.photos.get(beams)
         annotations = [state.annotations for state in states]
         if known is None or not same_arrays(known[0], annotations):

@@ -1,7 +1,7 @@
-"""Show, Attend and Tell's graphs: what a caption begins with, and one word more.
+"""Show, Attend and Tell's graphs: annotations, the state before the first word, and one step.
 
-Shapes (legend in ``systems/show_attend_tell.py``): B photos, K captions of each, L cells, D width of an annotation, A of the attention,
-n of the LSTM, m of an embedding. Word embeddings are looked up outside.
+Shapes (legend in ``systems/show_attend_tell.py``): B photos, K captions of each, L cells; widths D of an annotation, A of the attention,
+n of the LSTM, m of an embedding. Word embeddings are looked up outside of the graphs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from triptych.systems.configs import ShowAttendTellConfig
 
 
 def annotations_graph(weights: Weights, cut: int) -> Graph:
-    """The encoder's layers behind the cut: ``features [B, C, h, w]`` -> ``annotations [B, L, D]``."""
+    """The encoder's layers after the cut: ``features [B, C, h, w]`` -> ``annotations [B, L, D]``."""
     return EncoderGraph(stored_convolutions(weights, "encoder.", cut), cut, len(LAYERS)).write("annotations")
 
 
@@ -28,7 +28,7 @@ class DecoderGraphs:
         self.config, self.weights, self.precision = config, weights, precision
 
     def start(self) -> Graph:
-        """``annotations [B, L, D]`` -> ``keys [B, L, A]`` (the grid, projected once a photo), ``h`` and ``c [B, n]``."""
+        """``annotations [B, L, D]`` -> ``keys [B, L, A]``, the annotations projected once for each photo, ``h`` and ``c [B, n]``."""
         graph, config = Graph("start"), self.config
         annotations = graph.input("annotations", ["B", "L", config.feature_dim])
         mean = graph.add("ReduceMean", annotations, axes=[1], keepdims=0)
@@ -42,14 +42,12 @@ class DecoderGraphs:
 
     def step(self) -> Graph:
         """``embedded [B, K, m]`` of the last words, ``annotations``, ``keys``, ``h`` and ``c [B, K, n]`` -> ``logits [B * K, V]`` of the
-        next words, ``new_h``, ``new_c``, and where each row attended, ``alpha [B, K, L]``. Equation numbers are the paper's."""
+        next words, ``new_h``, ``new_c``, and the attention ``alpha [B, K, L]``. Equation numbers are the paper's."""
         graph, config = Graph("step"), self.config
         n, d = config.hidden_dim, config.feature_dim
         embedded = graph.input("embedded", ["B", "K", config.embed_dim])
-        annotations, keys = (
-            graph.input("annotations", ["B", "L", d]),
-            graph.input("keys", ["B", "L", config.attention_dim]),
-        )
+        annotations = graph.input("annotations", ["B", "L", d])
+        keys = graph.input("keys", ["B", "L", config.attention_dim])
         h, c = graph.input("h", ["B", "K", n]), graph.input("c", ["B", "K", n])
         from_h = self.from_hidden(graph, h)
         alpha = self.attention(graph, keys, from_h[0])
@@ -67,7 +65,7 @@ class DecoderGraphs:
         return graph
 
     def from_hidden(self, graph: Graph, h: str) -> list[str]:
-        """All that is computed of the last ``h``, in one product: the attention's query, the gate beta, the share of the LSTM's gates."""
+        """Everything that depends on the last ``h`` alone, in one product: the attention's query, beta, a share of the LSTM's gates."""
         weights = [self.weights.matrix(f"decoder.{name}") for name in ("attention.hidden_proj.weight", "beta.weight")]
         weights.append(self.weights.matrix("decoder.lstm.weight_hh"))
         biases = [self.weights.array(f"decoder.{name}") for name in ("attention.hidden_proj.bias", "beta.bias")]
@@ -78,13 +76,10 @@ class DecoderGraphs:
 
     def attention(self, graph: Graph, keys: str, query: str) -> str:
         """``keys [B, L, A]``, ``query [B, K, A]`` -> ``alpha [B, K, L]`` (eq. 4, 5)."""
-        both = graph.add(
-            "Add", graph.add("Unsqueeze", keys, graph.ints(1)), graph.add("Unsqueeze", query, graph.ints(2))
-        )
-        score = graph.add("Tanh" if self.config.score == "tanh" else "Relu", both)
-        weight = graph.weight(
-            self.weights.array("decoder.attention.score.weight").T
-        )  # [A, 1]: a vector takes four times as long
+        keys, query = graph.add("Unsqueeze", keys, graph.ints(1)), graph.add("Unsqueeze", query, graph.ints(2))
+        score = graph.add("Tanh" if self.config.score == "tanh" else "Relu", graph.add("Add", keys, query))
+        column = self.weights.array("decoder.attention.score.weight").T  # [A, 1]: a vector takes four times as long
+        weight = graph.weight(column)
         e = graph.add("Squeeze", graph.add("MatMul", score, weight), graph.ints(3))
         return graph.add("Softmax", e, axis=-1)  # the score's bias shifts all cells equally
 

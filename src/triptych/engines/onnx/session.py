@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime: how many threads they take, and that they leave the processor alone when idle."""
+"""Opening sessions of ONNX Runtime, with one thread for each core and no busy waiting."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from triptych.errors import TriptychError
 
 
 def physical_cores() -> int:
-    """Cores that this process may use, hyper-threads counted once; ``OMP_NUM_THREADS`` bounds it."""
+    """The number of cores that this process may use, without hyper-threads; at most ``OMP_NUM_THREADS``."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     siblings = threads_per_core()
     cores = max(1, allowed // siblings)
@@ -20,7 +20,7 @@ def physical_cores() -> int:
 
 
 def threads_per_core() -> int:
-    """Hardware threads of a core as Linux tells; 1 elsewhere."""
+    """The number of hardware threads of a core on Linux; 1 elsewhere."""
     try:
         siblings = Path("/sys/devices/system/cpu/cpu0/topology/thread_siblings_list").read_text(encoding="ascii")
     except OSError:
@@ -37,7 +37,7 @@ def open_session(path: Path) -> ort.InferenceSession:
     """A session over a graph file; ``run`` may be called from several threads at once.
 
     Raises:
-        RuntimeFailedError: the runtime does not take the graph.
+        RuntimeFailedError: the runtime refuses the graph.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = physical_cores()
@@ -47,6 +47,6 @@ def open_session(path: Path) -> ort.InferenceSession:
     options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # the runtime's own classes, which have no common one
+    except Exception as error:  # the runtime's own classes, which have no common base
         reason = " ".join(str(error).split())[:200]
         raise RuntimeFailedError(f"ONNX Runtime {ort.__version__} cannot open {path}: {reason}") from error

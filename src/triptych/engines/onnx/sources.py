@@ -1,4 +1,4 @@
-"""What an engine is built from: a checkpoint's config, its weights, and the frozen parts that it names or holds."""
+"""The sources of graphs: a checkpoint's config, its weights, and its frozen parts, which may be inside the checkpoint or fetched."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class LanguageModelSource:
 
 @dataclass(frozen=True)
 class Source:
-    """A checkpoint. Its weights are read when they are first asked for."""
+    """A checkpoint. Its weights are read at their first use."""
 
     directory: Path
     config: CheckpointConfig[Any]
 
     @property
     def cut(self) -> int:
-        """Layers of the image encoder that are frozen."""
+        """The number of frozen layers of the image encoder."""
         cut = self.config.encoder.cut
         return len(efficientnet.LAYERS) if cut is None else cut
 
@@ -44,17 +44,19 @@ class Source:
         return CheckpointWeights.read(self.directory / self.config.weights)
 
     def convolutions(self, prefix: str) -> dict[str, Convolution]:
-        """Of the image encoder; ``prefix``: of their names in the checkpoint, where it stores them."""
+        """The convolutions of the image encoder; ``prefix``: of their names in the checkpoint, if it stores them."""
         spec = self.config.encoder
         if spec.stored:
             return stored_convolutions(self.weights, prefix)
         if spec.sha256 != part_fingerprint(spec.name):
-            raise InputError(f"{self.directory} was trained over another {spec.name} than this version fetches")
+            raise InputError(
+                f"{self.directory} was trained over another {spec.name} than this version fetches: use the version that trained it"
+            )
         return published_convolutions(read_torch_file(part_path(spec.name)))
 
     @cached_property
     def language_model(self) -> LanguageModelSource:
-        """Raises NotCoveredError: it lies in a file of the user's, or is built otherwise than Llama."""
+        """Raises NotCoveredError: a user's own file, or an architecture without a graph."""
         spec = self.config.lm
         assert spec is not None
         if spec.stored:
@@ -66,7 +68,9 @@ class Source:
         if spec.name not in {part.name for part in PARTS}:
             raise NotCoveredError(f"the language model {spec.name}")
         if spec.sha256 != part_fingerprint(spec.name):
-            raise InputError(f"{self.directory} was trained with another {spec.name} than is there now")
+            raise InputError(
+                f"{self.directory} was trained with another {spec.name} than this version fetches: use the version that trained it"
+            )
         file, architecture, config = open_gguf(part_path(spec.name))
         check_language_model(spec.name, config)
         weights = GGUFWeights(file, architecture.table, config.heads, config.groups)

@@ -1,6 +1,6 @@
-"""A language model being run: text is read row by row and written in all rows at once, keys and values in place.
+"""Running a language model: prompts are read row by row, and all rows are written together; keys and values are updated in place.
 
-A prompt is read as if it were alone, so no row has padding; in writing every row counts its own positions.
+Each prompt is read alone, so no row has padding; when writing, every row counts its own positions.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from triptych.evidence import Floats
 
 Ids = NDArray[np.int64]
 
-HIDDEN = -1e30  # added to the score of what is not attended to
-ROOM = 64  # positions that a new cache has room for behind its prompt
-
+HIDDEN = -1e30  # added to the scores of masked keys
+ROOM = 64  # positions of a new cache beyond its prompt
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -43,7 +42,7 @@ class LanguageSize(Protocol):
 
 
 class EmbeddingTable:
-    """Word embeddings, mapped from the disk: only the rows of the words in use are read."""
+    """Word embeddings, mapped from the disk, so that only the rows of words in use are read."""
 
     def __init__(self, codes: NDArray[Any], scale: Floats | None) -> None:
         """``codes``: fp32 ``[V, E]``, or uint8 ``[V, E]`` with a ``scale [V, E / 32]`` for each block (see ``matrix``)."""
@@ -60,13 +59,13 @@ class EmbeddingTable:
 
 
 class TextCache:
-    """Keys and values of B rows, ``[2 * layers, B, G, C, d]``, and how many positions of each row are filled."""
+    """Keys and values of B rows, ``[2 * layers, B, G, C, d]``, and the number of filled positions of each row."""
 
     def __init__(self, config: LanguageSize, buffer: Floats, lengths: NDArray[np.int32]) -> None:
         self.config, self.buffer, self.lengths = config, buffer, lengths
         self.writing: Writing | None = None
-        self._inputs = 0  # inputs that the rows belong to, since the last reorder; 0 = none yet
-        self._shared = 0  # the rows of an input are equal in the positions before this one
+        self._inputs = 0  # the number of inputs, since the last reorder; 0 = none yet
+        self._shared = 0  # the rows of an input are equal before this position
 
     @property
     def capacity(self) -> int:
@@ -79,7 +78,7 @@ class TextCache:
         return int(self.lengths.max(initial=0))
 
     def make_room(self, positions: int) -> None:
-        """Let every row hold so many positions. Raises InputError: more than the model can read."""
+        """Make room for this number of positions in every row. Raises InputError: more than the model can read."""
         if positions > self.config.max_positions:
             raise InputError(
                 f"the text has {positions} tokens: the language model reads {self.config.max_positions} at most"
@@ -91,7 +90,7 @@ class TextCache:
             self.buffer[:, :, :, :kept] = old[:, :, :, :kept]
 
     def truncate(self, length: int) -> None:
-        """Forget what came after the first ``length`` positions; nothing is copied."""
+        """Keep the first ``length`` positions; nothing is copied."""
         np.minimum(self.lengths, length, out=self.lengths)
         self._shared = min(self._shared, length)
 
@@ -105,15 +104,16 @@ class TextCache:
         return new
 
     def reorder(self, rows: Ids) -> TextCache:
-        """Row ``[b, k]`` continues the old row ``rows[b, k]``; uses up this cache.
+        """Row ``[b, k]`` continues the old row ``rows[b, k]``. This cache must not be used afterwards.
 
-        The rows of an input begin with the same prompt, so only what came after the prompts is copied while they change places.
+        The rows of an input share its prompt, so only the positions after the prompt are copied.
         """
         flat, (inputs, count) = rows.reshape(-1), rows.shape
-        place = np.arange(len(flat))
-        if len(flat) == len(self.lengths) and np.array_equal(flat, place):
+        unchanged = np.arange(len(flat))
+        if len(flat) == len(self.lengths) and np.array_equal(flat, unchanged):
             return self
-        if self._inputs == inputs and len(flat) == len(self.lengths) and np.array_equal(flat // count, place // count):
+        same_inputs = self._inputs == inputs and len(flat) == len(self.lengths)
+        if same_inputs and np.array_equal(flat // count, unchanged // count):
             tail = slice(self._shared, self.length)
             self.buffer[:, :, :, tail] = self.buffer[:, :, :, tail][:, flat]
             self.lengths = self.lengths[flat]
@@ -129,7 +129,7 @@ def allocate_cache(config: LanguageSize, rows: int, capacity: int) -> Floats:
 
 
 class OnnxLanguageModel:
-    """A language model's session and its word embeddings; the state of a text is passed in and out, so one model serves many."""
+    """A language model's session and its word embeddings. The state of a text is passed in and out, so one model serves many texts."""
 
     def __init__(self, session: ort.InferenceSession, config: LanguageSize, embed: EmbeddingTable) -> None:
         self.session, self.config, self.embed = session, config, embed
@@ -141,21 +141,21 @@ class OnnxLanguageModel:
     def read(
         self, cache: TextCache, row: int, inputs: Floats, context: Arrays | None = None, scored: Ids | None = None
     ) -> Floats:
-        """Read more text in one row.
+        """Read the next tokens of one row.
 
         Args:
-            inputs: embeddings ``[S, E]`` of its next tokens.
+            inputs: their embeddings ``[S, E]``.
             context: further inputs of the graph.
-            scored: the places among the S whose logits are wanted; None = the last.
+            scored: the tokens among the S whose logits are returned; None = the last.
 
         Returns:
-            logits ``[N, V]`` of what follows each of them.
+            logits ``[N, V]`` after each of them.
 
         Raises:
-            InputError: there is no token, or the text becomes longer than the model can read.
+            InputError: there is no token, or the text is longer than the model can read.
         """
         if not len(inputs):
-            raise InputError("the prompt is empty: the language model needs at least one token to go on from")
+            raise InputError("the prompt is empty: the language model needs at least one token")
         length = int(cache.lengths[row]) + len(inputs)
         cache.make_room(length)
         scored = np.array([len(inputs) - 1]) if scored is None else scored
@@ -174,7 +174,7 @@ class OnnxLanguageModel:
         return logits
 
     def step(self, ids: Ids, cache: TextCache, context: Arrays | None = None) -> Floats:
-        """One more token of each row: ``ids [B]`` -> the logits ``[B, V]`` of the next."""
+        """One token for each row: ``ids [B]`` -> the logits ``[B, V]`` of the next."""
         cache.make_room(cache.length + 1)
         writing = cache.writing
         if writing is None or writing.buffer is not cache.buffer:
@@ -218,7 +218,7 @@ def bind_cache(session: ort.InferenceSession, buffer: Floats) -> ort.IOBinding:
 
 
 def bind_inputs(binding: ort.IOBinding, arrays: Arrays) -> None:
-    """Contiguous arrays, which must stay where they are as long as the binding runs."""
+    """Bind contiguous arrays, which must be kept in place as long as the binding is used."""
     for name, array in arrays.items():
         binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
 

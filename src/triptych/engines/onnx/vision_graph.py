@@ -1,4 +1,4 @@
-"""The graph of the embedded image encoder, EfficientNet-Lite2 (Tan & Le 2019), batch norms folded into its convolutions."""
+"""The graph of the image encoder EfficientNet-Lite2 (Tan & Le 2019), with batch norms folded into its convolutions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Convolution(NamedTuple):
 
 
 def published_convolutions(state: Mapping[str, Floats]) -> dict[str, Convolution]:
-    """The convolutions of the published file by our names, w' = w g / s, b' = beta - mean g / s, s = sqrt(var + eps)."""
+    """The convolutions of the published file by our names, with folded batch norms: see ``nn.cnn.fold_batch_norms``."""
     nodes = {}
     for conv, norm, name in published_names():
         scale = state[f"{norm}.weight"] / np.sqrt(state[f"{norm}.running_var"] + np.float32(BATCH_NORM_EPS))
@@ -31,7 +31,7 @@ def published_convolutions(state: Mapping[str, Floats]) -> dict[str, Convolution
 
 
 def stored_convolutions(weights: Weights, prefix: str, first: int = 0) -> dict[str, Convolution]:
-    """The convolutions that a checkpoint holds, of the layers from ``first`` on."""
+    """The convolutions in a checkpoint, of the layers from ``first`` on."""
     names = (name for _, _, name in published_names() if int(name.split(".")[1]) >= first)
     return {
         name: Convolution(weights.array(f"{prefix}{name}.weight"), weights.array(f"{prefix}{name}.bias"))
@@ -40,8 +40,8 @@ def stored_convolutions(weights: Weights, prefix: str, first: int = 0) -> dict[s
 
 
 class EncoderGraph:
-    """The layers from ``first`` up to ``end``. Given pixels they are named ``pixel_values [B, 3, H, H]``, given another layer's output
-    ``features``; the output is ``[B, C, h, w]``, or that of the last layer ``[B, L, D]``."""
+    """The layers from ``first`` up to ``end``. The input is ``pixel_values [B, 3, H, H]``, or ``features`` of an earlier layer; the output
+    is ``[B, C, h, w]``, or ``[B, L, D]`` after the last layer."""
 
     def __init__(self, convolutions: Mapping[str, Convolution], first: int = 0, end: int = len(LAYERS)) -> None:
         self.convolutions, self.first, self.end = convolutions, first, end
@@ -70,7 +70,7 @@ class EncoderGraph:
         return self.graph.add("Add", x, y) if layer.residual else y
 
     def convolve(self, name: str, x: str, stride: int = 1, relu6: bool = False, depthwise: bool = False) -> str:
-        """TensorFlow's SAME padding: the odd pixel goes to the right and the bottom."""
+        """A convolution with TensorFlow's SAME padding: the odd pixel goes to the right and the bottom."""
         weight, bias = self.convolutions[name]
         graph = self.graph
         x = graph.add(

@@ -1,6 +1,6 @@
-"""Weights read without torch: checkpoints (safetensors), language models (GGUF) and the file of the embedded image encoder.
+"""Reading weights without torch: checkpoints (safetensors), language models (GGUF) and the file of the image encoder.
 
-All give their tensors under the names of our modules, matrices in the precision that they are stored in.
+Tensors are found by the names of our modules; matrices have the precision that they are stored in.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class Weights(Protocol):
     """Tensors by the names of our modules."""
 
     def matrix(self, name: str) -> Matrix:
-        """``[N, D]`` as it is stored. Raises KeyError: there is none."""
+        """A matrix ``[N, D]`` in its stored precision. Raises KeyError."""
         ...
 
     def array(self, name: str) -> Floats:
-        """Any tensor in fp32. Raises KeyError: there is none."""
+        """Any tensor in fp32. Raises KeyError."""
         ...
 
     def parameters(self) -> int:
-        """How many there are."""
+        """The number of parameters."""
         ...
 
     def __contains__(self, name: str) -> bool: ...
@@ -46,14 +46,14 @@ class Weights(Protocol):
 
 @dataclass(frozen=True)
 class CheckpointWeights:
-    """The tensors of a checkpoint, mapped: fp32, fp16, or int8 with a scale for each row. ``prefix``: of their names in the file."""
+    """The tensors of a checkpoint: fp32, fp16, or int8 with a scale for each row. ``prefix``: of their names in the file."""
 
     tensors: Mapping[str, NDArray[Any]]
     prefix: str = ""
 
     @classmethod
     def read(cls, path: Path) -> CheckpointWeights:
-        """Raises InputError: it cannot be read, or holds a type that NumPy has not."""
+        """Raises InputError: it cannot be read, has a type that NumPy lacks, or values that are not finite."""
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
@@ -73,7 +73,7 @@ class CheckpointWeights:
         return self.prefix + name in self.tensors
 
     def parameters(self, prefix: str = "") -> int:
-        """How many there are below ``prefix``; scales of int8 rows are none."""
+        """The number of parameters below ``prefix``, without the scales of int8 rows."""
         return sum(
             tensor.size
             for name, tensor in self.tensors.items()
@@ -100,8 +100,8 @@ Q4_0, Q4_1, Q8_0 = 2, 3, 8
 
 @dataclass(frozen=True)
 class GGUFWeights:
-    """A Llama-like language model in a GGUF file, by the ``table`` of its architecture. ``heads``, ``groups``: of queries, of keys; their
-    rows are kept in another order by files of the architecture ``llama``."""
+    """A Llama-like language model in a GGUF file, by the ``table`` of its architecture. ``heads``, ``groups``: of queries and keys, whose
+    rows have another order in files of the architecture ``llama``."""
 
     file: GGUF
     table: Mapping[str, tuple[str, ...]]
@@ -109,7 +109,7 @@ class GGUFWeights:
     groups: int
 
     def names(self, name: str) -> list[str]:
-        """Their names for one of ours; matrices that we keep as one are listed from top to bottom."""
+        """The names in the file for one of ours; several if our matrix is a stack of theirs, from top to bottom."""
         part, _, kind = name.rpartition(".")
         layer = re.search(r"\.(\d+)\.", part)
         number = layer[1] if layer else ""
@@ -129,7 +129,7 @@ class GGUFWeights:
         return np.concatenate([dense(self.reordered(theirs, self.stored(theirs))) for theirs in self.names(name)])
 
     def reordered(self, theirs: str, stored: Matrix) -> Matrix:
-        """llama.cpp pairs neighbouring rows for rotation; ours, as transformers', are half a head apart."""
+        """llama.cpp rotates pairs of neighbouring rows; ours are half a head apart, as in transformers."""
         heads = self.heads if ".attn_q." in theirs else self.groups if ".attn_k." in theirs else 0
         if not heads or self.file.metadata.get("general.architecture") != "llama":
             return stored
@@ -150,7 +150,7 @@ class GGUFWeights:
 
 
 def read_q4(blocks: NDArray[np.uint8], with_minimum: bool) -> Blocks:
-    """GGUF's ``[N, B, bytes]``: a half of the scale d, with Q4_1 one of the minimum m, then 16 bytes of two codes q each.
+    """GGUF's ``[N, B, bytes]``: the scale d in fp16, with Q4_1 also the minimum m, then 16 bytes of two codes q each.
 
     Q4_0: w = d (q - 8). Q4_1: w = d q + m = d (q - 8) + (m + 8 d).
     """
@@ -161,7 +161,7 @@ def read_q4(blocks: NDArray[np.uint8], with_minimum: bool) -> Blocks:
 
 
 def read_q8(blocks: NDArray[np.uint8]) -> Blocks:
-    """GGUF's Q8_0 ``[N, B, 34]``: a half of the scale, then 32 signed codes."""
+    """GGUF's Q8_0 ``[N, B, 34]``: the scale in fp16, then 32 signed codes."""
     return Blocks(8, np.ascontiguousarray(blocks[..., 2:] ^ 128).reshape(len(blocks), -1), halves(blocks[..., :2]))
 
 
@@ -169,14 +169,14 @@ def halves(data: NDArray[np.uint8]) -> Floats:
     return np.ascontiguousarray(data).view("<f2")[..., 0].astype(np.float32)
 
 
-# torch's older files: four pickles, then the storages one after the other
+# torch's older files: four pickles, then the storages one after another
 
 TORCH_TYPES = {"FloatStorage": "<f4", "DoubleStorage": "<f8", "HalfStorage": "<f2", "LongStorage": "<i8"}
 
 
 @dataclass
 class _Storage:
-    """Memory that tensors lie in; filled when its place in the file has been reached."""
+    """The memory of tensors; filled when its data is reached in the file."""
 
     dtype: str
     length: int
@@ -202,7 +202,7 @@ def _rebuild(storage: _Storage, offset: int, shape: tuple[int, ...], strides: tu
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows tensors and ordered dicts; refuses all other code."""
+    """Unpickles tensors and ordered dicts, and refuses everything else."""
 
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(file)
@@ -225,7 +225,7 @@ class _Unpickler(pickle.Unpickler):
 def read_torch_file(path: Path) -> dict[str, Floats]:
     """The tensors of a state dict that torch wrote before its version 1.6 (not a zip archive), in fp32.
 
-    For files whose sha256 is known: sizes are not checked against one another.
+    Only for files with a known sha256: sizes are not validated.
     """
     with path.open("rb") as file:
         for _ in range(3):  # a magic number, the protocol's version, the machine's sizes
@@ -234,7 +234,7 @@ def read_torch_file(path: Path) -> dict[str, Floats]:
         state = content.load()
         for name in _Unpickler(file).load():
             storage = content.storages[name]
-            file.seek(8, 1)  # the length once more
+            file.seek(8, 1)  # the length again
             size = storage.length * np.dtype(storage.dtype).itemsize
             storage.data = np.frombuffer(file.read(size), storage.dtype)
     return {name: tensor.array() for name, tensor in state.items()}

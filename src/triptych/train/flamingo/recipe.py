@@ -51,7 +51,7 @@ class FlamingoNetwork(Settings):
 class FlamingoStart(Settings):
     """What a run starts from."""
 
-    init: str | None = setting(None, "A checkpoint to go on from; its parts and sizes are kept.", metavar="MODEL")
+    init: str | None = setting(None, "A checkpoint to start from; its parts and sizes are kept.", metavar="MODEL")
     encoder: str = encoder_setting(
         "; or a CLIP, SigLIP, DINOv2 or ViT, by a directory of transformers or its name on the hub"
     )

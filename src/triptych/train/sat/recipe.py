@@ -35,7 +35,7 @@ class SatStart(Settings):
     """What a run starts from."""
 
     init: str | None = setting(
-        None, "A checkpoint to go on from; its encoder, sizes and words are kept.", metavar="MODEL"
+        None, "A checkpoint to start from; its encoder, sizes and words are kept.", metavar="MODEL"
     )
     new_words: int | None = setting(
         None,
@@ -53,7 +53,7 @@ class SatStart(Settings):
 class SatCaptions(Settings):
     captions_per_photo: int = setting(5, "Of each photo in a step; with scst: captions drawn of it.", low=1)
     max_words: int = setting(18, "Captions are cut there, the end included.", low=2)
-    mirror: bool = setting(True, "Half of the photos are seen as in a mirror.")
+    mirror: bool = setting(True, "Mirror half of the photos.")
 
 
 @dataclass(frozen=True)
