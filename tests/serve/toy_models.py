@@ -84,7 +84,7 @@ class ToyBlip2(ToySat):
     """Also answers and matches."""
 
     answers = matches = True
-    choose_answer = compare = unknown_texts = unused
+    choose_answer = compare = unknown_texts = presence_logits = unused
 
     def __init__(self, name: str = "blip2", delay: float = 0.0) -> None:
         super().__init__(name, delay)
