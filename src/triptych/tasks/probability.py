@@ -30,7 +30,7 @@ class NamingWeights(NamedTuple):
     bias: float
 
 
-NAMED_WITH_PRESENCE = NamingWeights(0.5, 0.15, 1.0, 0.0)
+NAMED_WITH_PRESENCE = NamingWeights(0.74, 0.15, 0.87, -1.67)
 NAMED_WITHOUT_PRESENCE = NamingWeights(1.3, 0.3, 0.0, -4.2)
 MOST_LOGIT = 8.0  # of matching: beyond it, a probability in 32 bits says little
 
