@@ -201,7 +201,7 @@ def test_refuses_what_it_does_not_cover() -> None:
         ({"model_type": "gpt_bigcode"}, "type 'gpt_bigcode'"),
         ({"hidden_act": "tanh"}, "'tanh'"),
         ({"rope_parameters": {"rope_type": "dynamic"}}, "'dynamic'"),
-        ({"num_attention_heads": 7}, "7 heads"),
+        ({"num_attention_heads": 7}, "heads is 7"),
         ({"hidden_size": 1 << 40}, "dim"),
         ({"num_hidden_layers": "3"}, "is invalid"),
     ):
@@ -223,7 +223,7 @@ def test_refuses_what_it_does_not_cover() -> None:
         ("mpt, 6 heads", {"attn_config": {"attn_type": "multiquery_attention"}}, "'multiquery_attention'"),
         ("mpt, 6 heads", {"attn_config": "alibi"}, "is invalid"),
         ("mpt, 6 heads", {"logit_scale": 0.5}, "logit_scale"),
-        ("mpt, 6 heads", {"n_heads": 7}, "7 heads"),
+        ("mpt, 6 heads", {"n_heads": 7}, "heads is 7"),
     ):
         with pytest.raises(InputError, match=words):
             config_from_hf(CONFIGS[kind].to_dict() | change)

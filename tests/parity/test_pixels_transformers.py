@@ -82,7 +82,7 @@ def test_settings_as_older_versions_wrote_them(settings: dict[str, Any], expecte
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": 224, "do_rescale": False}, "rescale_factor must be 1/255"),
+        ({"size": 224, "do_rescale": False}, "do_rescale must be true and rescale_factor 1/255"),
         ({"size": 224, "image_mean": [0.5], "image_std": [1]}, "invalid value"),
         ({"size": 224, "image_mean": [0.5] * 3, "image_std": [1, 1, 0]}, "expected numbers, the second above 0"),
         ({"size": 224, "resample": 9}, "invalid value"),
