@@ -113,7 +113,7 @@ def test_chat_answers_line_by_line(
         ("/image none.png", "none.png"),
         ("/undo", "nothing to undo"),
         ("/load none.json", "cannot read"),
-        ("/dance", "no command"),
+        ("/dance", "not a command"),
     ],
 )
 def test_chat_goes_on_after_a_mistake(
