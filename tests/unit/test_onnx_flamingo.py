@@ -154,7 +154,7 @@ def test_texts_are_scored_behind_one_prompt(both: Both) -> None:
 
 
 def test_pictures_and_their_places_must_be_as_many(both: Both) -> None:
-    with pytest.raises(InputError, match="1 pictures for 2 places"):
+    with pytest.raises(InputError, match="1 pictures for 2 image tokens"):
         both.onnx.prefill(FlamingoInputs([[IMAGE, IMAGE]], [both.arrays[:1]]))
 
 

@@ -91,6 +91,6 @@ def test_an_open_flamingo_learns(tmp_path: Path) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[2] < losses[0]
     assert trainer.figures(photo_set).keys() >= {"CIDEr-D"}
