@@ -199,7 +199,10 @@ def test_captions_that_a_model_wrote_stand_beside_those_of_people(sets: tuple[Pa
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("{}", "line 1: expected an object with id and caption"), ('{"id": "x", "caption": "y"}', "none of its ids is a training photo")],
+    [
+        ("{}", "line 1: expected an object with id and caption"),
+        ('{"id": "x", "caption": "y"}', "none of its ids is a training photo"),
+    ],
 )
 def test_written_captions_belong_to_training_photos(
     sets: tuple[Path, Path], tmp_path: Path, line: str, message: str
