@@ -160,7 +160,7 @@ class Lanes:
             self.running += 1
             self.most = max(self.most, self.running)
         self.gate.wait(10)
-        time.sleep(0.02)  # others that may run as well are seen
+        time.sleep(0.02)  # others that may run as well are counted
         with self.lock:
             self.running -= 1
 

@@ -179,11 +179,11 @@ def test_presence_is_what_least_squares_expects() -> None:
     ]
     features = np.stack([there, rng.random(400)], 1).astype(np.float32)
     fitted = fit_consensus(features, photos)
-    shown, hidden = np.array([[1, 0.5], [0, 0.5]], np.float32)
+    with_dog, without_dog = np.array([[1, 0.5], [0, 0.5]], np.float32)
     names = ["dog", "dogs", "dog here", "animal"]
-    logits = fitted.presence_logits(np.stack([shown, hidden]), names)
+    logits = fitted.presence_logits(np.stack([with_dog, without_dog]), names)
     assert (logits[0] > 2).all() and (logits[1] < -4).all()
-    person, *unknown = fitted.presence_logits(hidden[None], ["person", "dog xyz", ""])[0]
+    person, *unknown = fitted.presence_logits(without_dog[None], ["person", "dog xyz", ""])[0]
     assert person > 5 and np.isnan(unknown).all()
 
 

@@ -67,10 +67,10 @@ def test_a_language_model_that_was_moved(bridge: Path, tmp_path: Path, monkeypat
         shutil.rmtree(tmp_path / "moved", ignore_errors=True)
         moved = Path(shutil.copytree(bridge, tmp_path / "moved" / "bridge"))
         shutil.copytree(tmp_path / "opt", place / "opt")
-        (tmp_path / "opt").rename(tmp_path / "away")
+        (tmp_path / "opt").rename(tmp_path / "elsewhere")
         assert load(moved, device="cpu").caption(photo, **settings).text == before
         convert_checkpoint(moved, tmp_path / f"whole-{place.name}", embed_lm=True)
-        (tmp_path / "away").rename(tmp_path / "opt")
+        (tmp_path / "elsewhere").rename(tmp_path / "opt")
     config = json.loads((bridge / "config.json").read_text())
     fetched: list[str] = []
     monkeypatch.setattr(hub, "fetch_model", lambda name: fetched.append(name) or tmp_path / "opt")
@@ -86,7 +86,7 @@ def test_a_language_model_that_was_moved(bridge: Path, tmp_path: Path, monkeypat
         assert [*dict.fromkeys(fetched)] == models
     config["lm"]["name"] = "/gone/opt"
     (bridge / "config.json").write_text(json.dumps(config))
-    (tmp_path / "opt").rename(tmp_path / "away")
+    (tmp_path / "opt").rename(tmp_path / "elsewhere")
     with pytest.raises(InputError, match="the language model /gone/opt, which is not there: put opt beside bridge"):
         load(bridge, device="cpu")
 

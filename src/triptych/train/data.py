@@ -143,7 +143,7 @@ def caption_figures(photos: Sequence[Photo], texts: Sequence[str]) -> dict[str, 
 def open_sources(sources: Sources, questions: bool = False) -> list[Splits]:
     """The photos of each data set; with several data sets, ids begin with the name of theirs.
 
-    If no data set has a validation split, a part of each is held out; else data sets without one are for training only.
+    If no data set has a validation split, a part of each is used for validation; else data sets without one are for training only.
     ``questions``: photos with questions count, too, even without captions.
 
     Raises:
