@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from triptych.engines.describe import Size
 from triptych.engines.interface import Array, PhotoSpec
 from triptych.engines.onnx.cache import read_manifest
 from triptych.engines.onnx.session import open_session
+from triptych.engines.onnx.text import Arrays, OnnxLanguageModel, TextCache
 from triptych.evidence import Floats
 from triptych.extras import importing, torch_installed
 from triptych.io.pixels import PixelSpec
@@ -81,6 +82,30 @@ class OnnxEncoder:
 def floats(array: Array) -> Floats:
     """A NumPy array in fp32."""
     return np.asarray(array, np.float32)
+
+
+def continuation_logprobs(
+    lm: OnnxLanguageModel,
+    first: Floats,
+    prompt: TextCache,
+    texts: Sequence[Sequence[int]],
+    context: Callable[[int], Arrays] | None = None,
+) -> list[list[float]]:
+    """The log-probability of each token of each text after one prompt, which is not changed.
+
+    Args:
+        first: ``[1, V]``, the logits after the prompt.
+        context: the graph's further inputs for a number of tokens.
+    """
+    logprobs = []
+    for text in texts:
+        logits, read_on = first, np.array(text[:-1], np.int64)
+        if len(read_on):
+            cache, tokens = prompt.fork(np.zeros(1, np.int64)), np.arange(len(read_on))
+            given = context(len(read_on)) if context else None
+            logits = np.concatenate([first, lm.read(cache, 0, lm.embed(read_on), given, tokens)])
+        logprobs.append(logprobs_of(logits, text))
+    return logprobs
 
 
 def logprobs_of(logits: Floats, ids: Sequence[int]) -> list[float]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,10 @@ from numpy.typing import NDArray
 from triptych.engines.describe import describe_flamingo
 from triptych.engines.interface import Array, FlamingoInputs, FlamingoSpec
 from triptych.engines.onnx.cache import read_manifest
-from triptych.engines.onnx.common import OnnxEncoder, Opened, floats, logprobs_of
+from triptych.engines.onnx.common import OnnxEncoder, Opened, continuation_logprobs, floats
 from triptych.engines.onnx.joint import JointText, same_arrays
 from triptych.engines.onnx.session import open_session
-from triptych.engines.onnx.text import HIDDEN, Arrays, Ids, OnnxLanguageModel, TextCache
+from triptych.engines.onnx.text import HIDDEN, ROOM, Arrays, Ids, OnnxLanguageModel, TextCache
 from triptych.errors import InputError
 from triptych.evidence import Floats
 from triptych.systems.configs import FlamingoConfig
@@ -24,15 +23,14 @@ from triptych.systems.configs import FlamingoConfig
 
 @dataclass
 class OnnxFlamingoState:
-    """Texts being read or written, with their pictures: a ``generate.State``."""
+    """Texts being read or written, with their pictures: a ``generate.State``. ``context``: the graph's inputs about the last pictures; None
+    = not made yet."""
 
     text: TextCache
     pictures: list[list[Floats]]  # of each row, in order: keys and values [2 * J, H, R, d] of each picture
     pictures_read: list[int]  # of each row: the number of the picture that its last token attends to; 0 = none
     beams: int = 1  # rows of each input
-    context: Arrays | None = field(
-        default=None, repr=False
-    )  # the graph's inputs about the last pictures; None = not made yet
+    context: Arrays | None = None
 
     def reorder(self, rows: NDArray[np.int64]) -> OnnxFlamingoState:
         """Row ``[b, k]`` continues the old row ``rows[b, k]``. This state must not be used afterwards."""
@@ -86,7 +84,7 @@ class OnnxFlamingo(OnnxEncoder):
         rows = [np.array(row, np.int64) for row in inputs.rows]
         state: OnnxFlamingoState | None = inputs.state
         if state is None:
-            cache = self.lm.start(len(rows), max(map(len, rows)) + 64)
+            cache = self.lm.start(len(rows), max(map(len, rows)) + ROOM)
             state = OnnxFlamingoState(cache, [[] for _ in rows], [0] * len(rows))
         state.context = None
         logits = []
@@ -155,17 +153,10 @@ class OnnxFlamingo(OnnxEncoder):
         return JointFlamingo(self)
 
     def score(self, logits: Array, state: OnnxFlamingoState, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-        pictures, last = state.pictures[0], state.pictures_read[0]
-        results = []
-        for text in texts:
-            cache, rest = state.text.fork(np.zeros(1, np.int64)), np.array(text[:-1], np.int64)
-            following = floats(logits)[:1]
-            if len(rest):
-                context = self.prompt_context(pictures, np.full(len(rest), last))
-                behind = self.lm.read(cache, 0, self.lm.embed(rest), context, np.arange(len(rest)))
-                following = np.concatenate([following, behind])
-            results.append(logprobs_of(following, text))
-        return results
+        def context(tokens: int) -> Arrays:
+            return self.prompt_context(state.pictures[0], np.full(tokens, state.pictures_read[0]))
+
+        return continuation_logprobs(self.lm, floats(logits), state.text, texts, context)
 
     def maps(
         self, prompt: Sequence[int], features: Sequence[Array], ids: Sequence[int], blind_from: int | None = None
@@ -184,30 +175,34 @@ class JointFlamingo:
 
     def __init__(self, engine: OnnxFlamingo) -> None:
         self.engine = engine
-        self.texts: dict[int, JointText] = {}  # by beams
-        self.contexts: dict[
-            int, tuple[list[Floats | None], Arrays]
-        ] = {}  # by beams: the last pictures and their context
+        self.groups: dict[int, BeamGroup] = {}  # by beams
 
     def step(self, ids: Sequence[Ids], states: Sequence[OnnxFlamingoState]) -> list[tuple[Floats, OnnxFlamingoState]]:
+        kinds = {state.beams for state in states}
+        self.groups = {beams: self.groups.get(beams) or BeamGroup(self.engine, beams) for beams in kinds}
         logits: dict[int, Floats] = {}
-        widths = {state.beams for state in states}
-        self.texts = {beams: self.texts.get(beams) or JointText(self.engine.lm) for beams in widths}
-        self.contexts = {beams: context for beams, context in self.contexts.items() if beams in widths}
-        for beams in widths:
-            group = [index for index, state in enumerate(states) if state.beams == beams]
-            members = [states[index] for index in group]
-            context_of = partial(self.context, beams, members)
-            results = self.texts[beams].step(
-                [ids[index] for index in group], [state.text for state in members], context_of
-            )
-            logits |= {index: own for index, (own, _) in zip(group, results, strict=True)}
+        for beams, group in self.groups.items():
+            members = [index for index, state in enumerate(states) if state.beams == beams]
+            rows = group.step([ids[index] for index in members], [states[index] for index in members])
+            logits |= zip(members, rows, strict=True)
         return [(logits[index], state) for index, state in enumerate(states)]
 
-    def context(self, beams: int, states: Sequence[OnnxFlamingoState], order: Sequence[int]) -> Arrays:
-        """The ``step_context`` of ``states`` in this order; the last one is reused while the pictures are the same."""
-        pictures = [picture for index in order for picture in states[index].last_pictures()]
-        known = self.contexts.get(beams)
-        if known is None or not same_arrays(known[0], pictures):
-            known = self.contexts[beams] = pictures, self.engine.step_context(pictures, beams)
-        return known[1]
+
+class BeamGroup:
+    """Texts with equal numbers of beams. The graph's inputs about their last pictures are reused while the pictures are the same."""
+
+    def __init__(self, engine: OnnxFlamingo, beams: int) -> None:
+        self.engine, self.beams, self.text = engine, beams, JointText(engine.lm)
+        self.pictures: list[Floats | None] = []
+        self.context: Arrays = {}
+
+    def step(self, ids: Sequence[Ids], states: Sequence[OnnxFlamingoState]) -> list[Floats]:
+        """The logits of each state."""
+
+        def context(order: Sequence[int]) -> Arrays:
+            pictures = [picture for index in order for picture in states[index].last_pictures()]
+            if not same_arrays(self.pictures, pictures):
+                self.pictures, self.context = pictures, self.engine.step_context(pictures, self.beams)
+            return self.context
+
+        return [logits for logits, _ in self.text.step(ids, [state.text for state in states], context)]

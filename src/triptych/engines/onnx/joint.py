@@ -105,32 +105,22 @@ class JointText:
         context: Callable[[Sequence[int]], Arrays] | None = None,
     ) -> list[tuple[Floats, TextCache]]:
         """``context``: the graph's further inputs for the states with these indices, in this order."""
-        short = [index for index, cache in enumerate(states) if cache.length < LONG]
-        groups = [[index] for index in range(len(states)) if index not in short]
+        together = [index for index, cache in enumerate(states) if cache.length < LONG]
+        if len(together) < 2:
+            together = []
         logits: dict[int, Floats] = {}
-        for group in [short, *groups] if short else groups:
-            logits |= self._step([ids[index] for index in group], [states[index] for index in group], group, context)
+        for index in range(len(states)):
+            if index not in together:
+                logits[index] = self.lm.step(ids[index], states[index], context([index]) if context else None)
+        if together:
+            order = [together[place] for place in self.shared.join([states[index] for index in together])]
+            given = context(order) if context else None
+            rows = self.lm.step(np.concatenate([ids[index] for index in order]), self.shared.whole, given)
+            ends = np.cumsum([len(ids[index]) for index in order])[:-1]
+            logits |= zip(order, np.split(rows, ends), strict=True)
+            for index in together:
+                states[index].lengths += 1
         return [(logits[index], cache) for index, cache in enumerate(states)]
-
-    def _step(
-        self,
-        ids: Sequence[Ids],
-        caches: Sequence[TextCache],
-        names: Sequence[int],
-        context: Callable[[Sequence[int]], Arrays] | None,
-    ) -> dict[int, Floats]:
-        """The logits of each of ``caches``, by ``names``."""
-        if len(caches) == 1:
-            given = context(names) if context else None
-            return {names[0]: self.lm.step(ids[0], caches[0], given)}
-        order = self.shared.join(caches)
-        in_order = [names[index] for index in order]
-        given = context(in_order) if context else None
-        logits = self.lm.step(np.concatenate([ids[index] for index in order]), self.shared.whole, given)
-        for cache in caches:
-            cache.lengths += 1
-        ends = np.cumsum([len(caches[index].lengths) for index in order])[:-1]
-        return dict(zip(in_order, np.split(logits, ends), strict=True))
 
 
 def same_arrays(left: Sequence[object], right: Sequence[object]) -> bool:
