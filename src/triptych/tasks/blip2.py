@@ -155,11 +155,7 @@ class Blip2Tasks(Answerer, Blip2Matching):
         if not isinstance(images, list | tuple):
             alone: list[ImageSource] = [images]  # type: ignore[list-item]
             return self.caption(alone, explain=explain, writer=writer, prompt=prompt, rerank=rerank, **settings)[0]
-        if writer not in (None, *WRITERS):
-            raise InputError(f"unknown writer {writer!r}: choose {' or '.join(WRITERS)}")
-        if prompt is not None and writer == "qformer":
-            raise InputError("the Q-Former writes without a prompt: choose the writer lm, or leave out the prompt")
-        if prompt is None and ((writer or self.spec.writer) == "qformer" or (writer is None and not self.answers)):
+        if self.choose_writer(writer, prompt) == "qformer":
             return self.grounded_captions(images, explain, **settings)
         text = self.spec.prompts.caption if prompt is None else f"{IMAGE}{prompt}"
         rerank = rerank and prompt is None and self.reranks(settings)
@@ -174,6 +170,16 @@ class Blip2Tasks(Answerer, Blip2Matching):
                 written = self.reranked(written, pooled, self.tokenizer.decode, search.n_best)
             answers += self.to_answers(rows, written, search, explain, as_sentence=prompt is None)
         return answers
+
+    def choose_writer(self, writer: str | None, prompt: str | None) -> str:
+        """Who writes a caption, ``lm`` or ``qformer``. Raises InputError: there is no such writer, or it takes no prompt."""
+        if writer not in (None, *WRITERS):
+            raise InputError(f"unknown writer {writer!r}: choose {' or '.join(WRITERS)}")
+        if prompt is not None and writer == "qformer":
+            raise InputError("the Q-Former writes without a prompt: choose the writer lm, or leave out the prompt")
+        if prompt is not None:
+            return "lm"
+        return writer or (self.spec.writer if self.answers else "qformer")
 
     def grounded_captions(self, images: Sequence[ImageSource], explain: bool, **settings: Any) -> list[Answer]:
         """Captions by the Q-Former itself, as the first stage learns to write them (ITG)."""
@@ -287,13 +293,13 @@ class Blip2Tasks(Answerer, Blip2Matching):
         return self.matches and self.answers
 
     def detect(self, thing: str, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
-        """The photo that is the likeliest to show ``thing``, by all that speaks for it (``detection``); how many there are is the language
-        model's to say."""
+        """Yes or no, by the photo likeliest to show ``thing`` (``detection``); a number of things is left to the language model."""
         if is_counted(thing):
             return self.choose_answer(question, choices, explain)
-        text, about = f"a photo of {thing}", [PictureQuestion([i], presence_question(thing)) for i in question.images]
-        blind = gain_of_yes(self.blind_logprobs(about[0], YES_NO))
-        gains = [gain_of_yes(total_logprobs(self.score_forms(each, YES_NO))) for each in about]
+        text = f"a photo of {thing}"
+        of_each = [PictureQuestion([image], presence_question(thing)) for image in question.images]
+        blind = gain_of_yes(self.blind_logprobs(of_each[0], YES_NO))
+        gains = [gain_of_yes(total_logprobs(self.score_forms(each, YES_NO))) for each in of_each]
         cosines = (self.itc_images(question.images) @ self.itc_texts([text])[0]).max(1).tolist()
         presence = self.presence_logits(question.images, [thing])[:, 0].tolist()
         logits = [detection_logit(gain, blind, *each) for gain, *each in zip(gains, cosines, presence, strict=True)]
