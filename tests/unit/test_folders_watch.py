@@ -15,7 +15,7 @@ from PIL import Image
 from test_folders import photo
 
 from triptych.errors import InputError
-from triptych.folders import Arrivals
+from triptych.folders import Arrivals, WatchedPhotos
 
 pytest.importorskip("watchfiles")
 
@@ -80,6 +80,23 @@ def test_what_cannot_be_followed_is_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "watchfiles", None)
     with pytest.raises(InputError, match=r"triptych\[watch\]"):
         Arrivals([str(tmp_path)])
+
+
+def test_a_photo_that_failed_is_due_again_once_its_file_has_changed(tmp_path: Path) -> None:
+    good, bad = str(photo(tmp_path / "good.png")), str(tmp_path / "bad.png")
+    Path(bad).write_bytes(b"broken")
+    watched = WatchedPhotos()
+    assert watched.due(iter([good, bad])) == [good, bad]
+    watched.add({"image": good, "caption": "red"})
+    Path(bad).write_bytes(b"mended while it was read")
+    watched.add({"image": bad, "error": "broken"})
+    assert watched.due([good, bad]) == [bad]
+    watched.add({"image": bad, "error": "broken"})
+    assert watched.due([good, bad]) == [] and watched.mended == set()
+    photo(Path(bad))
+    assert watched.due([good, bad]) == [bad]
+    watched.add({"image": bad, "caption": "red"})
+    assert watched.due([good, bad]) == [] and watched.mended == {bad}
 
 
 COMMAND = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from triptych.folders import Journal, Sidecars, Summary
     from triptych.folders.journal import Record
     from triptych.folders.pipeline import Describe, Description, Runner
-    from triptych.folders.watch import FileState
     from triptych.tasks import Answer
 
 Out = Annotated[
@@ -155,8 +154,15 @@ def describe_folder(
 
     ``open_describe``: loads the model, here or in each worker of a cluster. ``settings``: recorded with each result.
     """
-    from triptych.folders import Arrivals, Summary, count_photos, describe_photos, parse_shard, walk_photos
-    from triptych.folders.watch import FileState, file_state
+    from triptych.folders import (
+        Arrivals,
+        Summary,
+        WatchedPhotos,
+        count_photos,
+        describe_photos,
+        parse_shard,
+        walk_photos,
+    )
 
     runner = open_runner(open_describe, options)
     shard = parse_shard(options.shard or "1/1")
@@ -166,17 +172,14 @@ def describe_folder(
     total = count_photos(sources, options.recursive, shard) if arrivals is None else None
     prints = options.as_json or options.watch or journal is None
     stdout = sys.stdout
-    attempts: dict[str, FileState | None] = {}  # with --watch: None = described, else the file's state when it failed
-    states: dict[str, FileState | None] = {}  # of arrivals, before they were read
+    summary, watched = Summary(), WatchedPhotos()
 
     def handle(record: Record) -> None:
         if prints:
             print_record({**record, **settings}, options.as_json, stdout)
         if arrivals is not None:
-            image = record["image"]
-            attempts[image] = states.get(image, file_state(image)) if "error" in record else None
+            watched.add(record)
 
-    summary = Summary()
     run = partial(
         describe_photos,
         runner=runner,
@@ -186,24 +189,18 @@ def describe_folder(
         result=handle,
         summary=summary,
     )
-    try:
+    with suppress(KeyboardInterrupt) if options.watch else nullcontext():
         with progress_bar(total) as advance, redirect_stdout(sys.stderr if options.runner == "ray" else stdout):
-            run((name for name in walk_photos(sources, options.recursive) if shard.has(name)), progress=advance)
+            run(filter(shard.has, walk_photos(sources, options.recursive)), progress=advance)
         if arrivals is not None:
             write_outputs(journal, options)
             print(f"watching {', '.join(sources)}; ctrl-C ends", file=sys.stderr)
             skipped = summary.skipped
             for names in arrivals:
-                states.update((name, file_state(name)) for name in names)
-                new = (name for name in names if attempts.get(name, FileState(-1, 0)) not in (None, states[name]))
-                run([name for name in new if shard.has(name)])
+                run(watched.due(filter(shard.has, names)))
                 summary.skipped = skipped  # the first arrivals are the photos of the first pass again
-    except KeyboardInterrupt:
-        if arrivals is None:
-            raise
-    mended = {name for name, failed in attempts.items() if failed is None}
-    write_outputs(journal, options, mended)
-    report(summary.without(mended), options.outputs)
+    write_outputs(journal, options, watched.mended)
+    report(summary.without(watched.mended), options.outputs)
 
 
 def open_runner(open_describe: Callable[[], Describe], options: FolderOptions) -> Runner:

@@ -6,7 +6,7 @@ from triptych.folders.outputs import OUTPUTS, write_output
 from triptych.folders.pipeline import Summary, describe_photos, on_this_machine
 from triptych.folders.scan import PhotoShard, count_photos, parse_shard, walk_photos
 from triptych.folders.sidecars import EXISTING, SIDECARS, Sidecars
-from triptych.folders.watch import Arrivals
+from triptych.folders.watch import Arrivals, WatchedPhotos
 
 __all__ = [
     "EXISTING",
@@ -18,6 +18,7 @@ __all__ = [
     "PhotoShard",
     "Sidecars",
     "Summary",
+    "WatchedPhotos",
     "count_photos",
     "describe_photos",
     "on_this_machine",

@@ -12,6 +12,7 @@ from threading import Event
 from typing import Any, NamedTuple
 
 from triptych.errors import InputError
+from triptych.folders.journal import Record
 from triptych.folders.scan import walk_photos
 from triptych.io.folders import is_picture_name
 
@@ -94,6 +95,34 @@ class Arrivals:
             elif is_picture_name(parts[-1]):
                 return [name]
         return []
+
+
+class WatchedPhotos:
+    """What became of each photo, so that one that could not be read is tried again once its file has changed."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, FileState | None] = {}  # of files, before they were read
+        self._failed: dict[str, FileState | None] = {}  # the state with which a photo failed
+        self._described: set[str] = set()
+
+    def due(self, names: Iterable[str]) -> list[str]:
+        """The photos among ``names`` that are new, or have changed since they failed."""
+        states = {name: file_state(name) for name in names if name not in self._described}
+        self._states |= states
+        return [name for name, state in states.items() if name not in self._failed or self._failed[name] != state]
+
+    def add(self, record: Record) -> None:
+        """Note the result of a photo."""
+        name = record["image"]
+        if "error" in record:
+            self._failed[name] = self._states.get(name, file_state(name))
+        else:
+            self._described.add(name)
+
+    @property
+    def mended(self) -> set[str]:
+        """The photos that failed and were described later."""
+        return self._described & set(self._failed)
 
 
 def file_state(name: str) -> FileState | None:
