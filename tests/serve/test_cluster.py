@@ -26,6 +26,7 @@ SERVER = """
 import os, sys, tempfile
 from pathlib import Path
 import ray
+from local_ray import start_ray
 from toy_models import ToyBlip2, ToySat
 from triptych.cluster import ray_cluster
 from triptych.serve.cluster import start_replicas
@@ -41,13 +42,7 @@ class Named(ToySat):
 def open_models():
     return {"sat": Named(), "blip2": ToyBlip2()}
 
-for last in (False, False, True):
-    try:
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        break
-    except Exception:  # Ray gives itself 30 seconds to start, too few on a busy machine
-        if last: raise
-        ray.shutdown()
+start_ray(cpus=2)
 settings = ServerSettings(("sat", "blip2"), port=int(sys.argv[1]), api_key=sys.argv[3], max_body=1 << 20)
 start_replicas(settings, 2, open_models)
 try:

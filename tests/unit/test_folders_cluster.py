@@ -31,13 +31,8 @@ FATAL = 21  # how red the photo is that ends its worker
 
 CLUSTER = """
 import sys, ray
-for last in (False, False, True):
-    try:
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        break
-    except Exception:  # Ray gives itself 30 seconds to start, too few on a busy machine
-        if last: raise
-        ray.shutdown()
+from local_ray import start_ray
+start_ray(cpus=4)
 print(ray.get_runtime_context().gcs_address, flush=True)
 sys.stdin.read()
 """
