@@ -11,19 +11,17 @@ import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from triptych.errors import InputError
 from triptych.interruption import check_interruption
+from triptych.logits import Ints, Scores, Uniform, completing_tokens, largest, penalise, repeating_tokens, softmax
 
-Scores = NDArray[np.float32]
-Ints = NDArray[np.int64]
-
-TOP_BLOCK = 256  # columns: see largest()
+MAX_NEW_TOKENS = 4096  # the most that Search.max_new_tokens may be
 TOP_LOGPROBS = 20  # the most that Search.top_logprobs may ask for
+EarlyStopping = bool | Literal["never"]
 
 
 class State(Protocol):
@@ -54,9 +52,13 @@ class Search:
 
     length_penalty: hypotheses are ranked by sum of log-probabilities / tokens ** length_penalty; 0 = the plain sum (SAT), 1 = the mean.
     banned: tokens that are never chosen. once: True for tokens that a text may contain only once; None = all may repeat.
+    banned_sequences: sequences of tokens that no text contains. Unlike those of ``banned``, their log-probabilities still count in the sum
+        that makes all of them 1.
     no_repeat_ngrams: n-grams of this many tokens may not repeat; 0 = all may. min_new_tokens: a text may not end earlier.
     refill: when a text ends, its beam goes to another text, until no beam can overtake the ``beams`` best texts (as in transformers and
         LAVIS); else the search continues with one beam less (as in SAT's paper).
+    early_stopping: with ``refill``, when no beam can overtake those texts: False = when the best beam, if it ended now, would score lower;
+        "never" = when it would even at ``max_new_tokens``; True = at once.
     repetition_penalty: the logits of tokens that the text already contains are divided by it, or multiplied if negative (Keskar et al.
         2019, CTRL, section 4.1); 1 = off. The prompt does not count, as in LAVIS. Beam search applies it to log-probabilities, as
         transformers does.
@@ -79,6 +81,8 @@ class Search:
     min_new_tokens: int = 0
     repetition_penalty: float = 1.0
     refill: bool = False
+    early_stopping: EarlyStopping = False
+    banned_sequences: tuple[tuple[int, ...], ...] = ()
     top_logprobs: int | None = None
 
     def __post_init__(self) -> None:
@@ -87,7 +91,7 @@ class Search:
                 raise InputError(f"{name} is {getattr(self, name)!r}: it must be a whole number")
         sampling = self.temperature > 0
         for name, value, low, high in (
-            ("max_new_tokens", self.max_new_tokens, 1, 4096),
+            ("max_new_tokens", self.max_new_tokens, 1, MAX_NEW_TOKENS),
             ("beams", self.beams, 1, 64),
             ("n_best", self.n_best, 1, 64 if sampling else self.beams),
             ("temperature", self.temperature, 1e-4 if sampling else 0, 100),
@@ -101,6 +105,10 @@ class Search:
         ):
             if not low <= value <= high:
                 raise InputError(f"{name} is {value}: it must lie between {low} and {high}")
+        if not isinstance(self.early_stopping, bool) and self.early_stopping != "never":
+            raise InputError(f'early_stopping is {self.early_stopping!r}: it must be true, false or "never"')
+        if not all(self.banned_sequences):
+            raise InputError("banned_sequences holds an empty sequence: each must have at least one token")
         if sampling and self.beams > 1:
             raise InputError("choose either beams above 1 or a temperature above 0: beam search does not sample")
 
@@ -180,37 +188,18 @@ def restrict(logprobs: Scores, texts: Sequence[Sequence[int]], search: Search) -
 
     They are not normalised again, so the log-probabilities stay the model's, as in transformers.
     """
-    if not (search.once or search.no_repeat_ngrams or search.min_new_tokens):
+    if not (search.once or search.no_repeat_ngrams or search.min_new_tokens or search.banned_sequences):
         return logprobs
     allowed = logprobs.copy()
     for row, text in zip(allowed, texts, strict=True):
         refused = repeating_tokens(text, search.no_repeat_ngrams)
+        refused |= completing_tokens(text, search.banned_sequences)
         if search.once:
             refused |= frozenset(filter(search.once, text))
         if len(text) < search.min_new_tokens:
             refused |= search.eos
         row[sorted(refused)] = -np.inf
     return allowed
-
-
-def penalise(scores: Scores, texts: Sequence[Sequence[int]], penalty: float) -> Scores:
-    """``scores [rows, V]``, lower for the tokens of each row's text (``Search.repetition_penalty``)."""
-    if penalty == 1:
-        return scores
-    changed = scores.copy()
-    for row, text in zip(changed, texts, strict=True):
-        tokens = sorted(set(text))
-        row[tokens] = np.where(row[tokens] < 0, row[tokens] * penalty, row[tokens] / penalty)
-    return changed
-
-
-def repeating_tokens(text: Sequence[int], size: int) -> frozenset[int]:
-    """The tokens that would complete an n-gram of ``size`` tokens that ``text`` already contains."""
-    if size < 1 or len(text) < size:
-        return frozenset()
-    tail = tuple(text[len(text) - size + 1 :])
-    starts = range(len(text) - size + 1)
-    return frozenset(text[i + size - 1] for i in starts if tuple(text[i : i + size - 1]) == tail)
 
 
 def generate(
@@ -317,19 +306,6 @@ def decode(
         likeliest, logprobs = record_and_restrict(log_softmax(scores, search), texts, search)
 
 
-class Uniform:
-    """The random numbers of one input: the same sequence as torch's generator on a CPU (a Mersenne Twister)."""
-
-    def __init__(self, seed: int) -> None:
-        self.bits = np.random.RandomState(seed & 0xFFFFFFFF)._bit_generator
-
-    def draw(self, count: int) -> NDArray[np.float64]:
-        """``count`` numbers, uniform in [0, 1)."""
-        high, low = self.bits.random_raw(2 * count).reshape(count, 2).T
-        mantissas = (high << np.uint64(32) | low) & np.uint64((1 << 53) - 1)
-        return mantissas.astype(np.float64) * 2.0**-53
-
-
 def choose(logprobs: Scores, draws: Sequence[Uniform], search: Search) -> Ints:
     """One token for each row ``[B * K]``: the most likely, or drawn after temperature, top-k and top-p; ``draws``: one for each input."""
     if search.temperature == 0:
@@ -351,28 +327,6 @@ def choose(logprobs: Scores, draws: Sequence[Uniform], search: Search) -> Ints:
     below = softmax(scores).cumsum(-1, dtype=np.float64)
     drawn = (below <= uniform[:, None] * below[:, -1:]).sum(-1)
     return np.minimum(drawn, scores.shape[-1] - 1)
-
-
-def softmax(scores: Scores) -> Scores:
-    exponentials = np.exp(scores - scores.max(-1, keepdims=True))
-    return exponentials / exponentials.sum(-1, keepdims=True)
-
-
-def largest(scores: Scores, count: int) -> tuple[Scores, Ints]:
-    """The largest ``count`` of each row of ``scores [B, N]``, in descending order, and their columns; both ``[B, count]``.
-
-    The ``count`` largest lie in the ``count`` blocks of columns with the largest maxima, so only those blocks are sorted.
-    """
-    rows, columns = scores.shape
-    indices = np.broadcast_to(np.arange(columns), scores.shape)
-    if columns > 4 * count * TOP_BLOCK:
-        padding = np.full((rows, -columns % TOP_BLOCK), -np.inf, np.float32)
-        blocks = np.concatenate([scores, padding], 1).reshape(rows, -1, TOP_BLOCK)
-        best = np.sort(np.argpartition(-blocks.max(2), count - 1, 1)[:, :count], 1)
-        indices = (best[..., None] * TOP_BLOCK + np.arange(TOP_BLOCK)).reshape(rows, -1)
-        scores = np.take_along_axis(blocks, best[..., None], 1).reshape(rows, -1)
-    order = np.argsort(-scores, 1, kind="stable")[:, :count]
-    return np.take_along_axis(scores, order, 1), np.minimum(np.take_along_axis(indices, order, 1), columns - 1)
 
 
 def beam_search(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search) -> list[list[Hypothesis]]:
@@ -441,8 +395,15 @@ def best_first(hypotheses: Sequence[Hypothesis], search: Search) -> list[Hypothe
 
 
 def is_settled(ended: Sequence[Hypothesis], running: float, length: int, search: Search) -> bool:
-    """Whether no beam can overtake the ``ended`` texts, judged as in transformers: by the score that the best beam, with log-probability
-    ``running`` after ``length`` tokens, would have if it ended now."""
+    """Whether the ``ended`` texts are final (``Search.early_stopping``), as transformers judges it.
+
+    Args:
+        running: the log-probability of the best beam after ``length`` tokens.
+    """
     if not search.refill or len(ended) < search.beams:
         return False
+    if search.early_stopping is True:
+        return True
+    if search.early_stopping == "never" and search.length_penalty > 0:
+        length = search.max_new_tokens
     return running / length**search.length_penalty <= ended[-1].score(search.length_penalty)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +39,7 @@ class Pair(NamedTuple):
     processor: Any
     ours: Blip2Tasks
     prompt: str
+    folder: Path
 
 
 def t5_tokenizer() -> Any:
@@ -90,7 +92,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     }
     ours = load(tmp / "ours", device="cpu")
     assert isinstance(ours, Blip2Tasks) and isinstance(ours.engine.lm, T5)
-    return Pair(peer, processor, ours, PROMPTS[request.param])
+    return Pair(peer, processor, ours, PROMPTS[request.param], tmp / "peer")
 
 
 def random_weights(model: torch.nn.Module) -> Any:

@@ -13,7 +13,6 @@ from triptych import load
 from triptych.checkpoints.config import SearchSpec
 from triptych.checkpoints.locate import load_config
 from triptych.convert.checkpoint import convert_checkpoint
-from triptych.convert.published import published_search
 from triptych.errors import InputError
 from triptych.generate import generate
 from triptych.tasks.blip2 import PhotoPrompt
@@ -24,26 +23,6 @@ OWN = SearchSpec(beams=5, length_penalty=1.0, max_new_tokens=30, words_once=Fals
 def settings(folder: Path, **entries: Any) -> Path:
     (folder / "generation_config.json").write_text(json.dumps(entries))
     return folder
-
-
-def test_what_is_taken_over(tmp_path: Path) -> None:
-    assert published_search(tmp_path, OWN, encodes_prompt=False) == OWN
-    settings(
-        tmp_path, num_beams=3, length_penalty=-1.0, repetition_penalty=1.5, no_repeat_ngram_size=3, do_sample=False
-    )
-    found = published_search(tmp_path, OWN, encodes_prompt=False)
-    assert found == SearchSpec(3, -1.0, 30, False, repetition_penalty=1.5, no_repeat_ngrams=3)
-    settings(tmp_path, min_length=8, max_new_tokens=50)
-    assert published_search(tmp_path, OWN, encodes_prompt=True).min_new_tokens == 7
-    assert (
-        published_search(tmp_path, OWN, encodes_prompt=False).min_new_tokens == 0
-    )  # it counts the prompt, which is longer
-    for entry, message in (
-        ({"num_beams": 0}, "generation_config.json: beams is 0"),
-        ({"num_beams": "many"}, 'generation_config.json: beams is "many", expected int'),
-    ):
-        with pytest.raises(InputError, match=message):
-            published_search(settings(tmp_path, **entry), OWN, encodes_prompt=False)
 
 
 def test_texts_under_these_settings(

@@ -177,7 +177,8 @@ def test_search_settings_out_of_bounds_are_refused() -> None:
 
 def test_the_search_of_answers() -> None:
     spec = SearchSpec(beams=5, words_once=False, answer_tokens=10, answer_length_penalty=-1.0)
-    assert spec.answers() == {"max_new_tokens": 10, "length_penalty": -1.0} and SearchSpec().answers() == {}
+    assert spec.answers() == {"max_new_tokens": 10, "min_new_tokens": 0, "length_penalty": -1.0}
+    assert SearchSpec().answers() == {}
     changed = spec.with_search(SearchSpec(beams=2, repetition_penalty=1.5).search(frozenset({1})))
     assert (changed.beams, changed.repetition_penalty, changed.answers()) == (2, 1.5, spec.answers())
     assert not changed.words_once

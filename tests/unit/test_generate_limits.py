@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from triptych.errors import InputError
-from triptych.generate import Search, generate, penalise
+from triptych.generate import Search, generate
+from triptych.logits import penalise
 
 
 class Parrot:

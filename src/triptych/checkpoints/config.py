@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeVar, get_args, get_type_hints
 import msgspec
 
 from triptych.errors import InputError
-from triptych.generate import Search
+from triptych.generate import EarlyStopping, Search
 from triptych.io.pixels import Colour, PixelSpec, Resampling
 from triptych.nn.configs import DecoderConfig, T5Config, ViTConfig
 from triptych.text.prompt import DEFAULT_PROMPTS, Prompts
@@ -90,7 +90,7 @@ class LanguageModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 class SearchSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How text is made by default: fields of ``generate.Search``. ``words_once``: captions say each content word once.
 
-    ``answer_tokens``, ``answer_length_penalty``: of answers to questions, where they differ.
+    ``answer_tokens``, ``answer_length_penalty``: of answers to questions, where they differ; such answers have no least length.
     """
 
     beams: int = 1
@@ -101,6 +101,8 @@ class SearchSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_new_tokens: int = 0
     no_repeat_ngrams: int = 0
     refill: bool = False
+    early_stopping: EarlyStopping = False
+    banned_sequences: tuple[tuple[int, ...], ...] = ()
     answer_tokens: int | None = None
     answer_length_penalty: float | None = None
 
@@ -116,7 +118,12 @@ class SearchSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def answers(self) -> dict[str, Any]:
         """The settings in which the search of answers differs."""
-        settings = {"max_new_tokens": self.answer_tokens, "length_penalty": self.answer_length_penalty}
+        shortest = None if self.answer_tokens is None else 0
+        settings = {
+            "max_new_tokens": self.answer_tokens,
+            "min_new_tokens": shortest,
+            "length_penalty": self.answer_length_penalty,
+        }
         return {name: value for name, value in settings.items() if value is not None}
 
     def search(self, eos: frozenset[int], banned: frozenset[int] = frozenset()) -> Search:

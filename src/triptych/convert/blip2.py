@@ -25,13 +25,13 @@ from triptych.checkpoints.tables.keys import Table, fitted, translated
 from triptych.checkpoints.tables.language import LanguageModelConfig, config_from_hf, family_of, with_head
 from triptych.checkpoints.tables.language import translated as translated_lm
 from triptych.checkpoints.weight_files import check_settings, open_file, open_folder, read_json
+from triptych.convert.decoding import prompt_length, published_search
 from triptych.convert.published import (
     StoredLM,
     heads_and_epsilon,
     known_layout,
     layers,
     published_pixels,
-    published_search,
     section,
     stored_lm,
     vit_sizes,
@@ -123,9 +123,11 @@ def convert_transformers(source: Path, config: dict[str, Any], target: Path, dty
         words = word_pieces(source / "qformer_tokenizer" if kind == INSTRUCT else source)
     captioning = BLIP2_T5 if lm and lm.spec.t5 else BLIP2_OPT
     prompts = {GENERATION: captioning, RETRIEVAL: DEFAULT_PROMPTS, INSTRUCT: INSTRUCT_BLIP}[kind]
-    search = published_search(
-        source, INSTRUCT_SEARCH if kind == INSTRUCT else SEARCH, encodes_prompt=bool(lm and lm.spec.t5)
-    )
+    search = INSTRUCT_SEARCH if kind == INSTRUCT else SEARCH
+    if lm:
+        photo = blip2.config.qformer.queries
+        before = 1 if lm.spec.t5 else prompt_length(lm.tokenizer, prompts.caption, photo)
+        search = published_search(source, search, lm, before)
     origin = f"{source.name}, a {kind} of transformers"
     write_converted_blip2(target, blip2, words, lm, GenerationSettings(prompts, search), origin, dtype)
     ignored = tuple(key for key in blip2.report.ignored if key not in {*used})

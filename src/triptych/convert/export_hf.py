@@ -123,6 +123,8 @@ def generation_config(config: CheckpointConfig[Blip2Config], eos: list[int]) -> 
         "repetition_penalty": search.repetition_penalty,
         "min_new_tokens": search.min_new_tokens,
         "no_repeat_ngram_size": search.no_repeat_ngrams,
+        "early_stopping": search.early_stopping,
+        "bad_words_ids": [*map(list, search.banned_sequences)] or None,
     }
 
 

@@ -21,13 +21,13 @@ from triptych.checkpoints.tables.keys import fitted, translated
 from triptych.checkpoints.tables.language import config_from_hf, family_of
 from triptych.checkpoints.tables.language import translated as translated_lm
 from triptych.checkpoints.weight_files import check_settings, open_folder
+from triptych.convert.decoding import prompt_length, published_search
 from triptych.convert.published import (
     StoredLM,
     heads_and_epsilon,
     known_layout,
     layers,
     published_pixels,
-    published_search,
     section,
     stored_lm,
     vit_sizes,
@@ -87,14 +87,15 @@ def convert_idefics(source: Path, config: Mapping[str, Any], target: Path, dtype
         text = renamed(lm.tensors, {f"lm.{name}": name for name in lm.tensors})
         tensors = JoinedStore([fitted(JoinedStore([own, gated]), model), text])
         check_fit(model, tensors.layouts(), source)
-    instructed = lm.spec.end_id != settings["eos_token_id"]
+    prompts = IDEFICS_CHAT if lm.spec.end_id == settings["eos_token_id"] else IDEFICS_INSTRUCT
+    photo_tokens = 3 if prompts.around in lm.tokenizer.specials else 1
     checkpoint = CheckpointConfig(
         system="flamingo",
         model=model.config,
         encoder=vit_spec(vit),
         lm=lm.spec,
-        search=published_search(source, IDEFICS_SEARCH, encodes_prompt=False),
-        prompts=IDEFICS_INSTRUCT if instructed else IDEFICS_CHAT,
+        search=published_search(source, IDEFICS_SEARCH, lm, prompt_length(lm.tokenizer, prompts.caption, photo_tokens)),
+        prompts=prompts,
         card=Card(recipe=f"converted from {source.name}, an IDEFICS of transformers"),
     )
     save_checkpoint(target, config=checkpoint, tensors=stored_as(tensors, dtype), extra_files=lm.files)

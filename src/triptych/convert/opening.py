@@ -21,7 +21,7 @@ from triptych.checkpoints.parts import home
 from triptych.errors import InputError, TriptychError
 from triptych.extras import importing
 
-VERSION = 3  # of what conversion writes: another one converts anew
+VERSION = 4  # of what conversion writes: another one converts anew
 FILES = (".pth", ".pt", ".tar", ".bin")
 OPENAI_CLIP = "openai/clip-vit-large-patch14"  # of all published OpenFlamingos
 FLAMINGO_LANGUAGE_MODELS = {  # by where a gated block lies in an OpenFlamingo, and its width; of those trained on instructions, too

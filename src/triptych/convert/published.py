@@ -9,10 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 from torch import Tensor
 
-from triptych.checkpoints.config import LanguageModelSpec, SearchSpec, decode_config
+from triptych.checkpoints.config import LanguageModelSpec
 from triptych.checkpoints.language_models import LanguageModelFiles, unfilled
 from triptych.checkpoints.place import check_fit
 from triptych.checkpoints.store import TensorStore, renamed
@@ -135,34 +134,6 @@ def heads_and_epsilon(source: Path, part: Mapping[str, Any], *activations: str) 
     if not isinstance(heads, int) or heads < 1 or not isinstance(eps, float) or not 0 < eps < 1:
         raise InputError(f"{source}: {heads!r} heads and an epsilon of {eps!r} make no sense")
     return heads, eps
-
-
-def published_search(directory: Path, own: SearchSpec, encodes_prompt: bool) -> SearchSpec:
-    """``own`` with what generation_config.json says of it. ``encodes_prompt``: a T5, whose minimum length does not count the prompt.
-
-    Raises:
-        InputError: a setting is out of bounds.
-    """
-    path = directory / "generation_config.json"
-    settings = read_json(path, optional=True)
-    names = {
-        "num_beams": "beams",
-        "length_penalty": "length_penalty",
-        "repetition_penalty": "repetition_penalty",
-        "no_repeat_ngram_size": "no_repeat_ngrams",
-        "min_new_tokens": "min_new_tokens",
-        "max_new_tokens": "max_new_tokens",
-    }
-    theirs = {ours: settings[name] for name, ours in names.items() if settings.get(name) is not None}
-    shortest = settings.get("min_length")
-    if encodes_prompt and isinstance(shortest, int) and shortest > 1:
-        theirs = {"min_new_tokens": shortest - 1} | theirs  # it counts the token that the decoder starts with
-    search = decode_config(msgspec.structs.asdict(own) | theirs, SearchSpec, path)
-    try:
-        search.search(frozenset())
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    return search
 
 
 def published_pixels(directory: Path, image_size: int, shortest_side: int | None = None) -> PixelSpec:

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, Self, TypeAlias, TypeVar, runtime_checkable
 
 from triptych.evidence import Floats
-from triptych.generate import Ints, Search, State, StateT, StepModel
+from triptych.generate import Search, State, StateT, StepModel
 from triptych.io.pixels import PixelSpec
+from triptych.logits import Ints
 from triptych.text.prompt import DEFAULT_PROMPTS, Prompts
 from triptych.text.tokenizer import TextTokenizer
 from triptych.text.vocabulary import WordVocabulary

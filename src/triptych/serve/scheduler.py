@@ -17,8 +17,9 @@ from functools import partial
 from typing import Any, Generic
 
 from triptych.engines.interface import Array, JointSteps
-from triptych.generate import Ints, StateT, StepModel
+from triptych.generate import StateT, StepModel
 from triptych.interruption import check_interruption
+from triptych.logits import Ints
 
 LANES = 2  # groups, at most: with more, each step has fewer rows
 PATIENCE = 0.02  # seconds that a step waits for a request that is choosing its next token

@@ -18,7 +18,7 @@ from triptych.engines.onnx.session import open_session
 from triptych.engines.onnx.text import HIDDEN, ROOM, EmbeddingTable, Ids, OnnxLanguageModel, TextCache
 from triptych.errors import InputError
 from triptych.evidence import Floats
-from triptych.generate import softmax
+from triptych.logits import softmax
 from triptych.systems.configs import Blip2Config
 
 

@@ -1,0 +1,74 @@
+"""Scores of the next token, in NumPy: ``[rows, V]``, a row for each text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Scores = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+TOP_BLOCK = 256  # columns: see largest()
+
+
+def penalise(scores: Scores, texts: Sequence[Sequence[int]], penalty: float) -> Scores:
+    """``scores [rows, V]``, lower for the tokens of each row's text (``Search.repetition_penalty``)."""
+    if penalty == 1:
+        return scores
+    changed = scores.copy()
+    for row, text in zip(changed, texts, strict=True):
+        tokens = sorted(set(text))
+        row[tokens] = np.where(row[tokens] < 0, row[tokens] * penalty, row[tokens] / penalty)
+    return changed
+
+
+def repeating_tokens(text: Sequence[int], size: int) -> frozenset[int]:
+    """The tokens that would complete an n-gram of ``size`` tokens that ``text`` already contains."""
+    if size < 1 or len(text) < size:
+        return frozenset()
+    tail = tuple(text[len(text) - size + 1 :])
+    starts = range(len(text) - size + 1)
+    return frozenset(text[i + size - 1] for i in starts if tuple(text[i : i + size - 1]) == tail)
+
+
+def completing_tokens(text: Sequence[int], sequences: Sequence[Sequence[int]]) -> frozenset[int]:
+    """The last tokens of those ``sequences`` of which ``text`` ends with all the others."""
+    tail = tuple(text)
+    return frozenset(s[-1] for s in sequences if len(s) <= len(tail) + 1 and tail[len(tail) + 1 - len(s) :] == s[:-1])
+
+
+class Uniform:
+    """The random numbers of one input: the same sequence as torch's generator on a CPU (a Mersenne Twister)."""
+
+    def __init__(self, seed: int) -> None:
+        self.bits = np.random.RandomState(seed & 0xFFFFFFFF)._bit_generator
+
+    def draw(self, count: int) -> NDArray[np.float64]:
+        """``count`` numbers, uniform in [0, 1)."""
+        high, low = self.bits.random_raw(2 * count).reshape(count, 2).T
+        mantissas = (high << np.uint64(32) | low) & np.uint64((1 << 53) - 1)
+        return mantissas.astype(np.float64) * 2.0**-53
+
+
+def softmax(scores: Scores) -> Scores:
+    exponentials = np.exp(scores - scores.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
+
+
+def largest(scores: Scores, count: int) -> tuple[Scores, Ints]:
+    """The largest ``count`` of each row of ``scores [B, N]``, in descending order, and their columns; both ``[B, count]``.
+
+    The ``count`` largest lie in the ``count`` blocks of columns with the largest maxima, so only those blocks are sorted.
+    """
+    rows, columns = scores.shape
+    indices = np.broadcast_to(np.arange(columns), scores.shape)
+    if columns > 4 * count * TOP_BLOCK:
+        padding = np.full((rows, -columns % TOP_BLOCK), -np.inf, np.float32)
+        blocks = np.concatenate([scores, padding], 1).reshape(rows, -1, TOP_BLOCK)
+        best = np.sort(np.argpartition(-blocks.max(2), count - 1, 1)[:, :count], 1)
+        indices = (best[..., None] * TOP_BLOCK + np.arange(TOP_BLOCK)).reshape(rows, -1)
+        scores = np.take_along_axis(blocks, best[..., None], 1).reshape(rows, -1)
+    order = np.argsort(-scores, 1, kind="stable")[:, :count]
+    return np.take_along_axis(scores, order, 1), np.minimum(np.take_along_axis(indices, order, 1), columns - 1)
