@@ -191,9 +191,8 @@ class TorchFile:
         content = InertPickle(io.BytesIO(archive.read(name)), self.path, _size(file)).load()
         for entry in entries:
             if entry.filename.startswith(f"{folder}/"):
-                file.seek(
-                    entry.header_offset + 26
-                )  # the lengths of the name and of an extra field end the entry's local header
+                # The lengths of the name and of an extra field end the entry's local header.
+                file.seek(entry.header_offset + 26)
                 begin = entry.header_offset + 30 + sum(struct.unpack("<HH", file.read(4)))
                 self.places[entry.filename[len(folder) + 1 :]] = begin, entry.file_size
         return content

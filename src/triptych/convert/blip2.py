@@ -95,9 +95,9 @@ EVA_HEAD, CLIP_HEAD, BERT_HEAD = 88, 64, 64  # widths of a head
 # as transformers searches; short answers: BLIP-2 section 4.2
 SEARCHED: dict[str, Any] = {"refill": True, "answer_tokens": 10, "answer_length_penalty": -1.0}
 SEARCH = SearchSpec(beams=5, length_penalty=1.0, max_new_tokens=30, words_once=False, **SEARCHED)
-INSTRUCT_SEARCH = SearchSpec(
+INSTRUCT_SEARCH = SearchSpec(  # LAVIS's ``generate``
     beams=5, length_penalty=1.0, max_new_tokens=256, words_once=False, repetition_penalty=1.5, **SEARCHED
-)  # LAVIS's ``generate``
+)
 TEMPERATURE = 0.07
 
 

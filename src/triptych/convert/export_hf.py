@@ -305,9 +305,8 @@ def recipes(tensors: TensorStore, config: CheckpointConfig[Blip2Config], kind: E
     if kind.family is None or config.lm is None or config.lm.network is None:
         return bridge
     own = language_recipes(tensors, family_of(kind.text).table, config.lm.network, "language_model.")
-    if (
-        not kind.text["tie_word_embeddings"] and "language_model.lm_head.weight" not in own
-    ):  # a T5's, tied and not scaled
+    if not kind.text["tie_word_embeddings"] and "language_model.lm_head.weight" not in own:
+        # a T5's, tied and not scaled
         own["language_model.lm_head.weight"] = Recipe(("lm.embedding.weight",), lambda x: x[0])
     return bridge | own
 

@@ -38,9 +38,7 @@ AGREED = 2  # captions of a photo that must have a noun
 POOL = 4  # candidates for each of the nearest examples
 
 View = Callable[[Image.Image], Image.Image]
-Pair = tuple[
-    tuple[str, str], tuple[list[int], list[int]]
-]  # the names of two kinds of pictures, and the pictures' numbers
+Pair = tuple[tuple[str, str], tuple[list[int], list[int]]]  # the names of two kinds of pictures, the pictures' numbers
 
 
 def fewshot_metrics(

@@ -20,9 +20,7 @@ from triptych.errors import InputError
 from triptych.models.frozen import language_model_path
 
 WIDTHS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
-LANGUAGE_LAYER = re.compile(
-    r"(lm|language_model)\.(?!.*(embed|shared|wte))"
-)  # of its matrices, not its word embeddings
+LANGUAGE_LAYER = re.compile(r"(lm|language_model)\.(?!.*(embed|shared|wte))")  # not its word embeddings
 RUNTIME = 320_000_000  # torch and the package, and what one photo and its text take
 GB = 1e9
 

@@ -35,9 +35,7 @@ class DecoderConfig:
     window: int | None = None  # the last tokens that a token attends to, itself included; None = all earlier ones
     local_layers: tuple[int, ...] | None = None  # those with the window; None = all
     local_rope_theta: float | None = None  # of layers with the window, without factors (Gemma 3); None = rope_theta
-    qk_norm: Literal["head", "all"] | None = (
-        None  # norms of queries and keys: over each head (Qwen3), over all (OLMo-2)
-    )
+    qk_norm: Literal["head", "all"] | None = None  # over each head of queries and keys (Qwen3), or all (OLMo-2)
     attention_scale: float | None = None  # None = 1 / sqrt(head_dim)
     attention_softcap: float | None = None  # scores become cap * tanh(score / cap) (Gemma 2)
     logit_softcap: float | None = None  # the same for logits

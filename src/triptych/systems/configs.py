@@ -44,12 +44,11 @@ class FlamingoConfig:
     gate: Literal["scalar", "vector"] = "scalar"
 
     def __post_init__(self) -> None:
-        for name in ("image_dim", "latents", "resampler_layers", "heads", "head_dim", "ffn_factor", "every"):
-            if not 1 <= getattr(self, name) <= 1 << 16:
-                raise InputError(f"invalid Flamingo config: {name} is {getattr(self, name)}, expected 1 to 65536")
-        for name in ("resampler_heads", "resampler_head_dim"):
-            if not 1 <= (getattr(self, name) or 1) <= 1 << 16:
-                raise InputError(f"invalid Flamingo config: {name} is {getattr(self, name)}, expected 1 to 65536")
+        sizes = ("image_dim", "latents", "resampler_layers", "heads", "head_dim", "ffn_factor", "every")
+        for name in (*sizes, "resampler_heads", "resampler_head_dim"):
+            size = getattr(self, name)
+            if size is not None and not 1 <= size <= 1 << 16:
+                raise InputError(f"invalid Flamingo config: {name} is {size}, expected 1 to 65536")
         for name, known in {
             "look": ("last", "all"),
             "style": ("flamingo", "idefics"),

@@ -54,9 +54,7 @@ class PhotoMemory:
     def __init__(self, encoder: PhotoEncoder, limit: int = REMEMBERED_BYTES) -> None:
         self.encoder, self.features = encoder, ArrayMemory(limit)
         self._lock = Lock()
-        self._encoding: dict[
-            str, Future[Array | None]
-        ] = {}  # by content hash; the result is None if that thread failed
+        self._encoding: dict[str, Future[Array | None]] = {}  # by content hash; None = that thread failed
 
     def __call__(self, images: Sequence[ImageSource]) -> list[Array]:
         """The image features of each. Raises InputError: a picture cannot be read."""

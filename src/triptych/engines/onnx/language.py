@@ -74,7 +74,8 @@ class LanguageGraph:
         x, change = graph.reshape(self.add_positions(embeddings), -1, config.dim), ""
         for layer in range(config.layers):
             if between is not None:
-                x, change = between(graph, layer, graph.add("Add", x, change) if change else x), ""
+                x = between(graph, layer, graph.add("Add", x, change) if change else x)
+                change = ""
             normed, x = self.add_and_norm(x, change, f"blocks.{layer}.attention_norm")
             attended = self.attention(layer, normed)
             if layer + 1 == config.layers:  # the output is needed at the scored positions only
@@ -97,9 +98,8 @@ class LanguageGraph:
         self.rotary, self.bias = ["", ""], ""
         if config.positions == "rotary":
             self.rotary = [graph.weight(table) for table in rotary_tables(config)]
-        elif (
-            config.positions == "alibi"
-        ):  # -slope (i - j), without -slope i, which is equal for all keys j of a query i
+        elif config.positions == "alibi":
+            # -slope (i - j), without -slope i, which is equal for all keys j of a query i
             slopes = graph.weight(alibi_slopes(config.heads, config.alibi_bias_max)[None, :, None, None])
             keys = graph.add("Range", graph.number(0), self.count("total", 0), graph.number(1))
             bias = graph.add("Mul", slopes, graph.add("Cast", keys, to=FLOAT))
