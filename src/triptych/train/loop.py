@@ -76,19 +76,15 @@ def fit(run: Path, trainer: Trainer, loop: LoopSettings) -> dict[str, Any]:
     with progress_bar(accelerator.is_main_process) as bar:
         task = bar.add_task("training", total=steps, completed=progress.step)
         while progress.step < steps and progress.since_best < loop.patience:
-            factor = learning_rate_factor(progress.step, steps, loop.optimizer.warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = loop.optimizer.learning_rate * group.get("lr_scale", 1.0) * factor
+            rate = set_learning_rate(optimizer, loop.optimizer, progress.step, steps)
             rows = batch_rows(progress.step, mix, loop.batch_size, loop.seed)
             loss = train_step(accelerator, (wrapped, optimizer), trainer, loop, progress.step, rows)
-            if not math.isfinite(loss):
-                raise TriptychError(f"the loss became {loss} at step {progress.step}: try a lower --learning-rate")
             average.update(progress.step)
             progress.step += 1
             bar.update(task, advance=1, description=f"loss {loss:.3f}")
             if step_log:
-                rate = {"learning_rate": loop.optimizer.learning_rate * factor}
-                step_log.write({"step": progress.step, "loss": loss} | rate | getattr(trainer.objective, "last", {}))
+                terms = getattr(trainer.objective, "last", {})
+                step_log.write({"step": progress.step, "loss": loss, "learning_rate": rate, **terms})
             epoch, rest = divmod(progress.step, per_epoch)
             if not rest:
                 with average.applied():
@@ -110,6 +106,14 @@ def fit(run: Path, trainer: Trainer, loop: LoopSettings) -> dict[str, Any]:
 def make_optimizer(trainer: Trainer, settings: OptimizerSettings) -> torch.optim.AdamW:
     groups = trainer.parameter_groups()
     return torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.99))
+
+
+def set_learning_rate(optimizer: Any, settings: OptimizerSettings, step: int, steps: int) -> float:
+    """Set the learning rate of each group for this step; returns that of groups without an ``lr_scale``."""
+    factor = learning_rate_factor(step, steps, settings.warmup)
+    for group in optimizer.param_groups:
+        group["lr"] = settings.learning_rate * group.get("lr_scale", 1.0) * factor
+    return settings.learning_rate * factor
 
 
 def make_accelerator(loop: LoopSettings) -> Any:
@@ -154,6 +158,9 @@ def train_step(
     """Forward and backward over the parts of one batch, clip, update. Returns the mean loss of this process.
 
     ``model``: the wrapped objective and its optimiser. ``rows``: the batch's items for all processes.
+
+    Raises:
+        TriptychError: the loss is not finite.
     """
     from accelerate.utils import send_to_device
 
@@ -171,6 +178,8 @@ def train_step(
             loss = wrapped(*tensors) / loop.accumulation
         accelerator.backward(loss)
         total += loss.item()
+    if not math.isfinite(total):
+        raise TriptychError(f"the loss became {total} at step {step}: try a lower --learning-rate")
     accelerator.clip_grad_norm_(wrapped.parameters(), loop.optimizer.clip)
     optimizer.step()
     optimizer.zero_grad()
