@@ -2,13 +2,15 @@
 
 import base64
 import json
-import sys
 
 import httpx
 import pytest
 from fastapi.testclient import TestClient
 from serving import client_of, running
 from toy_models import ToyBlip2, ToySat, data_url, png, question
+
+from triptych.extras import importing
+from triptych.serve import lecture
 
 CHAT = "/v1/chat/completions"
 
@@ -214,15 +216,37 @@ def test_answers_come_without_maps_where_the_engine_has_none(
     assert client.post("/v1/ask", json=asked).json()["evidence"] is None
 
 
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_the_masks_of_the_page_are_those_of_the_model(tokens: int) -> None:
+    masks = pytest.importorskip("triptych.nn.masks")
+    drawn = lecture.masks(3, tokens)
+    assert drawn == {name: getattr(masks, name)(3, tokens).tolist() for name in ("itc", "itm", "itg")}
+
+
+def test_the_page_knows_what_each_model_can_do(client: TestClient) -> None:
+    state = client.get("/v1/page").json()
+    sat, blip2 = state["models"]
+    assert sat == {"name": "sat", "can": ["caption", "explain"]}
+    assert blip2 == {"name": "blip2", "can": ["caption", "ask", "match", "explain"]}
+    assert not state["loading"] and state["failed"] == []
+    for example in (state["examples"][0], state["drawings"][0]):
+        assert client.get(f"/page/examples/{example}").headers["content-type"].startswith("image/")
+    for name in ("credits.json", "..%2fapp.js", "drawings%2f..%2fdog.jpg", "drawings/credits.json"):
+        assert client.get(f"/page/examples/{name}").status_code == 404
+    assert client.get("/v1/gates").status_code == 404
+
+
 def test_a_route_that_needs_a_missing_package_names_the_extra(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "triptych.nn.masks", raising=False)
-    monkeypatch.delitem(sys.modules, "triptych.nn", raising=False)
-    response = client.post("/v1/masks", json={"text": "a dog"})
+    def caption(*_: object, **__: object) -> None:
+        with importing("torch", "explain"):
+            import no_such_package  # type: ignore[import-not-found]  # noqa: F401
+
+    monkeypatch.setattr(ToySat, "caption", caption)
+    response = client.post("/v1/explain", json={"image": data_url(4)})
     assert response.status_code == 501
-    assert response.json()["error"]["message"] == "drawing masks needs torch: pip install 'triptych[torch]'"
+    assert response.json()["error"]["message"] == "explain needs no_such_package: pip install 'triptych[torch]'"
 
 
 def test_our_own_routes(client: TestClient) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +30,30 @@ FLAGS = (
 )
 
 
-@pytest.fixture(scope="module")
-def page() -> Iterator[Any]:
+@contextmanager
+def chromium() -> Iterator[Any]:
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for flag in FLAGS:
         options.add_argument(flag)
-    models = {"sat": ToySat(), "flamingo": ToyFlamingo(), "blip2": ToyBlip2()}
-    with running(models) as address:
-        driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-        driver.get(address)
-        wait(driver, lambda d: d.execute_script("return document.documentElement.dataset.ready"))
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    try:
         yield driver
+    finally:
         driver.quit()
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Any]:
+    models = {"sat": ToySat(), "flamingo": ToyFlamingo(), "blip2": ToyBlip2()}
+    with running(models) as address, chromium() as driver:
+        driver.get(address)
+        wait(driver, is_ready)
+        yield driver
+
+
+def is_ready(driver: Any) -> Any:
+    return driver.execute_script("return document.documentElement.dataset.ready")
 
 
 def wait(driver: Any, ready: Any) -> Any:
@@ -70,11 +82,13 @@ def test_captions_with_maps(page: Any, tmp_path: Path) -> None:
     find(page, "#caption-run").click()
     wait(page, lambda d: len(texts(d, "#caption-results .card .words button:first-child")) == 3)
     assert len(texts(page, "#caption-results .card")) == 3
-    pixel = "return document.getElementById('caption-view').getContext('2d').getImageData(5, 5, 1, 1).data[2]"
+    assert "A red of 200." in find(page, "#caption-results .card").text  # the sentence as it is written, once
+    pixel = "return document.querySelector('#caption-view canvas').getContext('2d').getImageData(5, 5, 1, 1).data[2]"
     assert find(page, "#caption-view").is_displayed()
     page.execute_script("document.querySelectorAll('.words button')[0].focus()")
     assert find(page, ".words button").get_attribute("aria-pressed") == "true"
-    assert find(page, "#caption-view").get_attribute("aria-label") == "A"
+    assert "Show, Attend and Tell: A" in find(page, "#caption-view canvas").get_attribute("aria-label")
+    assert find(page, "#caption-view figcaption").text == "Show, Attend and Tell: A"
     assert page.execute_script(pixel) < 10  # the toy's maps are even and full: nothing is veiled
     assert page.save_screenshot(str(tmp_path / "captions.png"))
 
@@ -96,6 +110,8 @@ def test_two_photos_and_the_swap(page: Any, tmp_path: Path) -> None:
     wait(page, lambda d: len(texts(d, "#compare-results .card")) == 4)
     after = [image.get_attribute("src") for image in page.find_elements("css selector", ".pair .drop img")]
     assert after == before[::-1]
+    swapped, first = page.find_elements("css selector", "#compare-results .order")
+    assert "it follows the photos" in swapped.text and "After the swap" not in first.text
 
 
 def test_from_examples(page: Any, tmp_path: Path) -> None:
@@ -129,12 +145,23 @@ def test_gates_masks_search_and_language(page: Any) -> None:
     assert [len(table.find_elements("css selector", "td.on")) for table in tables] == [32, 64, 42]
     assert "--library" in find(page, "#find").text
     find(page, "#language").click()
-    assert page.execute_script("return document.documentElement.lang") == "ko" and "설명" in find(page, "nav").text
-    texts_shown = page.execute_script("return [...document.querySelectorAll('[data-text]')].map(e => e.textContent)")
-    names = re.compile(r"Flamingo|Q-Former|--library|tanh")
-    missing = [shown for shown in texts_shown if re.search("[A-Za-z]{4}", names.sub("", shown))]
-    assert missing == []
+    assert page.execute_script("return document.documentElement.lang") == "ko" and "캡션" in find(page, "nav").text
+    alts = page.execute_script("return [...document.images].map(image => image.alt)")
+    assert "고양이" in alts and all(alts)
+    texts_of_page = page.execute_script("return [...document.querySelectorAll('[data-text]')].map(e => e.textContent)")
+    names = re.compile(r"Flamingo|Q-Former|tanh|triptych index|--library my.library")
+    assert [text for text in texts_of_page if re.search("[A-Za-z]{4}", names.sub("", text))] == []
     find(page, "#language").click()
+
+
+def test_a_section_that_no_model_can_answer_says_so_and_the_status_stays_in_view() -> None:
+    with running({"sat": ToySat()}) as address, chromium() as driver:
+        driver.get(address)
+        wait(driver, is_ready)
+        assert "can do this" in find(driver, "#compare").text and "can do this" in find(driver, "#inside").text
+        assert "can do this" not in find(driver, "#captions").text
+        driver.execute_script("window.scrollTo(0, document.body.scrollHeight)")
+        assert driver.execute_script("return document.getElementById('status').getBoundingClientRect().top") >= 0
 
 
 def test_a_text_file_is_no_picture(page: Any, tmp_path: Path) -> None:

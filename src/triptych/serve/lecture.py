@@ -9,8 +9,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
-from triptych.extras import importing
 from triptych.serve.errors import ApiError
+from triptych.serve.models import CAPABILITIES, Served, can
+from triptych.tasks.capabilities import Model
 
 lecture_router = APIRouter()
 PAGE = Path(__file__).with_name("page")
@@ -31,28 +32,48 @@ async def get_page_file(name: str) -> FileResponse:
     return FileResponse(PAGE / name)
 
 
-@lecture_router.get("/page/examples/{name}")
+@lecture_router.get("/page/examples/{name:path}")
 async def get_example(name: str) -> FileResponse:
-    if name not in example_names():
+    if name not in (*example_names("*.jpg"), *example_names("drawings/*.png")):
         raise ApiError(404, "no such example")
     return FileResponse(EXAMPLE_PHOTOS / name)
 
 
 @lecture_router.get("/v1/page")
 async def get_page_state(request: Request) -> dict[str, Any]:
-    """The data that the page needs when it is opened."""
-    return {"examples": example_names(), "library": request.app.state.settings.library is not None}
+    """The data that the page needs when it is opened. It asks again while ``loading``.
+
+    ``models``: what each loaded model can do; ``explain``: it also tells where it looked. ``failed``: models that could not be loaded.
+    """
+    served: Served = request.app.state.served
+    models = [{"name": name, "can": verbs_of(served.loaded[name])} for name in served.names if name in served.loaded]
+    return {
+        "examples": example_names("*.jpg"),
+        "drawings": example_names("drawings/*.png"),
+        "library": served.settings.library is not None,
+        "loading": len(served.loaded) + len(served.failures) < len(served.names),
+        "models": models,
+        "failed": list(served.failures),
+    }
+
+
+def verbs_of(model: Model) -> list[str]:
+    verbs = [verb for verb in CAPABILITIES if can(model, verb)]
+    return [*verbs, "explain"] if getattr(model, "explains", False) else verbs
 
 
 @lecture_router.get("/v1/gates")
 async def get_gates(request: Request) -> dict[str, Any]:
-    """tanh of both gates of each gated block of Flamingo."""
-    model, _ = request.app.state.served.get("flamingo")
-    rows = [
-        {"block": int(name.rpartition(" ")[2]), "attention": attention, "feed_forward": feed_forward}
-        for name, (attention, feed_forward) in model.info()["gates"].items()
-    ]
-    return {"gates": rows}
+    """tanh of both gates of each gated block of the first Flamingo. Raises ApiError: 404, there is none."""
+    served: Served = request.app.state.served
+    for model in list(served.loaded.values()):
+        if can(model, "complete") and (gates := model.info().get("gates")):
+            rows = [
+                {"block": int(name.rpartition(" ")[2]), "attention": attention, "feed_forward": feed_forward}
+                for name, (attention, feed_forward) in gates.items()
+            ]
+            return {"gates": rows}
+    raise ApiError(404, "this server has no model with gates")
 
 
 class MaskRequest(BaseModel):
@@ -62,14 +83,19 @@ class MaskRequest(BaseModel):
 @lecture_router.post("/v1/masks")
 async def draw_masks(body: MaskRequest) -> dict[str, Any]:
     """The three masks of BLIP-2's first stage (Li et al. 2023, figure 2) over a few queries and the words of a sentence."""
-    with importing("torch", "drawing masks"):
-        from triptych.nn import masks
-
     words = body.text.split()
-    labels = [f"query {n + 1}" for n in range(QUERIES)] + words
-    shapes = {"itc": masks.itc, "itm": masks.itm, "itg": masks.itg}
-    return {"labels": labels, "masks": {name: make(QUERIES, len(words)).tolist() for name, make in shapes.items()}}
+    return {"queries": QUERIES, "words": words, "masks": masks(QUERIES, len(words))}
 
 
-def example_names() -> list[str]:
-    return sorted(path.name for path in EXAMPLE_PHOTOS.glob("*.jpg"))
+def masks(queries: int, tokens: int) -> dict[str, list[list[bool]]]:
+    """``nn.masks.itc``, ``itm`` and ``itg``, without PyTorch: rows attend to columns."""
+    size = range(queries + tokens)
+    return {
+        "itc": [[(row < queries) == (column < queries) for column in size] for row in size],
+        "itm": [[True for _ in size] for _ in size],
+        "itg": [[column <= row or max(row, column) < queries for column in size] for row in size],
+    }
+
+
+def example_names(pattern: str) -> list[str]:
+    return sorted(path.relative_to(EXAMPLE_PHOTOS).as_posix() for path in EXAMPLE_PHOTOS.glob(pattern))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,25 @@ from triptych.serve.jobs import Worker
 from triptych.serve.metrics import Metrics
 from triptych.serve.scheduler import LANES, SharedEngine
 from triptych.serve.settings import ServerSettings
+from triptych.tasks import Answers, Captions, Chats, Completes, Matches
 from triptych.tasks.capabilities import Model
+
+CAPABILITIES: Mapping[str, type] = {
+    "caption": Captions,
+    "ask": Answers,
+    "match": Matches,
+    "complete": Completes,
+    "chat": Chats,
+}
+
+
+def can(model: Model, verb: str) -> bool:
+    """Whether a model has a capability and the parts for it. ``verb``: a key of ``CAPABILITIES``."""
+    if not isinstance(model, CAPABILITIES[verb]):
+        return False
+    if isinstance(model, Answers) and verb == "ask":
+        return model.answers
+    return model.matches if isinstance(model, Matches) and verb == "match" else True
 
 
 def check_models(names: Sequence[str]) -> None:

@@ -15,10 +15,9 @@ from pydantic import BaseModel, Field
 
 from triptych.serve.errors import SERVER_LOG, ApiError
 from triptych.serve.jobs import Job
+from triptych.serve.models import can
 from triptych.serve.pictures import read_picture
 from triptych.serve.settings import BEAM_LIMIT, CHOICE_LIMIT, PICTURE_LIMIT, TEXT_LIMIT, TOKEN_LIMIT, ServerSettings
-from triptych.tasks import Answers, Captions, Completes, Matches
-from triptych.tasks.capabilities import Model
 
 native_router = APIRouter(prefix="/v1")
 THUMBNAIL = (320, 320)
@@ -66,8 +65,12 @@ class ExplainRequest(BaseModel):
 
 
 class FindRequest(BaseModel):
+    """``at_least``: leave out photos that people would describe so with a lower probability."""
+
+    model: str = "blip2"
     query: str = Field(min_length=1, max_length=TEXT_LIMIT)
     k: int = Field(12, ge=1, le=100)
+    at_least: float = Field(0.0, ge=0, lt=1)
 
 
 async def submit(
@@ -83,15 +86,6 @@ async def submit(
         raise ApiError(400, f"the model {name} cannot {verb}", param="model")
     job = Job((verb, *kind), payload, run=lambda payloads: run(model, payloads))
     return await worker.submit(job, settings.timeout)
-
-
-def can(model: Model, verb: str) -> bool:
-    """Whether a model has a capability and the parts for it."""
-    if verb == "ask":
-        return isinstance(model, Answers) and model.answers
-    if verb == "match":
-        return isinstance(model, Matches) and model.matches
-    return isinstance(model, {"caption": Captions, "complete": Completes}[verb])
 
 
 async def read_pictures(request: Request, addresses: Mapping[str, str]) -> list[Image]:
@@ -208,13 +202,16 @@ async def post_find(request: Request, body: FindRequest) -> dict[str, Any]:
     def run(model: Any, queries: Sequence[str]) -> list[Any]:
         from triptych.library import as_matcher, find, open_library
 
-        library, matcher = open_library(path), as_matcher(model, "blip2")
+        library, matcher = open_library(path), as_matcher(model, body.model)
         return [
-            [found_fields(result) for result in find(library, matcher, query, body.k, None, notice=SERVER_LOG.warning)]
+            [
+                found_fields(result)
+                for result in find(library, matcher, query, body.k, at_least=body.at_least, notice=SERVER_LOG.warning)
+            ]
             for query in queries
         ]
 
-    results = await submit(request, "blip2", "match", ("find", body.k), body.query, run)
+    results = await submit(request, body.model, "match", ("find", body.k, body.at_least), body.query, run)
     return {"query": body.query, "results": results}
 
 
@@ -223,4 +220,10 @@ def found_fields(result: Any) -> dict[str, Any]:
     from triptych.io.images import load_image
 
     picture = thumbnail(load_image(result.path), THUMBNAIL)
-    return {"rank": result.rank, "score": result.score, "name": Path(result.path).name, "thumbnail": picture}
+    return {
+        "rank": result.rank,
+        "score": result.score,
+        "probability": result.probability,
+        "name": Path(result.path).name,
+        "thumbnail": picture,
+    }

@@ -1,4 +1,4 @@
-// Choosing photos: a file, a drop, a paste or an example. Photos are drawn at most SIDE pixels large, which also drops their metadata.
+// Choosing photos: a file, a drop or an example. Photos are drawn at most SIDE pixels large, which also drops their metadata.
 
 import { text } from "./language.js";
 
@@ -33,7 +33,9 @@ export class Picker {
         button.type = "button";
         const image = element("img");
         image.src = `page/examples/${example}`;
-        image.alt = example.replace(/\.\w+$/, "");
+        image.loading = "lazy";
+        image.dataset.alt = example.replace(/^.*\/|\.\w+$/g, "");
+        image.alt = text(image.dataset.alt);
         button.append(image);
         button.addEventListener("click", async () => this.read(await (await fetch(image.src)).blob()));
         row.append(button);
@@ -42,7 +44,7 @@ export class Picker {
     }
   }
 
-  // A photo in the browser: {url, image}. A file that the browser cannot show is sent as it is: the server says what is wrong with it.
+  // A photo in the browser: {url, image}, with transparent parts white.
   async read(file) {
     if (!file) return;
     try {
@@ -51,7 +53,10 @@ export class Picker {
       const canvas = element("canvas");
       canvas.width = Math.max(1, Math.round(bitmap.width * scale));
       canvas.height = Math.max(1, Math.round(bitmap.height * scale));
-      canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+      const context = canvas.getContext("2d");
+      context.fillStyle = "white";
+      context.fillRect(0, 0, canvas.width, canvas.height);
+      context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
       this.set({ url: canvas.toDataURL("image/jpeg", 0.92), image: canvas });
     } catch {
       this.set(null);
@@ -62,9 +67,11 @@ export class Picker {
   set(photo) {
     this.photo = photo;
     this.drop.querySelector("img")?.remove();
+    this.drop.classList.toggle("full", Boolean(photo));
     if (photo) {
       const image = element("img");
       image.src = photo.url;
+      image.dataset.alt = "chosen";
       image.alt = text("chosen");
       this.drop.prepend(image);
     }
