@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from triptych.cli.common import Beams, DeviceOption, Json, PrecisionOption, app, complain, emit, reading, write_page
+from triptych.cli.common import (
+    Beams,
+    DeviceOption,
+    Json,
+    PrecisionOption,
+    app,
+    complain,
+    emit,
+    reading,
+    without_none,
+    write_page,
+)
 from triptych.cli.folders import FolderOptions, as_descriptions, describe_folder, with_folder_options
 from triptych.errors import InputError
 
@@ -19,6 +30,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from triptych.folders.pipeline import Describe, Description
+    from triptych.tasks import Answers
 
 AnswererOption = Annotated[str, typer.Option("--model", help="blip2, flamingo, or a checkpoint directory.")]
 MatcherOption = Annotated[str, typer.Option("--model", help="blip2, or a checkpoint directory.")]
@@ -49,13 +61,15 @@ def ask(
 
     With a folder, or with --out or --sidecar, the question is asked about each photo.
     """
-    options = replace(options, as_json=as_json, device=device)
+    from triptych.tasks import load_answerer
+
+    options, settings = replace(options, as_json=as_json, device=device), without_none(beams=beams)
     if not options.given and not any(Path(image).is_dir() for image in images):
-        answer_question(images, question, choices, model, precision, device, beams, explain, as_json)
+        answerer = load_answerer(model, precision, device)
+        answer_question(answerer, images, question, choices, explain, as_json, **settings)
         return
     if explain is not None:
         raise InputError("--explain draws one question: leave out folders, --out, --recursive and --sidecar")
-    settings: dict[str, Any] = {} if beams is None else {"beams": beams}
     recorded = {"model": model, "question": question} | ({"choices": choices} if choices else {}) | settings
     opener = partial(open_answers, model, precision, device, question, choices, settings)
     describe_folder(images, opener, recorded, options)
@@ -95,29 +109,26 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """A question about two photos with choices, such as "Which photo shows a dog?" """
-    answer_question(
-        [left, right], question, choices or ["left", "right"], model, precision, device, None, explain, as_json
-    )
-
-
-def answer_question(
-    images: list[str],
-    question: str,
-    choices: list[str] | None,
-    model: str,
-    precision: str | None,
-    device: str | None,
-    beams: int | None,
-    explain: Path | None,
-    as_json: bool,
-) -> None:
-    from triptych.figures.page import PageEntry
-    from triptych.io.images import load_image
     from triptych.tasks import load_answerer
 
     answerer = load_answerer(model, precision, device)
+    answer_question(answerer, [left, right], question, choices or ["left", "right"], explain, as_json)
+
+
+def answer_question(
+    answerer: Answers,
+    images: list[str],
+    question: str,
+    choices: list[str] | None,
+    explain: Path | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Answer one question about ``images``, with a page of where the model looked if ``explain`` names one."""
+    from triptych.figures.page import PageEntry
+    from triptych.io.images import load_image
+
     photos = [load_image(image) for image in images]
-    settings = {} if beams is None else {"beams": beams}
     answer = answerer.ask(photos, question, choices, explain=explain is not None, **settings)
     emit({"images": images, "question": question, **answer.to_record("answer")}, as_json, answer.text)
     if explain is not None:

@@ -26,6 +26,7 @@ from triptych.cli.common import (
     make_folder,
     pictures,
     reading,
+    without_none,
     write_page,
 )
 from triptych.cli.folders import FolderOptions, as_descriptions, describe_folder, with_folder_options
@@ -65,19 +66,18 @@ def caption(
     options = replace(options, as_json=as_json, device=device)
     if explain is not None and options.given:
         raise InputError("--explain draws single photos: leave out --out, --recursive and --sidecar")
-    given = (("beams", beams), ("max_new_tokens", max_new_tokens), ("prompt", prompt))
-    settings: dict[str, Any] = {name: value for name, value in given if value is not None}
+    settings = without_none(beams=beams, max_new_tokens=max_new_tokens, prompt=prompt)
     if explain is None and (options.given or any(Path(image).is_dir() for image in images)):
         describe_folder(
-            images, partial(open_captions, model, device, precision, settings), {"model": model, **settings}, options
+            images, partial(open_captions, model, precision, device, settings), {"model": model, **settings}, options
         )
     else:
-        captioner = open_captioner(model, device, precision, settings)
+        captioner = open_captioner(model, precision, device, settings)
         caption_each(captioner, pictures(images), settings, explain, as_json)
 
 
 def open_captioner(
-    model: str, device: str | None, precision: str | None, settings: dict[str, Any]
+    model: str, precision: str | None, device: str | None, settings: dict[str, Any]
 ) -> SatTasks | FlamingoTasks | Blip2Tasks:
     """Load the model and check the settings, so that wrong ones are reported once, not for every photo. Raises InputError."""
     from triptych.tasks import SatTasks, load
@@ -89,9 +89,9 @@ def open_captioner(
     return captioner
 
 
-def open_captions(model: str, device: str | None, precision: str | None, settings: dict[str, Any]) -> Describe:
+def open_captions(model: str, precision: str | None, device: str | None, settings: dict[str, Any]) -> Describe:
     """Load the model; the result captions photos, for ``describe_folder``."""
-    captioner = open_captioner(model, device, precision, settings)
+    captioner = open_captioner(model, precision, device, settings)
     return lambda photos: as_descriptions(captioner.caption(list(photos), **settings))
 
 
@@ -182,7 +182,7 @@ def explain(
         raise InputError(f"--out {out}: name a .png or an .html file")
     model = model or ("sat" if question is None else "blip2")
     photo = load_image(image)
-    settings: dict[str, Any] = {} if beams is None else {"beams": beams}
+    settings = without_none(beams=beams)
     if question is None:
         answer = load(model, device=device, precision=precision).caption(photo, explain=True, **settings)
     else:

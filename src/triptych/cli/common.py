@@ -75,6 +75,11 @@ def set_parameters(command: Callable[..., None], parameters: Mapping[str, tuple[
     command.__annotations__ = {name: kind for name, (kind, _) in parameters.items()}
 
 
+def without_none(**settings: Any) -> dict[str, Any]:
+    """The settings that were given: None = the model's own."""
+    return {name: value for name, value in settings.items() if value is not None}
+
+
 def emit(record: dict[str, Any], as_json: bool, text: str, file: TextIO | None = None) -> None:
     """Print a result: ``record`` as JSON, or ``text``. ``file``: None = stdout."""
     print(json.dumps(record, ensure_ascii=False) if as_json else text, file=file, flush=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from triptych.cli.common import Beams, Data, Json, Limit, ModelOption, Split, app, complain, show
+from triptych.cli.common import Beams, Data, Json, Limit, ModelOption, Split, app, complain, show, without_none
 from triptych.errors import InputError
 from triptych.extras import importing
 
@@ -69,8 +69,7 @@ def eval_caption(
     train = training_photos(data, split, strict) if floor else []
     sentence_vectors = import_sentence_vectors() if floor else None
     captioner = load(model)
-    given = {"beams": beams, "length_penalty": length_penalty, "min_new_tokens": min_new_tokens, "writer": writer}
-    settings: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    settings = without_none(beams=beams, length_penalty=length_penalty, min_new_tokens=min_new_tokens, writer=writer)
     settings |= {} if rerank else {"rerank": False}
     if writer is not None and not isinstance(captioner, Blip2Tasks):
         raise InputError(f"{model} has one way to write captions: --writer is for blip2")
@@ -318,7 +317,7 @@ def read_photos(
 
 
 def training_photos(data: Path, split: str, strict: bool) -> list[Photo]:
-    """The captioned photos of the training split, for --floor. Raises InputError: ``split`` is the training split, or has none."""
+    """The captioned photos of the training split, for --floor. Raises InputError: there are none, or ``split`` is that split."""
     if split == "train":
         raise InputError("--floor is fitted to the training split: measure on another one")
     return read_photos(data, "train", None, strict, lambda photo: bool(photo.captions))

@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from triptych.cli.common import Beams, DeviceOption, Json, PrecisionOption, app, complain, emit, reading, write_page
+from triptych.cli.common import (
+    Beams,
+    DeviceOption,
+    Json,
+    PrecisionOption,
+    app,
+    complain,
+    emit,
+    reading,
+    without_none,
+    write_page,
+)
 from triptych.errors import InputError
 
 if TYPE_CHECKING:
@@ -86,7 +97,7 @@ def complete(
         in_memory = nearest_examples(completer, examples, photo, nearest or NEAREST)
     elif similar is not None:
         in_memory = completer.most_similar(photo, in_memory, similar)
-    settings = {k: v for k, v in (("beams", beams), ("max_new_tokens", max_new_tokens)) if v is not None}
+    settings = without_none(beams=beams, max_new_tokens=max_new_tokens)
     answer = completer.complete(photo, in_memory, prompt, choices, explain=explain is not None, **settings)
     emit({"image": image, **answer.to_record()}, as_json, answer.text)
     if explain is not None:
@@ -148,7 +159,7 @@ def chat(
     from triptych.tasks import load_completer
 
     dialogue = load_completer(model, precision, device).chat()
-    settings = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    settings = without_none(max_new_tokens=max_new_tokens)
     for image in images or ():
         dialogue.add(image)
     terminal = sys.stdin.isatty()
