@@ -3,15 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 EXTRAS_demo := [torch]
+EXTRAS_serve := [serve]
 EXTRAS_test := [test]
 EXTRAS_check := [dev]
 EXTRAS_docs := [docs]
 
-.PHONY: demo test check docs clean
+.PHONY: demo serve test check docs clean
 .NOTPARALLEL:
 demo: $(VENV)/.demo
 	$(BIN)/triptych demo --out triptych-demo
-	@echo "The web page: $(BIN)/pip install -e '.[serve]' && $(BIN)/triptych serve"
+	@echo "The web page: make serve"
+
+serve: $(VENV)/.serve
+	$(BIN)/triptych serve
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest
@@ -28,7 +32,7 @@ docs: $(VENV)/.docs
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(VENV)/.demo $(VENV)/.test $(VENV)/.check $(VENV)/.docs: $(VENV)/.%: pyproject.toml .ci/constraints.txt | $(BIN)/python
+$(VENV)/.demo $(VENV)/.serve $(VENV)/.test $(VENV)/.check $(VENV)/.docs: $(VENV)/.%: pyproject.toml .ci/constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint .ci/constraints.txt --editable '.$(EXTRAS_$*)'
 	touch $@
 
