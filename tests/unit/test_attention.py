@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from triptych.nn import masks
-from triptych.nn.attention import AttentionScores, MultiHeadAttention, attend, attention_weights
+from triptych.nn.attention import AttentionScores, KeysValues, MultiHeadAttention, attend, attention_weights
 from triptych.nn.cache import KVCache, LayerCache
 
 
@@ -113,10 +113,10 @@ def test_weights_explain_the_output() -> None:
 def test_cached_chunks_equal_the_whole(chunks: list[int]) -> None:
     attention = MultiHeadAttention(16, 4).requires_grad_(False)
     x, cache = torch.randn(2, 6, 16), LayerCache(capacity=2)
-    parts = [
-        attention(part, mask=masks.causal(part.shape[1], past=cache.length), cache=cache)
-        for part in x.split(chunks, dim=1)
-    ]
+    parts = []
+    for part in x.split(chunks, dim=1):
+        mask = masks.causal(part.shape[1], past=cache.length)
+        parts.append(attention(part, KeysValues(*cache.append(*attention.keys_values(part))), mask))
     torch.testing.assert_close(torch.cat(parts, 1), attention(x, mask=masks.causal(6)))
 
 

@@ -1,4 +1,4 @@
-"""Multi-head attention for every model of the package: self, cross, cached, with boolean masks.
+"""Multi-head attention for every model of the package: self and cross, with boolean masks.
 
 The shape legend of the package:
 
@@ -12,7 +12,7 @@ A row whose keys are all masked gets exactly 0, neither NaN nor the mean of the 
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,14 +26,6 @@ class KeysValues(NamedTuple):
 
     keys: Tensor
     values: Tensor
-
-
-class Cache(Protocol):
-    """The keys and values of earlier tokens in one layer; ``cache.LayerCache`` is one."""
-
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add the newest tokens' ``[B, H, T, D / H]`` and return all of them ``[B, H, S, D / H]``."""
-        ...
 
 
 class AttentionScores(NamedTuple):
@@ -145,19 +137,14 @@ class MultiHeadAttention(nn.Module):
         keys = self.key_norm(split_heads(self.key(source), self.heads))
         return KeysValues(keys, split_heads(self.value(source), self.heads))
 
-    def forward(
-        self, x: Tensor, kv: KeysValues | None = None, mask: Tensor | None = None, cache: Cache | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, kv: KeysValues | None = None, mask: Tensor | None = None) -> Tensor:
         """``x [B, T, D]`` -> ``[B, T, D]``.
 
         Args:
             kv: from ``keys_values`` of the source; None = self-attention.
             mask: ``[T, S]`` or ``[B, T, S]``, True = may attend.
-            cache: the earlier tokens; those of ``x`` are appended. S then counts earlier and new tokens.
         """
         keys, values = kv or self.keys_values(x)
-        if cache is not None:
-            keys, values = cache.append(keys, values)
         return self.out(merge_heads(attend(self.queries(x), keys, values, mask)))
 
     def weights(self, x: Tensor, kv: KeysValues | None = None, mask: Tensor | None = None) -> Tensor:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+SPARE_POSITIONS = 64  # of a new cache, behind its prompt
+
 
 class LayerCache:
     """Keys and values of one layer, ``[B, G, capacity, d]``; the first ``length`` positions are filled."""
@@ -60,7 +62,7 @@ class LayerCache:
 class KVCache:
     """The caches of all layers (``cache[i]``), and which positions of each row are tokens. A ``generate.State``."""
 
-    def __init__(self, layers: int, capacity: int = 64) -> None:
+    def __init__(self, layers: int, capacity: int = SPARE_POSITIONS) -> None:
         """``capacity``: positions to allocate at first; the buffers grow when needed."""
         self.layers = [LayerCache(capacity) for _ in range(layers)]
         self._tokens: Tensor | None = None  # [B]: tokens so far, padding not counted; None while no row has padding

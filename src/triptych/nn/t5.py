@@ -18,14 +18,13 @@ from triptych.errors import InputError
 from triptych.nn import masks
 from triptych.nn.attention import (
     AttentionScores,
-    Cache,
     KeysValues,
     attend,
     attention_weights,
     merge_heads,
     split_heads,
 )
-from triptych.nn.cache import KVCache
+from triptych.nn.cache import KVCache, LayerCache
 from triptych.nn.configs import T5Config
 from triptych.nn.decoder import Block, Prompt, TokenContext, norm
 from triptych.nn.linear import Embedding, Linear
@@ -100,7 +99,7 @@ class T5DecoderBlock(nn.Module):
         context: TokenContext,
         prompt: KeysValues,
         prompt_mask: Tensor | None,
-        cache: Cache | None = None,
+        cache: LayerCache | None = None,
         maps: list[Tensor] | None = None,
     ) -> Tensor:
         """``x [B, T, D]`` -> ``[B, T, D]``; the attention to the prompt ``[B, H, T, P]`` is appended to ``maps``."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from triptych.errors import InputError
 from triptych.nn import masks
 from triptych.nn.attention import KeysValues, MultiHeadAttention
-from triptych.nn.cache import KVCache
+from triptych.nn.cache import SPARE_POSITIONS, KVCache
 from triptych.nn.configs import DecoderConfig
 from triptych.nn.decoder import Decoder, DecoderFeedForward, norm
 from triptych.nn.encoder import VisionEncoder
@@ -384,7 +384,7 @@ class Flamingo(nn.Module):
         if ids.shape[1] == 0:
             raise InputError("the prompt is empty: the language model needs at least one token")
         if state is None:
-            cache = KVCache(self.lm.config.layers, capacity=ids.shape[1] + 64)
+            cache = KVCache(self.lm.config.layers, capacity=ids.shape[1] + SPARE_POSITIONS)
             state = FlamingoState(cache, len(ids), ids.device)
         self.add_pictures(state, visual_tokens, counts)
         hidden = self(ids, padding_mask=padding_mask, state=state)

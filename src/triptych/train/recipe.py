@@ -195,9 +195,10 @@ class RewardSettings(Settings):
     bleu_weight: float = setting(1.0, "In their reward: of the mean of BLEU-1 to 4 beside CIDEr-D.", low=0)
 
 
-def encoder_setting(folders: str = "") -> Any:
-    """``folders``: further text for the help about directories of transformers."""
-    return setting("efficientnet-lite2", f"efficientnet-lite2, vgg19 or resnet101{folders}.")
+def encoder_setting(transformers: bool = False) -> Any:
+    """``transformers``: the system also reads photos with vision transformers."""
+    others = "; or a CLIP, SigLIP, DINOv2 or ViT, by a directory of transformers or its name on the hub"
+    return setting("efficientnet-lite2", f"efficientnet-lite2, vgg19 or resnet101{others if transformers else ''}.")
 
 
 def encoder_weights_setting() -> Any:

@@ -10,9 +10,7 @@ import numpy as np
 from triptych.engines.onnx.graph import Graph
 from triptych.engines.onnx.weights import Weights
 from triptych.evidence import Floats
-from triptych.nn.efficientnet import LAYERS, Layer, published_names
-
-BATCH_NORM_EPS = 1e-3
+from triptych.nn.efficientnet import BATCH_NORM_EPS, LAYERS, Layer, published_names
 
 
 class Convolution(NamedTuple):

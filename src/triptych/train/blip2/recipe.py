@@ -39,9 +39,7 @@ class Blip2Start(Settings):
     """What a run starts from."""
 
     init: str | None = setting(None, "A checkpoint to go on from (stages 2 and 3).", metavar="MODEL")
-    encoder: str = encoder_setting(
-        "; or a CLIP, SigLIP, DINOv2 or ViT, by a directory of transformers or its name on the hub"
-    )
+    encoder: str = encoder_setting(transformers=True)
     encoder_weights: str | None = encoder_weights_setting()
     image_size: int = image_size_setting()
     lm: str = lm_setting()

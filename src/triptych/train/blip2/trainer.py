@@ -1,4 +1,4 @@
-"""BLIP-2 as the training loop sees it."""
+"""The trainer of BLIP-2."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Blip2Trainer:
         }
 
     def prepare(self, run: Path, new: bool) -> None:
-        """The warm start of stage 2; the frozen language model in bfloat16 where autocast would take it so at every step."""
+        """The warm start of stage 2; and the frozen language model in bfloat16 where autocast would convert it at every step."""
         model, recipe = self.blip2.model, self.recipe
         if new and recipe.stage == 2 and recipe.rates.word_epochs:
             warm_start_qformer(run / "words", self.blip2, (self.photos, self.features), self.prompt, recipe)
@@ -174,22 +174,21 @@ def questions_of(photos: Sequence[Photo], seed: int) -> list[list[Question]]:
 
 
 def blip2_parameter_groups(model: Blip2, recipe: Blip2Recipe) -> ParameterGroups:
-    """What begins as BERT at its own rate, and the projection at its own; the word embeddings stay as they are, so that words which no
-    caption has keep their place among the others (a deviation from the paper, which trains them on 129 million photos)."""
+    """What starts as BERT and the projection have learning rates of their own. The word embeddings stay as they are, so that words
+    in no caption keep their place among the others (a deviation from the paper, which trains them on 129 million photos)."""
     if model.config.qformer.vocab_size:
         model.qformer.word_embeddings.requires_grad_(False)
     bert: list[nn.Parameter] = []
     projection: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            group = (
-                bert
-                if any(part in name for part in BERT_PART)
-                else projection
-                if name.startswith("projection.")
-                else rest
-            )
-            group.append(parameter)
+        if not parameter.requires_grad:
+            continue
+        if any(part in name for part in BERT_PART):
+            bert.append(parameter)
+        elif name.startswith("projection."):
+            projection.append(parameter)
+        else:
+            rest.append(parameter)
     groups: ParameterGroups = [{"params": rest}, {"params": bert, "lr_scale": recipe.rates.bert_rate}]
     return [*groups, {"params": projection, "lr_scale": recipe.rates.projection_rate}] if projection else groups

@@ -52,9 +52,7 @@ class FlamingoStart(Settings):
     """What a run starts from."""
 
     init: str | None = setting(None, "A checkpoint to start from; its parts and sizes are kept.", metavar="MODEL")
-    encoder: str = encoder_setting(
-        "; or a CLIP, SigLIP, DINOv2 or ViT, by a directory of transformers or its name on the hub"
-    )
+    encoder: str = encoder_setting(transformers=True)
     encoder_weights: str | None = encoder_weights_setting()
     image_size: int = image_size_setting()
     lm: str = lm_setting()
