@@ -67,6 +67,9 @@ def build_blip2(source: Source, folder: Path, precision: Precision) -> None:
     write_manifest(folder, counted(source, parts) | described)
 
 
+BUILDERS = {"sat": build_sat, "flamingo": build_flamingo, "blip2": build_blip2}
+
+
 def language_graph(source: LanguageModelSource, precision: Precision, folder: Path) -> LanguageGraph:
     return LanguageGraph(source.config, source.weights, precision, outlier_columns(source, precision, folder))
 

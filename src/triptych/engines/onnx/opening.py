@@ -11,7 +11,7 @@ import numpy as np
 from triptych.checkpoints.config import CheckpointConfig
 from triptych.checkpoints.locate import check_files, load_config
 from triptych.engines.choice import Precision
-from triptych.engines.interface import Blip2Spec, FlamingoSpec, SatSpec
+from triptych.engines.interface import SatSpec
 from triptych.engines.onnx.blip2 import OnnxBlip2, OnnxQFormer
 from triptych.engines.onnx.cache import graphs_folder, open_embeddings, read_language_model, read_manifest
 from triptych.engines.onnx.common import Opened
@@ -27,6 +27,7 @@ from triptych.engines.onnx.sat import OnnxSat
 from triptych.engines.onnx.session import open_session
 from triptych.engines.onnx.sources import Source
 from triptych.engines.onnx.text import OnnxLanguageModel
+from triptych.engines.specs import blip2_spec, flamingo_spec
 from triptych.errors import InputError
 from triptych.systems.configs import Blip2Config, FlamingoConfig, ShowAttendTellConfig
 from triptych.text.tokenizer import TextTokenizer
@@ -68,6 +69,17 @@ def typed_source(directory: Path, kind: type[ConfigT]) -> tuple[CheckpointConfig
     return config, Source(directory, config)
 
 
+def built_graphs(source: Source, precision: Precision) -> Path:
+    """The folder of the checkpoint's graphs, which are written if they are missing."""
+
+    def build(folder: Path) -> None:
+        from triptych.engines.onnx.building import BUILDERS
+
+        BUILDERS[source.config.system](source, folder, precision)
+
+    return graphs_folder(source.config, precision, build)
+
+
 def open_lm_session(folder: Path) -> tuple[OnnxLanguageModel, TextTokenizer]:
     config, tokenizer = read_language_model(read_manifest(folder))
     session = open_session(folder / "language.onnx")
@@ -80,13 +92,7 @@ def open_sat(directory: Path, precision: Precision) -> OnnxSat:
     vocabulary = read_vocabulary(directory / "vocabulary.json")
     if len(vocabulary) != config.model.vocab_size:
         raise InputError(f"{directory}: {len(vocabulary)} words, but the model was made for {config.model.vocab_size}")
-
-    def build(folder: Path) -> None:
-        from triptych.engines.onnx.building import build_sat
-
-        build_sat(source, folder, precision)
-
-    folder = graphs_folder(config, precision, build)
+    folder = built_graphs(source, precision)
     search = config.search.search(frozenset({EOS}), frozenset({PAD, BOS, UNK}))
     once = vocabulary.is_content if config.search.words_once else None
     spec = SatSpec(vocabulary, replace(search, once=once))
@@ -98,57 +104,21 @@ def open_flamingo(directory: Path, precision: Precision) -> OnnxFlamingo:
     check_flamingo(config.model)
     if config.lm is None or config.lm.end_id is None:
         raise InputError(f"{directory / 'config.json'}: lm.end_id is missing")
-
-    def build(folder: Path) -> None:
-        from triptych.engines.onnx.building import build_flamingo
-
-        build_flamingo(source, folder, precision)
-
-    folder = graphs_folder(config, precision, build)
+    folder = built_graphs(source, precision)
     lm, tokenizer = open_lm_session(folder)
-    end_id, image_id = config.lm.end_id, config.model.image_id
-    search = config.search.search(frozenset({end_id}), frozenset({image_id}))
-    spec = FlamingoSpec(
-        tokenizer=tokenizer,
-        search=search,
-        image_id=image_id,
-        end_id=end_id,
-        max_tokens=lm.config.max_positions,
-        max_pictures=config.model.max_pictures,
-        words_once=config.search.words_once,
-        prompts=config.prompts,
-        answers=config.search.answers(),
-    )
+    search = config.search.search(frozenset({config.lm.end_id}), frozenset({config.model.image_id}))
+    spec = flamingo_spec(config, tokenizer, search, lm.config.max_positions)
     return OnnxFlamingo(Opened(directory, config, folder, precision), spec, lm)
 
 
 def open_blip2(directory: Path, precision: Precision) -> OnnxBlip2:
     config, source = typed_source(directory, Blip2Config)
-    model, heads = config.model, config.model.feature_dim is not None
-    check_blip2(model)
-
-    def build(folder: Path) -> None:
-        from triptych.engines.onnx.building import build_blip2
-
-        build_blip2(source, folder, precision)
-
-    folder = graphs_folder(config, precision, build)
+    check_blip2(config.model)
+    folder = built_graphs(source, precision)
     lm, tokenizer = open_lm_session(folder) if config.lm is not None else (None, None)
-    spec = Blip2Spec(
-        words=WordPieces.read(directory / "vocab.txt"),
-        tokenizer=tokenizer,
-        search=config.search.search(tokenizer.eos_ids if tokenizer else frozenset()),
-        max_pieces=model.qformer.max_positions,
-        max_tokens=lm.config.max_positions if lm else 0,
-        queries=model.qformer.queries,
-        instructed=model.instructed,
-        matches=heads,
-        writes=heads and model.writes,
-        writer=model.writer,
-        prompts=config.prompts,
-        words_once=config.search.words_once,
-        answers=config.search.answers(),
-    )
-    qformer = OnnxQFormer(folder, model, open_embeddings(folder, "words"), np.load(folder / "positions.npy"))
-    temperature = float(np.load(folder / "temperature.npy")) if heads else None
+    words = WordPieces.read(directory / "vocab.txt")
+    search = config.search.search(tokenizer.eos_ids if tokenizer else frozenset())
+    spec = blip2_spec(config, words, tokenizer, search, lm.config.max_positions if lm else 0)
+    qformer = OnnxQFormer(folder, config.model, open_embeddings(folder, "words"), np.load(folder / "positions.npy"))
+    temperature = float(np.load(folder / "temperature.npy")) if spec.matches else None
     return OnnxBlip2(Opened(directory, config, folder, precision), spec, qformer, lm, temperature)

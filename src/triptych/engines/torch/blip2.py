@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
 from triptych.checkpoints.locate import features_fingerprint
 from triptych.engines.describe import Size, describe_blip2
-from triptych.engines.interface import Array, Blip2Spec, MatchArrays, Piece, SoftPrompt, TextPieces
+from triptych.engines.interface import Array, MatchArrays, Piece, SoftPrompt, TextPieces
+from triptych.engines.specs import blip2_spec
 from triptych.engines.torch.common import (
     TorchEncoder,
     continuation_logprobs,
@@ -33,22 +35,9 @@ class TorchBlip2(TorchEncoder):
     def __init__(self, blip2: Blip2Model, device: torch.device) -> None:
         self.blip2, self.model = blip2, on_device(blip2.model, device)
         super().__init__(self.model.vision_encoder, self.model.encode, device)
-        config, lm = self.model.config, self.model.lm
-        self.spec = Blip2Spec(
-            words=blip2.words,
-            tokenizer=blip2.tokenizer if lm else None,
-            search=blip2.search,
-            max_pieces=config.qformer.max_positions,
-            max_tokens=lm.max_positions if lm else 0,
-            queries=config.qformer.queries,
-            instructed=config.instructed,
-            matches=self.model.heads is not None,
-            writes=self.model.heads is not None and config.writes,
-            writer=config.writer,
-            prompts=blip2.prompts,
-            words_once=blip2.config.search.words_once,
-            answers=blip2.config.search.answers(),
-        )
+        config, lm = msgspec.structs.replace(blip2.config, model=self.model.config), self.model.lm
+        tokenizer, max_tokens = (blip2.tokenizer, lm.max_positions) if lm else (None, 0)
+        self.spec = blip2_spec(config, blip2.words, tokenizer, blip2.search, max_tokens)
         self.writer = CaptionWriter(self)
 
     @property

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
 from triptych.engines.describe import Size, describe_flamingo
-from triptych.engines.interface import Array, FlamingoInputs, FlamingoSpec
+from triptych.engines.interface import Array, FlamingoInputs
+from triptych.engines.specs import flamingo_spec
 from triptych.engines.torch.common import (
     TorchEncoder,
     continuation_logprobs,
@@ -32,18 +34,8 @@ class TorchFlamingo(TorchEncoder):
     def __init__(self, flamingo: FlamingoModel, device: torch.device) -> None:
         self.flamingo, self.model = flamingo, on_device(flamingo.model, device)
         super().__init__(self.model.vision_encoder, self.model.encode, device)
-        config, limit = self.model.config, self.model.lm.config.max_positions
-        self.spec = FlamingoSpec(
-            tokenizer=flamingo.tokenizer,
-            search=flamingo.search,
-            image_id=config.image_id,
-            end_id=flamingo.end_id,
-            max_tokens=limit,
-            max_pictures=config.max_pictures,
-            words_once=flamingo.config.search.words_once,
-            prompts=flamingo.config.prompts,
-            answers=flamingo.config.search.answers(),
-        )
+        config = msgspec.structs.replace(flamingo.config, model=self.model.config)
+        self.spec = flamingo_spec(config, flamingo.tokenizer, flamingo.search, self.model.lm.max_positions)
 
     def pooled(self, features: Sequence[Array]) -> Floats:
         return to_numpy(self.stack(features).mean(1))
