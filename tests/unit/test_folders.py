@@ -2,12 +2,7 @@
 
 import csv
 import json
-import os
-import random
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -131,7 +126,7 @@ def test_a_journal_of_other_settings_or_another_file_is_refused(tmp_path: Path) 
     with pytest.raises(InputError, match="model 'toy', not 'other'"):
         Journal(out, {"model": "other"})
     assert out.read_bytes() == before
-    assert len(Journal(out, {"model": "other"}, restart=True)) == 0
+    assert len(Journal(out, {"model": "other"}, replacing={"run": 1})) == 0
     (tmp_path / "mine.jsonl").write_text('{"my": "data"}\n')
     with pytest.raises(InputError, match="not a result of an earlier run"):
         Journal(tmp_path / "mine.jsonl", SETTINGS)
@@ -257,52 +252,6 @@ def test_outputs(tmp_path: Path, suffix: str) -> None:
         assert page.count("<strong>review") == 1 and "not a picture" in page
         assert "2 photos, 1 to review, 1 not read" in " ".join(page.split())
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
-
-
-RUN = """
-import sys, time
-from pathlib import Path
-from triptych.folders import Journal, Sidecars, describe_photos, on_this_machine, walk_photos
-from triptych.folders.pipeline import Description
-
-def slow(photos):
-    time.sleep(0.002 * len(photos))
-    return [Description(f"red {image.getpixel((0, 0))[0]}", {}) for image in photos]
-
-folder = Path(sys.argv[1])
-journal = Journal(folder.parent / "out.jsonl", {"model": "toy"})
-describe_photos(walk_photos([folder]), on_this_machine(slow), journal=journal, sidecars=Sidecars(("txt",)))
-print("finished")
-"""
-
-
-def test_killed_at_random_points_no_photo_is_lost_or_repeated(tmp_path: Path) -> None:
-    names = album(tmp_path / "album", 120)
-    kills, rng = 0, random.Random(0)
-    for _ in range(60):
-        process = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path / "album")], stdout=subprocess.PIPE)
-        if kills < 20:
-            journal = tmp_path / "out.jsonl"
-            size = journal.stat().st_size if journal.exists() else -1
-            deadline = time.monotonic() + 20
-            while process.poll() is None and time.monotonic() < deadline:
-                if journal.exists() and journal.stat().st_size > size:
-                    break
-                time.sleep(0.001)
-            time.sleep(rng.random() * 0.004)
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        output, _ = process.communicate(timeout=60)
-        if process.returncode not in (0, -signal.SIGKILL):
-            pytest.fail("the run failed by itself")
-        if b"finished" in output:
-            break
-    assert kills >= 5
-    records = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert [record["image"] for record in records] == names
-    assert all(record["caption"] == f"red {n}" for n, record in enumerate(records))
-    assert all(Path(name).with_suffix(".txt").read_text() == f"red {n}\n" for n, name in enumerate(names))
-    assert not [path for path in (tmp_path / "album").iterdir() if path.name.startswith(".")] or os.name == "nt"
 
 
 class Toy:

@@ -168,7 +168,7 @@ def describe_folder(
     shard = parse_shard(options.shard or "1/1")
     arrivals = Arrivals(sources, options.recursive) if options.watch else None
     sidecars = open_sidecars(settings, options)
-    journal = open_journal(settings, options)
+    journal = open_journal(sources, settings, options)
     total = count_photos(sources, options.recursive, shard) if arrivals is None else None
     prints = options.as_json or options.watch or journal is None
     stdout = sys.stdout
@@ -200,6 +200,8 @@ def describe_folder(
                 run(watched.due(filter(shard.has, names)))
                 summary.skipped = skipped  # the first arrivals are the photos of the first pass again
     write_outputs(journal, options, watched.mended)
+    if journal is not None:
+        journal.finish()
     report(summary.without(watched.mended), options.outputs)
 
 
@@ -247,15 +249,21 @@ def open_sidecars(settings: Mapping[str, Any], options: FolderOptions) -> Sideca
     return Sidecars(tuple(options.sidecar or ()), options.existing, options.prefix, options.suffix, metadata)
 
 
-def open_journal(settings: Mapping[str, Any], options: FolderOptions) -> Journal | None:
-    """The journal of the first of the outputs; None = there is no output."""
+def open_journal(sources: Sequence[str], settings: Mapping[str, Any], options: FolderOptions) -> Journal | None:
+    """The journal of the first of the outputs; None = there is no output. Unless existing results are skipped, the run replaces them."""
     from triptych.folders import Journal
     from triptych.folders.outputs import journal_path
 
     if options.alt_text is not None and options.alt_text.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--alt-text {options.alt_text}: name a file that ends with .html")
     paths = [journal_path(path) for path in options.outputs]
-    return Journal(paths[0], settings, restart=options.existing != "skip") if paths else None
+    if not paths:
+        return None
+    if options.existing == "skip":
+        return Journal(paths[0], settings)
+    names = ("existing", "prefix", "suffix", "recursive", "shard", "sidecar", "write_metadata", "keywords")
+    run = {"sources": list(sources), **settings, **{name: getattr(options, name) for name in names}}
+    return Journal(paths[0], settings, replacing=run)
 
 
 def write_outputs(journal: Journal | None, options: FolderOptions, mended: Collection[str] = ()) -> None:

@@ -2,6 +2,9 @@
 
 A line is complete if it ends with a line feed. When a journal is opened, an incomplete last line is cut off, and photos that failed are
 removed, so that they are tried again.
+
+A run that replaces what the file has writes a second file beside it, ``.unfinished``, which names the run, and removes it at its end. So
+a replacing run that was interrupted is continued, and one that had ended starts over.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from triptych.errors import InputError
 from triptych.io.files import write_error, write_file
 
 Record = Mapping[str, Any]
+UNFINISHED = ".unfinished"
 
 
 class Journal:
@@ -27,22 +31,27 @@ class Journal:
     Args:
         path: the file; made if it is missing.
         settings: the settings behind the results, as plain values. Every record has them; only a journal with the same is continued.
-        restart: discard the file's content.
+        replacing: the run, as plain values, if it replaces the file's content. It is continued if an equal run was interrupted.
 
     Raises:
         InputError: the file is not a journal, or was written with other settings.
         TriptychError: the file cannot be written.
     """
 
-    def __init__(self, path: Path, settings: Record, restart: bool = False) -> None:
+    def __init__(self, path: Path, settings: Record, replacing: Record | None = None) -> None:
         self.path, self.settings = path, dict(settings)
+        self._unfinished = path.with_name(path.name + UNFINISHED)
         if not path.parent.is_dir():
             raise InputError(f"cannot write {path}: there is no folder {path.parent}; create it first")
         try:
-            if restart or not path.exists():
+            if not (replacing is not None and path.exists() and self._is_unfinished(replacing)):
+                self._unfinished.unlink(missing_ok=True)  # first: without it, an interrupted start is started over
+                if replacing is not None:
+                    write_file(path, b"")
+                    write_file(self._unfinished, _run_line(replacing))
+            if not path.exists():
                 write_file(path, b"")
-            else:
-                self._repair()
+            self._repair()
             self._done = np.sort(np.fromiter(map(_key, self._names()), np.uint64))
         except OSError as error:
             raise write_error(path, error) from None
@@ -66,10 +75,24 @@ class Journal:
         except OSError as error:
             raise write_error(self.path, error) from None
 
+    def finish(self) -> None:
+        """Record that the run has described all photos: an equal one that replaces results starts over. Raises TriptychError."""
+        try:
+            self._unfinished.unlink(missing_ok=True)
+        except OSError as error:
+            raise write_error(self._unfinished, error) from None
+
     def records(self) -> Iterator[dict[str, Any]]:
         """All records, in order."""
         with self.path.open("rb") as file:
             yield from map(_parse, file)
+
+    def _is_unfinished(self, run: Record) -> bool:
+        """Whether an equal run was interrupted."""
+        try:
+            return self._unfinished.read_bytes() == _run_line(run)
+        except FileNotFoundError:
+            return False
 
     def _names(self) -> Iterator[str]:
         return (record["image"] for record in self.records())
@@ -105,6 +128,10 @@ class Journal:
                     f"{self.path} was written with {name} {record.get(name)!r}, not {value!r}: "
                     "name another --out, or use --existing overwrite"
                 )
+
+
+def _run_line(run: Record) -> bytes:
+    return f"{json.dumps(run, sort_keys=True)}\n".encode()
 
 
 def _parse(line: bytes) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from triptych.errors import InputError
 from triptych.io.folders import SUFFIXES, is_picture_name, left_out, walk_folders
 
 LOG = logging.getLogger(__name__)
-OWN_FILES = (".original", ".txt", ".json", ".jsonl", ".xmp")  # of earlier runs, not reported
+OWN_FILES = (".original", ".txt", ".json", ".jsonl", ".xmp", ".unfinished")  # of earlier runs, not reported
 
 
 @dataclass(frozen=True)
