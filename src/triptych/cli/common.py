@@ -41,7 +41,8 @@ PrecisionOption = Annotated[
     typer.Option(
         "--precision",
         "--dtype",
-        help="Of the weights: fp32, int8 or int4 (the language model in 4 bits, the rest in 8) on a CPU; bf16 or fp16 with torch.",
+        help="Of the weights. ONNX Runtime: fp32, int8 or int4 (the language model in 4 bits, the rest in 8). "
+        "Torch: fp32, bf16, fp16 or int8 (a published model's language model in 8 bits, the rest in bf16).",
         show_default="the fastest that keeps the texts",
     ),
 ]
@@ -54,7 +55,9 @@ DeviceOption = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per result, nothing else.")]
-Data = Annotated[Path, typer.Option("--data", help="Tar shards, a folder with metadata, Karpathy or COCO JSON.")]
+Data = Annotated[
+    Path, typer.Option("--data", help="Tar shards, a folder with metadata, JSON of Karpathy, COCO or VQA.")
+]
 Split = Annotated[str, typer.Option(help="Which photos.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N photos.")]
 

@@ -28,7 +28,7 @@ DataSets = Annotated[
     typer.Option(
         "--data",
         metavar="PATH",
-        help="Tar shards, a folder with metadata, Karpathy or COCO JSON. Repeat for further data sets.",
+        help="Tar shards, a folder with metadata, JSON of Karpathy, COCO or VQA. Repeat for further data sets.",
     ),
 ]
 Shares = Annotated[

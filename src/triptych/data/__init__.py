@@ -28,7 +28,8 @@ FORMATS = tuple(Format(module.find, module.read) for module in (metadata, easy_v
 """In the order in which they are tried: captions beside an archive of their photos come before the archive."""
 DESCRIBED = (
     "a folder of photos with metadata.csv, metadata.jsonl or captions.txt, WebDataset shards (train-000000.tar...), "
-    "Karpathy's dataset_*.json, COCO's captions_*.json, a JSON list of captions or of LLaVA conversations, "
+    "Karpathy's dataset_*.json, COCO's captions_*.json, VQA's *_questions.json with *_annotations.json, "
+    "a JSON list of captions or of LLaVA conversations, "
     "or the data folder of easy-vqa"
 )
 ARCHIVES = ("*.tar", "*.tar.gz", "*.tgz", "*.zip")
@@ -78,7 +79,7 @@ def _read(path: Path) -> list[Photo]:
 
 def _label(file: Path, root: Path) -> str:
     """A short name of a file of a data set: that of its folder where that tells more than its own."""
-    folder = file.parent.relative_to(root).as_posix()
+    folder = file.parent.relative_to(root).as_posix() if file.is_relative_to(root) else "."
     return folder if metadata.is_generic(file) and folder != "." else file.stem
 
 

@@ -38,9 +38,14 @@ NUMBERED_CAPTION = re.compile(r"(?:caption|text|sentence|description|comment)[ _
 
 def read_text(path: Path) -> str:
     """A UTF-8 file, with or without byte order mark, its line ends as they are."""
+    return decode_text(read_bytes(path), str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """A whole file. Raises InputError: it is larger than ``MAX_TEXT``."""
     if path.stat().st_size > MAX_TEXT:
         raise InputError(f"{path}: more than {MAX_TEXT // 2**30} GiB: split it into several data sets")
-    return decode_text(path.read_bytes(), str(path))
+    return path.read_bytes()
 
 
 def decode_text(content: bytes, where: str) -> str:

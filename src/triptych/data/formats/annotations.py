@@ -1,17 +1,18 @@
 """JSON files over a folder of photos; the content decides which format a file has."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from triptych.data.formats import caption_lists, coco, karpathy, llava
+from triptych.data.formats import caption_lists, coco, karpathy, llava, vqa
 from triptych.data.photos import Photo
 from triptych.data.records import parse_json, read_text, split_in_name
 from triptych.errors import InputError
 
-PATTERNS = ("dataset*.json", "captions_*.json", "annotations/captions_*.json", "*.json", "annotations/*.json")
-"""Where a folder's JSON files are looked for, in this order: Karpathy's, COCO's, any."""
+CAPTIONS = ("dataset*.json", "captions_*.json", "annotations/captions_*.json")
+"""Where a folder's captions are looked for, in this order: Karpathy's, COCO's."""
+ANY = ("*.json", "annotations/*.json")
 SMALL_FILE = 2**22
 """A file of more bytes is no card of a data set: it is not parsed to find out."""
 
@@ -27,25 +28,37 @@ class JsonFormat:
 
 
 ANNOTATION_FORMATS = tuple(
-    JsonFormat(module.matches, module.is_certain, module.photos) for module in (caption_lists, llava, coco, karpathy)
+    JsonFormat(module.matches, module.is_certain, module.photos)
+    for module in (caption_lists, llava, coco, karpathy, vqa)
 )
 
 
 def find(path: Path) -> list[Path]:
     """The JSON file ``path``; or of a folder Karpathy's ``dataset*.json``, else all of COCO's ``captions_*.json`` (there or in
-    ``annotations``), else the only other JSON file, or all if each is named after a split. Files of no known format are skipped.
+    ``annotations``), or VQA's questions, else the only other JSON file, or all if each is named after a split. Files of no known format
+    are skipped.
 
     Raises InputError where it is not clear which file to read.
     """
     if path.is_file():
-        return [path] if path.suffix == ".json" else []
-    for pattern in PATTERNS:
-        known = [file for file in sorted(path.glob(pattern)) if _is_known(file)]
+        return [vqa.questions_of(path)] if path.suffix == ".json" else []
+    captions, questions = _first_known(path, CAPTIONS), vqa.question_files(path)
+    if captions and questions:
+        raise InputError(
+            f"{path} holds captions ({captions[0].name}) and questions ({questions[0].name}): name the file to read"
+        )
+    return captions or questions or _first_known(path, ANY)
+
+
+def _first_known(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    """The files of a known format that match the first of the ``patterns`` that any matches."""
+    for pattern in patterns:
+        known = [file for file in sorted(folder.glob(pattern)) if _is_known(file)]
         if len(known) > 1 and not pattern.endswith("captions_*.json"):
             splits = [split_in_name(file.stem) for file in known]
             if None in splits or len({*splits}) < len(splits):
                 names = ", ".join(file.name for file in known[:3])
-                raise InputError(f"{path} holds {len(known)} JSON files ({names}...): name the one to read")
+                raise InputError(f"{folder} holds {len(known)} JSON files ({names}...): name the one to read")
         if known:
             return known
     return []
@@ -56,7 +69,7 @@ def read(source: Path, root: Path) -> list[Photo]:
     data = parse_json(read_text(source), str(source))
     if (kind := _format_of(data)) is None:
         raise InputError(
-            f"{source}: neither Karpathy's splits, nor COCO captions, nor LLaVA conversations, nor a list of captions"
+            f"{source}: neither Karpathy's splits, nor COCO captions, nor VQA's questions, nor LLaVA conversations, nor a list of captions"
         )
     return kind.photos(source, data)
 
