@@ -41,7 +41,7 @@ def find(path: Path) -> list[Path]:
     Raises InputError where it is not clear which file to read.
     """
     if path.is_file():
-        return [vqa.questions_of(path)] if path.suffix == ".json" else []
+        return [vqa.question_file_of(path)] if path.suffix == ".json" else []
     captions, questions = _first_known(path, CAPTIONS), vqa.question_files(path)
     if captions and questions:
         raise InputError(

@@ -20,8 +20,8 @@ from triptych.errors import InputError
 HEAD = 1 << 16  # bytes of a file that tell which of the two it is
 LIST = re.compile(rb'"(questions|annotations)"\s*:\s*\[')
 SUBTYPE = re.compile(rb'"data_subtype"\s*:\s*"([\w-]{1,80})"')
-NAMED = re.compile(r"question|annotation", re.IGNORECASE)
-FORMS = ("COCO_{}_{:012d}.jpg", "{1:012d}.jpg", "abstract_v002_{}_{:012d}.png")
+FILE_WORDS = re.compile(r"question|annotation", re.IGNORECASE)
+PHOTO_NAMES = ("COCO_{}_{:012d}.jpg", "{1:012d}.jpg", "abstract_v002_{}_{:012d}.png")
 """Names of an image's file by the subtype and the image's number: COCO's of 2014, of 2017, VQA's abstract scenes."""
 
 
@@ -88,7 +88,7 @@ def question_files(folder: Path) -> list[Path]:
     return files
 
 
-def questions_of(file: Path) -> Path:
+def question_file_of(file: Path) -> Path:
     """The file of questions that goes with a file of answers; any other file itself."""
     return (partner(file, "questions") or file) if kind_of_file(file) == "annotations" else file
 
@@ -109,12 +109,12 @@ def partner(file: Path, kind: str) -> Path | None:
 
 def roots(file: Path) -> list[Path]:
     """The folder of a file, and the one above where its own is called after questions or annotations."""
-    return [file.parent, file.parent.parent] if NAMED.search(file.parent.name) else [file.parent]
+    return [file.parent, file.parent.parent] if FILE_WORDS.search(file.parent.name) else [file.parent]
 
 
 def files_around(folder: Path) -> list[Path]:
     """The JSON files in a folder, and those in its sub-folders that are named after questions or annotations."""
-    below = (file for file in folder.glob("*/*.json") if NAMED.search(file.name))
+    below = (file for file in folder.glob("*/*.json") if FILE_WORDS.search(file.name))
     return sorted(file for file in chain(folder.glob("*.json"), below) if is_file(file))
 
 
@@ -153,12 +153,12 @@ def split_of_subtype(subtype: str) -> str:
 def place_of_photos(source: Path, subtype: str, image: str) -> tuple[Path, str]:
     """The folder of the photos and the form of their names, by where a photo of this number is."""
     for root in roots(source):
-        for form in FORMS:
+        for form in PHOTO_NAMES:
             name = photo_name(form, subtype, image, source)
             folder = photo_folder(root / f"{subtype}.json", [name])
             if is_file(folder / name):
                 return folder, form
-    return photo_folder(source.parent / f"{subtype}.json", []), FORMS[0]
+    return photo_folder(source.parent / f"{subtype}.json", []), PHOTO_NAMES[0]
 
 
 def photo_name(form: str, subtype: str, image: str, source: Path) -> str:
