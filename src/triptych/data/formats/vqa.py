@@ -29,13 +29,13 @@ class AnswerOfPerson(msgspec.Struct, gc=False):
     answer: str
 
 
-class AnsweredQuestion(msgspec.Struct):
+class AnswerRecord(msgspec.Struct):
     question_id: int | str
     answers: list[AnswerOfPerson]
 
 
 class AnswerFile(msgspec.Struct):
-    annotations: list[AnsweredQuestion]
+    annotations: list[AnswerRecord]
 
 
 def matches(data: Any) -> bool:
