@@ -35,7 +35,7 @@ class Library:
     features: NDArray[np.float32]
 
     def similarity(self, text: NDArray[np.float32]) -> NDArray[np.float32]:
-        """ITC of every photo with the text ``[E]``: the largest cosine over the photo's queries (BLIP-2 section 3.2)."""
+        """ITC of every photo with the text ``[E]``: the largest cosine over the photo's queries (BLIP-2 section 3.1)."""
         photos, queries, width = self.features.shape
         return (self.features.reshape(-1, width) @ text).reshape(photos, queries).max(1)
 
@@ -55,7 +55,7 @@ class FoundPhoto:
 def open_library(library: str | os.PathLike[str]) -> Library:
     """Read a library into memory; safe while another process indexes into it.
 
-    Raises InputError where there is none, or no photo in it.
+    Raises InputError: there is none, or no photo is in it.
     """
     table = open_table(library)
     (paths, hashes), features = read_features(table, ["path", "sha256"])
@@ -80,8 +80,8 @@ def find(
     """The ``k`` photos (fewer if there are fewer) that ``text`` fits best, the best one first.
 
     Args:
-        candidates: how many photos are re-ranked; ``max(2 * k, 32)`` by default. Where one is no longer there, the next
-            best takes its place, and ``notice`` is told at the end.
+        candidates: how many photos are re-ranked; ``max(2 * k, 32)`` by default. The next best takes the place of one that cannot be
+            read, and ``notice`` is called at the end.
         at_least: leave out photos of a lower probability (``tasks.probability``), 0 to below 1.
 
     Raises:

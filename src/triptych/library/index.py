@@ -1,8 +1,8 @@
 """A folder of photos -> the library. Only what is new is embedded, and what was written stays when the run is interrupted.
 
-A photo whose size and time are as they were is taken for unchanged. Any other is hashed, and embedded only if the library
-holds no features of the same bytes: a photo that was moved, copied or merely touched costs a read. That also holds for a
-folder that moved as a whole: index it where it is now.
+A photo whose size and time have not changed is not read again. Any other is hashed, and embedded only if the library has no
+features of the same bytes, so a photo that was moved, copied or touched costs one read. A folder that was moved as a whole
+can be indexed at its new place at the same cost.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Listing:
 
 @dataclass
 class Report:
-    """What became of the photos: how many the library holds now, and how many each kind of change met."""
+    """The number of photos in the library, and of those that each kind of change concerns."""
 
     library: str = ""
     photos: int = 0
@@ -79,8 +79,8 @@ class Report:
 def scan(folder: str | os.PathLike[str], notice: Notice) -> Listing:
     """The photos in ``folder`` and in the folders below it, recognised by suffix, without hidden ones; links are followed.
 
-    ``notice`` gets each folder that cannot be listed, and how many other files there are. Raises InputError where there
-    is no such folder or no photo in it.
+    ``notice`` is called for each folder that cannot be listed, and with the number of other files. Raises InputError: there is no such
+    folder, or no photo in it.
     """
     root = Path(folder).resolve()
     if not root.is_dir():
@@ -114,7 +114,7 @@ def scan(folder: str | os.PathLike[str], notice: Notice) -> Listing:
 def index_photos(listing: Listing, library: str | os.PathLike[str], model: PhotoMatcher, notice: Notice) -> Report:
     """Bring ``library`` up to date with the folder that was scanned; makes the library if there is none.
 
-    Photos of other folders stay in it. One that cannot be read is left out, and ``notice`` is told.
+    Photos of other folders stay in it. One that cannot be read is left out, and ``notice`` is called.
 
     Raises:
         InputError: the library is of another model or version, or it would hold no photo.
@@ -199,7 +199,7 @@ def _embedded(rows: Sequence[PhotoRow], model: PhotoMatcher, notice: Notice) -> 
 
 
 def _left(homes: list[str]) -> str | None:
-    """One of the places at which a photo was and is no more, said once."""
+    """One of the places where a photo no longer is; it is removed from ``homes``."""
     for path in homes:
         if not os.path.exists(path):  # noqa: PTH110
             homes.remove(path)

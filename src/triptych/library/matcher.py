@@ -1,4 +1,4 @@
-"""What a model must do so that a library can be made and searched with it. Shapes: B photos, Q queries, T texts, E wide."""
+"""The methods of a model that a library needs, to be made and searched. Shapes: B photos, Q queries, T texts, E width of a feature."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
@@ -13,7 +13,7 @@ from triptych.io.images import ImageSource
 TOGETHER = 8  # photos in memory, and in the model, at a time
 
 Notice = Callable[[TriptychError], object]
-"""Told of each photo or folder that is left out."""
+"""Called with an error for each photo or folder that is left out."""
 
 
 class PairScores(Protocol):
@@ -35,7 +35,7 @@ class PairScores(Protocol):
 class PhotoMatcher(Protocol):
     @property
     def fingerprint(self) -> str:
-        """Names the model's weights: features of another model mean something else."""
+        """Identifies the model's weights: features of different models cannot be compared."""
 
     def unknown_texts(self, texts: Sequence[str], /) -> list[str]:
         """The texts of which the model knows no word."""
@@ -51,7 +51,7 @@ class PhotoMatcher(Protocol):
 
 
 def as_matcher(model: object, name: str) -> PhotoMatcher:
-    """The model, if it can match. Raises InputError where it cannot."""
+    """``model``. Raises InputError: it cannot match."""
     if not isinstance(model, PhotoMatcher):
         raise InputError(f"{name}: this model cannot match photos and texts; a library needs a BLIP-2, such as blip2")
     return model
