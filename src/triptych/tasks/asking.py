@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, overload
+from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from triptych.engines.interface import Blip2Spec, FlamingoSpec
 from triptych.errors import InputError
 from triptych.generate import Hypothesis, Search
 from triptych.io.images import ImageSource
@@ -27,6 +28,8 @@ from triptych.text.prompt import IMAGE
 from triptych.text.questions import is_yes_no, pictures_named_by, statement, thing_asked_for
 
 Photos = ImageSource | Sequence[ImageSource]
+
+LanguageSpec = TypeVar("LanguageSpec", FlamingoSpec, Blip2Spec)
 
 BLIND_SCORE_BYTES = 2**20  # of remembered log-probabilities of choices without photos
 
@@ -48,19 +51,38 @@ class PictureQuestion:
         return replace(self, images=self.images[::-1], text=in_other_order(self.text))
 
 
-class Answerer:
-    """``ask`` and ``compare``, over the methods that a system implements (the last ones of the class).
+class Answerer(Generic[LanguageSpec]):
+    """``ask`` and ``compare``, over the methods that a system implements (the last ones of the class)."""
 
-    ``picks_pictures``: ``choose_picture`` is implemented. ``detects``: ``detect`` is better than the language model's yes or no.
-    ``scores_yes_no``: questions for yes or no are answered by scoring both; published models write their answer.
-    """
-
-    picks_pictures = True
-    detects = False
-    scores_yes_no = True
+    spec: LanguageSpec
 
     def __init__(self) -> None:
         self.blind_scores = ArrayMemory(BLIND_SCORE_BYTES)
+
+    @property
+    def picks_pictures(self) -> bool:
+        """Whether ``choose_picture`` works."""
+        return True
+
+    @property
+    def detects(self) -> bool:
+        """Whether ``detect`` works; it is better than the language model's yes or no."""
+        return True
+
+    @property
+    def scores_yes_no(self) -> bool:
+        """Whether questions for yes or no are answered by scoring both; published models write their answer."""
+        return not self.spec.prompts.published
+
+    def search(self, **settings: Any) -> Search:
+        """The model's own search with ``settings`` changed. Raises InputError for an unknown or impossible one."""
+        return with_settings(self.spec.search, settings)
+
+    def caption_search(self, **settings: Any) -> Search:
+        """The search of captions, with ``settings`` changed: a caption says each content word once (``once=None`` lets it repeat them)."""
+        tokenizer = self.spec.tokenizer
+        once = tokenizer.is_content if self.spec.words_once and tokenizer is not None else None
+        return self.search(**({"once": once} | settings))
 
     @overload
     def ask(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
-from triptych.engines.interface import Array, Blip2Engine, Piece, TextPieces
+from triptych.engines.interface import Array, Blip2Engine, Blip2Spec, Piece, TextPieces
 from triptych.errors import InputError
 from triptych.evidence import Evidence, Floats
 from triptych.generate import Hypothesis, Search, generate, stream
@@ -21,7 +21,6 @@ from triptych.tasks.asking import (
     as_choice,
     as_yes_or_no,
     total_logprobs,
-    with_settings,
 )
 from triptych.tasks.choices import YES_NO, choice_ids, normalised_logprobs, to_hypotheses
 from triptych.tasks.detection import detection_logit, gain_of_yes
@@ -71,7 +70,7 @@ class InterleavedPrompt(NamedTuple):
         return sum(map(len, self.pieces))
 
 
-class Blip2Tasks(Answerer, Blip2Matching):
+class Blip2Tasks(Answerer[Blip2Spec], Blip2Matching):
     """A BLIP-2 model in use. A photo is encoded once for as long as it is remembered (by content)."""
 
     def __init__(self, engine: Blip2Engine[Any], name: str) -> None:
@@ -89,19 +88,6 @@ class Blip2Tasks(Answerer, Blip2Matching):
         if self.spec.tokenizer is None:
             raise InputError(f"{self.name} has no language model: it matches and captions, but cannot answer questions")
         return self.spec.tokenizer
-
-    def search(self, **settings: Any) -> Search:
-        """The model's own search with ``settings`` changed. Raises InputError for an unknown or impossible one."""
-        return with_settings(self.spec.search, settings)
-
-    def caption_search(self, **settings: Any) -> Search:
-        """The search of captions, with ``settings`` changed: a caption says each content word once (``once=None`` lets it repeat them)."""
-        once = self.spec.tokenizer.is_content if self.spec.words_once and self.spec.tokenizer is not None else None
-        return self.search(**({"once": once} | settings))
-
-    @property
-    def scores_yes_no(self) -> bool:  # type: ignore[override]
-        return not self.spec.prompts.published
 
     # Captions
 
@@ -274,7 +260,7 @@ class Blip2Tasks(Answerer, Blip2Matching):
         return replace(answer, recipe=self.recipe(prompt.text))
 
     @property
-    def picks_pictures(self) -> bool:  # type: ignore[override]
+    def picks_pictures(self) -> bool:
         return self.matches
 
     def choose_picture(self, text: str, images: Sequence[ImageSource], names: Sequence[str], explain: bool) -> Answer:
@@ -289,7 +275,7 @@ class Blip2Tasks(Answerer, Blip2Matching):
         return as_choice(Answer("", self.name, 0.0, words, logprobs, evidence), names, scores, "matching")
 
     @property
-    def detects(self) -> bool:  # type: ignore[override]
+    def detects(self) -> bool:
         return self.matches and self.answers
 
     def detect(self, thing: str, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:

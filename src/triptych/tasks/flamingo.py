@@ -7,13 +7,13 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, overload
 
-from triptych.engines.interface import FlamingoEngine
+from triptych.engines.interface import FlamingoEngine, FlamingoSpec
 from triptych.errors import InputError
 from triptych.evidence import Floats
 from triptych.generate import Hypothesis, Search, generate, stream
 from triptych.io.images import ImageSource, load_image
 from triptych.tasks.answer import Answer, AnswerRecipe
-from triptych.tasks.asking import Answerer, Photos, PictureQuestion, as_list, with_settings
+from triptych.tasks.asking import Answerer, Photos, PictureQuestion, as_list
 from triptych.tasks.capabilities import Shot
 from triptych.tasks.caption_likelihood import CaptionLikelihood
 from triptych.tasks.chat import ANSWER_TOKENS, MAX_TOKENS, Chat
@@ -42,11 +42,10 @@ def is_about_several(question: PictureQuestion) -> bool:
     return len(question.images) > 1 and IMAGE not in question.text
 
 
-class FlamingoTasks(Answerer, Reranking):
+class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
     """A Flamingo in use."""
 
     answers = True
-    detects = True
 
     def __init__(self, engine: FlamingoEngine[Any], name: str) -> None:
         super().__init__()
@@ -59,21 +58,8 @@ class FlamingoTasks(Answerer, Reranking):
         """Whether ``explain`` can be asked for: on some engines that needs torch."""
         return self.engine.explains
 
-    def search(self, **settings: Any) -> Search:
-        """The model's own search with ``settings`` changed. Raises InputError for an unknown or impossible one."""
-        return with_settings(self.spec.search, settings)
-
-    def caption_search(self, **settings: Any) -> Search:
-        """The search of captions, with ``settings`` changed: a caption says each content word once (``once=None`` lets it repeat them)."""
-        once = self.spec.tokenizer.is_content if self.spec.words_once else None
-        return self.search(**({"once": once} | settings))
-
     def recipe(self) -> AnswerRecipe:
         return AnswerRecipe(self.engine.photos.pixels)
-
-    @property
-    def scores_yes_no(self) -> bool:  # type: ignore[override]
-        return not self.spec.prompts.published
 
     # Captions
 
