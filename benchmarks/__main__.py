@@ -30,6 +30,22 @@ class Row(NamedTuple):
     unit: str
 
 
+def figures(module: str, *arguments: str, threads: int, repeats: int) -> dict[str, float]:
+    """What ``python -m benchmarks.MODULE`` prints."""
+    run = run_python(["-m", f"benchmarks.{module}", *arguments, "--repeats", str(repeats)], threads)
+    printed: dict[str, float] = json.loads(run.stdout)
+    return printed
+
+
+def cold_rows(name: str, command: list[str], threads: int, repeats: int) -> list[Row]:
+    """A whole command, each time in a fresh process, after one that brings the files into the disk cache."""
+    runs = [run_python(command, threads) for _ in range(repeats + 1)][1:]
+    return [
+        Row(f"cold, {name}", 1000 * median(run.seconds for run in runs), "ms"),
+        Row(f"cold, {name}, peak memory", max(run.peak_mb for run in runs), "MB"),
+    ]
+
+
 def beam_rows(threads: int, repeats: int) -> list[Row]:
     """32 photos, beam 5: photos per second, the ratio, and the peak memory of a process that does one of the two."""
     times = json.loads(run_python([*BEAM, "both", "--repeats", str(repeats)], threads).stdout)
@@ -58,8 +74,8 @@ def warm_rows(model: str, threads: int, repeats: int) -> list[Row]:
     ]
 
 
-def cold_rows(model: str, threads: int, repeats: int) -> list[Row]:
-    """Whole commands, each time in a fresh process, after one that brings the files into the disk cache."""
+def start_rows(model: str, threads: int, repeats: int) -> list[Row]:
+    """A caption by the command line, and what starting costs of it."""
     commands = {
         "triptych caption": ["-m", "triptych", "caption", str(PHOTO), "--model", model],
         "import triptych.tasks": ["-c", "import triptych.tasks"],
@@ -67,12 +83,7 @@ def cold_rows(model: str, threads: int, repeats: int) -> list[Row]:
         "triptych --help": ["-m", "triptych", "--help"],
         "python": ["-c", "pass"],
     }
-    rows = []
-    for name, arguments in commands.items():
-        runs = [run_python(arguments, threads) for _ in range(repeats + 1)][1:]
-        rows.append(Row(f"cold, {name}", 1000 * median(run.seconds for run in runs), "ms"))
-        rows.append(Row(f"cold, {name}, peak memory", max(run.peak_mb for run in runs), "MB"))
-    return rows
+    return [row for name, command in commands.items() for row in cold_rows(name, command, threads, repeats)]
 
 
 def lm_rows(threads: int, repeats: int) -> list[Row]:
@@ -95,17 +106,10 @@ def lm_rows(threads: int, repeats: int) -> list[Row]:
 
 def blip2_rows(threads: int, repeats: int) -> list[Row]:
     """A question warm and cold, search with re-ranking, indexing, and the matching grid beside transformers'."""
-
-    def measured(what: str) -> dict[str, float]:
-        run = run_python(["-m", "benchmarks.blip2_use", what, "--repeats", str(repeats)], threads)
-        found: dict[str, float] = json.loads(run.stdout)
-        return found
-
+    measured = partial(figures, "blip2_use", threads=threads, repeats=repeats)
     rows = [Row(f"ask, {name}", 1000 * seconds, "ms") for name, seconds in measured("ask").items()]
-    question = ["-m", "triptych", "ask", str(PHOTO), "--question", "What is in the photo?"]
-    runs = [run_python(question, threads) for _ in range(repeats + 1)][1:]
-    rows.append(Row("cold, triptych ask", 1000 * median(run.seconds for run in runs), "ms"))
-    rows.append(Row("cold, triptych ask, peak memory", max(run.peak_mb for run in runs), "MB"))
+    command = ["-m", "triptych", "ask", str(PHOTO), "--question", "What is in the photo?"]
+    rows += cold_rows("triptych ask", command, threads, repeats)
     rows += [Row(name, 1000 * seconds, "ms") for name, seconds in measured("search").items()]
     indexed = measured("index")
     rows.append(Row("index", indexed["photos"] / indexed["seconds"], "photos/s"))
@@ -117,12 +121,7 @@ def blip2_rows(threads: int, repeats: int) -> list[Row]:
 
 def flamingo_rows(threads: int, repeats: int, quick: bool) -> list[Row]:
     """Decoding behind 0 to 32 shots beside OpenFlamingo's way, a second question, and a training step beside the language model's."""
-
-    def measured(what: str, size: str) -> dict[str, float]:
-        run = run_python(["-m", "benchmarks.flamingo", what, size, "--repeats", str(repeats)], threads)
-        found: dict[str, float] = json.loads(run.stdout)
-        return found
-
+    measured = partial(figures, "flamingo", threads=threads, repeats=repeats)
     rows = []
     for size in ("tiny",) if quick else ("wide", "shipped"):
         decoded = measured("decode", size)
@@ -135,11 +134,11 @@ def flamingo_rows(threads: int, repeats: int, quick: bool) -> list[Row]:
         first, last = shots[0], shots[-1]
         ratio = decoded[f"ours_{last}"] / decoded[f"ours_{first}"]
         rows.append(Row(f"{size}, time per token, {last} / {first} shots", ratio, "times"))
-        asked = measured("question", size)
-        rows.append(Row(f"{size}, second question, ours", 1000 * asked["ours"], "ms"))
-        rows.append(Row(f"{size}, second question, read anew", 1000 * asked["anew"], "ms"))
-        rows.append(Row(f"{size}, second question, ours / read anew", asked["anew"] / asked["ours"], "times"))
-        rows.append(Row(f"{size}, resampler, {asked['pictures']} pictures", 1000 * asked["resampler"], "ms"))
+        times = measured("question", size)
+        rows.append(Row(f"{size}, second question, ours", 1000 * times["ours"], "ms"))
+        rows.append(Row(f"{size}, second question, read anew", 1000 * times["anew"], "ms"))
+        rows.append(Row(f"{size}, second question, ours / read anew", times["anew"] / times["ours"], "times"))
+        rows.append(Row(f"{size}, resampler, {times['pictures']} pictures", 1000 * times["resampler"], "ms"))
     step = measured("train", "tiny" if quick else "shipped")
     name = f"training step, {'bf16' if step['bf16'] else 'fp32'}"
     rows.append(Row(f"{name}, ours", step["sequences"] / step["ours"], "sequences/s"))
@@ -149,12 +148,7 @@ def flamingo_rows(threads: int, repeats: int, quick: bool) -> list[Row]:
 
 def engine_rows(threads: int, repeats: int) -> list[Row]:
     """The engine for CPUs beside transformers and our decoder on torch, in turns; photos to captions; whole commands in new processes."""
-
-    def measured(*arguments: str) -> dict[str, float]:
-        run = run_python(["-m", "benchmarks.engine", *arguments, "--repeats", str(repeats)], threads)
-        times: dict[str, float] = json.loads(run.stdout)
-        return times
-
+    measured = partial(figures, "engine", threads=threads, repeats=repeats)
     rows = []
     for name, arguments in (
         ("1 text", ["decode"]),
@@ -211,10 +205,8 @@ def cold_engine_rows(threads: int, repeats: int) -> list[Row]:
     }
     rows = []
     for name, arguments in commands.items():
-        for whose, command in (("onnx", arguments), ("torch", ["-c", on_torch[name]])):
-            runs = [run_python(command, threads) for _ in range(repeats + 1)][1:]
-            rows.append(Row(f"cold, {name}, {whose}", 1000 * median(run.seconds for run in runs), "ms"))
-            rows.append(Row(f"cold, {name}, {whose}, peak memory", max(run.peak_mb for run in runs), "MB"))
+        rows += cold_rows(f"{name}, onnx", arguments, threads, repeats)
+        rows += cold_rows(f"{name}, torch", ["-c", on_torch[name]], threads, repeats)
     return rows
 
 
@@ -244,7 +236,9 @@ def sat_rows(threads: int, repeats: int) -> list[Row]:
         if not SHIPPED.is_dir():
             model = str(Path(folder) / "sample")
             run_python([*CAPTION, "sample", model], threads)
-        return beam_rows(threads, repeats) + warm_rows(model, threads, 4 * repeats) + cold_rows(model, threads, repeats)
+        return (
+            beam_rows(threads, repeats) + warm_rows(model, threads, 4 * repeats) + start_rows(model, threads, repeats)
+        )
 
 
 def main() -> None:

@@ -43,7 +43,7 @@ def ask(model: str, repeats: int) -> dict[str, float]:
     from triptych.tasks import Blip2Tasks, load
     from triptych.tasks.asking import PictureQuestion
 
-    found: dict[str, list[float]] = {}
+    measured: dict[str, list[float]] = {}
     started = time.perf_counter()
     tasks = load(model)
     assert isinstance(tasks, Blip2Tasks)
@@ -60,8 +60,8 @@ def ask(model: str, repeats: int) -> dict[str, float]:
             (row,) = tasks.read([tasks.question_prompt(PictureQuestion([fresh], QUESTION))])
             parts["language model, prompt"] = seconds(tasks.engine.prefill, [row.pieces])
         for name, value in parts.items():
-            found.setdefault(name, []).append(value)
-    return {"load": loading, **{name: median(values) for name, values in found.items()}}
+            measured.setdefault(name, []).append(value)
+    return {"load": loading, **{name: median(values) for name, values in measured.items()}}
 
 
 def search(model: str, repeats: int) -> dict[str, float]:
@@ -136,9 +136,9 @@ def grid(model: str, repeats: int) -> dict[str, float]:
         return ours.heads.itm_logits(ours.qformer.encode_both(image, ids, mask).queries)
 
     def their_row(i: int) -> torch.Tensor:
-        shown = pixels[i : i + 1].expand(GRID, -1, -1, -1)
-        asked = {"input_ids": ids, "attention_mask": mask.long(), "use_image_text_matching_head": True}
-        return theirs(pixel_values=shown, **asked).logits_per_image
+        photo = pixels[i : i + 1].expand(GRID, -1, -1, -1)
+        texts = {"input_ids": ids, "attention_mask": mask.long(), "use_image_text_matching_head": True}
+        return theirs(pixel_values=photo, **texts).logits_per_image
 
     with torch.inference_mode():
         torch.testing.assert_close(our_row(0), their_row(0), rtol=1e-3, atol=1e-3)

@@ -93,8 +93,8 @@ def build(case: Case, seed: int = 0) -> Flamingo:
 
 def random_ids(case: Case, count: int) -> list[int]:
     """Tokens of text: neither padding nor a picture's."""
-    found: list[int] = torch.randint(1, case.flamingo.image_id, (count,)).tolist()
-    return found
+    ids: list[int] = torch.randint(1, case.flamingo.image_id, (count,)).tolist()
+    return ids
 
 
 def shots_and_picture(case: Case, shots: int) -> list[int]:
@@ -153,8 +153,8 @@ def write(model: StepModel[Any, Any], search: Search) -> tuple[list[Token], floa
     return tokens, (time.perf_counter() - started) / (len(tokens) - 1)
 
 
-def check_alike(left: list[Token], right: list[Token]) -> None:
-    """Raises RuntimeError: the two wrote different ids, or found them differently likely."""
+def check_same_texts(left: list[Token], right: list[Token]) -> None:
+    """Raises RuntimeError: the two wrote different ids, or gave them different log-probabilities."""
     alike = all(a.id == b.id and abs(a.logprob - b.logprob) < 1e-3 for a, b in zip(left, right, strict=True))
     if not alike:
         raise RuntimeError(f"the two write different texts: {left} and {right}")
@@ -177,13 +177,13 @@ def decode(
         logits, state = model.prefill(flamingo_prompt([shots_and_picture(case, shots)], tokens, [shots + 1], PAD))
         both = {"ours": model.step, "reference": reference(model, tokens).step}
         readers = {who: Read(logits, state, shots + 1, step) for who, step in both.items()}
-        check_alike(*(write(reader, search)[0] for reader in readers.values()))  # warm-up, too
+        check_same_texts(*(write(reader, search)[0] for reader in readers.values()))  # warm-up, too
         writers |= {f"{who}_{shots}": reader for who, reader in readers.items()}
-    found: dict[str, list[float]] = {name: [] for name in writers}
+    times: dict[str, list[float]] = {name: [] for name in writers}
     for _ in range(repeats):
         for name, writer in writers.items():
-            found[name].append(write(writer, search)[1])
-    return {name: median(seconds) for name, seconds in found.items()}
+            times[name].append(write(writer, search)[1])
+    return {name: median(seconds) for name, seconds in times.items()}
 
 
 class Reader:
@@ -218,10 +218,10 @@ def question(case: Case, repeats: int) -> dict[str, float]:
     features = torch.randn(pictures, case.cells, case.flamingo.image_dim)
     numbers = torch.arange(1, pictures + 1)
     visual_tokens = model.resampler(features, numbers)
-    shown = shots_and_picture(case, case.questioned)
+    prompt = shots_and_picture(case, case.questioned)
 
-    def asked(number: int) -> PromptRow:
-        ids = [*shown, number, *random_ids(case, case.text - 1)]  # questions part at their first token
+    def question_row(number: int) -> PromptRow:
+        ids = [*prompt, number, *random_ids(case, case.text - 1)]  # questions differ from their first token on
         signature = (f"picture {n}" if i == case.flamingo.image_id else i for n, i in enumerate(ids))
         return PromptRow(ids, tuple(signature), [*visual_tokens])
 
@@ -234,18 +234,18 @@ def question(case: Case, repeats: int) -> dict[str, float]:
 
     reader = Reader(model)
     memory = PrefixMemory(reader)
-    first_token(memory, asked(1))
-    found: dict[str, list[float]] = {"ours": [], "anew": [], "resampler": []}
+    first_token(memory, question_row(1))
+    times: dict[str, list[float]] = {"ours": [], "anew": [], "resampler": []}
     for number in range(repeats + 1):
-        row = asked(2 + number)
+        row = question_row(2 + number)
         logits, ours = first_token(memory, row)
         whole, anew = first_token(PrefixMemory(reader), row)
         torch.testing.assert_close(logits, whole, rtol=1e-3, atol=1e-3)
         started = time.perf_counter()
         model.resampler(features, numbers)
         for name, seconds in (("ours", ours), ("anew", anew), ("resampler", time.perf_counter() - started)):
-            found[name].append(seconds)
-    return {name: median(seconds[1:]) for name, seconds in found.items()} | {"pictures": pictures}
+            times[name].append(seconds)
+    return {name: median(seconds[1:]) for name, seconds in times.items()} | {"pictures": pictures}
 
 
 def train(case: Case, repeats: int) -> dict[str, float]:
@@ -266,7 +266,7 @@ def train(case: Case, repeats: int) -> dict[str, float]:
     ids[:, :: case.trained] = image
     labels = F.pad(ids[:, 1:], (0, 1), value=IGNORED)
     labels[labels == image] = IGNORED
-    told = labels != IGNORED
+    is_label = labels != IGNORED
     counts, which = torch.full((case.batch,), case.pictures), torch.zeros(case.batch, dtype=torch.long)
     features = torch.randn(case.batch * case.pictures, case.cells // 2, case.flamingo.image_dim)
 
@@ -279,17 +279,17 @@ def train(case: Case, repeats: int) -> dict[str, float]:
     def floor() -> None:
         with torch.autocast("cpu", torch.bfloat16, bf16):
             embedded = model.lm.embedding(ids).requires_grad_()
-            logits = model.lm.logits(model.lm(embedded)[told]).float()
-            loss = F.cross_entropy(logits, labels[told])
+            logits = model.lm.logits(model.lm(embedded)[is_label]).float()
+            loss = F.cross_entropy(logits, labels[is_label])
         loss.backward()  # type: ignore[no-untyped-call]
 
-    found: dict[str, list[float]] = {"ours": [], "floor": []}
+    all_seconds: dict[str, list[float]] = {"ours": [], "floor": []}
     for _ in range(repeats + 1):
         for name, work in (("ours", ours), ("floor", floor)):
             started = time.perf_counter()
             work()
-            found[name].append(time.perf_counter() - started)
-    times = {name: median(seconds[1:]) for name, seconds in found.items()}
+            all_seconds[name].append(time.perf_counter() - started)
+    times = {name: median(seconds[1:]) for name, seconds in all_seconds.items()}
     return times | {"sequences": case.batch, "bf16": bf16}
 
 

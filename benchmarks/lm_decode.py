@@ -55,8 +55,8 @@ def theirs(model: Any, prompts: Tensor, new_tokens: int) -> list[list[int]]:
         eos_token_id=None,
         pad_token_id=0,
     )
-    found: list[list[int]] = ids.tolist()
-    return found
+    texts: list[list[int]] = ids.tolist()
+    return texts
 
 
 def peer(decoder: Decoder) -> Any:
@@ -105,15 +105,15 @@ def compare(decoder: Decoder, case: Case, repeats: int) -> dict[str, float]:
     }
     if writers["ours"](case.new_tokens) != writers["theirs"](case.new_tokens):  # warm-up, too
         raise RuntimeError("the two write different texts")
-    found: dict[str, list[float]] = {}
+    times: dict[str, list[float]] = {}
     for _ in range(repeats):
         for what, tokens in (("prompt", 1), ("all", case.new_tokens)):
             for name, write in writers.items():
                 clock, cpu = time.perf_counter(), time.process_time()
                 write(tokens)
-                found.setdefault(f"{name}_{what}", []).append(time.perf_counter() - clock)
-                found.setdefault(f"{name}_{what}_cpu", []).append(time.process_time() - cpu)
-    return {name: median(seconds) for name, seconds in found.items()} | {"tokens": case.texts * case.new_tokens}
+                times.setdefault(f"{name}_{what}", []).append(time.perf_counter() - clock)
+                times.setdefault(f"{name}_{what}_cpu", []).append(time.process_time() - cpu)
+    return {name: median(seconds) for name, seconds in times.items()} | {"tokens": case.texts * case.new_tokens}
 
 
 def main() -> None:

@@ -71,14 +71,14 @@ def choices(model: Answers, photos: Sequence[Photo], count: int) -> Replies:
 
 def answers(model: Answers, photos: Sequence[Photo], count: int) -> Replies:
     """Open questions about one photo, made from its captions."""
-    asked = [
+    pairs = [
         (photo, question)
         for photo, questions in zip(photos, make_questions(photos, per_photo=2), strict=True)
         for question in questions
     ][:count]
     return Replies(
-        [model.ask(photo.image(), question.question).text for photo, question in asked],
-        [question.answer for _, question in asked],
+        [model.ask(photo.image(), question.question).text for photo, question in pairs],
+        [question.answer for _, question in pairs],
     )
 
 

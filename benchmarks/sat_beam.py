@@ -109,7 +109,7 @@ def plain_search(decoder: CaptionDecoder, photo: Tensor, case: Case) -> tuple[in
         words, totals = words[alive], best[alive, None]
         texts = [texts[i] for i in alive]
     ended += zip(totals.squeeze(1).tolist() if k else [], texts, strict=False)
-    return max(ended, key=lambda found: found[0])[1]
+    return max(ended, key=lambda scored: scored[0])[1]
 
 
 def compare(case: Case, repeats: int) -> dict[str, float]:
