@@ -431,7 +431,7 @@ Edit = Callable[[dict[str, Any]], Any]
     ("edit", "message"),
     [
         (lambda c: c["text_config"].update(model_type="bloom"), "type 'bloom' are not covered"),
-        (lambda c: c.update(architectures=None, model_type="blip"), "holds a blip:"),
+        (lambda c: c.update(architectures=None, model_type="blip"), "holds blip:"),
         (lambda c: c.update(vision_config=[1]), "vision_config of config.json is not a JSON object"),
         (lambda c: c["vision_config"].update(hidden_act="quick_gelu"), "'quick_gelu' is not covered"),
         (lambda c: c["vision_config"].update(num_attention_heads=5), "does not fit Blip2: .* instead of"),

@@ -181,6 +181,8 @@ def test_what_is_not_covered_is_refused(idefics: Idefics, tmp_path: Path) -> Non
     refused("does not fit Flamingo|not an IDEFICS", qk_layer_norms=False)
     refused("does not fit Decoder", num_hidden_layers=5)
     state = load_file(folder / "model.safetensors")
+    save_file({key.removeprefix("model."): state[key] for key in state}, folder / "model.safetensors")
+    refused("without the layer that writes text: save the model as IdeficsForVisionText2Text")
     state.pop("model.perceiver_resampler.latents")
     save_file(state, folder / "model.safetensors")
     refused("not an IDEFICS of the known layout")

@@ -202,6 +202,30 @@ REFUSED: dict[str, tuple[Edit, str]] = {
         lambda folder, state: (folder / "tokenizer.json").unlink(),
         "has no tokenizer: expected tokenizer.json",
     ),
+    "the class without an output layer": (
+        changed("config.json", lambda c: c.update(architectures=["InstructBlipModel"])),
+        "holds InstructBlipModel, without the layer that writes text: save the model as InstructBlipForConditionalGeneration",
+    ),
+    "keys without an output layer": (
+        rewritten(lambda state: {key.replace("language_model.model.", "language_model."): state[key] for key in state}),
+        "without the layer that writes text: save the model as Blip2ForConditionalGeneration",
+    ),
+    "a part": (
+        changed("config.json", lambda c: c.update(architectures=["Blip2VisionModel"])),
+        "holds Blip2VisionModel, a part of a model",
+    ),
+    "a language model": (
+        changed("config.json", lambda c: c.update(architectures=["LlamaForCausalLM"], model_type="llama")),
+        "holds LlamaForCausalLM, a language model: `triptych train` and `triptych convert` take it with --lm",
+    ),
+    "an image encoder": (
+        changed("config.json", lambda c: c.update(architectures=None, model_type="siglip")),
+        "holds siglip, an image encoder: `triptych train` takes it with --encoder",
+    ),
+    "another model": (
+        changed("config.json", lambda c: c.update(architectures=["BlipForQuestionAnswering"], model_type="blip")),
+        "holds BlipForQuestionAnswering: Blip2ForConditionalGeneration,",
+    ),
     "truncated": (
         lambda folder, state: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-9]) and None,
         "ends behind the end of the file",

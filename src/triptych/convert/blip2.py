@@ -25,6 +25,7 @@ from triptych.checkpoints.tables.keys import Table, fitted, translated
 from triptych.checkpoints.tables.language import LanguageModelConfig, config_from_hf, family_of, with_head
 from triptych.checkpoints.tables.language import translated as translated_lm
 from triptych.checkpoints.weight_files import check_settings, open_file, open_folder, read_json
+from triptych.convert.architecture import GENERATION, INSTRUCT, RETRIEVAL, architecture, check_output_layer
 from triptych.convert.decoding import prompt_length, published_search
 from triptych.convert.published import (
     StoredLM,
@@ -48,12 +49,6 @@ from triptych.text.prompt import BLIP2_OPT, BLIP2_T5, DEFAULT_PROMPTS, INSTRUCT_
 from triptych.text.tokenizer import TextTokenizer
 from triptych.text.wordpiece import SPECIAL_PIECES, WordPieces
 
-GENERATION, RETRIEVAL, INSTRUCT = (
-    "Blip2ForConditionalGeneration",
-    "Blip2ForImageTextRetrieval",
-    "InstructBlipForConditionalGeneration",
-)
-WITHOUT_HEADS = "Blip2Model"  # holds the tensors of the class for generation
 BERT_WORDS = BUNDLED / "blip2" / "vocab.txt"  # bert-base-uncased's and [DEC], which LAVIS's Q-Formers know
 # What transformers takes for granted: published configs leave it out.
 VISION = {"num_attention_heads": 16, "layer_norm_eps": 1e-6}
@@ -115,6 +110,7 @@ def convert_transformers(source: Path, config: dict[str, Any], target: Path, dty
     state = without_wrapper(open_folder(source), "query_tokens")
     kind = architecture(source, config, state)
     settings = None if kind == RETRIEVAL else blip2_language_settings(config)
+    check_output_layer(source, state, kind)
     hyperparameters = unseen_by_config(source, config)
     lm, used = language_model(source, settings, state) if settings else (None, ())
     blip2 = published_blip2(state, HF_BLIP2, hyperparameters, lm, source)
@@ -132,24 +128,6 @@ def convert_transformers(source: Path, config: dict[str, Any], target: Path, dty
     write_converted_blip2(target, blip2, words, lm, GenerationSettings(prompts, search), origin, dtype)
     ignored = tuple(key for key in blip2.report.ignored if key not in {*used})
     return LoadReport((*blip2.report.mapped, *used), blip2.report.missing, ignored)
-
-
-def architecture(source: Path, config: Mapping[str, Any], state: TensorStore) -> str:
-    """The class of transformers' that the config names; where it names none, the one that has these tensors.
-
-    Raises:
-        InputError: it is of another kind.
-    """
-    named, kind = config.get("architectures"), config.get("model_type")
-    if isinstance(named, list) and named and named[0] != WITHOUT_HEADS:
-        kind = named[0]
-    elif kind == "instructblip":
-        kind = INSTRUCT
-    elif kind == "blip-2":
-        kind = RETRIEVAL if "itm_head.weight" in state else GENERATION
-    if kind not in (GENERATION, RETRIEVAL, INSTRUCT):
-        raise InputError(f"{source} holds a {kind}: {GENERATION}, {RETRIEVAL} and {INSTRUCT} can be read")
-    return str(kind)
 
 
 def convert_lavis(

@@ -16,7 +16,7 @@ from triptych.checkpoints.store import Recipe, TensorStore, write_tensors
 from triptych.checkpoints.tables.blip2 import HF_BLIP2
 from triptych.checkpoints.tables.keys import Table
 from triptych.checkpoints.tables.language import FAMILIES, family_of
-from triptych.convert.blip2 import GENERATION, INSTRUCT, RETRIEVAL
+from triptych.convert.architecture import GENERATION, INSTRUCT, RETRIEVAL
 from triptych.convert.export_keys import complete, language_recipes, published_recipes
 from triptych.errors import InputError, TriptychError
 from triptych.io.pixels import FILTERS

@@ -21,6 +21,7 @@ from triptych.checkpoints.tables.keys import fitted, translated
 from triptych.checkpoints.tables.language import config_from_hf, family_of
 from triptych.checkpoints.tables.language import translated as translated_lm
 from triptych.checkpoints.weight_files import check_settings, open_folder
+from triptych.convert.architecture import IDEFICS_CLASS, check_output_layer
 from triptych.convert.decoding import prompt_length, published_search
 from triptych.convert.published import (
     StoredLM,
@@ -75,6 +76,7 @@ def convert_idefics(source: Path, config: Mapping[str, Any], target: Path, dtype
     if not settings["use_resampler"]:
         raise InputError(f"{source} is an IDEFICS without a resampler, which is not covered")
     state = open_folder(source)
+    check_output_layer(source, state, IDEFICS_CLASS)
     lm, image_id, used = idefics_language_model(source, settings, state)
     own, ignored = translated(state, IDEFICS, ignored_prefixes=("vision_encoder.norm_after",))
     with known_layout(source, "an IDEFICS"):
