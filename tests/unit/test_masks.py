@@ -79,10 +79,7 @@ def test_both() -> None:
 def test_padding_takes_any_padding_mask() -> None:
     given = torch.tensor([[1, 0, 1], [0, 1, 1]])
     assert torch.equal(masks.padding(given), given.bool()[:, None])
-    assert masks.right_padding([1, 2], total=4).tolist() == [
-        [[True, False, False, False]],
-        [[True, True, False, False]],
-    ]
+    assert masks.right_padding([1, 2]).tolist() == [[[True, False]], [[True, True]]]
 
 
 def test_window_counts_no_padding() -> None:

@@ -153,14 +153,13 @@ def episode(
     groups: Sequence[Sequence[int]],
     names: Sequence[str],
     shots: int,
-    template: str = "This is a",
     queries: Sequence[int] | None = None,
 ) -> Episode:
     """``shots`` examples of each group in random order, then a picture that none showed: the group's of ``queries``, if given."""
     order = [group for group in range(len(groups)) for _ in range(shots)]
     rng.shuffle(order)
     answer = rng.randrange(len(groups))
-    *prompt, _ = binding(rng, groups, names, template, [*order, answer])
+    *prompt, _ = binding(rng, groups, names, "This is a", [*order, answer])
     if queries is not None:
         last = max(place for place, part in enumerate(prompt) if isinstance(part, PicturePart))
         prompt[last] = PicturePart(queries[answer])

@@ -28,6 +28,7 @@ SYNONYMS = {
     "phone": "cell phone",
 }
 FINE = 10  # subdivisions of a grid cell's side for measuring boxes
+SMALL = 0.25  # of a photo: boxes that cover less of it are measured apart, too
 
 
 def inside(boxes: Sequence[Sequence[float]], size: tuple[int, int], grid: tuple[int, int]) -> NDArray[np.float64]:
@@ -48,10 +49,10 @@ def named(word: str, categories: set[str]) -> str | None:
     return None
 
 
-def attention_in_boxes(captioner: Captions, photos: Sequence[Photo], largest: float = 0.25) -> dict[str, float | int]:
+def attention_in_boxes(captioner: Captions, photos: Sequence[Photo]) -> dict[str, float | int]:
     """The mean share of the attention inside the boxes, and the share of the photo that they cover, which uniform attention would reach.
 
-    ``small_*``: only words whose boxes cover less than ``largest`` of the photo, where attention to the middle does not help.
+    ``small_*``: only words whose boxes cover less than a quarter of the photo, where attention to the middle does not help.
 
     Raises:
         InputError: no photo has boxes, or no caption names a thing that has one.
@@ -73,7 +74,7 @@ def attention_in_boxes(captioner: Captions, photos: Sequence[Photo], largest: fl
     if not rows:
         raise InputError("no caption names a thing that has a box")
     shares = np.array(rows)
-    small = shares[shares[:, 1] < largest]
+    small = shares[shares[:, 1] < SMALL]
 
     def means(name: str, part: NDArray[np.float64]) -> dict[str, float | int]:
         attention, area = part.mean(0) if len(part) else (np.nan, np.nan)

@@ -17,9 +17,7 @@ PAGE_POLICY = Markup("default-src 'none'; img-src 'self' file:; style-src 'unsaf
 REVIEW = -1.6  # mean log-probability of a word, below which a person should review the text
 
 
-def described_page(
-    out: Path, records: Callable[[], Iterable[dict[str, Any]]], title: str = "Photos and their texts"
-) -> Iterator[str]:
+def described_page(out: Path, records: Callable[[], Iterable[dict[str, Any]]]) -> Iterator[str]:
     """The page piece by piece, so that memory does not grow with the number of photos, which are linked, not embedded.
 
     ``records``: a function that iterates over all records; called once to count and once to write.
@@ -27,7 +25,9 @@ def described_page(
     counts = Counter(map(verdict, records()))
     photos = (described_fields(out, record) for record in records())
     template = environment().get_template("described.html")
-    return template.generate(title=title, policy=PAGE_POLICY, photos=photos, counts=counts, total=counts.total())
+    return template.generate(
+        title="Photos and their texts", policy=PAGE_POLICY, photos=photos, counts=counts, total=counts.total()
+    )
 
 
 def described_fields(out: Path, record: dict[str, Any]) -> dict[str, Any]:

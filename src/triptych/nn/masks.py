@@ -65,8 +65,8 @@ def padding(padding_mask: Tensor) -> Tensor:
     return padding_mask.bool()[:, None]
 
 
-def right_padding(lengths: Sequence[int] | Tensor, total: int | None = None) -> Tensor:
-    """Texts of these lengths, padded at the end: ``[B, 1, S]``, S = ``total`` or the longest.
+def right_padding(lengths: Sequence[int] | Tensor) -> Tensor:
+    """Texts of these lengths, padded at the end: ``[B, 1, S]``, S = the longest.
 
     ``right_padding([1, 4, 3])``, one text a line:
 
@@ -75,11 +75,11 @@ def right_padding(lengths: Sequence[int] | Tensor, total: int | None = None) -> 
         # # # .
     """
     ends = torch.as_tensor(lengths)
-    return padding(torch.arange(total or int(ends.max()), device=ends.device) < ends[:, None])
+    return padding(torch.arange(int(ends.max()), device=ends.device) < ends[:, None])
 
 
-def left_padding(lengths: Sequence[int] | Tensor, total: int | None = None) -> Tensor:
-    """Texts of these lengths, padded at the beginning, so that all end together: ``[B, 1, S]``, S = ``total`` or the longest.
+def left_padding(lengths: Sequence[int] | Tensor) -> Tensor:
+    """Texts of these lengths, padded at the beginning, so that all end together: ``[B, 1, S]``, S = the longest.
 
     ``left_padding([1, 4, 3])``, one text a line:
 
@@ -87,7 +87,7 @@ def left_padding(lengths: Sequence[int] | Tensor, total: int | None = None) -> T
         # # # #
         . # # #
     """
-    return right_padding(lengths, total).flip(-1)
+    return right_padding(lengths).flip(-1)
 
 
 def itc(queries: int, tokens: int, device: torch.device | None = None) -> Tensor:

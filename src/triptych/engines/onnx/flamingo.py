@@ -113,7 +113,7 @@ class OnnxFlamingo(OnnxEncoder):
     def prompt_context(self, pictures: Sequence[Floats], times: Ids) -> Arrays:
         """The graph's inputs for S tokens of one row, each attending to the picture with the number ``times [S]``, from 1."""
         latents = self.config.latents
-        media = np.concatenate(pictures, 2)[:, None] if pictures else self.no_media(1)
+        media = np.concatenate(pictures or [self.no_picture()], 2)[:, None]
         number = np.repeat(np.arange(1, media.shape[3] // latents + 1), latents)
         bias = np.where(number == times[:, None], np.float32(0), np.float32(HIDDEN))
         sees = (times > 0) & (times <= len(pictures))
@@ -121,16 +121,15 @@ class OnnxFlamingo(OnnxEncoder):
 
     def step_context(self, pictures: Sequence[Floats | None], beams: int) -> Arrays:
         """The graph's inputs for one token of every row, attending to its input's picture or to none."""
-        none = self.no_media(1)[:, 0]
-        media = np.stack([none if picture is None else picture for picture in pictures], 1)
+        media = np.stack([self.no_picture() if picture is None else picture for picture in pictures], 1)
         bias = np.zeros((1, 1, beams, self.config.latents), np.float32)
         sees = np.array([picture is not None for picture in pictures])
         return self.context(media, bias, np.repeat(sees, beams))
 
-    def no_media(self, pictures: int) -> Floats:
-        config = self.config
-        gated = self.lm.config.layers // config.every
-        return np.zeros((2 * gated, pictures, config.heads, config.latents, config.head_dim), np.float32)
+    def no_picture(self) -> Floats:
+        """Keys and values in the place of a picture that is not there: ``[2 * J, H, R, d]``."""
+        config, gated = self.config, self.lm.config.layers // self.config.every
+        return np.zeros((2 * gated, config.heads, config.latents, config.head_dim), np.float32)
 
     def context(self, media: Floats, bias: Floats, sees: NDArray[np.bool_]) -> Arrays:
         shape = np.array([media.shape[1], -1, self.config.heads * self.config.head_dim])

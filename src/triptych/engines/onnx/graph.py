@@ -45,10 +45,10 @@ class Graph:
         self._inputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
         return name
 
-    def output(self, value: str, name: str, shape: Dims, dtype: int = FLOAT) -> None:
+    def output(self, value: str, name: str, shape: Dims) -> None:
         """Declare ``value`` as the output ``name``."""
         self._nodes.append(helper.make_node("Identity", [value], [name]))
-        self._outputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
+        self.declare_output(name, shape)
 
     def weight(self, array: AnyArray) -> str:
         """A constant; equal ones are stored once."""
@@ -90,9 +90,9 @@ class Graph:
         """Add a node of ONNX Runtime's own whose outputs have these names ("" = not needed)."""
         self._nodes.append(helper.make_node(op, list(inputs), list(outputs), domain=CONTRIB, **attributes))
 
-    def declare_output(self, name: str, shape: Dims, dtype: int = FLOAT) -> None:
-        """Declare the output ``name`` of a node as one of the graph."""
-        self._outputs.append(helper.make_tensor_value_info(name, dtype, list(shape)))
+    def declare_output(self, name: str, shape: Dims) -> None:
+        """Declare the output ``name`` of a node as one of the graph, in fp32."""
+        self._outputs.append(helper.make_tensor_value_info(name, FLOAT, list(shape)))
 
     def reshape(self, x: str, *shape: int) -> str:
         """In ``shape`` 0 keeps a size, and -1 is inferred."""

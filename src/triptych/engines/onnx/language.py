@@ -52,6 +52,7 @@ class LanguageGraph:
         self.config, self.weights, self.precision, self.graph = config, weights, precision, Graph("language")
         self.exact = exact or {}
         self.inputs: dict[str, str] = {}
+        self.shape, self.rotary, self.bias = "", ["", ""], ""  # values that all layers use, added by ``write``
 
     def write(self, between: Callable[[Graph, int, str], str] | None = None) -> Graph:
         """The graph. ``between``: adds nodes before block i: the name of ``x [B * S, D]`` -> the name of the new ``x``.
@@ -95,7 +96,6 @@ class LanguageGraph:
     def add_positions(self, embeddings: str) -> str:
         """``[B, S, D]`` with learned positions added; other positions are prepared for attention, as ``rotary`` (tables) and ``bias``."""
         graph, config = self.graph, self.config
-        self.rotary, self.bias = ["", ""], ""
         if config.positions == "rotary":
             self.rotary = [graph.weight(table) for table in rotary_tables(config)]
         elif config.positions == "alibi":
