@@ -1,13 +1,6 @@
 """Whole systems on disk: what a checkpoint holds of each, and putting it together again with its frozen parts."""
 
-from triptych.checkpoints.parts import part_fingerprint
-from triptych.models.blip2 import (
-    Blip2Model,
-    blip2_search,
-    itg_search,
-    load_blip2,
-    save_blip2,
-)
+from triptych.models.blip2 import Blip2Model, blip2_search, load_blip2, save_blip2
 from triptych.models.encoders import encoder_spec, published_encoder, vision_encoder
 from triptych.models.flamingo import FlamingoModel, load_flamingo, save_flamingo
 from triptych.models.frozen import find_language_model, in_bfloat16, language_model_spec
@@ -21,12 +14,10 @@ __all__ = [
     "encoder_spec",
     "find_language_model",
     "in_bfloat16",
-    "itg_search",
     "language_model_spec",
     "load_blip2",
     "load_flamingo",
     "load_sat",
-    "part_fingerprint",
     "published_encoder",
     "sat_search",
     "save_blip2",

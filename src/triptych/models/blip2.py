@@ -26,9 +26,7 @@ from triptych.systems.blip2 import Blip2
 from triptych.systems.configs import Blip2Config
 from triptych.text.prompt import Prompts
 from triptych.text.tokenizer import TextTokenizer
-from triptych.text.wordpiece import SPECIAL_PIECES, WordPieces, itg_search
-
-__all__ = ["Blip2Model", "blip2_search", "itg_search", "load_blip2", "save_blip2"]
+from triptych.text.wordpiece import SPECIAL_PIECES, WordPieces
 
 
 @dataclass(frozen=True)

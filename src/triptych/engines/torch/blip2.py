@@ -50,9 +50,6 @@ class TorchBlip2(TorchEncoder):
         assert self.model.heads is not None  # callers check ``spec.matches``
         return self.model.heads
 
-    def pooled(self, features: Sequence[Array]) -> Floats:
-        return to_numpy(self.stack(features).mean(1))
-
     def image_keys_values(self, features: Sequence[Array]) -> ImageKeysValues:
         """The Q-Former's keys and values of photos."""
         return self.model.image_keys_values(self.stack(features))

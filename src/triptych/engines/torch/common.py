@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from triptych.engines.interface import Array, PhotoSpec
+from triptych.evidence import Floats
+from triptych.generate import to_numpy
 from triptych.models.memory import bytes_available
 from triptych.nn.linear import CpuProduct
 
@@ -46,6 +48,10 @@ class TorchEncoder:
         """``[B, 3, H, W]`` -> the features of each photo, in memory of their own."""
         pixels = self.tensor(pixel_values).to(self.dtype, memory_format=torch.channels_last)
         return [features.clone(memory_format=torch.contiguous_format) for features in self.encode_pixels(pixels)]
+
+    def pooled(self, features: Sequence[Array]) -> Floats:
+        """The mean of each photo's features ``[L, D]`` over the grid: ``[B, D]``."""
+        return to_numpy(self.stack(features).mean(1))
 
     def tensor(self, array: Any) -> Tensor:
         return torch.as_tensor(array, device=self.device)

@@ -37,9 +37,6 @@ class TorchFlamingo(TorchEncoder):
         config = msgspec.structs.replace(flamingo.config, model=self.model.config)
         self.spec = flamingo_spec(config, flamingo.tokenizer, flamingo.search, self.model.lm.max_positions)
 
-    def pooled(self, features: Sequence[Array]) -> Floats:
-        return to_numpy(self.stack(features).mean(1))
-
     @torch.inference_mode()
     def read(self, features: Sequence[Array], places: Sequence[int]) -> list[Tensor]:
         tokens = self.model.resampler(self.stack(features), torch.tensor(places, device=self.device))

@@ -10,9 +10,10 @@ from triptych.data import Photo
 from triptych.data.english.kinds import Question
 from triptych.evaluate.retrieval import recall
 from triptych.generate import Search, generate
-from triptych.models import Blip2Model, itg_search
+from triptych.models import Blip2Model
 from triptych.systems.blip2 import Blip2, GroundedText
 from triptych.systems.blip2_losses import itc_similarity
+from triptych.text.wordpiece import itg_search
 from triptych.train.blip2.answers import right_answers
 from triptych.train.blip2.batches import AnswerRows, QuestionEncoder, draw_questions
 from triptych.train.blip2.prompts import CaptionPrompt
