@@ -195,15 +195,14 @@ class Blip2Tasks(Answerer[Blip2Spec], Blip2Matching):
         if image is not None and words:
             maps = sum_over_words(self.engine.writer_maps(features, best.ids), spans)[:, None]
             evidence = Evidence(words, over_photos(maps, [image], self.engine.photos.pixels), logprobs)
-        alternatives = tuple(zip(texts[1:], (h.logprob for h in others), strict=True))
         return Answer(
-            texts[0],
-            self.name,
-            best.logprob,
-            words,
-            logprobs,
-            evidence,
-            alternatives,
+            text=texts[0],
+            model=self.name,
+            logprob=best.logprob,
+            tokens=words,
+            logprobs=logprobs,
+            evidence=evidence,
+            alternatives=tuple(zip(texts[1:], (h.logprob for h in others), strict=True)),
             method="q-former",
             end=text_end(hypotheses, spelling),
             finished_alternatives=tuple(h.finished for h in others),

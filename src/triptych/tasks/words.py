@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -149,12 +148,18 @@ def to_answer(
         texts = [sentence(text) for text in texts]
     words, spans = words_of(tokenizer, best.ids)
     logprobs = tuple(sum(best.logprobs[a:b]) for a, b in spans)
-    evidence = Evidence(words, maps(best.ids, spans), logprobs) if maps and words else None
-    alternatives = tuple(zip(texts[1:], (h.logprob for h in hypotheses[1:]), strict=True))
-    end = text_end(hypotheses, tokenizer_spelling(tokenizer), prompt_tokens)
-    finished = tuple(h.finished for h in hypotheses[1:])
-    answer = Answer(texts[0], model, best.logprob, words, logprobs, evidence, alternatives, method=method)
-    return replace(answer, end=end, finished_alternatives=finished)
+    return Answer(
+        text=texts[0],
+        model=model,
+        logprob=best.logprob,
+        tokens=words,
+        logprobs=logprobs,
+        evidence=Evidence(words, maps(best.ids, spans), logprobs) if maps and words else None,
+        alternatives=tuple(zip(texts[1:], (h.logprob for h in hypotheses[1:]), strict=True)),
+        method=method,
+        end=text_end(hypotheses, tokenizer_spelling(tokenizer), prompt_tokens),
+        finished_alternatives=tuple(h.finished for h in hypotheses[1:]),
+    )
 
 
 def text_end(hypotheses: Sequence[Hypothesis], spelling: Spelling, prompt_tokens: int = 0) -> TextEnd:
