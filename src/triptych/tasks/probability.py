@@ -22,7 +22,7 @@ from triptych.evidence import Floats
 
 
 class NamingWeights(NamedTuple):
-    """Of what ``naming_probability`` adds up."""
+    """The weights of what ``naming_probability`` adds up."""
 
     cosine: float
     match: float

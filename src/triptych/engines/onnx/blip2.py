@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from triptych.checkpoints.locate import features_fingerprint
 from triptych.engines.describe import describe_blip2
 from triptych.engines.interface import Array, Blip2Spec, MatchArrays, Piece, SoftPrompt, TextPieces
-from triptych.engines.onnx.common import OnnxEncoder, Opened, continuation_logprobs, floats
+from triptych.engines.onnx.common import OnnxEncoder, Opened, floats, score_texts
 from triptych.engines.onnx.joint import JointText
 from triptych.engines.onnx.session import open_session
 from triptych.engines.onnx.text import HIDDEN, ROOM, EmbeddingTable, Ids, OnnxLanguageModel, TextCache
@@ -136,7 +136,7 @@ class OnnxBlip2(OnnxEncoder):
         return JointText(self.lm)
 
     def score(self, logits: Array, state: TextCache, texts: Sequence[Sequence[int]]) -> list[list[float]]:
-        return continuation_logprobs(self.lm, floats(logits), state, texts)
+        return score_texts(self.lm, floats(logits), state, texts)
 
     def maps(self, pieces: Sequence[Piece], cells: Sequence[Array], ids: Sequence[int]) -> Floats:
         return self.reference.maps(pieces, cells, ids)

@@ -84,7 +84,7 @@ def floats(array: Array) -> Floats:
     return np.asarray(array, np.float32)
 
 
-def continuation_logprobs(
+def score_texts(
     lm: OnnxLanguageModel,
     first: Floats,
     prompt: TextCache,

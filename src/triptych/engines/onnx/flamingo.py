@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from triptych.engines.describe import describe_flamingo
 from triptych.engines.interface import Array, FlamingoInputs, FlamingoSpec
 from triptych.engines.onnx.cache import read_manifest
-from triptych.engines.onnx.common import OnnxEncoder, Opened, continuation_logprobs, floats
+from triptych.engines.onnx.common import OnnxEncoder, Opened, floats, score_texts
 from triptych.engines.onnx.joint import JointText, same_arrays
 from triptych.engines.onnx.session import open_session
 from triptych.engines.onnx.text import HIDDEN, ROOM, Arrays, Ids, OnnxLanguageModel, TextCache
@@ -155,7 +155,7 @@ class OnnxFlamingo(OnnxEncoder):
         def context(tokens: int) -> Arrays:
             return self.prompt_context(state.pictures[0], np.full(tokens, state.pictures_read[0]))
 
-        return continuation_logprobs(self.lm, floats(logits), state.text, texts, context)
+        return score_texts(self.lm, floats(logits), state.text, texts, context)
 
     def maps(
         self, prompt: Sequence[int], features: Sequence[Array], ids: Sequence[int], blind_from: int | None = None

@@ -1,4 +1,4 @@
-"""What the frozen language model makes of captions and answers behind soft prompts, in one pass over all their tokens."""
+"""The frozen language model's logits of captions and answers behind soft prompts, in one pass over all their tokens."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from triptych.train.blip2.batches import PICTURE, AnswerRows
 
 
 def caption_logits(lm: Decoder | T5, soft_prompt: Tensor, prompt: tuple[Tensor, Tensor], captions: Tensor) -> Tensor:
-    """``[N, V]``, for the N tokens of all ``captions [P, K, T]`` that are not IGNORED.
+    """The language model's logits ``[N, V]`` for the N tokens of all ``captions [P, K, T]`` that are not IGNORED.
 
-    A T5 encodes each photo's prompt once, and its decoder writes the captions. Of another language model the K captions of a photo are
-    branches of one row, packed behind what they share, so that it is read once and padding hardly at all.
+    A T5 encodes each photo's prompt once, and its decoder writes the captions. For another language model the K captions of a photo are
+    branches of one row, packed behind what they share, so that it is read once and there is hardly any padding.
 
     Args:
         soft_prompt: ``[P, Q, E]``.
@@ -48,7 +48,7 @@ def caption_logits(lm: Decoder | T5, soft_prompt: Tensor, prompt: tuple[Tensor, 
 
 
 def answer_logits(model: Blip2, image: ImageKeysValues, rows: AnswerRows) -> Tensor:
-    """``[N, V]``: of the frozen language model, for the N tokens of all answers."""
+    """The language model's logits ``[N, V]`` for the N tokens of all answers."""
     lm = model.network
     question = (rows.question_ids, rows.question_mask) if model.config.instructed else None
     queries = model.read_photos(image.select(rows.photos), question).queries
@@ -61,7 +61,7 @@ def answer_logits(model: Blip2, image: ImageKeysValues, rows: AnswerRows) -> Ten
 
 
 def t5_answer_logits(lm: T5, x: Tensor, labels: Tensor) -> Tensor:
-    """The same of an encoder-decoder, from the rows that a decoder alone would read.
+    """``answer_logits`` of an encoder-decoder, from rows as a decoder alone would read them.
 
     Args:
         x: ``[M, T, E]``, prompts with answers behind them; the encoder reads up to where the answer begins.
@@ -83,7 +83,7 @@ def written_logits(lm: T5, state: T5State, texts: Tensor) -> Tensor:
 
 
 def right_answers(model: Blip2, image: ImageKeysValues, rows: AnswerRows) -> int:
-    """How many answers greedy decoding gives word for word: those of which each token is the likeliest."""
+    """The number of answers that greedy decoding gives word for word: each of their tokens is the likeliest."""
     is_label = rows.labels != IGNORED
     wrong = answer_logits(model, image, rows).argmax(-1) != rows.labels[is_label]
     return len(rows.labels) - len(set(is_label.nonzero()[wrong, 0].tolist()))

@@ -1,4 +1,4 @@
-"""What a training step of BLIP-2 reads: photos' cells, captions in both alphabets, questions with their answers."""
+"""The batches of BLIP-2's training: photos' cells, captions as ids of both vocabularies, questions with their answers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Blip2Items(NamedTuple):
 
 
 class CaptionTexts:
-    """The captions of the training photos in both alphabets, tokenised once; those that a model wrote are for the language model alone."""
+    """The captions of the training photos as ids of both vocabularies, encoded once; those by a model are for the language model alone."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class CaptionTexts:
             ]
 
     def captions(self, rows: Sequence[int], choice: Sequence[Sequence[int]], full_width: bool) -> CaptionPieces:
-        """The chosen captions of each photo, padded to the longest, or all batches to one width."""
+        """The chosen captions of each photo, padded to the longest, or with ``full_width`` to the same width in all batches."""
         ids = [self.pieces[row][0][k] for row, ks in zip(rows, choice, strict=True) for k in ks]
         masks = [self.pieces[row][1][k] for row, ks in zip(rows, choice, strict=True) for k in ks]
         width = self.max_pieces if full_width else max(int(mask.sum()) for mask in masks)
@@ -142,7 +142,7 @@ class QuestionEncoder:
 def draw_questions(
     rows: Sequence[int], questions: Sequence[Sequence[Question]], count: int, seed: int
 ) -> list[AnsweredQuestion]:
-    """One question each about ``count`` photos of the batch, each kind as likely."""
+    """A question about each of ``count`` photos of the batch; all kinds are equally likely."""
     generator = torch.Generator().manual_seed(seed)
     drawn: list[AnsweredQuestion] = []
 

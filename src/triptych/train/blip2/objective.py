@@ -42,7 +42,7 @@ class Processes:
 
 
 class Gathered(torch.autograd.Function):
-    """Its backward pass adds up what all processes ask of each part, and gives each process its own."""
+    """``gather`` with gradients: the backward pass adds up those of all processes, and gives each process its own part."""
 
     @staticmethod
     def forward(context: Any, tensor: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class Gathered(torch.autograd.Function):
 
 
 def all_processes(tensor: Tensor) -> Tensor:
-    """What every process has, in the order of their ranks; gradients flow to each one's own part."""
+    """The tensors of all processes, in the order of their ranks; gradients flow to each one's own part."""
     return Gathered.apply(tensor)  # type: ignore[no-untyped-call]
 
 
@@ -200,8 +200,8 @@ class Blip2Objective(nn.Module):
         return F.cross_entropy(logits, captions[captions != IGNORED])
 
     def reward_loss(self, soft_prompt: Tensor, photos: Sequence[int], seed: int) -> tuple[Tensor, float]:
-        """Of captions that the frozen language model draws behind the soft prompts of ``photos``: the loss (``train.self_critical``) and
-        the mean reward."""
+        """The self-critical loss of captions that the frozen language model draws behind the soft prompts of ``photos``, and their mean
+        reward."""
         lm, recipe, reward_fn = self.model.lm, self.recipe, self.reward_fn
         assert lm is not None and reward_fn is not None
         before, after = (lm.embed(ids).expand(len(photos), -1, -1) for ids in (self.before, self.after))
@@ -218,7 +218,7 @@ class Blip2Objective(nn.Module):
         return self_critical_loss(logits, labels, reward, sampling), reward.mean().item()
 
     def caption_logits(self, soft_prompt: Tensor, captions: Tensor) -> Tensor:
-        """``[N, V]``, for the N tokens of all ``captions [P, K, T]`` that are not IGNORED."""
+        """The language model's logits ``[N, V]`` for the N tokens of all ``captions [P, K, T]`` that are not IGNORED."""
         return caption_logits(self.model.network, soft_prompt, (self.before, self.after), captions)
 
     def answer_loss(self, image: ImageKeysValues, rows: AnswerRows) -> Tensor:

@@ -31,7 +31,7 @@ class CaptionPrompt(NamedTuple):
 
 
 def blip2_caption_prompt(blip2: Blip2Model) -> CaptionPrompt:
-    """Raises InputError: nothing stands between the photo and the caption, from which the first word would follow."""
+    """The prompt of a caption. Raises InputError: no text stands between the photo and the caption, which the first word would follow."""
     prompts, tokenizer = blip2.prompts, blip2.tokenizer
     if tokenizer is None:
         return CaptionPrompt()

@@ -62,7 +62,7 @@ class Blip2Batch(Settings):
 
 @dataclass(frozen=True)
 class Blip2Rates(Settings):
-    """Learning rates of parts, and what the losses are made with."""
+    """Learning rates of parts, and settings of the losses."""
 
     bert_rate: float = setting(0.3, "Learning rate of BERT's layers, relative.", low=0)
     projection_rate: float = setting(

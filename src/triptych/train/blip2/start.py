@@ -1,4 +1,4 @@
-"""From data sets and a recipe to a run of BLIP-2: photos, model between its frozen parts, features, trainer."""
+"""``train_blip2``: a run of BLIP-2 from its data sets and recipe."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def train_blip2(sources: Sources, run: Path, recipe: Blip2Recipe) -> dict[str, A
 
 
 def starting_model(recipe: Blip2Recipe) -> tuple[Blip2Model, Blip2Recipe]:
-    """The model that the recipe starts from; without the warm start where its projection has been trained.
+    """The model that the recipe starts from, and the recipe, without a warm start if the projection has been trained already.
 
     Raises InputError: the model lacks what a term of the loss trains.
     """
@@ -91,7 +91,7 @@ def starting_model(recipe: Blip2Recipe) -> tuple[Blip2Model, Blip2Recipe]:
 
 
 def new_blip2(start: Blip2Start) -> Blip2Model:
-    """The first stage before training: MiniLM's words and layers, fresh queries and cross-attention."""
+    """A new model for the first stage: MiniLM's words and layers, new queries and cross-attention."""
     weights = None if start.encoder_weights is None else Path(start.encoder_weights)
     vision = vision_encoder(start.encoder, weights=weights, image_size=start.image_size)
     words = WordPieces.read(part_path("minilm-l6", "vocab.txt"))
@@ -102,7 +102,7 @@ def new_blip2(start: Blip2Start) -> Blip2Model:
 
 
 def with_lm(blip2: Blip2Model, name: str) -> Blip2Model:
-    """The same with a frozen language model behind a fresh projection."""
+    """``blip2`` with a frozen language model behind a new projection."""
     lm = find_language_model(name)
     model = Blip2(blip2.model.config, blip2.model.vision_encoder, lm.model)
     load_strict(model, blip2.model.state_dict(), optional_prefixes=("lm.", "projection."))

@@ -1,4 +1,4 @@
-"""The figures of a BLIP-2 in training, from cached features: retrieval, captions, answers."""
+"""The validation figures of BLIP-2's training, from cached features: retrieval, captions, answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The warm start of stage 2: the Q-Former learns words (``train.words``), then the projection begins as what proposed them."""
+"""BLIP-2's warm start before stage 2: the Q-Former learns words (``train.words``), which initialise the projection."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def warm_start_qformer(
     prompt: CaptionPrompt,
     recipe: Blip2Recipe,
 ) -> None:
-    """``run``: a folder of its own. Does nothing where no word tells some of the pictures from the others."""
+    """Train the Q-Former and initialise the projection; ``run``: the warm start's own folder. Does nothing if no word counts."""
     model, tokenizer = blip2.model, blip2.tokenizer
     assert model.lm is not None and model.projection is not None and tokenizer is not None
     device = model.qformer.query_tokens.device
