@@ -11,6 +11,7 @@ from toy_models import ToyBlip2, ToySat, data_url, png, question
 
 from triptych.extras import importing
 from triptych.serve import lecture
+from triptych.serve.settings import TEXT_LIMIT
 
 CHAT = "/v1/chat/completions"
 
@@ -134,7 +135,7 @@ BAD = [
     (question(data_url(), logprobs=True, top_logprobs=21), 400, "top_logprobs"),
     (question(data_url(), top_logprobs=2), 400, "top_logprobs"),
     (question(), 400, "messages"),
-    (question(*[data_url()] * 17), 400, "messages"),
+    (question(*[data_url()] * 17), 400, "messages[0].content[16].image_url"),
     (question(data_url(), text="x" * 20_000), 400, "messages[0].content"),
     (question("data:image/png;base64"), 400, "messages[0].content[0].image_url"),
     (question("data:image/png;base64,"), 400, "messages[0].content[0].image_url"),
@@ -169,8 +170,6 @@ LIMITS = [
     ("/v1/match", {"images": [data_url()], "texts": [str(n) for n in range(33)]}, "texts"),
     ("/v1/embeddings", {"model": "blip2", "input": ["x"] * 257}, "input"),
     ("/v1/rerank", {"query": "x", "documents": [data_url()] * 33}, "documents"),
-    ("/api/generate", {"model": "sat", "images": [""] * 17}, "images"),
-    ("/api/chat", {"model": "sat", "messages": []}, "messages"),
 ]
 
 
@@ -278,6 +277,57 @@ def test_ollama_routes(client: TestClient) -> None:
     assert [model["name"] for model in client.get("/api/tags").json()["models"]] == ["sat", "blip2"]
     assert "vision" in client.post("/api/show", json={"model": "sat"}).json()["capabilities"]
     assert client.post("/api/show", json={"model": "x"}).status_code == 404 and client.get("/api/version").json()
+
+
+def test_ollama_clients_load_models_ask_for_stops_and_read_errors_as_texts(client: TestClient) -> None:
+    image = base64.b64encode(png(6)).decode()
+    asked = {"model": "sat", "images": [image], "options": {"stop": [" of"], "seed": -1}}
+    whole = client.post("/api/generate", json={**asked, "stream": False}).json()
+    assert (whole["response"], whole["done_reason"]) == ("A red", "stop") and whole["eval_duration"] > 0
+    lines = [json.loads(line) for line in client.post("/api/generate", json=asked).text.splitlines()]
+    assert "".join(line["response"] for line in lines).rstrip() == "A red" and lines[-1]["done"]
+    for path, field in (("generate", "response"), ("chat", "message")):
+        loaded = client.post(f"/api/{path}", json={"model": "sat"}).json()
+        assert loaded["done_reason"] == "load" and field in loaded
+    assert [model["name"] for model in client.get("/api/ps").json()["models"]] == ["sat", "blip2"]
+    for body, said in (
+        ({"model": "x"}, "unknown model"),
+        ({"model": "sat", "images": ["bm9uZQ=="]}, "images[0]"),
+        ({"model": "sat", "images": [image], "format": "json"}, "format is not supported"),
+        ({}, "model is missing"),
+        ({"model": "sat", "images": [""] * 17}, "images: List should have at most 16 items"),
+    ):
+        assert said in client.post("/api/generate", json=body).json()["error"]
+    assert "no such route" in client.get("/api/none").json()["error"]
+    assert "other sites" in client.get("/api/tags", headers={"Origin": "https://example.org"}).json()["error"]
+
+
+def test_seeds_stops_and_names_as_clients_send_them(client: TestClient) -> None:
+    assert client.post(CHAT, json=question(data_url(), temperature=1, seed=-1)).status_code == 200
+    assert client.post(CHAT, json=question(data_url(), temperature=1, seed=2**40)).status_code == 200
+    for path in ("/", "/healthz", "/readyz"):
+        assert client.head(path).status_code == 200
+    assert client.get("/v1/models/triptych/sat").json()["id"] == "triptych/sat"
+    assert client.get("/v1/models/other/sat").json()["error"]["code"] == "model_not_found"
+
+
+LONG = "a" * (TEXT_LIMIT + 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/embeddings", {"input": LONG}, "input[0]"),
+        ("/v1/embeddings", {"input": [{"text": LONG}]}, "input[0]"),
+        ("/v1/match", {"images": [data_url()], "texts": ["a", LONG]}, "texts[1]"),
+        ("/v1/ask", {"images": [data_url()], "question": "Q?", "choices": ["a", LONG]}, "choices[1]"),
+        (CHAT, question(data_url(), stop=[LONG]), "stop[0]"),
+        (CHAT, question(data_url(), model=LONG), "model"),
+    ],
+)
+def test_19_every_text_is_bounded(client: TestClient, path: str, body: dict[str, object], param: str) -> None:
+    error = client.post(path, json=body).json()["error"]
+    assert error["param"] == param and len(error["message"]) < 200
 
 
 def test_the_official_clients() -> None:

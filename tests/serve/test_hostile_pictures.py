@@ -17,7 +17,7 @@ from toy_models import png, question
 from triptych.errors import InputError
 from triptych.serve import pictures
 from triptych.serve.native import found_fields
-from triptych.serve.pictures import base64_bytes
+from triptych.serve.pictures import RequestPictures, base64_bytes
 
 
 def as_url(data: bytes) -> str:
@@ -128,7 +128,7 @@ def test_16_pictures_that_come_back_carry_no_position(client: TestClient, tmp_pa
     figure = client.post("/v1/explain", json={"image": as_url(data)}).json()["figure"]
 
     class Hit:
-        rank, score, path = 1, 0.5, f"{tmp_path}/<b>photo.jpg"
+        rank, score, probability, path = 1, 0.5, 0.4, f"{tmp_path}/<b>photo.jpg"
 
     Path(Hit.path).write_bytes(data)
     thumbnail = found_fields(Hit)["thumbnail"]
@@ -137,11 +137,39 @@ def test_16_pictures_that_come_back_carry_no_position(client: TestClient, tmp_pa
         assert b"Exif" not in returned and not Image.open(BytesIO(returned)).getexif()
 
 
+def wide_png(side: int) -> str:
+    """A picture of ``side`` squared pixels in few bytes."""
+    return as_url(encoded(Image.new("P", (side, side)), "PNG"))
+
+
+def test_11_many_large_pictures_of_one_request_are_refused_before_they_are_decoded(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each alone is within the bounds, together they are not."""
+    monkeypatch.setattr(client.app.state.memory, "most", 3_000_000)  # type: ignore[attr-defined]
+    decoded: list[int] = []
+    monkeypatch.setattr(pictures, "load_image", lambda data: decoded.append(len(data)) or Image.new("RGB", (4, 4)))
+    response = client.post(CHAT, json=question(*[wide_png(500)] * 4))
+    assert response.status_code == 413 and len(decoded) == 2
+    assert client.post(CHAT, json=question(wide_png(500))).status_code == 200  # the memory was given back
+
+
+def test_19_pictures_are_counted_before_they_are_read(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    monkeypatch.setattr(pictures, "load_image", lambda data: decoded.append(1) or Image.new("RGB", (4, 4)))
+    body = client.post(CHAT, json=question(*[as_url(png())] * 40)).json()
+    assert "16 pictures at most" in body["error"]["message"] and len(decoded) == 16
+
+
+def test_a_library_that_cannot_be_read_names_no_file(tmp_path: Path) -> None:
+    with client_of(library=tmp_path) as client:
+        response = client.post("/v1/find", json={"query": "a dog"})
+    assert response.status_code == 503 and str(tmp_path) not in response.text
+
+
 def test_other_requests_are_answered_while_pictures_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading does not hold up the server's loop."""
     import threading
-
-    from triptych.serve import openai
 
     reading, go_on = threading.Event(), threading.Event()
 
@@ -150,7 +178,7 @@ def test_other_requests_are_answered_while_pictures_are_read(monkeypatch: pytest
         go_on.wait(10)
         return Image.new("RGB", (4, 4))
 
-    monkeypatch.setattr(openai, "read_picture", slow)
+    monkeypatch.setattr(RequestPictures, "read", slow)
     with client_of() as client:
         statuses: list[int] = []
         thread = threading.Thread(

@@ -82,6 +82,12 @@ def load_image(source: ImageSource, target: int | None = None) -> Image.Image:
     return decode_image(*read_source(source), target)
 
 
+def picture_size(data: bytes, name: str = "bytes") -> tuple[int, int]:
+    """Width and height as the header in the bytes of a file says, before it is turned upright. Raises InputError as `load_image`."""
+    with _pillow_on_guard():
+        return _open(_essential(data, name), name, None).size
+
+
 def content_hash(image: Image.Image) -> str:
     """Return the sha256 of an RGB image's size and pixels, in hex: the same picture has the same hash in any file."""
     digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
@@ -145,15 +151,20 @@ def _from_array(array: npt.NDArray[Any]) -> Image.Image:
 
 def decode_image(data: bytes, name: str, target: int | None = None) -> Image.Image:
     """The picture in the bytes of a file, as `load_image` returns it; ``name``: for messages."""
-    if not data:
-        raise InputError(f"{name}: is empty")
-    check_bytes(data, name)
-    data = essential_jpeg(essential_png(data))
+    data = _essential(data, name)
     with _pillow_on_guard():
         image = _open(data, name, target)
         if image.format in JPEG_FORMATS:
             image = _load_jpeg(image, data, name, target)
         return _to_rgb(image, name)
+
+
+def _essential(data: bytes, name: str) -> bytes:
+    """Raises InputError: it is empty or too large."""
+    if not data:
+        raise InputError(f"{name}: is empty")
+    check_bytes(data, name)
+    return essential_jpeg(essential_png(data))
 
 
 def _open(data: bytes, name: str, target: int | None) -> Image.Image:

@@ -15,13 +15,14 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from triptych.errors import InputError
 from triptych.serve.errors import SERVER_LOG, install_handlers
 from triptych.serve.lecture import lecture_router
+from triptych.serve.memory import SharedMemory
 from triptych.serve.metrics import Metrics, RequestMetrics
 from triptych.serve.models import Served, check_models
 from triptych.serve.native import native_router
 from triptych.serve.ollama import ollama_router
 from triptych.serve.openai import openai_router
 from triptych.serve.security import Guard
-from triptych.serve.settings import ServerSettings
+from triptych.serve.settings import MEMORY_LIMIT, ServerSettings
 
 
 def create_app(settings: ServerSettings, loaded: dict[str, Any] | None = None) -> FastAPI:
@@ -37,18 +38,20 @@ def create_app(settings: ServerSettings, loaded: dict[str, Any] | None = None) -
 
     app = FastAPI(title="Triptych", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.settings, app.state.served, app.state.metrics = settings, served, metrics
+    app.state.memory = SharedMemory(MEMORY_LIMIT)
     install_handlers(app)
     for routes in (openai_router, ollama_router, native_router, lecture_router):
         app.include_router(routes)
 
-    @app.get("/healthz")
+    @app.api_route("/healthz", methods=["GET", "HEAD"])
     async def healthz() -> PlainTextResponse:
         return PlainTextResponse("ok")
 
-    @app.get("/readyz")
+    @app.api_route("/readyz", methods=["GET", "HEAD"])
     async def readyz() -> JSONResponse:
         state = {
-            name: "ready" if name in served.loaded else served.failures.get(name, "loading") for name in served.names
+            name: "ready" if name in served.loaded else "failed" if name in served.failures else "loading"
+            for name in served.names
         }
         return JSONResponse(state, 200 if served.ready else 503)
 
@@ -59,7 +62,7 @@ def create_app(settings: ServerSettings, loaded: dict[str, Any] | None = None) -
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
     app.add_middleware(RequestMetrics, metrics=metrics)
-    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Guard, settings=settings, memory=app.state.memory)
     return app
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from PIL.Image import Image
 
 from triptych.serve.errors import ApiError
-from triptych.serve.settings import PICTURE_LIMIT
 from triptych.tasks import Answer, Answers, Captions, Chat, Chats, Streams, TextEnd
 from triptych.tasks.capabilities import Model
 from triptych.tasks.chat import Turn
@@ -44,7 +43,7 @@ class Dialogue:
 def read_dialogue(messages: Sequence[tuple[str, str, list[Image]]], settings: Mapping[str, Any]) -> Dialogue:
     """Messages ``(role, text, pictures)`` as turns. System messages are put before the first question.
 
-    Raises ApiError: no question at the end, no picture, or too many pictures.
+    Raises ApiError: no question at the end, or no picture.
     """
     turns: list[DialogueTurn] = []
     system = " ".join(text for role, text, _ in messages if role in ("system", "developer") and text)
@@ -59,11 +58,8 @@ def read_dialogue(messages: Sequence[tuple[str, str, list[Image]]], settings: Ma
             turns[-1].answer = f"{turns[-1].answer or ''} {text}".strip()
     if not turns or turns[-1].answer is not None:
         raise ApiError(400, "the last message is not the user's: end with a question", param="messages")
-    count = sum(len(turn.pictures) for turn in turns)
-    if not count:
+    if not any(turn.pictures for turn in turns):
         raise ApiError(400, "there is no picture: these models answer about pictures", param="messages")
-    if count > PICTURE_LIMIT:
-        raise ApiError(400, f"{count} pictures: a request may have {PICTURE_LIMIT} at most", param="messages")
     if system and turns[0].text:
         turns[0].text = f"{system} {turns[0].text}"
     return Dialogue(tuple(turns), settings)

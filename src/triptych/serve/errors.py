@@ -14,7 +14,13 @@ from starlette.exceptions import HTTPException
 from triptych.errors import InputError, TriptychError
 from triptych.extras import MissingExtraError
 
-UNION_TAGS = ("str", "int", "float", "bool")  # pydantic appends the alternative that it tried to a field's location
+UNION_TAGS = (
+    "str",
+    "constrained-str",
+    "int",
+    "float",
+    "bool",
+)  # pydantic appends the alternative that it tried to a field's location
 SERVER_LOG = logging.getLogger("triptych.serve")
 
 
@@ -38,6 +44,12 @@ def error_body(status: int, message: str, param: str | None = None, code: str | 
     kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
     kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
     return {"error": {"message": " ".join(message.split()), "type": kind, "param": param, "code": code}}
+
+
+def error_content(path: str, error: ApiError) -> dict[str, Any]:
+    """The body of an error. ``path``: of the route; Ollama's routes have a text where OpenAI's have an object."""
+    content = error_body(error.status, error.message, error.param, error.code)
+    return {"error": content["error"]["message"]} if path.startswith("/api/") else content
 
 
 def as_api_error(error: Exception) -> ApiError:
@@ -70,9 +82,12 @@ def invalid_request(error: Mapping[str, Any]) -> ApiError:
     return ApiError(400, message, param=place)
 
 
-def error_response(error: ApiError) -> JSONResponse:
-    headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else None
-    return JSONResponse(error_body(error.status, error.message, error.param, error.code), error.status, headers)
+def error_response(request: Request, error: ApiError) -> JSONResponse:
+    return JSONResponse(error_content(request.url.path, error), error.status, retry_header(error))
+
+
+def retry_header(error: ApiError) -> dict[str, str]:
+    return {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
 
 
 def install_handlers(app: FastAPI) -> None:
@@ -80,16 +95,17 @@ def install_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(ApiError)
     async def api_error(request: Request, error: ApiError) -> JSONResponse:
-        return error_response(error)
+        return error_response(request, error)
 
     @app.exception_handler(InputError)
     @app.exception_handler(MissingExtraError)
     async def usable_error(request: Request, error: TriptychError) -> JSONResponse:
-        return error_response(as_api_error(error))
+        return error_response(request, as_api_error(error))
 
     @app.exception_handler(RequestValidationError)
     async def validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
-        return error_response(invalid_request(error.errors()[0]))
+        deepest = max(error.errors(), key=lambda one: len(one["loc"]))  # of a union, the alternative that fits best
+        return error_response(request, invalid_request(deepest))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -98,4 +114,5 @@ def install_handlers(app: FastAPI) -> None:
             message = "no such route: chat completions are at /v1/chat/completions, the page is at /"
         elif error.status_code == 405:
             message = f"this route does not take {request.method}: use {(error.headers or {}).get('Allow', 'another')}"
-        return JSONResponse(error_body(error.status_code, message), error.status_code, error.headers)
+        content = error_content(request.url.path, ApiError(error.status_code, message))
+        return JSONResponse(content, error.status_code, error.headers)

@@ -8,10 +8,12 @@ on the other requests, and a request whose client has gone stops at its next ste
 from __future__ import annotations
 
 import asyncio
+import math
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +23,8 @@ from triptych.serve.scheduler import SharedEngine
 from triptych.serve.settings import BATCH_LIMIT
 
 STREAM_END = object()
+LEAST_RETRY, MOST_RETRY = 2, 60  # seconds of Retry-After
+RATE_OF = 32  # requests whose rate is taken
 
 
 @dataclass
@@ -60,6 +64,7 @@ class Worker:
         self.name, self.observe, self.shared = name, observe, shared
         self.batch_limit = 1 if shared else BATCH_LIMIT
         self.queue: queue.Queue[Job | None] = queue.Queue(waiting)
+        self.ended: deque[float] = deque(maxlen=RATE_OF)  # when the last requests were answered
         names = [f"model-{name}-{n}" for n in range(BATCH_LIMIT if shared else 1)]
         self.threads = [threading.Thread(target=self._work, name=name, daemon=True) for name in names]
         for thread in self.threads:
@@ -89,7 +94,7 @@ class Worker:
             raise as_api_error(result)
         return result
 
-    async def pieces(self, job: Job, timeout: float) -> AsyncIterator[Any]:
+    async def pieces(self, job: Job, timeout: float) -> AsyncGenerator[Any, None]:
         """The pieces of a streaming job as they are made. Raises as ``submit``, perhaps after some pieces."""
         self._enqueue(job)
         try:
@@ -103,17 +108,30 @@ class Worker:
         finally:
             job.cancelled.set()
 
+    def check_room(self) -> None:
+        """Raises ApiError: 429, the queue is full now; so a request can be refused before its pictures are read."""
+        if self.queue.full():
+            raise self._queue_full()
+
     def _enqueue(self, job: Job) -> None:
         try:
             self.queue.put_nowait(job)
         except queue.Full:
-            raise ApiError(429, f"{self.queue.maxsize} requests are waiting: try again later", retry_after=2) from None
+            raise self._queue_full() from None
+
+    def _queue_full(self) -> ApiError:
+        """``Retry-After``: about the time in which the waiting requests are answered, by the rate of the last ones."""
+        ended = list(self.ended)
+        seconds = self.queue.maxsize * (ended[-1] - ended[0]) / (len(ended) - 1) if len(ended) > 1 else 0.0
+        again = math.ceil(min(max(seconds, LEAST_RETRY), MOST_RETRY))
+        return ApiError(429, f"{self.queue.maxsize} requests are waiting: try again later", retry_after=again)
 
     def _work(self) -> None:
         job = self.queue.get()
         while job is not None:
             following: list[Job | None] = []
             if not job.cancelled.is_set():
+                batch = [job]
                 if job.stream is not None:
                     self._run_stream(job)
                 else:
@@ -121,6 +139,7 @@ class Worker:
                     self._run_batch(batch)
                 if self.shared is not None:
                     self.shared.leave()
+                self.ended.extend([time.monotonic()] * len(batch))
             job = following[0] if following else self.queue.get()
 
     def _batch_of(self, job: Job) -> tuple[list[Job], list[Job | None]]:

@@ -19,7 +19,7 @@ EXAMPLE_PHOTOS = Path(__file__).parents[1] / "examples"
 QUERIES = 4  # in the drawings of the masks
 
 
-@lecture_router.get("/")
+@lecture_router.api_route("/", methods=["GET", "HEAD"])
 async def get_index() -> FileResponse:
     return FileResponse(PAGE / "index.html")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,21 @@ from fastapi import APIRouter, Request
 from PIL.Image import Image
 from pydantic import BaseModel, Field
 
+from triptych.errors import InputError
 from triptych.serve.errors import SERVER_LOG, ApiError
-from triptych.serve.jobs import Job
+from triptych.serve.fields import ModelName, RequiredText, Text
+from triptych.serve.jobs import Job, Worker
 from triptych.serve.models import can
-from triptych.serve.pictures import read_picture
-from triptych.serve.settings import BEAM_LIMIT, CHOICE_LIMIT, PICTURE_LIMIT, TEXT_LIMIT, TOKEN_LIMIT, ServerSettings
+from triptych.serve.pictures import RequestPictures
+from triptych.serve.settings import BEAM_LIMIT, CHOICE_LIMIT, PICTURE_LIMIT, TOKEN_LIMIT, ServerSettings
+from triptych.tasks.capabilities import Model
 
 native_router = APIRouter(prefix="/v1")
 THUMBNAIL = (320, 320)
 
 
 class CaptionRequest(BaseModel):
-    model: str = "sat"
+    model: ModelName = "sat"
     image: str
     beams: int | None = Field(default=None, ge=1, le=BEAM_LIMIT)
     max_new_tokens: int | None = Field(default=None, ge=1, le=TOKEN_LIMIT)
@@ -32,45 +36,54 @@ class CaptionRequest(BaseModel):
 
 
 class AskRequest(BaseModel):
-    model: str = "blip2"
+    model: ModelName = "blip2"
     images: list[str] = Field(min_length=1, max_length=PICTURE_LIMIT)
-    question: str = Field(min_length=1, max_length=TEXT_LIMIT)
-    choices: list[str] | None = Field(default=None, min_length=2, max_length=CHOICE_LIMIT)
+    question: RequiredText
+    choices: list[Text] | None = Field(default=None, min_length=2, max_length=CHOICE_LIMIT)
     explain: bool = False
 
 
 class ShotRequest(BaseModel):
     image: str
-    text: str = Field(min_length=1, max_length=TEXT_LIMIT)
+    text: RequiredText
 
 
 class CompleteRequest(BaseModel):
-    model: str = "flamingo"
+    model: ModelName = "flamingo"
     shots: list[ShotRequest] = Field(default_factory=list, max_length=PICTURE_LIMIT - 1)
     image: str
-    prompt: str = Field("", max_length=TEXT_LIMIT)
-    choices: list[str] | None = Field(default=None, min_length=2, max_length=CHOICE_LIMIT)
+    prompt: Text = ""
+    choices: list[Text] | None = Field(default=None, min_length=2, max_length=CHOICE_LIMIT)
 
 
 class MatchRequest(BaseModel):
-    model: str = "blip2"
+    model: ModelName = "blip2"
     images: list[str] = Field(min_length=1, max_length=PICTURE_LIMIT)
-    texts: list[str] = Field(min_length=1, max_length=CHOICE_LIMIT)
+    texts: list[Text] = Field(min_length=1, max_length=CHOICE_LIMIT)
 
 
 class ExplainRequest(BaseModel):
-    model: str = "sat"
+    model: ModelName = "sat"
     image: str
-    question: str | None = Field(default=None, max_length=TEXT_LIMIT)
+    question: Text | None = None
 
 
 class FindRequest(BaseModel):
     """``at_least``: leave out photos that people would describe so with a lower probability."""
 
-    model: str = "blip2"
-    query: str = Field(min_length=1, max_length=TEXT_LIMIT)
+    model: ModelName = "blip2"
+    query: RequiredText
     k: int = Field(12, ge=1, le=100)
     at_least: float = Field(0.0, ge=0, lt=1)
+
+
+def find_model(request: Request, name: str, verb: str) -> tuple[Model, Worker]:
+    """A model that can ``verb`` and its worker. Raises ApiError: there is none, it loads or cannot, or its queue is full."""
+    model, worker = request.app.state.served.get(name)
+    if not can(model, verb):
+        raise ApiError(400, f"the model {name} cannot {verb}", param="model")
+    worker.check_room()
+    return model, worker
 
 
 async def submit(
@@ -78,22 +91,22 @@ async def submit(
 ) -> Any:
     """The result of ``run(model, payloads)`` for one payload. Requests of equal ``verb`` and ``kind`` may be run together.
 
-    Raises ApiError: the model cannot ``verb``; and as ``Worker.submit``.
+    Raises ApiError: as ``find_model`` and ``Worker.submit``.
     """
     settings: ServerSettings = request.app.state.settings
-    model, worker = request.app.state.served.get(name)
-    if not can(model, verb):
-        raise ApiError(400, f"the model {name} cannot {verb}", param="model")
+    model, worker = find_model(request, name, verb)
     job = Job((verb, *kind), payload, run=lambda payloads: run(model, payloads))
     return await worker.submit(job, settings.timeout)
 
 
-async def read_pictures(request: Request, addresses: Mapping[str, str]) -> list[Image]:
-    """Read the pictures at the addresses in a thread; ``addresses``: by their field in the request, for messages."""
-    settings: ServerSettings = request.app.state.settings
+async def read_pictures(request: Request, name: str, verb: str, addresses: Mapping[str, str]) -> list[Image]:
+    """Read the pictures at the addresses in a thread, if the model can ``verb``; ``addresses``: by their field in the request, for
+    messages."""
+    find_model(request, name, verb)
+    reader = RequestPictures(request)
 
     def read() -> list[Image]:
-        return [read_picture(address, settings, field) for field, address in addresses.items()]
+        return [reader.read(address, field) for field, address in addresses.items()]
 
     return await asyncio.to_thread(read)
 
@@ -114,7 +127,7 @@ def maps_of(answer: Any) -> dict[str, Any] | None:
 
 @native_router.post("/caption")
 async def post_caption(request: Request, body: CaptionRequest) -> dict[str, Any]:
-    (photo,) = await read_pictures(request, {"image": body.image})
+    (photo,) = await read_pictures(request, body.model, "caption", {"image": body.image})
     given = {"beams": body.beams, "max_new_tokens": body.max_new_tokens}
     chosen = {name: value for name, value in given.items() if value is not None}
 
@@ -127,7 +140,7 @@ async def post_caption(request: Request, body: CaptionRequest) -> dict[str, Any]
 
 @native_router.post("/ask")
 async def post_ask(request: Request, body: AskRequest) -> dict[str, Any]:
-    photos = await read_pictures(request, listed(body.images, "images"))
+    photos = await read_pictures(request, body.model, "ask", listed(body.images, "images"))
 
     def run(model: Any, payloads: Sequence[tuple[list[Image], str]]) -> list[Any]:
         images, questions = zip(*payloads, strict=True)
@@ -141,7 +154,7 @@ async def post_ask(request: Request, body: AskRequest) -> dict[str, Any]:
 @native_router.post("/complete")
 async def post_complete(request: Request, body: CompleteRequest) -> dict[str, Any]:
     of_shots = {f"shots[{i}].image": shot.image for i, shot in enumerate(body.shots)}
-    photo, *pictures = await read_pictures(request, {"image": body.image, **of_shots})
+    photo, *pictures = await read_pictures(request, body.model, "complete", {"image": body.image, **of_shots})
     shots = [(picture, shot.text) for picture, shot in zip(pictures, body.shots, strict=True)]
 
     def run(model: Any, payloads: Sequence[Any]) -> list[Any]:
@@ -157,7 +170,7 @@ async def post_complete(request: Request, body: CompleteRequest) -> dict[str, An
 
 @native_router.post("/match")
 async def post_match(request: Request, body: MatchRequest) -> dict[str, Any]:
-    photos = await read_pictures(request, listed(body.images, "images"))
+    photos = await read_pictures(request, body.model, "match", listed(body.images, "images"))
 
     def run(model: Any, payloads: Sequence[list[Image]]) -> list[Any]:
         return [model.match(images, body.texts) for images in payloads]
@@ -170,7 +183,8 @@ async def post_match(request: Request, body: MatchRequest) -> dict[str, Any]:
 @native_router.post("/explain")
 async def post_explain(request: Request, body: ExplainRequest) -> dict[str, Any]:
     """Where the model looked at each word: maps as numbers, and a figure as a PNG data URL."""
-    (photo,) = await read_pictures(request, {"image": body.image})
+    verb = "ask" if body.question else "caption"
+    (photo,) = await read_pictures(request, body.model, verb, {"image": body.image})
 
     def run(model: Any, photos: Sequence[Image]) -> list[Any]:
         from triptych.figures.maps import draw_words
@@ -186,7 +200,6 @@ async def post_explain(request: Request, body: ExplainRequest) -> dict[str, Any]
             results.append((answer, file.getvalue()))
         return results
 
-    verb = "ask" if body.question else "caption"
     answer, png = await submit(request, body.model, verb, ("explain", body.question), photo, run)
     figure = f"data:image/png;base64,{base64.b64encode(png).decode()}" if png else None
     return {"model": body.model, "text": answer.text, "evidence": maps_of(answer), "figure": figure}
@@ -199,17 +212,19 @@ async def post_find(request: Request, body: FindRequest) -> dict[str, Any]:
     if path is None:
         raise ApiError(404, "this server has no library: start it with --library")
 
+    if not body.query.strip():
+        raise ApiError(400, "query is empty", param="query")
+
     def run(model: Any, queries: Sequence[str]) -> list[Any]:
         from triptych.library import as_matcher, find, open_library
 
-        library, matcher = open_library(path), as_matcher(model, body.model)
-        return [
-            [
-                found_fields(result)
-                for result in find(library, matcher, query, body.k, at_least=body.at_least, notice=SERVER_LOG.warning)
-            ]
-            for query in queries
-        ]
+        try:
+            library, matcher = open_library(path), as_matcher(model, body.model)
+            search = partial(find, k=body.k, at_least=body.at_least, notice=SERVER_LOG.warning)
+            return [[found_fields(result) for result in search(library, matcher, query)] for query in queries]
+        except InputError as error:  # it names files of this machine
+            SERVER_LOG.error("the library cannot be searched: %s", error)
+            raise ApiError(503, "the library cannot be searched now; see the server's log") from None
 
     results = await submit(request, body.model, "match", ("find", body.k, body.at_least), body.query, run)
     return {"query": body.query, "results": results}

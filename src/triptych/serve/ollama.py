@@ -1,11 +1,11 @@
-"""Ollama's routes, which photo managers use: generate, chat, tags, show, version."""
+"""Ollama's routes, which photo managers use: generate, chat, tags, ps, show, version."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -14,11 +14,13 @@ from fastapi.responses import StreamingResponse
 from PIL.Image import Image
 from pydantic import BaseModel, Field
 
-from triptych.serve.chat import Dialogue, answer_batch, answer_kind, answer_pieces, read_dialogue
-from triptych.serve.errors import as_api_error
+from triptych.serve.chat import answer_batch, answer_kind, answer_pieces, read_dialogue
+from triptych.serve.errors import ApiError, as_api_error
+from triptych.serve.fields import ModelName, Text
 from triptych.serve.jobs import Job
-from triptych.serve.pictures import read_picture
-from triptych.serve.settings import MESSAGE_LIMIT, PICTURE_LIMIT, TEXT_LIMIT, TOKEN_LIMIT, ServerSettings
+from triptych.serve.pictures import RequestPictures
+from triptych.serve.settings import MESSAGE_LIMIT, PICTURE_LIMIT, SEEDS, TOKEN_LIMIT
+from triptych.serve.stops import check_stops, cut_at_stop, until_stop
 from triptych.tasks import TextEnd
 
 ollama_router = APIRouter(prefix="/api")
@@ -28,8 +30,9 @@ class Options(BaseModel):
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=0, le=1000)
-    seed: int | None = Field(default=None, ge=0, le=2**31 - 1)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     num_predict: int | None = Field(default=None, ge=-2, le=TOKEN_LIMIT)
+    stop: Text | list[Text] | None = None
 
     def search_settings(self) -> dict[str, Any]:
         """Fields of ``generate.Search``. Ollama's clients always send a temperature, so it counts only together with a seed."""
@@ -37,101 +40,129 @@ class Options(BaseModel):
         if self.num_predict is not None and self.num_predict > 0:
             given["max_new_tokens"] = self.num_predict
         if self.temperature and self.seed is not None:
-            given |= {"temperature": self.temperature, "seed": self.seed}
+            given |= {"temperature": self.temperature, "seed": self.seed % SEEDS}
             given |= {} if self.top_p is None else {"top_p": self.top_p}
             given |= {} if self.top_k is None else {"top_k": self.top_k}
         return given
 
 
-class OllamaGenerateRequest(BaseModel):
-    model: str
-    prompt: str = Field("", max_length=TEXT_LIMIT)
-    system: str = Field("", max_length=TEXT_LIMIT)
-    images: list[str] = Field(default_factory=list, max_length=PICTURE_LIMIT)
+class OllamaRequest(BaseModel):
+    """Other fields are ignored, except ``tools`` and ``format``, which are refused."""
+
+    model: ModelName
     stream: bool = True
-    options: Options = Options()
+    options: Options | None = None
+    tools: Any = None
+    format: Any = None
+
+    def check(self) -> None:
+        """Raises ApiError: the request asks for a feature that these models lack."""
+        for name in ("tools", "format"):
+            if getattr(self, name):
+                raise ApiError(400, f"{name} is not supported", param=name)
+
+
+class OllamaGenerateRequest(OllamaRequest):
+    prompt: Text = ""
+    system: Text = ""
+    images: list[str] | None = Field(default=None, max_length=PICTURE_LIMIT)
 
 
 class ChatMessage(BaseModel):
     role: Literal["system", "user", "assistant"]
-    content: str = Field("", max_length=TEXT_LIMIT)
+    content: Text = ""
     images: list[str] | None = Field(default=None, max_length=PICTURE_LIMIT)
 
 
-class OllamaChatRequest(BaseModel):
-    model: str
-    messages: list[ChatMessage] = Field(min_length=1, max_length=MESSAGE_LIMIT)
-    stream: bool = True
-    options: Options = Options()
+class OllamaChatRequest(OllamaRequest):
+    messages: list[ChatMessage] = Field(default_factory=list, max_length=MESSAGE_LIMIT)
 
 
-def pictures_of(images: list[str] | None, settings: ServerSettings, param: str) -> list[Image]:
+def pictures_of(images: list[str] | None, reader: RequestPictures, param: str) -> list[Image]:
     """Pictures as bare base64, as Ollama's clients send them, or as data URLs. Raises ApiError: one cannot be read."""
     addresses = [image if image[:5].lower() == "data:" else f"data:;base64,{image}" for image in images or []]
-    return [read_picture(address, settings, f"{param}[{i}]") for i, address in enumerate(addresses)]
+    return [reader.read(address, f"{param}[{i}]") for i, address in enumerate(addresses)]
 
 
 @ollama_router.post("/generate")
 async def ollama_generate(request: Request, body: OllamaGenerateRequest) -> Any:
-    settings: ServerSettings = request.app.state.settings
+    """A request without a prompt and pictures loads a model, as in Ollama; here it is loaded already."""
+    answering = OllamaAnswer(request, body, lambda text: {"response": text})
+    if not (body.prompt or body.images):
+        return answering.record("", TextEnd(True), "load")
     messages: list[tuple[str, str, list[Image]]] = [("system", body.system, [])] if body.system else []
-    pictures = await asyncio.to_thread(pictures_of, body.images, settings, "images")
-    messages.append(("user", body.prompt, pictures))
-    talk = read_dialogue(messages, body.options.search_settings())
-    return await ollama_answer(request, body.model, talk, body.stream, lambda text: {"response": text})
+    pictures = await asyncio.to_thread(pictures_of, body.images, RequestPictures(request), "images")
+    return await answering.reply([*messages, ("user", body.prompt, pictures)])
 
 
 @ollama_router.post("/chat")
 async def ollama_chat(request: Request, body: OllamaChatRequest) -> Any:
-    settings: ServerSettings = request.app.state.settings
-    messages = []
-    for i, message in enumerate(body.messages):
-        pictures = await asyncio.to_thread(pictures_of, message.images, settings, f"messages[{i}].images")
-        messages.append((message.role, message.content, pictures))
-    talk = read_dialogue(messages, body.options.search_settings())
-    return await ollama_answer(
-        request, body.model, talk, body.stream, lambda text: {"message": {"role": "assistant", "content": text}}
-    )
+    """A request without messages loads a model."""
+    answering = OllamaAnswer(request, body, lambda text: {"message": {"role": "assistant", "content": text}})
+    if not body.messages:
+        return answering.record("", TextEnd(True), "load")
+    reader = RequestPictures(request)
+
+    def read() -> list[tuple[str, str, list[Image]]]:
+        return [
+            (message.role, message.content, pictures_of(message.images, reader, f"messages[{i}].images"))
+            for i, message in enumerate(body.messages)
+        ]
+
+    return await answering.reply(await asyncio.to_thread(read))
 
 
-async def ollama_answer(request: Request, name: str, talk: Dialogue, stream: bool, wrap: Any) -> Any:
-    settings: ServerSettings = request.app.state.settings
-    model, worker = request.app.state.served.get(name)
-    kind, started = answer_kind(model, talk), time.monotonic_ns()
+class OllamaAnswer:
+    """The answer to one request. ``wrap``: a text as fields of the answer.
 
-    def record(text: str, end: TextEnd | None) -> dict[str, Any]:
+    Raises ApiError: no such model, its queue is full, or the request asks for more than it can do.
+    """
+
+    def __init__(self, request: Request, body: OllamaRequest, wrap: Callable[[str], dict[str, Any]]) -> None:
+        body.check()
+        self.body, self.options, self.wrap = body, body.options or Options(), wrap
+        self.stops = check_stops(self.options.stop, "options.stop")
+        self.timeout = request.app.state.settings.timeout
+        self.model, self.worker = request.app.state.served.get(body.model)
+        self.worker.check_room()
+        self.started = time.monotonic_ns()
+
+    def record(self, text: str, end: TextEnd | None, reason: str | None = None) -> dict[str, Any]:
         """A line of the answer; ``end`` None = more lines follow."""
-        base = {"model": name, "created_at": datetime.now(UTC).isoformat(), **wrap(text), "done": end is not None}
-        if end is not None:
-            base |= {
-                "done_reason": "stop" if end.finished else "length",
-                "total_duration": time.monotonic_ns() - started,
-            }
-            base |= {"prompt_eval_count": end.prompt_tokens, "eval_count": end.new_tokens}
-        return base
+        line = {"model": self.body.model, "created_at": datetime.now(UTC).isoformat(), **self.wrap(text)}
+        if end is None:
+            return line | {"done": False}
+        seconds = time.monotonic_ns() - self.started
+        return line | {
+            "done": True,
+            "done_reason": reason or ("stop" if end.finished else "length"),
+            "total_duration": seconds,
+            "load_duration": 0,
+            "prompt_eval_count": end.prompt_tokens,
+            "eval_count": end.new_tokens,
+            "eval_duration": seconds,  # of the prompt, too
+        }
 
-    if not stream:
+    async def reply(self, messages: Sequence[tuple[str, str, list[Image]]]) -> Any:
+        """The whole answer, or a stream of lines. Raises ApiError: the model cannot answer this."""
+        talk = read_dialogue(messages, self.options.search_settings())
+        model, kind = self.model, answer_kind(self.model, talk)
+        if self.body.stream:
+            job = Job(("stream",), talk, stream=lambda talk: answer_pieces(model, kind, talk))
+            return StreamingResponse(self.lines(job), media_type="application/x-ndjson")
         key = (kind, tuple(sorted(talk.settings.items())))
         job = Job(key, talk, run=lambda talks: answer_batch(model, kind, list(talks)))
-        answer = await worker.submit(job, settings.timeout)
-        return record(answer.text, answer.end)
+        answer = await self.worker.submit(job, self.timeout)
+        text = cut_at_stop(answer.text, self.stops)
+        return self.record(text, answer.end, "stop" if text != answer.text else None)
 
-    async def lines() -> AsyncIterator[str]:
-        job = Job(("stream",), talk, stream=lambda talk: answer_pieces(model, kind, talk))
-        first, end = True, TextEnd()
+    async def lines(self, job: Job) -> AsyncIterator[str]:
         try:
-            async for piece in worker.pieces(job, settings.timeout):
-                if isinstance(piece, TextEnd):
-                    end = piece
-                    continue
-                yield json.dumps(record(piece.lstrip() if first else piece, None), ensure_ascii=False) + "\n"
-                first = False
+            async for piece in until_stop(self.worker.pieces(job, self.timeout), self.stops):
+                line = self.record("", piece) if isinstance(piece, TextEnd) else self.record(piece, None)
+                yield json.dumps(line, ensure_ascii=False) + "\n"
         except Exception as error:
             yield json.dumps({"error": as_api_error(error).message}) + "\n"
-            return
-        yield json.dumps(record("", end)) + "\n"
-
-    return StreamingResponse(lines(), media_type="application/x-ndjson")
 
 
 @ollama_router.get("/tags")
@@ -153,8 +184,15 @@ async def ollama_tags(request: Request) -> dict[str, Any]:
     }
 
 
+@ollama_router.get("/ps")
+async def ollama_running(request: Request) -> dict[str, Any]:
+    """The models in memory: those that are loaded."""
+    models = (await ollama_tags(request))["models"]
+    return {"models": [model for model in models if model["name"] in request.app.state.served.loaded]}
+
+
 class ShowRequest(BaseModel):
-    model: str
+    model: ModelName
 
 
 @ollama_router.post("/show")

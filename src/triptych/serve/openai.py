@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -18,14 +18,25 @@ from triptych.generate import TOP_LOGPROBS
 from triptych.serve.chat import answer_batch, answer_kind, answer_pieces, read_dialogue
 from triptych.serve.errors import ApiError, as_api_error, error_body
 from triptych.serve.features import embed, encoded, texts_of
+from triptych.serve.fields import ModelName, RequiredText, Text
 from triptych.serve.jobs import Job, Worker
 from triptych.serve.logprobs import choice_logprobs
 from triptych.serve.models import Served
-from triptych.serve.pictures import read_picture
-from triptych.serve.settings import ANSWER_LIMIT, CHOICE_LIMIT, MESSAGE_LIMIT, TEXT_LIMIT, TOKEN_LIMIT, ServerSettings
+from triptych.serve.pictures import RequestPictures
+from triptych.serve.settings import (
+    ANSWER_LIMIT,
+    CHOICE_LIMIT,
+    MESSAGE_LIMIT,
+    SEEDS,
+    TEXT_LIMIT,
+    TOKEN_LIMIT,
+    ServerSettings,
+)
+from triptych.serve.stops import check_stops, cut_at_stop, until_stop
 from triptych.tasks import Answer, Matches, TextEnd
 
 openai_router = APIRouter(prefix="/v1")
+EMBEDDING_LIMIT = 256  # texts and pictures of a request
 UNSUPPORTED = ("tools", "functions", "audio", "logit_bias", "web_search_options", "prediction")
 
 
@@ -43,7 +54,7 @@ class ChatRequest(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    model: str
+    model: ModelName
     messages: list[Message] = Field(min_length=1, max_length=MESSAGE_LIMIT)
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -52,8 +63,8 @@ class ChatRequest(BaseModel):
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     n: int = Field(1, ge=1, le=ANSWER_LIMIT)
-    seed: int | None = Field(default=None, ge=0, le=2**31 - 1)
-    stop: str | list[str] | None = None
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    stop: Text | list[Text] | None = None
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=TOP_LOGPROBS)
 
@@ -71,8 +82,7 @@ class ChatRequest(BaseModel):
             raise ApiError(400, "a stream holds one answer: n must be 1", param="n")
         if self.top_logprobs and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
-        if isinstance(self.stop, list) and len(self.stop) > 4:
-            raise ApiError(400, f"stop has {len(self.stop)} texts: 4 at most", param="stop")
+        check_stops(self.stop, "stop")
 
     def search_settings(self) -> dict[str, Any]:
         """Fields of ``generate.Search``; missing ones keep the model's values."""
@@ -80,7 +90,7 @@ class ChatRequest(BaseModel):
             "max_new_tokens": self.max_completion_tokens or self.max_tokens,
             "temperature": self.temperature or None,
             "top_p": self.top_p if self.temperature else None,
-            "seed": self.seed,
+            "seed": None if self.seed is None else self.seed % SEEDS,
             "n_best": self.n if self.n > 1 else None,
             "top_logprobs": (self.top_logprobs or 0) if self.logprobs else None,
         }
@@ -88,20 +98,19 @@ class ChatRequest(BaseModel):
 
     @property
     def stops(self) -> list[str]:
-        texts = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return [text for text in texts if text]
+        return check_stops(self.stop, "stop")
 
 
-def read_messages(messages: Sequence[Message], settings: ServerSettings) -> list[tuple[str, str, list[Image]]]:
+def read_messages(messages: Sequence[Message], reader: RequestPictures) -> list[tuple[str, str, list[Image]]]:
     """Roles, texts and pictures. Raises ApiError that names the part."""
     return [
-        (message.role, *read_content(message.content, settings, f"messages[{i}].content"))
+        (message.role, *read_content(message.content, reader, f"messages[{i}].content"))
         for i, message in enumerate(messages)
     ]
 
 
 def read_content(
-    content: str | list[dict[str, Any]] | None, settings: ServerSettings, param: str
+    content: str | list[dict[str, Any]] | None, reader: RequestPictures, param: str
 ) -> tuple[str, list[Image]]:
     texts: list[str] = []
     pictures: list[Image] = []
@@ -118,10 +127,12 @@ def read_content(
             address = address.get("url") if isinstance(address, dict) else address
             if not isinstance(address, str):
                 raise ApiError(400, f"{place}.image_url has no url", param=f"{place}.image_url")
-            pictures.append(read_picture(address, settings, f"{place}.image_url"))
+            pictures.append(reader.read(address, f"{place}.image_url"))
         else:
             raise ApiError(
-                400, f"{place}: parts of the type {kind!r} are not supported: text and image_url are", param=place
+                400,
+                f"{place}: parts of the type {str(kind)[:40]!r} are not supported: text and image_url are",
+                param=place,
             )
     text = "\n".join(texts)
     if len(text) > TEXT_LIMIT:
@@ -135,7 +146,8 @@ async def chat_completions(request: Request, body: ChatRequest) -> Any:
     settings: ServerSettings = request.app.state.settings
     body.check()
     model, worker = served.get(body.model)
-    messages = await asyncio.to_thread(read_messages, body.messages, settings)
+    worker.check_room()
+    messages = await asyncio.to_thread(read_messages, body.messages, RequestPictures(request))
     talk = read_dialogue(messages, body.search_settings())
     kind = answer_kind(model, talk)
     if body.stream:
@@ -178,11 +190,7 @@ def usage(end: TextEnd) -> dict[str, int]:
     return {"prompt_tokens": end.prompt_tokens, "completion_tokens": end.new_tokens, "total_tokens": total}
 
 
-def cut_at_stop(text: str, stops: Sequence[str]) -> str:
-    return text[: min((place for stop in stops if (place := text.find(stop)) >= 0), default=len(text))]
-
-
-async def sse(body: ChatRequest, pieces: AsyncIterator[str | TextEnd]) -> AsyncIterator[str]:
+async def sse(body: ChatRequest, pieces: AsyncGenerator[str | TextEnd, None]) -> AsyncIterator[str]:
     """Server-sent events: a role, pieces of text, the finish reason (with log-probabilities, if requested), usage, if requested,
     ``[DONE]``; errors are events, too."""
     base = {
@@ -197,33 +205,18 @@ async def sse(body: ChatRequest, pieces: AsyncIterator[str | TextEnd]) -> AsyncI
         return f"data: {json.dumps({**base, 'choices': choices}, ensure_ascii=False)}\n\n"
 
     yield event({"role": "assistant", "content": ""})
-    text = ""
-    margin = max((len(stop) for stop in body.stops), default=1) - 1  # the last characters may be the start of a stop
-    sent, count, end = 0, 0, None
+    end = TextEnd()
     try:
-        async for piece in pieces:
+        async for piece in until_stop(pieces, body.stops):
             if isinstance(piece, TextEnd):
                 end = piece
-                continue
-            count += 1
-            text += piece
-            text = text.lstrip() if not sent else text
-            cut = cut_at_stop(text, body.stops)
-            until = len(cut) if len(cut) < len(text) else max(sent, len(text) - margin)
-            if until > sent:
-                yield event({"content": text[sent:until]})
-                sent = until
-            if len(cut) < len(text):
-                break
-        else:
-            if len(text) > sent:
-                yield event({"content": text[sent:]})
+            else:
+                yield event({"content": piece})
     except Exception as error:
         api_error = as_api_error(error)
         yield f"data: {json.dumps(error_body(api_error.status, api_error.message, api_error.param, api_error.code))}\n\n"
         yield "data: [DONE]\n\n"
         return
-    end = end or TextEnd(new_tokens=count)  # the model is interrupted at a stop
     tokens = choice_logprobs(end, 0, body.top_logprobs or 0) if body.logprobs else None
     yield event({}, "stop" if end.finished else "length", tokens)
     if body.stream_options and body.stream_options.include_usage:
@@ -238,7 +231,7 @@ async def openai_models(request: Request) -> dict[str, Any]:
     return {"object": "list", "data": data}
 
 
-@openai_router.get("/models/{name}")
+@openai_router.get("/models/{name:path}")
 async def openai_one_model(request: Request, name: str) -> dict[str, Any]:
     served: Served = request.app.state.served
     served.get(name)
@@ -246,41 +239,43 @@ async def openai_one_model(request: Request, name: str) -> dict[str, Any]:
 
 
 class EmbeddingRequest(BaseModel):
-    model: str = "blip2"
+    model: ModelName = "blip2"
     input: str | list[str | dict[str, Any]]
     encoding_format: Literal["float", "base64"] = "float"
 
 
 class RerankRequest(BaseModel):
-    model: str = "blip2"
-    query: str = Field(min_length=1, max_length=TEXT_LIMIT)
+    model: ModelName = "blip2"
+    query: RequiredText
     documents: list[str | dict[str, Any]] = Field(min_length=1, max_length=CHOICE_LIMIT)
     top_n: int | None = Field(default=None, ge=1)
 
 
-def as_item(item: str | dict[str, Any], settings: ServerSettings, param: str) -> str | Image:
-    """A text, or the picture of a data URL, ``{"image": ...}`` or ``{"image_url": {"url": ...}}``."""
-    if isinstance(item, str) and item[:11].lower() != "data:image/":
-        return item
+def as_item(item: str | dict[str, Any], reader: RequestPictures, param: str) -> str | Image:
+    """A text, or the picture of a data URL, ``{"image": ...}`` or ``{"image_url": {"url": ...}}``. Raises ApiError."""
+    text = item.get("text") if isinstance(item, dict) else item
+    if isinstance(text, str) and text[:11].lower() != "data:image/":
+        if len(text) > TEXT_LIMIT:
+            raise ApiError(400, f"{param} has {len(text)} characters: {TEXT_LIMIT} at most", param=param)
+        return text
     address = item
     if isinstance(item, dict):
-        if isinstance(item.get("text"), str):
-            return str(item["text"])
         address = item.get("image") or item.get("image_url") or ""
         address = address.get("url", "") if isinstance(address, dict) else address
     if not isinstance(address, str) or not address:
         raise ApiError(400, f"{param} is neither a text nor a picture", param=param)
-    return read_picture(address, settings, param)
+    return reader.read(address, param)
 
 
-def as_items(items: Sequence[str | dict[str, Any]], settings: ServerSettings, param: str) -> list[str | Image]:
-    return [as_item(item, settings, f"{param}[{i}]") for i, item in enumerate(items)]
+def as_items(items: Sequence[str | dict[str, Any]], reader: RequestPictures, param: str) -> list[str | Image]:
+    return [as_item(item, reader, f"{param}[{i}]") for i, item in enumerate(items)]
 
 
 def matcher(request: Request, name: str) -> tuple[Matches, Worker]:
     model, worker = request.app.state.served.get(name)
     if not (isinstance(model, Matches) and model.matches):
         raise ApiError(400, f"{name} cannot match pictures with texts: use blip2", param="model")
+    worker.check_room()
     return model, worker
 
 
@@ -290,9 +285,9 @@ async def openai_embeddings(request: Request, body: EmbeddingRequest) -> dict[st
     settings: ServerSettings = request.app.state.settings
     model, worker = matcher(request, body.model)
     items = body.input if isinstance(body.input, list) else [body.input]
-    if not 1 <= len(items) <= 256:
-        raise ApiError(400, f"input has {len(items)} items: 1 to 256", param="input")
-    content = await asyncio.to_thread(as_items, items, settings, "input")
+    if not 1 <= len(items) <= EMBEDDING_LIMIT:
+        raise ApiError(400, f"input has {len(items)} items: 1 to {EMBEDDING_LIMIT}", param="input")
+    content = await asyncio.to_thread(as_items, items, RequestPictures(request, EMBEDDING_LIMIT), "input")
 
     def run(payloads: Sequence[list[str | Image]]) -> list[tuple[list[list[float]], int]]:
         return [(embed(model, payload), model.count_pieces(texts_of(payload))) for payload in payloads]
@@ -315,7 +310,7 @@ async def openai_rerank(request: Request, body: RerankRequest) -> dict[str, Any]
     """Rank pictures by how well they match a text."""
     settings: ServerSettings = request.app.state.settings
     model, worker = matcher(request, body.model)
-    pictures = await asyncio.to_thread(as_items, body.documents, settings, "documents")
+    pictures = await asyncio.to_thread(as_items, body.documents, RequestPictures(request, CHOICE_LIMIT), "documents")
     for i, picture in enumerate(pictures):
         if isinstance(picture, str):
             raise ApiError(400, f"documents[{i}] is not a picture: send a data URL", param=f"documents[{i}]")

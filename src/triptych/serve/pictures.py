@@ -10,28 +10,46 @@ import stat
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from fastapi import Request
 from PIL.Image import Image
 
 from triptych.errors import InputError
-from triptych.io.images import load_image
+from triptych.io.images import load_image, picture_size
 from triptych.serve.errors import ApiError
 from triptych.serve.fetch import PICTURE_BYTES, fetch_allowed
-from triptych.serve.settings import ServerSettings
+from triptych.serve.memory import SCOPE_KEY, RequestMemory
+from triptych.serve.settings import PICTURE_LIMIT, ServerSettings
 
 ALPHABET = str.maketrans("-_", "+/")
+PIXEL_BYTES = 4  # of an RGB picture in memory
 SPACE = re.compile(r"\s+")
 
 
-def read_picture(address: str, settings: ServerSettings, param: str) -> Image:
-    """The picture at ``address``, upright and RGB.
+class RequestPictures:
+    """Reads the pictures of one request, ``most`` at most."""
 
-    Raises:
-        ApiError: 400, names ``param``: it is not a picture, is too large, or its address is not allowed.
-    """
-    try:
-        return load_image(picture_bytes(address, settings))
-    except InputError as error:
-        raise ApiError(400, f"{param}: {without_name(str(error))}", param=param) from None
+    def __init__(self, request: Request, most: int = PICTURE_LIMIT) -> None:
+        self.settings: ServerSettings = request.app.state.settings
+        self.memory: RequestMemory = request.scope[SCOPE_KEY]
+        self.left = self.most = most
+
+    def read(self, address: str, param: str) -> Image:
+        """The picture at ``address``, upright and RGB.
+
+        Raises:
+            ApiError: 400, names ``param``: it is not a picture, is too large, one too many, or its address is not allowed;
+                413 or 503, there is no memory for it.
+        """
+        if not self.left:
+            raise ApiError(400, f"{param}: a request may have {self.most} pictures at most", param=param)
+        self.left -= 1
+        try:
+            data = picture_bytes(address, self.settings)
+            width, height = picture_size(data)
+            self.memory.take(PIXEL_BYTES * width * height)
+            return load_image(data)
+        except InputError as error:
+            raise ApiError(400, f"{param}: {without_name(str(error))}", param=param) from None
 
 
 def picture_bytes(address: str, settings: ServerSettings) -> bytes:

@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from triptych.serve.errors import ApiError, error_body
+from triptych.serve.errors import ApiError, error_content, retry_header
+from triptych.serve.memory import SCOPE_KEY, RequestMemory, SharedMemory
 from triptych.serve.settings import ServerSettings, is_loopback
 
 OPEN_PATHS = ("/healthz",)  # without a key
@@ -36,8 +37,8 @@ HEADERS = {
 class Guard:
     """The ASGI layer around the application."""
 
-    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
-        self.app, self.settings = app, settings
+    def __init__(self, app: ASGIApp, settings: ServerSettings, memory: SharedMemory) -> None:
+        self.app, self.settings, self.memory = app, settings, memory
         self.names = {name.lower() for name in (settings.host, *settings.hosts)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,14 +54,19 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
+        memory = scope[SCOPE_KEY] = RequestMemory(self.memory)
         try:
-            headers = Headers(scope=scope)
-            self.check(scope["method"], scope["path"], headers)
-            body = await self.read_body(headers, receive) if scope["method"] in ("POST", "PUT", "PATCH") else b""
-        except ApiError as error:
-            await refuse(error, send_with_headers)
-            return
-        await run_while_connected(self.app, scope, body, receive, send_with_headers)
+            try:
+                headers = Headers(scope=scope)
+                self.check(scope["method"], scope["path"], headers)
+                has_body = scope["method"] in ("POST", "PUT", "PATCH")
+                body = await self.read_body(headers, receive, memory) if has_body else b""
+            except ApiError as error:
+                await refuse(error, scope["path"], send_with_headers)
+                return
+            await run_while_connected(self.app, scope, body, receive, send_with_headers)
+        finally:
+            memory.release()
 
     def check(self, method: str, path: str, headers: Headers) -> None:
         """Raises ApiError: wrong host or origin, no valid key, or another content type."""
@@ -97,8 +103,8 @@ class Guard:
             return False
         return parts.scheme in ("http", "https") and parts.netloc.lower() == host.strip().lower()
 
-    async def read_body(self, headers: Headers, receive: Receive) -> bytes:
-        """Raises ApiError: the body is too large, too slow, or the client has gone."""
+    async def read_body(self, headers: Headers, receive: Receive, memory: RequestMemory) -> bytes:
+        """Raises ApiError: the body is too large, alone or beside others, too slow, or the client has gone."""
         most = self.settings.max_body
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > most:
@@ -113,6 +119,7 @@ class Guard:
                         raise ApiError(400, "the connection closed before the request was complete")
                     chunks.append(message.get("body", b""))
                     size += len(chunks[-1])
+                    memory.take(len(chunks[-1]))
                     if size > most:
                         raise body_too_large(most)
                     more = message.get("more_body", False)
@@ -169,12 +176,13 @@ async def run_while_connected(app: ASGIApp, scope: Scope, body: bytes, receive: 
         watcher.cancel()
 
 
-async def refuse(error: ApiError, send: Send) -> None:
-    content = json.dumps(error_body(error.status, error.message, error.param, error.code)).encode()
+async def refuse(error: ApiError, path: str, send: Send) -> None:
+    content = json.dumps(error_content(path, error)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+    headers += [(name.lower().encode(), value.encode()) for name, value in retry_header(error).items()]
     if error.status == 401:
         headers.append((b"www-authenticate", b'Basic realm="Triptych: any name, the key as password"'))
-    if error.status in (408, 413):
+    if error.status in (408, 413, 503):
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": content})

@@ -15,7 +15,9 @@ CHOICE_LIMIT = 32
 TOKEN_LIMIT = 512  # of an answer
 ANSWER_LIMIT = 8  # n
 BEAM_LIMIT = 8
+SEEDS = 1 << 31  # clients send any integer
 BATCH_LIMIT = 16  # requests that a model answers together
+MEMORY_LIMIT = 2 << 30  # bytes of the bodies and decoded pictures of all requests in progress
 
 
 @dataclass(frozen=True)
