@@ -54,7 +54,7 @@ def text(length: int, pictures: tuple[int, ...], seed: int = 2) -> Tensor:
 
 
 def state_of(model: Flamingo, rows: int = 1) -> FlamingoState:
-    return FlamingoState(KVCache(model.lm.config.layers), rows, torch.device("cpu"))
+    return FlamingoState.empty(KVCache(model.lm.config.layers), rows, torch.device("cpu"))
 
 
 def logits(model: Flamingo, ids: Tensor, visual_tokens: Tensor) -> Tensor:

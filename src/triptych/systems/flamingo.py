@@ -14,6 +14,7 @@ Shapes (legend in ``attention.py``): P pictures in all, N pictures of a row, R l
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -166,6 +167,11 @@ class Media(NamedTuple):
     numbers: Tensor  # [B, N]: the number of each picture in its row, from 1; NO_PICTURE = padding
     blocks: tuple[KeysValues, ...]
 
+    @property
+    def latents(self) -> int:
+        """R."""
+        return self.blocks[0].keys.shape[2] // max(1, self.numbers.shape[1])
+
     def select(self, rows: Tensor) -> Media:
         """Row i gets the pictures of the row ``rows[i]``."""
         return Media(self.numbers[rows], tuple(KeysValues(k[rows], v[rows]) for k, v in self.blocks))
@@ -180,30 +186,32 @@ class Media(NamedTuple):
 
     def first_pictures(self, pictures: int) -> Media:
         """The first pictures of each row."""
-        latents = self.blocks[0].keys.shape[2] // max(1, self.numbers.shape[1])
-        cut = pictures * latents
-        return Media(
-            self.numbers[:, :pictures], tuple(KeysValues(k[:, :, :cut], v[:, :, :cut]) for k, v in self.blocks)
-        )
+        cut = pictures * self.latents
+        blocks = (KeysValues(k[:, :, :cut], v[:, :, :cut]) for k, v in self.blocks)
+        return Media(self.numbers[:, :pictures], tuple(blocks))
 
     def with_number(self, numbers: Tensor) -> Media:
         """Of each row only the picture with the number ``numbers [B]``; rows without it get some other picture, marked NO_PICTURE."""
         here = self.numbers == numbers[:, None]
         slot, rows = here.long().argmax(1), torch.arange(len(numbers), device=numbers.device)
-        latents = self.blocks[0].keys.shape[2] // self.numbers.shape[1]
-        blocks = (KeysValues(*(by_picture(x, latents)[rows, :, slot] for x in pair)) for pair in self.blocks)
+        blocks = (KeysValues(*(by_picture(x, self.latents)[rows, :, slot] for x in pair)) for pair in self.blocks)
         return Media(numbers.masked_fill(~here.any(1), NO_PICTURE)[:, None], tuple(blocks))
 
 
+@dataclass(eq=False)
 class FlamingoState:
     """A text being read or written: a ``generate.State``. Pictures may join at any time (``Flamingo.add_pictures``)."""
 
-    def __init__(self, text: KVCache, rows: int, device: torch.device) -> None:
-        self.text = text
-        self.media: Media | None = None
-        self.pictures_read = torch.zeros(rows, dtype=torch.long, device=device)  # [B]: image tokens in the text so far
-        self.beams = 1  # rows of each input
-        self.last_media: Media | None = None  # the last picture of each row; None = not computed yet
+    text: KVCache
+    pictures_read: Tensor  # [B]: image tokens in the text so far
+    media: Media | None = None
+    last_media: Media | None = None  # the last picture of each row; None = not computed yet
+    beams: int = 1  # rows of each input
+
+    @classmethod
+    def empty(cls, text: KVCache, rows: int, device: torch.device) -> FlamingoState:
+        """Before anything is read."""
+        return cls(text, torch.zeros(rows, dtype=torch.long, device=device))
 
     def reorder(self, rows: Tensor) -> FlamingoState:
         """Row ``[b, k]`` continues the old row ``rows[b, k]``; the rows of an input share its pictures.
@@ -212,20 +220,20 @@ class FlamingoState:
         """
         flat, k = rows.flatten(), rows.shape[1]
         here = torch.arange(len(flat), device=rows.device)
-        new = FlamingoState(self.text.reorder(rows), 0, rows.device)
-        new.pictures_read, new.media, new.last_media, new.beams = self.pictures_read, self.media, self.last_media, k
-        if len(flat) != len(self.pictures_read) or k != self.beams or not torch.equal(flat // k, here // k):
-            new.pictures_read = self.pictures_read[flat]
-            new.media, new.last_media = (x.select(flat) if x else None for x in (self.media, self.last_media))
-        return new
+        pictures_read, media, last_media = self.pictures_read, self.media, self.last_media
+        if len(flat) != len(pictures_read) or k != self.beams or not torch.equal(flat // k, here // k):
+            pictures_read, media, last_media = self.pictures_of(flat)
+        return FlamingoState(self.text.reorder(rows), pictures_read, media, last_media, k)
+
+    def pictures_of(self, rows: Tensor) -> tuple[Tensor, Media | None, Media | None]:
+        """``pictures_read``, ``media`` and ``last_media`` of these rows."""
+        media, last_media = (x.select(rows) if x else None for x in (self.media, self.last_media))
+        return self.pictures_read[rows], media, last_media
 
     def fork(self, rows: Sequence[int]) -> FlamingoState:
         """A new state whose row i is a copy of the row ``rows[i]``; this one stays as it is."""
         chosen = torch.tensor(rows, device=self.pictures_read.device)
-        new = FlamingoState(self.text.fork(chosen), 0, chosen.device)
-        new.pictures_read = self.pictures_read[chosen]
-        new.media, new.last_media = (x.select(chosen) if x else None for x in (self.media, self.last_media))
-        return new
+        return FlamingoState(self.text.fork(chosen), *self.pictures_of(chosen))
 
     def truncate(self, length: int, pictures: int) -> None:
         """Go back to the first ``length`` positions of a single row, which hold ``pictures`` pictures."""
@@ -385,7 +393,7 @@ class Flamingo(nn.Module):
             raise InputError("the prompt is empty: the language model needs at least one token")
         if state is None:
             cache = KVCache(self.lm.config.layers, capacity=ids.shape[1] + SPARE_POSITIONS)
-            state = FlamingoState(cache, len(ids), ids.device)
+            state = FlamingoState.empty(cache, len(ids), ids.device)
         self.add_pictures(state, visual_tokens, counts)
         hidden = self(ids, padding_mask=padding_mask, state=state)
         return self.lm.logits(hidden[:, -1:])[:, 0], state
