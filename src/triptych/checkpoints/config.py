@@ -29,6 +29,7 @@ from triptych.text.prompt import DEFAULT_PROMPTS, Prompts
 FORMAT = 2
 READABLE = (1, 2)
 MAX_CONFIG = 16 << 20
+MAX_ADDED = 1024  # tokens
 WEIGHTS = "triptych.safetensors"
 M = TypeVar("M")
 K = TypeVar("K")
@@ -65,6 +66,7 @@ class LanguageModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     """The language model. ``stored``: the checkpoint holds it under ``lm.``, of the sizes ``decoder`` or ``t5``, and its tokenizer's files.
 
     ``eos``: the tokens that end a text (None = the tokenizer's); ``end_id``: the one that ends an example of a few-shot prompt.
+    ``added_tokens``: how many tokens were added behind those of one that is not stored; the checkpoint holds their rows (``lm.added``).
     """
 
     name: str
@@ -74,8 +76,13 @@ class LanguageModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     eos: tuple[int, ...] | None = None
     end_id: int | None = None
     t5: T5Config | None = None
+    added_tokens: int = 0
 
     def __post_init__(self) -> None:
+        if not 0 <= self.added_tokens <= MAX_ADDED or (self.stored and self.added_tokens):
+            raise InputError(
+                f"added_tokens is {self.added_tokens}, expected 0 to {MAX_ADDED}, and 0 where the language model is stored"
+            )
         if self.stored and ((self.decoder is None) == (self.t5 is None) or not self.eos):
             raise InputError(
                 "a language model that is stored needs the config of its decoder or of its t5, and its eos"

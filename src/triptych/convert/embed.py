@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import torch
+from torch import Tensor
 
 from triptych.checkpoints.config import LanguageModelSpec
 from triptych.checkpoints.format import load_checkpoint, save_checkpoint
+from triptych.checkpoints.language_models import LoadedLanguageModel, build
 from triptych.checkpoints.place import LoadReport
 from triptych.checkpoints.quantize import stored_as
-from triptych.checkpoints.store import JoinedStore, MemoryStore
+from triptych.checkpoints.store import JoinedStore, MemoryStore, renamed
 from triptych.convert.published import TOKENIZER_FILES
 from triptych.errors import InputError
-from triptych.models.frozen import language_model_path, named_language_model
+from triptych.models.frozen import ADDED, language_model_path, named_language_model
 from triptych.nn.configs import DecoderConfig, T5Config
 from triptych.text.tokenizer import TextTokenizer
 
@@ -33,7 +37,7 @@ def embed_language_model(source: Path, target: Path, dtype: torch.dtype | None) 
     if config.lm is None or config.lm.stored:
         what = "holds its language model already" if config.lm else "has no language model"
         raise InputError(f"{source} {what}: leave out --embed-lm")
-    lm = named_language_model(source, config)
+    lm = with_added_rows(named_language_model(source, config), config.lm, tensors)
     network = lm.model.config
     spec = LanguageModelSpec(
         Path(config.lm.name).name,
@@ -44,15 +48,31 @@ def embed_language_model(source: Path, target: Path, dtype: torch.dtype | None) 
         end_id=config.lm.end_id,
     )
     own = MemoryStore({f"lm.{name}": tensor for name, tensor in lm.model.state_dict().items()})
+    trained = renamed(tensors, {name: name for name in tensors if not name.startswith(ADDED)})
     files = {name: (source / name).read_bytes() for name in config.files if name != config.weights}
     files |= tokenizer_files(language_model_path(config.lm.name, source), lm.tokenizer)
     save_checkpoint(
         target,
         config=msgspec.structs.replace(config, lm=spec),
-        tensors=stored_as(JoinedStore([tensors, own]), dtype),
+        tensors=stored_as(JoinedStore([trained, own]), dtype),
         extra_files=files,
     )
     return LoadReport((*tensors, *own), (), ())
+
+
+def with_added_rows(
+    lm: LoadedLanguageModel, spec: LanguageModelSpec, tensors: Mapping[str, Tensor]
+) -> LoadedLanguageModel:
+    """The language model with the rows of its added tokens (``tensors`` of the checkpoint) behind its own, as if it had always had them."""
+    if not spec.added_tokens:
+        return lm
+    config = replace(lm.decoder.config, vocab_size=lm.decoder.config.vocab_size + spec.added_tokens)
+    rows = lm.model.state_dict()
+    for name in ("embedding", "head"):
+        if f"{ADDED}{name}" in tensors:
+            rows[f"{name}.weight"] = torch.cat([rows[f"{name}.weight"], tensors[f"{ADDED}{name}"]])
+    tokenizer = lm.tokenizer if spec.end_id is None else replace(lm.tokenizer, eos_ids=frozenset({spec.end_id}))
+    return LoadedLanguageModel(build(config, rows, spec.name), tokenizer, lm.report)
 
 
 def tokenizer_files(directory: Path, tokenizer: TextTokenizer) -> dict[str, bytes]:

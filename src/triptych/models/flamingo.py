@@ -18,7 +18,7 @@ from triptych.checkpoints.place import unallocated
 from triptych.checkpoints.quantize import stored_as
 from triptych.errors import InputError
 from triptych.generate import Search
-from triptych.models.frozen import buildable, frozen_parts, tensors_to_save
+from triptych.models.frozen import ADDED, buildable, frozen_parts, tensors_to_save
 from triptych.models.placement import ModelFiles, Placement, fill_model
 from triptych.systems.configs import FlamingoConfig
 from triptych.systems.flamingo import Flamingo
@@ -71,10 +71,12 @@ def load_flamingo(
         lm = decoder_only(language_model)
         with unallocated():
             model = Flamingo(config.model, encoder, lm)
-    end_id, image_id, words = config.lm.end_id, config.model.image_id, lm.config.vocab_size
+    end_id, image_id, words = config.lm.end_id, config.model.image_id, lm.vocab_size
     for name, token in (("lm.end_id", end_id), ("model.image_id", image_id)):
         if not 0 <= token < words:
             raise InputError(f"{directory / 'config.json'}: {name} is {token}, expected a token from 0 to {words - 1}")
+    if config.lm.added_tokens and f"{ADDED}embedding" not in tensors:
+        raise InputError(f"{directory} lacks the rows of the tokens that were added to its language model")
     fill_model(model, ModelFiles(directory, config, tensors), dtype, placement)
     around = tokenizer.specials.get(config.prompts.around, image_id)
     search = config.search.search(frozenset({end_id}), frozenset({image_id, around}))

@@ -30,6 +30,7 @@ from triptych.nn.vit import CLIP_MEAN, CLIP_STD, ViT
 from triptych.text.tokenizer import TextTokenizer
 
 FROZEN = ("vision_encoder.", "lm.")
+ADDED = "lm.added."  # rows of tokens that were added to a frozen language model: they are trained, and saved
 
 
 @contextmanager
@@ -53,7 +54,8 @@ def frozen_prefixes(config: CheckpointConfig[Any]) -> tuple[str, ...]:
 def tensors_to_save(model: nn.Module, config: CheckpointConfig[Any]) -> dict[str, Tensor]:
     """What a checkpoint holds: the trained tensors, and those of the frozen parts that are stored."""
     elsewhere = frozen_prefixes(config)
-    return {name: x for name, x in model.state_dict().items() if not name.startswith(elsewhere)}
+    tensors = model.state_dict()
+    return {name: tensors[name] for name in tensors if name.startswith(ADDED) or not name.startswith(elsewhere)}
 
 
 def in_bfloat16(lm: Decoder | T5, spec: LanguageModelSpec | None) -> None:
@@ -111,11 +113,14 @@ def language_model_fingerprint(name: str, lm: LoadedLanguageModel) -> str:
     return part_fingerprint(name) if name in {part.name for part in PARTS} else sha256_of(lm.model)
 
 
-def language_model_spec(name: str, lm: LoadedLanguageModel, end_id: int | None = None) -> LanguageModelSpec:
-    """What a checkpoint says of a language model that it does not hold: name or whole path, and fingerprint."""
+def language_model_spec(
+    name: str, lm: LoadedLanguageModel, end_id: int | None = None, added_tokens: int = 0
+) -> LanguageModelSpec:
+    """What a checkpoint says of a language model that it does not hold: name or whole path, and fingerprint (without ``added_tokens``)."""
     path = Path(name).expanduser()
     whole = str(path.resolve()) if path.exists() and name not in {part.name for part in PARTS} else name
-    return LanguageModelSpec(whole, stored=False, sha256=language_model_fingerprint(name, lm), end_id=end_id)
+    fingerprint = language_model_fingerprint(name, lm)
+    return LanguageModelSpec(whole, stored=False, sha256=fingerprint, end_id=end_id, added_tokens=added_tokens)
 
 
 def with_int8_layers(model: nn.Module, tensors: TensorStore) -> TensorStore:
@@ -158,7 +163,11 @@ def frozen_parts(directory: Path, config: CheckpointConfig[Any], dtype: torch.dt
         tokenizer = replace(TextTokenizer.from_directory(directory), eos_ids=frozenset(config.lm.eos))
         return FrozenParts(encoder, unfilled(config.lm.network), tokenizer)
     lm = named_language_model(directory, config)
-    return FrozenParts(encoder, lm.model.to(dtype), lm.tokenizer)
+    tokenizer = lm.tokenizer
+    if config.lm.added_tokens:
+        lm.decoder.add_tokens([None] * config.lm.added_tokens)
+        tokenizer = replace(tokenizer, eos_ids=frozenset({config.lm.end_id or 0}))
+    return FrozenParts(encoder, lm.model.to(dtype), tokenizer)
 
 
 def frozen_encoder(directory: Path, spec: EncoderSpec) -> ConvNet | ViT:

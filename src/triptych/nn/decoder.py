@@ -183,8 +183,37 @@ class Block(nn.Module):
         return self.attention.weights(x if self.norm_of_sum else self.attention_norm(x), context)
 
 
+class AddedTokens(nn.Module):
+    """Tokens behind those of a language model, as rows of their own, so that they can be trained while it stays frozen.
+
+    They begin as the mean of all rows, or as the row of the token that they are ``like``.
+    """
+
+    def __init__(self, embedding: Tensor, head: Tensor | None, like: Sequence[int | None]) -> None:
+        """``embedding``, ``head [V, E]``: the language model's own rows; without a ``head`` the embeddings are the output layer's, too."""
+        super().__init__()
+        self.embedding = nn.Parameter(rows_like(embedding, like))
+        self.head = None if head is None else nn.Parameter(rows_like(head, like))
+
+    def embed(self, input_ids: Tensor, embedding: nn.Embedding) -> Tensor:
+        """``[B, T]`` -> ``[B, T, E]``; ids from the size of ``embedding`` on are these tokens."""
+        own = embedding.num_embeddings
+        added = F.embedding((input_ids - own).clamp_min(0), self.embedding)
+        return torch.where((input_ids >= own)[..., None], added, embedding(input_ids.clamp_max(own - 1)))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``[.., E]`` -> ``[.., N]``."""
+        return F.linear(hidden, self.embedding if self.head is None else self.head)
+
+
+def rows_like(rows: Tensor, like: Sequence[int | None]) -> Tensor:
+    return torch.stack([rows.mean(0) if i is None else rows[i].clone() for i in like])
+
+
 class Decoder(nn.Module):
     """A language model over ids or embeddings; a ``generate.StepModel``."""
+
+    added: AddedTokens | None
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -199,10 +228,22 @@ class Decoder(nn.Module):
         self.final_norm = norm(config) if config.pre_norm or config.post_norm else nn.Identity()
         self.project_out = Linear(width, outer, bias=False) if projected else nn.Identity()
         self.head = None if config.tied else Linear(outer, config.vocab_size, bias=False)
+        self.register_module("added", None)
+
+    def add_tokens(self, like: Sequence[int | None]) -> None:
+        """Add a token for each of ``like`` (``AddedTokens``); their ids follow the language model's own."""
+        with torch.no_grad():
+            head = None if self.head is None else self.head.weight
+            self.added = AddedTokens(self.embedding.weight, head, like)
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens, added ones included."""
+        return self.config.vocab_size + (0 if self.added is None else len(self.added.embedding))
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """``[B, T]`` -> ``[B, T, E]``, for ``forward`` or ``prefill``, perhaps concatenated with soft prompts."""
-        x = self.embedding(input_ids)
+        x = self.embedding(input_ids) if self.added is None else self.added.embed(input_ids, self.embedding)
         return x if self.config.embed_scale == 1 else x * self.config.embed_scale
 
     def embed_inputs(
@@ -292,6 +333,8 @@ class Decoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """``[.., E]`` -> ``[.., V]``."""
         logits = self.embedding.product(hidden) if self.head is None else self.head(hidden)
+        if self.added is not None:
+            logits = torch.cat([logits, self.added.logits(hidden).to(logits.dtype)], -1)
         cap = self.config.logit_softcap
         return logits if cap is None else cap * (logits / cap).tanh()
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from triptych.models.frozen import ADDED, FROZEN
 from triptych.train.sampling import DataMix
 
 ParameterGroups = list[dict[str, Any]]
@@ -50,6 +51,6 @@ class Trainer(Protocol):
 
 
 def train_bridges(model: nn.Module) -> None:
-    """Make all parameters of BLIP-2 or Flamingo trainable except the frozen encoder's and language model's."""
+    """Make all parameters of BLIP-2 or Flamingo trainable except the frozen encoder's and language model's; tokens added to it are, too."""
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not name.startswith(("vision_encoder.", "lm.")))
+        parameter.requires_grad_(name.startswith(ADDED) or not name.startswith(FROZEN))

@@ -104,6 +104,10 @@ def open_flamingo(directory: Path, precision: Precision) -> OnnxFlamingo:
     check_flamingo(config.model)
     if config.lm is None or config.lm.end_id is None:
         raise InputError(f"{directory / 'config.json'}: lm.end_id is missing")
+    if config.lm.added_tokens:
+        raise NotCoveredError(
+            f"added tokens (`triptych convert {directory} COPY --embed-lm` makes them the language model's own)"
+        )
     folder = built_graphs(source, precision)
     lm, tokenizer = open_lm_session(folder)
     search = config.search.search(frozenset({config.lm.end_id}), frozenset({config.model.image_id}))

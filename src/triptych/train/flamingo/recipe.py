@@ -61,6 +61,10 @@ class FlamingoStart(Settings):
         "The special token of the language model that stands for a picture.",
         show_default="a spare one",
     )
+    add_tokens: bool = setting(
+        False,
+        "Add tokens for a picture and for the end of an example to the language model, and train their rows; its own stay frozen.",
+    )
     network: FlamingoNetwork = field(default_factory=FlamingoNetwork)
 
 

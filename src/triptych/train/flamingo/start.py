@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from triptych.models import (
 )
 from triptych.systems.configs import FlamingoConfig
 from triptych.systems.flamingo import Flamingo
+from triptych.text.tokenizer import TextTokenizer
 from triptych.train.data import FeatureReader, open_sources
 from triptych.train.flamingo.recipe import REWARDED, FlamingoRecipe, FlamingoStart
 from triptych.train.flamingo.trainer import FlamingoTrainer
@@ -70,18 +71,35 @@ def new_flamingo(start: FlamingoStart) -> FlamingoModel:
     weights = None if start.encoder_weights is None else Path(start.encoder_weights)
     vision = vision_encoder(start.encoder, weights=weights, image_size=start.image_size)
     language = find_language_model(start.lm)
-    specials = language.tokenizer.specials
+    if start.add_tokens and start.image_token:
+        raise InputError("--add-tokens adds a token for pictures: leave out --image-token")
+    if not language.tokenizer.eos_ids:
+        raise InputError(f"{start.lm} has no token that ends a text: name one in its tokenizer's files")
+    eos = min(language.tokenizer.eos_ids)
+    if start.add_tokens:
+        end_id = language.decoder.vocab_size  # OpenFlamingo's order
+        image_id, added = end_id + 1, 2
+    else:
+        end_id, image_id, added = eos, spare_token(start, language.tokenizer), 0
+    spec = language_model_spec(start.lm, language, end_id, added)
+    tokenizer = replace(language.tokenizer, eos_ids=frozenset({end_id})) if added else language.tokenizer
+    if added:
+        language.decoder.add_tokens([eos, None])
+    config = FlamingoConfig(vision.dim, image_id, **asdict(start.network))
+    search = Search(frozenset({end_id}), max_new_tokens=25, banned=frozenset({image_id}))
+    own = CheckpointConfig(system="flamingo", model=config, encoder=encoder_spec(vision), lm=spec)
+    return FlamingoModel(Flamingo(config, vision, language.decoder), tokenizer, search, own)
+
+
+def spare_token(start: FlamingoStart, tokenizer: TextTokenizer) -> int:
+    """The special token of the language model that stands for a picture. Raises InputError: there is none, or it ends a text."""
+    specials = tokenizer.specials
     token = start.image_token or next((token for token in SPARE_TOKENS if token in specials), "")
     if token not in specials:
         known = ", ".join(sorted(specials)[:12])
-        raise InputError(f"name a token that can stand for a picture with --image-token: {start.lm} has {known}...")
-    if not language.tokenizer.eos_ids:
-        raise InputError(f"{start.lm} has no token that ends a text: name one in its tokenizer's files")
-    if specials[token] in language.tokenizer.eos_ids:
-        raise InputError(f"{token} ends a text: choose another --image-token")
-    config = FlamingoConfig(vision.dim, specials[token], **asdict(start.network))
-    end_id = min(language.tokenizer.eos_ids)
-    search = Search(frozenset({end_id}), max_new_tokens=25, banned=frozenset({config.image_id}))
-    spec = language_model_spec(start.lm, language, end_id)
-    own = CheckpointConfig(system="flamingo", model=config, encoder=encoder_spec(vision), lm=spec)
-    return FlamingoModel(Flamingo(config, vision, language.decoder), language.tokenizer, search, own)
+        raise InputError(
+            f"{start.lm} has no spare token for a picture: add one with --add-tokens, or name one of {known}... with --image-token"
+        )
+    if specials[token] in tokenizer.eos_ids:
+        raise InputError(f"{token} ends a text: choose another --image-token, or --add-tokens")
+    return specials[token]

@@ -12,6 +12,7 @@ import torch
 from triptych.data.interleaved import Sequences
 from triptych.errors import InputError
 from triptych.models import FlamingoModel, in_bfloat16, save_flamingo
+from triptych.models.frozen import ADDED
 from triptych.systems.flamingo import Flamingo
 from triptych.train.crops import draw_cells
 from triptych.train.data import PhotoSet, TrainingData, caption_figures, validate_each
@@ -114,8 +115,11 @@ class FlamingoTrainer:
 
 
 def flamingo_parameter_groups(model: Flamingo, recipe: FlamingoRecipe) -> ParameterGroups:
-    """The gates with their own learning rate and without weight decay, and the rest."""
+    """The gates with their own learning rate, and the rest; neither gates nor added tokens have weight decay."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     gates = [p for name, p in named if name.endswith("_gate")]
-    rest = [p for name, p in named if not name.endswith("_gate")]
-    return [{"params": rest}, {"params": gates, "lr_scale": recipe.rates.gate_rate, "weight_decay": 0.0}]
+    added = [p for name, p in named if name.startswith(ADDED)]
+    rest = [p for name, p in named if not name.endswith("_gate") and not name.startswith(ADDED)]
+    groups: ParameterGroups = [{"params": rest}]
+    groups.append({"params": gates, "lr_scale": recipe.rates.gate_rate, "weight_decay": 0.0})
+    return groups + ([{"params": added, "weight_decay": 0.0}] if added else [])
