@@ -125,7 +125,7 @@ def test_every_setting_is_an_option(system: str, monkeypatch: pytest.MonkeyPatch
             name = "itc" if system == "blip2" else "caption"
             given, expected = [flag, f"{name}=0.5"], {name: 0.5}
         elif isinstance(value, bool):
-            given, expected = ["--no-" + flag[2:]], False  # type: ignore[assignment]
+            given, expected = [f"--no-{flag[2:]}" if value else flag], not value  # type: ignore[assignment]
         elif metadata["choices"]:
             other = next(choice for choice in metadata["choices"] if choice not in (value, None))
             given, expected = [flag, str(other)], other

@@ -37,7 +37,7 @@ def embed_language_model(source: Path, target: Path, dtype: torch.dtype | None) 
     if config.lm is None or config.lm.stored:
         what = "holds its language model already" if config.lm else "has no language model"
         raise InputError(f"{source} {what}: leave out --embed-lm")
-    lm = with_added_rows(named_language_model(source, config), config.lm, tensors)
+    lm = with_own_rows(named_language_model(source, config), config.lm, tensors)
     network = lm.model.config
     spec = LanguageModelSpec(
         Path(config.lm.name).name,
@@ -60,7 +60,7 @@ def embed_language_model(source: Path, target: Path, dtype: torch.dtype | None) 
     return LoadReport((*tensors, *own), (), ())
 
 
-def with_added_rows(
+def with_own_rows(
     lm: LoadedLanguageModel, spec: LanguageModelSpec, tensors: Mapping[str, Tensor]
 ) -> LoadedLanguageModel:
     """The language model with the rows of its added tokens (``tensors`` of the checkpoint) behind its own, as if it had always had them."""

@@ -192,8 +192,8 @@ class AddedTokens(nn.Module):
     def __init__(self, embedding: Tensor, head: Tensor | None, like: Sequence[int | None]) -> None:
         """``embedding``, ``head [V, E]``: the language model's own rows; without a ``head`` the embeddings are the output layer's, too."""
         super().__init__()
-        self.embedding = nn.Parameter(rows_like(embedding, like))
-        self.head = None if head is None else nn.Parameter(rows_like(head, like))
+        self.embedding = nn.Parameter(rows_of_tokens(embedding, like))
+        self.head = None if head is None else nn.Parameter(rows_of_tokens(head, like))
 
     def embed(self, input_ids: Tensor, embedding: nn.Embedding) -> Tensor:
         """``[B, T]`` -> ``[B, T, E]``; ids from the size of ``embedding`` on are these tokens."""
@@ -206,7 +206,7 @@ class AddedTokens(nn.Module):
         return F.linear(hidden, self.embedding if self.head is None else self.head)
 
 
-def rows_like(rows: Tensor, like: Sequence[int | None]) -> Tensor:
+def rows_of_tokens(rows: Tensor, like: Sequence[int | None]) -> Tensor:
     return torch.stack([rows.mean(0) if i is None else rows[i].clone() for i in like])
 
 
