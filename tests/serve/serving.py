@@ -16,6 +16,7 @@ from fastapi.testclient import TestClient
 from toy_models import ToyBlip2, ToySat
 
 from triptych.serve.app import create_app
+from triptych.serve.connections import TimedConnection
 from triptych.serve.settings import ServerSettings
 
 CHAT = "/v1/chat/completions"
@@ -41,7 +42,7 @@ def running(models: dict[str, Any] | None = None, **fields: Any) -> Iterator[str
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(
-        uvicorn.Config(app, http="h11", loop="asyncio", log_level="error", timeout_graceful_shutdown=10)
+        uvicorn.Config(app, http=TimedConnection, loop="asyncio", log_level="error", timeout_graceful_shutdown=10)
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

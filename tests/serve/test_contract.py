@@ -349,6 +349,9 @@ def test_the_official_clients() -> None:
         reply = other.chat(model="blip2", messages=[{"role": "user", "content": "What?", "images": [png(3)]}])
         assert reply.message.content == "What? [3]"
         assert "".join(p.response for p in other.generate("sat", "", images=[png(3)], stream=True)) == "A red of 3"
+        with pytest.raises(ollama.ResponseError, match=r"^unknown model 'gpt-4'"):
+            other.generate("gpt-4", "")
+        assert other.generate("sat").done and other.ps().models[0].name == "sat"
         other._client.close()
 
 

@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import gc
 import os
+import socket
 import threading
 import time
 from contextlib import suppress
@@ -15,6 +16,8 @@ from fastapi.testclient import TestClient
 from serving import CHAT, client_of, post_all, running
 from toy_models import ToyBlip2, ToySat, data_url, question
 
+from triptych.errors import TriptychError
+from triptych.serve import connections
 from triptych.serve.errors import ApiError
 from triptych.serve.jobs import Worker
 from triptych.serve.memory import RequestMemory, SharedMemory
@@ -34,6 +37,36 @@ def test_22_a_request_that_fails_in_a_batch_fails_alone() -> None:
     with running({"sat": ToySat(), "blip2": model}) as address:
         responses = asyncio.run(post_all(address, [question(data_url(n)) for n in numbers]))
     assert [r.status_code for r in responses] == [400 if n == ToySat.FAULTY else 200 for n in numbers]
+
+
+REQUEST = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@pytest.mark.parametrize(("sent", "drip"), [(b"", b""), (REQUEST, b""), (REQUEST[:-2] + b"X: ", b"a")])
+def test_17_connections_without_a_request_are_closed(monkeypatch: pytest.MonkeyPatch, sent: bytes, drip: bytes) -> None:
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.3)
+    received, closed = b"", False
+    with running() as address, socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as client:
+        client.sendall(sent)
+        client.settimeout(0.05)
+        deadline = time.monotonic() + 5
+        while not closed and time.monotonic() < deadline:
+            try:
+                part = client.recv(1000)
+                received, closed = received + part, not part
+            except TimeoutError:
+                client.sendall(drip)
+            except ConnectionError:
+                closed = True
+    assert closed and (b"200 OK" in received) == (sent == REQUEST)
+
+
+def test_17_a_slow_answer_keeps_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.2)
+    model = ToySat(delay=0.6)
+    with running({"sat": model, "blip2": ToyBlip2()}) as address, httpx.Client() as client:
+        for _ in range(2):
+            assert client.post(f"{address}{CHAT}", json=question(data_url(), model="sat")).status_code == 200
 
 
 def test_18_a_full_queue_says_so_and_others_are_answered() -> None:
@@ -178,15 +211,21 @@ def test_23_running_requests_are_finished_at_shutdown() -> None:
     assert result == [200]
 
 
-def test_models_that_load_or_fail_say_so() -> None:
+@pytest.mark.parametrize("failure", [TriptychError("damaged"), RuntimeError("onnxruntime failed")])
+def test_models_that_load_or_fail_say_so(monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
     from triptych.serve.app import create_app
     from triptych.serve.settings import ServerSettings
 
-    app = create_app(ServerSettings(models=("sat", "no-such-model")), {"sat": ToySat()})
+    app = create_app(ServerSettings(models=("sat", "blip2")), {"sat": ToySat()})
     served = app.state.served
     assert not served.ready
+
+    def load(name: str) -> None:
+        raise failure
+
+    monkeypatch.setattr("triptych.tasks.load", load)
     served.load()
-    assert served.ready and "no-such-model" in served.failures
+    assert served.ready and "blip2" in served.failures
     with TestClient(app, base_url="http://127.0.0.1") as client:
-        assert client.get("/readyz").json() == {"sat": "ready", "no-such-model": "failed"}
-        assert client.get("/v1/page").json()["failed"] == ["no-such-model"]
+        assert client.get("/readyz").json() == {"sat": "ready", "blip2": "failed"}
+        assert client.get("/v1/page").json()["failed"] == ["blip2"]

@@ -74,11 +74,13 @@ def run_server(settings: ServerSettings) -> None:
     """
     import uvicorn
 
+    from triptych.serve.connections import TimedConnection
+
     check_models(settings.models)
     with listen(settings.host, settings.port) as listener:
         config = uvicorn.Config(
             create_app(settings),
-            http="h11",  # the only protocol of uvicorn's that bounds the size of headers
+            http=TimedConnection,
             loop="asyncio",
             log_level="warning",
             access_log=False,

@@ -86,6 +86,9 @@ class Served:
                 except TriptychError as error:
                     self.failures[name] = str(error)
                     SERVER_LOG.error("cannot load %s: %s", name, error)
+                except Exception as error:  # the others are loaded all the same
+                    self.failures[name] = f"{type(error).__name__}: {error}"
+                    SERVER_LOG.exception("cannot load %s", name)
 
     @property
     def ready(self) -> bool:

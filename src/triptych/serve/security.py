@@ -23,6 +23,7 @@ from triptych.serve.settings import ServerSettings, is_loopback
 OPEN_PATHS = ("/healthz",)  # without a key
 BODY_SECONDS = 20.0  # for a body to arrive
 HEADERS = {
+    "Cache-Control": "no-cache",  # after an update the page must not be a mix of old and new files
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -71,7 +72,7 @@ class Guard:
     def check(self, method: str, path: str, headers: Headers) -> None:
         """Raises ApiError: wrong host or origin, no valid key, or another content type."""
         if not self.known_host(headers.get("host")):
-            raise ApiError(403, "the Host header names another server; call this one by the name it was started with")
+            raise ApiError(403, "the Host header names another server; --host-name gives this one further names")
         origin = headers.get("origin")
         if origin is not None and not self.own_origin(origin, headers.get("host", "")):
             raise ApiError(403, "requests from pages of other sites are refused")
