@@ -24,7 +24,7 @@ from toy_models import ToyBlip2, data_url, png, question
 from triptych.errors import InputError
 from triptych.serve import fetch, security
 from triptych.serve.app import create_app
-from triptych.serve.fetch import fetch_allowed, public_address
+from triptych.serve.fetch import fetch_allowed, is_public, public_address
 from triptych.serve.pictures import base64_bytes, data_url_bytes, folder_bytes
 from triptych.serve.settings import ServerSettings
 
@@ -165,11 +165,21 @@ def test_7_addresses_are_switched_off(client: TestClient, address: str) -> None:
         "0177.0.0.1",
         "224.0.0.1",
         "fe80::1",
+        "64:ff9b::10.1.2.3",
+        "2002:7f00:1::",
+        "::7f00:1",
+        "ff02::1",
+        "::ffff:10.1.2.3",
     ],
 )
 def test_8_private_addresses_are_refused(host: str) -> None:
     with pytest.raises(InputError):
         public_address(host, 80)
+
+
+def test_8_public_addresses_are_known() -> None:
+    for host in ("93.184.216.34", "2606:2800:220:1:248:1893:25c8:1946", "::ffff:93.184.216.34"):
+        assert is_public(host)
 
 
 def test_8_one_private_address_of_two_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:

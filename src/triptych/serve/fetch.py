@@ -65,12 +65,20 @@ def public_address(host: str, port: int) -> str:
         addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
     except OSError:
         raise InputError("the name of the address cannot be resolved") from None
-    for text in addresses:
-        address = ipaddress.ip_address(text.partition("%")[0])
-        mapped = getattr(address, "ipv4_mapped", None) or address
-        if not mapped.is_global or mapped.is_multicast:
-            raise InputError(NOT_ALLOWED)
+    if not all(map(is_public, addresses)):
+        raise InputError(NOT_ALLOWED)
     return sorted(addresses)[0]
+
+
+def is_public(text: str) -> bool:
+    """Whether an IP address is one of the internet's. Those that stand for an IPv4 address behind a gateway (NAT64, 6to4) are not."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return is_public(str(address.ipv4_mapped))
+        if address.is_reserved or address.sixtofour is not None:
+            return False
+    return address.is_global and not address.is_multicast
 
 
 def request(host: str, port: int, secure: bool, target: str, deadline: float) -> tuple[int, str | None, bytes]:
