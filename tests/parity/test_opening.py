@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from test_blip2_transformers import Pair, generation, photos, random_weights  # noqa: F401
 
 import triptych
 from triptych.checkpoints import hub
-from triptych.checkpoints.hub import fetch_model, is_model_id, snapshot_in
+from triptych.checkpoints.hub import fetch_model, is_model_id, local_path, named_model, snapshot_in
 from triptych.convert import opening
 from triptych.convert.checkpoint import convert_checkpoint
 from triptych.convert.opening import find_checkpoint
@@ -107,16 +108,55 @@ def test_a_failed_conversion_leaves_nothing(generation: Pair, tmp_path: Path, ho
 
 def test_names_that_mean_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "photo.jpg").write_bytes(b"x")
+    for name in ("photo.jpg", "llama.gguf", "blip2.zip", "encoder.onnx"):
+        (tmp_path / name).write_bytes(b"x")
     (tmp_path / "models--a--b").mkdir()
+    (tmp_path / "runs" / "checkpoint-500").mkdir(parents=True)
+    (tmp_path / "runs" / "checkpoint-500" / "config.json").write_text("{}")
     for name, message in (
         ("nothing", "unknown model 'nothing': choose blip2, flamingo, sat, or name a checkpoint directory"),
         (tmp_path / "empty", "empty has no config.json: it is neither"),
         (tmp_path / "photo.jpg", "photo.jpg is no checkpoint"),
+        (tmp_path / "llama.gguf", "a language model alone: give it with --lm"),
+        (tmp_path / "blip2.zip", "is packed: unpack it first"),
+        (tmp_path / "encoder.onnx", "name the model that they were made of"),
+        (tmp_path / "runs", "checkpoint-500 within it has one: name that"),
         (tmp_path / "models--a--b", "no files of the model: download it again"),
     ):
         with pytest.raises(InputError, match=message):
             find_checkpoint(name)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "model-00001-of-00002.safetensors"])
+def test_a_file_of_a_folder_names_the_folder(generation: Pair, tmp_path: Path, name: str) -> None:  # noqa: F811
+    folder = Path(shutil.copytree(generation.folder, tmp_path / "blip2"))
+    if "-of-" in name:
+        state = load_file(folder / "model.safetensors")
+        (folder / "model.safetensors").unlink()
+        for i in range(2):
+            part = {key: state[key] for key in sorted(state)[i::2]}
+            save_file(part, folder / f"model-0000{i + 1}-of-00002.safetensors")
+    assert find_checkpoint(folder / name) == find_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("https://huggingface.co/Salesforce/blip2-opt-2.7b", "Salesforce/blip2-opt-2.7b"),
+        ("https:/huggingface.co/Salesforce/blip2-opt-2.7b", "Salesforce/blip2-opt-2.7b"),  # as a Path
+        ("hf.co/Salesforce/blip2-opt-2.7b/", "Salesforce/blip2-opt-2.7b"),
+        ("https://huggingface.co/Salesforce/blip2-opt-2.7b/tree/v1/sub", "Salesforce/blip2-opt-2.7b@v1"),
+        ("https://huggingface.co/Salesforce/blip2-opt-2.7b/blob/main/config.json", "Salesforce/blip2-opt-2.7b@main"),
+        ("Salesforce/blip2-opt-2.7b/", "Salesforce/blip2-opt-2.7b"),
+        ("Salesforce/blip2-opt-2.7b@main", "Salesforce/blip2-opt-2.7b@main"),
+        ("https://example.org/a/b", "https://example.org/a/b"),
+    ],
+)
+def test_the_page_of_a_model(name: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert named_model(name) == model
+    monkeypatch.setattr(hub, "fetch_model", lambda name: tmp_path / name.replace("/", "-"))
+    if is_model_id(model):
+        assert local_path(name) == tmp_path / model.replace("/", "-")
 
 
 def test_the_hub_answers_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,6 +171,18 @@ def with_bytes(state: State) -> State:
     return state | {f"{QKV}.weight": torch.zeros(28, 28, dtype=torch.int8)}
 
 
+def shards_elsewhere(folder: Path, name: str) -> None:
+    state = load_file(folder / WEIGHTS)
+    (folder / "weights").mkdir()
+    (folder / WEIGHTS).rename(folder / "weights" / WEIGHTS)
+    (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(state, name)}))
+
+
+def linked(folder: Path, target: Path) -> None:
+    (folder / WEIGHTS).unlink()
+    (folder / WEIGHTS).symlink_to(target)
+
+
 REFUSED: dict[str, tuple[Edit, str]] = {
     "a shard is missing": (
         lambda folder, state: shards_without_index(folder, state, kept=1),
@@ -209,6 +221,20 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "keys without an output layer": (
         rewritten(lambda state: {key.replace("language_model.model.", "language_model."): state[key] for key in state}),
         "without the layer that writes text: save the model as Blip2ForConditionalGeneration",
+    ),
+    "shards in a folder below": (
+        lambda folder, state: shards_elsewhere(folder, "weights/model.safetensors"),
+        "names 'weights/model.safetensors', which is no file beside it",
+    ),
+    "shards anywhere": (
+        lambda folder, state: shards_elsewhere(folder, str(folder / "weights" / "model.safetensors")),
+        "which is no file beside it: shards lie in the folder of their index",
+    ),
+    "shards above": (lambda folder, state: shards_elsewhere(folder, "../model.safetensors"), "no file beside it"),
+    "shards without a name": (lambda folder, state: shards_elsewhere(folder, ""), "names '', which is no file"),
+    "a link to nothing, of the hub's cache": (
+        lambda folder, state: linked(folder, folder / "blobs" / "gone"),
+        "model.safetensors: it is a link to a file that is not there; download it again",
     ),
     "a part": (
         changed("config.json", lambda c: c.update(architectures=["Blip2VisionModel"])),

@@ -26,6 +26,7 @@ from triptych.checkpoints.tables.language import OPT
 from triptych.cli import main
 from triptych.convert import blip2 as convert_blip2
 from triptych.convert.checkpoint import convert_checkpoint
+from triptych.convert.opening import find_checkpoint
 from triptych.engines.torch import TorchBlip2
 from triptych.models import Blip2Model, blip2_search, load_blip2
 from triptych.nn.configs import DecoderConfig, QFormerConfig, T5Config, ViTConfig
@@ -211,6 +212,30 @@ def test_first_stage(tmp_path: Path, photos: list[Image.Image]) -> None:
     )
     assert [(a.text, a.logprob) for a in mine] == [(a.text, a.logprob) for a in theirs]
     assert mine[0].text and ours.spec.prompts == DEFAULT_PROMPTS
+
+
+def training_run(state: dict[str, Tensor]) -> dict[str, Any]:
+    """As LAVIS saves while it trains on several GPUs."""
+    optimizer = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 1e-4}]}
+    model = {f"module.{key}": torch.nn.Parameter(x, requires_grad=False) for key, x in state.items()}
+    return {"model": model, "optimizer": optimizer, "config": SimpleNamespace(run=Path("x")), "scaler": {}, "epoch": 3}
+
+
+@pytest.mark.parametrize("form", ["run.pth", "older.pth", "lightning.ckpt", "plain.safetensors"])
+def test_the_first_stage_in_other_wrappings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    monkeypatch.setenv("TRIPTYCH_HOME", str(tmp_path / "home"))
+    state, path = in_lavis_layout(stage1()), tmp_path / form
+    if path.suffix == ".safetensors":
+        save_file({key: x.clone() for key, x in state.items()}, path)
+    elif path.suffix == ".ckpt":
+        torch.save({"state_dict": {f"model.{key}": x for key, x in state.items()}, "callbacks": {}}, path)
+    else:
+        torch.save(training_run(state), path, _use_new_zipfile_serialization=form == "run.pth")
+    expected = convert_checkpoint(saved(tmp_path / "plain.pth", state), tmp_path / "plain")
+    _, tensors = load_checkpoint(find_checkpoint(path))
+    _, same = load_checkpoint(tmp_path / "plain")
+    assert tensors.keys() == same.keys() and expected.mapped
+    assert all(torch.equal(tensors[name], same[name]) for name in same)
 
 
 @pytest.mark.parametrize("apart", [False, True])

@@ -132,6 +132,9 @@ def test_shards_by_their_index(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(InputError, match=f"has no {places['w']}, which its index names: download the missing"):
         open_folder(folder)
     index.write_text(json.dumps({"weight_map": {"w": "../x"}}))
+    with pytest.raises(InputError, match=r"names '\.\./x', which is no file beside it"):
+        open_folder(folder)
+    index.write_text(json.dumps({"weight_map": {"w": 3}}))
     with pytest.raises(InputError, match="does not say which files"):
         open_folder(folder)
 

@@ -130,6 +130,9 @@ def test_other_files_are_named(tmp_path: Path) -> None:
         tmp_path / "x.pth": "is compressed",
         program: "is a TorchScript program.*save its state dict instead",
         saved(tmp_path / "list.pth", [1, 2]): "holds no state dict",
+        saved(
+            tmp_path / "optimizer.pth", {"optimizer": {}, "epoch": 3}
+        ): r"holds no state dict.*it holds optimizer, epoch",
     }
     for name, content, message in (
         ("lfs.bin", b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),

@@ -12,6 +12,7 @@ from triptych.checkpoints.locate import existing_or_backup
 from triptych.errors import InputError
 
 MODEL_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
+PAGE = re.compile(r"(?:https?:/{1,2})?(?:huggingface|hf)\.co/(?P<id>[^/]+/[^/]+)(?:/\w+/(?P<revision>[^/]+))?(?:/.*)?")
 SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja", "qformer_tokenizer/*")
 CHECKPOINT_FILE = "checkpoint.pt"  # all that its repositories hold
 SAFE, PICKLED = ("*.safetensors",), ("pytorch_model*.bin", CHECKPOINT_FILE)
@@ -24,9 +25,17 @@ def is_model_id(name: str) -> bool:
     return MODEL_ID.fullmatch(name) is not None and not name.endswith(FILE_ENDINGS)
 
 
+def named_model(name: str) -> str:
+    """``owner/name`` or ``owner/name@revision`` of the address of a model's page on the hub; any other name itself, without a slash at
+    its end."""
+    if page := PAGE.fullmatch(name):
+        return page["id"] + (f"@{page['revision']}" if page["revision"] else "")
+    return name.rstrip("/") or name
+
+
 def local_path(name: str | Path) -> Path:
-    """What a person means by a name: a file or folder that is there, the files of a folder of the hub's cache, or a model on the hub,
-    which is fetched. Any other name comes back as a path.
+    """What a person means by a name: a file or folder that is there, the files of a folder of the hub's cache, or a model on the hub (or
+    its page), which is fetched. Any other name comes back as a path.
 
     Raises:
         InputError: as ``fetch_model``, ``snapshot_in``.
@@ -34,7 +43,8 @@ def local_path(name: str | Path) -> Path:
     path = existing_or_backup(Path(name).expanduser())
     if path.is_dir() and CACHED.fullmatch(path.name):
         return snapshot_in(path)
-    return fetch_model(str(name)) if not path.exists() and is_model_id(str(name)) else path
+    model = named_model(str(name))
+    return fetch_model(model) if not path.exists() and is_model_id(model) else path
 
 
 def cached_id(path: Path) -> str | None:

@@ -243,7 +243,9 @@ class TorchFile:
             inner = next((entry for entry in named if isinstance(entry, Mapping | Inert)), inner)
         state = self.state(inner)
         if not state:
-            raise InputError(f"{self.path} holds no state dict: neither itself nor under model or state_dict")
+            names = ", ".join(str(name)[:40] for name in [*inner][:5]) if isinstance(inner, Mapping) else ""
+            beside = f" (it holds {names})" if names else ""
+            raise InputError(f"{self.path} holds no state dict: neither itself nor under model or state_dict{beside}")
         return state
 
 

@@ -50,7 +50,8 @@ def check_content(path: Path) -> None:
         with path.open("rb") as file:
             begin = file.read(64)
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+        why = "it is a link to a file that is not there; download it again" if path.is_symlink() else error.strerror
+        raise InputError(f"cannot read {path}: {why or error}") from None
     if not begin:
         raise InputError(f"{path} is empty: download it again")
     for sign, meaning in NOT_TENSORS:
@@ -120,11 +121,13 @@ def check_shards(files: list[Path]) -> None:
 def shards(index: Path) -> TensorStore:
     """The files that an index names. Raises InputError: one is missing, or has not the tensors that it should have."""
     places = read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not all(
-        isinstance(name, str) and Path(name).name == name for name in places.values()
-    ):
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise InputError(f"{index} does not say which files beside it hold the tensors")
     names = sorted(set(places.values()))
+    if others := [name for name in names if not name.isprintable() or Path(name).name != name or not name]:
+        raise InputError(
+            f"{index} names {others[0]!r}, which is no file beside it: shards lie in the folder of their index"
+        )
     if absent := [name for name in names if not (index.parent / name).exists()]:
         more = f" and {len(absent) - 1} more" if absent[1:] else ""
         raise InputError(f"{index.parent} has no {absent[0]}{more}, which its index names: download the missing shards")

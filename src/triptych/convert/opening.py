@@ -22,7 +22,14 @@ from triptych.errors import InputError, TriptychError
 from triptych.extras import importing
 
 VERSION = 4  # of what conversion writes: another one converts anew
-FILES = (".pth", ".pt", ".tar", ".bin")
+FILES = (".pth", ".pt", ".tar", ".bin", ".ckpt", ".safetensors")
+PART_OF_FOLDER = re.compile(r"config\.json|(model|pytorch_model|triptych)\b.*\.(safetensors|bin|index\.json)")
+OTHER_FILES = {
+    ".gguf": "holds a language model alone: give it with --lm",
+    ".onnx": "holds graphs without their tokenizer and settings: name the model that they were made of",
+    ".zip": "is packed: unpack it first",
+    ".gz": "is packed: unpack it first",
+}
 OPENAI_CLIP = "openai/clip-vit-large-patch14"  # of all published OpenFlamingos
 FLAMINGO_LANGUAGE_MODELS = {  # by where a gated block lies in an OpenFlamingo, and its width; of those trained on instructions, too
     ("transformer.blocks", 2048): ("anas-awadalla/mpt-1b-redpajama-200b", "anas-awadalla/mpt-1b-redpajama-200b-dolly"),
@@ -59,9 +66,14 @@ def find_checkpoint(model: str | Path) -> Path:
     if path.is_dir():
         return from_folder(path, str(model))
     if path.is_file():
+        if PART_OF_FOLDER.fullmatch(path.name) and (path.parent / "config.json").is_file():
+            return from_folder(path.parent, str(model))
         if path.name.endswith(FILES):
             return converted(path, str(model))
-        raise InputError(f"{path} is no checkpoint: name a directory, or a file that ends in {', '.join(FILES)}")
+        what = OTHER_FILES.get(
+            path.suffix, f"is no checkpoint: name a directory, or a file that ends in {', '.join(FILES)}"
+        )
+        raise InputError(f"{path} {what}")
     raise InputError(
         f"unknown model {str(model)!r}: choose {', '.join(shipped_models())}, or name a checkpoint directory, a published checkpoint "
         "or a model on the Hugging Face hub (owner/name)"
@@ -80,7 +92,11 @@ def from_folder(folder: Path, name: str) -> Path:
     if not (folder / "config.json").exists():
         if (folder / CHECKPOINT_FILE).is_file():
             return converted(folder / CHECKPOINT_FILE, name)
-        raise InputError(f"{folder} has no config.json: it is neither a checkpoint of ours nor a model of transformers")
+        inner = next(iter(sorted(path.parent.name for path in folder.glob("*/config.json"))), None)
+        hint = f"; {inner} within it has one: name that" if inner else ""
+        raise InputError(
+            f"{folder} has no config.json: it is neither a checkpoint of ours nor a model of transformers{hint}"
+        )
     return folder if is_ours(folder) else converted(folder, name)
 
 
