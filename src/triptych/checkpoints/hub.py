@@ -12,7 +12,7 @@ from triptych.checkpoints.locate import existing_or_backup
 from triptych.errors import InputError
 
 MODEL_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
-PAGE = re.compile(r"(?:https?:/{1,2})?(?:huggingface|hf)\.co/(?P<id>[^/]+/[^/]+)(?:/\w+/(?P<revision>[^/]+))?(?:/.*)?")
+HUB_PAGE = re.compile(r"(?:https?:/{1,2})?(?:huggingface|hf)\.co/(?P<id>[^/]+/[^/]+)(?:/\w+/(?P<revision>[^/]+))?(?:/.*)?")
 SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja", "qformer_tokenizer/*")
 CHECKPOINT_FILE = "checkpoint.pt"  # all that its repositories hold
 SAFE, PICKLED = ("*.safetensors",), ("pytorch_model*.bin", CHECKPOINT_FILE)
@@ -28,7 +28,7 @@ def is_model_id(name: str) -> bool:
 def named_model(name: str) -> str:
     """``owner/name`` or ``owner/name@revision`` of the address of a model's page on the hub; any other name itself, without a slash at
     its end."""
-    if page := PAGE.fullmatch(name):
+    if page := HUB_PAGE.fullmatch(name):
         return page["id"] + (f"@{page['revision']}" if page["revision"] else "")
     return name.rstrip("/") or name
 
