@@ -12,7 +12,9 @@ from triptych.checkpoints.locate import existing_or_backup
 from triptych.errors import InputError
 
 MODEL_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
-HUB_PAGE = re.compile(r"(?:https?:/{1,2})?(?:huggingface|hf)\.co/(?P<id>[^/]+/[^/]+)(?:/\w+/(?P<revision>[^/]+))?(?:/.*)?")
+HUB_PAGE = re.compile(
+    r"(?:https?:/{1,2})?(?:huggingface|hf)\.co/(?P<id>[^/]+/[^/]+)(?:/\w+/(?P<revision>[^/]+))?(?:/.*)?"
+)
 SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja", "qformer_tokenizer/*")
 CHECKPOINT_FILE = "checkpoint.pt"  # all that its repositories hold
 SAFE, PICKLED = ("*.safetensors",), ("pytorch_model*.bin", CHECKPOINT_FILE)
