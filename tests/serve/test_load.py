@@ -19,7 +19,7 @@ from toy_models import ToyBlip2, ToySat, data_url, question
 from triptych.errors import TriptychError
 from triptych.serve import connections
 from triptych.serve.errors import ApiError
-from triptych.serve.jobs import Worker
+from triptych.serve.jobs import MOST_RETRY, Worker
 from triptych.serve.memory import RequestMemory, SharedMemory
 
 
@@ -103,6 +103,10 @@ def test_18_a_request_to_a_full_queue_is_refused_before_its_pictures_are_read() 
         for thread in threads:
             thread.join()
     assert status == 429
+
+
+def test_18_who_is_to_come_again_finds_the_connection_open() -> None:
+    assert connections.HEADER_SECONDS > MOST_RETRY + 10
 
 
 @pytest.mark.parametrize(("seconds", "again"), [(0.01, 2), (0.5, 32), (10.0, 60)])

@@ -74,7 +74,7 @@ def run_server(settings: ServerSettings) -> None:
     """
     import uvicorn
 
-    from triptych.serve.connections import TimedConnection
+    from triptych.serve.connections import HEADER_SECONDS, TimedConnection
 
     check_models(settings.models)
     with listen(settings.host, settings.port) as listener:
@@ -86,7 +86,7 @@ def run_server(settings: ServerSettings) -> None:
             access_log=False,
             server_header=False,
             limit_concurrency=2048,
-            timeout_keep_alive=20,
+            timeout_keep_alive=round(HEADER_SECONDS),
             timeout_graceful_shutdown=60,
             h11_max_incomplete_event_size=64 << 10,
         )

@@ -19,6 +19,7 @@ from ray.exceptions import RayError
 from triptych.cluster import error_line, ray_cluster, room_for_workers
 from triptych.errors import InputError, TriptychError
 from triptych.serve.app import create_app
+from triptych.serve.connections import HEADER_SECONDS
 from triptych.serve.models import check_models
 from triptych.serve.settings import BATCH_LIMIT, ServerSettings, is_loopback
 
@@ -78,7 +79,7 @@ def start_replicas(settings: ServerSettings, replicas: int, open_models: Callabl
     try:
         serve.start(
             proxy_location="HeadOnly" if here else "EveryNode",
-            http_options={"host": settings.host, "port": settings.port, "keep_alive_timeout_s": 20},
+            http_options={"host": settings.host, "port": settings.port, "keep_alive_timeout_s": round(HEADER_SECONDS)},
             logging_config=logs,
         )
         serve.run(deployment.bind(), name="triptych")

@@ -9,7 +9,7 @@ import asyncio
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-HEADER_SECONDS = 20.0  # for the headers of a request, from the connection or the last answer
+HEADER_SECONDS = 75.0  # for the headers of a request, from the connection or the last answer; more than any Retry-After
 
 
 class TimedConnection(H11Protocol):

@@ -253,15 +253,16 @@ class RerankRequest(BaseModel):
 
 def as_item(item: str | dict[str, Any], reader: RequestPictures, param: str) -> str | Image:
     """A text, or the picture of a data URL, ``{"image": ...}`` or ``{"image_url": {"url": ...}}``. Raises ApiError."""
-    text = item.get("text") if isinstance(item, dict) else item
-    if isinstance(text, str) and text[:11].lower() != "data:image/":
+    if isinstance(item, dict):
+        text = item.get("text")
+        address = item.get("image") or item.get("image_url")
+        address = address.get("url") if isinstance(address, dict) else address
+    else:
+        text, address = (None, item) if item[:11].lower() == "data:image/" else (item, None)
+    if isinstance(text, str):
         if len(text) > TEXT_LIMIT:
             raise ApiError(400, f"{param} has {len(text)} characters: {TEXT_LIMIT} at most", param=param)
         return text
-    address = item
-    if isinstance(item, dict):
-        address = item.get("image") or item.get("image_url") or ""
-        address = address.get("url", "") if isinstance(address, dict) else address
     if not isinstance(address, str) or not address:
         raise ApiError(400, f"{param} is neither a text nor a picture", param=param)
     return reader.read(address, param)
