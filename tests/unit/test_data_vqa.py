@@ -170,6 +170,59 @@ def test_no_broken_file_fails_otherwise(tmp_path: Path, value: Any) -> None:
             assert "\n" not in str(error)
 
 
+LAVIS = {"question_id": 20, "question": "What?", "answer": ["net", "net", "mesh"], "dataset": "vqa"}
+VIZWIZ = {
+    "question": "What?",
+    "answers": [{"answer": text, "answer_confidence": "yes"} for text in ("net", "", "net", "mesh")],
+    "answer_type": "other",
+    "answerable": 1,
+}
+PLAIN = {"question": "What?", "answer": "net"}
+
+
+@pytest.mark.parametrize(("record", "accuracy"), [(LAVIS, 33.3), (VIZWIZ, 33.3), (PLAIN, 0.0)])
+def test_a_list_of_questions(tmp_path: Path, record: dict[str, Any], accuracy: float) -> None:
+    """As LAVIS, VizWiz and people themselves write them: a record for each question, several of one photo."""
+    other = record | {"question": "How many?", "question_id": 21, "answerable": 0}
+    items = [record | {"image": "val/a.jpg"}, other | {"image": "val/a.jpg"}, record | {"image": "val/b.jpg"}]
+    put(tmp_path / "Annotations" / "val.json", json.dumps(items))
+    for name in ("a", "b"):
+        put(tmp_path / "val" / f"{name}.jpg")
+    photos = open_dataset(tmp_path, "val")
+    assert [len(photo.extra["vqa"]) for photo in photos] == [2, 1]
+    questions = [question.question for _, question in vqa_questions(photos, 0, 1)]
+    assert questions == ["What?", "How many?", "What?"]
+    assert by_kind(["mesh"] * 3, vqa_questions(photos, 0, 1))["all"] == accuracy
+
+
+def test_a_table_of_questions(tmp_path: Path) -> None:
+    """Its captions may be repeated beside each question."""
+    put(tmp_path / "a.jpg")
+    rows = ["a.jpg,a dog runs,What is it?,dog,0", "a.jpg,a dog runs,Is it a cat?,no,1", "b.jpg,a cat,,,2"]
+    put(tmp_path / "b.jpg")
+    put(tmp_path / "metadata.csv", "\n".join(["file_name,caption,question,answer,question_id", *rows]))
+    photos = open_dataset(tmp_path)
+    assert [photo.captions for photo in photos] == [("a dog runs",), ("a cat",)]
+    assert [[(entry["question"], entry["answers"]) for entry in photo.extra.get("vqa", [])] for photo in photos] == [
+        [("What is it?", ["dog"]), ("Is it a cat?", ["no"])],
+        [],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("record", "part"),
+    [
+        ({"answers": []}, "answers: expected a name"),
+        ({"answer": {"a": 1}}, "answers"),
+        ({"answer": "a", "vqa": 3}, "vqa"),
+    ],
+)
+def test_a_question_without_an_answer_is_refused(tmp_path: Path, record: dict[str, Any], part: str) -> None:
+    put(tmp_path / "a.jpg")
+    put(tmp_path / "val.json", json.dumps([{"image": "a.jpg", "question": "What?"} | record]))
+    refused(tmp_path, "[0]", part)
+
+
 def test_nocaps(tmp_path: Path) -> None:
     """Its file has COCO's form; the name says the split."""
     image = {

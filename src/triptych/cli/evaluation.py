@@ -213,10 +213,10 @@ def eval_vqa(
 
     check_output(output)
     photos = read_photos(data, split, limit, strict, lambda photo: bool(photo.captions or photo.extra.get("vqa")))
+    train = [photo for photo in open_dataset(data) if photo.split == "train"]
     answerer = load_answerer(model)
     answers = answer_questions(answerer, photos, per_photo, seed, beams)
     write_lines(output, answers.records())
-    train = [photo for photo in open_dataset(data) if photo.split == "train"]
     show(described(answerer, data, split, photos, vqa_metrics(answers, train, per_photo, seed)), as_json)
 
 

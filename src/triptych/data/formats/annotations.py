@@ -12,7 +12,7 @@ from triptych.errors import InputError
 
 CAPTIONS = ("dataset*.json", "captions_*.json", "annotations/captions_*.json")
 """Where a folder's captions are looked for, in this order: Karpathy's, COCO's."""
-ANY = ("*.json", "annotations/*.json")
+ANY = ("*.json", "annotations/*.json", "Annotations/*.json")
 SMALL_FILE = 2**22
 """A file of more bytes is no card of a data set: it is not parsed to find out."""
 

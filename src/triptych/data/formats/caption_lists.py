@@ -1,4 +1,7 @@
-"""A list of captions: ``[{"image": "a.jpg", "caption": ...}]``, as LAVIS and many hubs have it; the rows of a table as JSON."""
+"""A list of captions or questions, as LAVIS, VizWiz and many hubs have it: the rows of a table as JSON.
+
+``[{"image": "a.jpg", "caption": ...}]``, ``[{"image": "a.jpg", "question": ..., "answers": [...]}]``.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -10,9 +13,9 @@ from triptych.data.records import CAPTION_FIELDS, FILE_FIELDS, fields_named, num
 
 
 def matches(data: Any) -> bool:
-    """Whether the parsed file is a list of objects, some of which name a file and a caption."""
+    """Whether the parsed file is a list of objects, some of which name a file and a caption or a question."""
     return isinstance(data, list) and any(
-        isinstance(item, dict) and fields_named(item, FILE_FIELDS) and fields_named(item, CAPTION_FIELDS)
+        isinstance(item, dict) and fields_named(item, FILE_FIELDS) and fields_named(item, (*CAPTION_FIELDS, "question"))
         for item in data
     )
 

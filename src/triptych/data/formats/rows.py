@@ -1,4 +1,5 @@
-"""Rows of a table of photos and captions -> photos: rows of one photo that differ in their caption are its captions."""
+"""Rows of a table of photos with captions or questions -> photos: rows of one photo that differ in their caption are its captions, those
+with a question and its answers are its questions."""
 
 import re
 from collections import defaultdict
@@ -16,6 +17,8 @@ from triptych.data.records import (
     captions_of,
     fields_named,
     file_within,
+    list_of,
+    listed_captions,
     shorten,
     split_of,
     take,
@@ -26,6 +29,9 @@ from triptych.errors import InputError
 
 OTHER_FIELDS = {"vqa", "conversations", "question", "questions", "answer", "answers", "objects"}
 """Fields beside which a table need not have captions."""
+ANSWER_FIELDS = ("answers", "answer")
+PHOTO_FIELDS = ("vqa", "objects", "width", "height")
+"""What a row with a question says of its photo; all else is of the question."""
 NUMBERED = re.compile(r"(?P<text>.*?)(?P<number>\d{1,18})(?:\.0*)?", re.DOTALL)
 
 
@@ -40,6 +46,7 @@ class Row:
     split: str
     captions: tuple[str, ...]
     extra: dict[str, Any]
+    vqa: list[dict[str, Any]]
 
 
 def photos_of_rows(records: Iterable[tuple[str, dict[str, Any]]], folder: Path, root: Path) -> list[Photo]:
@@ -71,16 +78,34 @@ def _row(where: str, record: dict[str, Any], folder: Path, root: Path) -> Row:
     path = file_within(folder, str(file_name), where)
     inside = path.relative_to(root)
     folder_split = inside.parts[0] if len(inside.parts) > 1 and inside.parts[0].lower() in SPLITS else None
-    named = fields_named(record, ["id"])
-    return Row(
-        where=where,
-        name=inside.as_posix(),
-        path=path,
-        id=text_of(take(record, ["id"]), f"{where}: id") if named else None,
-        split=split_of(where, folder_split, take(record, ["split"])),
-        captions=captions_of(take_captions(record), where),
-        extra=record,
-    )
+    photo_id = text_of(take(record, ["id"]), f"{where}: id") if fields_named(record, ["id"]) else None
+    split = split_of(where, folder_split, take(record, ["split"]))
+    captions = captions_of(take_captions(record), where)
+    extra, vqa = _without_question(record, where)
+    return Row(where, inside.as_posix(), path, photo_id, split, captions, extra, vqa)
+
+
+def _without_question(record: dict[str, Any], where: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What a row says of its photo, and its question with answers and all else that it says of it; none where one of the two is missing."""
+    if not fields_named(record, ["question"]) or not fields_named(record, ANSWER_FIELDS):
+        return record, []
+    question, answers = take(record, ["question"]), take(record, ANSWER_FIELDS)
+    about_photo = {field: record.pop(field) for field in PHOTO_FIELDS if field in record}
+    if question is None:
+        return about_photo | record, []
+    if isinstance(answers, str):
+        answers = listed_captions(answers, False, where)
+    entry = {"question": text_of(question, f"{where}: question"), "answers": answers_of(answers, f"{where}: answers")}
+    return about_photo, [record | entry]
+
+
+def answers_of(value: Any, where: str) -> list[str]:
+    """An answer, or those of several people: texts, or objects with one as ``answer``; empty ones are dropped."""
+    items = [
+        item.get("answer") if isinstance(item, dict) else item
+        for item in (value if isinstance(value, list) else [value])
+    ]
+    return [text_of(item, where) for item in [item for item in items if item not in ("", None)] or items[:1] or [None]]
 
 
 def _photo(photo_id: str, rows: Sequence[Row]) -> Photo:
@@ -93,7 +118,12 @@ def _photo(photo_id: str, rows: Sequence[Row]) -> Photo:
                 f"{row.where}: a second row on {photo_id!r} that differs in more than the caption: {_listed(differing)}"
             )
     captions = tuple(caption for row in rows for caption in row.captions)
-    return Photo(photo_id, first.split, captions, first.extra, first.path)
+    questions = [entry for row in rows for entry in row.vqa]
+    extra = dict(first.extra)
+    if questions:
+        captions = tuple(dict.fromkeys(captions))  # said again with each question
+        extra["vqa"] = [*list_of(extra.get("vqa", []), f"{first.where}: vqa"), *questions]
+    return Photo(photo_id, first.split, captions, extra, first.path)
 
 
 def _check_caption_column(records: Sequence[tuple[str, dict[str, Any]]]) -> None:
@@ -132,7 +162,7 @@ def _drop_numbering_columns(rows: Sequence[Row], photos: Iterable[Sequence[Row]]
         for field in {field: None for row in same for field in row.extra}:
             values = [row.extra.get(field) for row in same]
             if any(value != values[0] for value in values[1:]):
-                numbers = _are_numbers(values) and all(row.captions for row in same)
+                numbers = _are_numbers(values) and all(row.captions or row.vqa for row in same)
                 numbering[field] = numbers and numbering.get(field, True)
     for row in rows:
         row.extra = {field: value for field, value in row.extra.items() if not numbering.get(field)}

@@ -62,7 +62,7 @@ def photos(source: Path, data: Any) -> list[Photo]:
     answers, questions = read_answers(answer_file), dict[str, list[dict[str, Any]]]()
     for where, record in numbered_records(source, list_of(data["questions"], f"{source}: questions"), "questions"):
         number = text_of(record.get("question_id"), f"{where}.question_id")
-        if number not in answers:
+        if not answers.get(number):
             raise InputError(f"{where}: {answer_file} has no answers to the question {shorten(number)}")
         entry = {"question": text_of(record.get("question"), f"{where}.question"), "answers": answers[number]}
         questions.setdefault(text_of(record.get("image_id"), f"{where}.image_id"), []).append(entry)
@@ -173,4 +173,7 @@ def read_answers(file: Path) -> Mapping[str, list[str]]:
         content = msgspec.json.decode(read_bytes(file).removeprefix(b"\xef\xbb\xbf"), type=AnswerFile)
     except (msgspec.DecodeError, RecursionError) as error:
         raise InputError(f"{file}: {error or 'nested too deeply'}") from None
-    return {str(item.question_id): [each.answer for each in item.answers] for item in content.annotations}
+    return {
+        str(item.question_id): [each.answer for each in item.answers if each.answer.strip()]
+        for item in content.annotations
+    }
