@@ -7,9 +7,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 from serving import running
 from toy_models import ToyBlip2, ToyFlamingo, ToySat, png
 
@@ -162,6 +164,36 @@ def test_a_section_that_no_model_can_answer_says_so_and_the_status_stays_in_view
         assert "can do this" not in find(driver, "#captions").text
         driver.execute_script("window.scrollTo(0, document.body.scrollHeight)")
         assert driver.execute_script("return document.getElementById('status').getBoundingClientRect().top") >= 0
+
+
+def test_search_shows_matches_or_the_closest_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library's answers are given; the page chooses among them."""
+
+    chances: list[float] = []
+
+    def found(*_: object, **__: object) -> list[Any]:
+        return [
+            SimpleNamespace(path=f"{n}.png", rank=n, score=1.0, probability=chance) for n, chance in enumerate(chances)
+        ]
+
+    monkeypatch.setattr("triptych.library.open_library", lambda path: path)
+    monkeypatch.setattr("triptych.library.as_matcher", lambda model, name: model)
+    monkeypatch.setattr("triptych.library.find", found)
+    monkeypatch.setattr("triptych.io.images.load_image", lambda path: Image.new("RGB", (8, 8)))
+    with running({"blip2": ToyBlip2()}, library=tmp_path) as address, chromium() as driver:
+        driver.get(address)
+        wait(driver, is_ready)
+        for probabilities, names, note in (
+            ((0.8, 0.4, 0.1), ["0. 0.png", "1. 1.png"], ""),
+            ((0.2, 0.1, 0.1, 0.0), ["0. 0.png", "1. 1.png", "2. 2.png"], "No photo matches clearly"),
+        ):
+            chances[:] = probabilities
+            driver.execute_script("document.querySelector('#find-form input').value = 'a dog'")
+            driver.execute_script("document.querySelector('#find-results').replaceChildren()")
+            driver.execute_script("document.querySelector('#find-form button').click()")
+            wait(driver, lambda d: texts(d, "#find-results h3"))
+            assert texts(driver, "#find-results h3") == names
+            assert (note in find(driver, "#find-note").text) if note else not find(driver, "#find-note").text
 
 
 def test_a_text_file_is_no_picture(page: Any, tmp_path: Path) -> None:
