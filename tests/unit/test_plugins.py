@@ -20,7 +20,7 @@ class Toy:
         self.name = name
 
     def caption(self, image: Any) -> Answer:
-        if image == "gone.jpg":
+        if str(image) == "gone.jpg":
             raise InputError("gone.jpg: no such file")
         return Answer(f"caption of {type(image).__name__}", self.name, -1.0, (), ())
 
@@ -54,7 +54,7 @@ def test_mcp_tools() -> None:
             tools = {tool.name: tool.description for tool in (await client.list_tools()).tools}
             assert set(tools) == {"caption", "ask", "compare", "find"} and "one sentence" in tools["caption"]
             result = await client.call_tool("caption", {"image": "a.jpg"})
-            assert result.content[0].text == "caption of str"
+            assert result.content[0].text == f"caption of {type(Path()).__name__}"  # never an address
             result = await client.call_tool(
                 "ask", {"images": ["a.jpg", "b.jpg"], "question": "How many?", "choices": ["1", "2"]}
             )
@@ -80,8 +80,12 @@ def test_mcp_over_stdio() -> None:
         server = mcp.StdioServerParameters(command=sys.executable, args=["-m", "triptych", "mcp"], env=dict(os.environ))
         async with mcp.Client(mcp.stdio_client(server)) as client:
             assert {tool.name for tool in (await client.list_tools()).tools} == {"caption", "ask", "compare"}
-            result = await client.call_tool("caption", {"image": "gone.jpg", "model": "no-such-model"})
-            assert result.is_error and "unknown model" in result.content[0].text
+            for given, said in (
+                ({"image": "gone.jpg", "model": "someone/model"}, "Input should be 'sat', 'flamingo' or 'blip2'"),
+                ({"image": "http://127.0.0.1:9/a.jpg"}, "no such file"),
+            ):
+                result = await client.call_tool("caption", given)
+                assert result.is_error and said in result.content[0].text
 
     asyncio.run(talk())
 

@@ -1,6 +1,7 @@
 """An MCP server over stdio (Model Context Protocol): an assistant captions, questions, compares and finds photos on this machine.
 
-Started as ``triptych mcp``. Each model is loaded at its first use. stdout belongs to the protocol.
+Started as ``triptych mcp``. Each model is loaded at its first use. stdout belongs to the protocol. What a page or a photo makes an
+assistant say stays harmless: photos are read from paths, never from addresses, and only the three shipped models are loaded.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import threading
 from collections.abc import Callable
 from functools import cache, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+ShippedModel = Literal["sat", "flamingo", "blip2"]
 MAX_FOUND = 50
 INSTRUCTIONS = (
     "Photos are named by their paths on this machine. caption describes one photo, ask answers a question about one photo or several, "
@@ -54,18 +56,20 @@ def photo_server(library: Path | None = None, load: Callable[[str], Any] | None 
         return call
 
     @tool
-    def caption(image: str, model: str = "sat") -> str:
-        """Describe the photo at the path `image` in one sentence. `model`: sat, flamingo or blip2."""
+    def caption(image: Path, model: ShippedModel = "sat") -> str:
+        """Describe the photo at the path `image` in one sentence."""
         return str(model_of(model).caption(image).text)
 
     @tool
-    def ask(images: list[str], question: str, choices: list[str] | None = None, model: str = "blip2") -> dict[str, Any]:
+    def ask(
+        images: list[Path], question: str, choices: list[str] | None = None, model: ShippedModel = "blip2"
+    ) -> dict[str, Any]:
         """Answer a question about the photos at the paths `images`; with `choices`, say which is the likeliest."""
         answer: dict[str, Any] = answerer(model_of(model), model).ask(images, question, choices).to_dict("answer")
         return answer
 
     @tool
-    def compare(left: str, right: str, question: str, model: str = "blip2") -> dict[str, Any]:
+    def compare(left: Path, right: Path, question: str, model: ShippedModel = "blip2") -> dict[str, Any]:
         """Answer "left" or "right" to a question about two photos, such as "Which photo shows a dog?"."""
         answer: dict[str, Any] = answerer(model_of(model), model).compare(left, right, question).to_dict("answer")
         return answer
