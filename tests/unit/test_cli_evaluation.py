@@ -47,6 +47,7 @@ def test_captions_are_kept_as_lines(run, tiny: Path, data: Path, tmp_path: Path)
         (("caption", "--writer", "lm"), "one way to write"),
         (("caption", "--split", "val"), "has no split"),
         (("vqa",), "cannot answer questions"),
+        (("vqa", "--model", "blip2", "--shots", "2"), "takes no examples"),
         (("choice",), "cannot choose"),
         (("retrieval",), "cannot match"),
         (("fewshot",), "takes no examples"),

@@ -17,7 +17,8 @@ from triptych.errors import InputError
 from triptych.evaluate.calibration import expected_calibration_error
 from triptych.evaluate.choice import accuracy, choice_metrics, swapped, thing_pairs
 from triptych.evaluate.retrieval import recall, reranked
-from triptych.evaluate.vqa import answer_questions, by_kind, vqa_metrics, without_photo
+from triptych.evaluate.vqa import answer_questions, by_kind, vqa_metrics, written_answers
+from triptych.tasks.choices import GREY
 
 
 def test_recall_by_hand() -> None:
@@ -92,8 +93,8 @@ def test_accuracy_by_kind_uses_what_people_said() -> None:
 
 def test_the_blind_answer_needs_no_photo() -> None:
     model = blip2_tasks()
-    answers = [answer.text for answer in without_photo(model, ["what is it?", "is it a dog?"])]
-    alone = [without_photo(model, [question])[0].text for question in ("what is it?", "is it a dog?")]
+    answers = [answer.text for answer in written_answers(model, [GREY] * 2, ["what is it?", "is it a dog?"], {})]
+    alone = [written_answers(model, [GREY], [question], {})[0].text for question in ("what is it?", "is it a dog?")]
     assert answers == alone and answers[1] in ("yes", "no")
 
 

@@ -83,6 +83,21 @@ def test_captions_with_examples_differ_and_use_the_caption_prompt(
     assert model.caption(photos[2]).logprob != pytest.approx(found.logprob)
 
 
+def test_questions_after_examples_read_as_written_out(model: FlamingoTasks, photos: list[Image.Image]) -> None:
+    examples = [(photos[0], "what is it?", "a  dog"), (None, "who?", "nobody")]
+    questions = ["what?", "is it a cat?"]
+    answers = model.ask_with_examples(photos[2:4], questions, examples, beams=2)
+    before = "<image>\nQuestion: what is it?\nAnswer: a dog<|endofchunk|>Question: who?\nAnswer: nobody<|endofchunk|>"
+    for answer, photo, question in zip(answers, photos[2:4], questions, strict=True):
+        text = f"{before}<image>\nQuestion: {question}\nAnswer:"
+        alone = fresh().interleaved([photos[0], photo], text, beams=2, max_new_tokens=ANSWER_TOKENS)
+        assert answer.text == alone.text and answer.logprob == pytest.approx(alone.logprob, abs=1e-4)
+    (plain,) = model.ask_with_examples(photos[2:3], ["what?"], [])
+    assert plain.text == fresh().ask(photos[2], "what?").text
+    with pytest.raises(InputError, match="has no text"):
+        model.ask_with_examples(photos[2:3], ["what?"], [(photos[0], "what?", " ")])
+
+
 def test_examples_that_a_batch_shares_are_read_once(
     model: FlamingoTasks, photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,9 +5,11 @@ import pytest
 from triptych.errors import InputError
 from triptych.text.prompt import (
     END,
+    OPEN_FLAMINGO,
     captions_by_picture,
     qformer_texts,
     question_after_pictures,
+    question_example,
     question_prompt,
     split_at_images,
 )
@@ -30,6 +32,13 @@ def test_photos_are_named_where_there_are_several() -> None:
     assert question_prompt("which?", 2) == "Left photo: <image>\nRight photo: <image>\nQuestion: which?\nAnswer:"
     assert question_prompt("which?", 3).startswith("Photo 1: <image>\nPhoto 2: <image>\nPhoto 3: <image>\n")
     assert question_prompt("is <image> like\n<image>?", 2) == "Question: is <image> like <image>?\nAnswer:"
+
+
+def test_a_question_with_its_answer_as_an_example() -> None:
+    """As OpenFlamingo's evaluation writes it; without a photo it is text alone."""
+    written = question_example("What is it?", "a  dog", True, OPEN_FLAMINGO)
+    assert written == f"<image>Question:What is it? Short answer:a dog{END}"
+    assert question_example("What is it?", "a dog", False, OPEN_FLAMINGO) == written.removeprefix("<image>")
 
 
 def test_the_qformer_reads_which_photo_it_looks_at() -> None:

@@ -199,6 +199,9 @@ def eval_vqa(
     split: Split = "test",
     model: AnsweringModel = "blip2",
     beams: Annotated[int, typer.Option(min=1, help="Beams of the search for answers; 1 is greedy.")] = 1,
+    shots: Annotated[
+        int, typer.Option(min=0, max=64, help="Flamingo: questions about training photos, with answers, in the prompt.")
+    ] = 0,
     per_photo: Annotated[int, typer.Option(min=1, help="Questions made of a photo's captions.")] = 4,
     seed: DrawSeed = 0,
     limit: Limit = None,
@@ -208,14 +211,16 @@ def eval_vqa(
 ) -> None:
     """Questions about one photo: accuracy, beside that of blind baselines."""
     from triptych.data import open_dataset
-    from triptych.evaluate.vqa import answer_questions, vqa_metrics
+    from triptych.evaluate.vqa import answer_questions, question_examples, vqa_metrics
     from triptych.tasks import load_answerer
 
     check_output(output)
     photos = read_photos(data, split, limit, strict, lambda photo: bool(photo.captions or photo.extra.get("vqa")))
     train = [photo for photo in open_dataset(data) if photo.split == "train"]
     answerer = load_answerer(model)
-    answers = answer_questions(answerer, photos, per_photo, seed, beams)
+    check_shots(answerer, model, split, shots, nearest=False)
+    examples = {"examples": question_examples(train, shots, per_photo, seed)} if shots else {}
+    answers = answer_questions(answerer, photos, per_photo, seed, {"beams": beams} | examples)
     write_lines(output, answers.records())
     show(described(answerer, data, split, photos, vqa_metrics(answers, train, per_photo, seed)), as_json)
 

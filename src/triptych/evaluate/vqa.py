@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import exp
 from typing import Any, NamedTuple
 
@@ -14,8 +15,10 @@ from triptych.data.english.questions import make_questions
 from triptych.errors import InputError
 from triptych.evaluate.calibration import expected_calibration_error
 from triptych.evaluate.progress import batches
+from triptych.io.images import ImageSource
 from triptych.metrics.vqa import vqa_accuracy
-from triptych.tasks import Answer, Answers
+from triptych.tasks import Answer, Answers, Completes
+from triptych.tasks.capabilities import QuestionShot
 from triptych.tasks.choices import GREY
 
 ASKED_TOGETHER = 16
@@ -38,8 +41,13 @@ class VqaAnswers(NamedTuple):
         ]
 
 
-def answer_questions(model: Answers, photos: Sequence[Photo], per_photo: int, seed: int, beams: int = 1) -> VqaAnswers:
+def answer_questions(
+    model: Answers, photos: Sequence[Photo], per_photo: int, seed: int, settings: Mapping[str, Any] = {}
+) -> VqaAnswers:
     """The model's answers to questions about ``photos``: the data set's own, else made of the captions by rule (``data.english``).
+
+    Args:
+        settings: arguments of ``Answers.ask``; with ``examples``, of ``Completes.ask_with_examples``.
 
     Raises:
         InputError: there are no questions.
@@ -50,9 +58,19 @@ def answer_questions(model: Answers, photos: Sequence[Photo], per_photo: int, se
     answers, blind = list[Answer](), list[Answer]()
     for part in batches(questions, ASKED_TOGETHER, "questions"):
         texts = [question.question for _, question in part]
-        answers += model.ask([photo.image() for photo, _ in part], texts, beams=beams)
-        blind += without_photo(model, texts, beams)
+        answers += written_answers(model, [photo.image() for photo, _ in part], texts, settings)
+        blind += written_answers(model, [GREY] * len(texts), texts, settings)
     return VqaAnswers(questions, answers, blind)
+
+
+def written_answers(
+    model: Answers, images: Sequence[ImageSource], questions: Sequence[str], settings: Mapping[str, Any]
+) -> list[Answer]:
+    """The answer to a question about each picture. ``settings``: see ``answer_questions``."""
+    if "examples" in settings and isinstance(model, Completes):
+        return model.ask_with_examples(images, questions, **settings)
+    answers: list[Answer] = model.ask(images, questions, **settings)
+    return answers
 
 
 def vqa_metrics(answers: VqaAnswers, train: Sequence[Photo], per_photo: int, seed: int) -> dict[str, Any]:
@@ -71,10 +89,17 @@ def vqa_metrics(answers: VqaAnswers, train: Sequence[Photo], per_photo: int, see
     }
 
 
-def without_photo(model: Answers, questions: Sequence[str], beams: int = 1) -> list[Answer]:
-    """The model's answers with a plain grey photo."""
-    answers: list[Answer] = model.ask([GREY] * len(questions), questions, beams=beams)
-    return answers
+def question_examples(train: Sequence[Photo], count: int, per_photo: int, seed: int) -> list[QuestionShot]:
+    """Questions about training photos, each with its most frequent answer, as examples for a prompt; drawn at random.
+
+    Raises:
+        InputError: there are fewer than ``count``.
+    """
+    questions = vqa_questions(train, seed, per_photo)
+    if count > len(questions):
+        raise InputError(f"{count} examples, but only {len(questions)} questions about training photos: ask for fewer")
+    drawn = random.Random(seed).sample(questions, count)
+    return [(photo.image(), question.question, question.answer) for photo, question in drawn]
 
 
 def vqa_questions(photos: Sequence[Photo], seed: int, per_photo: int) -> list[PhotoQuestion]:

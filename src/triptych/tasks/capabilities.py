@@ -16,6 +16,7 @@ from triptych.tasks.chat import Chat
 from triptych.tasks.words import Pieces
 
 Shot: TypeAlias = tuple[ImageSource | None, str]  # an example: a picture, or none, and its text
+QuestionShot: TypeAlias = tuple[ImageSource | None, str, str]  # a picture, or none, a question, its answer
 
 
 class Model(Protocol):
@@ -108,6 +109,9 @@ class Completes(Model, Protocol):
         explain: bool = ...,
         **settings: Any,
     ) -> Answer: ...
+    def ask_with_examples(
+        self, images: Sequence[ImageSource], questions: Sequence[str], examples: Sequence[QuestionShot], **settings: Any
+    ) -> list[Answer]: ...
     def most_similar(self, image: ImageSource, shots: Sequence[Shot], count: int) -> list[Shot]: ...
 
 

@@ -14,7 +14,7 @@ from triptych.generate import Hypothesis, Search, generate, stream
 from triptych.io.images import ImageSource, load_image
 from triptych.tasks.answer import Answer, AnswerRecipe
 from triptych.tasks.asking import Answerer, Photos, PictureQuestion, as_list
-from triptych.tasks.capabilities import Shot
+from triptych.tasks.capabilities import QuestionShot, Shot
 from triptych.tasks.caption_likelihood import CaptionLikelihood
 from triptych.tasks.chat import ANSWER_TOKENS, MAX_TOKENS, Chat
 from triptych.tasks.chat import MAX_PICTURES as CHAT_PICTURES
@@ -30,6 +30,7 @@ from triptych.text.prompt import (
     captions_by_picture,
     few_shot,
     question_after_pictures,
+    question_example,
     question_prompt,
 )
 from triptych.text.questions import asks_what_is_shared, is_yes_no
@@ -237,6 +238,29 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
             shots = self.most_similar(image, shots, similar)
         text = few_shot([(shot is not None, words) for shot, words in shots], prompt, self.spec.prompts.gap)
         return self.interleaved([*(s for s, _ in shots if s is not None), image], text, choices, explain, **settings)
+
+    def ask_with_examples(
+        self, images: Sequence[ImageSource], questions: Sequence[str], examples: Sequence[QuestionShot], **settings: Any
+    ) -> list[Answer]:
+        """Answer a question about each picture, after the same examples of questions with answers (Flamingo section 3.4).
+
+        Args:
+            images, questions: one question about each picture.
+            examples: pictures with a question and its answer, in order; without a picture (None) it is an example, too.
+            settings: fields of ``generate.Search``.
+
+        Raises:
+            InputError: a question or an answer is empty, a picture cannot be read, too many pictures or tokens.
+        """
+        prompts = self.spec.prompts
+        before = "".join(question_example(text, answer, image is not None, prompts) for image, text, answer in examples)
+        pictures = [load_image(image) for image, _, _ in examples if image is not None]
+        search = self.search(**({"max_new_tokens": ANSWER_TOKENS} | dict(self.spec.answers) | settings))
+        texts = [
+            (before + question_prompt(text, 1, prompts), [*pictures, image])
+            for image, text in zip(images, questions, strict=True)
+        ]
+        return self.prompts.write(texts, search)
 
     def interleaved(
         self,

@@ -89,6 +89,12 @@ def caption_example(text: str, pictured: bool, prompts: Prompts) -> str:
     return f"{prompt}{prompts.gap}{shot_text(text)}{END}"
 
 
+def question_example(question: str, answer: str, pictured: bool, prompts: Prompts) -> str:
+    """A question with its answer as an example in a prompt, about a picture or without one (``pictured``)."""
+    prompt = question_prompt(question, 1, prompts)
+    return f"{prompt if pictured else prompt.replace(IMAGE, '').lstrip()}{prompts.gap}{shot_text(answer)}{END}"
+
+
 def question_after_pictures(question: str, prompts: Prompts = DEFAULT_PROMPTS) -> str:
     """A question about pictures that come earlier in the prompt."""
     return question_prompt(question, 1, prompts).replace(IMAGE, "", 1)
