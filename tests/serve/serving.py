@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from toy_models import ToyBlip2, ToySat
 
@@ -38,7 +39,12 @@ def client_of(models: dict[str, Any] | None = None, **fields: Any) -> Iterator[T
 def running(models: dict[str, Any] | None = None, **fields: Any) -> Iterator[str]:
     """A server on a free port of the loopback; its address."""
     models = models or {"sat": ToySat(), "blip2": ToyBlip2()}
-    app = create_app(settings(models=tuple(models), **fields), models)
+    with running_app(create_app(settings(models=tuple(models), **fields), models)) as address:
+        yield address
+
+
+@contextmanager
+def running_app(app: FastAPI) -> Iterator[str]:
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     server = uvicorn.Server(

@@ -13,11 +13,12 @@ from pathlib import Path
 import httpx
 import pytest
 from fastapi.testclient import TestClient
-from serving import CHAT, client_of, post_all, running
+from serving import CHAT, client_of, post_all, running, running_app, settings
 from toy_models import ToyBlip2, ToySat, data_url, question
 
 from triptych.errors import TriptychError
 from triptych.serve import connections
+from triptych.serve.app import create_app
 from triptych.serve.errors import ApiError
 from triptych.serve.jobs import MOST_RETRY, Worker
 from triptych.serve.memory import RequestMemory, SharedMemory
@@ -153,6 +154,33 @@ def test_20_a_client_that_hangs_up_stops_the_work() -> None:
         assert 0 < steps < 200
 
 
+def test_20_clients_that_hang_up_leave_the_queue() -> None:
+    """Else their requests, with their pictures, would keep others out."""
+    model = ToySat()
+    model.gate.clear()
+    app = create_app(settings(queue=2), {"sat": model, "blip2": ToyBlip2()})
+    waiting = app.state.served.workers["sat"].queue
+    with running_app(app) as address:
+        patient = threading.Thread(
+            target=httpx.post,
+            args=(f"{address}{CHAT}",),
+            kwargs={"json": question(data_url(), model="sat"), "timeout": 20},
+        )
+        patient.start()
+        while not model.batches:
+            time.sleep(0.01)
+        for _ in range(3):
+            with suppress(httpx.TimeoutException):
+                httpx.post(f"{address}{CHAT}", json=question(data_url(), model="sat"), timeout=0.3)
+        deadline = time.monotonic() + 5
+        while waiting.qsize() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert waiting.qsize() == 0
+        model.gate.set()
+        patient.join()
+    assert len(model.batches) == 1
+
+
 def test_a_request_that_takes_too_long_is_given_up() -> None:
     model = ToySat(delay=5)
     with client_of({"sat": model, "blip2": ToyBlip2()}, timeout=0.3) as client:
@@ -217,10 +245,7 @@ def test_23_running_requests_are_finished_at_shutdown() -> None:
 
 @pytest.mark.parametrize("failure", [TriptychError("damaged"), RuntimeError("onnxruntime failed")])
 def test_models_that_load_or_fail_say_so(monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
-    from triptych.serve.app import create_app
-    from triptych.serve.settings import ServerSettings
-
-    app = create_app(ServerSettings(models=("sat", "blip2")), {"sat": ToySat()})
+    app = create_app(settings(), {"sat": ToySat()})
     served = app.state.served
     assert not served.ready
 

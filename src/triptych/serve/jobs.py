@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Hashable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +28,7 @@ LEAST_RETRY, MOST_RETRY = 2, 60  # seconds of Retry-After
 RATE_OF = 32  # requests whose rate is taken
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """Work for a model. Jobs of one ``kind`` may be run together.
 
@@ -41,7 +42,6 @@ class Job:
     cancelled: threading.Event = field(default_factory=threading.Event)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     results: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
-    queued: float = field(default_factory=time.monotonic)
 
     def put(self, result: Any) -> None:
         """Pass a result, a piece, an exception or STREAM_END to the event loop of the request."""
@@ -89,7 +89,7 @@ class Worker:
         except TimeoutError:
             raise ApiError(504, f"no answer within {timeout:.0f} seconds", retry_after=10) from None
         finally:
-            job.cancelled.set()
+            self._withdraw(job)
         if isinstance(result, Exception):
             raise as_api_error(result)
         return result
@@ -106,7 +106,7 @@ class Worker:
         except TimeoutError:
             raise ApiError(504, f"no answer within {timeout:.0f} seconds", retry_after=10) from None
         finally:
-            job.cancelled.set()
+            self._withdraw(job)
 
     def check_room(self) -> None:
         """Raises ApiError: 429, the queue is full now; so a request can be refused before its pictures are read."""
@@ -118,6 +118,13 @@ class Worker:
             self.queue.put_nowait(job)
         except queue.Full:
             raise self._queue_full() from None
+
+    def _withdraw(self, job: Job) -> None:
+        """Take a job whose client does not wait any more from the queue, with its pictures; if it runs, it stops at its next step."""
+        job.cancelled.set()
+        with self.queue.mutex, suppress(ValueError):
+            self.queue.queue.remove(job)
+            self.queue.not_full.notify()
 
     def _queue_full(self) -> ApiError:
         """``Retry-After``: about the time in which the waiting requests are answered, by the rate of the last ones."""
