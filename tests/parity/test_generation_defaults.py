@@ -44,6 +44,20 @@ def their_ids(peer: Any, inputs: Any, theirs: Any, before: int, ends: frozenset[
     return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
 
 
+@pytest.mark.filterwarnings("ignore:Using the model-agnostic default")
+def test_what_transformers_does_without_the_file(
+    generation: Pair,  # noqa: F811
+    photos: list[Image.Image],  # noqa: F811
+) -> None:
+    """Its BLIP-2 classes do not read it by themselves: greedy, at most 20 tokens."""
+    for photo in photos:
+        inputs = generation.processor(images=photo, text=CAPTION, return_tensors="pt")
+        ids = generation.peer.generate(**inputs)[0, inputs.input_ids.shape[1] :].tolist()
+        ends = generation.ours.spec.search.eos
+        expected = ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
+        assert list(written(generation.ours, f"<image>{CAPTION}", photo, beams=1, max_new_tokens=20).ids) == expected
+
+
 @pytest.mark.parametrize(
     ("settings", "lengths"),
     [
