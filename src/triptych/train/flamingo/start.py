@@ -44,6 +44,8 @@ def train_flamingo(sources: Sources, run: Path, recipe: FlamingoRecipe) -> dict[
     Raises:
         InputError: the data, the recipe or the checkpoint to start from cannot be used.
     """
+    if recipe.start.init is not None and recipe.start.add_tokens:
+        raise InputError("--add-tokens is for a new model, and --init keeps that of its checkpoint: leave out one")
     splits = open_sources(sources)
     torch.manual_seed(recipe.loop.seed)
     init = recipe.start.init
