@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from serving import running
+from serving import running, running_app, settings
 from toy_models import ToyBlip2, ToyFlamingo, ToySat, png
+
+from triptych.serve.app import create_app
 
 webdriver = pytest.importorskip("selenium.webdriver")
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -164,6 +167,30 @@ def test_a_section_that_no_model_can_answer_says_so_and_the_status_stays_in_view
         assert "can do this" not in find(driver, "#captions").text
         driver.execute_script("window.scrollTo(0, document.body.scrollHeight)")
         assert driver.execute_script("return document.getElementById('status').getBoundingClientRect().top") >= 0
+
+
+def test_what_is_loaded_answers_while_others_are_loading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = threading.Event()
+
+    def load(name: str) -> ToyFlamingo:
+        loaded.wait(30)
+        return ToyFlamingo()
+
+    monkeypatch.setattr("triptych.tasks.load", load)
+    app = create_app(settings(models=("sat", "flamingo")), {"sat": ToySat()})
+    with running_app(app) as address, chromium() as driver:
+        driver.get(address)
+        wait(driver, lambda d: "loading" in find(d, "#status").text)
+        upload(driver, "caption", tmp_path / "a.png", 200)
+        find(driver, "#caption-run").click()
+        wait(driver, lambda d: "A red of 200." in "".join(texts(d, "#caption-results .card")))
+        upload(driver, "ask", tmp_path / "a.png", 7)
+        find(driver, "#ask-run").click()
+        wait(driver, lambda d: "loading" in find(d, "#status").text)
+        loaded.set()
+        wait(driver, is_ready)
+        find(driver, "#ask-run").click()
+        wait(driver, lambda d: texts(d, "#ask-results .card"))
 
 
 def test_search_shows_matches_or_the_closest_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,7 +166,7 @@ class ToyFlamingo(ToyBlip2):
     """Also completes and talks; it does not match."""
 
     match = itc_texts = itc_images = None  # type: ignore[assignment]
-    interleaved = most_similar = unused
+    interleaved = most_similar = ask_with_examples = unused
 
     def __init__(self) -> None:
         super().__init__("flamingo")

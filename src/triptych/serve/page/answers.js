@@ -1,7 +1,7 @@
 // Captions and answers about one photo, with maps of where each system looked.
 
 import { post } from "./api.js";
-import { $, card, modelsThat, onSubmit, photoOf, run, scoreBars, title, translated } from "./ui.js";
+import { $, card, modelsFor, modelsThat, onSubmit, photoOf, run, scoreBars, title, translated } from "./ui.js";
 import { element } from "./photos.js";
 
 // The captions first; where each system looked takes longer and follows.
@@ -12,7 +12,7 @@ export function startCaptions(picker, view) {
       const captions = new Map();
       $("caption-results").replaceChildren();
       view.draw();
-      for (const model of modelsThat("caption")) {
+      for (const model of modelsFor("caption")) {
         const { caption } = await post("v1/caption", { model, image });
         const words = element("p", "words", caption);
         const made = card(title(model), words);
@@ -35,7 +35,7 @@ export function startAsk(picker, view) {
     const body = { images: [photoOf(picker)], question: form.get("question") };
     $("ask-results").replaceChildren();
     view.draw();
-    for (const model of modelsThat("ask")) {
+    for (const model of modelsFor("ask")) {
       const more = choices.length ? { choices } : { explain: true };
       const { answer, scores, evidence } = await post("v1/ask", { model, ...body, ...more });
       const words = evidence ? view.wordButtons(model, evidence, answer) : element("p", "words", answer);

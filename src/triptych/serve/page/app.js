@@ -38,13 +38,15 @@ function ignoreOtherDrops() {
   for (const name of ["dragover", "drop"]) document.addEventListener(name, (event) => event.preventDefault());
 }
 
+// Those that are loaded can be used while others are still loading.
 async function waitForModels(state) {
+  setModels(state.models);
+  if (state.loading) say(text("loading"));
   while (state.loading) {
-    say(text("loading"));
     await new Promise((resolve) => setTimeout(resolve, 1000));
     state = await get("v1/page");
+    setModels(state.models);
   }
-  setModels(state.models);
   return state;
 }
 

@@ -3,12 +3,12 @@
 import { chatPieces } from "./api.js";
 import { text } from "./language.js";
 import { element } from "./photos.js";
-import { $, modelsThat, onSubmit, title } from "./ui.js";
+import { $, modelsFor, onSubmit, title } from "./ui.js";
 
 export function startChat(picker) {
   let messages = [];
   onSubmit($("chat-form"), async (form) => {
-    const [model] = modelsThat("chat");
+    const [model] = modelsFor("chat");
     const message = form.get("message");
     const image = picker.photo?.url;
     if (!image && !messages.length) throw new Error(text("needPhoto"));

@@ -3,7 +3,7 @@
 import { post } from "./api.js";
 import { text } from "./language.js";
 import { element } from "./photos.js";
-import { $, card, modelsThat, onSubmit, photoOf, run, scoreBars, title, translated } from "./ui.js";
+import { $, card, modelsFor, onSubmit, photoOf, run, scoreBars, title, translated } from "./ui.js";
 
 export function startCompare(left, right) {
   let before = {}; // the last answers, by model
@@ -15,7 +15,7 @@ export function startCompare(left, right) {
     group.append(pairOf(left, right), answers);
     $("compare-results").prepend(group);
     const now = {};
-    for (const model of modelsThat("ask")) {
+    for (const model of modelsFor("ask")) {
       const { answer, scores } = await post("v1/ask", { model, ...body });
       now[model] = answer;
       const content = [element("p", "words", answer), scoreBars(scores)];

@@ -2,7 +2,7 @@
 
 import { post } from "./api.js";
 import { element, Picker } from "./photos.js";
-import { $, card, modelsThat, onSubmit, photoOf, say, scoreBars, title, translated } from "./ui.js";
+import { $, card, modelsFor, onSubmit, photoOf, say, scoreBars, title, translated } from "./ui.js";
 
 export function startFewshot(query, examples) {
   const shots = [];
@@ -29,7 +29,7 @@ export function startFewshot(query, examples) {
   add("a dax");
   add("a blicket");
   onSubmit($("fewshot-form"), async (form) => {
-    const [model] = modelsThat("complete");
+    const [model] = modelsFor("complete");
     const given = shots.filter((shot) => shot.picker.photo && shot.input.value.trim());
     const names = [...new Set(given.map((shot) => shot.input.value.trim()))];
     const prompt = form.get("prompt");

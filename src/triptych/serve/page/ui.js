@@ -17,6 +17,13 @@ export function modelsThat(verb) {
   return models.filter((model) => model.can.includes(verb)).map((model) => model.name);
 }
 
+// The same for a request now. Throws: none is loaded yet.
+export function modelsFor(verb) {
+  const names = modelsThat(verb);
+  if (!names.length) throw new Error(text("loading"));
+  return names;
+}
+
 export function title(model) {
   return NAMES[model] ?? model;
 }
