@@ -155,8 +155,12 @@ def test_what_is_not_supported_is_announced(
     assert ours.spec.search.max_new_tokens == 30
     shutil.rmtree(tmp_path / "ours")
     shutil.rmtree(tmp_path / "peer")
-    converted(generation.folder, tmp_path, do_sample=False, temperature=0.7, max_length=100_000)
+    converted(generation.folder, tmp_path, do_sample=False, temperature=0.7, max_length=100_000, repetition_penalty=1.0)
     assert "triptych:" not in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "ours")
+    shutil.rmtree(tmp_path / "peer")
+    converted(generation.folder, tmp_path, repetition_penalty=1.5, no_repeat_ngram_size=3)
+    assert "repetition_penalty over the prompt, no_repeat_ngram_size over the prompt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

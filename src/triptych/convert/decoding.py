@@ -77,7 +77,7 @@ def published_search(directory: Path, own: SearchSpec, lm: StoredLM, prompt_toke
         search.search(frozenset())
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    if left := unsupported(settings, prompt_tokens):
+    if left := unsupported(settings, prompt_tokens) + counting_prompts(settings, lm):
         print(f"triptych: {path}: not supported, texts are written without: {', '.join(left)}", file=sys.stderr)
     return search
 
@@ -130,6 +130,14 @@ def unsupported(settings: Mapping[str, Any], prompt_tokens: int) -> list[str]:
     if settings.get("max_new_tokens") is None and longest is not None and longest <= prompt_tokens:
         left.append(f"max_length={longest} (shorter than the prompt)")
     return left
+
+
+def counting_prompts(settings: Mapping[str, Any], lm: StoredLM) -> list[str]:
+    """Settings that count the tokens of a decoder's prompt in transformers 5, and here, as in LAVIS, only what is written."""
+    if lm.spec.t5 is not None:
+        return []
+    off = {"repetition_penalty": 1, "no_repeat_ngram_size": 0}
+    return [f"{name} over the prompt" for name in off if settings.get(name) not in (None, off[name])]
 
 
 def prompt_length(tokenizer: TextTokenizer, prompt: str, photo_tokens: int) -> int:
