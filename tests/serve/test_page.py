@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import os
 import re
 import shutil
 import threading
@@ -95,7 +97,6 @@ def test_captions_with_maps(page: Any, tmp_path: Path) -> None:
     assert "Show, Attend and Tell: A" in find(page, "#caption-view canvas").get_attribute("aria-label")
     assert find(page, "#caption-view figcaption").text == "Show, Attend and Tell: A"
     assert page.execute_script(pixel) < 10  # the toy's maps are even and full: nothing is veiled
-    assert page.save_screenshot(str(tmp_path / "captions.png"))
 
 
 def test_a_question(page: Any, tmp_path: Path) -> None:
@@ -229,9 +230,28 @@ def test_a_text_file_is_no_picture(page: Any, tmp_path: Path) -> None:
     wait(page, lambda d: "not a picture" in find(d, "#status").text)
 
 
+CUT = """
+return [...document.querySelectorAll('button, label, h1, h2, h3, p, th, nav a, .card, .drop')]
+  .filter(e => e.offsetParent && e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).display !== 'inline')
+  .map(e => e.textContent)
+"""
+
+
+@pytest.mark.parametrize("language", ["en", "ko"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1200])
-def test_nothing_scrolls_sideways_and_nothing_is_blocked(page: Any, width: int) -> None:
-    page.set_window_size(width, 900)
+def test_nothing_is_cut_off_or_blocked(page: Any, tmp_path: Path, width: int, scheme: str, language: str) -> None:
+    """The whole page with the answers of the tests before; a picture of it is kept in ``TRIPTYCH_SCREENSHOTS``, if that is a folder."""
+    if page.execute_script("return document.documentElement.lang") != language:
+        page.execute_script("document.getElementById('language').click()")
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     wide, room = page.execute_script("const d = document.documentElement; return [d.scrollWidth, d.clientWidth]")
-    assert wide <= room
+    assert page.execute_script("return innerWidth") == width and wide <= room
+    assert page.execute_script(CUT) == []
     assert [entry for entry in page.get_log("browser") if entry["level"] == "SEVERE"] == []
+    picture = page.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})["data"]
+    folder = Path(os.environ.get("TRIPTYCH_SCREENSHOTS", tmp_path))
+    (folder / f"page-{width}-{scheme}-{language}.png").write_bytes(base64.b64decode(picture))
