@@ -99,6 +99,13 @@ def test_accuracy_is_the_benchmarks(tmp_path: Path) -> None:
         assert by_kind([said, "2", "yes"], questions)["object"] == accuracy
 
 
+def test_the_same_question_twice_has_its_own_answers(tmp_path: Path) -> None:
+    put(tmp_path / V2[0].format("val2014"), question_file("val2014", (20, 20, "What?"), (21, 20, "What?")))
+    put(tmp_path / V2[1].format("val2014"), answer_file("val2014", {20: ["net"] * 10, 21: ["cat"] * 10}))
+    put(tmp_path / f"COCO_val2014_{20:012d}.jpg")
+    assert by_kind(["net", "cat"], vqa_questions(open_dataset(tmp_path, "val"), 0, 1))["all"] == 100
+
+
 def test_what_is_not_clear_is_refused(tmp_path: Path) -> None:
     questions, annotations = (tmp_path / name.format("val2014") for name in V2)
     put(tmp_path / "val2014" / f"COCO_val2014_{20:012d}.jpg")

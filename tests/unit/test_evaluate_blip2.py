@@ -17,7 +17,7 @@ from triptych.errors import InputError
 from triptych.evaluate.calibration import expected_calibration_error
 from triptych.evaluate.choice import accuracy, choice_metrics, swapped, thing_pairs
 from triptych.evaluate.retrieval import recall, reranked
-from triptych.evaluate.vqa import answer_questions, by_kind, vqa_metrics, written_answers
+from triptych.evaluate.vqa import answer_questions, by_kind, vqa_metrics, vqa_questions, written_answers
 from triptych.tasks.choices import GREY
 
 
@@ -85,9 +85,9 @@ def photo(**extra: Any) -> Photo:
 
 
 def test_accuracy_by_kind_uses_what_people_said() -> None:
-    stated = photo(vqa=[{"question": "How many?", "answer": "two", "answers": ["two"] * 2 + ["three"] * 8}])
-    asked = [(stated, Question("How many?", "two", "number")), (photo(), Question("What?", "dog", "object"))]
-    found = by_kind(["two", "cat"], asked)
+    counted = photo(vqa=[{"question": "How many?", "answer": "two", "answers": ["two"] * 2 + ["three"] * 8}])
+    questions = [*vqa_questions([counted], 0, 1), (photo(), Question("What?", "dog", "object"))]
+    found = by_kind(["two", "cat"], questions)
     assert found == {"all": 30.0, "number": 60.0, "object": 0.0}
 
 

@@ -9,7 +9,7 @@ from math import exp
 from typing import Any, NamedTuple
 
 from triptych.data import Photo
-from triptych.data.english.given import given_answers, given_questions, question_prior
+from triptych.data.english.given import given_questions, question_prior
 from triptych.data.english.kinds import Question
 from triptych.data.english.questions import make_questions
 from triptych.errors import InputError
@@ -114,24 +114,17 @@ def vqa_questions(photos: Sequence[Photo], seed: int, per_photo: int) -> list[Ph
 def by_kind(answers: Sequence[str], questions: Sequence[PhotoQuestion]) -> dict[str, float]:
     """Accuracy in percent, for all questions and each kind."""
     marks: dict[str, list[float]] = defaultdict(list)
-    for answer, (photo, question) in zip(answers, questions, strict=True):
+    for answer, (_, question) in zip(answers, questions, strict=True):
         for kind in ("all", question.kind):
-            marks[kind].append(vqa_accuracy(answer, people(photo, question)))
+            marks[kind].append(vqa_accuracy(answer, question.answers or (question.answer,)))
     return {kind: round(100 * sum(each) / len(each), 1) for kind, each in marks.items()}
 
 
 def calibration_by_kind(answers: Sequence[Answer], questions: Sequence[PhotoQuestion]) -> dict[str, float]:
     """The expected calibration error in percent, for all questions and each kind."""
     sure, marks = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
-    for answer, (photo, question) in zip(answers, questions, strict=True):
+    for answer, (_, question) in zip(answers, questions, strict=True):
         for kind in ("all", question.kind):
             sure[kind].append(exp(min(0.0, answer.logprob)))
-            marks[kind].append(vqa_accuracy(answer.text, people(photo, question)))
+            marks[kind].append(vqa_accuracy(answer.text, question.answers or (question.answer,)))
     return {kind: expected_calibration_error(sure[kind], marks[kind]) for kind in sure}
-
-
-def people(photo: Photo, question: Question) -> list[str]:
-    """People's answers, if the data set has them, else the right answer."""
-    entries: Sequence[Any] = photo.extra.get("vqa") or ()
-    same = [entry for entry in entries if entry.get("question") == question.question]
-    return (given_answers(same[0]) if same else []) or [question.answer]

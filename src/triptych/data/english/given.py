@@ -15,9 +15,10 @@ def given_questions(photo: Photo) -> list[Question]:
     for item in list_of(photo.extra.get("vqa", []), f"{photo.name}: vqa"):
         record = record_of(item, f"{photo.name}: vqa")
         question = text_of(record.get("question"), f"{photo.name}: vqa.question")
-        most_frequent = next((answer for answer, _ in Counter(given_answers(record)).most_common(1)), None)
+        people = given_answers(record)
+        most_frequent = next((answer for answer, _ in Counter(people).most_common(1)), None)
         answer = text_of(record.get("answer") or most_frequent, f"{photo.name}: vqa.answer").lower()
-        questions.append(Question(question, answer, kind_of_answer(answer)))
+        questions.append(Question(question, answer, kind_of_answer(answer), tuple(people)))
     return questions
 
 

@@ -1,6 +1,6 @@
 """What a question is, of which kind, and how many a photo gets."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from triptych.data.english.word_lists import COLOURS, NUMBERS
@@ -18,9 +18,12 @@ KEPT: dict[tuple[Kind, str], float] = {("object", "dog"): 1 / 8, ("number", "one
 
 @dataclass(frozen=True)
 class Question:
+    """``answers``: of several people, where the data set has them; ``answer`` is the most frequent then."""
+
     question: str
     answer: str
     kind: Kind
+    answers: tuple[str, ...] = field(default=(), compare=False)
 
 
 def kind_of_answer(answer: str) -> Kind:
