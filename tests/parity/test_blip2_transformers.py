@@ -483,7 +483,7 @@ def test_files_that_do_not_fit_are_refused(instruct: Pair, tmp_path: Path) -> No
     )
     refused("names one.more, which is in none of its files")
     index.write_text(json.dumps({"weight_map": places["weight_map"] | {"one.more": "../peer/x"}}))
-    refused("does not say which files beside it")
+    refused("which is no file beside it")
     index.unlink()
     (folder / "pytorch_model.bin").write_bytes(b"")
     refused("pytorch_model.bin is empty: download it again")
