@@ -165,6 +165,15 @@ def test_evidence_of_a_word_comes_from_its_making(model: Blip2Tasks, photos: lis
         assert (np.abs(before[2:] - after[2:]).max((1, 2)) > 1e-6).all()
 
 
+def test_a_request_to_describe_a_photo_is_answered_by_its_caption(model: Blip2Tasks, photos: list[Image.Image]) -> None:
+    answers = model.ask(photos[:3], ["what?", "Describe this image.", "what?"], beams=2)
+    assert answers[1].text == model.caption(photos[1], beams=2).text
+    assert answers[0].text == model.ask(photos[0], "what?", beams=2).text
+    assert list(model.stream(photos[1], "Describe this image.")) == list(model.stream(photos[1]))
+    choices = ["a", "b"]
+    assert model.ask(photos[1], "Describe this image.", choices).text in choices
+
+
 def test_streaming_writes_the_greedy_text(model: Blip2Tasks, photos: list[Image.Image]) -> None:
     assert "".join(model.stream(photos[0], "what?")).strip() == model.ask(
         photos[0], "what?", max_new_tokens=6

@@ -13,7 +13,14 @@ from triptych.tasks.choices import (
     in_other_order,
     normalised_logprobs,
 )
-from triptych.text.questions import asks_what_is_shared, is_about_all, is_yes_no, statement, thing_asked_for
+from triptych.text.questions import (
+    asks_for_description,
+    asks_what_is_shared,
+    is_about_all,
+    is_yes_no,
+    statement,
+    thing_asked_for,
+)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +86,33 @@ def test_sides_change_places() -> None:
 )
 def test_things_asked_for(question: str, thing: str | None) -> None:
     assert thing_asked_for(question) == thing
+
+
+@pytest.mark.parametrize(
+    ("request_", "description"),
+    [
+        ("Describe this image.", True),
+        ("Describe the photo in one sentence", True),
+        ("describe what you see in this picture.", True),
+        ("Please describe what you see in this image.", True),
+        ("Can you describe the photo, please?", True),
+        ("Caption this image", True),
+        ("Write a caption for this photo", True),
+        ("Give me a short description of this image.", True),
+        ("Generate a concise, descriptive alt text for the image.", True),
+        ("Describe it", True),
+        ("Describe", True),
+        ("Describe the dog.", False),
+        ("Describe the colour of the car in this photo.", False),
+        ("Describe the image to the left of the dog", False),
+        ("Write a poem about this photo", False),
+        ("What is in the photo?", False),
+        ("Is there a description of the image?", False),
+        ("", False),
+    ],
+)
+def test_requests_for_a_description(request_: str, description: bool) -> None:
+    assert asks_for_description(request_) == description
 
 
 def test_kinds_of_questions() -> None:

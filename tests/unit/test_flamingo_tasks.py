@@ -50,6 +50,17 @@ def test_a_batch_answers_as_its_items(model: FlamingoTasks, photos: list[Image.I
         assert alone.logprob == pytest.approx(answer.logprob, abs=1e-4)
 
 
+def test_a_request_to_describe_a_photo_is_answered_by_its_caption(
+    model: FlamingoTasks, photos: list[Image.Image]
+) -> None:
+    asked = model.ask([photos[0], photos[:2]], ["Describe the photo.", "Describe the photo."])
+    assert (
+        asked[0].text == fresh().caption(photos[0]).text
+        and asked[1].text == fresh().ask(photos[:2], "Describe the photo.").text
+    )
+    assert list(model.stream(photos[0], "Describe the photo.")) == list(fresh().stream(photos[0]))
+
+
 def test_examples_and_their_order_and_pictures_count(model: FlamingoTasks, photos: list[Image.Image]) -> None:
     shots = [(photos[0], "a dax"), (photos[1], "a blicket")]
 

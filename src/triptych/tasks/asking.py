@@ -25,7 +25,7 @@ from triptych.tasks.choices import (
 )
 from triptych.tasks.photos import ArrayMemory
 from triptych.text.prompt import IMAGE
-from triptych.text.questions import is_yes_no, pictures_named_by, statement, thing_asked_for
+from triptych.text.questions import asks_for_description, is_yes_no, pictures_named_by, statement, thing_asked_for
 
 Photos = ImageSource | Sequence[ImageSource]
 
@@ -113,7 +113,8 @@ class Answerer(Generic[LanguageSpec]):
         explain: bool = False,
         **settings: Any,
     ) -> Answer | list[Answer]:
-        """Answer a question about one picture or several; with ``choices``, the most likely of them.
+        """Answer a question about one picture or several; with ``choices``, the most likely of them. A request to describe the photo is
+        answered by its caption.
 
         Args:
             images: one picture, or a list of the pictures that the question is about. The prompt calls two pictures left and right,
@@ -157,8 +158,12 @@ class Answerer(Generic[LanguageSpec]):
         """The answer to each question; a batch gives the same answers as single questions."""
         answers: dict[int, Answer] = {}
         free: dict[int, PictureQuestion] = {}
+        described: dict[int, ImageSource] = {}
         for i, question in enumerate(questions):
             choices = question.choices
+            if choices is None and self.wants_caption(question.images, question.text):
+                described[i] = question.images[0]
+                continue
             if choices is None and self.scores_yes_no and is_yes_no(question.text) and not settings.get("temperature"):
                 choices = YES_NO
             if choices is None:
@@ -166,8 +171,15 @@ class Answerer(Generic[LanguageSpec]):
             else:
                 answer = self.choose(replace(question, choices=choices), choices, explain)
                 answers[i] = replace(answer, recipe=answer.recipe or self.recipe())
+        if described:
+            answers |= zip(described, self.describe(list(described.values()), explain, settings), strict=True)
         answers |= zip(free, self.write_answers(list(free.values()), explain, settings), strict=True)
         return [answers[i] for i in range(len(questions))]
+
+    def wants_caption(self, images: Sequence[ImageSource], question: str) -> bool:
+        """Whether one photo shall be described. Models trained here caption better than they answer this; published ones follow
+        instructions."""
+        return len(images) == 1 and not self.spec.prompts.published and asks_for_description(question)
 
     # Choices
 
@@ -219,6 +231,10 @@ class Answerer(Generic[LanguageSpec]):
 
     def check_question(self, question: PictureQuestion) -> None:
         """Raises InputError: the model cannot answer this."""
+        raise NotImplementedError
+
+    def describe(self, photos: Sequence[ImageSource], explain: bool, settings: Mapping[str, Any]) -> list[Answer]:
+        """The captions of photos."""
         raise NotImplementedError
 
     def write_answers(

@@ -210,6 +210,8 @@ class Blip2Tasks(Answerer[Blip2Spec], Blip2Matching):
 
     def stream(self, image: ImageSource, question: str | None = None, **settings: Any) -> Pieces:
         """A caption, or the answer to a question, piece by piece as it is written (greedy, or sampled with a ``temperature``)."""
+        if question is not None and self.wants_caption([image], question):
+            question = None
         if question is not None and self.scores_yes_no and is_yes_no(question) and not settings.get("temperature"):
             return (yield from in_one_piece(self.ask(image, question)))
         prompts = self.spec.prompts
@@ -225,6 +227,9 @@ class Blip2Tasks(Answerer[Blip2Spec], Blip2Matching):
 
     def check_question(self, question: PictureQuestion) -> None:
         self.prompt_ids(self.question_prompt(question))
+
+    def describe(self, photos: Sequence[ImageSource], explain: bool, settings: Mapping[str, Any]) -> list[Answer]:
+        return self.caption(photos, explain=explain, **settings)
 
     def write_answers(
         self, questions: Sequence[PictureQuestion], explain: bool, settings: Mapping[str, Any]

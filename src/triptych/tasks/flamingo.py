@@ -145,6 +145,9 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
         self.prompts.check_count(len(question.images))
         self.question_text(question)
 
+    def describe(self, photos: Sequence[ImageSource], explain: bool, settings: Mapping[str, Any]) -> list[Answer]:
+        return self.caption(photos, explain=explain, **settings)
+
     def write_answers(
         self, questions: Sequence[PictureQuestion], explain: bool, settings: Mapping[str, Any]
     ) -> list[Answer]:
@@ -294,7 +297,7 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
     def stream(self, images: Photos, question: str | None = None, **settings: Any) -> Pieces:
         """A caption, or the answer to a question, piece by piece as it is written (greedy, or sampled with a ``temperature``)."""
         pictures = as_list(images)
-        if question is None:
+        if question is None or self.wants_caption(pictures, question):
             return self.prompts.streamed(
                 self.caption_prompt(), pictures, self.caption_search(**({"beams": 1} | settings))
             )

@@ -29,6 +29,17 @@ COUNT_START = re.compile(
     r"(?:exactly |only |at least |more than )?(?:\d+|one|two|three|four|five|six|seven|eight|nine|ten|many|several) ",
     re.I,
 )
+WHOLE_PHOTO = rf"(?:(?:this|the) {NOUN}|it|this)"
+WHAT_IT_SHOWS = r"what (?:you (?:can )?see|is (?:shown|visible|happening))(?: in)?"
+DESCRIPTION = r"(?:caption|description|alt(?:ernative)? text|summary)"
+DESCRIBE = re.compile(
+    r"(?:please )?(?:(?:can|could|would) you (?:please )?)?"
+    rf"(?:(?:describe|caption|summari[sz]e)(?: {WHAT_IT_SHOWS})?(?: {WHOLE_PHOTO})?"
+    r"|(?:give|write|provide|generate|create|make|suggest)(?: me)? (?:an?|the|one) (?:[\w-]+,? ){0,3}"
+    rf"{DESCRIPTION}(?: (?:of|for) {WHOLE_PHOTO})?)"
+    r"(?:,? (?:in|with|using|briefly|please|concisely)\b[^?.]{0,60})? *[.!?]*",
+    re.I,
+)
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 
 
@@ -49,6 +60,11 @@ def statement(question: str) -> str:
     A question of another kind is taken as it is.
     """
     return WHICH.sub("", question.strip(), count=1).rstrip(" ?.") or question
+
+
+def asks_for_description(question: str) -> bool:
+    """Whether the whole photo shall be described: ``"Describe this image in one sentence."``, but not ``"Describe the dog."``"""
+    return DESCRIBE.fullmatch(question.strip()) is not None
 
 
 def is_yes_no(question: str) -> bool:
