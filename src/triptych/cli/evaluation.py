@@ -222,7 +222,8 @@ def eval_vqa(
     examples = {"examples": question_examples(train, shots, per_photo, seed)} if shots else {}
     answers = answer_questions(answerer, photos, per_photo, seed, {"beams": beams} | examples)
     write_lines(output, answers.records())
-    show(described(answerer, data, split, photos, vqa_metrics(answers, train, per_photo, seed)), as_json)
+    metrics = ({"shots": shots} if shots else {}) | vqa_metrics(answers, train, per_photo, seed)
+    show(described(answerer, data, split, photos, metrics), as_json)
 
 
 @evaluation.command("fewshot")
