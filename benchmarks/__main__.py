@@ -108,7 +108,7 @@ def blip2_rows(threads: int, repeats: int) -> list[Row]:
     """A question warm and cold, search with re-ranking, indexing, and the matching grid beside transformers'."""
     measured = partial(figures, "blip2_use", threads=threads, repeats=repeats)
     rows = [Row(f"ask, {name}", 1000 * seconds, "ms") for name, seconds in measured("ask").items()]
-    command = ["-m", "triptych", "ask", str(PHOTO), "--question", "What is in the photo?"]
+    command = ["-m", "triptych", "ask", str(PHOTO), "--question", "What animal is in the photo?"]
     rows += cold_rows("triptych ask", command, threads, repeats)
     rows += [Row(name, 1000 * seconds, "ms") for name, seconds in measured("search").items()]
     indexed = measured("index")
@@ -194,7 +194,7 @@ def ratios(name: str, times: dict[str, float], peers: Sequence[str]) -> list[Row
 
 def cold_engine_rows(threads: int, repeats: int) -> list[Row]:
     """Commands from start to end, and the same on torch."""
-    question = "What is in the photo?"
+    question = "What animal is in the photo?"
     commands = {
         "triptych caption": ["-m", "triptych", "caption", str(PHOTO)],
         "triptych ask": ["-m", "triptych", "ask", str(PHOTO), "--question", question],

@@ -24,7 +24,7 @@ PHOTOS = 64  # of the index
 LIBRARY = 1000  # photos that are searched
 CANDIDATES = 32
 GRID = 32  # photos and texts that are matched, all with all
-QUESTION = "What is in the photo?"
+QUESTION = "What animal is in the photo?"
 
 
 def seconds(work: Callable[..., Any], *arguments: Any) -> float:

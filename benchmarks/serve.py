@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 CHAT = "/v1/chat/completions"
-QUESTIONS = ("What is in the photo?", "What is happening?", "Where is this?", "What color is it?")
+QUESTIONS = ("What animal is in the photo?", "What is happening?", "Where is this?", "What color is it?")
 KNOWN = 4  # pictures that were encoded before
 CONNECTIONS, BAD = 1000, 10  # of the crowd; one in so many is bad
 SIZE = (320, 240)

@@ -39,7 +39,7 @@ def test_captions_of_validation_photos_agree(name: str, photos: list[Photo]) -> 
     "command",
     [
         ["caption", str(DOG), "--model", "sat"],
-        ["ask", str(DOG), "--question", "What is in the photo?"],
+        ["ask", str(DOG), "--question", "What animal is in the photo?"],
         ["compare", str(DOG), str(EXAMPLES / "riders.jpg"), "--question", "Which photo shows a dog?"],
         ["match", "--image", str(DOG), "--text", "a dog"],
         ["chat", str(DOG)],

@@ -36,7 +36,9 @@ DESCRIBE = re.compile(
     r"(?:please )?(?:(?:can|could|would) you (?:please )?)?"
     rf"(?:(?:describe|caption|summari[sz]e)(?: {WHAT_IT_SHOWS})?(?: {WHOLE_PHOTO})?"
     r"|(?:give|write|provide|generate|create|make|suggest)(?: me)? (?:an?|the|one) (?:[\w-]+,? ){0,3}"
-    rf"{DESCRIPTION}(?: (?:of|for) {WHOLE_PHOTO})?)"
+    rf"{DESCRIPTION}(?: (?:of|for) {WHOLE_PHOTO})?"
+    rf"|what(?:['\u2019]s| is) in (?:this|the) {NOUN}|what (?:do|can) you see(?: (?:in|on) (?:this|the) {NOUN})?"
+    rf"|what does (?:this|the) {NOUN} show)"
     r"(?:,? (?:in|with|using|briefly|please|concisely)\b[^?.]{0,60})? *[.!?]*",
     re.I,
 )
@@ -63,7 +65,8 @@ def statement(question: str) -> str:
 
 
 def asks_for_description(question: str) -> bool:
-    """Whether the whole photo shall be described: ``"Describe this image in one sentence."``, but not ``"Describe the dog."``"""
+    """Whether the whole photo shall be described: ``"Describe this image in one sentence."``, ``"What is in the photo?"``, but not
+    ``"Describe the dog."``"""
     return DESCRIBE.fullmatch(question.strip()) is not None
 
 
