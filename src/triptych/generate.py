@@ -127,30 +127,47 @@ class Search:
 Likeliest = tuple[tuple[int, float], ...]  # tokens at one position with their log-probabilities, the most likely first
 
 
+class Guidance(NamedTuple):
+    """What is added to the log-probabilities of N tokens wherever texts or tokens are compared, for each of B inputs (shallow fusion,
+    Gulcehre et al. 2015). The texts keep the model's own log-probabilities."""
+
+    tokens: Ints  # [N]
+    weights: Scores  # [B, N]
+
+    def added(self, logprobs: Scores, inputs: Sequence[int]) -> Scores:
+        """``logprobs [len(inputs) * K, V]`` with the weights of each row's input added."""
+        guided = logprobs.reshape(len(inputs), -1, logprobs.shape[-1]).copy()
+        guided[:, :, self.tokens] += self.weights[list(inputs)][:, None]
+        return guided.reshape(logprobs.shape)
+
+
 class Token(NamedTuple):
-    """``likeliest``: the model's ``Search.top_logprobs`` most likely tokens at this position, before ``restrict``; None = not recorded."""
+    """``guidance``: what was added to ``logprob`` in the comparison; ``likeliest``: the model's ``Search.top_logprobs`` most likely tokens
+    at this position, before ``restrict``; None = not recorded."""
 
     id: int
     logprob: float
     likeliest: Likeliest | None = None
+    guidance: float = 0.0
 
 
 @dataclass(frozen=True)
 class Hypothesis:
     """One generated text: ``ids`` without the end token; ``logprobs`` of each id, then of the end token if it was reached;
-    ``likeliest``: ``Token.likeliest`` of each id, if recorded."""
+    ``likeliest``: ``Token.likeliest`` of each id, if recorded; ``guidance``: the sum of what its tokens got added."""
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finished: bool
     likeliest: tuple[Likeliest, ...] = ()
+    guidance: float = 0.0
 
     @property
     def logprob(self) -> float:
         return sum(self.logprobs)
 
     def score(self, length_penalty: float) -> float:
-        return self.logprob / len(self.logprobs) ** length_penalty
+        return (self.logprob + self.guidance) / len(self.logprobs) ** length_penalty
 
 
 def to_numpy(array: Any) -> Scores:
@@ -203,7 +220,11 @@ def restrict(logprobs: Scores, texts: Sequence[Sequence[int]], search: Search) -
 
 
 def generate(
-    model: StepModel[Inputs, StateT], inputs: Inputs, search: Search, seeds: Sequence[int] | None = None
+    model: StepModel[Inputs, StateT],
+    inputs: Inputs,
+    search: Search,
+    seeds: Sequence[int] | None = None,
+    guidance: Guidance | None = None,
 ) -> list[list[Hypothesis]]:
     """The ``n_best`` texts of each input, best first (samples: in the order drawn).
 
@@ -211,9 +232,9 @@ def generate(
     """
     with without_gradients():
         if search.temperature == 0 and search.beams > 1:
-            return beam_search(model, inputs, search)
+            return beam_search(model, inputs, search, guidance)
         texts: list[list[list[Token]]] = []
-        for tokens in decode(model, inputs, search, seeds):
+        for tokens in decode(model, inputs, search, seeds, guidance):
             if not texts:
                 texts = [[[] for _ in row] for row in tokens]
             for text_row, token_row in zip(texts, tokens, strict=True):
@@ -223,7 +244,9 @@ def generate(
     return [[to_hypothesis(text, search.eos) for text in row] for row in texts]
 
 
-def stream(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search) -> Generator[Token, None, bool]:
+def stream(
+    model: StepModel[Inputs, StateT], inputs: Inputs, search: Search, guidance: Guidance | None = None
+) -> Generator[Token, None, bool]:
     """Yields the tokens of a single input without the end token; returns whether the end token was reached.
 
     Raises:
@@ -231,7 +254,7 @@ def stream(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search) -> 
     """
     if search.beams > 1 or search.n_best > 1:
         raise InputError("streaming writes one text token by token: use beams = 1 and n_best = 1")
-    tokens = decode(model, inputs, search)
+    tokens = decode(model, inputs, search, guidance=guidance)
     while True:
         with without_gradients():  # entered for each token, so that it is off in the caller's code
             [[token]] = next(tokens, [[None]])
@@ -245,7 +268,8 @@ def to_hypothesis(tokens: Sequence[Token], eos: frozenset[int]) -> Hypothesis:
     text = tokens[:-1] if finished else tokens
     logprobs = tuple(token.logprob for token in tokens)
     recorded = tuple(token.likeliest for token in text if token.likeliest is not None)
-    return Hypothesis(tuple(token.id for token in text), logprobs, finished, recorded)
+    guidance = sum(token.guidance for token in tokens)
+    return Hypothesis(tuple(token.id for token in text), logprobs, finished, recorded, guidance)
 
 
 def likeliest_tokens(logprobs: Scores, search: Search) -> Sequence[Likeliest | None]:
@@ -265,7 +289,11 @@ def record_and_restrict(
 
 
 def decode(
-    model: StepModel[Inputs, StateT], inputs: Inputs, search: Search, seeds: Sequence[int] | None = None
+    model: StepModel[Inputs, StateT],
+    inputs: Inputs,
+    search: Search,
+    seeds: Sequence[int] | None = None,
+    guidance: Guidance | None = None,
 ) -> Iterator[list[list[Token | None]]]:
     """Greedy or sampled tokens ``[B][K]``, step by step; None in rows that have ended."""
     logits, state = model.prefill(inputs)
@@ -282,13 +310,14 @@ def decode(
     inputs_left, alive = list(range(batch)), [[True] * rows for _ in range(batch)]
     texts: list[list[int]] = [[] for _ in range(batch * rows)]
     for position in range(search.max_new_tokens):
-        ids = choose(logprobs, [draws[source] for source in inputs_left], search)
-        chosen = logprobs[np.arange(len(ids)), ids]
+        guided = guidance.added(logprobs, inputs_left) if guidance else logprobs
+        ids = choose(guided, [draws[source] for source in inputs_left], search)
+        chosen, scores = (x[np.arange(len(ids)), ids].tolist() for x in (logprobs, guided))
         tokens: list[list[Token | None]] = [[None] * rows for _ in range(batch)]
-        for index, (token, logprob) in enumerate(zip(ids.tolist(), chosen.tolist(), strict=True)):
+        for index, (token, logprob, score) in enumerate(zip(ids.tolist(), chosen, scores, strict=True)):
             source, row = inputs_left[index // rows], index % rows
             if alive[source][row]:
-                tokens[source][row] = Token(token, logprob, likeliest[index])
+                tokens[source][row] = Token(token, logprob, likeliest[index], score - logprob)
                 alive[source][row] = token not in search.eos
             texts[index].append(token)
         yield tokens
@@ -302,8 +331,8 @@ def decode(
             inputs_left = [inputs_left[index] for index in kept]
         check_interruption()
         logits, state = model.step(to_library_of(logits, ids), state)
-        scores = penalise(to_numpy(logits), texts, search.repetition_penalty)
-        likeliest, logprobs = record_and_restrict(log_softmax(scores, search), texts, search)
+        penalised = penalise(to_numpy(logits), texts, search.repetition_penalty)
+        likeliest, logprobs = record_and_restrict(log_softmax(penalised, search), texts, search)
 
 
 def choose(logprobs: Scores, draws: Sequence[Uniform], search: Search) -> Ints:
@@ -329,7 +358,9 @@ def choose(logprobs: Scores, draws: Sequence[Uniform], search: Search) -> Ints:
     return np.minimum(drawn, scores.shape[-1] - 1)
 
 
-def beam_search(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search) -> list[list[Hypothesis]]:
+def beam_search(
+    model: StepModel[Inputs, StateT], inputs: Inputs, search: Search, guidance: Guidance | None = None
+) -> list[list[Hypothesis]]:
     """Beam search, batched over inputs: the ``n_best`` texts of each, best first.
 
     An input leaves the batch when all its beams have ended, when no beam can win any more, or at ``max_new_tokens``.
@@ -339,17 +370,20 @@ def beam_search(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search
     (batch, vocabulary), beams = logprobs.shape, search.beams
     ended: list[list[Hypothesis]] = [[] for _ in range(batch)]
     inputs_left = list(range(batch))
-    totals = np.zeros((batch, 1), np.float32)  # [B, K] log-probability of each beam; minus infinity = a dead beam
+    totals = np.zeros(
+        (batch, 1), np.float32
+    )  # [B, K] guided log-probability of each beam; minus infinity = a dead beam
     texts: list[list[tuple[Token, ...]]] = [[()] for _ in range(batch)]
     # With refill, enough candidates that ``beams`` of them continue even if all others end.
     wanted = beams * (1 + max(1, len(search.eos))) if search.refill else beams
 
     for position in range(search.max_new_tokens):
-        candidates = (totals[..., None] + logprobs.reshape(*totals.shape, vocabulary)).reshape(len(totals), -1)
+        guided = guidance.added(logprobs, inputs_left) if guidance else logprobs
+        candidates = (totals[..., None] + guided.reshape(*totals.shape, vocabulary)).reshape(len(totals), -1)
         best, index = largest(candidates, min(wanted, candidates.shape[1]))
         parents, ids = index // vocabulary, index % vocabulary
         first_rows = np.arange(len(totals))[:, None] * totals.shape[1]
-        token_logprobs = logprobs[first_rows + parents, ids].tolist()
+        token_logprobs, token_scores = (x[first_rows + parents, ids].tolist() for x in (logprobs, guided))
         last = position + 1 == search.max_new_tokens
         kept, survivors = [], []
         for row, (source, scores) in enumerate(zip(inputs_left, best.tolist(), strict=True)):
@@ -360,7 +394,9 @@ def beam_search(model: StepModel[Inputs, StateT], inputs: Inputs, search: Search
                     break
                 parent = int(parents[row, k])
                 recorded = likeliest[row * totals.shape[1] + parent]
-                text = (*texts[row][parent], Token(int(ids[row, k]), token_logprobs[row][k], recorded))
+                logprob = token_logprobs[row][k]
+                token = Token(int(ids[row, k]), logprob, recorded, token_scores[row][k] - logprob)
+                text = (*texts[row][parent], token)
                 if text[-1].id in search.eos or last:
                     if k < beams:
                         ended[source].append(to_hypothesis(text, search.eos))
@@ -398,7 +434,7 @@ def is_settled(ended: Sequence[Hypothesis], running: float, length: int, search:
     """Whether the ``ended`` texts are final (``Search.early_stopping``), as transformers judges it.
 
     Args:
-        running: the log-probability of the best beam after ``length`` tokens.
+        running: the guided log-probability of the best beam after ``length`` tokens.
     """
     if not search.refill or len(ended) < search.beams:
         return False

@@ -92,7 +92,7 @@ def eval_caption(
         from triptych.evaluate.floor import caption_floor
 
         record["floor"] = caption_metrics(caption_floor(captioner, sentence_vectors, train, photos), photos)
-    show(described(captioner, data, split, photos, record), as_json)
+    show_evaluation(captioner, data, split, photos, record, as_json)
 
 
 def check_shots(captioner: Any, model: str, split: str, shots: int, nearest: bool) -> None:
@@ -141,7 +141,7 @@ def eval_hallucination(
     captioner = load(model)
     texts = captions_by_id(captioner, photos, {})
     write_lines(output, ({"id": i, "caption": text} for i, text in texts.items()))
-    show(described(captioner, data, split, photos, hallucination_metrics(texts, photos)), as_json)
+    show_evaluation(captioner, data, split, photos, hallucination_metrics(texts, photos), as_json)
 
 
 @evaluation.command("retrieval")
@@ -168,7 +168,7 @@ def eval_retrieval(
         from triptych.evaluate.floor import retrieval_floor
 
         record["floor"] = retrieval_floor(matcher, sentence_vectors, train, photos)
-    show(described(matcher, data, split, photos, record), as_json)
+    show_evaluation(matcher, data, split, photos, record, as_json)
 
 
 @evaluation.command("choice")
@@ -190,7 +190,7 @@ def eval_choice(
     chooser = load(model)
     if not isinstance(chooser, Answers | Matches):
         raise InputError(f"{model} writes captions only: it cannot choose; choose flamingo or blip2")
-    show(described(chooser, data, split, photos, choice_metrics(chooser, photos, pairs, seed)), as_json)
+    show_evaluation(chooser, data, split, photos, choice_metrics(chooser, photos, pairs, seed), as_json)
 
 
 @evaluation.command("vqa")
@@ -223,7 +223,7 @@ def eval_vqa(
     answers = answer_questions(answerer, photos, per_photo, seed, {"beams": beams} | examples)
     write_lines(output, answers.records())
     metrics = ({"shots": shots} if shots else {}) | vqa_metrics(answers, train, per_photo, seed)
-    show(described(answerer, data, split, photos, metrics), as_json)
+    show_evaluation(answerer, data, split, photos, metrics, as_json)
 
 
 @evaluation.command("fewshot")
@@ -251,7 +251,7 @@ def eval_fewshot(
     photos = read_photos(data, split, limit, strict, lambda photo: bool(photo.captions))
     completer = load_completer(model)
     record = fewshot_metrics(completer, photos, split, shots or [1, 3, 5], episodes, seed, nearest=nearest)
-    show(described(completer, data, split, photos, record), as_json)
+    show_evaluation(completer, data, split, photos, record, as_json)
 
 
 @evaluation.command("tags")
@@ -270,7 +270,7 @@ def eval_tags(
 
     photos = read_photos(data, split, limit, strict, lambda photo: bool(photo.captions))
     matcher = load_matcher(model)
-    show(described(matcher, data, split, photos, naming_metrics(matcher, photos, at_least)), as_json)
+    show_evaluation(matcher, data, split, photos, naming_metrics(matcher, photos, at_least), as_json)
 
 
 @evaluation.command("judgments")
@@ -329,12 +329,12 @@ def training_photos(data: Path, split: str, strict: bool) -> list[Photo]:
     return read_photos(data, "train", None, strict, lambda photo: bool(photo.captions))
 
 
-def described(
-    model: Any, data: Path, split: str | None, photos: list[Photo], metrics: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The record of an evaluation: the model, the data, the metrics, and the model's card."""
-    about = {"model": model.name, "data": data.name, "split": split, "photos": len(photos)}
-    return {**about, **metrics, "recipe": model.info()["card"]}
+def show_evaluation(
+    model: Any, data: Path, split: str | None, photos: list[Photo], metrics: Mapping[str, Any], as_json: bool
+) -> None:
+    """Print an evaluation: the model, the data and the metrics; as JSON also the model's card."""
+    record = {"model": model.name, "data": data.name, "split": split, "photos": len(photos)} | dict(metrics)
+    show(record | ({"recipe": model.info()["card"]} if as_json else {}), as_json)
 
 
 def import_sentence_vectors() -> Callable[..., Any]:

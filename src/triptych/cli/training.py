@@ -100,19 +100,25 @@ def consensus(
         Path | None,
         typer.Option(metavar="DIR", help="The checkpoint directory to write.", show_default="the checkpoint itself"),
     ] = None,
+    labels: Annotated[
+        bool, typer.Option(help="Let the labels of the image encoder's own classifier count, if it has one.")
+    ] = True,
     strict: StrictTraining = False,
     as_json: Json = False,
 ) -> None:
-    """Add to a checkpoint what captions of photos agree on, by which it then chooses among the beams of its captions.
+    """Add to a checkpoint what captions of photos agree on: it then guides the search for captions and chooses among their beams.
 
     A closed form over the training photos and their captions by people; the checkpoint's weights stay as they are.
     """
     from triptych.checkpoints.format import copy_checkpoint
+    from triptych.checkpoints.locate import load_config
     from triptych.cli.evaluation import read_photos
     from triptych.convert.opening import find_checkpoint
     from triptych.evaluate.floor import pool
+    from triptych.generate import to_numpy
+    from triptych.models.encoders import published_classifier
     from triptych.tasks import load
-    from triptych.text.consensus import FILE
+    from triptych.text.consensus import FILE, Linear8
     from triptych.train.consensus import fit_consensus
 
     directory = find_checkpoint(model)
@@ -121,7 +127,8 @@ def consensus(
             f"{model} is no checkpoint directory of yours, so it is left as it is: name one for a copy with --out DIR"
         )
     photos = [photo for path in data for photo in read_photos(path, "train", None, strict, lambda p: bool(p.captions))]
-    fitted = fit_consensus(pool(load(model), photos), photos)
+    classifier = published_classifier(load_config(directory).encoder.name) if labels else None
+    fitted = fit_consensus(pool(load(model), photos), photos, classifier and Linear8.of(*map(to_numpy, classifier)))
     target = out or directory
     copy_checkpoint(directory, target, {FILE: fitted.to_bytes()})
     record = {"checkpoint": str(target), "photos": len(photos), "words": len(fitted.words)}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torch import Tensor
+
 from triptych.checkpoints.config import EncoderSpec
 from triptych.checkpoints.hub import local_path
 from triptych.checkpoints.parts import PARTS, part_fingerprint, part_path
 from triptych.checkpoints.vision import read_vision_encoder
 from triptych.checkpoints.weight_files import open_file
 from triptych.errors import InputError
-from triptych.nn.cnn import ENCODERS, ConvNet
+from triptych.nn.cnn import ENCODERS, ConvNet, EfficientNetLite
 from triptych.nn.vit import ViT
 
 
@@ -37,6 +39,15 @@ def published_encoder(
     except (KeyError, RuntimeError) as error:
         raise InputError(f"{weights} does not hold torchvision's {name}: {str(error).splitlines()[0]}") from None
     return encoder.eval()
+
+
+def published_classifier(name: str) -> tuple[Tensor, Tensor] | None:
+    """What an embedded encoder calls ImageNet's 1,000 classes by: the weight ``[1000, D]`` and the bias ``[1000]`` of the layer behind its
+    pooled features. None: the encoder is not embedded, or a vision transformer."""
+    if name != EfficientNetLite.name:
+        return None
+    state = open_file(part_path(name))
+    return state["_fc.weight"], state["_fc.bias"]
 
 
 def vision_encoder(name: str, weights: Path | None = None, image_size: int | None = None) -> ConvNet | ViT:

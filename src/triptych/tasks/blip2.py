@@ -11,7 +11,7 @@ import numpy as np
 from triptych.engines.interface import Array, Blip2Engine, Blip2Spec, Piece, TextPieces
 from triptych.errors import InputError
 from triptych.evidence import Evidence, Floats
-from triptych.generate import Hypothesis, Search, generate, stream
+from triptych.generate import Guidance, Hypothesis, Search, generate, stream
 from triptych.io.images import ImageSource
 from triptych.tasks.answer import Answer, AnswerRecipe
 from triptych.tasks.asking import (
@@ -150,10 +150,12 @@ class Blip2Tasks(Answerer[Blip2Spec], Blip2Matching):
         for first in range(0, len(images), DECODED_TOGETHER):
             part = [PhotoPrompt(text, [image]) for image in images[first : first + DECODED_TOGETHER]]
             rows = self.read(part, explain)
-            written = self.written(rows, with_all_beams(search) if rerank else search)
             if rerank:
                 pooled = self.pooled([row.prompt.images[0] for row in rows])
+                written = self.written(rows, with_all_beams(search), self.guidance(pooled))
                 written = self.reranked(written, pooled, self.tokenizer.decode, search.n_best)
+            else:
+                written = self.written(rows, search)
             answers += self.to_answers(rows, written, search, explain, as_sentence=prompt is None)
         return answers
 
@@ -217,11 +219,14 @@ class Blip2Tasks(Answerer[Blip2Spec], Blip2Matching):
         prompts = self.spec.prompts
         text = prompts.caption if question is None else question_prompt(question, 1, prompts)
         (row,) = self.read([PhotoPrompt(text, [image], question)])
+        guidance = None
         if question is None:
             search = self.caption_search(**({"beams": 1} | settings))
+            guidance = self.guidance(self.pooled([image])) if self.reranks(settings) else None
         else:
             search = self.search(**(dict(self.spec.answers) | {"beams": 1} | settings))
-        return (yield from decode_pieces(self.tokenizer, stream(self.engine, [row.pieces], search), row.length))
+        tokens = stream(self.engine, [row.pieces], search, guidance)
+        return (yield from decode_pieces(self.tokenizer, tokens, row.length))
 
     # Questions
 
@@ -262,6 +267,9 @@ class Blip2Tasks(Answerer[Blip2Spec], Blip2Matching):
         else:
             answer = to_answer(self.name, self.tokenizer, [hypothesis])
         return replace(answer, recipe=self.recipe(prompt.text))
+
+    def word_token(self, word: str) -> int | None:
+        return self.tokenizer.word_token(word)
 
     @property
     def picks_pictures(self) -> bool:
@@ -309,8 +317,10 @@ class Blip2Tasks(Answerer[Blip2Spec], Blip2Matching):
         rows = self.read(prompts, explain)
         return self.to_answers(rows, self.written(rows, search), search, explain, as_sentence)
 
-    def written(self, rows: Sequence[InterleavedPrompt], search: Search) -> list[list[Hypothesis]]:
-        return generate(self.engine, [row.pieces for row in rows], search)
+    def written(
+        self, rows: Sequence[InterleavedPrompt], search: Search, guidance: Guidance | None = None
+    ) -> list[list[Hypothesis]]:
+        return generate(self.engine, [row.pieces for row in rows], search, guidance=guidance)
 
     def to_answers(
         self,

@@ -10,7 +10,7 @@ from typing import Any, overload
 from triptych.engines.interface import FlamingoEngine, FlamingoSpec
 from triptych.errors import InputError
 from triptych.evidence import Floats
-from triptych.generate import Hypothesis, Search, generate, stream
+from triptych.generate import Guidance, Hypothesis, Search, generate, stream
 from triptych.io.images import ImageSource, load_image
 from triptych.tasks.answer import Answer, AnswerRecipe
 from triptych.tasks.asking import Answerer, Photos, PictureQuestion, as_list
@@ -121,15 +121,18 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
         return self.prompts.write(texts, self.caption_search(**settings), explain, as_sentence=prompt is None)
 
     def reranked_captions(self, images: Sequence[ImageSource], explain: bool, **settings: Any) -> list[Answer]:
-        """Captions chosen among the beams by consensus."""
+        """Captions guided by the consensus, and chosen among the beams by it."""
         search = self.caption_search(**({"beams": RERANKED_BEAMS} | settings))
         decode = self.spec.tokenizer.decode
 
         def choose(beams: Sequence[Hypothesis], pictures: Sequence[ImageSource]) -> list[Hypothesis]:
             return self.reranked([beams], self.pooled(pictures), decode, search.n_best)[0]
 
+        def guide(pictures: Sequence[Sequence[ImageSource]]) -> Guidance | None:
+            return self.guidance(self.pooled([image for (image,) in pictures]))
+
         texts = [(self.caption_prompt(), [image]) for image in images]
-        return self.prompts.write(texts, with_all_beams(search), explain, as_sentence=True, choose=choose)
+        return self.prompts.write(texts, with_all_beams(search), explain, True, guide, choose)
 
     def caption_prompt(self, prompt: str | None = None) -> str:
         """What is read before a caption; ``prompt``: other words behind the picture than the model's own."""
@@ -298,9 +301,9 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
         """A caption, or the answer to a question, piece by piece as it is written (greedy, or sampled with a ``temperature``)."""
         pictures = as_list(images)
         if question is None or self.wants_caption(pictures, question):
-            return self.prompts.streamed(
-                self.caption_prompt(), pictures, self.caption_search(**({"beams": 1} | settings))
-            )
+            search = self.caption_search(**({"beams": 1} | settings))
+            guidance = self.guidance(self.pooled(pictures)) if self.reranks(settings) else None
+            return self.prompts.streamed(self.caption_prompt(), pictures, search, guidance)
         picture_question = PictureQuestion(pictures, question)
         if self.scores_yes_no and is_yes_no(question) and not settings.get("temperature"):
             return in_one_piece(self.ask(pictures, question))
@@ -334,6 +337,9 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
     ) -> list[Answer]:
         """What follows each prompt."""
         return self.prompts.write(prompts, search, explain)
+
+    def word_token(self, word: str) -> int | None:
+        return self.spec.tokenizer.word_token(word)
 
     def pooled(self, images: Sequence[ImageSource]) -> Floats:
         """The mean of each picture's image features over the grid: ``[B, D]``."""

@@ -10,7 +10,7 @@ from typing import Any
 from triptych.engines.interface import Array, FlamingoEngine, FlamingoInputs
 from triptych.errors import InputError
 from triptych.evidence import Floats
-from triptych.generate import Hypothesis, Search, generate, stream
+from triptych.generate import Guidance, Hypothesis, Search, generate, stream
 from triptych.io.images import ImageSource, content_hash, load_image
 from triptych.tasks.answer import Answer, AnswerRecipe, Method
 from triptych.tasks.photos import DECODED_TOGETHER, ENCODED_TOGETHER, ArrayMemory, PhotoMemory, over_photos
@@ -22,6 +22,9 @@ MAX_PROMPT_PICTURES = 128  # of one prompt
 VISUAL_TOKEN_BYTES = 64 * 2**20  # of remembered visual tokens
 
 PictureText = tuple[str, Sequence[ImageSource]]  # a text with an <image> for each of its pictures
+Guide = Callable[
+    [Sequence[Sequence[ImageSource]]], Guidance | None
+]  # the pictures of each prompt -> what guides the search
 Choose = Callable[[Sequence[Hypothesis], Sequence[ImageSource]], list[Hypothesis]]  # reorders the texts about pictures
 
 
@@ -122,25 +125,35 @@ class FlamingoPrompts:
         search: Search,
         explain: bool = False,
         as_sentence: bool = False,
+        guide: Guide | None = None,
         choose: Choose | None = None,
     ) -> list[Answer]:
-        """Continue each prompt. ``choose``: reorders the texts that were written, or leaves some out."""
+        """Continue each prompt.
+
+        Args:
+            guide: what the search adds to words, for the pictures of each prompt.
+            choose: reorders the texts that were written, or leaves some out.
+        """
         answers = []
         for first in range(0, len(prompts), DECODED_TOGETHER):
             part = prompts[first : first + DECODED_TOGETHER]
             rows = self.rows(part)
-            for row, (text, images), hypotheses in zip(rows, part, self.generate(rows, search), strict=True):
+            guidance = guide([images for _, images in part]) if guide else None
+            written = self.generate(rows, search, guidance)
+            for row, (text, images), hypotheses in zip(rows, part, written, strict=True):
                 if choose is not None:
                     hypotheses = choose(hypotheses, images)
                 answer = self.answer(hypotheses, row, images if explain else None, as_sentence)
                 answers.append(replace(answer, recipe=self.recipe(text, search)))
         return answers
 
-    def generate(self, rows: Sequence[PromptRow], search: Search) -> list[list[Hypothesis]]:
+    def generate(
+        self, rows: Sequence[PromptRow], search: Search, guidance: Guidance | None = None
+    ) -> list[list[Hypothesis]]:
         """Continue each row. A beginning that all rows share is read once."""
         if len(rows) == 1:
             with self.prefix.read_prompt(rows[0]) as prefix:
-                return generate(prefix, None, search)
+                return generate(prefix, None, search, guidance=guidance)
         shared = min(common_prefix_length(rows[0].signature, row.signature) for row in rows)
         shared = min(shared, *(len(row.input_ids) - 1 for row in rows))
         first = rows[0].until(shared)
@@ -149,13 +162,15 @@ class FlamingoPrompts:
             state = prefix.state.fork([0] * len(rows)) if prefix else None
             ids = [row.input_ids[shared:] for row in rows]
             inputs = FlamingoInputs(ids, [row.visual_tokens[pictures:] for row in rows], state)
-            return generate(self.engine, inputs, search)
+            return generate(self.engine, inputs, search, guidance=guidance)
 
-    def streamed(self, text: str, images: Sequence[ImageSource], search: Search) -> Pieces:
+    def streamed(
+        self, text: str, images: Sequence[ImageSource], search: Search, guidance: Guidance | None = None
+    ) -> Pieces:
         """Continue a prompt, piece by piece."""
         row = self.row(text, images)
         with self.prefix.read_prompt(row) as prefix:
-            tokens = stream(prefix, None, search)
+            tokens = stream(prefix, None, search, guidance)
             return (yield from decode_pieces(self.spec.tokenizer, tokens, len(row.input_ids)))
 
     @contextmanager

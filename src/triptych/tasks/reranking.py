@@ -1,5 +1,5 @@
-"""How far texts agree with what is expected of a photo's captions (``text.consensus``): in the choice among beams, in matching, and of
-things that a question asks for.
+"""What is expected of a photo's captions (``text.consensus``) beside what a model writes: it guides the search for words, and counts in the
+choice among beams, in matching, and for things that a question asks for.
 
 The checkpoint brings its consensus; without one nothing is added. Figures of the choice: docs/lab-notebook.md.
 """
@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 
 from triptych.evidence import Floats
-from triptych.generate import Hypothesis, Search
+from triptych.generate import Guidance, Hypothesis, Search
 from triptych.io.images import ImageSource
+from triptych.logits import Ints
 from triptych.tasks.choices import without_article
 from triptych.text.consensus import Consensus, read_consensus
 
 RERANKED_BEAMS = 10
-CONSENSUS_WEIGHT = 4.0  # of the agreement, beside the mean log-probability of a token
+GUIDANCE_WEIGHT = 1.0  # of what each word adds to the agreement, beside its log-probability in the search
+CONSENSUS_WEIGHT = 4.0  # of the agreement, beside the mean log-probability of a token in the choice among beams
 MATCHING_WEIGHT = 15.0  # of the agreement, in the score that matching sorts by: as much as the cosine of contrast has
 
 Decode = Callable[[Sequence[int]], str]  # the ids of a text -> the text
@@ -40,9 +42,28 @@ class Reranking:
     def consensus(self) -> Consensus | None:
         return None if self.consensus_file is None else read_consensus(self.consensus_file)
 
+    def word_token(self, word: str) -> int | None:
+        """The token that stands for a whole word inside a text; None if there is no single one."""
+        raise NotImplementedError
+
+    @cached_property
+    def guided_tokens(self) -> tuple[Ints, Ints]:
+        """The tokens that are a word of the consensus, and the words' columns there: ``[N]`` each."""
+        assert self.consensus is not None
+        tokens = {column: self.word_token(word) for word, column in self.consensus.columns.items()}
+        known = {token: column for column, token in tokens.items() if token is not None}
+        return np.array([*known], np.int64), np.array([*known.values()], np.int64)
+
+    def guidance(self, pooled: Floats) -> Guidance | None:
+        """What the search for captions of photos ``[B, D]`` adds to each word; None without a consensus."""
+        if self.consensus is None:
+            return None
+        tokens, columns = self.guided_tokens
+        return Guidance(tokens, GUIDANCE_WEIGHT * self.consensus.expected_words(pooled)[:, columns])
+
     def reranks(self, settings: Mapping[str, Any]) -> bool:
-        """Whether a search with ``settings`` has beams to choose among: samples and a single beam are given as they are."""
-        return self.consensus_file is not None and not settings.get("temperature") and settings.get("beams") != 1
+        """Whether the consensus takes part in a search with ``settings``: samples are given as they are."""
+        return self.consensus_file is not None and not settings.get("temperature")
 
     def agreement(self, pooled: Floats, texts: Sequence[str]) -> Floats:
         """The cosine of each photo ``[B, D]`` with each text: ``[B, K]``; 0 without a consensus."""
@@ -72,6 +93,6 @@ def with_all_beams(search: Search) -> Search:
 
 
 def rank(hypotheses: Sequence[Hypothesis], agreement: Floats, count: int) -> list[Hypothesis]:
-    """The best ``count`` by the mean log-probability of a token and the ``agreement [K]`` with the photo."""
+    """The best ``count`` by the mean log-probability of a token, its guidance included, and the ``agreement [K]`` with the photo."""
     scores = np.array([hypothesis.score(1.0) for hypothesis in hypotheses]) + CONSENSUS_WEIGHT * agreement
     return [hypotheses[i] for i in np.argsort(-scores, kind="stable")[:count]]

@@ -62,10 +62,14 @@ class SatTasks(Reranking):
         answers: list[Answer] = []
         for first in range(0, len(images), DECODED_TOGETHER):
             features = self.encode(images[first : first + DECODED_TOGETHER])
-            written = generate(self.engine, self.engine.read(features), with_all_beams(search) if rerank else search)
+            annotations = self.engine.read(features)
             if rerank:
-                decode = self.spec.vocabulary.decode
-                written = self.reranked(written, self.engine.pooled(features), decode, search.n_best)
+                pooled, decode = self.engine.pooled(features), self.spec.vocabulary.decode
+                guidance = self.guidance(pooled)
+                written = generate(self.engine, annotations, with_all_beams(search), guidance=guidance)
+                written = self.reranked(written, pooled, decode, search.n_best)
+            else:
+                written = generate(self.engine, annotations, search)
             recipe = AnswerRecipe(self.engine.photos.pixels, search=search)
             answers += [
                 replace(self._answer(h, photo, explain), recipe=recipe)
@@ -80,7 +84,9 @@ class SatTasks(Reranking):
     def stream(self, image: ImageSource, **settings: Any) -> Pieces:
         """The words of one photo's caption as they are written (greedy, or sampled with a ``temperature``)."""
         search = self.search(**({"beams": 1} | settings))
-        tokens = stream(self.engine, self.engine.read(self.encode([image])), search)
+        features = self.encode([image])
+        guidance = self.guidance(self.engine.pooled(features)) if self.reranks(settings) else None
+        tokens = stream(self.engine, self.engine.read(features), search, guidance)
         return (yield from pieces_of_tokens(tokens, self.spec.vocabulary.words.__getitem__, self.spelling))
 
     @property
@@ -107,6 +113,9 @@ class SatTasks(Reranking):
             end=text_end(hypotheses, self.spelling),
             finished_alternatives=tuple(h.finished for h in hypotheses[1:]),
         )
+
+    def word_token(self, word: str) -> int | None:
+        return self.spec.vocabulary.word_token(word)
 
     def pooled(self, images: Sequence[ImageSource]) -> Floats:
         """The mean of each photo's annotations over the grid: ``[B, D]``."""

@@ -1,9 +1,9 @@
 """What the captions of a photo agree on, and how much of it a caption says.
 
-A ridge regression maps a photo's pooled features to the words of its captions, each weighed by its rarity as in CIDEr. Of several captions
-that a model wrote, the one whose own words point the same way as the expected ones agrees best with people: consensus re-ranking (Devlin
-et al. 2015, "Exploring Nearest Neighbor Approaches for Image Captioning") in closed form. Fitted by ``train.consensus``; used by
-``tasks.reranking``.
+A ridge regression maps a photo's pooled features, and the labels that the image encoder's own classifier gives it, to the words of its
+captions, each weighed by its rarity as in CIDEr. Of several captions that a model wrote, the one whose own words point the same way as the
+expected ones agrees best with people: consensus re-ranking (Devlin et al. 2015, "Exploring Nearest Neighbor Approaches for Image
+Captioning") in closed form. Fitted by ``train.consensus``; used by ``tasks.reranking``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,10 @@ from triptych.evidence import Floats
 from triptych.text.vocabulary import split_words
 
 FILE = "consensus.npz"  # in a checkpoint
+LINEAR = ("weight", "scale", "bias")  # the arrays of a linear map in it
+CLASSIFIER = "classifier_"  # before those of the classifier
 MAX_WORDS = 50_000
+LABEL_SCALE = 8.0  # of the labels beside the features, whose spread is near 1
 LEAST_PRESENCE = 0.003  # probability; its logit bounds how much a consensus says
 KINDS_OF = {
     general: tuple(kinds.split())
@@ -45,38 +49,79 @@ KINDS_OF = {
 
 
 @dataclass(frozen=True)
+class Linear8:
+    """A linear map from D to N numbers whose weight is stored as 8-bit integers with a scale for each row."""
+
+    weight: NDArray[np.int8]  # [N, D]
+    scale: Floats  # [N]
+    bias: Floats  # [N]
+
+    def __post_init__(self) -> None:
+        """Raises InputError: the arrays do not fit together."""
+        rows = self.weight.shape[:1]
+        if self.weight.ndim != 2 or (self.scale.shape, self.bias.shape) != (rows, rows):
+            shapes = [self.weight.shape, self.scale.shape, self.bias.shape]
+            raise InputError(f"a consensus with arrays {shapes} does not fit")
+        vectors = (self.scale, self.bias)
+        if self.weight.dtype != np.int8 or any(x.dtype != np.float32 or not np.isfinite(x).all() for x in vectors):
+            raise InputError("a consensus has int8 weights and finite float32 vectors; these are others")
+
+    @classmethod
+    def of(cls, weight: NDArray[np.floating], bias: NDArray[np.floating]) -> Linear8:
+        """``weight [N, D]`` rounded; ``bias [N]``."""
+        scale = np.maximum(np.abs(weight).max(1, keepdims=True), 1e-12) / 127
+        rounded = np.round(weight / scale).astype(np.int8)
+        return cls(rounded, scale[:, 0].astype(np.float32), bias.astype(np.float32))
+
+    @cached_property
+    def dense(self) -> Floats:
+        """The weight in fp32, ``[D, N]``: kept, because it is needed for every photo."""
+        return np.ascontiguousarray((self.weight * self.scale[:, None]).T)
+
+    def __call__(self, x: Floats) -> Floats:
+        return x.astype(np.float32) @ self.dense + self.bias
+
+
+@dataclass(frozen=True)
 class Consensus:
-    """D pooled features, V words. The weight is stored as 8-bit integers with a scale for each word."""
+    """D pooled features, V words, C classes of the image encoder's own classifier (0: it is not used)."""
 
     words: tuple[str, ...]
     rarity: Floats  # [V] log of (photos / photos whose captions have the word)
     mean: Floats  # [V] of the vectors of captions
-    weight: NDArray[np.int8]  # [V, D]
-    scale: Floats  # [V]
-    bias: Floats  # [V]
+    regression: Linear8  # [V, D + C]
+    classifier: Linear8 | None = None  # [C, D]
 
     def __post_init__(self) -> None:
         """Raises InputError: the arrays do not fit together."""
-        words = len(self.words)
-        vectors = (self.rarity, self.mean, self.scale, self.bias)
-        shapes = [x.shape for x in vectors]
-        if not 0 < words <= MAX_WORDS or self.weight.ndim != 2 or {*shapes, self.weight.shape[:1]} != {(words,)}:
-            raise InputError(f"a consensus of {words} words with arrays {[*shapes, self.weight.shape]} does not fit")
-        if self.weight.dtype != np.int8 or any(x.dtype != np.float32 or not np.isfinite(x).all() for x in vectors):
-            raise InputError("a consensus has an int8 weight and finite float32 vectors; these are others")
+        words, (rows, columns) = len(self.words), self.regression.weight.shape
+        vectors = (self.rarity, self.mean)
+        if not 0 < words <= MAX_WORDS or {rows, *(len(x) for x in vectors if x.ndim == 1)} != {words}:
+            raise InputError(
+                f"a consensus of {words} words with arrays of {rows} and {[x.shape for x in vectors]} does not fit"
+            )
+        if any(x.shape != (words,) or x.dtype != np.float32 or not np.isfinite(x).all() for x in vectors):
+            raise InputError("a consensus has finite float32 vectors; these are others")
+        if self.classifier is not None and sum(self.classifier.weight.shape) != columns:
+            raise InputError(
+                f"a consensus with {columns} features and a classifier {self.classifier.weight.shape} does not fit"
+            )
 
     @cached_property
     def columns(self) -> dict[str, int]:
         return {word: i for i, word in enumerate(self.words)}
 
-    @cached_property
-    def regression(self) -> Floats:
-        """The weight in fp32, ``[D, V]``: kept, because it is needed for every photo."""
-        return np.ascontiguousarray((self.weight * self.scale[:, None]).T)
+    def regressed(self, pooled: Floats) -> Floats:
+        """Photos ``[B, D]`` -> the mean vectors of their captions ``[B, V]`` by least squares, around the mean caption."""
+        return self.regression(with_labels(pooled, self.classifier))
 
     def expected(self, pooled: Floats) -> Floats:
         """Photos ``[B, D]`` -> the directions of the captions to expect ``[B, V]``, of length 1 around the mean caption."""
-        return unit(pooled.astype(np.float32) @ self.regression + self.bias)
+        return unit(self.regressed(pooled))
+
+    def expected_words(self, pooled: Floats) -> Floats:
+        """How much each word adds to the agreement of a caption with a photo ``[B, D]``, but for the caption's length: ``[B, V]``."""
+        return self.rarity * self.expected(pooled)
 
     def vectors(self, captions: Sequence[str]) -> Floats:
         """The directions of captions ``[K, V]``, of length 1 around the mean caption; 0 of those without a word that is known."""
@@ -89,7 +134,7 @@ class Consensus:
 
         Captions name a kind of the thing just as well (``KINDS_OF``). Of several words the least likely counts.
         """
-        expected = pooled.astype(np.float32) @ self.regression + self.bias
+        expected = self.regressed(pooled)
         share = np.exp(-self.rarity)  # of photos whose captions have the word
         present = np.clip(share * (1 + expected / np.maximum(self.mean, 1e-9)), 0, 1)
         probabilities = np.full((len(pooled), len(names)), np.nan, np.float32)
@@ -114,17 +159,33 @@ class Consensus:
     def to_bytes(self) -> bytes:
         """As ``read_consensus`` reads it."""
         file = io.BytesIO()
-        arrays = {name: getattr(self, name) for name in ("rarity", "mean", "weight", "scale", "bias")}
-        np.savez(file, words=np.array(self.words), **arrays)
+        arrays: dict[str, Any] = {"words": np.array(self.words), "rarity": self.rarity, "mean": self.mean}
+        for prefix, linear in (("", self.regression), (CLASSIFIER, self.classifier)):
+            if linear is not None:
+                arrays |= {f"{prefix}{name}": getattr(linear, name) for name in LINEAR}
+        np.savez(file, **arrays)
         return file.getvalue()
+
+
+def with_labels(pooled: Floats, classifier: Linear8 | None) -> Floats:
+    """Pooled features ``[B, D]``, and behind them the roots of the classifier's probabilities, ``LABEL_SCALE`` times: ``[B, D + C]``."""
+    if classifier is None:
+        return pooled
+    logits = classifier(pooled)
+    roots = np.exp((logits - logits.max(-1, keepdims=True)) / 2)
+    return np.concatenate([pooled, LABEL_SCALE * unit(roots)], -1)
 
 
 def read_consensus(path: Path) -> Consensus:
     """Raises InputError: it cannot be read, or is no consensus."""
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in ("rarity", "mean", "weight", "scale", "bias")}
-            return Consensus(tuple(map(str, stored["words"].tolist())), **arrays)
+            regression = Linear8(*(stored[name] for name in LINEAR))
+            classifier = None
+            if f"{CLASSIFIER}weight" in stored:
+                classifier = Linear8(*(stored[f"{CLASSIFIER}{name}"] for name in LINEAR))
+            words = tuple(map(str, stored["words"].tolist()))
+            return Consensus(words, stored["rarity"], stored["mean"], regression, classifier)
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
 

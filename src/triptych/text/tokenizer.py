@@ -145,6 +145,11 @@ class TextTokenizer:
         special = set(self.specials.values())
         return self.tokenizer.decode([i for i in ids if i not in special], skip_special_tokens=False)
 
+    def word_token(self, word: str) -> int | None:
+        """The token that is a whole word behind a space; None if it takes several."""
+        ids = self.plain_ids(f" {word}")
+        return ids[0] if len(ids) == 1 else None
+
     def is_content(self, token: int) -> bool:
         """Whether a token begins a content word, which a caption should not repeat: no function word, number or part of a word."""
         text = self.decode([token])

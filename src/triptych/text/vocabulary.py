@@ -59,6 +59,11 @@ class WordVocabulary:
         """Whether a token is a content word, which a caption should not repeat: no function word, number or special word."""
         return token >= len(SPECIALS) and self.words[token] not in FUNCTION_WORDS
 
+    def word_token(self, word: str) -> int | None:
+        """The token of a word; None if it is unknown."""
+        ids: dict[str, int] = self._ids  # type: ignore[attr-defined]
+        return ids.get(word)
+
     def __len__(self) -> int:
         return len(self.words)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,15 +12,17 @@ from triptych.data import Photo
 from triptych.errors import InputError
 from triptych.evaluate.floor import Ridge
 from triptych.evidence import Floats
-from triptych.text.consensus import MAX_WORDS, Consensus, unit
+from triptych.text.consensus import MAX_WORDS, Consensus, Linear8, unit, with_labels
 from triptych.text.vocabulary import split_words
 
 MIN_PHOTOS = 5  # whose captions have a word: rarer ones are left out
-RIDGE_PENALTY = 0.1  # times the mean variance of the features; 0.03 to 0.3 do equally well on validation photos
+# Times the mean variance of the features: without the classifier's labels, and with them (docs/lab-notebook.md).
+RIDGE_PENALTY, PENALTY_WITH_LABELS = 0.1, 0.3
 
 
-def fit_consensus(pooled: Floats, photos: Sequence[Photo]) -> Consensus:
-    """A ridge regression from pooled features ``[N, D]`` to the mean vector of each photo's captions by people.
+def fit_consensus(pooled: Floats, photos: Sequence[Photo], classifier: Linear8 | None = None) -> Consensus:
+    """A ridge regression from pooled features ``[N, D]``, and the labels that a ``classifier`` gives them, to the mean vector of each
+    photo's captions by people.
 
     Raises InputError: the captions have no word in common.
     """
@@ -36,15 +39,8 @@ def fit_consensus(pooled: Floats, photos: Sequence[Photo]) -> Consensus:
             if word in columns:
                 targets[row, columns[word]] = n * rarity[columns[word]]
     targets = unit(targets)
-    ridge = Ridge.fit(pooled, targets, RIDGE_PENALTY)
-    weight = ridge.weight.T
-    scale = np.maximum(np.abs(weight).max(1, keepdims=True), 1e-12) / 127
-    rounded = np.round(weight / scale)
-    return Consensus(
-        tuple(words),
-        rarity,
-        targets.mean(0),
-        rounded.astype(np.int8),
-        scale[:, 0].astype(np.float32),
-        (-(rounded * scale) @ ridge.mean).astype(np.float32),
-    )
+    penalty = RIDGE_PENALTY if classifier is None else PENALTY_WITH_LABELS
+    ridge = Ridge.fit(with_labels(pooled, classifier), targets, penalty)
+    rounded = Linear8.of(ridge.weight.T, np.zeros(len(words)))
+    regression = replace(rounded, bias=(-ridge.mean @ rounded.dense).astype(np.float32))
+    return Consensus(tuple(words), rarity, targets.mean(0), regression, classifier)
