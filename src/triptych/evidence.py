@@ -17,6 +17,7 @@ class Evidence:
     words:    T words; the caller merges the tokens of a word.
     maps:     [T, N, h, w], >= 0: the attention of word t to each grid cell of picture n.
     logprobs: T natural logarithms of the words' probabilities.
+    expected: words that the picture as a whole suggests, the most expected first, where they guided the search for a caption.
 
     Raises:
         TriptychError: the three have different lengths, or a map holds negative or non-finite values.
@@ -25,6 +26,7 @@ class Evidence:
     words: tuple[str, ...]
     maps: Floats
     logprobs: tuple[float, ...]
+    expected: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if (

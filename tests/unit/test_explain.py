@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from base64 import b64decode
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -326,6 +327,12 @@ def test_the_page_asks_nothing_of_the_network() -> None:
     ids = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]
     anchors = [link["href"][1:] for link in parsed.all("a") if link["href"].startswith("#")]
     assert anchors == ids == ["word-0-0-0", "word-0-0-1"]
+
+
+def test_page_says_which_words_the_photo_suggests() -> None:
+    with_words = replace(evidence(("a", "dog")), expected=("dog", "grass & sky"))
+    html = html_page([PageEntry((photo(WIDE),), (Reading("sat", "a dog", with_words),))], "Where it looked")
+    assert "expected words: dog, grass &amp; sky" in html and "expected words" not in page()
 
 
 def test_the_page_says_everything_without_a_script() -> None:

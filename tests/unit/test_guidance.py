@@ -91,6 +91,7 @@ class Expects:
     """A consensus that wants ``word`` in the captions of dark photos alone."""
 
     def __init__(self, word: str) -> None:
+        self.words = (word, "of-several-tokens")
         self.columns = {word: 0, "of-several-tokens": 1}
 
     def expected_words(self, pooled: np.ndarray) -> np.ndarray:

@@ -134,6 +134,8 @@ def reading_fields(key: str, reading: Reading) -> dict[str, Any]:
         notes.append(f"log probability {reading.logprob:.2f}".replace("-", "−"))
     if reading.seconds is not None:
         notes.append(f"{reading.seconds:.1f} s")
+    if reading.evidence is not None and reading.evidence.expected:
+        notes.append(f"expected words: {', '.join(reading.evidence.expected)}")
     words = [] if reading.evidence is None else word_fields(key, reading.evidence)
     chosen = letters(reading.caption) != letters(" ".join(word["text"] for word in words))
     return {

@@ -148,15 +148,16 @@ class Blip2Tasks(Answerer[Blip2Spec], Blip2Matching):
         search = self.caption_search(**({"beams": RERANKED_BEAMS} if rerank else {}) | settings)
         answers: list[Answer] = []
         for first in range(0, len(images), DECODED_TOGETHER):
-            part = [PhotoPrompt(text, [image]) for image in images[first : first + DECODED_TOGETHER]]
-            rows = self.read(part, explain)
+            prompts = [PhotoPrompt(text, [image]) for image in images[first : first + DECODED_TOGETHER]]
+            rows = self.read(prompts, explain)
             if rerank:
                 pooled = self.pooled([row.prompt.images[0] for row in rows])
                 written = self.written(rows, with_all_beams(search), self.guidance(pooled))
                 written = self.reranked(written, pooled, self.tokenizer.decode, search.n_best)
             else:
                 written = self.written(rows, search)
-            answers += self.to_answers(rows, written, search, explain, as_sentence=prompt is None)
+            part = self.to_answers(rows, written, search, explain, as_sentence=prompt is None)
+            answers += map(self.with_expected_words, part, pooled) if rerank else part
         return answers
 
     def choose_writer(self, writer: str | None, prompt: str | None) -> str:

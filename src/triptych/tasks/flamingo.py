@@ -132,7 +132,11 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
             return self.guidance(self.pooled([image for (image,) in pictures]))
 
         texts = [(self.caption_prompt(), [image]) for image in images]
-        return self.prompts.write(texts, with_all_beams(search), explain, True, guide, choose)
+        answers = self.prompts.write(texts, with_all_beams(search), explain, True, guide, choose)
+        return [
+            self.with_expected_words(answer, self.pooled([image])[0]) if explain else answer
+            for answer, image in zip(answers, images, strict=True)
+        ]
 
     def caption_prompt(self, prompt: str | None = None) -> str:
         """What is read before a caption; ``prompt``: other words behind the picture than the model's own."""

@@ -18,12 +18,14 @@ from triptych.evidence import Floats
 from triptych.generate import Guidance, Hypothesis, Search
 from triptych.io.images import ImageSource
 from triptych.logits import Ints
+from triptych.tasks.answer import Answer
 from triptych.tasks.choices import without_article
 from triptych.text.consensus import Consensus, read_consensus
 
 RERANKED_BEAMS = 10
 GUIDANCE_WEIGHT = 1.0  # of what each word adds to the agreement, beside its log-probability in the search
 CONSENSUS_WEIGHT = 4.0  # of the agreement, beside the mean log-probability of a token in the choice among beams
+EXPECTED_WORDS = 6  # in the evidence
 MATCHING_WEIGHT = 15.0  # of the agreement, in the score that matching sorts by: as much as the cosine of contrast has
 
 Decode = Callable[[Sequence[int]], str]  # the ids of a text -> the text
@@ -60,6 +62,14 @@ class Reranking:
             return None
         tokens, columns = self.guided_tokens
         return Guidance(tokens, GUIDANCE_WEIGHT * self.consensus.expected_words(pooled)[:, columns])
+
+    def with_expected_words(self, answer: Answer, pooled: Floats) -> Answer:
+        """The answer about a photo ``[D]``, with the words that the consensus expects in its evidence, if it has any."""
+        if answer.evidence is None or self.consensus is None:
+            return answer
+        weights = self.consensus.expected_words(pooled[None])[0]
+        expected = [self.consensus.words[i] for i in np.argsort(-weights, kind="stable")[:EXPECTED_WORDS]]
+        return replace(answer, evidence=replace(answer.evidence, expected=tuple(expected)))
 
     def reranks(self, settings: Mapping[str, Any]) -> bool:
         """Whether the consensus takes part in a search with ``settings``: samples are given as they are."""

@@ -64,17 +64,18 @@ class SatTasks(Reranking):
             features = self.encode(images[first : first + DECODED_TOGETHER])
             annotations = self.engine.read(features)
             if rerank:
-                pooled, decode = self.engine.pooled(features), self.spec.vocabulary.decode
+                pooled = self.engine.pooled(features)
                 guidance = self.guidance(pooled)
                 written = generate(self.engine, annotations, with_all_beams(search), guidance=guidance)
-                written = self.reranked(written, pooled, decode, search.n_best)
+                written = self.reranked(written, pooled, self.spec.vocabulary.decode, search.n_best)
             else:
                 written = generate(self.engine, annotations, search)
             recipe = AnswerRecipe(self.engine.photos.pixels, search=search)
-            answers += [
+            part = [
                 replace(self._answer(h, photo, explain), recipe=recipe)
                 for h, photo in zip(written, features, strict=True)
             ]
+            answers += map(self.with_expected_words, part, pooled) if rerank else part
         return answers
 
     def search(self, **settings: Any) -> Search:
