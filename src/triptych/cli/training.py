@@ -108,7 +108,8 @@ def consensus(
 ) -> None:
     """Add to a checkpoint what captions of photos agree on: it then guides the search for captions and chooses among their beams.
 
-    A closed form over the training photos and their captions by people; the checkpoint's weights stay as they are.
+    A closed form over the training photos and their captions by people; the checkpoint's weights stay as they are. A model that matches
+    also gets a querybank: a few hundred of the photos and captions, with which its search tells what fits from what fits everything.
     """
     from triptych.checkpoints.format import copy_checkpoint
     from triptych.checkpoints.locate import load_config
@@ -117,20 +118,26 @@ def consensus(
     from triptych.evaluate.floor import pool
     from triptych.generate import to_numpy
     from triptych.models.encoders import published_classifier
-    from triptych.tasks import load
+    from triptych.tasks import Blip2Tasks, load
+    from triptych.tasks.querybank import QUERYBANK_FILE
     from triptych.text.consensus import FILE, Linear8
-    from triptych.train.consensus import fit_consensus
+    from triptych.train.consensus import collect_querybank, fit_consensus
 
     directory = find_checkpoint(model)
     if out is None and directory != Path(model).expanduser():
         raise InputError(
             f"{model} is no checkpoint directory of yours, so it is left as it is: name one for a copy with --out DIR"
         )
-    photos = [photo for path in data for photo in read_photos(path, "train", None, strict, lambda p: bool(p.captions))]
+    data_sets = [read_photos(path, "train", None, strict, lambda photo: bool(photo.captions)) for path in data]
+    photos = [photo for each in data_sets for photo in each]
     classifier = published_classifier(load_config(directory).encoder.name) if labels else None
-    fitted = fit_consensus(pool(load(model), photos), photos, classifier and Linear8.of(*map(to_numpy, classifier)))
+    loaded = load(model)
+    fitted = fit_consensus(pool(loaded, photos), photos, classifier and Linear8.of(*map(to_numpy, classifier)))
+    files = {FILE: fitted.to_bytes()}
+    if isinstance(loaded, Blip2Tasks) and loaded.matches:
+        files[QUERYBANK_FILE] = collect_querybank(loaded, data_sets, fitted).to_bytes()
     target = out or directory
-    copy_checkpoint(directory, target, {FILE: fitted.to_bytes()})
+    copy_checkpoint(directory, target, files)
     record = {"checkpoint": str(target), "photos": len(photos), "words": len(fitted.words)}
     emit(record, as_json, f"{target}: {len(fitted.words)} words of the captions of {len(photos)} photos")
 

@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 from triptych.data import Photo
 from triptych.errors import InputError
 from triptych.evaluate.progress import batches
-from triptych.evaluate.retrieval import recall
+from triptych.evaluate.retrieval import PHOTOS_TOGETHER, recall
 from triptych.evidence import Floats
 from triptych.io.images import ImageSource
 from triptych.metrics.tokenize import ptb_tokenize
 from triptych.text.consensus import unit
 
-PHOTOS_TOGETHER = 16
 NEIGHBOURS = 20
 NGRAM_ORDERS = 4  # n-grams of 1 to 4 words
 PENALTY = 1.0  # of the ridge regression, times the mean variance of the features

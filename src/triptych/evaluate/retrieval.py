@@ -12,12 +12,13 @@ from PIL import Image
 
 from triptych.data import Photo
 from triptych.errors import InputError
-from triptych.evaluate.progress import progress
+from triptych.evaluate.progress import batches, progress
 from triptych.evidence import Floats
 from triptych.generate import to_numpy
 from triptych.tasks import Matches
 
 RANKS = (1, 5, 10)
+PHOTOS_TOGETHER = 16
 DIRECTIONS = ("text-to-image", "image-to-text")
 
 
@@ -43,7 +44,8 @@ def recall(to_image: Any, to_text: Any, owners: Sequence[int]) -> dict[str, floa
 
 
 def retrieval_metrics(matcher: Matches, photos: Sequence[Photo], candidates: int) -> dict[str, Any]:
-    """Recall among all photos and their captions, by contrast (``itc``) and with the ``candidates`` best re-ranked by matching (``itm``).
+    """Recall among all photos and their captions, by contrast (``itc``), by contrast with consensus and querybank (``closeness``), and with
+    the ``candidates`` best of these re-ranked by matching (``itm``).
 
     Raises:
         InputError: fewer than two photos.
@@ -53,11 +55,12 @@ def retrieval_metrics(matcher: Matches, photos: Sequence[Photo], candidates: int
     started = time.perf_counter()
     texts = [caption for photo in photos for caption in photo.captions]
     owners = [i for i, photo in enumerate(photos) for _ in photo.captions]
-    cosine, by_text, by_photo = reranked(matcher, [photo.image for photo in photos], texts, candidates)
+    cosine, closeness, by_text, by_photo = reranked(matcher, [photo.image for photo in photos], texts, candidates)
     return {
         "texts": len(texts),
         "candidates": candidates,
         "itc": recall(cosine, cosine, owners),
+        "closeness": recall(closeness, closeness, owners),
         "itm": recall(by_text, by_photo, owners),
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -65,23 +68,27 @@ def retrieval_metrics(matcher: Matches, photos: Sequence[Photo], candidates: int
 
 def reranked(
     matcher: Matches, photos: Sequence[Callable[[], Image.Image]], texts: Sequence[str], candidates: int
-) -> tuple[Floats, Floats, Floats]:
-    """Three scores ``[photos, texts]``: contrast; for each text its best photos re-ranked; for each photo its best texts re-ranked.
+) -> tuple[Floats, Floats, Floats, Floats]:
+    """Four scores ``[photos, texts]``: contrast; closeness; for each text its best photos re-ranked; for each photo its best texts
+    re-ranked.
 
     ``photos``: functions that open them, so that not all are in memory. Others than the candidates keep their order below these.
     """
     text_features = matcher.itc_texts(texts)
-    cosine = np.stack(
-        [(matcher.itc_images([photo()])[0] @ text_features.T).max(0) for photo in progress(photos, "contrast")]
-    )
-    for_photo, for_text = best_of(cosine, candidates, 1), best_of(cosine, candidates, 0)
-    scores = np.full_like(cosine, -np.inf)
+    scored = []
+    for part in batches(photos, PHOTOS_TOGETHER, "contrast"):
+        images = [photo() for photo in part]
+        cosines = (matcher.itc_images(images) @ text_features.T).max(1)
+        scored.append((cosines, matcher.closeness(images, texts)))
+    cosine, closeness = (np.concatenate(each) for each in zip(*scored, strict=True))
+    for_photo, for_text = best_of(closeness, candidates, 1), best_of(closeness, candidates, 0)
+    scores = np.full_like(closeness, -np.inf)
     for i, photo in progress(list(enumerate(photos)), "re-ranking"):
         rows = np.flatnonzero(for_photo[i] | for_text[i]).tolist()
         for match in matcher.match(photo(), [texts[row] for row in rows]):
             scores[i, rows[match.text]] = match.rerank
-    below = cosine - 1e4
-    return cosine, np.where(for_text, scores, below), np.where(for_photo, scores, below)
+    below = closeness - 1e4
+    return cosine, closeness, np.where(for_text, scores, below), np.where(for_photo, scores, below)
 
 
 def best_of(scores: Floats, count: int, axis: int) -> NDArray[np.bool_]:

@@ -18,6 +18,7 @@ from triptych.tasks.blip2 import Blip2Tasks
 from triptych.tasks.capabilities import Answers, Captions, Chats, Completes, Matches, Shot, Streams
 from triptych.tasks.chat import Chat
 from triptych.tasks.flamingo import FlamingoTasks
+from triptych.tasks.querybank import QUERYBANK_FILE
 from triptych.tasks.sat import SatTasks
 from triptych.text import consensus
 
@@ -87,9 +88,12 @@ def load(
 def with_consensus(
     tasks: SatTasks | FlamingoTasks | Blip2Tasks, directory: Path
 ) -> SatTasks | FlamingoTasks | Blip2Tasks:
-    """``tasks``, with the consensus of their checkpoint, if it has one, to choose among captions."""
-    if consensus.FILE in load_config(directory).files:
+    """``tasks``, with what their checkpoint has beside the weights: the consensus to guide captions, the querybank to search with."""
+    files = load_config(directory).files
+    if consensus.FILE in files:
         tasks.consensus_file = directory / consensus.FILE
+    if QUERYBANK_FILE in files and isinstance(tasks, Blip2Tasks):
+        tasks.querybank_file = directory / QUERYBANK_FILE
     return tasks
 
 

@@ -119,8 +119,9 @@ class Match:
     """How well a photo and a text fit. ``image``, ``text``: their indices in the lists given to ``match``.
 
     ``itc_cosine``: of the best query, -1 to 1. ``itc_scaled``: the same over the temperature. ``itm_prob``: the probability that they
-    match, 0 to 1. ``rerank``: the weighted sum of a match's logit, the cosine and the agreement (``tasks.reranking``); retrieval sorts by
-    it. ``evidence``: where in the photo the model looked for each word of the text.
+    match, 0 to 1. ``rerank``: the weighted sum of a match's logit, the cosine and the agreement (``tasks.reranking``), less what photo and
+    text have in common with all others (``tasks.querybank``); retrieval sorts by it. ``evidence``: where in the photo the model looked for
+    each word of the text.
     """
 
     image: int

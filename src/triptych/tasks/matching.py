@@ -1,21 +1,24 @@
-"""How well photos and texts match: BLIP-2's contrast (ITC) and matching (ITM), and in the score for sorting the consensus, too
-(``tasks.reranking``)."""
+"""How well photos and texts match: BLIP-2's contrast (ITC) and matching (ITM), and in the score for sorting the consensus
+(``tasks.reranking``) and querybank normalisation (``tasks.querybank``), too."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from triptych.engines.interface import Blip2Engine, MatchArrays, TextPieces
+from triptych.engines.interface import Array, Blip2Engine, MatchArrays, TextPieces
 from triptych.errors import InputError
 from triptych.evidence import Evidence, Floats
 from triptych.io.images import ImageSource
 from triptych.tasks.answer import Match
 from triptych.tasks.asking import Photos, as_list
 from triptych.tasks.photos import ArrayMemory, PhotoMemory, over_photos
+from triptych.tasks.querybank import Offsets, read_querybank
 from triptych.tasks.reranking import MATCHING_WEIGHT, Reranking
 from triptych.tasks.words import join_word_pieces, sum_over_words
 
@@ -24,12 +27,23 @@ TEXT_FEATURE_BYTES = 16 * 2**20  # of remembered features of texts
 
 
 class Blip2Matching(Reranking):
-    """The part of ``Blip2Tasks`` that needs no language model. Features of photos and texts are remembered."""
+    """The part of ``Blip2Tasks`` that needs no language model. Features of photos and texts are remembered.
+
+    querybank_file: of its checkpoint; None = it has none."""
+
+    querybank_file: Path | None = None
 
     def __init__(self, engine: Blip2Engine[Any], name: str) -> None:
         self.engine, self.name, self.spec = engine, name, engine.spec
         self.encode = PhotoMemory(engine)
         self.text_features = ArrayMemory(TEXT_FEATURE_BYTES)
+
+    @cached_property
+    def offsets(self) -> Offsets | None:
+        """Of its checkpoint's querybank; None = it has none."""
+        if self.querybank_file is None or self.consensus is None:
+            return None
+        return Offsets(read_querybank(self.querybank_file), self.consensus)
 
     @property
     def explains(self) -> bool:
@@ -88,6 +102,21 @@ class Blip2Matching(Reranking):
                 self.text_features.put(text, features)
         return np.stack([np.asarray(known[text], dtype=np.float32) for text in texts])
 
+    def closeness(self, images: Sequence[ImageSource], texts: Sequence[str]) -> Floats:
+        """How close photos and texts are, without matching, which costs much more: the cosine of contrast, plus what the consensus and the
+        querybank say: ``[B, K]``."""
+        cosines = (self.itc_images(images) @ self.itc_texts(texts).T).max(1)
+        return np.asarray(cosines + self.beside_contrast(self.encode(images), texts), np.float32)
+
+    def beside_contrast(self, features: Sequence[Array], texts: Sequence[str]) -> Floats:
+        """The agreement of photos with texts, less the offsets of both, if there is a querybank: ``[B, K]``."""
+        pooled = self.engine.pooled(features)
+        agreement = self.agreement(pooled, texts)
+        if self.offsets is None:
+            return agreement
+        of_photos = self.offsets.of_photos(self.engine.itc_images(features), pooled)
+        return agreement - of_photos[:, None] - self.offsets.of_texts(self.itc_texts(texts), texts)
+
     def match(self, images: Photos, texts: str | Sequence[str], *, explain: bool = False) -> list[Match]:
         """How well every photo fits every text, photo by photo.
 
@@ -109,8 +138,8 @@ class Blip2Matching(Reranking):
             some = features[first : first + together]
             scores = [self.engine.match(some, *part) for part in read]
             columns = MatchArrays(*(np.concatenate(same, 1) for same in zip(*scores, strict=True)))
-            agreement = self.agreement(self.engine.pooled(some), texts)
-            columns = columns._replace(rerank=columns.rerank + MATCHING_WEIGHT * agreement)
+            beside = self.beside_contrast(some, texts)
+            columns = columns._replace(rerank=columns.rerank + MATCHING_WEIGHT * beside)
             for i in range(len(some)):
                 rows = zip(*(column[i].tolist() for column in columns), strict=True)
                 matches += [Match(first + i, t, *numbers) for t, numbers in enumerate(rows)]

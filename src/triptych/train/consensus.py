@@ -1,4 +1,5 @@
-"""What the captions of photos agree on (``text.consensus``), fitted to a training split in closed form. Nothing here needs torch."""
+"""What the captions of photos agree on (``text.consensus``), fitted to a training split in closed form, and the photos and captions that a
+search compares with (``tasks.querybank``). Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -11,11 +12,15 @@ import numpy as np
 from triptych.data import Photo
 from triptych.errors import InputError
 from triptych.evaluate.floor import Ridge
+from triptych.evaluate.progress import progress
 from triptych.evidence import Floats
+from triptych.tasks.matching import Blip2Matching
+from triptych.tasks.querybank import Querybank
 from triptych.text.consensus import MAX_WORDS, Consensus, Linear8, unit, with_labels
 from triptych.text.vocabulary import split_words
 
 MIN_PHOTOS = 5  # whose captions have a word: rarer ones are left out
+BANK_PHOTOS, BANK_CAPTIONS = 400, 2  # of all data sets together; of each photo
 # Times the mean variance of the features: without the classifier's labels, and with them (docs/lab-notebook.md).
 RIDGE_PENALTY, PENALTY_WITH_LABELS = 0.1, 0.3
 
@@ -44,3 +49,13 @@ def fit_consensus(pooled: Floats, photos: Sequence[Photo], classifier: Linear8 |
     rounded = Linear8.of(ridge.weight.T, np.zeros(len(words)))
     regression = replace(rounded, bias=(-ridge.mean @ rounded.dense).astype(np.float32))
     return Consensus(tuple(words), rarity, targets.mean(0), regression, classifier)
+
+
+def collect_querybank(model: Blip2Matching, data_sets: Sequence[Sequence[Photo]], consensus: Consensus) -> Querybank:
+    """A bank of as many photos from each data set, spread over it."""
+    share = max(1, BANK_PHOTOS // len(data_sets))
+    photos = [photo for each in data_sets for photo in each[:: max(1, len(each) // share)][:share]]
+    captions = [caption for photo in photos for caption in photo.captions[:BANK_CAPTIONS]]
+    features = [model.itc_images([photo.image()])[0] for photo in progress(photos, "querybank")]
+    pooled = [model.pooled([photo.image()])[0] for photo in photos]
+    return Querybank.of(np.stack(features), np.stack(pooled), model.itc_texts(captions), captions, consensus)
