@@ -198,7 +198,7 @@ def test_the_score_of_matching_counts_agreement(tmp_path: Path) -> None:
     tasks.consensus_file = tmp_path / FILE
     tasks.__dict__["consensus"] = Agreement()
     for n, (plain, counted) in enumerate(zip(before, tasks.match(images, texts), strict=True)):
-        assert counted.rerank == pytest.approx(plain.rerank + 15 * 0.1 * (n + 1), abs=1e-4)
+        assert counted.rerank == pytest.approx(plain.rerank + reranking.MATCHING_WEIGHT * 0.1 * (n + 1), abs=1e-4)
         assert replace(counted, rerank=0.0) == replace(plain, rerank=0.0)
 
 

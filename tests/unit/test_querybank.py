@@ -12,6 +12,7 @@ from tiny_blip2 import blip2_tasks
 from triptych.data import Photo
 from triptych.errors import InputError
 from triptych.tasks.querybank import QUERYBANK_FILE, SHARPNESS, TAKEN_OFF, Offsets, Querybank, read_querybank
+from triptych.tasks.reranking import MATCHING_WEIGHT
 from triptych.text.consensus import Consensus, unit
 from triptych.train.consensus import collect_querybank, fit_consensus
 
@@ -112,7 +113,7 @@ def test_the_score_of_matching_loses_the_offsets(consensus: Consensus, tmp_path:
     agreement = of_model.agreement(pooled, texts)
     for plain, found in zip(before, tasks.match(images, texts), strict=True):
         closeness = agreement[found.image, found.text] - of_photos[found.image] - of_texts[found.text]
-        assert found.rerank == pytest.approx(plain.rerank + 15 * closeness, abs=1e-3)
+        assert found.rerank == pytest.approx(plain.rerank + MATCHING_WEIGHT * closeness, abs=1e-3)
         assert found.itm_prob == pytest.approx(plain.itm_prob)
         assert tasks.closeness(images, texts)[found.image, found.text] == pytest.approx(
             found.itc_cosine + closeness, abs=1e-4
