@@ -252,6 +252,7 @@ def test_our_own_routes(client: TestClient) -> None:
     body = client.post("/v1/caption", json={"image": data_url(4), "explain": True}).json()
     assert body["caption"] == "A red of 4." and body["evidence"]["words"][0] == "A"
     assert body["evidence"]["maps"][0] == [[[1.0, 1.0], [1.0, 1.0]]]
+    assert body["evidence"]["expected"] == ["red", "wall"]
     body = client.post("/v1/ask", json={"images": [data_url(4)], "question": "Q?"}).json()
     assert body["answer"] == "Q? [4]"
     body = client.post("/v1/match", json={"images": [data_url(51)], "texts": ["a", "b"]}).json()

@@ -90,6 +90,7 @@ def test_captions_with_maps(page: Any, tmp_path: Path) -> None:
     wait(page, lambda d: len(texts(d, "#caption-results .card .words button:first-child")) == 3)
     assert len(texts(page, "#caption-results .card")) == 3
     assert "A red of 200." in find(page, "#caption-results .card").text  # the sentence as it is written, once
+    assert "The photo as a whole suggests: red, wall" in find(page, "#caption-results .card").text
     pixel = "return document.querySelector('#caption-view canvas').getContext('2d').getImageData(5, 5, 1, 1).data[2]"
     assert find(page, "#caption-view").is_displayed()
     page.execute_script("document.querySelectorAll('.words button')[0].focus()")

@@ -28,7 +28,7 @@ def red(image: Image.Image) -> int:
 def answer(text: str, name: str, explain: bool = False) -> Answer:
     words = tuple(text.split())
     logprobs = (-0.5,) * len(words)
-    evidence = Evidence(words, np.ones((len(words), 1, 2, 2), np.float32), logprobs) if explain else None
+    evidence = Evidence(words, np.ones((len(words), 1, 2, 2), np.float32), logprobs, ("red", "wall")) if explain else None
     tokens = (tuple(WrittenToken(f" {word}", -0.5, ((f" {word}", -0.5), (" or", -2.0))) for word in words),)
     return Answer(text, name, sum(logprobs), words, logprobs, evidence, end=TextEnd(True, 7, len(words), tokens))
 
@@ -116,6 +116,9 @@ class ToyBlip2(ToySat):
             for i, image in enumerate(images)
             for t, _ in enumerate(texts)
         ]
+
+    def closeness(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Any:
+        return np.array([[red(image) / 255] * len(texts) for image in images], np.float32)
 
     def itc_texts(self, texts: Sequence[str]) -> Any:
         return np.eye(4, dtype=np.float32)[[len(text) % 4 for text in texts]]

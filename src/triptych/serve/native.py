@@ -116,13 +116,15 @@ def listed(addresses: Sequence[str], field: str) -> dict[str, str]:
 
 
 def maps_of(answer: Any) -> dict[str, Any] | None:
-    """Evidence as JSON: words, log-probabilities, and maps ``[words][pictures][h][w]``, the largest value of each word scaled to 1."""
+    """Evidence as JSON: words, log-probabilities, maps ``[words][pictures][h][w]``, the largest value of each word scaled to 1, and the
+    words that the picture as a whole suggests."""
     if answer.evidence is None:
         return None
     maps = answer.evidence.maps
     top = maps.max(axis=(1, 2, 3), keepdims=True)
     scaled = (maps / top.clip(1e-12)).round(3)
-    return {"words": list(answer.evidence.words), "logprobs": list(answer.evidence.logprobs), "maps": scaled.tolist()}
+    evidence = {"words": list(answer.evidence.words), "logprobs": list(answer.evidence.logprobs)}
+    return evidence | {"maps": scaled.tolist(), "expected": list(answer.evidence.expected)}
 
 
 @native_router.post("/caption")

@@ -23,6 +23,11 @@ export function startCaptions(picker, view) {
         if (modelsThat("explain").includes(model)) {
           const { evidence } = await post("v1/caption", { model, image, explain: true });
           if (evidence) words.replaceWith(view.wordButtons(model, evidence, caption));
+          if (evidence?.expected.length) {
+            const note = element("p", "note");
+            note.append(translated("span", "", "expected"), ` ${evidence.expected.join(", ")}`);
+            made.append(note);
+          }
         } else made.append(translated("p", "note", "noMaps"));
       }
     }),
