@@ -28,7 +28,9 @@ def red(image: Image.Image) -> int:
 def answer(text: str, name: str, explain: bool = False) -> Answer:
     words = tuple(text.split())
     logprobs = (-0.5,) * len(words)
-    evidence = Evidence(words, np.ones((len(words), 1, 2, 2), np.float32), logprobs, ("red", "wall")) if explain else None
+    evidence = (
+        Evidence(words, np.ones((len(words), 1, 2, 2), np.float32), logprobs, ("red", "wall")) if explain else None
+    )
     tokens = (tuple(WrittenToken(f" {word}", -0.5, ((f" {word}", -0.5), (" or", -2.0))) for word in words),)
     return Answer(text, name, sum(logprobs), words, logprobs, evidence, end=TextEnd(True, 7, len(words), tokens))
 
