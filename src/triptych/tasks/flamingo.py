@@ -120,7 +120,9 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
         texts = [(examples + self.caption_prompt(prompt), [*pictures, image]) for image in images]
         return self.prompts.write(texts, self.caption_search(**settings), explain, as_sentence=prompt is None)
 
-    def reranked_captions(self, images: Sequence[ImageSource], explain: bool, **settings: Any) -> list[Answer]:
+    def reranked_captions(
+        self, images: Sequence[ImageSource], explain: bool = False, as_sentence: bool = True, **settings: Any
+    ) -> list[Answer]:
         """Captions guided by the consensus, and chosen among the beams by it."""
         search = self.caption_search(**({"beams": RERANKED_BEAMS} | settings))
         decode = self.spec.tokenizer.decode
@@ -132,7 +134,7 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
             return self.guidance(self.pooled([image for (image,) in pictures]))
 
         texts = [(self.caption_prompt(), [image]) for image in images]
-        answers = self.prompts.write(texts, with_all_beams(search), explain, True, guide, choose)
+        answers = self.prompts.write(texts, with_all_beams(search), explain, as_sentence, guide, choose)
         return [
             self.with_expected_words(answer, self.pooled([image])[0]) if explain else answer
             for answer, image in zip(answers, images, strict=True)
@@ -190,9 +192,11 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
         """Pictures with their captions (each written as if it were alone, so that no caption repeats another picture's) and then the
         question, read."""
         ids = self.spec.tokenizer.encode(question_after_pictures(question.text, self.spec.prompts))
-        captions = self.prompts.write(
-            [(self.caption_prompt(), [image]) for image in question.images], self.caption_search()
-        )
+        if self.reranks({}):
+            captions = self.reranked_captions(question.images, as_sentence=False)
+        else:
+            alone = [(self.caption_prompt(), [image]) for image in question.images]
+            captions = self.prompts.write(alone, self.caption_search())
         row = self.prompts.row(
             captions_by_picture([caption.text for caption in captions], self.spec.prompts), question.images
         )
