@@ -46,9 +46,9 @@ def soft_maximum(values: np.ndarray) -> float:
 def test_offsets_are_soft_maxima_over_the_bank(consensus: Consensus) -> None:
     bank, (photos, pooled, texts), captions = bank_of(consensus)
     offsets, rng = Offsets(bank, consensus), np.random.default_rng(2)
-    queries, seen = vectors(rng, 2, 2, 8), rng.normal(size=(2, 4)).astype(np.float32)
-    for row, found in enumerate(offsets.of_photos(queries, seen)):
-        closeness = (queries[row] @ texts.T).max(0) + consensus.agreement(seen[row : row + 1], captions)[0]
+    queries, features = vectors(rng, 2, 2, 8), rng.normal(size=(2, 4)).astype(np.float32)
+    for row, found in enumerate(offsets.of_photos(queries, features)):
+        closeness = (queries[row] @ texts.T).max(0) + consensus.agreement(features[row : row + 1], captions)[0]
         assert found == pytest.approx(TAKEN_OFF * soft_maximum(closeness), abs=0.01)
     asked, words = vectors(rng, 3, 8), ["a horse", "dog", "xyz"]
     for row, found in enumerate(offsets.of_texts(asked, words)):

@@ -276,8 +276,9 @@ class Blip2Engine(PhotoEncoder, StepModel[Sequence[Sequence[Piece]], StateT], Pr
         """Features for contrast of each text: ``[K, E]``, of length 1."""
         ...
 
-    def match(self, features: Sequence[Array], texts: TextPieces, itc_texts: Floats) -> MatchArrays:
-        """Every photo with every text; ``itc_texts``: the result of ``itc_texts(texts)``."""
+    def match(self, features: Sequence[Array], texts: TextPieces, itc_texts: Floats) -> tuple[Floats, MatchArrays]:
+        """The photos' features for contrast, as ``itc_images``, and every photo with every text; ``itc_texts``: the result of
+        ``itc_texts(texts)``."""
         ...
 
     def match_maps(self, features: Array, texts: TextPieces) -> Floats:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from triptych.engines.interface import Array, Blip2Engine, MatchArrays, TextPieces
+from triptych.engines.interface import Blip2Engine, MatchArrays, TextPieces
 from triptych.errors import InputError
 from triptych.evidence import Evidence, Floats
 from triptych.io.images import ImageSource
@@ -105,17 +105,22 @@ class Blip2Matching(Reranking):
     def closeness(self, images: Sequence[ImageSource], texts: Sequence[str]) -> Floats:
         """How close photos and texts are, without matching, which costs much more: the cosine of contrast, plus what the consensus and the
         querybank say: ``[B, K]``."""
-        cosines = (self.itc_images(images) @ self.itc_texts(texts).T).max(1)
-        return np.asarray(cosines + self.beside_contrast(self.encode(images), texts), np.float32)
+        itc_images, itc_texts = self.itc_images(images), self.itc_texts(texts)
+        beside = self.beside_contrast(self.pooled(images), itc_images, texts, itc_texts)
+        return np.asarray((itc_images @ itc_texts.T).max(1) + beside, np.float32)
 
-    def beside_contrast(self, features: Sequence[Array], texts: Sequence[str]) -> Floats:
-        """The agreement of photos with texts, less the offsets of both, if there is a querybank: ``[B, K]``."""
-        pooled = self.engine.pooled(features)
+    def beside_contrast(self, pooled: Floats, itc_images: Floats, texts: Sequence[str], itc_texts: Floats) -> Floats:
+        """The agreement of photos with texts, less the offsets of both, if there is a querybank: ``[B, K]``.
+
+        Args:
+            pooled, itc_images: of the photos, ``[B, D]`` and ``[B, Q, E]``.
+            itc_texts: of the texts, ``[K, E]``.
+        """
         agreement = self.agreement(pooled, texts)
         if self.offsets is None:
             return agreement
-        of_photos = self.offsets.of_photos(self.engine.itc_images(features), pooled)
-        return agreement - of_photos[:, None] - self.offsets.of_texts(self.itc_texts(texts), texts)
+        of_photos = self.offsets.of_photos(itc_images, pooled)
+        return agreement - of_photos[:, None] - self.offsets.of_texts(itc_texts, texts)
 
     def match(self, images: Photos, texts: str | Sequence[str], *, explain: bool = False) -> list[Match]:
         """How well every photo fits every text, photo by photo.
@@ -133,12 +138,12 @@ class Blip2Matching(Reranking):
         matches: list[Match] = []
         parts = [texts[first : first + MATCHED_TOGETHER] for first in range(0, len(texts), MATCHED_TOGETHER)]
         read = [(self.word_pieces(part), self.itc_texts(part)) for part in parts]
-        together = max(1, MATCHED_TOGETHER // len(texts))
+        itc_texts, together = self.itc_texts(texts), max(1, MATCHED_TOGETHER // len(texts))
         for first in range(0, len(photos), together):
             some = features[first : first + together]
-            scores = [self.engine.match(some, *part) for part in read]
+            (itc_images, *_), scores = zip(*(self.engine.match(some, *part) for part in read), strict=True)
             columns = MatchArrays(*(np.concatenate(same, 1) for same in zip(*scores, strict=True)))
-            beside = self.beside_contrast(some, texts)
+            beside = self.beside_contrast(self.engine.pooled(some), itc_images, texts, itc_texts)
             columns = columns._replace(rerank=columns.rerank + MATCHING_WEIGHT * beside)
             for i in range(len(some)):
                 rows = zip(*(column[i].tolist() for column in columns), strict=True)

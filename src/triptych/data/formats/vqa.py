@@ -94,7 +94,7 @@ def question_file_of(file: Path) -> Path:
 
 
 def partner(file: Path, kind: str) -> Path | None:
-    """The file of this ``kind`` that goes with ``file``: the one that is named alike, else the only one of the same ``data_subtype``.
+    """The file of this ``kind`` that goes with ``file``: the one of the same name, else the only one of the same ``data_subtype``.
 
     Raises InputError where there are several.
     """

@@ -152,7 +152,7 @@ class OnnxBlip2(OnnxEncoder):
     def itc_texts(self, texts: TextPieces) -> Floats:
         return self.qformer.text_features(texts)
 
-    def match(self, features: Sequence[Array], texts: TextPieces, itc_texts: Floats) -> MatchArrays:
+    def match(self, features: Sequence[Array], texts: TextPieces, itc_texts: Floats) -> tuple[Floats, MatchArrays]:
         assert self.temperature is not None  # callers check ``spec.matches``
         image = self.qformer.photos(features)
         (queries,) = self.qformer.read(image, None, ["itc"])
@@ -162,7 +162,8 @@ class OnnxBlip2(OnnxEncoder):
         (itm,) = self.qformer.read(image, TextPieces(ids, mask), ["itm"])
         logits = itm.reshape(photos, count, 2)
         rerank = logits[..., 1] + np.float32(self.qformer.config.contrast_weight) * cosine
-        return MatchArrays(cosine, cosine / np.float32(self.temperature), softmax(logits)[..., 1], rerank)
+        scores = MatchArrays(cosine, cosine / np.float32(self.temperature), softmax(logits)[..., 1], rerank)
+        return queries, scores
 
     def match_maps(self, features: Array, texts: TextPieces) -> Floats:
         return self.reference.match_maps(features, texts)

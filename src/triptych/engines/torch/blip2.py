@@ -127,11 +127,11 @@ class TorchBlip2(TorchEncoder):
         return to_numpy(self.model.text_features(*self.pieces(texts)))
 
     @torch.inference_mode()
-    def match(self, features: Sequence[Array], texts: TextPieces, itc_texts: Floats) -> MatchArrays:
+    def match(self, features: Sequence[Array], texts: TextPieces, itc_texts: Floats) -> tuple[Floats, MatchArrays]:
         image = self.image_keys_values(features)
         queries = self.model.read_photos(image).queries
         scores = self.model.match(image, queries, self.tensor(itc_texts), *self.pieces(texts))
-        return MatchArrays(*map(to_numpy, scores))
+        return to_numpy(self.heads.image_features(queries)), MatchArrays(*map(to_numpy, scores))
 
     @torch.inference_mode()
     def match_maps(self, features: Array, texts: TextPieces) -> Floats:
