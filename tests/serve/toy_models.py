@@ -119,7 +119,7 @@ class ToyBlip2(ToySat):
             for t, _ in enumerate(texts)
         ]
 
-    def closeness(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Any:
+    def similarity(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Any:
         return np.array([[red(image) / 255] * len(texts) for image in images], np.float32)
 
     def itc_texts(self, texts: Sequence[str]) -> Any:

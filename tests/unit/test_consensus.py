@@ -23,7 +23,7 @@ from triptych.generate import Hypothesis
 from triptych.models import encoders
 from triptych.nn.cnn import EfficientNetLite
 from triptych.tasks import Blip2Tasks, FlamingoTasks, SatTasks, load, reranking
-from triptych.text.consensus import FILE, LABEL_SCALE, Consensus, Linear8, read_consensus, with_labels
+from triptych.text.consensus import FILE, LABEL_SCALE, Consensus, QuantizedLinear, read_consensus, with_labels
 from triptych.train.consensus import fit_consensus
 
 KINDS = ("dog", "cat", "horse", "boat")
@@ -83,7 +83,7 @@ def test_labels_are_roots_of_the_classifiers_probabilities_behind_the_features()
     weight, bias, pooled = rng.normal(size=(5, 4)), rng.normal(size=5), rng.normal(size=(3, 4)).astype(np.float32)
     logits = pooled @ weight.T + bias
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    extended = with_labels(pooled, Linear8.of(weight, bias))
+    extended = with_labels(pooled, QuantizedLinear.of(weight, bias))
     np.testing.assert_array_equal(extended[:, :4], pooled)
     np.testing.assert_allclose((extended[:, 4:] / LABEL_SCALE) ** 2, probabilities, atol=0.01)
 
@@ -93,7 +93,7 @@ def test_labels_tell_apart_what_features_add_up_to(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     features = rng.choice([-1.0, 1.0], (200, 2)).astype(np.float32)
     photos = [photo_of("x", (f"a {'dog' if a == b else 'cat'} here",)) for a, b in features]
-    classifier = Linear8.of(np.array([[4.0, 4.0], [4.0, -4.0], [-4.0, 4.0], [-4.0, -4.0]]), np.zeros(4))
+    classifier = QuantizedLinear.of(np.array([[4.0, 4.0], [4.0, -4.0], [-4.0, 4.0], [-4.0, -4.0]]), np.zeros(4))
     blind, labelled = fit_consensus(features, photos), fit_consensus(features, photos, classifier)
     corners = np.array([[1, 1], [-1, -1], [1, -1], [-1, 1]], np.float32)
     assert (labelled.agreement(corners, ["a dog"])[:, 0] > 0.9).tolist() == [True, True, False, False]
@@ -115,7 +115,9 @@ def test_labels_tell_apart_what_features_add_up_to(tmp_path: Path) -> None:
         lambda c: replace(c, regression=replace(c.regression, weight=c.regression.weight.astype(np.float32))),
         lambda c: replace(c, regression=replace(c.regression, bias=np.full_like(c.regression.bias, np.nan))),
         lambda c: replace(c, regression=replace(c.regression, scale=c.regression.scale[1:])),
-        lambda c: replace(c, classifier=Linear8.of(np.ones((2, 4)), np.zeros(2))),  # with it, there must be 6 features
+        lambda c: replace(
+            c, classifier=QuantizedLinear.of(np.ones((2, 4)), np.zeros(2))
+        ),  # with it, there must be 6 features
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(fitted: Consensus, damage: Callable[[Consensus], Consensus]) -> None:

@@ -43,8 +43,8 @@ def test_reranking_moves_candidates_only() -> None:
     photos = [Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)) for _ in range(5)]
     texts = ["a dog", "the cat", "a horse on the grass", "one bird", "is running", "dog on grass"]
     opened = [lambda p=photo: p for photo in photos]
-    cosine, closeness, for_text, for_photo = reranked(model, opened, texts, candidates=2)
-    np.testing.assert_array_equal(closeness, cosine)  # without consensus and querybank
+    cosine, similarity, for_text, for_photo = reranked(model, opened, texts, candidates=2)
+    np.testing.assert_array_equal(similarity, cosine)  # without consensus and querybank
     matches = {(m.image, m.text): m for m in model.match(photos, texts)}
     for i in range(5):
         for t in range(6):

@@ -1,4 +1,4 @@
-"""What a search takes off the closeness of photos and texts that are close to everything."""
+"""What a search takes off the similarity of photos and texts that are close to everything."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +11,7 @@ from tiny_blip2 import blip2_tasks
 
 from triptych.data import Photo
 from triptych.errors import InputError
-from triptych.tasks.querybank import QUERYBANK_FILE, SHARPNESS, TAKEN_OFF, Offsets, Querybank, read_querybank
+from triptych.tasks.querybank import OFFSET_WEIGHT, QUERYBANK_FILE, SHARPNESS, Offsets, Querybank, read_querybank
 from triptych.tasks.reranking import MATCHING_WEIGHT
 from triptych.text.consensus import Consensus, unit
 from triptych.train.consensus import collect_querybank, fit_consensus
@@ -48,12 +48,12 @@ def test_offsets_are_soft_maxima_over_the_bank(consensus: Consensus) -> None:
     offsets, rng = Offsets(bank, consensus), np.random.default_rng(2)
     queries, features = vectors(rng, 2, 2, 8), rng.normal(size=(2, 4)).astype(np.float32)
     for row, found in enumerate(offsets.of_photos(queries, features)):
-        closeness = (queries[row] @ texts.T).max(0) + consensus.agreement(features[row : row + 1], captions)[0]
-        assert found == pytest.approx(TAKEN_OFF * soft_maximum(closeness), abs=0.01)
+        similarity = (queries[row] @ texts.T).max(0) + consensus.agreement(features[row : row + 1], captions)[0]
+        assert found == pytest.approx(OFFSET_WEIGHT * soft_maximum(similarity), abs=0.01)
     asked, words = vectors(rng, 3, 8), ["a horse", "dog", "xyz"]
     for row, found in enumerate(offsets.of_texts(asked, words)):
-        closeness = (photos @ asked[row]).max(1) + consensus.agreement(pooled, [words[row]])[:, 0]
-        assert found == pytest.approx(TAKEN_OFF * soft_maximum(closeness), abs=0.01)
+        similarity = (photos @ asked[row]).max(1) + consensus.agreement(pooled, [words[row]])[:, 0]
+        assert found == pytest.approx(OFFSET_WEIGHT * soft_maximum(similarity), abs=0.01)
 
 
 def test_it_is_read_as_it_was_written(consensus: Consensus, tmp_path: Path) -> None:
@@ -112,11 +112,11 @@ def test_the_score_of_matching_loses_the_offsets(consensus: Consensus, tmp_path:
     of_texts = offsets.of_texts(tasks.itc_texts(texts), texts)
     agreement = of_model.agreement(pooled, texts)
     for plain, found in zip(before, tasks.match(images, texts), strict=True):
-        closeness = agreement[found.image, found.text] - of_photos[found.image] - of_texts[found.text]
-        assert found.rerank == pytest.approx(plain.rerank + MATCHING_WEIGHT * closeness, abs=1e-3)
+        similarity = agreement[found.image, found.text] - of_photos[found.image] - of_texts[found.text]
+        assert found.rerank == pytest.approx(plain.rerank + MATCHING_WEIGHT * similarity, abs=1e-3)
         assert found.itm_prob == pytest.approx(plain.itm_prob)
-        assert tasks.closeness(images, texts)[found.image, found.text] == pytest.approx(
-            found.itc_cosine + closeness, abs=1e-4
+        assert tasks.similarity(images, texts)[found.image, found.text] == pytest.approx(
+            found.itc_cosine + similarity, abs=1e-4
         )
 
 

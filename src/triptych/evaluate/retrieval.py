@@ -44,8 +44,8 @@ def recall(to_image: Any, to_text: Any, owners: Sequence[int]) -> dict[str, floa
 
 
 def retrieval_metrics(matcher: Matches, photos: Sequence[Photo], candidates: int) -> dict[str, Any]:
-    """Recall among all photos and their captions, by contrast (``itc``), by contrast with consensus and querybank (``closeness``), and with
-    the ``candidates`` best of these re-ranked by matching (``itm``).
+    """Recall among all photos and their captions: by contrast (``itc``), by contrast with consensus and querybank (``similarity``), and
+    with the ``candidates`` best of these re-ranked by matching (``itm``).
 
     Raises:
         InputError: fewer than two photos.
@@ -55,12 +55,12 @@ def retrieval_metrics(matcher: Matches, photos: Sequence[Photo], candidates: int
     started = time.perf_counter()
     texts = [caption for photo in photos for caption in photo.captions]
     owners = [i for i, photo in enumerate(photos) for _ in photo.captions]
-    cosine, closeness, by_text, by_photo = reranked(matcher, [photo.image for photo in photos], texts, candidates)
+    cosine, similarity, by_text, by_photo = reranked(matcher, [photo.image for photo in photos], texts, candidates)
     return {
         "texts": len(texts),
         "candidates": candidates,
         "itc": recall(cosine, cosine, owners),
-        "closeness": recall(closeness, closeness, owners),
+        "similarity": recall(similarity, similarity, owners),
         "itm": recall(by_text, by_photo, owners),
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -69,7 +69,7 @@ def retrieval_metrics(matcher: Matches, photos: Sequence[Photo], candidates: int
 def reranked(
     matcher: Matches, photos: Sequence[Callable[[], Image.Image]], texts: Sequence[str], candidates: int
 ) -> tuple[Floats, Floats, Floats, Floats]:
-    """Four scores ``[photos, texts]``: contrast; closeness; for each text its best photos re-ranked; for each photo its best texts
+    """Four scores ``[photos, texts]``: contrast; similarity; for each text its best photos re-ranked; for each photo its best texts
     re-ranked.
 
     ``photos``: functions that open them, so that not all are in memory. Others than the candidates keep their order below these.
@@ -79,16 +79,16 @@ def reranked(
     for part in batches(photos, PHOTOS_TOGETHER, "contrast"):
         images = [photo() for photo in part]
         cosines = (matcher.itc_images(images) @ text_features.T).max(1)
-        scored.append((cosines, matcher.closeness(images, texts)))
-    cosine, closeness = (np.concatenate(each) for each in zip(*scored, strict=True))
-    for_photo, for_text = best_of(closeness, candidates, 1), best_of(closeness, candidates, 0)
-    scores = np.full_like(closeness, -np.inf)
+        scored.append((cosines, matcher.similarity(images, texts)))
+    cosine, similarity = (np.concatenate(each) for each in zip(*scored, strict=True))
+    for_photo, for_text = best_of(similarity, candidates, 1), best_of(similarity, candidates, 0)
+    scores = np.full_like(similarity, -np.inf)
     for i, photo in progress(list(enumerate(photos)), "re-ranking"):
         rows = np.flatnonzero(for_photo[i] | for_text[i]).tolist()
         for match in matcher.match(photo(), [texts[row] for row in rows]):
             scores[i, rows[match.text]] = match.rerank
-    below = closeness - 1e4
-    return cosine, closeness, np.where(for_text, scores, below), np.where(for_photo, scores, below)
+    below = similarity - 1e4
+    return cosine, similarity, np.where(for_text, scores, below), np.where(for_photo, scores, below)
 
 
 def best_of(scores: Floats, count: int, axis: int) -> NDArray[np.bool_]:

@@ -102,14 +102,16 @@ class Blip2Matching(Reranking):
                 self.text_features.put(text, features)
         return np.stack([np.asarray(known[text], dtype=np.float32) for text in texts])
 
-    def closeness(self, images: Sequence[ImageSource], texts: Sequence[str]) -> Floats:
+    def similarity(self, images: Sequence[ImageSource], texts: Sequence[str]) -> Floats:
         """How close photos and texts are, without matching, which costs much more: the cosine of contrast, plus what the consensus and the
         querybank say: ``[B, K]``."""
         itc_images, itc_texts = self.itc_images(images), self.itc_texts(texts)
-        beside = self.beside_contrast(self.pooled(images), itc_images, texts, itc_texts)
-        return np.asarray((itc_images @ itc_texts.T).max(1) + beside, np.float32)
+        agreement = self.normalised_agreement(self.pooled(images), itc_images, texts, itc_texts)
+        return np.asarray((itc_images @ itc_texts.T).max(1) + agreement, np.float32)
 
-    def beside_contrast(self, pooled: Floats, itc_images: Floats, texts: Sequence[str], itc_texts: Floats) -> Floats:
+    def normalised_agreement(
+        self, pooled: Floats, itc_images: Floats, texts: Sequence[str], itc_texts: Floats
+    ) -> Floats:
         """The agreement of photos with texts, less the offsets of both, if there is a querybank: ``[B, K]``.
 
         Args:
@@ -143,8 +145,8 @@ class Blip2Matching(Reranking):
             some = features[first : first + together]
             (itc_images, *_), scores = zip(*(self.engine.match(some, *part) for part in read), strict=True)
             columns = MatchArrays(*(np.concatenate(same, 1) for same in zip(*scores, strict=True)))
-            beside = self.beside_contrast(self.engine.pooled(some), itc_images, texts, itc_texts)
-            columns = columns._replace(rerank=columns.rerank + MATCHING_WEIGHT * beside)
+            agreement = self.normalised_agreement(self.engine.pooled(some), itc_images, texts, itc_texts)
+            columns = columns._replace(rerank=columns.rerank + MATCHING_WEIGHT * agreement)
             for i in range(len(some)):
                 rows = zip(*(column[i].tolist() for column in columns), strict=True)
                 matches += [Match(first + i, t, *numbers) for t, numbers in enumerate(rows)]

@@ -24,7 +24,7 @@ from triptych.text.vocabulary import split_words
 QUERYBANK_FILE = "querybank.npz"  # in a checkpoint
 MAX_ITEMS = 10_000
 SHARPNESS = 10.0  # of the soft maximum over the bank: by the closest items more than by the mean
-TAKEN_OFF = 0.4  # of the closeness that is taken off
+OFFSET_WEIGHT = 0.4  # of the similarity that is taken off
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Querybank:
 
 
 class Offsets:
-    """What a search takes off the closeness (cosine of contrast and agreement) of photos and texts."""
+    """What a search takes off the similarity (cosine of contrast and agreement) of photos and texts."""
 
     def __init__(self, bank: Querybank, consensus: Consensus) -> None:
         self.bank, self.consensus = bank, consensus
@@ -109,9 +109,9 @@ class Offsets:
         return offsets(closest + self.consensus.vectors(texts) @ self.photo_directions.T)
 
 
-def offsets(closeness: Floats) -> Floats:
-    """A soft maximum of ``closeness [..., items]`` over the items of the bank, ``TAKEN_OFF`` times."""
-    return np.asarray(TAKEN_OFF * np.log(np.exp(SHARPNESS * closeness).mean(-1)) / SHARPNESS, np.float32)
+def offsets(similarity: Floats) -> Floats:
+    """A soft maximum of ``similarity [..., items]`` over the items of the bank, ``OFFSET_WEIGHT`` times."""
+    return np.asarray(OFFSET_WEIGHT * np.log(np.exp(SHARPNESS * similarity).mean(-1)) / SHARPNESS, np.float32)
 
 
 def to_int8(unit_vectors: Floats) -> NDArray[np.int8]:

@@ -49,7 +49,7 @@ KINDS_OF = {
 
 
 @dataclass(frozen=True)
-class Linear8:
+class QuantizedLinear:
     """A linear map from D to N numbers whose weight is stored as 8-bit integers with a scale for each row."""
 
     weight: NDArray[np.int8]  # [N, D]
@@ -67,7 +67,7 @@ class Linear8:
             raise InputError("a consensus has int8 weights and finite float32 vectors; these are others")
 
     @classmethod
-    def of(cls, weight: NDArray[np.floating], bias: NDArray[np.floating]) -> Linear8:
+    def of(cls, weight: NDArray[np.floating], bias: NDArray[np.floating]) -> QuantizedLinear:
         """``weight [N, D]`` rounded; ``bias [N]``."""
         scale = np.maximum(np.abs(weight).max(1, keepdims=True), 1e-12) / 127
         rounded = np.round(weight / scale).astype(np.int8)
@@ -89,8 +89,8 @@ class Consensus:
     words: tuple[str, ...]
     rarity: Floats  # [V] log of (photos / photos whose captions have the word)
     mean: Floats  # [V] of the vectors of captions
-    regression: Linear8  # [V, D + C]
-    classifier: Linear8 | None = None  # [C, D]
+    regression: QuantizedLinear  # [V, D + C]
+    classifier: QuantizedLinear | None = None  # [C, D]
 
     def __post_init__(self) -> None:
         """Raises InputError: the arrays do not fit together."""
@@ -167,7 +167,7 @@ class Consensus:
         return file.getvalue()
 
 
-def with_labels(pooled: Floats, classifier: Linear8 | None) -> Floats:
+def with_labels(pooled: Floats, classifier: QuantizedLinear | None) -> Floats:
     """Pooled features ``[B, D]``, and behind them the roots of the classifier's probabilities, ``LABEL_SCALE`` times: ``[B, D + C]``."""
     if classifier is None:
         return pooled
@@ -180,10 +180,10 @@ def read_consensus(path: Path) -> Consensus:
     """Raises InputError: it cannot be read, or is no consensus."""
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-            regression = Linear8(*(stored[name] for name in LINEAR))
+            regression = QuantizedLinear(*(stored[name] for name in LINEAR))
             classifier = None
             if f"{CLASSIFIER}weight" in stored:
-                classifier = Linear8(*(stored[f"{CLASSIFIER}{name}"] for name in LINEAR))
+                classifier = QuantizedLinear(*(stored[f"{CLASSIFIER}{name}"] for name in LINEAR))
             words = tuple(map(str, stored["words"].tolist()))
             return Consensus(words, stored["rarity"], stored["mean"], regression, classifier)
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:

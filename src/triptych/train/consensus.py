@@ -16,7 +16,7 @@ from triptych.evaluate.progress import progress
 from triptych.evidence import Floats
 from triptych.tasks.matching import Blip2Matching
 from triptych.tasks.querybank import Querybank
-from triptych.text.consensus import MAX_WORDS, Consensus, Linear8, unit, with_labels
+from triptych.text.consensus import MAX_WORDS, Consensus, QuantizedLinear, unit, with_labels
 from triptych.text.vocabulary import split_words
 
 MIN_PHOTOS = 5  # whose captions have a word: rarer ones are left out
@@ -25,7 +25,7 @@ BANK_PHOTOS, BANK_CAPTIONS = 400, 2  # of all data sets together; of each photo
 RIDGE_PENALTY, PENALTY_WITH_LABELS = 0.1, 0.3
 
 
-def fit_consensus(pooled: Floats, photos: Sequence[Photo], classifier: Linear8 | None = None) -> Consensus:
+def fit_consensus(pooled: Floats, photos: Sequence[Photo], classifier: QuantizedLinear | None = None) -> Consensus:
     """A ridge regression from pooled features ``[N, D]``, and the labels that a ``classifier`` gives them, to the mean vector of each
     photo's captions by people.
 
@@ -46,7 +46,7 @@ def fit_consensus(pooled: Floats, photos: Sequence[Photo], classifier: Linear8 |
     targets = unit(targets)
     penalty = RIDGE_PENALTY if classifier is None else PENALTY_WITH_LABELS
     ridge = Ridge.fit(with_labels(pooled, classifier), targets, penalty)
-    rounded = Linear8.of(ridge.weight.T, np.zeros(len(words)))
+    rounded = QuantizedLinear.of(ridge.weight.T, np.zeros(len(words)))
     regression = replace(rounded, bias=(-ridge.mean @ rounded.dense).astype(np.float32))
     return Consensus(tuple(words), rarity, targets.mean(0), regression, classifier)
 
