@@ -72,7 +72,9 @@ def test_every_photo_with_every_text(both: Both) -> None:
     queries = both.torch.read_photos(image).queries
     assert_near(both.onnx.itc_images(arrays), both.torch.heads.image_features(queries))
     theirs = both.torch.match(image, queries, text_features, ids, mask)
-    for our_scores, their_scores in zip(both.onnx.match(arrays, texts, ours), theirs, strict=True):
+    our_queries, scores = both.onnx.match(arrays, texts, ours)
+    assert_near(our_queries, both.torch.heads.image_features(queries))
+    for our_scores, their_scores in zip(scores, theirs, strict=True):
         assert_near(our_scores, their_scores)
 
 
