@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+import triptych
 from triptych.checkpoints.config import Card
 from triptych.cli import main
+from triptych.cli.application import COMMAND_ORDER
 from triptych.models import SatModel, sat_search, save_sat
 from triptych.nn.cnn import EfficientNetLite
 from triptych.systems.configs import ShowAttendTellConfig
@@ -132,6 +134,11 @@ def test_info_counts_parameters(run, tiny: Path) -> None:
         (["info", "EMPTY"], "empty"),
         (["eval", "caption", "--data", "nowhere"], "nowhere"),
         (["convert", "missing.pth", "target"], "missing.pth"),
+        (["caption", "", "--model", "TINY"], "IMAGE is empty"),
+        (["caption", "PHOTO", "--model", "TINY", "--out="], "--out is empty"),
+        (["ask", "PHOTO", "", "--question", "where?"], "IMAGE is empty"),
+        (["index", "", "--library", "library"], "DIR is empty"),
+        (["eval", "caption", "--data", ""], "--data is empty"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(
@@ -172,6 +179,24 @@ def test_a_full_disk_is_one_line_and_exit_1(run, tiny: Path, photo: Path, monkey
     assert (result.code, len(result.err.splitlines())) == (1, 1)
     assert "the disk is full" in result.err
     assert [p.name for p in photo.parent.iterdir()] == ["photo.png"]
+
+
+def test_names_with_control_characters_stay_on_one_line(run, tiny: Path, photo: Path) -> None:
+    names = [photo.with_name("two\nlines.png"), photo.with_name("\x1b[31mred\u202fone.png")]
+    for name in names:
+        name.write_bytes(photo.read_bytes())
+    printed = [run("caption", *names, "--model", tiny), run("caption", photo.parent, "--model", tiny)]
+    for lines in (result.out.splitlines() for result in printed):
+        assert any(r"two\nlines.png: " in line for line in lines)
+        assert any("\\x1b[31mred\u202fone.png: " in line for line in lines)
+
+
+def test_help_and_version(run) -> None:
+    assert run("--version").out == f"triptych {triptych.__version__}\n"
+    assert run().out == run("--help").out
+    first = [line.split()[0] for line in run().out.partition("Commands:\n")[2].splitlines()]
+    assert first[0] == "caption" and sorted(first) == sorted(COMMAND_ORDER)
+    assert "retrieval" in run("eval").out
 
 
 def test_a_closed_pipe_and_a_fresh_process(tiny: Path, photo: Path) -> None:

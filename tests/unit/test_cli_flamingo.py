@@ -175,9 +175,14 @@ def test_paths_typed_or_dragged_into_a_chat(
     assert (tmp_path / "kept.json").is_file()
 
 
-def test_a_path_to_nothing_is_no_command(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    found = chat(run, monkeypatch, "/home/nobody/no.png\n")
-    assert found.code == 2 and "no such picture" in found.err
+@pytest.mark.parametrize("line", ["/home/nobody/no.png", "/home/nobody", "no.JPG", "'my no.jpg'", "my\\ no.jpg"])
+def test_a_path_to_nothing(run: Run, monkeypatch: pytest.MonkeyPatch, line: str) -> None:  # noqa: F811
+    found = chat(run, monkeypatch, f"{line}\n")
+    assert (found.code, found.out) == (2, "") and f"{line}: no such picture" in found.err
+
+
+def test_a_question_may_end_with_the_name_of_a_picture(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    assert "no such picture" not in chat(run, monkeypatch, "what is in no.jpg\n").err
 
 
 @pytest.mark.parametrize(

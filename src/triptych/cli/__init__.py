@@ -15,7 +15,8 @@ from typing import Any
 import typer
 
 from triptych.cli import asking, captions, evaluation, library, models, prompting, serve, tagging, training
-from triptych.cli.common import app, complain
+from triptych.cli.application import app
+from triptych.cli.common import complain
 from triptych.errors import TriptychError
 
 __all__ = [
@@ -41,7 +42,7 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        code = app(standalone_mode=False)
     except typer.Exit as stop:
         code = stop.exit_code
     except UsageError as error:

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from triptych.cli.application import app
 from triptych.cli.common import (
     Beams,
     DeviceOption,
     Json,
     PrecisionOption,
-    app,
     complain,
     emit,
+    escape_controls,
     reading,
     without_none,
     write_page,
@@ -57,7 +58,7 @@ def ask(
     device: DeviceOption = None,
     as_json: Json = False,
 ) -> None:
-    """Answer a question about one photo or several; with choices, say which is the most likely.
+    """Answer a question about one photo or several. With choices, say which is the most likely.
 
     With a folder, or with --out or --sidecar, the question is asked about each photo.
     """
@@ -108,7 +109,7 @@ def compare(
     device: DeviceOption = None,
     as_json: Json = False,
 ) -> None:
-    """A question about two photos with choices, such as "Which photo shows a dog?" """
+    """Say which of two photos is the answer to a question. Such as: which photo shows a dog?"""
     from triptych.tasks import load_answerer
 
     answerer = load_answerer(model, precision, device)
@@ -145,7 +146,7 @@ def match(
     device: DeviceOption = None,
     as_json: Json = False,
 ) -> None:
-    """How well each photo fits each text: cosine of contrast, probability of a match, and the score that ranks."""
+    """Score how well each photo fits each text. Cosine: of contrast; match: the probability; rerank: the score that ranks."""
     from triptych.figures.page import PageEntry, Reading
     from triptych.io.images import load_image
     from triptych.tasks import load_matcher
@@ -157,7 +158,8 @@ def match(
         complain(InputError(f"the model knows no word of {text!r}: its scores are random; use other words"))
     for pair in matches:
         image, text = images[pair.image], texts[pair.text]
-        line = f"{image}\t{text}\tcosine {pair.itc_cosine:.3f}  match {pair.itm_prob:.3f}  rerank {pair.rerank:.3f}"
+        scores = f"cosine {pair.itc_cosine:.3f}  match {pair.itm_prob:.3f}  rerank {pair.rerank:.3f}"
+        line = f"{escape_controls(image)}\t{escape_controls(text)}\t{scores}"
         emit({"image": image, "text": text, "model": model, **pair.to_dict()}, as_json, line)
     if explain is not None:
         entries = [

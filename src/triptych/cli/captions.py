@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from triptych.cli.application import app
 from triptych.cli.common import (
     Beams,
     DeviceOption,
@@ -19,9 +20,9 @@ from triptych.cli.common import (
     Json,
     ModelOption,
     PrecisionOption,
-    app,
     complain,
     emit,
+    escape_controls,
     evidence_of,
     make_folder,
     pictures,
@@ -62,7 +63,7 @@ def caption(
     device: DeviceOption = None,
     as_json: Json = False,
 ) -> None:
-    """Write a caption for each photo, or for all photos of a folder; --out and --sidecar keep the captions in files."""
+    """Write a caption for each photo, or each photo of a folder. --out and --sidecar keep the captions in files."""
     options = replace(options, as_json=as_json, device=device)
     if explain is not None and options.given:
         raise InputError("--explain draws single photos: leave out --out, --recursive and --sidecar")
@@ -121,7 +122,7 @@ def caption_each(
             continue
         seconds = time.perf_counter() - started
         record = {"image": source, **answer.to_record("caption"), "seconds": round(seconds, 3)}
-        emit(record, as_json, f"{source}: {answer.text}" if len(sources) > 1 else answer.text)
+        emit(record, as_json, f"{escape_controls(source)}: {answer.text}" if len(sources) > 1 else answer.text)
         if explain is not None and answer.evidence is not None:
             pages.append(draw_figure(explain / f"{figure_name(source, drawn)}.png", source, photo, answer, seconds))
     if explain is not None and pages:
@@ -172,7 +173,7 @@ def explain(
     device: DeviceOption = None,
     as_json: Json = False,
 ) -> None:
-    """Draw where the model looked at each word of its caption, or of its answer to a question."""
+    """Draw where the model looked at each word of its caption. With a question: of its answer."""
     from triptych.figures.maps import draw_words, write_png
     from triptych.figures.page import PageEntry
     from triptych.io.images import load_image

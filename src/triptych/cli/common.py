@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -17,15 +18,6 @@ if TYPE_CHECKING:
     from triptych.evidence import Evidence
     from triptych.figures.page import PageEntry, Reading
     from triptych.tasks import Answer
-
-app = typer.Typer(
-    name="triptych",
-    help="Show, Attend and Tell, Flamingo and BLIP-2: caption, question, compare, match and search photos offline, "
-    "and see where the model looked.",
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
 
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Photos: paths, folders or URLs.")]
 ModelOption = Annotated[
@@ -86,6 +78,11 @@ def without_none(**settings: Any) -> dict[str, Any]:
 def emit(record: dict[str, Any], as_json: bool, text: str, file: TextIO | None = None) -> None:
     """Print a result: ``record`` as JSON, or ``text``. ``file``: None = stdout."""
     print(json.dumps(record, ensure_ascii=False) if as_json else text, file=file, flush=True)
+
+
+def escape_controls(name: str) -> str:
+    """A file's name on one line, with line breaks and other control characters as a string of Python has them."""
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in name)
 
 
 def complain(error: BaseException) -> None:

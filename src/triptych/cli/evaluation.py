@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from triptych.cli.common import Beams, Data, Json, Limit, ModelOption, Split, app, complain, show, without_none
+from triptych.cli.application import Application, app
+from triptych.cli.common import Beams, Data, Json, Limit, ModelOption, Split, complain, show, without_none
 from triptych.errors import InputError
 from triptych.extras import importing
 
 if TYPE_CHECKING:
     from triptych.data import Photo
 
-evaluation = typer.Typer(help="Measure a model on a data set.")
+evaluation = Application(help="Measure a model on a data set.")
 app.add_typer(evaluation, name="eval")
 
 MatchingModel = Annotated[str, typer.Option("--model", help="blip2, or a checkpoint directory.")]
@@ -57,7 +58,7 @@ def eval_caption(
     strict: StrictEvaluation = False,
     as_json: Json = False,
 ) -> None:
-    """BLEU, METEOR (needs Java), ROUGE-L and CIDEr-D of the model's captions."""
+    """Captions: BLEU, METEOR (needs Java), ROUGE-L, CIDEr-D."""
     from time import perf_counter
 
     from triptych.evaluate.captioning import caption_metrics
@@ -131,7 +132,7 @@ def eval_hallucination(
     strict: StrictEvaluation = False,
     as_json: Json = False,
 ) -> None:
-    """How often captions name things that the photos do not show (CHAIR), judged by people's captions and boxes."""
+    """Things that captions name but photos do not show (CHAIR). Judged by people's captions and boxes."""
     from triptych.evaluate.captioning import captions_by_id
     from triptych.evaluate.hallucination import hallucination_metrics
     from triptych.tasks import load
@@ -155,7 +156,7 @@ def eval_retrieval(
     strict: StrictEvaluation = False,
     as_json: Json = False,
 ) -> None:
-    """Recall of photos for texts and texts for photos, by contrast and after re-ranking by matching."""
+    """Recall of photos for texts and texts for photos. By contrast, and after re-ranking by matching."""
     from triptych.evaluate.retrieval import retrieval_metrics
     from triptych.tasks import load_matcher
 
@@ -182,7 +183,7 @@ def eval_choice(
     strict: StrictEvaluation = False,
     as_json: Json = False,
 ) -> None:
-    """Two photos, "Which photo shows ...?", by matching and by the language model; one photo, choices in mixed wording."""
+    """Questions with choices. "Which photo shows ...?", by matching and by the language model; one photo, choices in mixed wording."""
     from triptych.evaluate.choice import choice_metrics
     from triptych.tasks import Answers, Matches, load
 
@@ -209,7 +210,7 @@ def eval_vqa(
     strict: StrictEvaluation = False,
     as_json: Json = False,
 ) -> None:
-    """Questions about one photo: accuracy, beside that of blind baselines."""
+    """Questions about one photo: accuracy, beside blind baselines."""
     from triptych.data import open_dataset
     from triptych.evaluate.vqa import answer_questions, question_examples, vqa_metrics
     from triptych.tasks import load_answerer
@@ -244,7 +245,7 @@ def eval_fewshot(
     strict: StrictEvaluation = False,
     as_json: Json = False,
 ) -> None:
-    """Two new names for two kinds of pictures that are not in training: how often the right one is chosen (chance: 50%)."""
+    """New names for two kinds of pictures, from a few examples. Kinds that were not in training; chance is 50%."""
     from triptych.evaluate.fewshot import fewshot_metrics
     from triptych.tasks import load_completer
 
@@ -264,7 +265,7 @@ def eval_tags(
     strict: StrictEvaluation = False,
     as_json: Json = False,
 ) -> None:
-    """Nouns that the model would name beside those that captions name: precision, recall, calibration of the probabilities."""
+    """Keywords: precision, recall and calibration. The nouns that the model would name, beside those that captions name."""
     from triptych.evaluate.naming import naming_metrics
     from triptych.tasks import load_matcher
 
@@ -275,7 +276,7 @@ def eval_tags(
 
 @evaluation.command("judgments")
 def eval_judgments(data: Data, as_json: Json = False) -> None:
-    """How each caption metric agrees with people: Kendall's tau on Flickr8k's expert judgments."""
+    """How each caption metric agrees with people. Kendall's tau on Flickr8k's expert judgments."""
     from triptych.evaluate.judgments import judgment_taus
 
     show(judgment_taus(data), as_json)
@@ -289,7 +290,7 @@ def eval_attention(
     strict: StrictEvaluation = False,
     as_json: Json = False,
 ) -> None:
-    """How much of a word's attention falls into the boxes of what it names (data with COCO's boxes)."""
+    """Attention within the boxes of what a word names. For data with COCO's boxes."""
     from triptych.evaluate.attention import attention_in_boxes
     from triptych.tasks import load
 

@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from triptych.cli.common import complain, emit, set_parameters
+from triptych.cli.common import complain, emit, escape_controls, set_parameters
 from triptych.errors import InputError
 
 if TYPE_CHECKING:
@@ -282,7 +282,7 @@ def print_record(record: Mapping[str, Any], as_json: bool, file: TextIO) -> None
     if "error" in record:
         return  # reported at the end
     text = record["caption"] if "caption" in record else ", ".join(record["tags"])
-    emit(dict(record), as_json, f"{record['image']}: {text}", file)
+    emit(dict(record), as_json, f"{escape_controls(record['image'])}: {text}", file)
 
 
 def report(summary: Summary, outputs: Sequence[Path]) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from triptych.cli.common import DeviceOption, Json, PrecisionOption, app, complain, emit
+from triptych.cli.application import app
+from triptych.cli.common import DeviceOption, Json, PrecisionOption, complain, emit, escape_controls
 from triptych.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def index(
     device: DeviceOption = None,
     as_json: Json = False,
 ) -> None:
-    """Bring a photo library up to date with a folder; only what is new is read by the model."""
+    """Bring a photo library up to date with a folder. Only new photos are read by the model."""
     from triptych.library import as_matcher, index_photos, scan
     from triptych.library.table import check_location
     from triptych.tasks import load
@@ -72,7 +73,7 @@ def find(
     device: DeviceOption = None,
     as_json: Json = False,
 ) -> None:
-    """Find the photos of a library that a text describes, the best first; or those like a photo; or those that are there twice."""
+    """Search a photo library by a text or a photo, or for duplicates. The best photos come first."""
     from triptych.library import SheetPhoto, as_matcher, open_library, similar_photos
     from triptych.library import find as find_photos
     from triptych.tasks import load
@@ -90,13 +91,13 @@ def find(
     if text is not None:
         least = (SHEET_AT_LEAST if sheet is not None else 0.0) if at_least is None else at_least
         for one in find_photos(opened, matcher, text, k, candidates, at_least=least, notice=complain):
-            emit(vars(one), as_json, f"{one.score:.3f}  {one.path}")
+            emit(vars(one), as_json, f"{one.score:.3f}  {escape_controls(one.path)}")
             photos.append(SheetPhoto(one.path, one.rank, f"{one.score:.3f} ({one.probability:.0%})"))
         if not photos:
             complain(InputError(f"no photo reaches a probability of {least}; --at-least 0 lists the best all the same"))
     else:
         for similar in similar_photos(opened, matcher, like or "", k):
-            emit(vars(similar), as_json, f"{similar.similarity:.3f}  {similar.path}")
+            emit(vars(similar), as_json, f"{similar.similarity:.3f}  {escape_controls(similar.path)}")
             photos.append(SheetPhoto(similar.path, similar.rank, f"{similar.similarity:.3f}"))
     write_sheet(sheet, text or f"Photos like {Path(like or '').name}", photos)
 
@@ -114,7 +115,7 @@ def find_groups(library: Library, sheet: Path | None, as_json: bool) -> None:
         groups = find_duplicates(library, complain, lambda photos: bar.advance(task, photos))
     photos: list[SheetPhoto] = []
     for number, group in enumerate(groups, 1):
-        lines = "\n".join(f"  {path}" for path in group.paths)
+        lines = "\n".join(f"  {escape_controls(path)}" for path in group.paths)
         emit(vars(group), as_json, f"{group.kind}: {len(group.paths)} photos\n{lines}")
         photos += [SheetPhoto(path, number, group.kind) for path in group.paths]
     if not groups:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from triptych.cli.common import DeviceOption, Json, PrecisionOption, app, emit, make_folder
+from triptych.cli.application import app
+from triptych.cli.common import DeviceOption, Json, PrecisionOption, emit, make_folder
 from triptych.cli.tables import record_text
 from triptych.extras import importing
 
@@ -16,7 +17,7 @@ from triptych.extras import importing
 def demo(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder of the report.")] = Path("triptych-demo"),
 ) -> None:
-    """Caption the bundled photos and write a report that shows where the model looked."""
+    """Caption the bundled photos and write a report. It shows where the models looked."""
     from triptych.demo import run
 
     make_folder(out)
@@ -33,7 +34,7 @@ def info(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Describe a model: its parts, parameters, memory, licences and figures."""
+    """Describe a model: parts, parameters, memory, licences, figures."""
     from triptych.checkpoints.parts import list_parts
     from triptych.tasks import load
 
@@ -92,7 +93,7 @@ def convert(
     int8: Annotated[bool, typer.Option(help="Store 8-bit integers.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Read a checkpoint of another project (or of ours) and write it as a checkpoint directory."""
+    """Convert a published checkpoint. One of our own is written anew; TARGET becomes a checkpoint directory."""
     with importing("torch", "conversion"):
         from triptych.convert.checkpoint import convert_checkpoint
 
@@ -110,7 +111,7 @@ def average(
     checkpoints: Annotated[list[Path], typer.Argument(help="Two checkpoint directories or more, of one architecture.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The checkpoint directory to write.")],
 ) -> None:
-    """Write the mean of the weights of several checkpoints, which is often better than each."""
+    """Average the weights of several checkpoints. The mean is often better than each."""
     with importing("torch", "a mean of weights"):
         from triptych.models.average import average_checkpoints
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from triptych.cli.application import app
 from triptych.cli.common import (
     Beams,
     DeviceOption,
     Json,
     PrecisionOption,
-    app,
     complain,
     emit,
     reading,
@@ -27,6 +27,7 @@ from triptych.cli.common import (
     write_page,
 )
 from triptych.errors import InputError
+from triptych.io.folders import is_picture_name
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 CompleterOption = Annotated[str, typer.Option("--model", help="flamingo, or a checkpoint directory.")]
 
 NEAREST = 4  # examples
-COMMANDS = ("/image", "/drop", "/undo", "/save", "/load", "/help", "/quit", "/exit")
+ENDS = ("/quit", "/exit")
+COMMANDS = ("/image", "/drop", "/undo", "/save", "/load", "/help", *ENDS)
 CHAT_HELP = """/image PATH   add a picture to the next question (or type its path alone)
 /drop         remove the pictures that wait
 /undo         take back the last question and answer
@@ -80,7 +82,7 @@ def complete(
     device: DeviceOption = None,
     as_json: Json = False,
 ) -> None:
-    """Do with a picture what the examples show: name it, caption it, answer about it."""
+    """Do with a picture what the examples show. It may be named, captioned, or asked about."""
     from triptych.figures.page import PageEntry
     from triptych.io.images import load_image
     from triptych.tasks import load_completer
@@ -168,12 +170,14 @@ def chat(
         print("Ask about your pictures. /image PATH adds one, /help lists the rest.", file=sys.stderr)
     for line in lines(terminal):
         try:
-            paths = typed_paths(line) if is_path(line) else []
-            if paths:
+            if paths := typed_paths(line) if is_path(line) else []:
                 add_pictures(dialogue, paths)
+            elif names_picture(line):
+                raise InputError(f"{line}: no such picture")
+            elif line.partition(" ")[0] in ENDS:
+                break
             elif line.startswith("/"):
-                if command(dialogue, line) is None:
-                    break
+                command(dialogue, line)
             elif line:
                 answer(dialogue, line, settings, as_json)
         except InputError as error:  # a mistake does not end the dialogue
@@ -207,6 +211,12 @@ def is_path(line: str) -> bool:
     return bool(line) and (line.split()[0] not in COMMANDS) and not line.endswith("?")
 
 
+def names_picture(line: str) -> bool:
+    """Whether a line is one word, or a text in quotes, that ends as the names of pictures do."""
+    name = as_path(line)
+    return is_picture_name(os.path.basename(name)) and (line[0] in "'\"" or not re.search(r"(?<!\\)\s", line))  # noqa: PTH119
+
+
 def typed_paths(text: str) -> list[str]:
     """The files in a text that was typed or dragged into the terminal: one or several, in quotes, with backslashes, or starting with ``~``;
     or one address (``https:``, ``file:``, ``data:``). Empty if one of them is not a file."""
@@ -229,8 +239,8 @@ def as_path(text: str) -> str:
     return os.path.expanduser(plain)  # noqa: PTH111
 
 
-def command(dialogue: Chat, line: str) -> str | None:
-    """Run a command that begins with /. Returns the text that it printed; None = the dialogue ends. Raises InputError: unknown command."""
+def command(dialogue: Chat, line: str) -> None:
+    """Run a command that begins with /. Raises InputError: unknown command."""
     name, _, rest = line.partition(" ")
     rest = rest.strip()
     if name in ("/image", "/save", "/load") and not rest:
@@ -238,7 +248,7 @@ def command(dialogue: Chat, line: str) -> str | None:
     match name:
         case "/image":
             add_pictures(dialogue, typed_paths(rest) or [as_path(rest)])
-            return ""
+            return
         case "/drop":
             dialogue.drop()
             reply = "no picture waits"
@@ -252,14 +262,11 @@ def command(dialogue: Chat, line: str) -> str | None:
             reply = f"{len(dialogue.turns)} turns"
         case "/help":
             reply = CHAT_HELP
-        case "/quit" | "/exit":
-            return None
         case _ if "/" in name[1:]:
             raise InputError(f"{line}: no such picture")
         case _:
             raise InputError(f"{name} is not a command: /help lists them")
     print(reply, file=sys.stderr)
-    return reply
 
 
 def answer(dialogue: Chat, question: str, settings: dict[str, Any], as_json: bool) -> None:

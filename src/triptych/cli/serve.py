@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from triptych.cli.common import app
+from triptych.cli.application import app
 from triptych.extras import importing
 
 
@@ -39,7 +39,7 @@ def serve(
         typer.Option(min=1, max=1024, help="Run N copies of the server on a Ray cluster.", show_default="this process"),
     ] = None,
 ) -> None:
-    """Serve models to OpenAI's and Ollama's clients, and a web page, on this machine."""
+    """Serve a web page, and OpenAI's and Ollama's clients."""
     from triptych.serve.settings import ServerSettings
 
     settings = ServerSettings(
@@ -68,7 +68,7 @@ def serve(
 def mcp(
     library: Annotated[Path | None, typer.Option(metavar="DIR", help="A library to search (see index).")] = None,
 ) -> None:
-    """Serve photos to an assistant over stdio (Model Context Protocol): caption, ask, compare, find."""
+    """Serve photos to an assistant (MCP). It can caption, ask, compare and find, over stdio."""
     with importing("mcp", "this"):
         from triptych.plugins.mcp_server import photo_server
     photo_server(library).run("stdio")

@@ -87,5 +87,5 @@ def text(value: Any) -> str:
         return str(round(value, 4))
     if isinstance(value, list | tuple):
         grid = len(value) == 2 and all(isinstance(item, int) for item in value)
-        return (" x " if grid else ", ").join(map(text, value))
+        return (" x " if grid else ", ").join(map(text, value)) or "none"
     return "not given" if value is None else str(value)

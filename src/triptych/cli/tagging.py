@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from triptych.cli.common import DeviceOption, Images, Json, PrecisionOption, app, complain, emit, pictures
+from triptych.cli.application import app
+from triptych.cli.common import DeviceOption, Images, Json, PrecisionOption, complain, emit, escape_controls, pictures
 from triptych.cli.folders import FolderOptions, describe_folder, with_folder_options
 from triptych.errors import InputError, TriptychError
 
@@ -42,7 +43,7 @@ def tag(
     device: DeviceOption = None,
     as_json: Json = False,
 ) -> None:
-    """Find keywords for each photo, or for all photos of a folder: the words of a vocabulary that fit."""
+    """Find keywords for each photo, or each photo of a folder. They are the words of a vocabulary that fit."""
     from triptych.tasks.tagging import read_words
 
     options = replace(options, as_json=as_json, device=device, keywords=True)
@@ -101,7 +102,7 @@ def tag_each(tagger: Tagger, model: str, sources: list[str], as_json: bool) -> N
             failed = error
             continue
         words = tags_by_word(tags)
-        text = f"{source}: {', '.join(words)}" if len(sources) > 1 else ", ".join(words)
+        text = f"{escape_controls(source)}: {', '.join(words)}" if len(sources) > 1 else ", ".join(words)
         emit({"image": source, "model": model, "tags": words}, as_json, text)
     if failed is not None:
         raise typer.Exit(failed.exit_code)

@@ -11,13 +11,14 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from triptych.cli.common import Json, app, emit, set_parameters
+from triptych.cli.application import Application, app
+from triptych.cli.common import Json, emit, set_parameters
 from triptych.errors import InputError
 from triptych.train.recipe import Settings, all_settings
 from triptych.train.sources import Sources
 from triptych.train.systems import RECIPES, run_recipe_file, train_system
 
-training = typer.Typer(help="Train a system on your own photos.")
+training = Application(help="Train a system on your own photos.")
 app.add_typer(training, name="train")
 
 Run = Annotated[
@@ -55,11 +56,11 @@ Written = Annotated[
 ]
 
 HELP = {
-    "sat": "Train Show, Attend and Tell; RUN/best is the checkpoint with the best CIDEr-D of generated validation captions.",
-    "blip2": "Train BLIP-2; RUN/best is the checkpoint that did best on the validation photos: by CIDEr-D if the language model "
+    "sat": "Train Show, Attend and Tell. RUN/best is the checkpoint with the best CIDEr-D of generated validation captions.",
+    "blip2": "Train BLIP-2. RUN/best is the checkpoint that did best on the validation photos: by CIDEr-D if the language model "
     "learns to caption, else by R@1.\n\n"
     "With --weight question=1 alone, the photos need questions with answers and no captions (judged by right answers).",
-    "flamingo": "Train Flamingo; RUN/best is the checkpoint with the best CIDEr-D plus the share of correct answers with new names.",
+    "flamingo": "Train Flamingo. RUN/best is the checkpoint with the best CIDEr-D plus the share of correct answers with new names.",
 }
 SEVERAL = "With several data sets, the mean of their figures decides."
 
@@ -106,7 +107,7 @@ def consensus(
     strict: StrictTraining = False,
     as_json: Json = False,
 ) -> None:
-    """Add to a checkpoint what captions of photos agree on: it then guides the search for captions and chooses among their beams.
+    """Add to a checkpoint what captions of photos agree on. It then guides the search for captions and chooses among their beams.
 
     A closed form over the training photos and their captions by people; the checkpoint's weights stay as they are. A model that matches
     also gets a querybank: a few hundred of the photos and captions, with which its search tells what fits from what fits everything.

@@ -62,7 +62,7 @@ def load_image(source: ImageSource, target: int | None = None) -> Image.Image:
 
     `source` is a path, a file:, http(s): or data: URL, the bytes of a file, a PIL image (any mode) or a numpy array:
     [H, W] or [H, W, 1|3|4], of uint8, uint16 (full scale 65,535), bool, or floats in 0..1. An animation is read as its
-    first frame. HEIC needs `pip install triptych[heic]`.
+    first frame. HEIC needs `pip install 'triptych[heic]'`.
 
     `target`: the side in pixels to which the picture will be reduced. A JPEG is then decoded at 1/2, 1/4 or 1/8 of its
     size, never below twice the target, which takes a third of the time for a large photo.
@@ -205,7 +205,7 @@ def _read_header(data: bytes, name: str) -> Image.Image:
         try:
             from pillow_heif import HeifImageFile
         except ImportError:
-            raise InputError(f"{name}: HEIC pictures need a plugin: pip install triptych[heic]") from None
+            raise InputError(f"{name}: HEIC pictures need a plugin: pip install 'triptych[heic]'") from None
         read_header: Callable[[io.BytesIO], Image.Image] = HeifImageFile
         return read_header(io.BytesIO(data))
     return Image.open(io.BytesIO(data), formats=PICTURE_FORMATS)
