@@ -136,9 +136,9 @@ class Guidance(NamedTuple):
 
     def added(self, logprobs: Scores, inputs: Sequence[int]) -> Scores:
         """``logprobs [len(inputs) * K, V]`` with the weights of each row's input added."""
-        guided = logprobs.reshape(len(inputs), -1, logprobs.shape[-1]).copy()
-        guided[:, :, self.tokens] += self.weights[list(inputs)][:, None]
-        return guided.reshape(logprobs.shape)
+        added = np.zeros((len(inputs), 1, logprobs.shape[-1]), np.float32)
+        added[:, 0, self.tokens] = self.weights[list(inputs)]
+        return (logprobs.reshape(len(inputs), -1, logprobs.shape[-1]) + added).reshape(logprobs.shape)
 
 
 class Token(NamedTuple):
@@ -197,7 +197,8 @@ def log_softmax(logits: Any, search: Search) -> Scores:
         scores = scores.copy()
         scores[:, sorted(search.banned)] = -np.inf
     scores = scores - scores.max(-1, keepdims=True)
-    return scores - np.log(np.exp(scores).sum(-1, keepdims=True))
+    scores -= np.log(np.exp(scores).sum(-1, keepdims=True))
+    return scores
 
 
 def restrict(logprobs: Scores, texts: Sequence[Sequence[int]], search: Search) -> Scores:

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 Scores = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
-TOP_BLOCK = 256  # columns: see largest()
-
 
 def penalise(scores: Scores, texts: Sequence[Sequence[int]], penalty: float) -> Scores:
     """``scores [rows, V]``, lower for the tokens of each row's text (``Search.repetition_penalty``)."""
@@ -60,15 +58,12 @@ def softmax(scores: Scores) -> Scores:
 def largest(scores: Scores, count: int) -> tuple[Scores, Ints]:
     """The largest ``count`` of each row of ``scores [B, N]``, in descending order, and their columns; both ``[B, count]``.
 
-    The ``count`` largest lie in the ``count`` blocks of columns with the largest maxima, so only those blocks are sorted.
+    Of equal scores the ones in the first columns. Only those that reach the row's ``count``-th largest are sorted.
     """
-    rows, columns = scores.shape
-    indices = np.broadcast_to(np.arange(columns), scores.shape)
-    if columns > 4 * count * TOP_BLOCK:
-        padding = np.full((rows, -columns % TOP_BLOCK), -np.inf, np.float32)
-        blocks = np.concatenate([scores, padding], 1).reshape(rows, -1, TOP_BLOCK)
-        best = np.sort(np.argpartition(-blocks.max(2), count - 1, 1)[:, :count], 1)
-        indices = (best[..., None] * TOP_BLOCK + np.arange(TOP_BLOCK)).reshape(rows, -1)
-        scores = np.take_along_axis(blocks, best[..., None], 1).reshape(rows, -1)
-    order = np.argsort(-scores, 1, kind="stable")[:, :count]
-    return np.take_along_axis(scores, order, 1), np.minimum(np.take_along_axis(indices, order, 1), columns - 1)
+    columns = scores.shape[1]
+    least = np.partition(scores, columns - count, 1)[:, columns - count]
+    order = np.empty((len(scores), count), np.int64)
+    for row, bound, best in zip(scores, least, order, strict=True):
+        at = np.flatnonzero(~(row < bound))
+        best[:] = at[np.argsort(-row[at], kind="stable")[:count]]
+    return np.take_along_axis(scores, order, 1), order

@@ -60,6 +60,15 @@ def test_a_photo_agrees_with_the_caption_of_its_thing(fitted: Consensus) -> None
     np.testing.assert_allclose(fitted.vectors(captions)[0], around_mean / np.linalg.norm(around_mean), atol=1e-5)
 
 
+def test_what_is_expected_of_a_photo_is_computed_once(fitted: Consensus) -> None:
+    photos = np.eye(4, dtype=np.float32) + 0.25
+    first = fitted.expected(photos)
+    assert fitted.expected(photos.copy()) is first and not first.flags.writeable
+    np.testing.assert_allclose(fitted.expected(photos[:1])[0], first[0], atol=1e-6)
+    many = fitted.expected(np.tile(photos, (5, 1)))
+    np.testing.assert_allclose(many[:4], first, atol=1e-6)
+
+
 def test_rare_words_are_left_out_and_common_ones_needed() -> None:
     photos = [photo_of("x", ("one two",))] * 5 + [photo_of("x", ("three",))] * 4
     assert fit_consensus(np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32), photos).words == (

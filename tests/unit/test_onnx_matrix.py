@@ -12,8 +12,10 @@ from triptych.engines.onnx.matrix import (
     Blocks,
     at_least_8_bits,
     at_precision,
+    in_rows,
     quantize4,
     quantize8,
+    quantize_rows,
     rows_of_int8,
     scaled,
     stack_rows,
@@ -149,3 +151,36 @@ def test_threads_are_bounded_by_the_environment(monkeypatch: pytest.MonkeyPatch)
     assert physical_cores() == 1
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert physical_cores() >= 1
+
+
+ROWS = quantize_rows(VALUES)
+
+
+def test_a_row_loses_at_most_half_a_step() -> None:
+    assert ROWS.row_scale is not None and quantize8(VALUES).row_scale is None and quantize4(VALUES).row_scale is None
+    error = np.abs(ROWS.dense() - VALUES).max(-1)
+    assert (error <= 0.51 * np.abs(VALUES).max(-1) / 127).all() and error.max() > 0
+    assert not quantize_rows(np.zeros((2, 32), np.float32)).dense().any()
+    assert in_rows(VALUES, "int8").row_scale is not None and isinstance(in_rows(VALUES, "fp32"), np.ndarray)
+    eight = quantize8(VALUES)
+    assert in_rows(eight, "int8") is eight and isinstance(in_rows(VALUES[:, :40], "int8"), np.ndarray)
+
+
+@pytest.mark.parametrize("shape", [(1,), (5,), (2, 3)])
+def test_products_with_a_scale_for_each_row_are_nearly_exact(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """Also of rows of zeros, of rows of very unequal sizes, and of the largest digits everywhere."""
+    x, bias = RNG.normal(size=(*shape, 96)).astype(np.float32), RNG.normal(size=48).astype(np.float32)
+    flat = x.reshape(-1, 96)
+    flat[0] = np.sign(flat[0])
+    flat[1:2], flat[2:3] = 0, 1e6 * flat[2:3]
+    graph = Graph("product")
+    graph.output(
+        graph.multiply(graph.input("x", [*"ab"[: len(shape)], 96]), ROWS, bias), "y", [*"ab"[: len(shape)], 48]
+    )
+    graph.save(tmp_path)
+    session = open_session(tmp_path / "product.onnx")
+    wanted = x @ ROWS.dense().T
+    error = np.abs(session.run(None, {"x": x})[0] - bias - wanted).max(-1)
+    assert (error <= 2e-4 * np.abs(wanted).max(-1) + 1e-5).all()
+    alone = session.run(None, {"x": x[-1:]})[0]
+    np.testing.assert_array_equal(alone, session.run(None, {"x": x})[0][-1:])  # whatever the other rows are

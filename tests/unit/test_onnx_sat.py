@@ -9,7 +9,7 @@ from tiny_onnx import WORDS, assert_near, sat_engine, save, weights_of
 
 from triptych.checkpoints.config import EncoderSpec
 from triptych.engines.onnx.coverage import NotCoveredError, check_encoder, check_sat
-from triptych.engines.onnx.sat import OnnxCaptionState
+from triptych.engines.onnx.sat import OnnxCaptionState, parts_of
 from triptych.engines.onnx.sat_graph import annotations_graph
 from triptych.engines.onnx.session import open_session
 from triptych.engines.onnx.vision_graph import EncoderGraph, published_convolutions, stored_convolutions
@@ -162,3 +162,8 @@ def test_other_kinds_are_left_to_torch() -> None:
         check_sat(ShowAttendTellConfig(9, 5, attention="hard"), 22)
     with pytest.raises(NotCoveredError):
         check_sat(config, len(LAYERS))
+
+
+def test_steps_of_many_captions_are_computed_in_parts_of_equal_beams() -> None:
+    shapes = [(1, 10), (2, 1), (1, 10), (1, 10), (1, 3), (3, 10), (1, 3)]
+    assert parts_of(shapes) == [[1], [4, 6], [0, 2], [3], [5]]

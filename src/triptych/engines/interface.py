@@ -105,6 +105,10 @@ class SatEngine(PhotoEncoder, StepModel[Array, StateT], Protocol[StateT]):
         """Image features of B photos -> annotations ``[B, L, D]``."""
         ...
 
+    def mean(self, annotations: Array) -> Floats:
+        """The mean of annotations ``[B, L, D]`` over the grid: ``[B, D]``; ``pooled`` of photos that were read already."""
+        ...
+
     def maps(self, features: Array, ids: Sequence[int]) -> Floats:
         """The attention to the grid for each of the words ``ids`` of one photo's caption: ``[T, h, w]``."""
         ...

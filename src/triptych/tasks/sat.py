@@ -64,7 +64,7 @@ class SatTasks(Reranking):
             features = self.encode(images[first : first + DECODED_TOGETHER])
             annotations = self.engine.read(features)
             if rerank:
-                pooled = self.engine.pooled(features)
+                pooled = self.engine.mean(annotations)
                 guidance = self.guidance(pooled)
                 written = generate(self.engine, annotations, with_all_beams(search), guidance=guidance)
                 written = self.reranked(written, pooled, self.spec.vocabulary.decode, search.n_best)
@@ -86,8 +86,9 @@ class SatTasks(Reranking):
         """The words of one photo's caption as they are written (greedy, or sampled with a ``temperature``)."""
         search = self.search(**({"beams": 1} | settings))
         features = self.encode([image])
-        guidance = self.guidance(self.engine.pooled(features)) if self.reranks(settings) else None
-        tokens = stream(self.engine, self.engine.read(features), search, guidance)
+        annotations = self.engine.read(features)
+        guidance = self.guidance(self.engine.mean(annotations)) if self.reranks(settings) else None
+        tokens = stream(self.engine, annotations, search, guidance)
         return (yield from pieces_of_tokens(tokens, self.spec.vocabulary.words.__getitem__, self.spelling))
 
     @property

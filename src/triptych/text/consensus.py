@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ FILE = "consensus.npz"  # in a checkpoint
 LINEAR = ("weight", "scale", "bias")  # the arrays of a linear map in it
 CLASSIFIER = "classifier_"  # before those of the classifier
 MAX_WORDS = 50_000
+REMEMBERED_RESULTS, REMEMBERED_PHOTOS = 32, 8  # results of ``Consensus.expected``, and photos of one
 LABEL_SCALE = 8.0  # of the labels beside the features, whose spread is near 1
 LEAST_PRESENCE = 0.003  # probability; its logit bounds how much a consensus says
 KINDS_OF = {
@@ -116,8 +117,25 @@ class Consensus:
         return self.regression(with_labels(pooled, self.classifier))
 
     def expected(self, pooled: Floats) -> Floats:
-        """Photos ``[B, D]`` -> the directions of the captions to expect ``[B, V]``, of length 1 around the mean caption."""
-        return unit(self.regressed(pooled))
+        """Photos ``[B, D]`` -> the directions of the captions to expect ``[B, V]``, of length 1 around the mean caption; read-only.
+
+        The last results for few photos are remembered: the search for words and the choice among beams both need them.
+        """
+        if len(pooled) > REMEMBERED_PHOTOS:
+            return unit(self.regressed(pooled))
+        return self._directions(pooled.astype(np.float32).tobytes(), len(pooled))
+
+    @cached_property
+    def _directions(self) -> Callable[[bytes, int], Floats]:
+        """``expected`` of photos ``[B, D]``, given as bytes and B."""
+
+        @lru_cache(REMEMBERED_RESULTS)
+        def directions(pooled: bytes, photos: int) -> Floats:
+            expected = unit(self.regressed(np.frombuffer(pooled, np.float32).reshape(photos, -1)))
+            expected.setflags(write=False)
+            return expected
+
+        return directions
 
     def expected_words(self, pooled: Floats) -> Floats:
         """How much each word adds to the agreement of a caption with a photo ``[B, D]``, but for the caption's length: ``[B, V]``."""

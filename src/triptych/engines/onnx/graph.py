@@ -24,6 +24,7 @@ Dims = Sequence[int | str]
 OPSET, CONTRIB = 17, "com.microsoft"
 ALIGNMENT = 4096
 INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level: x is rounded to 8 bits in blocks of 32
+DIGIT = 63  # the largest digit of ``_multiply_rows``: the sum of two products with int8 then fits the 16 bits of processors without VNNI
 INLINE = 1024  # bytes; smaller constants are stored in NAME.onnx
 FLOAT, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64
 
@@ -105,12 +106,16 @@ class Graph:
         """``x [.., D]`` -> ``x matrix^T + bias [.., N]``; if the matrix has offsets or there are ``exact`` columns, x is ``[T, D]``.
 
         ``exact``: columns of x that are multiplied in fp32. The others are rounded to 8 bits in blocks of neighbours, so a column of large
-        values would make the others in its block inexact.
+        values would make the others in its block inexact. Without them, and with one scale for each row of the matrix, x is rounded to two
+        digits of 7 bits, which is more exact and with several rows several times as fast.
         """
+        columns = np.arange(0) if exact is None else exact
         if isinstance(matrix, np.ndarray):
             product = self.add("MatMul", x, self.weight(matrix.T))
+        elif not len(columns) and (scale := matrix.row_scale) is not None:
+            product = self._multiply_rows(x, matrix.codes, scale)
         else:
-            product = self._multiply_blocks(x, matrix, np.arange(0) if exact is None else exact)
+            product = self._multiply_blocks(x, matrix, columns)
         return product if bias is None else self.add("Add", product, self.weight(bias))
 
     def multiply_in_16_bits(self, x: str, matrix: Matrix, bias: Floats | None = None) -> str:
@@ -129,6 +134,22 @@ class Graph:
             product = self._add_full_precision(x, matrix, np.arange(0), product)
         product = self.add("Add", product, fine)
         return product if bias is None else self.add("Add", product, self.weight(bias))
+
+    def _multiply_rows(self, x: str, codes: NDArray[np.uint8], scale: Floats) -> str:
+        """The product of integers: each row of x is unit * (first digit + second digit / (2 * DIGIT)). Both digits are multiplied
+        together as twice as many rows, so that the weights are read once. ``codes [N, D]``: 128 is 0; ``scale [N]``."""
+        largest = self.add("ReduceMax", self.add("Abs", x), axes=[-1], keepdims=1)
+        unit = self.add("Mul", self.add("Max", largest, self.scalar(1e-30)), self.scalar(1 / DIGIT))
+        digits = self.add("Div", x, unit)
+        first = self.add("Round", digits)
+        second = self.add("Round", self.add("Mul", self.add("Sub", digits, first), self.scalar(2 * DIGIT)))
+        both = self.add("Add", self.add("Concat", first, second, axis=0), self.scalar(DIGIT + 1))
+        weights = self.weight((codes ^ np.uint8(128)).view(np.int8).T)
+        zero = self.weight(np.array(DIGIT + 1, np.uint8))
+        given = self.add("Cast", both, to=TensorProto.UINT8), weights, self.scalar(1), self.weight(scale), zero
+        units = self.add("Concat", unit, self.add("Mul", unit, self.scalar(0.5 / DIGIT)), axis=0)
+        product = self.add("Mul", self.contrib("MatMulIntegerToFloat", *given), units)
+        return self.add("Add", *self.add_outputs("Split", 2, product, axis=0))
 
     def _multiply_blocks(self, x: str, matrix: Blocks, exact: Columns) -> str:
         rest = x

@@ -17,6 +17,8 @@ from triptych.engines.onnx.text import EmbeddingTable, Ids
 from triptych.evidence import Floats
 from triptych.text.vocabulary import BOS
 
+ROWS_TOGETHER = 24  # with more, what the attention adds up for each row and cell does not fit a core's cache
+
 
 class OnnxCaptionState(NamedTuple):
     """The state of decoding; a ``generate.State``."""
@@ -50,8 +52,11 @@ class OnnxSat(OnnxEncoder):
     def read(self, features: Sequence[Array]) -> Floats:
         return self.annotate.run(None, {"features": np.stack([floats(photo) for photo in features])})[0]
 
+    def mean(self, annotations: Array) -> Floats:
+        return floats(annotations).mean(1)
+
     def pooled(self, features: Sequence[Array]) -> Floats:
-        return self.read(features).mean(1)
+        return self.mean(self.read(features))
 
     def prefill(self, inputs: Array) -> tuple[Floats, OnnxCaptionState]:
         """``annotations [B, L, D]`` -> logits of the first word ``[B, V]``, and the state after BOS with one row for each photo."""
@@ -89,21 +94,21 @@ class OnnxSat(OnnxEncoder):
 
 
 class JointSat:
-    """An ``interface.JointSteps``: captions with equal numbers of beams are stepped together."""
+    """An ``interface.JointSteps``: captions with equal numbers of beams are stepped together, ``ROWS_TOGETHER`` rows at a time."""
 
     def __init__(self, engine: OnnxSat) -> None:
         self.engine = engine
-        self.photos: dict[int, tuple[list[Floats], Floats, Floats]] = {}  # by beams: of the last step, see ``grids``
+        self.photos: list[tuple[list[Floats], Floats, Floats]] = []  # of each part of the last step, see ``grids``
 
     def step(self, ids: Sequence[Ids], states: Sequence[OnnxCaptionState]) -> list[tuple[Floats, OnnxCaptionState]]:
         results: dict[int, tuple[Floats, OnnxCaptionState]] = {}
-        widths = {state.h.shape[1] for state in states}
-        self.photos = {beams: photos for beams, photos in self.photos.items() if beams in widths}
-        for beams in widths:
-            group = [index for index, state in enumerate(states) if state.h.shape[1] == beams]
+        before, self.photos = self.photos, []
+        for group in parts_of([state.h.shape[:2] for state in states]):
             captions = [states[index] for index in group]
+            beams = captions[0].h.shape[1]
             h, c = np.concatenate([state.h for state in captions]), np.concatenate([state.c for state in captions])
-            together = OnnxCaptionState(*self.grids(beams, captions), h, c)
+            self.photos.append(self.grids(before, captions))
+            together = OnnxCaptionState(*self.photos[-1][1:], h, c)
             logits, after = self.engine.step(np.concatenate([ids[index] for index in group]), together)
             ends = np.cumsum([len(state.h) for state in captions])[:-1]
             parts = zip(np.split(logits, ends * beams), np.split(after.h, ends), np.split(after.c, ends), strict=True)
@@ -111,11 +116,29 @@ class JointSat:
                 results[index] = own, state._replace(h=h, c=c)
         return [results[index] for index in range(len(states))]
 
-    def grids(self, beams: int, states: Sequence[OnnxCaptionState]) -> tuple[Floats, Floats]:
-        """The annotations and keys of all photos in one array each, reused while the photos are the same."""
-        known = self.photos.get(beams)
+    def grids(
+        self, before: Sequence[tuple[list[Floats], Floats, Floats]], states: Sequence[OnnxCaptionState]
+    ) -> tuple[list[Floats], Floats, Floats]:
+        """The photos of ``states``, and their annotations and keys in one array each, which are reused while the photos are the same."""
         annotations = [state.annotations for state in states]
-        if known is None or not same_arrays(known[0], annotations):
+        known = next((photos for photos in before if same_arrays(photos[0], annotations)), None)
+        if known is None:
             keys = np.concatenate([state.keys for state in states])
-            known = self.photos[beams] = annotations, np.concatenate(annotations), keys
-        return known[1:]
+            known = annotations, np.concatenate(annotations), keys
+        return known
+
+
+def parts_of(shapes: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    """The indices of states of shapes (photos, beams), in parts with equal beams: single states, or several with at most ``ROWS_TOGETHER``
+    rows."""
+    parts: list[list[int]] = []
+    for beams in sorted({beams for _, beams in shapes}):
+        rows = ROWS_TOGETHER
+        for index, (photos, own) in enumerate(shapes):
+            if own == beams:
+                rows += photos * beams
+                if rows > ROWS_TOGETHER:
+                    parts.append([])
+                    rows = photos * beams
+                parts[-1].append(index)
+    return parts

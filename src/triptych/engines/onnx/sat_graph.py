@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from triptych.engines.choice import Precision
 from triptych.engines.onnx.graph import Graph
-from triptych.engines.onnx.matrix import at_precision, dense, stack_rows
+from triptych.engines.onnx.matrix import dense, in_rows, stack_rows
 from triptych.engines.onnx.vision_graph import EncoderGraph, stored_convolutions
 from triptych.engines.onnx.weights import Weights
 from triptych.evidence import Floats
@@ -70,7 +70,7 @@ class DecoderGraphs:
         weights.append(self.weights.matrix("decoder.lstm.weight_hh"))
         biases = [self.weights.array(f"decoder.{name}") for name in ("attention.hidden_proj.bias", "beta.bias")]
         biases.append(self.lstm_bias())
-        both = graph.multiply(h, at_precision(stack_rows(weights), self.precision), dense(stack_rows(biases)))
+        both = graph.multiply(h, in_rows(stack_rows(weights), self.precision), dense(stack_rows(biases)))
         sizes = graph.ints(*(len(bias) for bias in biases))
         return graph.add_outputs("Split", 3, both, sizes, axis=-1)
 
@@ -85,7 +85,7 @@ class DecoderGraphs:
 
     def input_gates(self, graph: Graph, embedded: str, z_hat: str) -> str:
         both = graph.add("Concat", embedded, z_hat, axis=-1)
-        return graph.multiply(both, at_precision(self.weights.matrix("decoder.lstm.weight_ih"), self.precision))
+        return graph.multiply(both, in_rows(self.weights.matrix("decoder.lstm.weight_ih"), self.precision))
 
     def lstm_bias(self) -> Floats:
         return self.weights.array("decoder.lstm.bias_ih") + self.weights.array("decoder.lstm.bias_hh")
@@ -96,10 +96,10 @@ class DecoderGraphs:
         x, width = h, config.hidden_dim
         if config.output == "deep":
             x = graph.add("Add", embedded, self.linear(graph, h, "output_h", self.precision))
-            weight = at_precision(self.weights.matrix("decoder.output_z.weight"), self.precision)
+            weight = in_rows(self.weights.matrix("decoder.output_z.weight"), self.precision)
             x, width = graph.add("Add", x, graph.multiply(z_hat, weight)), config.embed_dim
         return self.linear(graph, graph.reshape(x, -1, width), "output", self.precision)
 
     def linear(self, graph: Graph, x: str, name: str, precision: Precision) -> str:
-        matrix = at_precision(self.weights.matrix(f"decoder.{name}.weight"), precision)
+        matrix = in_rows(self.weights.matrix(f"decoder.{name}.weight"), precision)
         return graph.multiply(x, matrix, self.weights.array(f"decoder.{name}.bias"))

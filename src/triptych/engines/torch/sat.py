@@ -30,8 +30,11 @@ class TorchSat(TorchEncoder):
     def read(self, features: Sequence[Array]) -> Tensor:
         return self.model.encoder.tail(self.stack(features))
 
+    def mean(self, annotations: Array) -> Floats:
+        return to_numpy(self.tensor(annotations).mean(1))
+
     def pooled(self, features: Sequence[Array]) -> Floats:
-        return to_numpy(self.read(features).mean(1))
+        return self.mean(self.read(features))
 
     def prefill(self, inputs: Array) -> tuple[Tensor, CaptionState]:
         return self.model.decoder.prefill(self.tensor(inputs))
