@@ -17,7 +17,18 @@ import numpy as np
 
 from triptych.errors import InputError
 from triptych.interruption import check_interruption
-from triptych.logits import Ints, Scores, Uniform, completing_tokens, largest, penalise, repeating_tokens, softmax
+from triptych.logits import (
+    Ints,
+    Scores,
+    Uniform,
+    choose,
+    completing_tokens,
+    largest,
+    penalise,
+    repeating_tokens,
+    to_library_of,
+    to_numpy,
+)
 
 MAX_NEW_TOKENS = 4096  # the most that Search.max_new_tokens may be
 TOP_LOGPROBS = 20  # the most that Search.top_logprobs may ask for
@@ -60,8 +71,9 @@ class Search:
     early_stopping: with ``refill``, when no beam can overtake those texts: False = when the best beam, if it ended now, would score lower;
         "never" = when it would even at ``max_new_tokens``; True = at once.
     repetition_penalty: the logits of tokens that the text already contains are divided by it, or multiplied if negative (Keskar et al.
-        2019, CTRL, section 4.1); 1 = off. The prompt does not count, as in LAVIS. Beam search applies it to log-probabilities, as
-        transformers does.
+        2019, CTRL, section 4.1); 1 = off. Beam search applies it to log-probabilities, as transformers does.
+    counts_prompt: the repetition penalty, n-grams and banned sequences count the prompt's tokens too, as in transformers; else only what
+        is written, as in LAVIS.
     seed: each input has its own random numbers, so that a batch gives the same texts as its items.
     top_logprobs: the number of most likely tokens to record at each position (``Token.likeliest``); None = none.
     """
@@ -83,6 +95,7 @@ class Search:
     refill: bool = False
     early_stopping: EarlyStopping = False
     banned_sequences: tuple[tuple[int, ...], ...] = ()
+    counts_prompt: bool = False
     top_logprobs: int | None = None
 
     def __post_init__(self) -> None:
@@ -124,6 +137,7 @@ class Search:
         return record | ({"once": True} if self.once else {})
 
 
+Texts = Sequence[Sequence[int]]  # the tokens of each
 Likeliest = tuple[tuple[int, float], ...]  # tokens at one position with their log-probabilities, the most likely first
 
 
@@ -170,20 +184,6 @@ class Hypothesis:
         return (self.logprob + self.guidance) / len(self.logprobs) ** length_penalty
 
 
-def to_numpy(array: Any) -> Scores:
-    """A NumPy array, or a torch tensor on any device, as fp32."""
-    if isinstance(array, np.ndarray):
-        return array.astype(np.float32, copy=False)
-    return np.asarray(array.detach().float().cpu().numpy())
-
-
-def to_library_of(logits: Any, array: Ints) -> Any:
-    """``array`` as a NumPy array or a torch tensor, on the device of ``logits``, like ``logits``."""
-    if isinstance(logits, np.ndarray):
-        return array
-    return sys.modules["torch"].from_numpy(array).to(logits.device)
-
-
 def without_gradients() -> AbstractContextManager[Any]:
     """torch's inference mode, if torch has been imported."""
     torch = sys.modules.get("torch")
@@ -201,17 +201,18 @@ def log_softmax(logits: Any, search: Search) -> Scores:
     return scores
 
 
-def restrict(logprobs: Scores, texts: Sequence[Sequence[int]], search: Search) -> Scores:
+def restrict(logprobs: Scores, texts: Texts, counted: Texts, search: Search) -> Scores:
     """``logprobs [rows, V]`` with minus infinity for the tokens that may not follow the ``texts`` so far (``Search``).
 
-    They are not normalised again, so the log-probabilities stay the model's, as in transformers.
+    They are not normalised again, so the log-probabilities stay the model's, as in transformers. ``counted``: the texts, perhaps behind
+    their prompts (``Search.counts_prompt``).
     """
     if not (search.once or search.no_repeat_ngrams or search.min_new_tokens or search.banned_sequences):
         return logprobs
     allowed = logprobs.copy()
-    for row, text in zip(allowed, texts, strict=True):
-        refused = repeating_tokens(text, search.no_repeat_ngrams)
-        refused |= completing_tokens(text, search.banned_sequences)
+    for row, text, whole in zip(allowed, texts, counted, strict=True):
+        refused = repeating_tokens(whole, search.no_repeat_ngrams)
+        refused |= completing_tokens(whole, search.banned_sequences)
         if search.once:
             refused |= frozenset(filter(search.once, text))
         if len(text) < search.min_new_tokens:
@@ -226,16 +227,18 @@ def generate(
     search: Search,
     seeds: Sequence[int] | None = None,
     guidance: Guidance | None = None,
+    prompts: Texts = (),
 ) -> list[list[Hypothesis]]:
     """The ``n_best`` texts of each input, best first (samples: in the order drawn).
 
-    ``seeds``: one for each input, if the draws of different inputs must be independent; None = ``search.seed`` for all.
+    ``seeds``: one for each input, if the draws of different inputs must be independent; None = ``search.seed`` for all. ``prompts``: the
+    tokens of each input, for ``Search.counts_prompt``.
     """
     with without_gradients():
-        if search.temperature == 0 and search.beams > 1:
-            return beam_search(model, inputs, search, guidance)
+        if search.beams > 1:
+            return beam_search(model, inputs, search, guidance, prompts)
         texts: list[list[list[Token]]] = []
-        for tokens in decode(model, inputs, search, seeds, guidance):
+        for tokens in decode(model, inputs, search, seeds, guidance, prompts):
             if not texts:
                 texts = [[[] for _ in row] for row in tokens]
             for text_row, token_row in zip(texts, tokens, strict=True):
@@ -246,7 +249,11 @@ def generate(
 
 
 def stream(
-    model: StepModel[Inputs, StateT], inputs: Inputs, search: Search, guidance: Guidance | None = None
+    model: StepModel[Inputs, StateT],
+    inputs: Inputs,
+    search: Search,
+    guidance: Guidance | None = None,
+    prompt: Sequence[int] = (),
 ) -> Generator[Token, None, bool]:
     """Yields the tokens of a single input without the end token; returns whether the end token was reached.
 
@@ -255,7 +262,7 @@ def stream(
     """
     if search.beams > 1 or search.n_best > 1:
         raise InputError("streaming writes one text token by token: use beams = 1 and n_best = 1")
-    tokens = decode(model, inputs, search, guidance=guidance)
+    tokens = decode(model, inputs, search, guidance=guidance, prompts=[prompt])
     while True:
         with without_gradients():  # entered for each token, so that it is off in the caller's code
             [[token]] = next(tokens, [[None]])
@@ -282,11 +289,19 @@ def likeliest_tokens(logprobs: Scores, search: Search) -> Sequence[Likeliest | N
     return [tuple(pair for pair in zip(*row, strict=True) if pair[1] > -np.inf) for row in rows]
 
 
-def record_and_restrict(
-    logprobs: Scores, texts: Sequence[Sequence[int]], search: Search
-) -> tuple[Sequence[Likeliest | None], Scores]:
-    """``likeliest_tokens``, and ``restrict``, of the same log-probabilities."""
-    return likeliest_tokens(logprobs, search), restrict(logprobs, texts, search)
+def score_next(logits: Any, texts: Texts, search: Search, prompts: Texts) -> tuple[Sequence[Likeliest | None], Scores]:
+    """``logits [rows, V]`` behind the ``texts``, as ``search`` takes them: the likeliest tokens, and the log-probabilities of those that
+    may follow. ``prompts``: of the inputs, each of which has as many rows."""
+    counted = texts
+    if search.counts_prompt:
+        rows, vocabulary = len(texts) // len(prompts), logits.shape[-1]
+        known = [[token for token in prompt if token < vocabulary] for prompt in prompts]
+        counted = [[*known[i // rows], *text] for i, text in enumerate(texts)]
+    if search.beams > 1:
+        logprobs = penalise(log_softmax(logits, search), counted, search.repetition_penalty)
+    else:
+        logprobs = log_softmax(penalise(to_numpy(logits), counted, search.repetition_penalty), search)
+    return likeliest_tokens(logprobs, search), restrict(logprobs, texts, counted, search)
 
 
 def decode(
@@ -295,10 +310,12 @@ def decode(
     search: Search,
     seeds: Sequence[int] | None = None,
     guidance: Guidance | None = None,
+    prompts: Texts = (),
 ) -> Iterator[list[list[Token | None]]]:
     """Greedy or sampled tokens ``[B][K]``, step by step; None in rows that have ended."""
     logits, state = model.prefill(inputs)
-    likeliest, logprobs = record_and_restrict(log_softmax(logits, search), [()] * len(logits), search)
+    prompts = prompts or [()] * len(logits)
+    likeliest, logprobs = score_next(logits, [()] * len(logits), search, prompts)
     batch, rows = len(logprobs), search.n_best if search.temperature > 0 else 1
     seeds = [search.seed] * batch if seeds is None else seeds
     if len(seeds) != batch:
@@ -312,7 +329,7 @@ def decode(
     texts: list[list[int]] = [[] for _ in range(batch * rows)]
     for position in range(search.max_new_tokens):
         guided = guidance.added(logprobs, inputs_left) if guidance else logprobs
-        ids = choose(guided, [draws[source] for source in inputs_left], search)
+        ids = choose(guided, [draws[source] for source in inputs_left], search.temperature, search.top_k, search.top_p)
         chosen, scores = (x[np.arange(len(ids)), ids].tolist() for x in (logprobs, guided))
         tokens: list[list[Token | None]] = [[None] * rows for _ in range(batch)]
         for index, (token, logprob, score) in enumerate(zip(ids.tolist(), chosen, scores, strict=True)):
@@ -332,42 +349,23 @@ def decode(
             inputs_left = [inputs_left[index] for index in kept]
         check_interruption()
         logits, state = model.step(to_library_of(logits, ids), state)
-        penalised = penalise(to_numpy(logits), texts, search.repetition_penalty)
-        likeliest, logprobs = record_and_restrict(log_softmax(penalised, search), texts, search)
-
-
-def choose(logprobs: Scores, draws: Sequence[Uniform], search: Search) -> Ints:
-    """One token for each row ``[B * K]``: the most likely, or drawn after temperature, top-k and top-p; ``draws``: one for each input."""
-    if search.temperature == 0:
-        return logprobs.argmax(-1)
-    scores = logprobs / np.float32(search.temperature)
-    if 0 < search.top_k < scores.shape[-1]:
-        lowest = np.partition(scores, -search.top_k, -1)[:, -search.top_k, None]
-        scores = np.where(scores < lowest, -np.inf, scores)
-    if search.top_p < 1:
-        order = np.argsort(-scores, -1, kind="stable")
-        ordered = np.take_along_axis(softmax(scores), order, -1)
-        beyond = ordered.cumsum(-1) - ordered >= search.top_p  # the token that reaches top_p is kept
-        cut = np.empty_like(beyond)
-        np.put_along_axis(cut, order, beyond, -1)
-        scores = np.where(cut, -np.inf, scores)
-    rows = len(scores) // len(draws)
-    uniform = np.concatenate([numbers.draw(rows) for numbers in draws])
-    # the inverse of the cumulative distribution at a random number
-    below = softmax(scores).cumsum(-1, dtype=np.float64)
-    drawn = (below <= uniform[:, None] * below[:, -1:]).sum(-1)
-    return np.minimum(drawn, scores.shape[-1] - 1)
+        likeliest, logprobs = score_next(logits, texts, search, [prompts[source] for source in inputs_left])
 
 
 def beam_search(
-    model: StepModel[Inputs, StateT], inputs: Inputs, search: Search, guidance: Guidance | None = None
+    model: StepModel[Inputs, StateT],
+    inputs: Inputs,
+    search: Search,
+    guidance: Guidance | None = None,
+    prompts: Texts = (),
 ) -> list[list[Hypothesis]]:
     """Beam search, batched over inputs: the ``n_best`` texts of each, best first.
 
     An input leaves the batch when all its beams have ended, when no beam can win any more, or at ``max_new_tokens``.
     """
     logits, state = model.prefill(inputs)
-    likeliest, logprobs = record_and_restrict(log_softmax(logits, search), [()] * len(logits), search)
+    prompts = prompts or [()] * len(logits)
+    likeliest, logprobs = score_next(logits, [()] * len(logits), search, prompts)
     (batch, vocabulary), beams = logprobs.shape, search.beams
     ended: list[list[Hypothesis]] = [[] for _ in range(batch)]
     inputs_left = list(range(batch))
@@ -421,8 +419,7 @@ def beam_search(
         check_interruption()
         logits, state = model.step(to_library_of(logits, ids[rows, columns].reshape(-1)), state)
         written = [[token.id for token in row[min(k, len(row) - 1)]] for row in texts for k in range(beams)]
-        scores = penalise(log_softmax(logits, search), written, search.repetition_penalty)
-        likeliest, logprobs = record_and_restrict(scores, written, search)
+        likeliest, logprobs = score_next(logits, written, search, [prompts[source] for source in inputs_left])
 
     return [best_first(hypotheses, search)[: search.n_best] for hypotheses in ended]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,3 +69,40 @@ def largest(scores: Scores, count: int) -> tuple[Scores, Ints]:
         at = np.flatnonzero(~(row < bound))
         best[:] = at[np.argsort(-row[at], kind="stable")[:count]]
     return np.take_along_axis(scores, order, 1), order
+
+
+def to_numpy(array: Any) -> Scores:
+    """A NumPy array, or a torch tensor on any device, as fp32."""
+    if isinstance(array, np.ndarray):
+        return array.astype(np.float32, copy=False)
+    return np.asarray(array.detach().float().cpu().numpy())
+
+
+def to_library_of(logits: Any, array: Ints) -> Any:
+    """``array`` as a NumPy array or a torch tensor, on the device of ``logits``, like ``logits``."""
+    if isinstance(logits, np.ndarray):
+        return array
+    return sys.modules["torch"].from_numpy(array).to(logits.device)
+
+
+def choose(logprobs: Scores, draws: Sequence[Uniform], temperature: float, top_k: int, top_p: float) -> Ints:
+    """One token for each row ``[B * K]``: the most likely, or drawn after temperature, top-k and top-p; ``draws``: one for each input."""
+    if temperature == 0:
+        return logprobs.argmax(-1)
+    scores = logprobs / np.float32(temperature)
+    if 0 < top_k < scores.shape[-1]:
+        lowest = np.partition(scores, -top_k, -1)[:, -top_k, None]
+        scores = np.where(scores < lowest, -np.inf, scores)
+    if top_p < 1:
+        order = np.argsort(-scores, -1, kind="stable")
+        ordered = np.take_along_axis(softmax(scores), order, -1)
+        beyond = ordered.cumsum(-1) - ordered >= top_p  # the token that reaches top_p is kept
+        cut = np.empty_like(beyond)
+        np.put_along_axis(cut, order, beyond, -1)
+        scores = np.where(cut, -np.inf, scores)
+    rows = len(scores) // len(draws)
+    uniform = np.concatenate([numbers.draw(rows) for numbers in draws])
+    # the inverse of the cumulative distribution at a random number
+    below = softmax(scores).cumsum(-1, dtype=np.float64)
+    drawn = (below <= uniform[:, None] * below[:, -1:]).sum(-1)
+    return np.minimum(drawn, scores.shape[-1] - 1)

@@ -26,7 +26,7 @@ from triptych.checkpoints.place import LoadReport
 from triptych.convert.blip2 import LANGUAGE, QFORMER, VISION
 from triptych.convert.checkpoint import convert_checkpoint
 from triptych.errors import InputError
-from triptych.generate import Hypothesis, generate
+from triptych.generate import Hypothesis
 from triptych.models import load_blip2, save_blip2
 from triptych.tasks import Blip2Tasks
 from triptych.tasks.asking import PictureQuestion
@@ -165,7 +165,7 @@ def written(
     ours: Blip2Tasks, prompt: str, photo: Image.Image, question: str | None = None, **search: Any
 ) -> Hypothesis:
     (row,) = ours.read([PhotoPrompt(prompt, [photo], question)])
-    return generate(ours.engine, [row.pieces], ours.search(**search))[0][0]
+    return ours.written([row], ours.search(**search))[0][0]
 
 
 def read_instruction(ours: Blip2Tasks, text: str, photo: Image.Image) -> Tensor:
@@ -236,13 +236,6 @@ def endless(pair: Pair, beams: int, monkeypatch: pytest.MonkeyPatch) -> dict[str
         return {}
     monkeypatch.setattr(pair.peer.language_model.generation_config, "eos_token_id", None)
     return {"eos": frozenset()}
-
-
-def penalty_of_new_tokens(inputs: Any) -> Any:
-    """LAVIS's repetition penalty, of what is written; transformers would count the prompt's tokens, too."""
-    length = inputs.input_ids.shape[1]
-    penalty = transformers.RepetitionPenaltyLogitsProcessor(1.5, prompt_ignore_length=length)
-    return transformers.LogitsProcessorList([penalty])
 
 
 def their_text(peer: Any, inputs: Any, search: dict[str, Any], **settings: Any) -> tuple[list[int], float]:
@@ -316,7 +309,7 @@ def test_instruct_blip(instruct: Pair, photos: list[Image.Image], beams: int, mo
             close(read, reading.qformer_outputs.last_hidden_state[:, :QUERIES])
             prompt = read_prompt(ours, f"<image>{text}", [photo], question).inputs
             close(ours.engine.lm.logits(ours.engine.lm(prompt)), instruct.peer(**inputs).logits)
-            ids, _ = their_text(instruct.peer, inputs, {"beams": beams}, logits_processor=penalty_of_new_tokens(inputs))
+            ids, _ = their_text(instruct.peer, inputs, {"beams": beams}, repetition_penalty=1.5)
             found = written(ours, f"<image>{text}", photo, question, **settings)
             assert list(found.ids) == ids
             plain = instruct.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()

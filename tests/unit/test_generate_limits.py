@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from triptych.errors import InputError
-from triptych.generate import Search, generate
+from triptych.generate import Search, generate, stream
 from triptych.logits import penalise
 
 
@@ -67,6 +67,31 @@ def test_a_penalty_for_what_a_text_holds(beams: int) -> None:
     assert text(1.5)[:2] == (5, 6) if beams == 1 else text(6.0)[:3] == (5, 6, 7)
     with pytest.raises(InputError, match="repetition_penalty is 0"):
         text(0)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_prompts_count_where_they_should(beams: int) -> None:
+    """Each input has its own; a token behind the vocabulary, which stands for a photo, is passed over."""
+
+    def texts(counts: bool, **settings: Any) -> list[tuple[int, ...]]:
+        limits = {"max_new_tokens": 3, "min_new_tokens": 3, "counts_prompt": counts}
+        search = Search(frozenset({0}), beams=beams, **limits, **settings)
+        found = generate(Parrot(), 2, search, prompts=[[99, 5], [99, 6]])
+        return [row[0].ids[:2] for row in found]
+
+    penalty = {"repetition_penalty": 2.5 if beams == 1 else 6.0}
+    assert texts(False, **penalty) == [(5, 6), (5, 6)]
+    assert texts(True, **penalty) == [(6, 7), (5, 7)]
+    assert texts(False, no_repeat_ngrams=2) == [(5, 5), (5, 5)]
+    assert texts(False, banned_sequences=((6, 5),)) == [(5, 5), (5, 5)]
+    first, second = texts(True, banned_sequences=((6, 5),))
+    assert first == (5, 5) and second[0] != 5
+    (ids,) = [[token.id for token in stream(Parrot(), 1, search_of_one(), prompt=[5, 5])]]
+    assert ids == [6, 5]
+
+
+def search_of_one() -> Search:
+    return Search(frozenset({0}), max_new_tokens=2, no_repeat_ngrams=2, counts_prompt=True)
 
 
 def test_penalised_scores() -> None:

@@ -110,6 +110,7 @@ class SearchSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     refill: bool = False
     early_stopping: EarlyStopping = False
     banned_sequences: tuple[tuple[int, ...], ...] = ()
+    counts_prompt: bool = False
     answer_tokens: int | None = None
     answer_length_penalty: float | None = None
 

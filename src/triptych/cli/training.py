@@ -117,7 +117,7 @@ def consensus(
     from triptych.cli.evaluation import read_photos
     from triptych.convert.opening import find_checkpoint
     from triptych.evaluate.floor import pool
-    from triptych.generate import to_numpy
+    from triptych.logits import to_numpy
     from triptych.models.encoders import published_classifier
     from triptych.tasks import Blip2Tasks, load
     from triptych.tasks.querybank import QUERYBANK_FILE

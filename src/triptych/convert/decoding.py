@@ -56,6 +56,8 @@ MAX_BANNED = 65536  # sequences
 def published_search(directory: Path, own: SearchSpec, lm: StoredLM, prompt_tokens: int) -> SearchSpec:
     """``own`` with the settings of generation_config.json. One line on stderr names those that change texts and are not supported.
 
+    Penalties count the prompt of a decoder, as in transformers 5.
+
     Args:
         prompt_tokens: the number of tokens before a caption, which ``max_length`` and ``min_length`` include; 1 for an encoder-decoder.
 
@@ -66,7 +68,7 @@ def published_search(directory: Path, own: SearchSpec, lm: StoredLM, prompt_toke
     settings = read_json(path, optional=True)
     theirs = {ours: settings[name] for name, ours in SEARCH_FIELDS.items() if settings.get(name) is not None}
     theirs |= lengths(path, settings, prompt_tokens)
-    theirs |= banned_sequences(path, settings, lm)
+    theirs |= banned_sequences(path, settings, lm) | {"counts_prompt": True}
     search = decode_config(msgspec.structs.asdict(own) | theirs, SearchSpec, path)
     assert lm.spec.network is not None
     longest = min(search.max_new_tokens, MAX_NEW_TOKENS, lm.spec.network.max_positions - prompt_tokens)
@@ -77,7 +79,7 @@ def published_search(directory: Path, own: SearchSpec, lm: StoredLM, prompt_toke
         search.search(frozenset())
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    if left := unsupported(settings, prompt_tokens) + counting_prompts(settings, lm):
+    if left := unsupported(settings, prompt_tokens):
         print(f"triptych: {path}: not supported, texts are written without: {', '.join(left)}", file=sys.stderr)
     return search
 
@@ -130,14 +132,6 @@ def unsupported(settings: Mapping[str, Any], prompt_tokens: int) -> list[str]:
     if settings.get("max_new_tokens") is None and longest is not None and longest <= prompt_tokens:
         left.append(f"max_length={longest} (shorter than the prompt)")
     return left
-
-
-def counting_prompts(settings: Mapping[str, Any], lm: StoredLM) -> list[str]:
-    """Settings that count the tokens of a decoder's prompt in transformers 5, and here, as in LAVIS, only what is written."""
-    if lm.spec.t5 is not None:
-        return []
-    off = {"repetition_penalty": 1, "no_repeat_ngram_size": 0}
-    return [f"{name} over the prompt" for name in off if settings.get(name) not in (None, off[name])]
 
 
 def prompt_length(tokenizer: TextTokenizer, prompt: str, photo_tokens: int) -> int:

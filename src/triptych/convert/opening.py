@@ -21,7 +21,7 @@ from triptych.checkpoints.parts import home
 from triptych.errors import InputError, TriptychError
 from triptych.extras import importing
 
-VERSION = 4  # of what conversion writes: another one converts anew
+VERSION = 5  # of what conversion writes: another one converts anew
 FILES = (".pth", ".pt", ".tar", ".bin", ".ckpt", ".safetensors")
 PART_OF_FOLDER = re.compile(r"config\.json|(model|pytorch_model|triptych)\b.*\.(safetensors|bin|index\.json)")
 OTHER_FILES = {

@@ -195,7 +195,8 @@ class FlamingoEngine(PhotoEncoder, StepModel[FlamingoInputs, PromptStateT], Prot
 class Blip2Spec:
     """``tokenizer`` None: there is no language model. ``instructed``: the Q-Former reads the question. ``matches``: it has the heads of the
     first stage. ``writes``: it can write captions (ITG). ``writer``: the default, ``lm`` or ``qformer``. ``words_once``: captions
-    contain each content word only once. ``answers``: settings in which the search of answers differs from ``search``."""
+    contain each content word only once. ``answers``: settings in which the search of answers differs from ``search``. ``start_id``: what
+    the decoder of a T5, which reads the prompt with its encoder, begins with."""
 
     words: WordPieces
     tokenizer: TextTokenizer | None
@@ -210,6 +211,7 @@ class Blip2Spec:
     prompts: Prompts = DEFAULT_PROMPTS
     words_once: bool = False
     answers: Mapping[str, Any] = field(default_factory=dict)
+    start_id: int | None = None
 
 
 class TextPieces(NamedTuple):

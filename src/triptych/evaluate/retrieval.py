@@ -14,7 +14,7 @@ from triptych.data import Photo
 from triptych.errors import InputError
 from triptych.evaluate.progress import batches, progress
 from triptych.evidence import Floats
-from triptych.generate import to_numpy
+from triptych.logits import to_numpy
 from triptych.tasks import Matches
 
 RANKS = (1, 5, 10)

@@ -226,7 +226,7 @@ class Blip2Tasks(Answerer[Blip2Spec], Blip2Matching):
             guidance = self.guidance(self.pooled([image])) if self.reranks(settings) else None
         else:
             search = self.search(**(dict(self.spec.answers) | {"beams": 1} | settings))
-        tokens = stream(self.engine, [row.pieces], search, guidance)
+        tokens = stream(self.engine, [row.pieces], search, guidance, self.prompt_tokens(row))
         return (yield from decode_pieces(self.tokenizer, tokens, row.length))
 
     # Questions
@@ -321,7 +321,17 @@ class Blip2Tasks(Answerer[Blip2Spec], Blip2Matching):
     def written(
         self, rows: Sequence[InterleavedPrompt], search: Search, guidance: Guidance | None = None
     ) -> list[list[Hypothesis]]:
-        return generate(self.engine, [row.pieces for row in rows], search, guidance=guidance)
+        prompts = [self.prompt_tokens(row) for row in rows]
+        return generate(self.engine, [row.pieces for row in rows], search, guidance=guidance, prompts=prompts)
+
+    def prompt_tokens(self, row: InterleavedPrompt) -> list[int]:
+        """What a decoder has read before its text: the ids of the prompt, each vector of a photo as the tokenizer's ``<image>`` (left out
+        where it has none); of a T5 its first token."""
+        if self.spec.start_id is not None:
+            return [self.spec.start_id]
+        image = self.tokenizer.specials.get(IMAGE)
+        marks = [] if image is None else [image]
+        return [i for piece in row.pieces for i in (piece if isinstance(piece, list) else marks * len(piece))]
 
     def to_answers(
         self,

@@ -177,7 +177,7 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
         Of a question what the pictures share, the answer is checked against them: see ``CaptionLikelihood.shared``."""
         search = self.search(**({"max_new_tokens": ANSWER_TOKENS * len(question.images)} | dict(settings)))
         with self.read_captions(question) as (row, prefix):
-            (hypotheses,) = generate(prefix, None, search)
+            (hypotheses,) = generate(prefix, None, search, prompts=[row.input_ids])
         answer = self.prompts.answer(hypotheses, row, question.images if explain else None, method="captions")
         answer = replace(
             answer, recipe=self.prompts.recipe(question_after_pictures(question.text, self.spec.prompts), search)
@@ -324,7 +324,7 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
     def stream_by_captions(self, question: PictureQuestion, search: Search) -> Pieces:
         """The answer to a question about several pictures, piece by piece."""
         with self.read_captions(question) as (row, prefix):
-            tokens = stream(prefix, None, search)
+            tokens = stream(prefix, None, search, prompt=row.input_ids)
             return (yield from decode_pieces(self.spec.tokenizer, tokens, len(row.input_ids)))
 
     def chat(self) -> Chat:

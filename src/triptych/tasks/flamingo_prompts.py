@@ -153,7 +153,7 @@ class FlamingoPrompts:
         """Continue each row. A beginning that all rows share is read once."""
         if len(rows) == 1:
             with self.prefix.read_prompt(rows[0]) as prefix:
-                return generate(prefix, None, search, guidance=guidance)
+                return generate(prefix, None, search, guidance=guidance, prompts=[rows[0].input_ids])
         shared = min(common_prefix_length(rows[0].signature, row.signature) for row in rows)
         shared = min(shared, *(len(row.input_ids) - 1 for row in rows))
         first = rows[0].until(shared)
@@ -162,7 +162,8 @@ class FlamingoPrompts:
             state = prefix.state.fork([0] * len(rows)) if prefix else None
             ids = [row.input_ids[shared:] for row in rows]
             inputs = FlamingoInputs(ids, [row.visual_tokens[pictures:] for row in rows], state)
-            return generate(self.engine, inputs, search, guidance=guidance)
+            whole = [row.input_ids for row in rows]
+            return generate(self.engine, inputs, search, guidance=guidance, prompts=whole)
 
     def streamed(
         self, text: str, images: Sequence[ImageSource], search: Search, guidance: Guidance | None = None
@@ -170,7 +171,7 @@ class FlamingoPrompts:
         """Continue a prompt, piece by piece."""
         row = self.row(text, images)
         with self.prefix.read_prompt(row) as prefix:
-            tokens = stream(prefix, None, search, guidance)
+            tokens = stream(prefix, None, search, guidance, row.input_ids)
             return (yield from decode_pieces(self.spec.tokenizer, tokens, len(row.input_ids)))
 
     @contextmanager

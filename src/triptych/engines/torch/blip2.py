@@ -22,7 +22,8 @@ from triptych.engines.torch.common import (
     on_device,
 )
 from triptych.evidence import Floats
-from triptych.generate import State, to_numpy
+from triptych.generate import State
+from triptych.logits import to_numpy
 from triptych.models import Blip2Model
 from triptych.nn.language_model import LanguageModel
 from triptych.nn.qformer import ImageKeysValues, Past, QFormerHeads, QFormerOutput

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from triptych.engines.interface import Array, PhotoSpec
 from triptych.evidence import Floats
-from triptych.generate import to_numpy
+from triptych.logits import to_numpy
 from triptych.models.memory import bytes_available
 from triptych.nn.linear import CpuProduct
 

@@ -21,7 +21,7 @@ from triptych.engines.torch.common import (
 )
 from triptych.errors import InputError
 from triptych.evidence import Floats
-from triptych.generate import to_numpy
+from triptych.logits import to_numpy
 from triptych.models import FlamingoModel
 from triptych.systems.flamingo import FlamingoState, flamingo_prompt
 

@@ -12,7 +12,7 @@ from triptych.engines.describe import Size, describe_sat
 from triptych.engines.interface import Array, SatSpec
 from triptych.engines.torch.common import TorchEncoder, count_parameters, megabytes
 from triptych.evidence import Floats
-from triptych.generate import to_numpy
+from triptych.logits import to_numpy
 from triptych.models import SatModel
 from triptych.systems.show_attend_tell import CaptionState
 from triptych.text.vocabulary import BOS
