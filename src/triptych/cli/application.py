@@ -13,7 +13,7 @@ from triptych.errors import InputError
 
 COMMAND_ORDER = (
     *("caption", "ask", "compare", "match", "tag", "explain", "complete", "chat", "index", "find", "serve", "mcp"),
-    *("demo", "info", "train", "eval", "convert", "export", "average", "push"),
+    *("demo", "info", "train", "eval", "convert", "export", "average", "push", "cache"),
 )
 MAY_BE_EMPTY = ("prompt", "prefix", "suffix")
 

@@ -65,6 +65,28 @@ def emit_estimate(model: str, device: str | None, as_json: bool) -> None:
 
 
 @app.command()
+def cache(
+    delete: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Delete what is listed so, or all of a kind (converted); repeat for more."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List what is kept on disk to save time, with its size; all of it is made or fetched again when it is needed."""
+    from triptych.checkpoints.cache import bytes_of, delete_cached, list_cache
+    from triptych.checkpoints.parts import home
+
+    if delete:
+        deleted = delete_cached(delete)
+        emit({"deleted": deleted}, as_json, "\n".join(f"deleted {name}" for name in deleted) or "nothing to delete")
+        return
+    sizes = {name: bytes_of(path) for name, path in list_cache().items()}
+    table = {name: {"MB": round(size / 1e6, 1)} for name, size in sizes.items()}
+    lines = record_text({"folder": str(home()), "total MB": round(sum(sizes.values()) / 1e6, 1), "entries": table})
+    emit({"folder": str(home()), "bytes": sizes}, as_json, lines)
+
+
+@app.command()
 def convert(
     source: Annotated[Path, typer.Argument(help="A published checkpoint, a model on the hub, or one of ours.")],
     target: Annotated[Path, typer.Argument(help="The checkpoint directory to write.")],

@@ -1,6 +1,7 @@
 """From whatever names a model to a checkpoint directory of ours: a name, a folder, a published file, a model on the hub.
 
-What is published in another layout is converted once into the cache (``home() / "converted"``), under a name that changes with the files.
+What is published in another layout is converted once into the cache (``home() / "converted"``), under a name that changes with the files;
+the conversion of earlier files at the same place is deleted then.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from triptych.checkpoints.hub import CHECKPOINT_FILE, fetch_model, local_path
+from triptych.checkpoints.cache import delete_superseded
+from triptych.checkpoints.hub import CACHED, CHECKPOINT_FILE, MODEL_ID, cached_id, fetch_model, local_path, named_model
 from triptych.checkpoints.locate import BUNDLED, refuse_adapter, shipped_models
 from triptych.checkpoints.parts import home
 from triptych.errors import InputError, TriptychError
@@ -119,9 +121,10 @@ class FrozenFiles(NamedTuple):
 
 def converted(source: Path, name: str) -> Path:
     """The checkpoint that ``source`` becomes, in the cache; made at the first use."""
-    target = home() / "converted" / f"{source.name}-{fingerprint(source)}"
-    if target.is_dir():
-        return target
+    folder, files = home() / "converted", fingerprint(source)
+    if (known := next(folder.glob(f"*-{files}"), None)) is not None:
+        return known
+    target = folder / f"{named_place(source, name)}-{files}"
     with importing("torch", f"{name}, a published checkpoint,"):
         from triptych.convert.checkpoint import convert_checkpoint
 
@@ -133,6 +136,8 @@ def converted(source: Path, name: str) -> Path:
         convert_checkpoint(source, beside, given.word_map, vision=given.vision, lm=given.lm)
         if not target.is_dir():
             beside.replace(target)
+        if replaced := delete_superseded(target):
+            print(f"triptych: deleted the conversion of its earlier files, {replaced[0].name}", file=sys.stderr)
     except OSError as error:
         raise TriptychError(
             f"cannot write {target}: {error.strerror or error}; TRIPTYCH_HOME names another folder"
@@ -140,6 +145,17 @@ def converted(source: Path, name: str) -> Path:
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return target
+
+
+def named_place(source: Path, name: str) -> str:
+    """The name of a model, and a hash of where it lies: of its path, or of its name on the hub with the revision that was asked for."""
+    hub, place = cached_id(source), str(source.resolve())
+    if hub is not None and (match := MODEL_ID.fullmatch(named_model(name))):
+        place = f"{hub}@{match['revision'] or 'main'}"
+    elif hub is not None and CACHED.fullmatch(Path(name).name):
+        place = f"{hub}@main"
+    model = source.name if hub is None else hub.replace("/", "--")
+    return f"{model}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
 
 
 def fingerprint(source: Path) -> str:
