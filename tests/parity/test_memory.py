@@ -27,20 +27,28 @@ import re, resource, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
+def print_peak():
+    status = Path("/proc/self/status")  # ru_maxrss may be that of the process that started this one
+    own = re.search(r"VmHWM:\\s+(\\d+)", status.read_text()) if status.exists() else None
+    print("peak", 1024 * (int(own[1]) if own else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 {work}
-status = Path("/proc/self/status")  # ru_maxrss may be that of the process that started this one
-own = re.search(r"VmHWM:\\s+(\\d+)", status.read_text()) if status.exists() else None
-print(1024 * (int(own[1]) if own else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+print_peak()
 """
 CONVERT = "from triptych.convert.checkpoint import convert_checkpoint; convert_checkpoint(*map(Path, sys.argv[1:]))"
 LOAD = "from triptych.models.blip2 import load_blip2; load_blip2(Path(sys.argv[1]), dtype=getattr(torch, sys.argv[2]))"
 BESIDES = 500_000_000
 
 
+def peaks(work: str, *arguments: object) -> list[int]:
+    """Bytes of memory at the peak of a process so far, wherever ``work`` calls ``print_peak``, and at its end."""
+    command = [sys.executable, "-c", MEASURE.format(work=work), *map(str, arguments)]
+    lines = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    return [int(line.split()[1]) for line in lines if line.startswith("peak ")]
+
+
 def peak(work: str, *arguments: object) -> int:
     """Bytes of memory at the peak of a process that does ``work``."""
-    command = [sys.executable, "-c", MEASURE.format(work=work), *map(str, arguments)]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    return peaks(work, *arguments)[-1]
 
 
 class Constant(TensorStore):

@@ -8,17 +8,31 @@ from pathlib import Path
 import pytest
 import transformers
 from test_blip2_transformers import QUERIES, byte_tokenizer
-from test_memory import BESIDES, CONVERT, LOAD, peak, save_published
+from test_memory import BESIDES, CONVERT, peak, peaks, save_published
 
 from triptych.models.memory import WIDTHS, bytes_needed, weights_in
 
 VISION = {"hidden_size": 1408, "intermediate_size": 6144, "num_attention_heads": 16, "num_hidden_layers": 4}
 QFORMER = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 6, "encoder_hidden_size": 1408}
 LANGUAGE = {"hidden_size": 2560, "word_embed_proj_dim": 2560, "ffn_dim": 10240, "num_hidden_layers": 2}
-THEIRS = (
-    "import transformers; transformers.Blip2ForConditionalGeneration.from_pretrained("
-    "sys.argv[1], dtype=getattr(torch, sys.argv[2]))"
-)
+PHOTO = "Image.new('RGB', (300, 200), (200, 120, 40))"
+OURS = f"""
+from PIL import Image
+from triptych import load
+model = load(sys.argv[1], device="cpu", precision=sys.argv[2])
+print_peak()
+model.caption({PHOTO}, beams=1, max_new_tokens=10)
+"""
+THEIRS = f"""
+from PIL import Image
+import transformers
+dtype = {{"fp32": torch.float32, "fp16": torch.float16}}[sys.argv[2]]
+model = transformers.Blip2ForConditionalGeneration.from_pretrained(sys.argv[1], dtype=dtype)
+processor = transformers.Blip2Processor.from_pretrained(sys.argv[1])
+print_peak()
+inputs = processor(images={PHOTO}, text="a photo of", return_tensors="pt")
+model.generate(**inputs.to(dtype), do_sample=False, max_new_tokens=10)
+"""
 
 
 def published(folder: Path) -> int:
@@ -31,7 +45,10 @@ def published(folder: Path) -> int:
         num_query_tokens=QUERIES,
         image_token_index=len(tokenizer),
     )
-    return 2 * save_published(folder, config, tokenizer, 4)
+    weights = 2 * save_published(folder, config, tokenizer, 4)
+    images = transformers.BlipImageProcessorPil(size={"height": 224, "width": 224})
+    transformers.Blip2Processor(images, tokenizer, num_query_tokens=QUERIES).save_pretrained(folder)
+    return weights
 
 
 @pytest.mark.slow
@@ -41,16 +58,15 @@ def test_memory_beside_transformers(tmp_path: Path) -> None:
     assert 420e6 < weights / 2 < 450e6
     largest = max(path.stat().st_size for path in (tmp_path / "theirs").glob("*.safetensors"))
     converting = peak(CONVERT, tmp_path / "theirs", tmp_path / "ours")
-    loading = {dtype: peak(LOAD, tmp_path / "ours", dtype) for dtype in ("float16", "bfloat16", "float32")}
-    theirs = {dtype: peak(THEIRS, tmp_path / "theirs", dtype) for dtype in ("float16", "float32")}
-    print(
-        f"\nweights {weights / 1e9:.2f} GB in fp16, largest shard {largest / 1e9:.2f} GB; convert {converting / 1e9:.2f} GB"
-    )
-    for dtype, width in (("float16", "fp16"), ("bfloat16", "bf16"), ("float32", "fp32")):
+    print(f"\nweights {weights / 1e9:.2f} GB in fp16, largest shard {largest / 1e9:.2f} GB; peaks in GB:")
+    print(f"convert {converting / 1e9:.2f}")
+    for width in ("fp32", "fp16", "bf16"):
+        loading, captioning = peaks(OURS, tmp_path / "ours", width)
         predicted = bytes_needed(weights_in(tmp_path / "ours"), WIDTHS[width])
-        print(f"{dtype}: ours {loading[dtype] / 1e9:.2f} GB, predicted {predicted / 1e9:.2f} GB")
-        assert loading[dtype] == pytest.approx(predicted, rel=0.1)
-        assert loading[dtype] <= 1.15 * WIDTHS[width].itemsize * weights // 2 + BESIDES
-    for dtype, taken in theirs.items():
-        print(f"{dtype}: transformers {taken / 1e9:.2f} GB")
+        print(f"{width}: load {loading / 1e9:.2f}, caption {captioning / 1e9:.2f}, predicted {predicted / 1e9:.2f}")
+        assert loading == pytest.approx(predicted, rel=0.1) and captioning <= 1.1 * predicted
+        assert loading <= 1.15 * WIDTHS[width].itemsize * weights // 2 + BESIDES
+        if width != "bf16":
+            loading, captioning = peaks(THEIRS, tmp_path / "theirs", width)
+            print(f"{width}: transformers: load {loading / 1e9:.2f}, caption {captioning / 1e9:.2f}")
     assert converting <= 1.3 * largest + BESIDES
