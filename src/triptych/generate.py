@@ -131,7 +131,8 @@ class Search:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name in ("max_new_tokens", "beams", "length_penalty") or (
-                field.name not in ("eos", "banned", "once", "top_logprobs") and value != field.default
+                (field.name not in ("eos", "banned", "once", "top_logprobs") and value != field.default)
+                and (self.temperature > 0 or field.name not in ("top_k", "top_p"))
             ):
                 record[field.name] = value
         return record | ({"once": True} if self.once else {})

@@ -194,6 +194,22 @@ def test_lengths_of_an_idefics(idefics: Idefics, photos: list[Image.Image], tmp_
     assert caption.text == sentence(plain(idefics, ids)) and len(ids) == caption.end.new_tokens == 6
 
 
+def test_samples_are_drawn_as_the_file_says(
+    generation: Pair,  # noqa: F811
+    photos: list[Image.Image],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Only where a temperature is given: by itself the model writes the likeliest text. Of one token the likeliest is drawn."""
+    limits = {"num_beams": 1, "max_new_tokens": 8, "top_k": 1, "top_p": 0.9}
+    ours, _ = converted(generation.folder, tmp_path, do_sample=True, **limits)
+    assert (ours.spec.search.top_k, ours.spec.search.top_p, ours.spec.search.temperature) == (1, 0.9, 0)
+    greedy = ours.caption(photos[0])
+    assert ours.caption(photos[0], temperature=50.0).text == greedy.text
+    assert ours.caption(photos[0], temperature=50.0, top_k=0, top_p=1.0).text != greedy.text
+    assert "top_k" not in greedy.recipe.search.to_dict()
+    assert ours.caption(photos[0], temperature=50.0).recipe.search.to_dict()["top_k"] == 1
+
+
 def test_what_is_not_supported_is_announced(
     generation: Pair,  # noqa: F811
     tmp_path: Path,
@@ -204,7 +220,7 @@ def test_what_is_not_supported_is_announced(
     ours, _ = converted(generation.folder, tmp_path, **unknown, **sampled)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("triptych:")]
     assert line.endswith(
-        "without: do_sample=true, guidance_scale=1.5, temperature=0.7, top_p=0.9, max_length=5 (shorter than the prompt)"
+        "without: do_sample=true, guidance_scale=1.5, temperature=0.7, max_length=5 (shorter than the prompt)"
     )
     assert ours.spec.search.max_new_tokens == 30
     shutil.rmtree(tmp_path / "ours")
@@ -221,6 +237,8 @@ def test_what_is_not_supported_is_announced(
         ({"bad_words_ids": [[]]}, "bad_words_ids and suppress_tokens hold"),
         ({"bad_words_ids": [[1 << 20]]}, "hold .1048576., expected ids of the vocabulary"),
         ({"suppress_tokens": 3}, "must be lists"),
+        ({"do_sample": True, "top_p": 2}, "top_p is 2.*must lie between"),
+        ({"do_sample": True, "top_k": [1]}, "top_k"),
     ],
 )
 def test_settings_that_make_no_sense(generation: Pair, tmp_path: Path, settings: dict[str, Any], message: str) -> None:  # noqa: F811

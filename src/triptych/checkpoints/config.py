@@ -95,7 +95,8 @@ class LanguageModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 
 class SearchSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How text is made by default: fields of ``generate.Search``. ``words_once``: captions say each content word once.
+    """How text is made by default: fields of ``generate.Search``. ``words_once``: captions say each content word once. ``top_k``,
+    ``top_p``: count where a caller gives a temperature.
 
     ``answer_tokens``, ``answer_length_penalty``: of answers to questions, where they differ; such answers have no least length.
     """
@@ -111,6 +112,8 @@ class SearchSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     early_stopping: EarlyStopping = False
     banned_sequences: tuple[tuple[int, ...], ...] = ()
     counts_prompt: bool = False
+    top_k: int = 0
+    top_p: float = 1.0
     answer_tokens: int | None = None
     answer_length_penalty: float | None = None
 

@@ -27,7 +27,8 @@ SEARCH_FIELDS = {
     "max_new_tokens": "max_new_tokens",
     "early_stopping": "early_stopping",
 }
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+SAMPLING_FIELDS = ("top_k", "top_p")
+SAMPLING = ("temperature", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 NEUTRAL: Mapping[str, Any] = {  # settings that are not supported -> the value at which they change nothing
     "do_sample": False,
     "num_beam_groups": 1,
@@ -67,6 +68,8 @@ def published_search(directory: Path, own: SearchSpec, lm: StoredLM, prompt_toke
     path = directory / "generation_config.json"
     settings = read_json(path, optional=True)
     theirs = {ours: settings[name] for name, ours in SEARCH_FIELDS.items() if settings.get(name) is not None}
+    if settings.get("do_sample"):
+        theirs |= {name: settings[name] for name in SAMPLING_FIELDS if settings.get(name) is not None}
     theirs |= lengths(path, settings, prompt_tokens)
     theirs |= banned_sequences(path, settings, lm) | {"counts_prompt": True}
     search = decode_config(msgspec.structs.asdict(own) | theirs, SearchSpec, path)
