@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from triptych.errors import InputError
+from triptych.cli.folders import FolderOptions, describe_folder
+from triptych.errors import InputError, TriptychError
 from triptych.folders import (
     Journal,
     PhotoShard,
@@ -22,6 +23,7 @@ from triptych.folders import (
     walk_photos,
     write_output,
 )
+from triptych.folders.journal import only_run
 from triptych.folders.pipeline import AHEAD, PHOTO_BATCH, Description, decoded_batches
 from triptych.folders.xmp import NAMESPACES
 from triptych.tasks import Answer
@@ -132,6 +134,22 @@ def test_a_journal_of_other_settings_or_another_file_is_refused(tmp_path: Path) 
         Journal(tmp_path / "mine.jsonl", SETTINGS)
     with pytest.raises(InputError, match="no folder"):
         Journal(tmp_path / "gone" / "out.jsonl", SETTINGS)
+
+
+def test_one_run_at_a_time_writes_to_a_journal(tmp_path: Path) -> None:
+    names = album(tmp_path / "album", 3)
+    options = FolderOptions(out=tmp_path / "out.csv")
+
+    def describe() -> None:
+        describe_folder([str(tmp_path / "album")], lambda: say_red, SETTINGS, options)
+
+    with only_run(tmp_path / "out.csv.jsonl"), pytest.raises(TriptychError, match="another run is writing"):
+        describe()
+    describe()
+    assert len((tmp_path / "out.csv.jsonl").read_text().splitlines()) == len(names)
+    assert {path.name for path in tmp_path.iterdir()} == {"album", "out.csv", "out.csv.jsonl"}
+    with only_run(tmp_path / "gone" / "out.jsonl"):
+        assert not (tmp_path / "gone").exists()
 
 
 def test_few_photos_are_decoded_ahead(tmp_path: Path) -> None:

@@ -118,6 +118,13 @@ class FolderOptions:
         """The files for all results."""
         return [path for path in (self.out, self.alt_text) if path is not None]
 
+    @property
+    def journal(self) -> Path | None:
+        """Where the journal of the first of the outputs is; None = there is no output."""
+        from triptych.folders.outputs import journal_path
+
+        return journal_path(self.outputs[0]) if self.outputs else None
+
 
 def with_folder_options(*absent: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """For commands: their parameter ``options`` becomes the options of ``FolderOptions``, except the ``absent`` ones."""
@@ -154,6 +161,16 @@ def describe_folder(
 
     ``open_describe``: loads the model, here or in each worker of a cluster. ``settings``: recorded with each result.
     """
+    from triptych.folders.journal import only_run
+
+    with nullcontext() if options.journal is None else only_run(options.journal):
+        run_on_folder(sources, open_describe, settings, options)
+
+
+def run_on_folder(
+    sources: Sequence[str], open_describe: Callable[[], Describe], settings: Mapping[str, Any], options: FolderOptions
+) -> None:
+    """``describe_folder``, as the only run that writes to the journal."""
     from triptych.folders import (
         Arrivals,
         Summary,
@@ -250,20 +267,18 @@ def open_sidecars(settings: Mapping[str, Any], options: FolderOptions) -> Sideca
 
 
 def open_journal(sources: Sequence[str], settings: Mapping[str, Any], options: FolderOptions) -> Journal | None:
-    """The journal of the first of the outputs; None = there is no output. Unless existing results are skipped, the run replaces them."""
+    """The journal; None = there is no output. Unless existing results are skipped, the run replaces them."""
     from triptych.folders import Journal
-    from triptych.folders.outputs import journal_path
 
     if options.alt_text is not None and options.alt_text.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"--alt-text {options.alt_text}: name a file that ends with .html")
-    paths = [journal_path(path) for path in options.outputs]
-    if not paths:
+    if options.journal is None:
         return None
     if options.existing == "skip":
-        return Journal(paths[0], settings)
+        return Journal(options.journal, settings)
     names = ("existing", "prefix", "suffix", "recursive", "shard", "sidecar", "write_metadata", "keywords")
     run = {"sources": list(sources), **settings, **{name: getattr(options, name) for name in names}}
-    return Journal(paths[0], settings, replacing=run)
+    return Journal(options.journal, settings, replacing=run)
 
 
 def write_outputs(journal: Journal | None, options: FolderOptions, mended: Collection[str] = ()) -> None:

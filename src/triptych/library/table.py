@@ -58,7 +58,8 @@ def writing(library: str | os.PathLike[str]) -> Iterator[None]:
     Raises TriptychError where the disk is full, InputError for what is no folder that can be written.
     """
     check_location(library)
-    filelock = _import("filelock")
+    import filelock
+
     lock = filelock.FileLock(Path(library) / "index.lock", timeout=0)
     try:
         Path(library).mkdir(parents=True, exist_ok=True)
