@@ -19,9 +19,7 @@ from toy_models import ToyBlip2, ToySat, data_url, question
 from triptych.errors import TriptychError
 from triptych.serve import connections
 from triptych.serve.app import create_app
-from triptych.serve.errors import ApiError
 from triptych.serve.jobs import MOST_RETRY, Worker
-from triptych.serve.memory import RequestMemory, SharedMemory
 
 
 def test_requests_are_batched_and_each_gets_its_own_answer() -> None:
@@ -119,28 +117,6 @@ def test_18_retry_after_is_the_time_in_which_the_queue_is_answered(seconds: floa
     worker.close()
 
 
-def test_21_bodies_and_pictures_of_all_requests_share_a_bounded_memory() -> None:
-    shared = SharedMemory(100)
-    first, second = RequestMemory(shared), RequestMemory(shared)
-    first.take(80)
-    for size, status in ((30, 503), (101, 413)):
-        with pytest.raises(ApiError) as refused:
-            second.take(size)
-        assert refused.value.status == status
-    first.release()
-    first.release()
-    second.take(100)
-    assert shared.taken == 100
-    with client_of() as client:
-        memory = client.app.state.memory  # type: ignore[attr-defined]
-        for address in (data_url(), "data:,none"):
-            client.post(CHAT, json=question(address))
-            assert memory.taken == 0
-        memory.taken = memory.most - 10  # by others
-        response = client.post(CHAT, json=question(data_url()))
-        assert response.status_code == 503 and response.headers["retry-after"] == "2"
-
-
 def test_20_a_client_that_hangs_up_stops_the_work() -> None:
     model = ToySat(delay=5)
     with running({"sat": model, "blip2": ToyBlip2()}) as address:
@@ -169,9 +145,9 @@ def test_20_clients_that_hang_up_leave_the_queue() -> None:
         patient.start()
         while not model.batches:
             time.sleep(0.01)
-        for _ in range(3):
+        for n in range(3):
             with suppress(httpx.TimeoutException):
-                httpx.post(f"{address}{CHAT}", json=question(data_url(), model="sat"), timeout=0.3)
+                httpx.post(f"{address}{CHAT}", json=question(data_url(n), model="sat"), timeout=0.3)
         deadline = time.monotonic() + 5
         while waiting.qsize() and time.monotonic() < deadline:
             time.sleep(0.01)

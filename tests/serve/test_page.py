@@ -205,7 +205,7 @@ def test_search_shows_matches_or_the_closest_photos(tmp_path: Path, monkeypatch:
             SimpleNamespace(path=f"{n}.png", rank=n, score=1.0, probability=chance) for n, chance in enumerate(chances)
         ]
 
-    monkeypatch.setattr("triptych.library.open_library", lambda path: path)
+    monkeypatch.setattr("triptych.library.SearchedLibrary.open", lambda library: library)
     monkeypatch.setattr("triptych.library.as_matcher", lambda model, name: model)
     monkeypatch.setattr("triptych.library.find", found)
     monkeypatch.setattr("triptych.io.images.load_image", lambda path: Image.new("RGB", (8, 8)))

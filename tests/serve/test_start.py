@@ -1,17 +1,21 @@
 """What a person sees who starts a server or sends it something wrong."""
 
+import base64
 import socket
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
-from serving import CHAT
+from serving import CHAT, client_of
+from tiny_blip2 import blip2_tasks
 from toy_models import data_url, question
 
+from triptych import load
 from triptych.errors import InputError
 from triptych.serve.app import listen
 from triptych.serve.models import check_models
 from triptych.serve.settings import ServerSettings
+from triptych.tasks import with_engine
 
 
 def test_an_address_that_is_not_free_is_named_with_what_to_do() -> None:
@@ -64,3 +68,28 @@ def test_a_wrong_route_or_method_says_what_there_is(client: TestClient) -> None:
     method = client.get(CHAT)
     assert method.status_code == 405 and method.json()["error"]["message"].endswith("does not take GET: use POST")
     assert client.post(CHAT, json=question(data_url())).status_code == 200
+
+
+PHOTOS = Path(__file__).parents[2] / "src" / "triptych" / "examples"
+
+
+def test_a_server_captions_as_the_command_line_does() -> None:
+    """With the consensus of the shipped model, and as many beams."""
+    model = load("sat")
+    photos = [PHOTOS / f"{name}.jpg" for name in ("dog", "riders", "kitchen")]
+    wanted = [(answer.text, answer.logprob) for answer in model.caption(photos)]
+    with client_of({"sat": model}) as client:
+        for photo, (text, logprob) in zip(photos, wanted, strict=True):
+            address = f"data:image/jpeg;base64,{base64.b64encode(photo.read_bytes()).decode()}"
+            answer = client.post("/v1/caption", json={"image": address}).json()
+            assert answer["caption"] == text and answer["logprob"] == pytest.approx(logprob, abs=1e-3)
+            chat = client.post(CHAT, json=question(address, text="", model="sat")).json()
+            assert chat["choices"][0]["message"]["content"] == text
+
+
+def test_another_engine_keeps_what_a_checkpoint_has_beside_its_weights(tmp_path: Path) -> None:
+    tasks = blip2_tasks()
+    tasks.consensus_file, tasks.querybank_file = tmp_path / "consensus", tmp_path / "querybank"
+    moved = with_engine(tasks, tasks.engine)
+    assert moved is not tasks and moved.name == tasks.name
+    assert (moved.consensus_file, moved.querybank_file) == (tasks.consensus_file, tasks.querybank_file)

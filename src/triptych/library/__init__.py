@@ -1,6 +1,6 @@
 """A person's photo library: an index of their photos on disk, searched with words. It knows of a model only what ``PhotoMatcher`` says."""
 
-from triptych.library.find import FoundPhoto, Library, find, open_library
+from triptych.library.find import FoundPhoto, Library, SearchedLibrary, find, open_library
 from triptych.library.index import Report, index_photos, scan
 from triptych.library.matcher import PairScores, PhotoMatcher, as_matcher
 from triptych.library.sheet import SheetPhoto, sheet_page
@@ -13,6 +13,7 @@ __all__ = [
     "PhotoGroup",
     "PhotoMatcher",
     "Report",
+    "SearchedLibrary",
     "SheetPhoto",
     "SimilarPhoto",
     "as_matcher",

@@ -7,9 +7,10 @@ and LanceDB's own flat search of a multivector column several times that.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from PIL import Image
 from triptych.errors import InputError
 from triptych.io.images import load_image
 from triptych.library.matcher import TOGETHER, Notice, PairScores, PhotoMatcher
-from triptych.library.table import check_model, open_table, read_features, table_description
+from triptych.library.table import check_model, open_table, read_features, table_description, table_stamp
 from triptych.tasks.probability import check_probability, everyday_words, naming_probability, standard_scores
 
 LEAST_CANDIDATES = 32
@@ -65,6 +66,24 @@ def open_library(library: str | os.PathLike[str]) -> Library:
     return Library(
         str(library), fingerprint, tuple(map(os.fsdecode, paths)), tuple(hashes), features.astype(np.float32)
     )
+
+
+class SearchedLibrary:
+    """A library that is searched again and again: read into memory at the first search, and anew once it has changed. Thread-safe."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = path
+        self._lock = Lock()
+        self._opened: tuple[Hashable, Library] | None = None
+
+    def open(self) -> Library:
+        """Raises InputError as ``open_library``."""
+        with self._lock:
+            stamp = table_stamp(self.path)  # before it is read: a change in between is not missed
+            if self._opened is None or self._opened[0] != stamp:
+                self._opened = None  # so that there is room for the other
+                self._opened = stamp, open_library(self.path)
+            return self._opened[1]
 
 
 def find(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -128,6 +128,16 @@ def create_table(library: str | os.PathLike[str], fingerprint: str, shape: Shape
 
 def has_table(library: str | os.PathLike[str]) -> bool:
     return (Path(library) / f"{NAME}.lance" / "_versions").is_dir()
+
+
+def table_stamp(library: str | os.PathLike[str]) -> Hashable:
+    """Differs once the table has changed; None = there is no table."""
+    versions = Path(library) / f"{NAME}.lance" / "_versions"
+    try:
+        state = versions.stat()
+        return state.st_ino, state.st_mtime_ns, frozenset(file.name for file in versions.iterdir())
+    except OSError:
+        return None
 
 
 def table_description(table: Table) -> dict[str, str]:

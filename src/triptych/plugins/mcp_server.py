@@ -75,16 +75,19 @@ def photo_server(library: Path | None = None, load: Callable[[str], Any] | None 
         return answer
 
     if library is not None:
+        from triptych.library import SearchedLibrary
+
+        searched = SearchedLibrary(library)
 
         @tool
         def find(text: str, k: int = 10) -> list[dict[str, Any]]:
             """The photos of the library that the text describes, the best first: path and score."""
-            from triptych.library import as_matcher, open_library
+            from triptych.library import as_matcher
             from triptych.library import find as find_photos
 
             warnings: list[object] = []
             matcher = as_matcher(model_of("blip2"), "blip2")
-            hits = find_photos(open_library(library), matcher, text, min(k, MAX_FOUND), None, notice=warnings.append)
+            hits = find_photos(searched.open(), matcher, text, min(k, MAX_FOUND), None, notice=warnings.append)
             return [{"path": one.path, "score": round(one.score, 4)} for one in hits]
 
     return server

@@ -7,7 +7,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from errno import EADDRINUSE
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -24,6 +24,9 @@ from triptych.serve.openai import openai_router
 from triptych.serve.security import Guard
 from triptych.serve.settings import MEMORY_LIMIT, ServerSettings
 
+if TYPE_CHECKING:
+    from triptych.library import SearchedLibrary
+
 
 def create_app(settings: ServerSettings, loaded: dict[str, Any] | None = None) -> FastAPI:
     """The server as an ASGI application. ``loaded``: models by name that are already loaded (for tests)."""
@@ -39,6 +42,7 @@ def create_app(settings: ServerSettings, loaded: dict[str, Any] | None = None) -
     app = FastAPI(title="Triptych", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.settings, app.state.served, app.state.metrics = settings, served, metrics
     app.state.memory = SharedMemory(MEMORY_LIMIT)
+    app.state.library = searched_library(settings)
     install_handlers(app)
     for routes in (openai_router, ollama_router, native_router, lecture_router):
         app.include_router(routes)
@@ -64,6 +68,14 @@ def create_app(settings: ServerSettings, loaded: dict[str, Any] | None = None) -
     app.add_middleware(RequestMetrics, metrics=metrics)
     app.add_middleware(Guard, settings=settings, memory=app.state.memory)
     return app
+
+
+def searched_library(settings: ServerSettings) -> SearchedLibrary | None:
+    if settings.library is None:
+        return None
+    from triptych.library import SearchedLibrary
+
+    return SearchedLibrary(settings.library)
 
 
 def run_server(settings: ServerSettings) -> None:

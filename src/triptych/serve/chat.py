@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from PIL.Image import Image
 
 from triptych.serve.errors import ApiError
+from triptych.serve.jobs import Job
 from triptych.tasks import Answer, Answers, Captions, Chat, Chats, Streams, TextEnd
 from triptych.tasks.capabilities import Model
 from triptych.tasks.chat import Turn
@@ -77,6 +78,19 @@ def answer_kind(model: Model, talk: Dialogue) -> str:
             raise ApiError(400, f"{len(talk.pictures)} pictures: {what}", param="messages")
         return "caption"
     return "chat" if len(talk.turns) > 1 and isinstance(model, Chats) else "ask"
+
+
+def answer_job(model: Model, kind: str, talk: Dialogue, pictures: bytes) -> Job:
+    """The whole answer to a dialogue of a ``kind``. ``pictures``: the digest of their files.
+
+    It is remembered, unless it is a sample or brings log-probabilities, which may be large.
+    """
+    settings = tuple(sorted(talk.settings.items()))
+    key: Hashable = None
+    if not talk.settings.get("temperature") and "top_logprobs" not in talk.settings:
+        turns = tuple((turn.text, turn.answer, len(turn.pictures)) for turn in talk.turns)
+        key = ("chat", kind, settings, turns, pictures)
+    return Job((kind, settings), talk, run=lambda talks: answer_batch(model, kind, talks), key=key)
 
 
 def answer_batch(model: Model, kind: str, talks: Sequence[Dialogue]) -> list[Answer]:

@@ -2,7 +2,8 @@
 
 With a ``SharedEngine`` each of several threads answers one request, and their steps are computed together. With any other engine a single
 thread answers waiting requests of the same kind as a batch; if the batch fails, each is tried alone. Either way an answer does not depend
-on the other requests, and a request whose client has gone stops at its next step.
+on the other requests, and a request whose client has gone stops at its next step. Requests with a ``key`` that are equal are answered
+once (``answers``).
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Hashable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from triptych.interruption import InterruptedGeneration, interruption
+from triptych.serve.answers import AnswerMemory
 from triptych.serve.errors import SERVER_LOG, ApiError, as_api_error
 from triptych.serve.scheduler import SharedEngine
 from triptych.serve.settings import BATCH_LIMIT
@@ -32,13 +35,15 @@ RATE_OF = 32  # requests whose rate is taken
 class Job:
     """Work for a model. Jobs of one ``kind`` may be run together.
 
-    ``run``: payloads of jobs -> their results. ``stream``: instead, the pieces of one payload.
+    ``run``: payloads of jobs -> their results. ``stream``: instead, the pieces of one payload. ``key``: all that the result depends on;
+    None = it is not remembered.
     """
 
     kind: Hashable
     payload: Any
     run: Callable[[Sequence[Any]], Sequence[Any]] | None = None
     stream: Callable[[Any], Iterator[Any]] | None = None
+    key: Hashable | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     results: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
@@ -52,7 +57,11 @@ class Job:
 
 
 class Worker:
-    """A model's queue and threads. ``waiting``: the length of the queue. ``observe``: called with the size of every batch."""
+    """A model's queue and threads, and its last answers.
+
+    ``waiting``: the length of the queue. ``observe``: called with the size of every batch; ``observe_remembered``: when an answer is used
+    again.
+    """
 
     def __init__(
         self,
@@ -60,7 +69,9 @@ class Worker:
         waiting: int,
         observe: Callable[[int], None] = lambda size: None,
         shared: SharedEngine[Any] | None = None,
+        observe_remembered: Callable[[], None] = lambda: None,
     ) -> None:
+        self.answers = AnswerMemory(observe=observe_remembered)
         self.name, self.observe, self.shared = name, observe, shared
         self.batch_limit = 1 if shared else BATCH_LIMIT
         self.queue: queue.Queue[Job | None] = queue.Queue(waiting)
@@ -82,12 +93,18 @@ class Worker:
 
         Raises ApiError: 429 if the queue is full, 504 after ``timeout`` seconds, or the model's failure.
         """
-        self._enqueue(job)
         try:
             async with asyncio.timeout(timeout):
-                result = await job.results.get()
+                if job.key is None:
+                    return await self._result(job)
+                return await self.answers.get(job.key, partial(self._result, job))
         except TimeoutError:
             raise ApiError(504, f"no answer within {timeout:.0f} seconds", retry_after=10) from None
+
+    async def _result(self, job: Job) -> Any:
+        self._enqueue(job)
+        try:
+            result = await job.results.get()
         finally:
             self._withdraw(job)
         if isinstance(result, Exception):
@@ -122,6 +139,7 @@ class Worker:
     def _withdraw(self, job: Job) -> None:
         """Take a job whose client does not wait any more from the queue, with its pictures; if it runs, it stops at its next step."""
         job.cancelled.set()
+        job.payload = None  # an exception's traceback may keep the job for a while, but not its pictures
         with self.queue.mutex, suppress(ValueError):
             self.queue.queue.remove(job)
             self.queue.not_full.notify()
@@ -134,20 +152,28 @@ class Worker:
         return ApiError(429, f"{self.queue.maxsize} requests are waiting: try again later", retry_after=again)
 
     def _work(self) -> None:
+        while self._answer_next():
+            interruption.set(None)
+
+    def _answer_next(self) -> bool:
+        """Answer the next job of the queue and those that follow it, of which nothing is kept; False: there are no more."""
         job = self.queue.get()
         while job is not None:
             following: list[Job | None] = []
             if not job.cancelled.is_set():
                 batch = [job]
                 if job.stream is not None:
-                    self._run_stream(job)
+                    self._run_stream(job, job.payload)
                 else:
                     batch, following = self._batch_of(job)
-                    self._run_batch(batch)
+                    self._run_batch(batch, [job.payload for job in batch])
                 if self.shared is not None:
                     self.shared.leave()
                 self.ended.extend([time.monotonic()] * len(batch))
-            job = following[0] if following else self.queue.get()
+            if not following:
+                return True
+            job = following[0]
+        return False
 
     def _batch_of(self, job: Job) -> tuple[list[Job], list[Job | None]]:
         """The job with waiting ones of its kind; and the job of another kind that was taken from the queue, if any."""
@@ -160,23 +186,28 @@ class Worker:
                 batch.append(other)
         return batch, []
 
-    def _begin(self, batch: list[Job]) -> None:
+    def _begin(self, batch: Sequence[Job]) -> None:
         if self.shared is None:
             self.observe(len(batch))
         interruption.set(lambda: all(job.cancelled.is_set() for job in batch))
 
-    def _run_batch(self, batch: list[Job]) -> None:
+    def _run_batch(self, jobs: Sequence[Job], given: Sequence[Any]) -> None:
+        """``given``: the jobs' payloads, taken before it is known who still waits, because a job that is withdrawn loses its own."""
+        waiting = [(job, payload) for job, payload in zip(jobs, given, strict=True) if not job.cancelled.is_set()]
+        if not waiting:
+            return
+        batch, payloads = zip(*waiting, strict=True)
         self._begin(batch)
         run = batch[0].run
         assert run is not None
         try:
-            results = run([job.payload for job in batch])
+            results = run(payloads)
         except InterruptedGeneration:
             return
         except Exception as error:
             if len(batch) > 1:
-                for job in batch:
-                    self._run_batch([job])
+                for job, payload in waiting:
+                    self._run_batch([job], [payload])
                 return
             if as_api_error(error).status >= 500:
                 SERVER_LOG.exception("%s failed", self.name)
@@ -185,11 +216,13 @@ class Worker:
         for job, result in zip(batch, results, strict=True):
             job.put(result)
 
-    def _run_stream(self, job: Job) -> None:
+    def _run_stream(self, job: Job, payload: Any) -> None:
+        if job.cancelled.is_set():
+            return
         self._begin([job])
         assert job.stream is not None
         try:
-            for piece in job.stream(job.payload):
+            for piece in job.stream(payload):
                 job.put(piece)
         except InterruptedGeneration:
             return

@@ -26,6 +26,9 @@ class Metrics:
             buckets=(1, 2, 4, 8, 16),
             registry=self.registry,
         )
+        self.remembered = Counter(
+            "triptych_remembered_answers", "Answers that were given again", ("model",), registry=self.registry
+        )
         self.waiting = Gauge("triptych_waiting", "Requests that wait for a model", ("model",), registry=self.registry)
 
     def observe_batch(self, model: str, size: int) -> None:

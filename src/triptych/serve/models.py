@@ -16,7 +16,7 @@ from triptych.serve.jobs import Worker
 from triptych.serve.metrics import Metrics
 from triptych.serve.scheduler import LANES, SharedEngine
 from triptych.serve.settings import ServerSettings
-from triptych.tasks import Answers, Captions, Chats, Completes, Matches
+from triptych.tasks import Answers, Captions, Chats, Completes, Matches, with_engine
 from triptych.tasks.capabilities import Model
 
 CAPABILITIES: Mapping[str, type] = {
@@ -65,8 +65,9 @@ class Served:
         shared = None
         if isinstance(engine := getattr(model, "engine", None), Joins):
             shared = SharedEngine(engine, engine.joint_steps, observe, min(LANES, physical_cores()))
-            model = type(model)(shared, model.name)
-        self.workers[name] = Worker(name, self.settings.queue, observe, shared)
+            model = with_engine(model, shared)
+        remembered = self.metrics.remembered.labels(name).inc
+        self.workers[name] = Worker(name, self.settings.queue, observe, shared, remembered)
         self.loaded[name] = model
 
     def start(self) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 from PIL.Image import Image
@@ -22,6 +22,9 @@ from triptych.serve.models import can
 from triptych.serve.pictures import RequestPictures
 from triptych.serve.settings import BEAM_LIMIT, CHOICE_LIMIT, PICTURE_LIMIT, TOKEN_LIMIT, ServerSettings
 from triptych.tasks.capabilities import Model
+
+if TYPE_CHECKING:
+    from triptych.library import SearchedLibrary
 
 native_router = APIRouter(prefix="/v1")
 THUMBNAIL = (320, 320)
@@ -87,28 +90,39 @@ def find_model(request: Request, name: str, verb: str) -> tuple[Model, Worker]:
 
 
 async def submit(
-    request: Request, name: str, verb: str, kind: tuple[Any, ...], payload: Any, run: Callable[..., Any]
+    request: Request,
+    name: str,
+    verb: str,
+    kind: tuple[Any, ...],
+    payload: Any,
+    run: Callable[..., Any],
+    key: tuple[Hashable, ...] | None = None,
 ) -> Any:
     """The result of ``run(model, payloads)`` for one payload. Requests of equal ``verb`` and ``kind`` may be run together.
+
+    ``key``: with ``verb`` and ``kind`` all that the result depends on; None = it is not remembered.
 
     Raises ApiError: as ``find_model`` and ``Worker.submit``.
     """
     settings: ServerSettings = request.app.state.settings
     model, worker = find_model(request, name, verb)
-    job = Job((verb, *kind), payload, run=lambda payloads: run(model, payloads))
+    key = None if key is None else (verb, *kind, *key)
+    job = Job((verb, *kind), payload, run=lambda payloads: run(model, payloads), key=key)
     return await worker.submit(job, settings.timeout)
 
 
-async def read_pictures(request: Request, name: str, verb: str, addresses: Mapping[str, str]) -> list[Image]:
+async def read_pictures(
+    request: Request, name: str, verb: str, addresses: Mapping[str, str]
+) -> tuple[list[Image], bytes]:
     """Read the pictures at the addresses in a thread, if the model can ``verb``; ``addresses``: by their field in the request, for
-    messages."""
+    messages. Returns the pictures, and the digest of their files."""
     find_model(request, name, verb)
     reader = RequestPictures(request)
 
     def read() -> list[Image]:
         return [reader.read(address, field) for field, address in addresses.items()]
 
-    return await asyncio.to_thread(read)
+    return await asyncio.to_thread(read), reader.digest()
 
 
 def listed(addresses: Sequence[str], field: str) -> dict[str, str]:
@@ -129,34 +143,37 @@ def maps_of(answer: Any) -> dict[str, Any] | None:
 
 @native_router.post("/caption")
 async def post_caption(request: Request, body: CaptionRequest) -> dict[str, Any]:
-    (photo,) = await read_pictures(request, body.model, "caption", {"image": body.image})
+    (photo,), digest = await read_pictures(request, body.model, "caption", {"image": body.image})
     given = {"beams": body.beams, "max_new_tokens": body.max_new_tokens}
     chosen = {name: value for name, value in given.items() if value is not None}
 
     def run(model: Any, photos: Sequence[Image]) -> list[Any]:
         return list(model.caption(list(photos), explain=body.explain and model.explains, **chosen))
 
-    answer = await submit(request, body.model, "caption", (body.explain, *sorted(chosen.items())), photo, run)
+    kind = (body.explain, *sorted(chosen.items()))
+    answer = await submit(request, body.model, "caption", kind, photo, run, None if body.explain else (digest,))
     return {**answer.to_dict("caption"), "model": body.model, "evidence": maps_of(answer)}
 
 
 @native_router.post("/ask")
 async def post_ask(request: Request, body: AskRequest) -> dict[str, Any]:
-    photos = await read_pictures(request, body.model, "ask", listed(body.images, "images"))
+    photos, digest = await read_pictures(request, body.model, "ask", listed(body.images, "images"))
 
     def run(model: Any, payloads: Sequence[tuple[list[Image], str]]) -> list[Any]:
         images, questions = zip(*payloads, strict=True)
         return list(model.ask(list(images), list(questions), body.choices, explain=body.explain and model.explains))
 
     kind = (body.explain, tuple(body.choices or ()))
-    answer = await submit(request, body.model, "ask", kind, (photos, body.question), run)
+    key = None if body.explain else (body.question, digest)
+    answer = await submit(request, body.model, "ask", kind, (photos, body.question), run, key)
     return {"question": body.question, **answer.to_dict("answer"), "model": body.model, "evidence": maps_of(answer)}
 
 
 @native_router.post("/complete")
 async def post_complete(request: Request, body: CompleteRequest) -> dict[str, Any]:
     of_shots = {f"shots[{i}].image": shot.image for i, shot in enumerate(body.shots)}
-    photo, *pictures = await read_pictures(request, body.model, "complete", {"image": body.image, **of_shots})
+    addresses = {"image": body.image, **of_shots}
+    (photo, *pictures), digest = await read_pictures(request, body.model, "complete", addresses)
     shots = [(picture, shot.text) for picture, shot in zip(pictures, body.shots, strict=True)]
 
     def run(model: Any, payloads: Sequence[Any]) -> list[Any]:
@@ -164,20 +181,19 @@ async def post_complete(request: Request, body: CompleteRequest) -> dict[str, An
             model.complete(image, examples, prompt=body.prompt, choices=body.choices) for image, examples in payloads
         ]
 
-    answer = await submit(
-        request, body.model, "complete", (body.prompt, tuple(body.choices or ())), (photo, shots), run
-    )
+    kind, key = (body.prompt, tuple(body.choices or ())), (*(shot.text for shot in body.shots), digest)
+    answer = await submit(request, body.model, "complete", kind, (photo, shots), run, key)
     return {**answer.to_dict(), "model": body.model}
 
 
 @native_router.post("/match")
 async def post_match(request: Request, body: MatchRequest) -> dict[str, Any]:
-    photos = await read_pictures(request, body.model, "match", listed(body.images, "images"))
+    photos, digest = await read_pictures(request, body.model, "match", listed(body.images, "images"))
 
     def run(model: Any, payloads: Sequence[list[Image]]) -> list[Any]:
         return [model.match(images, body.texts) for images in payloads]
 
-    result = await submit(request, body.model, "match", tuple(body.texts), photos, run)
+    result = await submit(request, body.model, "match", tuple(body.texts), photos, run, (digest,))
     rows = [{"image": m.image, "text": m.text, **m.to_dict()} for m in result]
     return {"model": body.model, "matches": rows}
 
@@ -186,7 +202,7 @@ async def post_match(request: Request, body: MatchRequest) -> dict[str, Any]:
 async def post_explain(request: Request, body: ExplainRequest) -> dict[str, Any]:
     """Where the model looked at each word: maps as numbers, and a figure as a PNG data URL."""
     verb = "ask" if body.question else "caption"
-    (photo,) = await read_pictures(request, body.model, verb, {"image": body.image})
+    (photo,), _ = await read_pictures(request, body.model, verb, {"image": body.image})
 
     def run(model: Any, photos: Sequence[Image]) -> list[Any]:
         from triptych.figures.maps import draw_words
@@ -210,18 +226,17 @@ async def post_explain(request: Request, body: ExplainRequest) -> dict[str, Any]
 @native_router.post("/find")
 async def post_find(request: Request, body: FindRequest) -> dict[str, Any]:
     """Search the server's library. Thumbnails are made from the pixels, so they have no metadata such as the position."""
-    path = request.app.state.settings.library
-    if path is None:
+    searched: SearchedLibrary | None = request.app.state.library
+    if searched is None:
         raise ApiError(404, "this server has no library: start it with --library")
-
     if not body.query.strip():
         raise ApiError(400, "query is empty", param="query")
 
     def run(model: Any, queries: Sequence[str]) -> list[Any]:
-        from triptych.library import as_matcher, find, open_library
+        from triptych.library import as_matcher, find
 
         try:
-            library, matcher = open_library(path), as_matcher(model, body.model)
+            library, matcher = searched.open(), as_matcher(model, body.model)
             search = partial(find, k=body.k, at_least=body.at_least, notice=SERVER_LOG.warning)
             return [[found_fields(result) for result in search(library, matcher, query)] for query in queries]
         except InputError as error:  # it names files of this machine

@@ -14,7 +14,7 @@ from fastapi.responses import StreamingResponse
 from PIL.Image import Image
 from pydantic import BaseModel, Field
 
-from triptych.serve.chat import answer_batch, answer_kind, answer_pieces, read_dialogue
+from triptych.serve.chat import answer_job, answer_kind, answer_pieces, read_dialogue
 from triptych.serve.errors import ApiError, as_api_error
 from triptych.serve.fields import ModelName, Text
 from triptych.serve.jobs import Job
@@ -91,8 +91,9 @@ async def ollama_generate(request: Request, body: OllamaGenerateRequest) -> Any:
     if not (body.prompt or body.images):
         return answering.record("", TextEnd(True), "load")
     messages: list[tuple[str, str, list[Image]]] = [("system", body.system, [])] if body.system else []
-    pictures = await asyncio.to_thread(pictures_of, body.images, RequestPictures(request), "images")
-    return await answering.reply([*messages, ("user", body.prompt, pictures)])
+    reader = RequestPictures(request)
+    pictures = await asyncio.to_thread(pictures_of, body.images, reader, "images")
+    return await answering.reply([*messages, ("user", body.prompt, pictures)], reader)
 
 
 @ollama_router.post("/chat")
@@ -109,7 +110,7 @@ async def ollama_chat(request: Request, body: OllamaChatRequest) -> Any:
             for i, message in enumerate(body.messages)
         ]
 
-    return await answering.reply(await asyncio.to_thread(read))
+    return await answering.reply(await asyncio.to_thread(read), reader)
 
 
 class OllamaAnswer:
@@ -143,15 +144,14 @@ class OllamaAnswer:
             "eval_duration": seconds,  # of the prompt, too
         }
 
-    async def reply(self, messages: Sequence[tuple[str, str, list[Image]]]) -> Any:
-        """The whole answer, or a stream of lines. Raises ApiError: the model cannot answer this."""
+    async def reply(self, messages: Sequence[tuple[str, str, list[Image]]], reader: RequestPictures) -> Any:
+        """The whole answer, or a stream of lines. ``reader``: of the pictures. Raises ApiError: the model cannot answer this."""
         talk = read_dialogue(messages, self.options.search_settings())
         model, kind = self.model, answer_kind(self.model, talk)
         if self.body.stream:
             job = Job(("stream",), talk, stream=lambda talk: answer_pieces(model, kind, talk))
             return StreamingResponse(self.lines(job), media_type="application/x-ndjson")
-        key = (kind, tuple(sorted(talk.settings.items())))
-        job = Job(key, talk, run=lambda talks: answer_batch(model, kind, list(talks)))
+        job = answer_job(model, kind, talk, reader.digest())
         answer = await self.worker.submit(job, self.timeout)
         text = cut_at_stop(answer.text, self.stops)
         return self.record(text, answer.end, "stop" if text != answer.text else None)

@@ -15,7 +15,7 @@ from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from triptych.generate import TOP_LOGPROBS
-from triptych.serve.chat import answer_batch, answer_kind, answer_pieces, read_dialogue
+from triptych.serve.chat import answer_job, answer_kind, answer_pieces, read_dialogue
 from triptych.serve.errors import ApiError, as_api_error, error_body
 from triptych.serve.features import embed, encoded, texts_of
 from triptych.serve.fields import ModelName, RequiredText, Text
@@ -147,14 +147,14 @@ async def chat_completions(request: Request, body: ChatRequest) -> Any:
     body.check()
     model, worker = served.get(body.model)
     worker.check_room()
-    messages = await asyncio.to_thread(read_messages, body.messages, RequestPictures(request))
+    reader = RequestPictures(request)
+    messages = await asyncio.to_thread(read_messages, body.messages, reader)
     talk = read_dialogue(messages, body.search_settings())
     kind = answer_kind(model, talk)
     if body.stream:
         job = Job(("stream",), talk, stream=lambda talk: answer_pieces(model, kind, talk))
         return StreamingResponse(sse(body, worker.pieces(job, settings.timeout)), media_type="text/event-stream")
-    key = (kind, tuple(sorted(talk.settings.items())))
-    job = Job(key, talk, run=lambda talks: answer_batch(model, kind, list(talks)))
+    job = answer_job(model, kind, talk, reader.digest())
     return completion(body, await worker.submit(job, settings.timeout))
 
 

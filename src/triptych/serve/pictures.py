@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import os
 import re
 import stat
@@ -32,6 +33,7 @@ class RequestPictures:
         self.settings: ServerSettings = request.app.state.settings
         self.memory: RequestMemory = request.scope[SCOPE_KEY]
         self.left = self.most = most
+        self._digest = hashlib.sha256()
 
     def read(self, address: str, param: str) -> Image:
         """The picture at ``address``, upright and RGB.
@@ -45,11 +47,15 @@ class RequestPictures:
         self.left -= 1
         try:
             data = picture_bytes(address, self.settings)
+            self._digest.update(len(data).to_bytes(8) + data)
             width, height = picture_size(data)
-            self.memory.take(PIXEL_BYTES * width * height)
-            return load_image(data)
+            return self.memory.load(PIXEL_BYTES * width * height, lambda: load_image(data))
         except InputError as error:
             raise ApiError(400, f"{param}: {without_name(str(error))}", param=param) from None
+
+    def digest(self) -> bytes:
+        """Of the files of all pictures that were read, in order."""
+        return self._digest.digest()
 
 
 def picture_bytes(address: str, settings: ServerSettings) -> bytes:

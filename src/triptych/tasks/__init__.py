@@ -6,7 +6,7 @@ Pictures in, ``Answer`` out, with evidence on request.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from triptych.checkpoints.locate import load_config
 from triptych.convert.opening import find_checkpoint
@@ -44,9 +44,11 @@ __all__ = [
     "load_answerer",
     "load_completer",
     "load_matcher",
+    "with_engine",
 ]
 
 
+TasksT = TypeVar("TasksT", SatTasks, FlamingoTasks, Blip2Tasks)
 ON_TORCH = ("bf16", "fp16")  # precisions that ONNX Runtime does not run
 SYSTEM_TASKS = {"sat": SatTasks, "flamingo": FlamingoTasks, "blip2": Blip2Tasks}
 
@@ -95,6 +97,15 @@ def with_consensus(
     if QUERYBANK_FILE in files and isinstance(tasks, Blip2Tasks):
         tasks.querybank_file = directory / QUERYBANK_FILE
     return tasks
+
+
+def with_engine(tasks: TasksT, engine: Any) -> TasksT:
+    """The same model, with its consensus and querybank, on ``engine``."""
+    moved = type(tasks)(engine, tasks.name)
+    moved.consensus_file = tasks.consensus_file
+    if isinstance(tasks, Blip2Tasks) and isinstance(moved, Blip2Tasks):
+        moved.querybank_file = tasks.querybank_file
+    return moved
 
 
 def check_device(device: str | torch.device) -> None:
