@@ -55,7 +55,7 @@ def album(tmp_path: Path) -> Path:
 
 
 def index(folder: Path, library: Path) -> None:
-    index_photos(scan(folder, fail), library, RedBlip2(), fail)  # type: ignore[arg-type]
+    index_photos(scan(folder, fail), library, RedBlip2(), fail)
 
 
 @pytest.fixture
@@ -91,7 +91,12 @@ def test_the_library_is_read_again_only_when_it_has_changed(
     opened: list[object] = []
     module = sys.modules["triptych.library.find"]  # the package has a function of this name
     open_library = module.open_library
-    monkeypatch.setattr(module, "open_library", lambda path: opened.append(path) or open_library(path))
+
+    def counted(path: Path) -> Any:
+        opened.append(path)
+        return open_library(path)
+
+    monkeypatch.setattr(module, "open_library", counted)
     for _ in range(3):
         assert len(names(searching)) == 3
     assert len(opened) == 1
