@@ -20,6 +20,7 @@ class Blocker:
 
 BLOCKED = sys.argv[2].split(",")
 sys.meta_path.insert(0, Blocker())
+exec(sys.argv[3])
 from triptych.cli import main
 results = []
 for command in json.loads(sys.argv[1]):
@@ -41,10 +42,11 @@ class Ended(NamedTuple):
     err: str
 
 
-def run_commands(commands: Sequence[Sequence[str]], blocked: str = "torch") -> list[Ended]:
-    """What each command printed, one after the other in one process; ``blocked``: packages that cannot be imported, with commas."""
+def run_commands(commands: Sequence[Sequence[str]], blocked: str = "torch", before: str = "") -> list[Ended]:
+    """What each command printed, one after the other in one process; ``blocked``: packages that cannot be imported, with commas;
+    ``before``: statements that run first."""
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(commands), blocked],
+        [sys.executable, "-c", SCRIPT, json.dumps(commands), blocked, before],
         capture_output=True,
         text=True,
         env=os.environ | {"TRIPTYCH_DEBUG": ""},

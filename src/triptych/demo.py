@@ -29,8 +29,10 @@ NAME_SHOTS = (("horse-noto.png", "a dax"), ("owl-noto.png", "a blicket"))
 NAME_QUERY = "horse-openmoji.png"
 CHAT_PHOTO = "baseball.jpg"
 CHAT_QUESTIONS = ("What is in the photo?", "How many people are there?", "Is there a dog in the photo?")
-GROUP = ("horse-noto.png", "horse-openmoji.png", "riders.jpg")
-GROUP_QUESTIONS = ("What do the photos have in common?", "How do the photos differ?")
+GROUPS = (
+    (("horse-noto.png", "horse-openmoji.png", "riders.jpg"), "What do the photos have in common?"),
+    (("tennis.jpg", "baseball.jpg"), "How do the photos differ?"),
+)
 MATCH_TEXTS = (
     "a skateboarder does a trick in a pool",
     "a man on a bike on a road",
@@ -52,19 +54,25 @@ def run(out: Path) -> Path:
 
     Returns the path of the report.
     """
-    credits = json.loads((EXAMPLES / "credits.json").read_text(encoding="utf-8"))
+    credits = bundled_photos()
     photos = {credit["file"]: load_image(EXAMPLES / credit["file"]) for credit in credits}
     models: dict[str, Any] = {name: load(name) for name in SYSTEM_TITLES}
     readings = {file: caption_photo(file, photo, models, out) for file, photo in photos.items()}
     entries = [photo_entry(photos[c["file"]], readings[c["file"]], c) for c in credits]
     report = out / "report.html"
     flamingo = models["flamingo"]
-    others = [*questions(photos, models), *examples(flamingo), *chat_about(photos, flamingo), *group(photos, flamingo)]
+    others = [*questions(photos, models), *examples(flamingo), *chat_about(photos, flamingo), *groups(photos, flamingo)]
     tables = [matching(photos, models["blip2"]), gates(models["flamingo"])]
     write_file(report, html_page([*entries, *others], TITLE, tables).encode())
     if not all(model.explains for model in models.values()):
         print("No maps of where Flamingo and BLIP-2 looked: they need torch (pip install 'triptych[torch]')")
     return report.resolve()
+
+
+def bundled_photos() -> list[dict[str, Any]]:
+    """The file, source and licence of each photo."""
+    credits: list[dict[str, Any]] = json.loads((EXAMPLES / "credits.json").read_text(encoding="utf-8"))
+    return credits
 
 
 def caption_photo(file: str, photo: Image, models: dict[str, Any], out: Path) -> list[Reading]:
@@ -130,15 +138,17 @@ def chat_about(photos: dict[str, Image], model: FlamingoTasks) -> list[PageEntry
     return entries
 
 
-def group(photos: dict[str, Image], model: FlamingoTasks) -> list[PageEntry]:
-    """Flamingo compares three pictures of one animal, from its captions of each."""
-    print(f"Flamingo: about {', '.join(GROUP)}", flush=True)
-    images, entries = tuple(photos[file] if file in photos else drawing(file) for file in GROUP), []
-    for question in GROUP_QUESTIONS:
+def groups(photos: dict[str, Image], model: FlamingoTasks) -> list[PageEntry]:
+    """Flamingo compares several pictures, from its captions of each."""
+    entries = []
+    for files, question in GROUPS:
+        images = tuple(photos[file] if file in photos else drawing(file) for file in files)
         answer, seconds = timed(model.ask, list(images), question, explain=model.explains)
-        print(f"  {question} {answer.text}  ({seconds:.1f} s)", flush=True)
-        readings = tuple(as_readings("Flamingo", answer, seconds))
-        entries.append(PageEntry(images, readings, question=question, credit=drawing_credits()))
+        print(f"Flamingo: {', '.join(files)}: {question} {answer.text}  ({seconds:.1f} s)", flush=True)
+        credit = "" if photos.keys() >= set(files) else drawing_credits()
+        entries.append(
+            PageEntry(images, tuple(as_readings("Flamingo", answer, seconds)), question=question, credit=credit)
+        )
     return entries
 
 

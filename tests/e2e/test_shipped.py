@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import triptych
+from triptych import demo
 from triptych.checkpoints.locate import BUNDLED, load_config
 from triptych.cli import app
 from triptych.demo import EXAMPLES
@@ -44,13 +45,15 @@ def test_the_bundled_photos_are_recognised(sat: SatTasks, photo: str, words: set
     assert words & set(sat.caption(EXAMPLES / f"{photo}.jpg").tokens)
 
 
-def test_the_demo_writes_its_report(tmp_path: Path) -> None:
+def test_the_demo_writes_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    credits = demo.bundled_photos()[:7]  # those of the questions, so that it takes half the time
+    monkeypatch.setattr(demo, "bundled_photos", lambda: credits)
     result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "new")])
     assert result.exit_code == 0
     report = tmp_path / "new" / "report.html"
     assert result.stdout.splitlines()[-1] == f"report: {report.resolve()}"
     page = report.read_text(encoding="utf-8")
-    for credit in json.loads((EXAMPLES / "credits.json").read_text(encoding="utf-8")):
+    for credit in credits:
         assert credit["photo"] in page
         assert credit["licence"] in page
         for system in ("sat", "flamingo", "blip2"):

@@ -12,12 +12,11 @@ from triptych.demo import EXAMPLES
 
 pytestmark = pytest.mark.parts
 DOG = EXAMPLES / "dog.jpg"
-SHOT = f"{DOG}=a dax"
 
 
 @pytest.fixture(scope="module")
 def photos(flickr8k: Path) -> list[Photo]:
-    return [photo for photo in open_dataset(flickr8k, "val") if photo.captions][:8]
+    return [photo for photo in open_dataset(flickr8k, "val") if photo.captions][:5]
 
 
 @pytest.mark.data
@@ -31,25 +30,22 @@ def test_captions_of_validation_photos_agree(name: str, photos: list[Photo]) -> 
     assert [a.text for a in exact] == [a.text for a in reference]
     np.testing.assert_allclose([a.logprob for a in exact], [a.logprob for a in reference], atol=1e-3)
     same = [(a, b) for a, b in zip(quick, reference, strict=True) if a.text == b.text]
-    assert len(same) >= 5
+    assert len(same) >= 3
     np.testing.assert_allclose([a.logprob for a, _ in same], [b.logprob for _, b in same], atol=0.5)
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
+def test_commands_need_no_torch() -> None:
+    commands = [
         ["caption", str(DOG), "--model", "sat"],
         ["ask", str(DOG), "--question", "What animal is in the photo?"],
         ["compare", str(DOG), str(EXAMPLES / "riders.jpg"), "--question", "Which photo shows a dog?"],
         ["match", "--image", str(DOG), "--text", "a dog"],
         ["chat", str(DOG)],
-        ["complete", "--image", str(DOG), "--shot", SHOT],
-    ],
-    ids=lambda command: command[0],
-)
-def test_commands_need_no_torch(command: list[str]) -> None:
-    (ended,) = run_commands([command])
-    assert ended.code == 0 and ended.out.strip(), ended.err
+        ["complete", "--image", str(DOG), "--shot", f"{DOG}=a dax"],
+    ]
+    load_once = "from functools import cache; from triptych import tasks; tasks.load = cache(tasks.load)"
+    for command, ended in zip(commands, run_commands(commands, before=load_once), strict=True):
+        assert ended.code == 0 and ended.out.strip(), (command, ended.err)
 
 
 def test_a_library_is_made_and_searched_without_torch(tmp_path: Path) -> None:
@@ -69,7 +65,8 @@ def test_where_flamingo_and_blip2_looked_needs_torch(tmp_path: Path) -> None:
 
 
 def test_the_demo_needs_no_torch(tmp_path: Path) -> None:
-    (ended,) = run_commands([["demo", "--out", str(tmp_path)]])
+    few = "from triptych import demo; photos = demo.bundled_photos()[:7]; demo.bundled_photos = lambda: photos"
+    (ended,) = run_commands([["demo", "--out", str(tmp_path)]], before=few)
     assert ended.code == 0 and "pip install 'triptych[torch]'" in ended.out
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert page.count("BLIP-2</h3>") > 12 and page.count('class="word"') > 50
+    assert page.count("BLIP-2</h3>") > 7 and page.count('class="word"') > 50

@@ -150,7 +150,7 @@ def test_logits(pair: tuple[Any, Decoder]) -> None:
 def test_greedy_ids(pair: tuple[Any, Decoder]) -> None:
     theirs, ours = pair
     ids = torch.randint(0, 97, (1, 9), generator=torch.Generator().manual_seed(2))
-    [[text]] = generate(ours, ids, Search(eos=frozenset(), max_new_tokens=64))
+    [[text]] = generate(ours, ids, Search(eos=frozenset(), max_new_tokens=32))
     assert list(text.ids) == greedy(theirs, ids, 64)
 
 
@@ -235,7 +235,7 @@ def test_refuses_what_it_does_not_cover() -> None:
 
 @pytest.mark.parts
 def test_smollm2() -> None:
-    """The part's own weights, in both models: logits of some prompts, 64 greedy tokens, chunks, a ragged batch."""
+    """The part's own weights, in both models: logits of some prompts, 32 greedy tokens, chunks, a ragged batch."""
     ours, tokenizer, report = load_language_model(part_path("smollm2-135m"))
     assert not report.ignored and len(report.mapped) == 272
     c = ours.config
@@ -266,10 +266,10 @@ def test_smollm2() -> None:
         close(ours.logits(ours(row[None])), theirs(row[None]).logits)
     close(ours.prefill(left_pad(rows))[0], torch.cat([theirs(row[None]).logits[:, -1] for row in rows]), 1e-4)
 
-    [[text]] = generate(ours, rows[-1][None], Search(eos=frozenset(), max_new_tokens=64))
+    [[text]] = generate(ours, rows[-1][None], Search(eos=frozenset(), max_new_tokens=32))
     everything = torch.ones(1, len(rows[-1]), dtype=torch.long)  # else it takes each <|im_end|> for padding
     expected = theirs.generate(
-        rows[-1][None], attention_mask=everything, max_new_tokens=64, do_sample=False, eos_token_id=None, pad_token_id=2
+        rows[-1][None], attention_mask=everything, max_new_tokens=32, do_sample=False, eos_token_id=None, pad_token_id=2
     )
     assert list(text.ids) == expected[0, len(rows[-1]) :].tolist()
 

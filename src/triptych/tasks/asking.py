@@ -293,7 +293,5 @@ def with_settings(search: Search, settings: Mapping[str, Any]) -> Search:
         settings = {"beams": 1} | dict(settings)  # sampling excludes beam search
     longest = settings.get("max_new_tokens")
     if isinstance(longest, int) and longest < search.min_new_tokens:
-        settings = {"min_new_tokens": longest} | dict(
-            settings
-        )  # a limit that is asked for comes before the model's own least length
+        settings = {"min_new_tokens": longest} | dict(settings)  # a given limit overrides the model's own least length
     return replace(search, **settings)

@@ -6,8 +6,6 @@ a part of how close a photo is to the texts of a bank, and a text to its photos.
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 
 from triptych.errors import InputError
 from triptych.evidence import Floats
+from triptych.io.arrays import array_bytes, read_arrays
 from triptych.text.consensus import Consensus, unit
 from triptych.text.vocabulary import split_words
 
@@ -34,9 +33,7 @@ class Querybank:
     photos: NDArray[np.int8]  # [N, Q, E]
     pooled: NDArray[np.float16]  # [N, D]
     texts: NDArray[np.int8]  # [M, E]
-    words: NDArray[
-        np.int32
-    ]  # the known words of all captions, one caption behind the other, by their columns in the consensus
+    words: NDArray[np.int32]  # the known words of all captions in order, by their columns in the consensus
     ends: NDArray[np.int32]  # [M]: where each caption ends in ``words``
 
     def __post_init__(self) -> None:
@@ -80,9 +77,7 @@ class Querybank:
 
     def to_bytes(self) -> bytes:
         """As ``read_querybank`` reads it."""
-        file = io.BytesIO()
-        np.savez(file, **{field.name: getattr(self, field.name) for field in fields(self)})
-        return file.getvalue()
+        return array_bytes({field.name: getattr(self, field.name) for field in fields(self)})
 
 
 class Offsets:
@@ -120,8 +115,4 @@ def to_int8(unit_vectors: Floats) -> NDArray[np.int8]:
 
 def read_querybank(path: Path) -> Querybank:
     """Raises InputError: it cannot be read, or is no querybank."""
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-            return Querybank(*(stored[field.name] for field in fields(Querybank)))
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+    return read_arrays(path, lambda stored: Querybank(*(stored[field.name] for field in fields(Querybank))))

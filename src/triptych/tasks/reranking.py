@@ -26,9 +26,7 @@ RERANKED_BEAMS = 10
 GUIDANCE_WEIGHT = 1.0  # of what each word adds to the agreement, beside its log-probability in the search
 CONSENSUS_WEIGHT = 4.0  # of the agreement, beside the mean log-probability of a token in the choice among beams
 EXPECTED_WORDS = 6  # in the evidence
-MATCHING_WEIGHT = (
-    15.0  # of the agreement and the offsets, in the score that matching sorts by: as much as the cosine of contrast has
-)
+MATCHING_WEIGHT = 15.0  # of the agreement and the offsets in the score that matching sorts by: as much as the cosine's
 
 Decode = Callable[[Sequence[int]], str]  # the ids of a text -> the text
 

@@ -8,10 +8,8 @@ Captioning") in closed form. Fitted by ``train.consensus``; used by ``tasks.rera
 
 from __future__ import annotations
 
-import io
-import zipfile
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,10 @@ from numpy.typing import NDArray
 
 from triptych.errors import InputError
 from triptych.evidence import Floats
+from triptych.io.arrays import array_bytes, read_arrays
 from triptych.text.vocabulary import split_words
 
 FILE = "consensus.npz"  # in a checkpoint
-LINEAR = ("weight", "scale", "bias")  # the arrays of a linear map in it
 CLASSIFIER = "classifier_"  # before those of the classifier
 MAX_WORDS = 50_000
 REMEMBERED_RESULTS, REMEMBERED_PHOTOS = 32, 8  # results of ``Consensus.expected``, and photos of one
@@ -73,6 +71,15 @@ class QuantizedLinear:
         scale = np.maximum(np.abs(weight).max(1, keepdims=True), 1e-12) / 127
         rounded = np.round(weight / scale).astype(np.int8)
         return cls(rounded, scale[:, 0].astype(np.float32), bias.astype(np.float32))
+
+    @classmethod
+    def from_arrays(cls, stored: Mapping[str, NDArray[Any]], prefix: str) -> QuantizedLinear:
+        """Of the arrays whose names begin with ``prefix``."""
+        return cls(*(stored[f"{prefix}{field.name}"] for field in fields(cls)))
+
+    def arrays(self, prefix: str) -> dict[str, NDArray[Any]]:
+        """Its arrays by name, each name behind ``prefix``."""
+        return {f"{prefix}{field.name}": getattr(self, field.name) for field in fields(self)}
 
     @cached_property
     def dense(self) -> Floats:
@@ -176,13 +183,16 @@ class Consensus:
 
     def to_bytes(self) -> bytes:
         """As ``read_consensus`` reads it."""
-        file = io.BytesIO()
         arrays: dict[str, Any] = {"words": np.array(self.words), "rarity": self.rarity, "mean": self.mean}
-        for prefix, linear in (("", self.regression), (CLASSIFIER, self.classifier)):
-            if linear is not None:
-                arrays |= {f"{prefix}{name}": getattr(linear, name) for name in LINEAR}
-        np.savez(file, **arrays)
-        return file.getvalue()
+        arrays |= self.regression.arrays("")
+        return array_bytes(arrays | (self.classifier.arrays(CLASSIFIER) if self.classifier else {}))
+
+    @classmethod
+    def from_arrays(cls, stored: Mapping[str, NDArray[Any]]) -> Consensus:
+        """As ``to_bytes`` writes them. Raises KeyError: an array is missing. Raises InputError: they do not fit together."""
+        classifier = QuantizedLinear.from_arrays(stored, CLASSIFIER) if f"{CLASSIFIER}weight" in stored else None
+        words, regression = tuple(map(str, stored["words"].tolist())), QuantizedLinear.from_arrays(stored, "")
+        return cls(words, stored["rarity"], stored["mean"], regression, classifier)
 
 
 def with_labels(pooled: Floats, classifier: QuantizedLinear | None) -> Floats:
@@ -196,16 +206,7 @@ def with_labels(pooled: Floats, classifier: QuantizedLinear | None) -> Floats:
 
 def read_consensus(path: Path) -> Consensus:
     """Raises InputError: it cannot be read, or is no consensus."""
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
-            regression = QuantizedLinear(*(stored[name] for name in LINEAR))
-            classifier = None
-            if f"{CLASSIFIER}weight" in stored:
-                classifier = QuantizedLinear(*(stored[f"{CLASSIFIER}{name}"] for name in LINEAR))
-            words = tuple(map(str, stored["words"].tolist()))
-            return Consensus(words, stored["rarity"], stored["mean"], regression, classifier)
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+    return read_arrays(path, Consensus.from_arrays)
 
 
 def caption_vectors(captions: Iterable[str], columns: dict[str, int], rarity: Floats) -> Floats:
