@@ -11,6 +11,7 @@ from toy_models import ToyBlip2, ToySat, data_url, png, question
 
 from triptych.extras import importing
 from triptych.serve import lecture
+from triptych.serve.openai import UNSUPPORTED
 from triptych.serve.settings import TEXT_LIMIT
 
 CHAT = "/v1/chat/completions"
@@ -53,6 +54,11 @@ def test_captions_turns_and_system(client: TestClient) -> None:
     later = [*first, {"role": "assistant", "content": "yes"}, *question(data_url(2), text="Two?")["messages"]]
     body = {"model": "blip2", "messages": [{"role": "system", "content": "Be brief."}, *later]}
     assert text_of(client.post(CHAT, json=body)) == "Two? [1, 2]"  # all pictures, the last question
+    for role in ("system", "developer"):
+        body = {"model": "blip2", "messages": [{"role": role, "content": "Be brief."}, *first]}
+        assert text_of(client.post(CHAT, json=body)) == "Be brief. One? [1]"
+    ended = {"model": "blip2", "messages": [*first, {"role": "assistant", "content": "yes"}]}
+    assert "end with a question" in client.post(CHAT, json=ended).json()["error"]["message"]
 
 
 def test_settings_reach_the_model() -> None:
@@ -149,6 +155,9 @@ BAD = [
         "messages[0].content[0]",
     ),
     ({"model": "blip2", "messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role"),
+    ({"model": "blip2", "messages": [{"role": "user", "content": [{"type": "file"}]}]}, 400, "messages[0].content[0]"),
+    ({"model": "blip2", "messages": [{"role": "user", "content": "x"}] * 65}, 400, "messages"),
+    *((question(data_url(), **{name: {"a": 1}}), 400, name) for name in UNSUPPORTED),
 ]
 
 
@@ -170,6 +179,8 @@ LIMITS = [
     ("/v1/match", {"images": [data_url()], "texts": [str(n) for n in range(33)]}, "texts"),
     ("/v1/embeddings", {"model": "blip2", "input": ["x"] * 257}, "input"),
     ("/v1/rerank", {"query": "x", "documents": [data_url()] * 33}, "documents"),
+    ("/v1/complete", {"image": data_url(), "shots": [{"image": data_url(), "text": "a"}] * 16}, "shots"),
+    ("/v1/find", {"query": "x", "k": 101}, "k"),
 ]
 
 
@@ -297,6 +308,7 @@ def test_ollama_clients_load_models_ask_for_stops_and_read_errors_as_texts(clien
         ({"model": "sat", "images": [image], "format": "json"}, "format is not supported"),
         ({}, "model is missing"),
         ({"model": "sat", "images": [""] * 17}, "images: List should have at most 16 items"),
+        ({"model": "sat", "options": {"num_predict": 513}}, "options.num_predict: Input should be less than"),
     ):
         assert said in client.post("/api/generate", json=body).json()["error"]
     assert "no such route" in client.get("/api/none").json()["error"]

@@ -256,3 +256,21 @@ def test_nothing_is_cut_off_or_blocked(page: Any, tmp_path: Path, width: int, sc
     picture = page.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})["data"]
     folder = Path(os.environ.get("TRIPTYCH_SCREENSHOTS", tmp_path))
     (folder / f"page-{width}-{scheme}-{language}.png").write_bytes(base64.b64decode(picture))
+
+
+def test_errors_are_explained_in_the_language_of_the_page(tmp_path: Path) -> None:
+    def captions(driver: Any, told: str) -> None:
+        find(driver, "#caption-run").click()
+        wait(driver, lambda d: told in find(d, "#status").text)
+
+    with chromium() as driver:
+        with running({"sat": ToySat()}) as address:
+            driver.get(address)
+            wait(driver, is_ready)
+            upload(driver, "caption", tmp_path / "a.png", ToySat.FAULTY)
+            captions(driver, "this picture is faulty")
+            find(driver, "#language").click()
+            captions(driver, "서버가 이 요청을 처리할 수 없습니다. (this picture is faulty)")
+        captions(driver, "서버가 응답하지 않습니다.")
+        find(driver, "#language").click()
+        captions(driver, "The server does not answer: is it still running?")

@@ -22,6 +22,7 @@ from serving import client_of, running, settings
 from toy_models import ToyBlip2, data_url, png, question
 
 from triptych.errors import InputError
+from triptych.io.images import PICTURE_FORMATS, content_hash, load_image
 from triptych.serve import fetch, security
 from triptych.serve.app import create_app
 from triptych.serve.fetch import fetch_allowed, is_public, public_address
@@ -379,10 +380,13 @@ def test_11_12_bombs_and_other_formats(client: TestClient, data: bytes) -> None:
     assert time.process_time() - started < 1
 
 
-@pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP"])
+@pytest.mark.parametrize("form", PICTURE_FORMATS)
 def test_13_pictures_cut_short_are_no_server_errors(client: TestClient, form: str) -> None:
     file = BytesIO()
-    Image.effect_noise((24, 24), 50).convert("RGB").save(file, form)
+    try:
+        Image.effect_noise((24, 24), 50).convert("RGB").save(file, form)
+    except (KeyError, OSError):
+        pytest.skip(f"this Pillow does not write {form}")
     data = file.getvalue()
     for cut in range(0, len(data), 64):
         url = f"data:;base64,{base64.b64encode(data[:cut]).decode()}"
@@ -399,6 +403,9 @@ def test_14_palettes_and_neighbours_are_told_apart(client: TestClient) -> None:
 
     body = client.post(CHAT, json=question(palette(10), palette(20))).json()
     assert body["choices"][0]["message"]["content"] == "What? [10, 20]"
+    assert (
+        len({content_hash(load_image(data_url_bytes(palette(red)))) for red in (10, 20)}) == 2
+    )  # the keys of features
 
 
 def test_17_bodies_are_bounded_in_size_and_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,9 +1,16 @@
 """What a person sees who starts a server or sends it something wrong."""
 
 import base64
+import os
+import signal
 import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 from serving import CHAT, client_of
@@ -93,3 +100,32 @@ def test_another_engine_keeps_what_a_checkpoint_has_beside_its_weights(tmp_path:
     moved = with_engine(tasks, tasks.engine)
     assert moved is not tasks and moved.name == tasks.name
     assert (moved.consensus_file, moved.querybank_file) == (tasks.consensus_file, tasks.querybank_file)
+
+
+PROGRAM = """
+import sys
+from toy_models import ToySat
+from triptych.serve import app
+from triptych.serve.settings import ServerSettings
+create = app.create_app
+app.create_app = lambda settings: create(settings, {"sat": ToySat(delay=1.0)})
+app.run_server(ServerSettings(models=("sat",), port=int(sys.argv[1])))
+"""
+
+
+def test_23_a_request_that_runs_is_answered_after_sigterm() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", PROGRAM, str(port)]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None and address in server.stderr.readline()
+        with ThreadPoolExecutor() as pool:
+            answer = pool.submit(httpx.post, f"{address}{CHAT}", json=question(data_url(), model="sat"), timeout=20)
+            time.sleep(0.5)  # a toy takes a second
+            server.send_signal(signal.SIGTERM)
+            assert answer.result().status_code == 200
+        assert server.wait(20) in (0, -signal.SIGTERM) and "Traceback" not in server.stderr.read()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{address}/healthz")

@@ -7,7 +7,7 @@ import { startCompare } from "./compare.js";
 import { startFewshot } from "./fewshot.js";
 import { startFind } from "./find.js";
 import { showGates, showMasks } from "./inside.js";
-import { startLanguage, text } from "./language.js";
+import { explained, startLanguage, text } from "./language.js";
 import { View } from "./maps.js";
 import { Picker } from "./photos.js";
 import { $, modelsThat, onSubmit, say, setModels, title, translated } from "./ui.js";
@@ -80,4 +80,4 @@ async function start() {
   document.documentElement.dataset.ready = "true";
 }
 
-start().catch((error) => say(error.message, true));
+start().catch((error) => say(explained(error), true));

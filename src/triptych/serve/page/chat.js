@@ -1,7 +1,7 @@
 // A dialogue, streamed; each message may bring a photo.
 
 import { chatPieces } from "./api.js";
-import { text } from "./language.js";
+import { explained, text } from "./language.js";
 import { element } from "./photos.js";
 import { $, modelsFor, onSubmit, title } from "./ui.js";
 
@@ -26,7 +26,7 @@ export function startChat(picker) {
       picker.set(null);
       $("chat-form").reset();
     } catch (error) {
-      answer.textContent = error.message;
+      answer.textContent = explained(error);
       throw error;
     }
   });

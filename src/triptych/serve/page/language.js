@@ -17,6 +17,9 @@ const KOREAN = {
   drop: "사진을 고르거나 여기에 놓으세요", chosen: "고른 사진", notPicture: "이 파일은 사진이 아닙니다. JPEG, PNG, WebP, GIF 파일을 고르세요.", working: "처리 중…",
   done: "완료", needPhoto: "먼저 사진을 고르세요.", name: "이름", remove: "삭제", loading: "모델을 불러오는 중입니다…", person: "나",
   expected: "사진 전체가 암시하는 단어:", lookedAt: "본 곳 –", noMaps: "어디를 보았는지 보려면 PyTorch가 필요합니다: pip install 'triptych[torch]'",
+  errorNetwork: "서버가 응답하지 않습니다. 서버가 실행 중인지 확인하세요.", error400: "서버가 이 요청을 처리할 수 없습니다.", error413: "사진이 너무 큽니다. 더 작은 사진을 고르거나 사진 수를 줄이세요.",
+  error429: "지금은 요청이 많습니다. 잠시 후 다시 시도하세요.", error500: "모델에서 오류가 났습니다. 서버의 기록을 확인하세요.", error501: "이 기능에 필요한 패키지가 서버에 없습니다.",
+  error503: "지금은 답할 수 없습니다. 잠시 후 다시 시도하세요.", error504: "시간이 너무 오래 걸려 그만두었습니다. 다시 시도하세요.",
   noModel: "이 서버에는 이 일을 하는 모델이 없습니다.", closest: "뚜렷이 맞는 사진이 없습니다. 가장 가까운 사진은 다음과 같습니다.", failed: "– 불러오지 못한 모델:",
   noLibrary: "이 서버에는 사진 보관함이 없습니다. triptych index DIR --library my.library 로 만들고, 서버를 --library my.library 로 시작하세요.",
   block: "블록", attention: "어텐션", feedForward: "피드포워드", queryVector: "질의",
@@ -29,6 +32,7 @@ const ENGLISH = {
   needPhoto: "Choose a photo first.", name: "Name", remove: "Remove", loading: "The models are loading…", person: "You",
   followsPhoto: "After the swap the answer changed, too: it follows the photos.", samePlace: "After the swap the answer is the same: it follows the place, not the photos.",
   expected: "The photo as a whole suggests:", lookedAt: "Where it looked –", noMaps: "Maps of where it looked need PyTorch: pip install 'triptych[torch]'",
+  errorNetwork: "The server does not answer: is it still running?",
   noModel: "No model of this server can do this.", closest: "No photo matches clearly. The closest ones:", failed: "– could not be loaded:",
   noLibrary: "This server has no library of photos. Make one with triptych index DIR --library my.library and start the server with --library my.library.",
   block: "Block", attention: "Attention", feedForward: "Feed-forward", queryVector: "query",
@@ -43,6 +47,13 @@ let korean = (navigator.language || "").startsWith("ko");
 
 export function text(key) {
   return (korean ? KOREAN[key] : ENGLISH[key]) ?? key;
+}
+
+// What to tell about a failed request: the kind of the error in the page's language, and the server's own words, which are English.
+export function explained(error) {
+  const kind = text(`error${error.kind}`);
+  if (kind === `error${error.kind}`) return error.message;
+  return error.kind === "Network" ? kind : `${kind} (${error.message})`;
 }
 
 export function startLanguage(button) {

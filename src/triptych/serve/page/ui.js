@@ -1,6 +1,6 @@
 // What all sections share: the status line, cards of answers, and which models the server has.
 
-import { text } from "./language.js";
+import { explained, text } from "./language.js";
 import { element } from "./photos.js";
 
 const NAMES = { sat: "Show, Attend and Tell", flamingo: "Flamingo", blip2: "BLIP-2" };
@@ -41,7 +41,7 @@ export async function run(button, work) {
     await work();
     say(text("done"));
   } catch (error) {
-    say(error.message, true);
+    say(explained(error), true);
   } finally {
     button.disabled = false;
   }
