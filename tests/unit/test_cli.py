@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_blip2 import blip2_tasks
 
 import triptych
+from triptych import tasks
 from triptych.checkpoints.config import Card
 from triptych.cli import main
 from triptych.cli.application import COMMAND_ORDER
@@ -179,6 +181,16 @@ def test_a_full_disk_is_one_line_and_exit_1(run, tiny: Path, photo: Path, monkey
     assert (result.code, len(result.err.splitlines())) == (1, 1)
     assert "the disk is full" in result.err
     assert [p.name for p in photo.parent.iterdir()] == ["photo.png"]
+
+
+@pytest.mark.parametrize(("question", "known"), [("where is the dog?", True), ("犬はどこ？", False)])
+def test_a_question_in_unknown_words_is_reported(
+    run, photo: Path, monkeypatch: pytest.MonkeyPatch, question: str, known: bool
+) -> None:
+    monkeypatch.setattr(tasks, "load_answerer", lambda *_: blip2_tasks())
+    for result in (run("ask", photo, "-q", question), run("ask", photo.parent, "-q", question)):
+        assert result.code == 0
+        assert (f"knows no word of '{question}'" in result.err) is not known
 
 
 def test_names_with_control_characters_stay_on_one_line(run, tiny: Path, photo: Path) -> None:

@@ -88,6 +88,7 @@ def open_answers(
     from triptych.tasks import load_answerer
 
     answerer = load_answerer(model, precision, device)
+    report_unknown(answerer, question)
 
     def describe(photos: Sequence[Image]) -> Sequence[Description]:
         return as_descriptions(
@@ -130,10 +131,19 @@ def answer_question(
     from triptych.io.images import load_image
 
     photos = [load_image(image) for image in images]
+    report_unknown(answerer, question)
     answer = answerer.ask(photos, question, choices, explain=explain is not None, **settings)
     emit({"images": images, "question": question, **answer.to_record("answer")}, as_json, answer.text)
     if explain is not None:
         write_page(explain, [PageEntry(tuple(photos), (reading(answer),), question=question)], "Where the model looked")
+
+
+def report_unknown(answerer: Answers, question: str) -> None:
+    """Say on stderr if a model that was trained here knows no word of the question."""
+    from triptych.tasks import Blip2Tasks
+
+    if isinstance(answerer, Blip2Tasks) and not answerer.spec.prompts.published and answerer.unknown_texts([question]):
+        complain(InputError(f"the model knows no word of {question!r}: its answer is a guess; use other words"))
 
 
 @app.command()
