@@ -138,6 +138,10 @@ SAME: dict[str, Edit] = {
     "keys in a wrapper": rewritten(lambda state: {f"base_model.model.{key}": x for key, x in state.items()}),
     "more keys": rewritten(with_more_keys),
     "the output layer alone": rewritten(with_the_output_layer_alone),
+    "no tokenizer_config.json": lambda folder, state: (folder / "tokenizer_config.json").unlink(),
+    "an index of shards that were joined": lambda folder, state: (
+        (folder / f"{WEIGHTS}.index.json").write_text('{"weight_map": {"query_tokens": "gone.safetensors"}}') and None
+    ),
     "float16": rewritten(lambda state: {key: x.half() for key, x in state.items()}),
 }
 
@@ -236,6 +240,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
         lambda folder, state: linked(folder, folder / "blobs" / "gone"),
         "model.safetensors: it is a link to a file that is not there; download it again",
     ),
+    "a header alone": (rewritten(lambda state: {}), "its file of weights holds no tensors: download it again"),
     "a part": (
         changed("config.json", lambda c: c.update(architectures=["Blip2VisionModel"])),
         "holds Blip2VisionModel, a part of a model",

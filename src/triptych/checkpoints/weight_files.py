@@ -68,17 +68,19 @@ def open_folder(directory: Path) -> TensorStore:
     refuse_adapter(directory)
     check_pointers(directory)
     store = stored_in(directory)
+    if not store:
+        raise InputError(f"{directory}: its file of weights holds no tensors: download it again")
     check_keys(store, directory)
     return store
 
 
 def stored_in(directory: Path) -> TensorStore:
-    for name in WHOLE:
+    for name in WHOLE:  # a whole file comes before the index of shards, as in transformers
         index = directory / f"{name}.index.json"
-        if index.exists():
-            return shards(index)
         if (directory / name).exists():
             return open_file(directory / name)
+        if index.exists():
+            return shards(index)
     for pattern in ("*.safetensors", "pytorch_model*.bin"):
         if files := sorted(directory.glob(pattern)):
             check_shards(files)

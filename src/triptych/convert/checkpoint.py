@@ -10,7 +10,7 @@ from triptych.checkpoints.format import load_checkpoint, save_checkpoint
 from triptych.checkpoints.hub import CHECKPOINT_FILE, local_path
 from triptych.checkpoints.place import LoadReport
 from triptych.checkpoints.quantize import stored_as
-from triptych.checkpoints.weight_files import check_keys, open_file, read_json
+from triptych.checkpoints.weight_files import WHOLE, check_keys, open_file, read_json
 from triptych.convert.blip2 import convert_lavis, convert_transformers
 from triptych.convert.embed import embed_language_model
 from triptych.convert.flamingo import convert_openflamingo
@@ -18,6 +18,8 @@ from triptych.convert.idefics import convert_idefics
 from triptych.convert.published import without_wrapper
 from triptych.convert.tutorial import convert_tutorial
 from triptych.errors import InputError
+
+OF_TRANSFORMERS = ("vision_model.", "language_model.", "model.vision_model.", "model.language_model.")  # keys begin so
 
 
 def convert_checkpoint(
@@ -78,6 +80,12 @@ def convert_checkpoint(
     state = without_wrapper(without_wrapper(state, "perceiver.latents"), "query_tokens")
     if "perceiver.latents" in state:
         return convert_openflamingo(source, state, target, dtype, vision, lm)
+    if any(key.startswith(OF_TRANSFORMERS) for key in state):
+        file = WHOLE[source.suffix != ".safetensors"]
+        raise InputError(
+            f"{source} holds tensors of a model of transformers: put it as {file} into a folder with that model's config.json, tokenizer "
+            "and processor, and name the folder"
+        )
     if "query_tokens" in state:
         return convert_lavis(source, state, target, dtype, vision, lm)
     raise InputError(
