@@ -19,7 +19,12 @@ from triptych.tasks.asking import PictureQuestion
 
 library = pytest.importorskip("sentencepiece")
 
-CORPUS = ["a dog chases a ball", "the dog sleeps on the grass", "A short image description: two men", "12 345 café!"] * 40
+CORPUS = [
+    "a dog chases a ball",
+    "the dog sleeps on the grass",
+    "A short image description: two men",
+    "12 345 café!",
+] * 40
 QUESTION = "what is  on the grass, 12 of é?"
 
 
@@ -71,9 +76,7 @@ def test_the_same_ids(kind: str, tmp_path: Path, photos: list[Image.Image]) -> N
     )
     image = processor.tokenizer.convert_tokens_to_ids("<image>")
     config = transformers.InstructBlipConfig(**parts(language_config(kind, len(processor.tokenizer)), image))
-    peer = (random_weights if kind == "llama" else random_t5)(
-        transformers.InstructBlipForConditionalGeneration(config)
-    )
+    peer = (random_weights if kind == "llama" else random_t5)(transformers.InstructBlipForConditionalGeneration(config))
     peer.save_pretrained(folder)
     processor.save_pretrained(folder)
     (folder / "tokenizer.json").unlink()
