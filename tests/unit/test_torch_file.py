@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from triptych.checkpoints.torch_file import StoredTensor, TorchFile
@@ -71,8 +72,16 @@ def test_modules_and_what_lies_beside_them(tmp_path: Path, zipped: bool) -> None
 
 
 def test_prefixes_of_what_ran_the_model_are_left_out(tmp_path: Path) -> None:
-    weights: dict[str, Tensor] = {"module._orig_mod.a.w": torch.ones(1), "_orig_mod.module.b": torch.ones(2)}
-    assert set(open_file(saved(tmp_path / "x.pth", weights))) == {"a.w", "b"}
+    weights: dict[str, Tensor] = {
+        "module._orig_mod.a.w": torch.ones(1),
+        "_orig_mod.module.module.b": torch.ones(2),
+        "layers.0._checkpoint_wrapped_module._fsdp_wrapped_module.c": torch.ones(3),
+        "module": torch.ones(4),
+    }
+    save_file(weights, tmp_path / "x.safetensors")
+    for path in (saved(tmp_path / "x.pth", weights), tmp_path / "x.safetensors"):
+        state = open_file(path)
+        assert {name: len(state[name]) for name in state} == {"a.w": 1, "b": 2, "layers.0.c": 3, "module": 4}
 
 
 @FORMATS

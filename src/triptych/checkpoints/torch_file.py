@@ -47,6 +47,11 @@ STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+WRAPPERS = (
+    "_orig_mod",
+    "_fsdp_wrapped_module",
+    "_checkpoint_wrapped_module",
+)  # of torch: modules with one of ours inside
 # What no model names, and a hostile file does. It would not be run either, but the reader should know.
 REFUSED = (
     *("os", "posix", "nt", "subprocess", "sys", "importlib", "runpy", "shutil", "socket", "ctypes", "pickle"),
@@ -270,9 +275,11 @@ class TorchState(TensorStore):
 
 
 def plain_name(name: str) -> str:
-    """A key without what ran the model on several devices, or compiled it, put around the module."""
-    parts = [part for part in name.split(".") if part != "_orig_mod"]
-    return ".".join(parts[1:] if parts[0] == "module" and parts[1:] else parts)
+    """A key without the modules that ran the model on several devices, compiled it or saved its memory: around the whole or parts of it."""
+    parts = [part for part in name.split(".") if part not in WRAPPERS]
+    while parts[0] == "module" and parts[1:]:
+        parts = parts[1:]
+    return ".".join(parts)
 
 
 def flat_tensors(content: Any) -> Iterator[tuple[str, StoredTensor]]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from triptych.checkpoints.locate import refuse_adapter
-from triptych.checkpoints.store import JoinedStore, SafetensorsFile, TensorStore
-from triptych.checkpoints.torch_file import TorchFile
+from triptych.checkpoints.store import JoinedStore, SafetensorsFile, TensorStore, renamed
+from triptych.checkpoints.torch_file import TorchFile, plain_name
 from triptych.errors import InputError
 
 WHOLE = ("model.safetensors", "pytorch_model.bin")  # each may be cut into shards, with an index beside
@@ -33,14 +33,16 @@ NOT_TENSORS = (
 
 
 def open_file(path: Path) -> TensorStore:
-    """A safetensors file, or the state dict in one of PyTorch's.
+    """A safetensors file, or the state dict in one of PyTorch's; keys without what ran the model (``plain_name``).
 
     Raises:
         InputError: it is neither, is truncated, or holds no tensors.
     """
     check_content(path)
     if path.suffix == ".safetensors":
-        return SafetensorsFile(path)
+        file = SafetensorsFile(path)
+        names = {plain_name(name): name for name in file}
+        return file if all(new == old for new, old in names.items()) else renamed(file, names)
     return TorchFile(path).state_dict()
 
 
@@ -134,7 +136,7 @@ def shards(index: Path) -> TensorStore:
         more = f" and {len(absent) - 1} more" if absent[1:] else ""
         raise InputError(f"{index.parent} has no {absent[0]}{more}, which its index names: download the missing shards")
     store = JoinedStore([open_file(index.parent / name) for name in names])
-    if lost := sorted(places.keys() - store.keys()):
+    if lost := sorted({plain_name(name) for name in places} - store.keys()):
         raise InputError(f"{index} names {lost[0]}, which is in none of its files: the download is of two versions")
     return store
 
