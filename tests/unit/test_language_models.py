@@ -148,6 +148,19 @@ def test_within_another_model(saved: Path) -> None:
         assert same(lm) and report.ignored == ("vision_tower.patches.weight",)
 
 
+def test_within_another_module(saved: Path) -> None:
+    """A prefix that the output layer has as well."""
+    tensors = load_file(saved / "model.safetensors")
+    tensors["lm_head.weight"] = torch.randn_like(tensors["model.embed_tokens.weight"])
+    (saved / "config.json").write_text(json.dumps(LLAMA_SETTINGS | {"tie_word_embeddings": False}))
+    for prefix in ("", "language_model.", "base_model.model."):
+        within = {f"{prefix}{key}": tensor for key, tensor in tensors.items()}
+        save_file(within | {"vision_tower.patches.weight": torch.randn(2)}, saved / "model.safetensors")
+        lm, _, report = load_language_model(saved)
+        assert torch.equal(lm.state_dict()["head.weight"], tensors["lm_head.weight"])
+        assert report.ignored == ("vision_tower.patches.weight",)
+
+
 def test_every_end_token_counts(saved: Path) -> None:
     (saved / "config.json").write_text(json.dumps(LLAMA_SETTINGS | {"eos_token_id": 3}))
     assert load_language_model(saved).tokenizer.eos_ids == {3}

@@ -123,9 +123,9 @@ def with_prefix(theirs: TensorStore, embedding: str) -> TensorStore:
         (key for key in theirs if f".{key}".endswith(f".{leaf}.weight")), key=len, default=f"{embedding}.weight"
     )
     begin = stored.removesuffix(f"{leaf}.weight")
-    return renamed(
-        theirs, {f"{prefix}{dot}{key.removeprefix(begin)}" if key.startswith(begin) else key: key for key in theirs}
-    )
+    outer = begin.removesuffix(f"{prefix}{dot}")  # what stands before the head, too
+    own = {f"{prefix}{dot}{key.removeprefix(begin)}" if key.startswith(begin) else key: key for key in theirs}
+    return renamed(theirs, {name.removeprefix(outer) if name == key else name: key for name, key in own.items()})
 
 
 def eos_ids(directory: Path, settings: Mapping[str, Any], tokenizer: TextTokenizer) -> frozenset[int]:

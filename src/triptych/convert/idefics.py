@@ -32,6 +32,7 @@ from triptych.convert.published import (
     section,
     stored_lm,
     vit_sizes,
+    without_wrapper,
 )
 from triptych.errors import InputError
 from triptych.models.encoders import vit_spec
@@ -75,7 +76,7 @@ def convert_idefics(source: Path, config: Mapping[str, Any], target: Path, dtype
     settings = {**IDEFICS_DEFAULTS, **config}
     if not settings["use_resampler"]:
         raise InputError(f"{source} is an IDEFICS without a resampler, which is not covered")
-    state = open_folder(source)
+    state = without_wrapper(open_folder(source), "lm_head.weight")
     check_output_layer(source, state, IDEFICS_CLASS)
     lm, image_id, used = idefics_language_model(source, settings, state)
     own, ignored = translated(state, IDEFICS, ignored_prefixes=("vision_encoder.norm_after",))

@@ -102,7 +102,7 @@ class TextTokenizer:
         bos, eos = specials.get(named["bos"] or ""), specials.get(named["eos"] or "")
         if bos is None and not settings:  # what tokenizer.json puts in front says it by itself
             whole, text = (tokenizer.encode("a", add_special_tokens=special).ids for special in (True, False))
-            bos = whole[0] if whole[1 : 1 + len(text)] == text else None
+            bos = whole[0] if text and whole[1 : 1 + len(text)] == text else None
         add_bos = settings.get("add_bos_token")
         if add_bos is None and bos is not None:
             add_bos = "bos" in defaults or tokenizer.encode("", add_special_tokens=True).ids[:1] == [bos]
