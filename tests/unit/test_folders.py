@@ -23,9 +23,9 @@ from triptych.folders import (
     walk_photos,
     write_output,
 )
-from triptych.folders.journal import only_run
 from triptych.folders.pipeline import AHEAD, PHOTO_BATCH, Description, decoded_batches
 from triptych.folders.xmp import NAMESPACES
+from triptych.io.locks import only_process
 from triptych.tasks import Answer
 
 SETTINGS = {"model": "toy"}
@@ -143,12 +143,12 @@ def test_one_run_at_a_time_writes_to_a_journal(tmp_path: Path) -> None:
     def describe() -> None:
         describe_folder([str(tmp_path / "album")], lambda: say_red, SETTINGS, options)
 
-    with only_run(tmp_path / "out.csv.jsonl"), pytest.raises(TriptychError, match="another run is writing"):
+    with only_process(tmp_path / "out.csv.jsonl", ""), pytest.raises(TriptychError, match="another run is writing"):
         describe()
     describe()
     assert len((tmp_path / "out.csv.jsonl").read_text().splitlines()) == len(names)
     assert {path.name for path in tmp_path.iterdir()} == {"album", "out.csv", "out.csv.jsonl"}
-    with only_run(tmp_path / "gone" / "out.jsonl"):
+    with only_process(tmp_path / "gone" / "out.jsonl", ""):
         assert not (tmp_path / "gone").exists()
 
 

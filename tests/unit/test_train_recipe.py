@@ -3,20 +3,23 @@
 import dataclasses
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from triptych.cli import app
-from triptych.errors import InputError
+from triptych.errors import InputError, TriptychError
+from triptych.io.locks import only_process
+from triptych.models.registry import SYSTEMS
 from triptych.train import systems
 from triptych.train.blip2.recipe import Blip2Recipe
 from triptych.train.flamingo.recipe import FlamingoRecipe
 from triptych.train.recipe import LoopSettings, all_settings, make_recipe, recipe_with
 from triptych.train.sat.recipe import SatRecipe
 from triptych.train.sources import Sources
-from triptych.train.systems import RECIPES, read_recipe_file, run_recipe_file
+from triptych.train.systems import RECIPES, read_recipe_file, run_recipe_file, train_system
 
 RECIPE_FILES = sorted((Path(systems.__file__).parent / "recipes").glob("*.toml"))
 
@@ -227,3 +230,17 @@ def test_shipped_recipes_are_complete(path: Path, tmp_path: Path) -> None:
 
 def test_each_system_has_a_recipe() -> None:
     assert {path.stem for path in RECIPE_FILES} == set(RECIPES)
+
+
+def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[Path] = []
+    system = SimpleNamespace(resolve=lambda _: lambda sources, run, recipe: trained.append(run))
+    monkeypatch.setitem(SYSTEMS, "sat", system)
+    sources, run = Sources((tmp_path,)), tmp_path / "run"
+    with only_process(run, ""), pytest.raises(TriptychError, match="another process is training"):
+        train_system("sat", sources, run, {})
+    train_system("sat", sources, run, {})
+    with only_process(run, ""):  # the further processes of a run with several
+        monkeypatch.setenv("RANK", "1")
+        train_system("sat", sources, run, {})
+    assert trained == [run, run] and {path.name for path in tmp_path.iterdir()} == {"run"}

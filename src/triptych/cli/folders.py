@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from triptych.cli.common import complain, emit, escape_controls, set_parameters
 from triptych.errors import InputError
+from triptych.io.locks import only_process
 
 if TYPE_CHECKING:
     from triptych.folders import Journal, Sidecars, Summary
@@ -161,9 +162,9 @@ def describe_folder(
 
     ``open_describe``: loads the model, here or in each worker of a cluster. ``settings``: recorded with each result.
     """
-    from triptych.folders.journal import only_run
-
-    with nullcontext() if options.journal is None else only_run(options.journal):
+    out = options.journal
+    busy = f"{out}: another run is writing to it; wait until it ends, or name another --out"
+    with nullcontext() if out is None else only_process(out, busy):
         run_on_folder(sources, open_describe, settings, options)
 
 

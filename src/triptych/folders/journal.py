@@ -13,47 +13,16 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from triptych.errors import InputError, TriptychError
+from triptych.errors import InputError
 from triptych.io.files import write_error, write_file
 
 Record = Mapping[str, Any]
 UNFINISHED = ".unfinished"
-
-
-@contextmanager
-def only_run(path: Path) -> Iterator[None]:
-    """Keep other runs from writing to a journal. The lock ends with the process; a file system without locks has none.
-
-    Raises TriptychError: another run is writing to it.
-    """
-    import filelock
-
-    if not path.parent.is_dir():  # reported by the journal; the lock would make the folder
-        yield
-        return
-    place = path.with_name(f".{path.name}.lock")
-    lock = filelock.FileLock(place, timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise TriptychError(
-            f"{path}: another run is writing to it; wait until it ends, or name another --out"
-        ) from None
-    except (OSError, NotImplementedError):  # a read-only folder is reported by the journal
-        yield
-        return
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            place.unlink()
-        lock.release()
 
 
 class Journal:

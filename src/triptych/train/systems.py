@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from triptych.errors import InputError
 from triptych.extras import importing
+from triptych.io.locks import only_process
 from triptych.train.blip2.recipe import Blip2Recipe
 from triptych.train.flamingo.recipe import FlamingoRecipe
 from triptych.train.recipe import Settings, make_recipe
@@ -26,7 +29,8 @@ def train_system(name: str, sources: Sources, run: Path, settings: Mapping[str, 
 
     Raises:
         InputError: a setting, the data or the checkpoint to start from cannot be used.
-        TriptychError: a package that training needs is missing, the loss is not finite, or the disk is full.
+        TriptychError: a package that training needs is missing, the loss is not finite, the disk is full, or another process is training
+            in this folder.
     """
     recipe = make_recipe(RECIPES[name], settings)
     with importing("train", "training"):
@@ -37,7 +41,10 @@ def train_system(name: str, sources: Sources, run: Path, settings: Mapping[str, 
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"cannot make the folder {run}: {error.strerror}") from None
-    return train(sources, run, recipe)
+    busy = f"{run}: another process is training in this folder; wait until it ends, or name another --run"
+    main = os.environ.get("RANK", "0") == "0"  # the other processes of a run take no lock
+    with only_process(run, busy) if main else nullcontext():
+        return train(sources, run, recipe)
 
 
 class PlannedRun(NamedTuple):
