@@ -118,13 +118,21 @@ async def load(address: str, clients: int, requests: Sequence[dict[str, Any]]) -
 
 
 class Work(NamedTuple):
-    """What is asked about known pictures: questions to BLIP-2, or captions by Show, Attend and Tell, both with the model's own beams."""
+    """What is asked about known pictures: questions to BLIP-2, or captions by Show, Attend and Tell, both with the model's own beams.
+
+    Each request has a seed of its own, which changes no answer, because the server remembers the answers to equal requests.
+    """
 
     model: str
     questions: tuple[str, ...]
 
     def question(self, n: int) -> str:
         return self.questions[n // KNOWN % len(self.questions)]
+
+    def requests(self, addresses: Sequence[str], first: int, count: int) -> list[dict[str, Any]]:
+        """``count`` requests about pictures at ``addresses``, with the numbers from ``first``, which must not be used again."""
+        numbers = range(first, first + count)
+        return [body(self.model, [addresses[n % len(addresses)]], self.question(n), seed=n) for n in numbers]
 
     def alone(self, photos: Sequence[Image.Image], count: int) -> tuple[float, float]:
         """Seconds of the clock and of the processor a request, by the Python API, without a server."""
@@ -157,23 +165,25 @@ def processor_seconds(process: int) -> float:
 
 
 def rates(address: str, process: int, work: Work, requests: int) -> dict[str, float]:
-    """Requests about pictures that were encoded before, and about new ones."""
+    """Requests about pictures that were encoded before, about new ones, and requests that were answered before."""
     photos = [picture(n) for n in range(KNOWN)]
     urls = [data_url(photo) for photo in photos]
-    known = [body(work.model, [urls[n % KNOWN]], work.question(n)) for n in range(max(requests, 64))]
-    new = [body(work.model, [data_url(picture(100 + n))], work.question(0)) for n in range(requests)]
-    asyncio.run(load(address, KNOWN, known[:KNOWN]))
+    used = work.requests(urls, 0, KNOWN)
+    asyncio.run(load(address, KNOWN, used))
     seconds, cpu = work.alone(photos, requests)
     name = work.model
     found = {f"{name}, one at a time": 1 / seconds}
     by_clients = {}
     for clients in (1, 8, 64):
-        before = processor_seconds(process)
-        measured = by_clients[clients] = asyncio.run(load(address, clients, known[: max(requests, clients)]))
-        used = (processor_seconds(process) - before) / len(measured.latencies)
+        before, known = processor_seconds(process), work.requests(urls, len(used), max(requests, clients))
+        used += known
+        measured = by_clients[clients] = asyncio.run(load(address, clients, known))
+        spent = (processor_seconds(process) - before) / len(measured.latencies)
         found[f"{name}, {clients} clients"] = measured.rate
         found[f"{name}, {clients} clients / one at a time"] = measured.rate * seconds
-        found[f"{name}, {clients} clients / one at a time, CPU time"] = cpu / used
+        found[f"{name}, {clients} clients / one at a time, CPU time"] = cpu / spent
+    found[f"{name}, equal requests, 8 clients"] = asyncio.run(load(address, 8, used[-requests:])).rate
+    new = work.requests([data_url(picture(100 + n)) for n in range(requests)], len(used), requests)
     found[f"{name}, new pictures, 8 clients"] = asyncio.run(load(address, 8, new)).rate
     found[f"{name}, median at 1 client"] = 1000 * median(by_clients[1].latencies)
     found[f"{name}, p99 at 8 clients"] = 1000 * quantiles(by_clients[8].latencies, n=100, method="inclusive")[98]
@@ -187,7 +197,7 @@ async def crowd(address: str, connections: int) -> list[int]:
     bad = "data:image/png;base64,bm8gcGljdHVyZQ=="
     addresses = [good[n % KNOWN] if n % BAD else bad for n in range(connections)]
     async with client_of(address, connections) as client:
-        requests = [body("sat", [one], max_tokens=6) for one in addresses]
+        requests = [body("sat", [one], max_tokens=6, seed=n) for n, one in enumerate(addresses)]
 
         async def status(request: dict[str, Any]) -> int:
             try:

@@ -53,10 +53,14 @@ class Counter:
 
     def __init__(self, before_step: Callable[[], object] = lambda: None) -> None:
         self.sizes: list[int] = []
+        self.enough = 100  # states that are stepped without waiting for others
         self.before_step, self.computing = before_step, threading.Lock()
 
     def prefill(self, inputs: Sequence[int]) -> tuple[np.ndarray, Countdown]:
         return self.logits(inputs), Countdown(inputs)
+
+    def is_enough(self, states: Sequence[Countdown]) -> bool:
+        return len(states) >= self.enough
 
     def logits(self, numbers: Sequence[int]) -> np.ndarray:
         return np.eye(10, dtype=np.float32)[list(numbers)] * 9
@@ -119,6 +123,17 @@ def test_a_text_joins_the_ones_that_run_and_leaves_before_them(monkeypatch: pyte
     assert counter.sizes[0] == counter.sizes[-1] == 1
 
 
+def test_a_step_that_is_large_enough_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "PATIENCE", 5)
+    counter = Counter()
+    engine = shared(counter)
+    engine.step(np.array([3]), Countdown([3]))  # this thread does not come back
+    counter.enough = 1
+    started = time.monotonic()
+    assert in_threads(lambda: count(engine, 7)) == [[7, 6, 5, 4, 3, 2, 1]]
+    assert time.monotonic() - started < 4
+
+
 def test_a_text_that_fails_fails_alone() -> None:
     engine = shared(Counter())
     results = in_threads(*(lambda n=n: count(engine, n) for n in (5, 9, 4)))
@@ -168,7 +183,8 @@ class Lanes:
         self.compute()
 
     def joint_steps(self) -> SimpleNamespace:
-        return SimpleNamespace(step=lambda ids, states: [(self.compute(), state) for state in states])
+        step = lambda ids, states: [(self.compute(), state) for state in states]  # noqa: E731
+        return SimpleNamespace(step=step, is_enough=lambda states: False)
 
 
 def test_as_many_pictures_and_prompts_are_read_at_a_time_as_there_are_lanes() -> None:

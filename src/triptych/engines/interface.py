@@ -78,6 +78,10 @@ class JointSteps(Protocol[StateT]):
         """``StepModel.step`` of each state, computed together. Each call may have other states than the last."""
         ...
 
+    def is_enough(self, states: Sequence[StateT]) -> bool:
+        """Whether it saves little to wait for further states before ``step``."""
+        ...
+
 
 @runtime_checkable
 class Joins(StepModel[Any, Any], Protocol):

@@ -116,8 +116,9 @@ class StepGroup(Generic[StateT]):
     def _lead(self) -> None:
         """Compute all waiting steps; the first that arrived meanwhile leads the next ones."""
         with self._changed:
-            while self._choosing and self._changed.wait(PATIENCE):
-                pass
+            while self._choosing and not self._joint.is_enough([step.state for step in self._waiting]):
+                if not self._changed.wait(PATIENCE):
+                    break
             steps, self._waiting = self._waiting, []
         self._observe(len(steps))
         outcomes = self._compute(steps)

@@ -186,6 +186,9 @@ class JointFlamingo:
             logits |= zip(members, rows, strict=True)
         return [(logits[index], state) for index, state in enumerate(states)]
 
+    def is_enough(self, states: Sequence[OnnxFlamingoState]) -> bool:
+        return False
+
 
 class BeamGroup:
     """Texts with equal numbers of beams. The graph's inputs about their last pictures are reused while the pictures are the same."""

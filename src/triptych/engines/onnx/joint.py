@@ -122,6 +122,9 @@ class JointText:
                 states[index].lengths += 1
         return [(logits[index], cache) for index, cache in enumerate(states)]
 
+    def is_enough(self, states: Sequence[TextCache]) -> bool:
+        return False
+
 
 def same_arrays(left: Sequence[object], right: Sequence[object]) -> bool:
     """Whether both contain the same objects (by identity)."""
