@@ -67,6 +67,7 @@ class LanguageModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
     ``eos``: the tokens that end a text (None = the tokenizer's); ``end_id``: the one that ends an example of a few-shot prompt.
     ``added_tokens``: how many tokens were added behind those of one that is not stored; the checkpoint holds their rows (``lm.added``).
+    ``file_sha256``: of the file, where it is one (GGUF); ``sha256`` is of the tensors in fp32.
     """
 
     name: str
@@ -77,6 +78,7 @@ class LanguageModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
     end_id: int | None = None
     t5: T5Config | None = None
     added_tokens: int = 0
+    file_sha256: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.added_tokens <= MAX_ADDED or (self.stored and self.added_tokens):

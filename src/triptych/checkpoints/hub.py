@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from triptych.checkpoints.locate import existing_or_backup
+from triptych.checkpoints.parts import PARTS, part_path
 from triptych.errors import InputError
 
 MODEL_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
@@ -110,3 +111,28 @@ def snapshot_in(folder: Path) -> Path:
     if not snapshots:
         raise InputError(f"{folder} is a folder of the hub's cache with no files of the model: download it again")
     return max(snapshots, key=lambda path: path.stat().st_mtime)
+
+
+def language_model_path(name: str, near: Path | None = None) -> Path:
+    """Where a language model lies: an embedded part, a GGUF file, a folder of transformers', or a model on the hub (``owner/name``).
+
+    Args:
+        near: a checkpoint that names it. What is not where it was is looked for in that folder and beside it, and, where it came from a
+            cache of the hub's, on the hub.
+
+    Raises:
+        InputError: it is nowhere; or as ``fetch_model``.
+    """
+    if name in {part.name for part in PARTS}:
+        return part_path(name)
+    named = Path(name).expanduser()
+    if near is None or named.exists():
+        return local_path(name)
+    places = (folder / named.name for folder in (near, near.parent))
+    if there := next((path for path in places if path.exists()), None):
+        return there
+    if model := name if is_model_id(name) else cached_id(named):
+        return local_path(model)
+    raise InputError(
+        f"{near} was trained over the language model {name}, which is not there: put {named.name} beside {near.name}"
+    )

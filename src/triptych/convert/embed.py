@@ -13,13 +13,14 @@ from torch import Tensor
 
 from triptych.checkpoints.config import LanguageModelSpec
 from triptych.checkpoints.format import load_checkpoint, save_checkpoint
+from triptych.checkpoints.hub import language_model_path
 from triptych.checkpoints.language_models import LoadedLanguageModel, build
 from triptych.checkpoints.place import LoadReport
 from triptych.checkpoints.quantize import stored_as
 from triptych.checkpoints.store import JoinedStore, MemoryStore, renamed
 from triptych.convert.published import TOKENIZER_FILES
 from triptych.errors import InputError
-from triptych.models.frozen import ADDED, language_model_path, named_language_model
+from triptych.models.frozen import ADDED, named_language_model
 from triptych.nn.configs import DecoderConfig, T5Config
 from triptych.text.tokenizer import TextTokenizer
 

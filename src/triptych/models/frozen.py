@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from triptych.checkpoints.config import CheckpointConfig, EncoderSpec, LanguageModelSpec
 from triptych.checkpoints.format import sha256_of
-from triptych.checkpoints.hub import cached_id, is_model_id, local_path
+from triptych.checkpoints.hub import language_model_path
 from triptych.checkpoints.language_models import LoadedLanguageModel, load_language_model, unfilled
-from triptych.checkpoints.parts import PARTS, part_fingerprint, part_path
+from triptych.checkpoints.locate import weights_hash
+from triptych.checkpoints.parts import PARTS, part_fingerprint
 from triptych.checkpoints.place import unallocated
 from triptych.checkpoints.quantize import int8_recipes
 from triptych.checkpoints.store import DerivedStore, Recipe, TensorStore
@@ -66,31 +67,6 @@ def in_bfloat16(lm: Decoder | T5, spec: LanguageModelSpec | None) -> None:
                 module.to(torch.bfloat16)
 
 
-def language_model_path(name: str, near: Path | None = None) -> Path:
-    """Where a language model lies: an embedded part, a GGUF file, a folder of transformers', or a model on the hub (``owner/name``).
-
-    Args:
-        near: a checkpoint that names it. What is not where it was is looked for in that folder and beside it, and, where it came from a
-            cache of the hub's, on the hub.
-
-    Raises:
-        InputError: it is nowhere; or as ``fetch_model``.
-    """
-    if name in {part.name for part in PARTS}:
-        return part_path(name)
-    named = Path(name).expanduser()
-    if near is None or named.exists():
-        return local_path(name)
-    places = (folder / named.name for folder in (near, near.parent))
-    if there := next((path for path in places if path.exists()), None):
-        return there
-    if model := name if is_model_id(name) else cached_id(named):
-        return local_path(model)
-    raise InputError(
-        f"{near} was trained over the language model {name}, which is not there: put {named.name} beside {near.name}"
-    )
-
-
 def find_language_model(name: str, near: Path | None = None) -> LoadedLanguageModel:
     """A frozen language model; see ``language_model_path``."""
     return load_language_model(language_model_path(name, near))
@@ -118,9 +94,15 @@ def language_model_spec(
 ) -> LanguageModelSpec:
     """What a checkpoint says of a language model that it does not hold: name or whole path, and fingerprint (without ``added_tokens``)."""
     path = Path(name).expanduser()
-    whole = str(path.resolve()) if path.exists() and name not in {part.name for part in PARTS} else name
-    fingerprint = language_model_fingerprint(name, lm)
-    return LanguageModelSpec(whole, stored=False, sha256=fingerprint, end_id=end_id, added_tokens=added_tokens)
+    own = path.exists() and name not in {part.name for part in PARTS}
+    return LanguageModelSpec(
+        str(path.resolve()) if own else name,
+        stored=False,
+        sha256=language_model_fingerprint(name, lm),
+        end_id=end_id,
+        added_tokens=added_tokens,
+        file_sha256=weights_hash(path) if own and path.is_file() else None,
+    )
 
 
 def with_int8_layers(model: nn.Module, tensors: TensorStore) -> TensorStore:

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import torch
 
 from triptych.checkpoints.config import CheckpointConfig
+from triptych.checkpoints.hub import language_model_path
 from triptych.checkpoints.language_models import open_language_model
 from triptych.checkpoints.locate import load_config
 from triptych.checkpoints.quantize import dequantized
 from triptych.checkpoints.store import SafetensorsFile, TensorStore
 from triptych.checkpoints.weight_files import open_folder, read_json
 from triptych.errors import InputError
-from triptych.models.frozen import language_model_path
 
 WIDTHS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
 LANGUAGE_LAYER = re.compile(r"(lm|language_model)\.(?!.*(embed|shared|wte))")  # not its word embeddings

@@ -57,8 +57,8 @@ def open_engine(directory: Path, precision: Precision | None = None) -> OnnxSat 
 
 
 def default_precision(config: CheckpointConfig[Any]) -> Precision:
-    """The fastest that keeps the texts: 8 bits for a language model inside the checkpoint, else 4, which the language model's file has."""
-    return "int8" if config.lm is not None and config.lm.stored else "int4"
+    """The fastest that keeps the texts: 4 bits where the language model's file, an embedded part, has no more, else 8."""
+    return "int8" if config.lm is not None and (config.lm.stored or config.lm.file_sha256) else "int4"
 
 
 def typed_source(directory: Path, kind: type[ConfigT]) -> tuple[CheckpointConfig[ConfigT], Source]:

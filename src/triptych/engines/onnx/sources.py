@@ -7,8 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from triptych.checkpoints.config import CheckpointConfig
+from triptych.checkpoints.config import CheckpointConfig, LanguageModelSpec
 from triptych.checkpoints.gguf_models import open_gguf
+from triptych.checkpoints.hub import language_model_path
+from triptych.checkpoints.locate import weights_hash
 from triptych.checkpoints.parts import PARTS, part_fingerprint, part_path
 from triptych.engines.onnx.coverage import NotCoveredError, check_language_model
 from triptych.engines.onnx.legacy_torch import read_torch_file
@@ -57,7 +59,7 @@ class Source:
 
     @cached_property
     def language_model(self) -> LanguageModelSource:
-        """Raises NotCoveredError: a user's own file, or an architecture without a graph."""
+        """Raises NotCoveredError: a folder, added tokens, or an architecture without a graph; InputError: another one than in training."""
         spec = self.config.lm
         assert spec is not None
         if spec.stored:
@@ -66,13 +68,22 @@ class Source:
             check_language_model(spec.name, spec.decoder)
             tokenizer = replace(TextTokenizer.from_directory(self.directory), eos_ids=frozenset(spec.eos))
             return LanguageModelSource(spec.decoder, self.weights.below("lm."), tokenizer)
-        if spec.name not in {part.name for part in PARTS}:
-            raise NotCoveredError(f"the language model {spec.name}")
-        if spec.sha256 != part_fingerprint(spec.name):
-            raise InputError(
-                f"{self.directory} was trained with another {spec.name} than this version fetches: use the version that trained it"
-            )
-        file, architecture, config = open_gguf(part_path(spec.name))
+        file, architecture, config = open_gguf(self.language_model_file(spec))
         check_language_model(spec.name, config)
         weights = GGUFWeights(file, architecture.table, config.heads, config.groups)
         return LanguageModelSource(config, weights, TextTokenizer.from_gguf(file.metadata))
+
+    def language_model_file(self, spec: LanguageModelSpec) -> Path:
+        """The GGUF file that the checkpoint names. Raises as ``language_model``."""
+        if spec.name in {part.name for part in PARTS}:
+            if spec.sha256 != part_fingerprint(spec.name):
+                raise InputError(
+                    f"{self.directory} was trained with another {spec.name} than this version fetches: use the version that trained it"
+                )
+            return part_path(spec.name)
+        if spec.file_sha256 is None or spec.added_tokens:
+            raise NotCoveredError(f"the language model {spec.name}")
+        path = language_model_path(spec.name, self.directory)
+        if weights_hash(path) != spec.file_sha256:
+            raise InputError(f"{self.directory} was trained with another {spec.name} than is there now")
+        return path
