@@ -1,6 +1,7 @@
 """What the tests of training share: runs in this process and in others, and their logs."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -8,22 +9,15 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-TOGETHER = (
-    "-m",
-    "accelerate.commands.launch",
-    "--cpu",
-    "--num_processes=2",
-    "--num_machines=1",
-    "--mixed_precision=no",
-    "--dynamo_backend=no",
-)
+TOGETHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 SECONDS = 300
 
 
 def start(script: str, *arguments: object, launcher: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
     """A run of ``script`` in another process."""
     command = [sys.executable, *launcher, str(HERE / script), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def finish(process: "subprocess.Popen[str]") -> None:
