@@ -17,6 +17,7 @@ from torch import Tensor
 from triptych.checkpoints.config import CheckpointConfig
 from triptych.checkpoints.store import TensorStore
 from triptych.convert import blip2 as convert_blip2
+from triptych.convert import idefics as convert_idefics
 from triptych.convert.checkpoint import convert_checkpoint
 from triptych.models.memory import WIDTHS, bytes_needed, count_weights
 from triptych.text.wordpiece import SPECIAL_PIECES
@@ -119,3 +120,36 @@ def test_every_key_fits(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (row is None) == (name not in PREDICTED)
     if row is not None:
         assert [f"{gigabytes:.1f}" for gigabytes in needed.values()] == [*row.groups()]
+
+
+def test_every_key_of_idefics_9b_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = llama_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<fake_token_around_image>", "<image>"]})
+    tokenizer.save_pretrained(tmp_path)
+    vision = {
+        "embed_dim": 1280,
+        "image_size": 224,
+        "intermediate_size": 5120,
+        "patch_size": 14,
+        "num_hidden_layers": 32,
+    }
+    resampler = {"resampler_depth": 6, "resampler_n_heads": 16, "resampler_head_dim": 96, "resampler_n_latents": 64}
+    config = transformers.IdeficsConfig(
+        vocab_size=32000,
+        additional_vocab_size=2,
+        cross_layer_interval=4,
+        qk_layer_norms=True,
+        use_resampler=True,
+        vision_config=vision | {"num_attention_heads": 16},
+        perceiver_config=resampler | {"use_resampler": True, "qk_layer_norms_perceiver": True},
+    )
+    config.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        theirs = Layouts(transformers.IdeficsForVisionText2Text(config).state_dict())
+    made: list[TensorStore] = []
+    monkeypatch.setattr(convert_idefics, "open_folder", lambda source: theirs)
+    monkeypatch.setattr(convert_idefics, "save_checkpoint", lambda target, *, tensors, **_: made.append(tensors))
+    report = convert_checkpoint(tmp_path, tmp_path / "ours")
+    assert {key.rpartition(".")[0] for key in report.ignored} == {"model.vision_model.post_layernorm"}
+    assert {*report.mapped, *report.ignored} == set(theirs)
+    assert count_weights(made[0]).parameters / 1e9 == pytest.approx(8.9, abs=0.1)
