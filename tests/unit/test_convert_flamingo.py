@@ -95,8 +95,8 @@ def test_the_golden_model(tmp_path: Path, golden: tuple[State, dict[str, Any]], 
     whole = {key.removeprefix("state/"): tensor for key, tensor in tensors.items() if key.startswith("state/")}
     whole["lang_encoder.model.decoder.embed_tokens.weight"] = whole["lang_encoder.lm_head.weight"]
     vision = {k.removeprefix("vision_encoder."): whole.pop(k) for k in [*whole] if k.startswith("vision_encoder.")}
-    told = "perceiver", "gated_cross", "embed_tokens"
-    state = whole if nested else {key: x for key, x in whole.items() if any(part in key for part in told)}
+    kept = "perceiver", "gated_cross", "embed_tokens"
+    state = whole if nested else {key: x for key, x in whole.items() if any(part in key for part in kept)}
 
     lm = transformers.OPTForCausalLM(transformers.OPTConfig(**about["config"] | {"vocab_size": 98}))
     if not nested:
@@ -190,7 +190,26 @@ def without(state: State, prefix: str) -> State:
     return {key: tensor for key, tensor in state.items() if not key.startswith(prefix)}
 
 
-@pytest.mark.parametrize("form", ["clip.pt", "clip.bin", "clip.safetensors", "clip"])
+class Node(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def program(state: State) -> Node:
+    """A module with these tensors, as OpenAI's TorchScript has them."""
+    root = Node()
+    for key, tensor in state.items():
+        *path, leaf = key.split(".")
+        module: nn.Module = root
+        for name in path:
+            if name not in module._modules:
+                module.add_module(name, Node())
+            module = module.get_submodule(name)
+        module.register_buffer(leaf, tensor)
+    return root
+
+
+@pytest.mark.parametrize("form", ["clip.pt", "clip.bin", "clip.safetensors", "clip", "ViT-L-14.pt"])
 def test_the_image_encoder_in_another_file(tmp_path: Path, llama: tuple[State, Path], form: str) -> None:
     state, lm = llama
     convert_checkpoint(saved(tmp_path / "whole.pt", state), tmp_path / "whole", lm=lm)
@@ -199,6 +218,9 @@ def test_the_image_encoder_in_another_file(tmp_path: Path, llama: tuple[State, P
         clip_directory(vision, tower(), "vision_model.", model_type="clip", vision_config={"num_attention_heads": 1})
         colours = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.2]}
         (vision / "preprocessor_config.json").write_text(json.dumps(colours))
+    elif form == "ViT-L-14.pt":
+        whole = named | {"token_embedding.weight": torch.zeros(3, 2), "input_resolution": torch.tensor(12)}
+        torch.jit.save(torch.jit.script(program(whole)), vision)
     elif form == "clip.safetensors":
         save_file(named | {"logit_scale": torch.zeros(())}, vision)
     else:

@@ -162,7 +162,7 @@ class TorchFile:
     """An open file: ``content`` is what was saved, with a ``StoredTensor`` for each tensor.
 
     Raises:
-        InputError: unreadable, corrupted, compressed, a TorchScript program, or it asks for what no model needs.
+        InputError: unreadable, corrupted, compressed, or it asks for what no model needs.
     """
 
     def __init__(self, path: Path) -> None:
@@ -184,15 +184,11 @@ class TorchFile:
         """What a file of PyTorch 1.6 or later pickles."""
         archive = zipfile.ZipFile(file)
         entries = archive.infolist()
-        if any("/code/" in entry.filename for entry in entries):
-            raise InputError(
-                f"{self.path} is a TorchScript program, which would have to be run: save its state dict instead "
-                "(torch.save(torch.jit.load(FILE).state_dict(), NEW))"
-            )
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise InputError(f"{self.path} is compressed: PyTorch does not write such files")
-        [name] = (entry.filename for entry in entries if entry.filename.endswith("data.pkl"))
+        [name] = (entry.filename for entry in entries if entry.filename.endswith("/data.pkl"))
         folder = name.removesuffix(".pkl")
+        # beside them a TorchScript program has its code, compressed, which is not read
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries if entry.filename.startswith(folder)):
+            raise InputError(f"{self.path} is compressed: PyTorch does not write such files")
         content = InertPickle(io.BytesIO(archive.read(name)), self.path, _size(file)).load()
         for entry in entries:
             if entry.filename.startswith(f"{folder}/"):
@@ -290,17 +286,21 @@ def flat_tensors(content: Any) -> Iterator[tuple[str, StoredTensor]]:
 
 
 def tensors_in(module: Any, prefix: str = "") -> Iterator[tuple[str, StoredTensor]]:
-    """The state dict of an unpickled module. Takes the module apart, so that one nested in itself is walked through once."""
+    """The state dict of an unpickled module, of Python or of TorchScript, whose attributes are its tensors and modules. Takes the module
+    apart, so that one nested in itself is walked through once."""
     if not isinstance(module, Inert):
         return
-    for kind in ("_parameters", "_buffers"):
-        values = vars(module).get(kind)
-        for name, value in values.items() if isinstance(values, Mapping) else ():
+    attributes = dict(vars(module))
+    vars(module).clear()
+    groups = (
+        [attributes] if "_modules" not in attributes else map(attributes.get, ("_parameters", "_buffers", "_modules"))
+    )
+    for group in groups:
+        for name, value in group.items() if isinstance(group, Mapping) else ():
             if isinstance(value, StoredTensor):
                 yield f"{prefix}{name}", value
-    children = vars(module).pop("_modules", {})
-    for name, child in children.items() if isinstance(children, Mapping) else ():
-        yield from tensors_in(child, f"{prefix}{name}.")
+            else:
+                yield from tensors_in(value, f"{prefix}{name}.")
 
 
 def _size(file: IO[bytes]) -> int:

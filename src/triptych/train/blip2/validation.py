@@ -61,7 +61,8 @@ def write_blip2_captions(
         assert model.lm is not None and tokenizer is not None
         soft_prompts = model.soft_prompt(model.read_photos(image, prompt.instruction_for(len(rows), device)).queries)
         before, after = (torch.tensor(ids, dtype=torch.long, device=device) for ids in (prompt.before, prompt.after))
-        beams = generate(model.lm, model.prompt([[before, photo, after] for photo in soft_prompts]), search)
+        inputs = model.prompt([[before, photo, after] for photo in soft_prompts])
+        beams = generate(model.lm, inputs, search, prompts=[[*prompt.before, *prompt.after]] * len(rows))
         texts += [tokenizer.decode(hypotheses[0].ids).strip() for hypotheses in beams]
     return texts
 

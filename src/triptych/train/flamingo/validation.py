@@ -39,7 +39,8 @@ def write_flamingo_captions(flamingo: FlamingoModel, features: Features, photos:
         numbers = torch.ones(len(rows), dtype=torch.long, device=device)
         tokens = model.resampler(all_cells(features, rows).to(device), numbers)
         prompt = flamingo_prompt([ids] * len(rows), tokens, [1] * len(rows), flamingo.end_id)
-        texts += [tokenizer.decode(hypotheses[0].ids).strip() for hypotheses in generate(model, prompt, search)]
+        written = generate(model, prompt, search, prompts=[ids] * len(rows))
+        texts += [tokenizer.decode(hypotheses[0].ids).strip() for hypotheses in written]
     return texts
 
 
