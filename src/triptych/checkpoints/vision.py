@@ -1,4 +1,4 @@
-"""Image encoders as transformers saves them (CLIP, SigLIP, DINOv2, ViT), read into our vision transformer."""
+"""Image encoders as transformers saves them (CLIP, SigLIP, DINOv2, ViT), read into our vision transformer; timm's: ``timm_vision``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from triptych.checkpoints.place import WithoutInitialWeights, fill, unallocated
 from triptych.checkpoints.tables.keys import fitted, translated
 from triptych.checkpoints.tables.vision import VISION_TABLES
+from triptych.checkpoints.timm_vision import read_timm_encoder
 from triptych.checkpoints.weight_files import open_folder, read_json
 from triptych.errors import InputError
 from triptych.io.pixels import Colour, PixelSpec, pixel_spec
@@ -32,7 +33,7 @@ HALF: tuple[Colour, Colour] = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 
 
 def read_vision_encoder(directory: Path, image_size: int | None = None) -> ViT:
-    """An image encoder from a directory of transformers': config.json, the files of tensors, and preprocessor_config.json.
+    """An image encoder from a directory of transformers': config.json, the files of tensors, and preprocessor_config.json; or of timm's.
 
     Args:
         image_size: of the square that photos are brought to, in pixels; None = the one it was trained on.
@@ -42,6 +43,8 @@ def read_vision_encoder(directory: Path, image_size: int | None = None) -> ViT:
     """
     config = read_json(directory / "config.json")
     kind = config.get("model_type")
+    if kind is None and "architecture" in config:
+        return resized(read_timm_encoder(directory, config), image_size).eval()
     if kind not in VISION_TABLES:
         raise InputError(
             f"{directory} holds an image encoder of the type {kind!r}: there are {', '.join(VISION_TABLES)}"

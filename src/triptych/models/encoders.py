@@ -51,7 +51,7 @@ def published_classifier(name: str) -> tuple[Tensor, Tensor] | None:
 
 
 def vision_encoder(name: str, weights: Path | None = None, image_size: int | None = None) -> ConvNet | ViT:
-    """A ``published_encoder``, or that of a CLIP, SigLIP, DINOv2 or ViT of transformers': ``name`` is a directory or a model on the hub.
+    """A ``published_encoder``, or a CLIP, SigLIP, DINOv2 or ViT of transformers' or timm's: ``name`` is a directory or a model on the hub.
 
     Raises:
         InputError: there is none of this name, or it cannot be read.
@@ -62,7 +62,8 @@ def vision_encoder(name: str, weights: Path | None = None, image_size: int | Non
     if not directory.is_dir():
         known = ", ".join(ENCODERS)
         raise InputError(
-            f"unknown encoder {name!r}: choose {known}, or a directory of transformers or a model on the hub (CLIP, SigLIP, DINOv2, ViT)"
+            f"unknown encoder {name!r}: choose {known}, or a directory of transformers or timm, or a model on the hub (CLIP, SigLIP, "
+            "DINOv2, ViT)"
         )
     if weights is not None:
         raise InputError(f"{name} holds its own weights: leave out --encoder-weights")

@@ -197,7 +197,7 @@ class RewardSettings(Settings):
 
 def encoder_setting(transformers: bool = False) -> Any:
     """``transformers``: the system also reads photos with vision transformers."""
-    others = "; or a CLIP, SigLIP, DINOv2 or ViT, by a directory of transformers or its name on the hub"
+    others = "; or a CLIP, SigLIP, DINOv2 or ViT, by a directory of transformers or timm or its name on the hub"
     return setting("efficientnet-lite2", f"efficientnet-lite2, vgg19 or resnet101{others if transformers else ''}.")
 
 
