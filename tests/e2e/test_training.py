@@ -1,7 +1,6 @@
 """Training from end to end on pictures of a few numbers: it learns, and a killed run goes on exactly."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from tiny_training import main
-from training_runs import assert_same_run, best, kill_after, start
+from training_runs import CPU_ALONE, TOGETHER, assert_same_run, best, kill_after, start
 
 from triptych.checkpoints.parts import home, part_path
 
@@ -40,7 +39,7 @@ def test_self_critical_training_goes_beyond_cross_entropy(tmp_path: Path) -> Non
 
 @pytest.mark.parts
 def test_the_command_trains_on_a_folder_of_photos(tmp_path: Path) -> None:
-    """From photos and a CSV file to a checkpoint that captions, with a validation split held out by itself."""
+    """From photos and a CSV file to a checkpoint that captions, with a validation split held out by itself; in two processes."""
     photos = tmp_path / "photos"
     photos.mkdir()
     rows = ["file_name,caption"]
@@ -54,15 +53,17 @@ def test_the_command_trains_on_a_folder_of_photos(tmp_path: Path) -> None:
     part_path("efficientnet-lite2")
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "parts").symlink_to(home() / "parts")
-    environment = os.environ | {"TRIPTYCH_HOME": str(tmp_path / "home")}  # so that the features are computed here
-    command = [sys.executable, "-m", "triptych"]
-    trained = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment)
+    environment = CPU_ALONE | {"TRIPTYCH_HOME": str(tmp_path / "home")}  # so that the features are computed here
+    launched = [sys.executable, *TOGETHER, "-m", "--", "triptych", *arguments]  # two processes
+    trained = subprocess.run(launched, capture_output=True, text=True, env=environment)
     assert trained.returncode == 0, trained.stderr
-    assert "every tenth photo (2) is held out" in trained.stderr
+    assert trained.stderr.count("every tenth photo (2) is held out") == 1
     assert json.loads(trained.stdout)["step"] == 3
     best = tmp_path / "run" / "best"
     used = subprocess.run(
-        [*command, "caption", str(photos / "0.png"), "--model", str(best), "--json"], capture_output=True, text=True
+        [sys.executable, "-m", "triptych", "caption", str(photos / "0.png"), "--model", str(best), "--json"],
+        capture_output=True,
+        text=True,
     )
     assert used.returncode == 0, used.stderr
     assert set(json.loads((best / "vocabulary.json").read_text())["words"]) > {"a", "square"}

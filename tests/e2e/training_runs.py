@@ -10,14 +10,14 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 TOGETHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+CPU_ALONE = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
 SECONDS = 300
 
 
 def start(script: str, *arguments: object, launcher: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
     """A run of ``script`` in another process."""
     command = [sys.executable, *launcher, str(HERE / script), *map(str, arguments)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=CPU_ALONE)
 
 
 def finish(process: "subprocess.Popen[str]") -> None:

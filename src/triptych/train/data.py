@@ -25,6 +25,7 @@ from triptych.evaluate.captioning import caption_metrics
 from triptych.nn.encoder import VisionEncoder
 from triptych.train.features import Features, JoinedFeatures, cached_features
 from triptych.train.loop import has_fast_bf16
+from triptych.train.processes import is_main_process, on_cpu
 from triptych.train.recipe import Settings
 from triptych.train.sampling import DataMix
 from triptych.train.sources import Sources
@@ -210,7 +211,8 @@ def photos_by_split(data: Path, questions: bool = False) -> tuple[list[Photo], l
 def split_off_validation(data: Path, photos: Sequence[Photo]) -> tuple[list[Photo], list[Photo]]:
     """Photos to train on, and every tenth for validation."""
     validation = list(photos[::HELD_OUT_EVERY])
-    print(f"{data} has no validation split: every tenth photo ({len(validation)}) is held out", file=sys.stderr)
+    if is_main_process():
+        print(f"{data} has no validation split: every tenth photo ({len(validation)}) is held out", file=sys.stderr)
     return [photo for i, photo in enumerate(photos) if i % HELD_OUT_EVERY], validation
 
 
@@ -219,7 +221,7 @@ class FeatureReader:
 
     def __init__(self, encoder: VisionEncoder, strict: bool) -> None:
         self.encoder = encoder
-        self.state = PartialState(timeout=FEATURES_TIMEOUT)
+        self.state = PartialState(cpu=on_cpu(), timeout=FEATURES_TIMEOUT)
         self.reader = PhotoReader(strict, self.say)
 
     def say(self, line: str) -> None:

@@ -21,6 +21,7 @@ from torch import nn
 
 from triptych.errors import InputError, TriptychError
 from triptych.train.averaging import WeightAverage
+from triptych.train.processes import on_cpu
 from triptych.train.recipe import LoopSettings, OptimizerSettings
 from triptych.train.sampling import batch_rows, steps_per_epoch
 from triptych.train.state import Log, TrainingState
@@ -120,7 +121,8 @@ def make_accelerator(loop: LoopSettings) -> Any:
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # some stages do not train every head
-    return Accelerator(mixed_precision="bf16" if uses_bf16(loop) else "no", kwargs_handlers=[unused])
+    precision = "bf16" if uses_bf16(loop) else "no"
+    return Accelerator(cpu=on_cpu(), mixed_precision=precision, kwargs_handlers=[unused])
 
 
 def check_sizes(items: int, loop: LoopSettings, processes: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -14,6 +13,7 @@ from triptych.extras import importing
 from triptych.io.locks import only_process
 from triptych.train.blip2.recipe import Blip2Recipe
 from triptych.train.flamingo.recipe import FlamingoRecipe
+from triptych.train.processes import is_main_process
 from triptych.train.recipe import Settings, make_recipe
 from triptych.train.sat.recipe import SatRecipe
 from triptych.train.sources import Sources
@@ -42,8 +42,7 @@ def train_system(name: str, sources: Sources, run: Path, settings: Mapping[str, 
     except OSError as error:
         raise InputError(f"cannot make the folder {run}: {error.strerror}") from None
     busy = f"{run}: another process is training in this folder; wait until it ends, or name another --run"
-    main = os.environ.get("RANK", "0") == "0"  # the other processes of a run take no lock
-    with only_process(run, busy) if main else nullcontext():
+    with only_process(run, busy) if is_main_process() else nullcontext():
         return train(sources, run, recipe)
 
 
