@@ -21,7 +21,7 @@ SCRIPT = "tiny_blip2_training.py"
 
 @pytest.mark.usefixtures("own_accelerator")
 def test_stage_1_learns_to_retrieve(tmp_path: Path) -> None:
-    main(tmp_path, 1, 50)
+    main(tmp_path, 1, 50, save_minutes=30)
     # Two photos of each thing cannot be told apart: half of what is asked of R@1, all of R@5
     assert best(tmp_path, "text-to-image R@5") == 100
     assert best(tmp_path, "R@1") > 40
@@ -31,7 +31,7 @@ def test_stage_1_learns_to_retrieve(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("own_accelerator")
 def test_self_critical_training_raises_the_reward(tmp_path: Path) -> None:
-    main(tmp_path, 3, 12, {"scst": 1.0})
+    main(tmp_path, 3, 2, {"scst": 1.0}, epoch_items=144)
     rewards = [record["reward"] for record in log(tmp_path) if "reward" in record]
     assert len(rewards) == 36
     assert sum(rewards[-9:]) > 1.5 * sum(rewards[:9])

@@ -27,14 +27,14 @@ SCRIPT = "tiny_flamingo_training.py"
 
 @pytest.mark.usefixtures("own_accelerator")
 def test_it_learns(tmp_path: Path) -> None:
-    main(tmp_path, 40, SHARES)
+    main(tmp_path, 4, SHARES, epoch_items=240)
     first, *_, last = losses(tmp_path).values()
     assert last < 0.8 * first
 
 
 @pytest.mark.usefixtures("own_accelerator")
 def test_self_critical_training_raises_the_reward(tmp_path: Path) -> None:
-    main(tmp_path, 20, {"scst": 1.0})
+    main(tmp_path, 2, {"scst": 1.0}, epoch_items=240)
     rewards = [record["reward"] for record in log(tmp_path) if "reward" in record]
     assert len(rewards) == 60
     assert sum(rewards[-9:]) > 1.5 * sum(rewards[:9])

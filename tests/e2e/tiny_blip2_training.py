@@ -36,7 +36,7 @@ def data(photos: int, split: str, seed: int) -> PhotoSet:
     return PhotoSet("things", items, StoredFeatures(maps))
 
 
-def main(run: Path, stage: int, epochs: int, weights: dict[str, float] | None = None) -> None:
+def main(run: Path, stage: int, epochs: int, weights: dict[str, float] | None = None, **settings: float) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     blip2 = tiny_blip2(with_lm=stage > 1, scale=0.15)
@@ -44,7 +44,7 @@ def main(run: Path, stage: int, epochs: int, weights: dict[str, float] | None = 
     loop = {"epochs": epochs, "batch_size": 8, "learning_rate": 0.003, "weight_decay": 1e-4, "patience": epochs}
     shares = {"cells": 0.7, "bert_rate": 1.0, "questions": 1.0, "pairs": 0.5, "beams": 1}
     loop |= {"save_minutes": 0, "precision": "fp32"}
-    recipe = make_recipe(Blip2Recipe, {"stage": stage, "weights": weights, **shares, **loop})
+    recipe = make_recipe(Blip2Recipe, {"stage": stage, "weights": weights, **shares, **loop, **settings})
     trainer = Blip2Trainer(blip2, TrainingData([data(24, "train", 0)], [data(8, "val", 1)]), recipe)
     print(fit(run, trainer, recipe.loop))
 

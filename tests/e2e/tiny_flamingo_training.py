@@ -22,13 +22,13 @@ from triptych.train.trainer import train_bridges
 SHARES = {"caption": 1.0, "question": 0.5, "binding": 0.5}
 
 
-def main(run: Path, epochs: int, shares: dict[str, float]) -> None:
+def main(run: Path, epochs: int, shares: dict[str, float], **options: float) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     flamingo = tiny_flamingo(scale=0.15)
     train_bridges(flamingo.model)
     loop = {"epochs": epochs, "batch_size": 8, "learning_rate": 0.01, "patience": epochs, "save_minutes": 0}
-    settings = {"shares": shares, "cells": 0.7, "gate_rate": 3.0, "precision": "fp32", **loop}
+    settings = {"shares": shares, "cells": 0.7, "gate_rate": 3.0, "precision": "fp32", **loop, **options}
     recipe = make_recipe(FlamingoRecipe, settings)
     trainer = FlamingoTrainer(flamingo, TrainingData([data(24, "train", 0)], [data(8, "val", 1)]), recipe)
     print(fit(run, trainer, recipe.loop))

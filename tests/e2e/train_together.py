@@ -27,7 +27,7 @@ def gradients() -> list[object]:
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     tiny_training.main(folder / "sat", "xe", "soft", 12)
-    tiny_blip2_training.main(folder / "blip2", 1, 12)
+    tiny_blip2_training.main(folder / "blip2", 1, 2, epoch_items=144)
     tiny_flamingo_training.main(folder / "flamingo", 4, tiny_flamingo_training.SHARES)
     (folder / f"gradients-{dist.get_rank()}.json").write_text(json.dumps(gradients()))
     dist.destroy_process_group()
