@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +167,7 @@ def test_the_hub_answers_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
     def raising(error: Exception) -> Any:
-        def snapshot(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        def snapshot(name: str, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
             asked.append((name, revision, allow_patterns))
             raise error
 
@@ -191,8 +192,9 @@ def test_pickled_weights_are_fetched_where_there_are_no_others(tmp_path: Path, m
 
     asked: list[list[str]] = []
 
-    def snapshot(name: str, revision: str | None, allow_patterns: list[str]) -> str:
+    def snapshot(name: str, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
         asked.append(allow_patterns)
+        assert ignore_patterns == [*hub.AGAIN]
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
@@ -280,4 +282,7 @@ def test_an_open_flamingo_on_the_hub_is_one_file(
 
 
 def test_only_weights_and_settings_are_allowed() -> None:
+    """Of weights that are there in two layouts (Mistral, Llama 3) one is fetched."""
+    assert any(fnmatch("consolidated.safetensors", pattern) for pattern in hub.AGAIN)
+    assert not any(fnmatch("model-00001-of-00002.safetensors", pattern) for pattern in hub.AGAIN)
     assert not any(pattern.endswith(".py") for pattern in (*hub.SETTINGS, *hub.SAFE, *hub.PICKLED))

@@ -19,6 +19,7 @@ HUB_PAGE = re.compile(
 SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja", "qformer_tokenizer/*")
 CHECKPOINT_FILE = "checkpoint.pt"  # all that its repositories hold
 SAFE, PICKLED = ("*.safetensors",), ("pytorch_model*.bin", CHECKPOINT_FILE)
+AGAIN = ("consolidated*", "original/*")  # the same weights in another project's layout
 CACHED = re.compile(r"models--(.+?)--(.+)")
 FILE_ENDINGS = (".gguf", ".safetensors", ".pth", ".pt", ".tar", ".bin", ".json")  # no model is called so: it is a path
 
@@ -73,7 +74,10 @@ def fetch_model(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     def fetch(patterns: tuple[str, ...]) -> Path:
-        return Path(snapshot_download(match["id"], revision=match["revision"], allow_patterns=list(patterns)))
+        allowed, ignored = list(patterns), list(AGAIN)
+        return Path(
+            snapshot_download(match["id"], revision=match["revision"], allow_patterns=allowed, ignore_patterns=ignored)
+        )
 
     try:
         folder = fetch((*SETTINGS, *SAFE))
