@@ -141,6 +141,8 @@ def test_info_counts_parameters(run, tiny: Path) -> None:
         (["ask", "PHOTO", "", "--question", "where?"], "IMAGE is empty"),
         (["index", "", "--library", "library"], "DIR is empty"),
         (["eval", "caption", "--data", ""], "--data is empty"),
+        (["average", "sat", "flamingo", "--out", "mean"], "another system"),
+        (["average", "sat", "nonesuch", "--out", "mean"], "unknown model 'nonesuch'"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_2(

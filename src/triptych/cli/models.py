@@ -130,14 +130,20 @@ def convert(
 
 @app.command()
 def average(
-    checkpoints: Annotated[list[Path], typer.Argument(help="Two checkpoint directories or more, of one architecture.")],
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...", help="Two or more of one architecture, each as --model of the other commands."
+        ),
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The checkpoint directory to write.")],
 ) -> None:
     """Average the weights of several checkpoints. The mean is often better than each."""
     with importing("torch", "a mean of weights"):
         from triptych.models.average import average_checkpoints
+    from triptych.convert.opening import find_checkpoint
 
-    average_checkpoints(checkpoints, out)
+    average_checkpoints([find_checkpoint(model) for model in models], out)
     print(out)
 
 
