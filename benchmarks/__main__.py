@@ -222,7 +222,7 @@ def serve_unit(name: str) -> str:
     """Of a figure of ``benchmarks.serve``."""
     if " / " in name:
         return "times"
-    if name.endswith(("clients", "one at a time")) and "p99" not in name:
+    if name.endswith("clients") and "p99" not in name:
         return "requests/s"
     units = {"memory": "MB", "memory, growth": "%"} | dict.fromkeys(
         ("connections", "answered", "refused", "lost"), "requests"

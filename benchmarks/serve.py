@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -134,8 +134,8 @@ class Work(NamedTuple):
         numbers = range(first, first + count)
         return [body(self.model, [addresses[n % len(addresses)]], self.question(n), seed=n) for n in numbers]
 
-    def alone(self, photos: Sequence[Image.Image], count: int) -> tuple[float, float]:
-        """Seconds of the clock and of the processor a request, by the Python API, without a server."""
+    def alone(self, photos: Sequence[Image.Image]) -> Callable[[int], tuple[float, float]]:
+        """A function that measures the Python API, without a server: requests -> seconds of the clock and of the processor a request."""
         from triptych.tasks import load
 
         model: Any = load(self.model)
@@ -146,12 +146,14 @@ class Work(NamedTuple):
             else:
                 model.caption(photo)
 
-        for photo in photos:
-            run(photo, 0)
-        clock, cpu = time.perf_counter(), time.process_time()
-        for n in range(count):
-            run(photos[n % KNOWN], n)
-        return (time.perf_counter() - clock) / count, (time.process_time() - cpu) / count
+        def measure(count: int) -> tuple[float, float]:
+            clock, cpu = time.perf_counter(), time.process_time()
+            for n in range(count):
+                run(photos[n % KNOWN], n)
+            return (time.perf_counter() - clock) / count, (time.process_time() - cpu) / count
+
+        measure(KNOWN)
+        return measure
 
 
 WORK = (Work("sat", ("",)), Work("blip2", QUESTIONS))
@@ -170,11 +172,12 @@ def rates(address: str, process: int, work: Work, requests: int) -> dict[str, fl
     urls = [data_url(photo) for photo in photos]
     used = work.requests(urls, 0, KNOWN)
     asyncio.run(load(address, KNOWN, used))
-    seconds, cpu = work.alone(photos, requests)
-    name = work.model
-    found = {f"{name}, one at a time": 1 / seconds}
+    alone, name = work.alone(photos), work.model
+    found: dict[str, float] = {}
     by_clients = {}
     for clients in (1, 8, 64):
+        seconds, cpu = alone(requests)  # in turns, because the load of the machine changes
+        found[f"{name}, one at a time before {clients} clients"] = 1 / seconds
         before, known = processor_seconds(process), work.requests(urls, len(used), max(requests, clients))
         used += known
         measured = by_clients[clients] = asyncio.run(load(address, clients, known))
