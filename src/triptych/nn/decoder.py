@@ -308,8 +308,9 @@ class Decoder(nn.Module):
             frequencies = frequencies / torch.tensor(c.rope_factors, device=x.device)
         local = None
         if c.local_rope_theta is not None:
-            local = rotation(position_ids, rotary_frequencies(c.local_rope_theta, c.rotary_width, x.device))
-        return x, Positions(rotation(position_ids, frequencies, c.rope_magnitude), local_rotation=local)
+            local_frequencies = rotary_frequencies(c.local_rope_theta, c.rotary_width, x.device)
+            local = rotation(position_ids, local_frequencies, dtype=x.dtype)
+        return x, Positions(rotation(position_ids, frequencies, c.rope_magnitude, x.dtype), local_rotation=local)
 
     def final_hidden(self, x: Tensor) -> Tensor:
         """The last block's output ``[B, T, D]`` -> the input of ``logits``, ``[B, T, E]``."""

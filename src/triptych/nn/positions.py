@@ -26,10 +26,13 @@ def rotary_frequencies(theta: float, width: int, device: torch.device | None = N
     return 1.0 / theta ** (torch.arange(0, width, 2, device=device).float() / width)
 
 
-def rotation(position_ids: Tensor, frequencies: Tensor, magnitude: float = 1.0) -> Rotation:
-    """``position_ids [B, T]`` -> cosines ``[B, 1, T, r]`` and sines, the first half negated, both times ``magnitude``."""
+def rotation(
+    position_ids: Tensor, frequencies: Tensor, magnitude: float = 1.0, dtype: torch.dtype = torch.float32
+) -> Rotation:
+    """``position_ids [B, T]`` -> cosines ``[B, 1, T, r]`` and sines, the first half negated, both times ``magnitude``. They are computed in
+    fp32; ``dtype``: of the embeddings, whose attention takes no other."""
     angles = (position_ids[..., None] * frequencies)[:, None]
-    cosines, sines = angles.cos() * magnitude, angles.sin() * magnitude
+    cosines, sines = ((x * magnitude).to(dtype) for x in (angles.cos(), angles.sin()))
     return cosines.repeat(1, 1, 1, 2), torch.cat([-sines, sines], -1)
 
 
