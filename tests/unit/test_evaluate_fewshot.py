@@ -35,7 +35,7 @@ class Seer:
         self.kind, self.asked = kind, 0
         self.told: list[dict[Any, str]] = []  # what each kind was called, prompt by prompt
 
-    def interleaved(self, images: list[Any], text: str, choices: tuple[str, ...]) -> Answer:
+    def interleaved(self, images: list[Any], text: str, choices: tuple[str, ...], **settings: Any) -> Answer:
         self.asked += 1
         kinds = [self.kind_of(image) for image in images]
         names = [part.rpartition("This is a ")[2] for part in text.split("<|endofchunk|>")[:-1]]
@@ -69,7 +69,7 @@ def test_drawings_are_shown_in_views_and_asked_about_by_another_one(tmp_path: Pa
     shown: list[list[int]] = []
 
     class Watcher(Seer):
-        def interleaved(self, images: list[Any], text: str, choices: tuple[str, ...]) -> Answer:
+        def interleaved(self, images: list[Any], text: str, choices: tuple[str, ...], **settings: Any) -> Answer:
             shown.append([int(np.asarray(image)[4, 4, 0]) // 3 for image in images])
             return super().interleaved(images, text, choices)
 

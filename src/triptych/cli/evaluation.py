@@ -239,6 +239,10 @@ def eval_fewshot(
     nearest: Annotated[
         bool, typer.Option("--nearest", help="Of four times as many examples, those most like the picture (RICES).")
     ] = False,
+    prototypes: Annotated[
+        bool,
+        typer.Option(help="Count how much the picture resembles each name's examples, or the language model alone."),
+    ] = True,
     episodes: Annotated[int, typer.Option(min=1, help="How many prompts of each kind.")] = 200,
     seed: DrawSeed = 0,
     limit: Limit = None,
@@ -251,7 +255,7 @@ def eval_fewshot(
 
     photos = read_photos(data, split, limit, strict, lambda photo: bool(photo.captions))
     completer = load_completer(model)
-    record = fewshot_metrics(completer, photos, split, shots or [1, 3, 5], episodes, seed, nearest=nearest)
+    record = fewshot_metrics(completer, photos, split, shots or [1, 3, 5], episodes, seed, nearest, prototypes)
     show_evaluation(completer, data, split, photos, record, as_json)
 
 

@@ -49,6 +49,7 @@ def fewshot_metrics(
     episodes: int,
     seed: int,
     nearest: bool = False,
+    prototypes: bool = True,
 ) -> dict[str, Any]:
     """Accuracy in percent for each number of examples: with made-up names, with the two kinds' own names exchanged, and with made-up
     names and grey pictures ("without photos"). Chance is 50%.
@@ -57,6 +58,7 @@ def fewshot_metrics(
     names: the question shows one of a name's drawings, the examples are views of the others.
 
     ``nearest``: use those examples, out of up to ``POOL`` times as many, that are most similar to the picture of the question.
+    ``prototypes``: see ``FlamingoTasks.interleaved``.
 
     Raises:
         InputError: there are too few pictures of two kinds.
@@ -70,7 +72,8 @@ def fewshot_metrics(
         raise InputError(
             f"too few pictures of two kinds for {min(shots)} examples of each: give more, or lower --shots"
         )
-    record: dict[str, Any] = {"episodes": episodes, "seed": seed} | ({"nearest": True} if nearest else {})
+    record: dict[str, Any] = {"episodes": episodes, "seed": seed, "prototypes": prototypes}
+    record |= {"nearest": True} if nearest else {}
     features = PictureFeatures(completer, photos)
     for k, enough in usable.items():
         right: dict[str, list[bool]] = defaultdict(list)
@@ -85,9 +88,9 @@ def fewshot_metrics(
                 pool = largest_pool(groups, k, drawn) if nearest else k
                 task = episode(random.Random(f"{seed} {i}"), groups, given, pool, queries=queries)
                 task = keep_nearest(task, 2 * k, features) if nearest else task
-                right[name].append(chosen(completer, task, photos) == task.answer)
+                right[name].append(chosen(completer, task, photos, prototypes) == task.answer)
                 if given is new:
-                    right["without photos"].append(chosen(completer, task, None) == task.answer)
+                    right["without photos"].append(chosen(completer, task, None, prototypes) == task.answer)
         kinds = {"kinds": float(len({name for names, _ in enough for name in names}))}
         record[f"{k} examples"] = kinds | {name: round(100 * sum(x) / len(x), 1) for name, x in right.items()}
     return record
@@ -131,7 +134,7 @@ def drawn_pairs(pictures: Sequence[Photo]) -> list[Pair]:
     return [((a, b), (named[a], named[b])) for a, b in zip(names[:half], names[half:], strict=False)]
 
 
-def chosen(completer: Completes, task: Episode, photos: Sequence[Photo] | None) -> int:
+def chosen(completer: Completes, task: Episode, photos: Sequence[Photo] | None, prototypes: bool) -> int:
     """The index of the most likely name; ``photos`` None = with grey pictures."""
     pictures: list[ImageSource] = []
     text = ""
@@ -144,7 +147,7 @@ def chosen(completer: Completes, task: Episode, photos: Sequence[Photo] | None) 
             pictures.append(GREY)
         else:
             pictures.append(picture_view(photos, part.picture))
-    answer = completer.interleaved(pictures, text, task.choices)
+    answer = completer.interleaved(pictures, text, task.choices, prototypes=prototypes)
     return task.choices.index(answer.text)
 
 

@@ -11,7 +11,9 @@ from triptych.evidence import Evidence
 from triptych.generate import Search
 from triptych.io.pixels import PixelSpec
 
-Method: TypeAlias = Literal["decoder", "language model", "q-former", "captions", "caption likelihood", "matching"]
+Method: TypeAlias = Literal[
+    "decoder", "language model", "q-former", "captions", "caption likelihood", "prototypes", "matching"
+]
 
 SUM_ERROR = 1e-6
 
@@ -61,11 +63,11 @@ class Answer:
     """A text that a model wrote or chose. ``logprob``: of the whole text with its end; ``tokens``: its words, ``logprobs``: theirs.
 
     scores: the log-probability of each choice; ``text`` is the most likely. Those of ``ask`` are calibrated (``tasks.choices``), and their
-        ``probabilities`` sum to 1; those of a completion are the texts' own.
+        ``probabilities`` sum to 1, as do those of ``prototypes``; those of another completion are the texts' own.
     method: ``decoder``: written by the decoder of Show, Attend and Tell; ``language model``: written, or its choices scored, by the
         language model; ``q-former``: written by the Q-Former (ITG); ``captions``: by the language model from a caption of each picture;
-        ``caption likelihood``: the picture under which a text is the most likely caption; ``matching``: by how well pictures and texts
-        match (ITM).
+        ``caption likelihood``: the picture under which a text is the most likely caption; ``prototypes``: scored by the language model
+        and by how much the picture resembles each choice's examples; ``matching``: by how well pictures and texts match (ITM).
     finished_alternatives: for each alternative whether it ended by itself.
     """
 

@@ -100,6 +100,7 @@ class Completes(Model, Protocol):
         *,
         similar: int | None = ...,
         explain: bool = ...,
+        prototypes: bool = ...,
         **settings: Any,
     ) -> Answer: ...
     def interleaved(
@@ -108,6 +109,8 @@ class Completes(Model, Protocol):
         text: str,
         choices: Sequence[str] | None = ...,
         explain: bool = ...,
+        *,
+        prototypes: bool = ...,
         **settings: Any,
     ) -> Answer: ...
     def ask_with_examples(

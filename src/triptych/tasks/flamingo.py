@@ -13,15 +13,16 @@ from triptych.evidence import Floats
 from triptych.generate import Guidance, Hypothesis, Search, generate, stream
 from triptych.io.images import ImageSource, load_image
 from triptych.tasks.answer import Answer, AnswerRecipe
-from triptych.tasks.asking import Answerer, Photos, PictureQuestion, as_list
+from triptych.tasks.asking import Answerer, Photos, PictureQuestion, as_list, total_logprobs
 from triptych.tasks.capabilities import QuestionShot, Shot
 from triptych.tasks.caption_likelihood import CaptionLikelihood
 from triptych.tasks.chat import ANSWER_TOKENS, MAX_TOKENS, Chat
 from triptych.tasks.chat import MAX_PICTURES as CHAT_PICTURES
-from triptych.tasks.choices import check_choices, choice_ids, to_hypotheses
+from triptych.tasks.choices import check_choices, choice_ids, normalised_logprobs, to_hypotheses
 from triptych.tasks.examples import ExampleIndex, as_opener
 from triptych.tasks.flamingo_prompts import FlamingoPrompts
 from triptych.tasks.prefix import PrefixState, PromptRow
+from triptych.tasks.prototypes import PROTOTYPE_WEIGHT, examples_of, prototype_cosines
 from triptych.tasks.reranking import RERANKED_BEAMS, Reranking, with_all_beams
 from triptych.tasks.words import Pieces, decode_pieces, in_one_piece
 from triptych.text.prompt import (
@@ -235,6 +236,7 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
         *,
         similar: int | None = None,
         explain: bool = False,
+        prototypes: bool = True,
         **settings: Any,
     ) -> Answer:
         """Do with ``image`` what the examples show.
@@ -244,6 +246,7 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
             prompt: the beginning of the text for ``image``, as the examples' texts begin.
             choices: texts of which the likeliest is taken (classification); nothing else is written then.
             similar: use only so many examples, those whose pictures look most like ``image``, the most similar last (RICES).
+            prototypes: see ``interleaved``.
 
         Raises:
             InputError: an example without a text, a picture that cannot be read, too many pictures or tokens.
@@ -251,7 +254,8 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
         if similar is not None:
             shots = self.most_similar(image, shots, similar)
         text = few_shot([(shot is not None, words) for shot, words in shots], prompt, self.spec.prompts.gap)
-        return self.interleaved([*(s for s, _ in shots if s is not None), image], text, choices, explain, **settings)
+        pictures = [*(s for s, _ in shots if s is not None), image]
+        return self.interleaved(pictures, text, choices, explain, prototypes=prototypes, **settings)
 
     def ask_with_examples(
         self, images: Sequence[ImageSource], questions: Sequence[str], examples: Sequence[QuestionShot], **settings: Any
@@ -282,17 +286,38 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
         text: str,
         choices: Sequence[str] | None = None,
         explain: bool = False,
+        *,
+        prototypes: bool = True,
         **settings: Any,
     ) -> Answer:
-        """What follows any text with ``<image>`` where each picture stands and ``<|endofchunk|>`` behind each example."""
+        """What follows any text with ``<image>`` where each picture stands and ``<|endofchunk|>`` behind each example.
+
+        ``prototypes``: where the examples show every choice, also count how much the last picture resembles those of each
+        (``tasks.prototypes``), if the checkpoint has a consensus; False = the language model alone, as in the paper.
+        """
         if choices is None:
             return self.prompts.write([(text, images)], self.search(**settings), explain)[0]
         names, row = check_choices(choices), self.prompts.row(text, images)
         scored = self.score_behind(row, names)
-        best = max(range(len(names)), key=lambda i: scored[i].logprob)
+        totals, cosines = total_logprobs(scored), self.prototype_cosines(text, images, names) if prototypes else None
+        if cosines is not None:
+            totals = normalised_logprobs(totals + PROTOTYPE_WEIGHT * cosines)
+        best = int(totals.argmax())
         answer = self.prompts.answer([scored[best]], row, images if explain else None)
-        scores = {choice: h.logprob for choice, h in zip(names, scored, strict=True)}
-        return replace(answer, text=names[best], scores=scores, recipe=self.prompts.recipe(text))
+        return replace(
+            answer,
+            text=names[best],
+            scores=dict(zip(names, totals.tolist(), strict=True)),
+            method="language model" if cosines is None else "prototypes",
+            recipe=self.prompts.recipe(text),
+        )
+
+    def prototype_cosines(self, text: str, images: Sequence[ImageSource], choices: Sequence[str]) -> Floats | None:
+        """How much the last picture of a prompt resembles those of each choice, ``[C]``; None where that says nothing."""
+        shown = examples_of(text, choices)
+        if shown is None or self.consensus is None:
+            return None
+        return prototype_cosines(self.consensus.expected(self.pooled(images)), shown)
 
     def most_similar(self, image: ImageSource, shots: Sequence[Shot], count: int) -> list[Shot]:
         """The ``count`` examples whose pictures are most like ``image`` by the cosine of their mean features, the most similar last
