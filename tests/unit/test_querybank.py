@@ -118,6 +118,9 @@ def test_the_score_of_matching_loses_the_offsets(consensus: Consensus, tmp_path:
         assert tasks.similarity(images, texts)[found.image, found.text] == pytest.approx(
             found.itc_cosine + similarity, abs=1e-4
         )
+    kept = tasks.search_features(images)
+    np.testing.assert_allclose(tasks.similarity_of_features(*kept, texts), tasks.similarity(images, texts), atol=1e-6)
+    assert plain_tasks.search_features(images)[1].shape == (2, 0)  # without a consensus nothing is pooled
 
 
 def save(folder: Path, number: int) -> Path:

@@ -65,7 +65,7 @@ def find(
         ),
     ] = None,
     candidates: Annotated[
-        int | None, typer.Option(min=1, help="How many are ranked by looking again.", show_default="2 k, at least 32")
+        int | None, typer.Option(min=1, help="How many are ranked by matching, which looks again.", show_default="k")
     ] = None,
     sheet: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write an HTML page of the photos.")] = None,
     model: Annotated[str, typer.Option(help="The model that made the library.")] = "blip2",

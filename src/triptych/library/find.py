@@ -1,4 +1,5 @@
-"""A text -> the photos it describes. ITC looks at every photo of the library, ITM then reads the best ones from disk and ranks them.
+"""A text -> the photos it describes. ITC looks at every photo of the library; the best by it are sorted by similarity, for which consensus
+and querybank count too, and ITM reads the first of them from disk and ranks them.
 
 All features are held in memory and compared in one matrix product: 10,000 photos of 16 queries take some 20 ms on two cores,
 and LanceDB's own flat search of a multivector column several times that.
@@ -22,20 +23,22 @@ from triptych.library.matcher import TOGETHER, Notice, PairScores, PhotoMatcher
 from triptych.library.table import check_model, open_table, read_features, table_description, table_stamp
 from triptych.tasks.probability import check_probability, everyday_words, naming_probability, standard_scores
 
-LEAST_CANDIDATES = 32
+LEAST_CANDIDATES = 32  # that matching ranks, where contrast alone chooses them
+SHORTLIST = 500  # photos whose similarity is computed
 
 
 @dataclass(frozen=True)
 class Library:
-    """What is searched: the library as it was when it was opened. ``features`` are ``[N, Q, E]``, of unit length in E."""
+    """What is searched: the library as it was when it was opened. ``features`` for contrast are ``[N, Q, E]``, of unit length in E."""
 
     name: str
     fingerprint: str
     paths: tuple[str, ...]
     hashes: tuple[str, ...]  # sha256 of each file
     features: NDArray[np.float32]
+    pooled: NDArray[np.float16]  # [N, D]; D is 0 in old libraries, and with models without a consensus
 
-    def similarity(self, text: NDArray[np.float32]) -> NDArray[np.float32]:
+    def cosines(self, text: NDArray[np.float32]) -> NDArray[np.float32]:
         """ITC of every photo with the text ``[E]``: the largest cosine over the photo's queries (BLIP-2 section 3.1)."""
         photos, queries, width = self.features.shape
         return (self.features.reshape(-1, width) @ text).reshape(photos, queries).max(1)
@@ -63,9 +66,8 @@ def open_library(library: str | os.PathLike[str]) -> Library:
     if not paths:
         raise InputError(f"{library}: holds no photos yet; index some with: triptych index DIR --library {library}")
     fingerprint = table_description(table)["fingerprint"]
-    return Library(
-        str(library), fingerprint, tuple(map(os.fsdecode, paths)), tuple(hashes), features.astype(np.float32)
-    )
+    names, contrast = tuple(map(os.fsdecode, paths)), features.contrast.astype(np.float32)
+    return Library(str(library), fingerprint, names, tuple(hashes), contrast, features.pooled)
 
 
 class SearchedLibrary:
@@ -99,8 +101,8 @@ def find(
     """The ``k`` photos (fewer if there are fewer) that ``text`` fits best, the best one first.
 
     Args:
-        candidates: how many photos are re-ranked; ``max(2 * k, 32)`` by default. The next best takes the place of one that cannot be
-            read, and ``notice`` is called at the end.
+        candidates: how many photos are re-ranked by matching; by default ``k``, where the library has pooled features, else
+            ``max(2 * k, 32)``. The next best takes the place of one that cannot be read, and ``notice`` is called at the end.
         at_least: leave out photos of a lower probability (``tasks.probability``), 0 to below 1.
 
     Raises:
@@ -111,13 +113,13 @@ def find(
     check_probability(at_least)
     if model.unknown_texts([text]):
         notice(InputError(f"the model knows no word of {text!r}: what it finds is chance"))
-    candidates = max(2 * k, LEAST_CANDIDATES) if candidates is None else candidates
+    if candidates is None:
+        candidates = k if library.pooled.size else max(2 * k, LEAST_CANDIDATES)
     if not 1 <= k <= candidates:
         raise InputError(f"k must be at least 1 and at most the {candidates} candidates that are ranked, not {k}")
     check_model(library.name, library.fingerprint, model.fingerprint)
-    order = np.argsort(-library.similarity(model.itc_texts([text])[0]), kind="stable")
     failed: list[InputError] = []
-    photos = islice(_readable(library, order, failed), candidates)
+    photos = islice(_readable(library, most_similar_first(library, model, text), failed), candidates)
     matches: list[tuple[int, PairScores]] = []
     while group := list(islice(photos, TOGETHER)):
         matches += [(group[match.image][0], match) for match in model.match([photo for _, photo in group], [text])]
@@ -131,6 +133,17 @@ def find(
         FoundPhoto(library.paths[row], float(m.rerank), float(m.itc_cosine), float(m.itm_prob), p, rank)
         for rank, (row, m, p) in enumerate(best, 1)
     ]
+
+
+def most_similar_first(library: Library, model: PhotoMatcher, text: str) -> NDArray[np.int64]:
+    """The rows of all photos in the order of contrast, the best ``SHORTLIST`` of them in that of their similarity."""
+    order = np.argsort(-library.cosines(model.itc_texts([text])[0]), kind="stable")
+    if library.pooled.size:
+        best = order[:SHORTLIST]
+        pooled = library.pooled[best].astype(np.float32)
+        similarity = model.similarity_of_features(library.features[best], pooled, [text])[:, 0]
+        order[:SHORTLIST] = best[np.argsort(-similarity, kind="stable")]
+    return order
 
 
 def probabilities(library: Library, model: PhotoMatcher, matches: Sequence[tuple[int, PairScores]]) -> list[float]:

@@ -28,8 +28,8 @@ from triptych.io.folders import SUFFIXES, is_picture_name, left_out, walk_folder
 from triptych.io.images import load_image
 from triptych.library.matcher import TOGETHER, Notice, PhotoMatcher
 from triptych.library.table import (
-    Half,
     PhotoRow,
+    SearchFeatures,
     Stamp,
     create_table,
     delete_rows,
@@ -170,8 +170,8 @@ def _update(table: Table, listing: Listing, model: PhotoMatcher, notice: Notice)
 def _open_or_create(library: str | os.PathLike[str], model: PhotoMatcher) -> Table:
     if has_table(library):
         return open_table(library, model.fingerprint)
-    _, queries, width = model.itc_images([Image.new("RGB", (64, 64))]).shape
-    return create_table(library, model.fingerprint, (queries, width))
+    contrast, pooled = model.search_features([Image.new("RGB", (64, 64))])
+    return create_table(library, model.fingerprint, (*contrast.shape[1:], pooled.shape[1]))
 
 
 def _hashed(paths: Sequence[str], listing: Listing, notice: Notice) -> Iterator[PhotoRow]:
@@ -185,8 +185,8 @@ def _hashed(paths: Sequence[str], listing: Listing, notice: Notice) -> Iterator[
             yield PhotoRow(path, listing.photos[path], digest)
 
 
-def _embedded(rows: Sequence[PhotoRow], model: PhotoMatcher, notice: Notice) -> Iterator[tuple[str, Half]]:
-    """The sha256 and the features ``[Q, E]`` of each photo that can be read."""
+def _embedded(rows: Sequence[PhotoRow], model: PhotoMatcher, notice: Notice) -> Iterator[tuple[str, SearchFeatures]]:
+    """The sha256 and the features of each photo that can be read."""
     for first in range(0, len(rows), TOGETHER):
         photos: dict[str, Image.Image] = {}
         for row in rows[first : first + TOGETHER]:
@@ -195,7 +195,8 @@ def _embedded(rows: Sequence[PhotoRow], model: PhotoMatcher, notice: Notice) -> 
             except InputError as error:
                 notice(error)
         if photos:
-            yield from zip(photos, model.itc_images(list(photos.values())).astype(np.float16), strict=True)
+            contrast, pooled = (x.astype(np.float16) for x in model.search_features(list(photos.values())))
+            yield from zip(photos, map(SearchFeatures, contrast, pooled), strict=True)
 
 
 def _left(homes: list[str]) -> str | None:

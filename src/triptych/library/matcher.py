@@ -1,4 +1,5 @@
-"""The methods of a model that a library needs, to be made and searched. Shapes: B photos, Q queries, T texts, E width of a feature."""
+"""The methods of a model that a library needs, to be made and searched. Shapes: B photos, Q queries, T texts, E width of a feature, D of a
+pooled one."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
@@ -42,6 +43,14 @@ class PhotoMatcher(Protocol):
 
     def itc_images(self, images: Sequence[Image.Image], /) -> NDArray[np.float32]:
         """``[B, Q, E]``, of unit length in E."""
+
+    def search_features(self, images: Sequence[Image.Image], /) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """What a search keeps of photos: ``itc_images``, and pooled features ``[B, D]``; D may be 0."""
+
+    def similarity_of_features(
+        self, itc_images: NDArray[np.float32], pooled: NDArray[np.float32], texts: Sequence[str], /
+    ) -> NDArray[np.float32]:
+        """How similar photos are to texts by what was kept of them: ``[B, T]``."""
 
     def itc_texts(self, texts: Sequence[str], /) -> NDArray[np.float32]:
         """``[T, E]``, of unit length."""

@@ -1,7 +1,8 @@
 """The library on disk: one LanceDB table with a row a photo. Every write is one commit, so a reader sees all of it or nothing.
 
 The table's metadata, written with it, name the model and the format. A path is stored as bytes (a file's name need not be
-text), absolute: a library may hold several folders. Features are fp16, which loses nothing that the ranking shows.
+text), absolute: a library may hold several folders. Features are fp16, which loses nothing that the ranking
+shows. Libraries of format 1 hold no pooled features, nor do those of models without a consensus.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from triptych.extras import importing
 if TYPE_CHECKING:
     from lancedb.table import Table
 
-LIBRARY_FORMAT = "1"
+LIBRARY_FORMAT, OLD_FORMAT = "2", "1"
 NAME = "photos"
 OLD_VERSIONS_KEPT = timedelta(minutes=10)  # old versions of the table, for those who still read them
 DELETED_TOGETHER = 500
@@ -33,7 +34,14 @@ ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # a letter alone is a drive
 NO_SPACE = re.compile("no space left|os error 28|disk (?:is )?full|quota exceeded", re.I)
 
 Half = NDArray[np.float16]
-Shape = tuple[int, int]  # Q, E
+Shape = tuple[int, int, int]  # Q, E, D
+
+
+class SearchFeatures(NamedTuple):
+    """Of a photo, or of N: features for contrast ``[..., Q, E]``, pooled features ``[..., D]``."""
+
+    contrast: Half
+    pooled: Half
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,7 @@ def open_table(library: str | os.PathLike[str], fingerprint: str | None = None) 
         metadata = table_description(table)
     except (ValueError, OSError, RuntimeError) as error:
         raise InputError(f"{library}: this photo library is damaged ({error}); delete it and index anew") from None
-    if metadata.get("format") != LIBRARY_FORMAT:
+    if metadata.get("format") not in (LIBRARY_FORMAT, OLD_FORMAT):
         raise InputError(f"{library}: is of another version of triptych; index the photos into a new library")
     if fingerprint is not None:
         check_model(library, metadata["fingerprint"], fingerprint)
@@ -111,9 +119,9 @@ def check_model(library: str | os.PathLike[str], made_by: str, fingerprint: str)
 
 
 def create_table(library: str | os.PathLike[str], fingerprint: str, shape: Shape) -> Table:
-    """An empty table for features ``[Q, E]``."""
+    """An empty table for features of this shape."""
     lancedb, pa = _import("lancedb"), _import("pyarrow")
-    queries, width = shape
+    queries, width, pooled = shape
     columns = {
         "path": pa.binary(),
         "size": pa.int64(),
@@ -121,6 +129,8 @@ def create_table(library: str | os.PathLike[str], fingerprint: str, shape: Shape
         "sha256": pa.string(),
         "features": pa.list_(pa.float16(), queries * width),
     }
+    if pooled:
+        columns["pooled"] = pa.list_(pa.float16(), pooled)
     metadata = {"format": LIBRARY_FORMAT, "fingerprint": fingerprint, "queries": str(queries)}
     table: Table = lancedb.connect(library).create_table(NAME, schema=pa.schema(columns, metadata))
     return table
@@ -152,38 +162,47 @@ def read_rows(table: Table) -> dict[str, PhotoRow]:
     return {row.path: row for row in map(PhotoRow, paths, stamps, columns["sha256"])}
 
 
-def read_features(table: Table, columns: Sequence[str], where: str | None = None) -> tuple[list[list[Any]], Half]:
-    """The ``columns`` of all N photos, or of those ``where``; and their features ``[N, Q, E]``."""
-    query = table.search().select([*columns, "features"])
+def read_features(
+    table: Table, columns: Sequence[str], where: str | None = None
+) -> tuple[list[list[Any]], SearchFeatures]:
+    """The ``columns`` of all N photos, or of those ``where``; and their features."""
+    kept = [name for name in ("features", "pooled") if name in table.schema.names]
+    query = table.search().select([*columns, *kept])
     rows = (query if where is None else query.where(where)).to_arrow()
-    features = rows["features"].combine_chunks().flatten().to_numpy()
+    sizes = {name: table.schema.field(name).type.list_size for name in kept}
+    flat = {name: rows[name].combine_chunks().flatten().to_numpy().reshape(-1, size) for name, size in sizes.items()}
     queries = int(table_description(table)["queries"])
-    width = table.schema.field("features").type.list_size // queries
-    return [rows[name].to_pylist() for name in columns], features.reshape(len(rows), queries, width)
+    contrast = flat["features"].reshape(len(rows), queries, sizes["features"] // queries)
+    pooled = flat.get("pooled", np.zeros((len(rows), 0), np.float16))
+    return [rows[name].to_pylist() for name in columns], SearchFeatures(contrast, pooled)
 
 
-def features_by_hash(table: Table, hashes: Iterable[str]) -> dict[str, Half]:
-    """The features ``[Q, E]`` of those photos that the table already holds, by the sha256 of their files."""
+def features_by_hash(table: Table, hashes: Iterable[str]) -> dict[str, SearchFeatures]:
+    """The features of those photos that the table already holds, by the sha256 of their files."""
     listed = ", ".join(f"'{digest}'" for digest in hashes)
     if not listed:
         return {}
     (digests,), features = read_features(table, ["sha256"], f"sha256 IN ({listed})")
-    return dict(zip(digests, features, strict=True))
+    return dict(zip(digests, map(SearchFeatures, *features), strict=True))
 
 
-def write_rows(table: Table, rows: Sequence[PhotoRow], features: Mapping[str, Half]) -> None:
+def write_rows(table: Table, rows: Sequence[PhotoRow], features: Mapping[str, SearchFeatures]) -> None:
     """Add the rows, or replace those of the same path, in one commit; ``features`` are found by sha256."""
     pa = _import("pyarrow")
     if not rows:
         return
     schema = table.schema
-    values = np.stack([features[row.sha256] for row in rows]).reshape(-1)
+    contrast, pooled = map(np.stack, zip(*(features[row.sha256] for row in rows), strict=True))
     columns = [
         pa.array([os.fsencode(row.path) for row in rows], pa.binary()),
         pa.array([row.stamp.size for row in rows], pa.int64()),
         pa.array([row.stamp.mtime_ns for row in rows], pa.int64()),
         pa.array([row.sha256 for row in rows], pa.string()),
-        pa.FixedSizeListArray.from_arrays(pa.array(values), schema.field("features").type.list_size),
+        *(
+            pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=schema.field(name).type)
+            for name, values in (("features", contrast), ("pooled", pooled))
+            if name in schema.names
+        ),
     ]
     merge = table.merge_insert("path").when_matched_update_all().when_not_matched_insert_all()
     merge.execute(pa.Table.from_arrays(columns, schema=schema))

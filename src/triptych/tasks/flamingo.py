@@ -314,10 +314,10 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
 
     def prototype_cosines(self, text: str, images: Sequence[ImageSource], choices: Sequence[str]) -> Floats | None:
         """How much the last picture of a prompt resembles those of each choice, ``[C]``; None where that says nothing."""
-        shown = examples_of(text, choices)
-        if shown is None or self.consensus is None:
+        pictures_of = examples_of(text, choices)
+        if pictures_of is None or self.consensus is None:
             return None
-        return prototype_cosines(self.consensus.expected(self.pooled(images)), shown)
+        return prototype_cosines(self.consensus.expected(self.pooled(images)), pictures_of)
 
     def most_similar(self, image: ImageSource, shots: Sequence[Shot], count: int) -> list[Shot]:
         """The ``count`` examples whose pictures are most like ``image`` by the cosine of their mean features, the most similar last

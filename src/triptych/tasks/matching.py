@@ -105,8 +105,19 @@ class Blip2Matching(Reranking):
     def similarity(self, images: Sequence[ImageSource], texts: Sequence[str]) -> Floats:
         """How close photos and texts are, without matching, which costs much more: the cosine of contrast, plus what the consensus and the
         querybank say: ``[B, K]``."""
-        itc_images, itc_texts = self.itc_images(images), self.itc_texts(texts)
-        agreement = self.normalised_agreement(self.pooled(images), itc_images, texts, itc_texts)
+        return self.similarity_of_features(*self.search_features(images), texts)
+
+    def search_features(self, images: Sequence[ImageSource]) -> tuple[Floats, Floats]:
+        """What ``similarity`` needs of photos: features for contrast ``[B, Q, E]``, pooled ones ``[B, D]``; without a consensus D is 0."""
+        self.check_matches()
+        features = self.encode(images)
+        none = np.zeros((len(features), 0), np.float32)
+        return self.engine.itc_images(features), none if self.consensus is None else self.engine.pooled(features)
+
+    def similarity_of_features(self, itc_images: Floats, pooled: Floats, texts: Sequence[str]) -> Floats:
+        """The ``similarity`` of photos by their ``search_features`` with texts: ``[B, K]``."""
+        itc_texts = self.itc_texts(texts)
+        agreement = self.normalised_agreement(pooled, itc_images, texts, itc_texts)
         return np.asarray((itc_images @ itc_texts.T).max(1) + agreement, np.float32)
 
     def normalised_agreement(

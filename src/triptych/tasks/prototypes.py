@@ -29,13 +29,13 @@ def examples_of(text: str, choices: Sequence[str]) -> list[list[int]] | None:
     *examples, question = text.split(END)
     if question.count(IMAGE) != 1:
         return None
-    shown: list[list[int]] = [[] for _ in choices]
+    pictures_of: list[list[int]] = [[] for _ in choices]
     pictures = 0
     for example in examples:
         if example.count(IMAGE) == 1 and (choice := choice_said(example.rpartition(IMAGE)[2], choices)) is not None:
-            shown[choice].append(pictures)
+            pictures_of[choice].append(pictures)
         pictures += example.count(IMAGE)
-    return shown if all(shown) else None
+    return pictures_of if all(pictures_of) else None
 
 
 def choice_said(text: str, choices: Sequence[str]) -> int | None:
@@ -45,12 +45,12 @@ def choice_said(text: str, choices: Sequence[str]) -> int | None:
     return max(ends, key=lambda i: len(choices[i]), default=None)
 
 
-def prototype_cosines(directions: Floats, shown: Sequence[Sequence[int]]) -> Floats:
+def prototype_cosines(directions: Floats, pictures_of: Sequence[Sequence[int]]) -> Floats:
     """The cosine of the last picture with the prototype of each choice: ``[C]``.
 
     Args:
         directions: of all pictures ``[P, V]``, each of length 1.
-        shown: for each of C choices the numbers of its pictures.
+        pictures_of: for each of C choices the numbers of its pictures.
     """
-    prototypes = unit(np.stack([directions[list(pictures)].mean(0) for pictures in shown]))
+    prototypes = unit(np.stack([directions[list(pictures)].mean(0) for pictures in pictures_of]))
     return np.asarray(prototypes @ directions[-1], np.float32)
