@@ -16,6 +16,7 @@ from triptych.tasks.choices import (
 from triptych.text.questions import (
     asks_for_description,
     asks_what_is_shared,
+    claim_asked_about,
     is_about_all,
     is_yes_no,
     statement,
@@ -86,6 +87,30 @@ def test_sides_change_places() -> None:
 )
 def test_things_asked_for(question: str, thing: str | None) -> None:
     assert thing_asked_for(question) == thing
+
+
+@pytest.mark.parametrize(
+    ("question", "claim"),
+    [
+        ("Is the dog running?", ("the dog", "is", "running")),
+        ("are the man's shoes blue ?", ("the man's shoes", "are", "blue")),
+        ("Is the man wearing a red hat?", ("the man", "is", "wearing a red hat")),
+        ("Is the brick building red?", ("the brick building", "is", "red")),
+        ("Is that woman sitting on a bench?", ("that woman", "is", "sitting on a bench")),
+        ("Is the dog in the water?", None),
+        ("Is this a dog?", None),
+        ("Is the dog not running?", None),
+        ("Is the animal a dog?", None),
+        ("Is the photo blurred?", None),
+        ("Is the dog black or white?", None),
+        ("Is it raining?", None),
+        ("Is the dog?", None),
+        ("Is there a dog?", None),
+        ("What is the dog eating?", None),
+    ],
+)
+def test_claims_asked_about(question: str, claim: tuple[str, str, str] | None) -> None:
+    assert claim_asked_about(question) == claim
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from tiny_flamingo import flamingo_tasks
 from triptych.tasks import Blip2Tasks
 from triptych.tasks.asking import PictureQuestion, total_logprobs
 from triptych.tasks.choices import GREY, YES_NO
-from triptych.tasks.detection import caption_detection_logit, detection_logit
+from triptych.tasks.detection import caption_claim_logit, caption_detection_logit, claim_logit, detection_logit
 from triptych.text.questions import is_counted, presence_question
 
 
@@ -63,6 +63,60 @@ def test_of_several_photos_the_likeliest_decides_and_is_the_evidence(
 def test_a_count_is_for_the_language_model(model: Blip2Tasks, photos: list[Image.Image]) -> None:
     question = PictureQuestion(photos[:1], "Are there two dogs?")
     assert model.ask(photos[0], "Are there two dogs?") == model.choose_answer(question, YES_NO)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_claim_is_judged_by_all_parts(
+    model: Blip2Tasks, photos: list[Image.Image], known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    presence = -2.0 if known else nan
+    monkeypatch.setattr(
+        model,
+        "presence_logits",
+        lambda images, things: np.full((1, 1), presence if things == ["running"] else 99, np.float32),
+    )
+    question = "Is the dog running?"
+
+    def gain(image: Image.Image) -> float:
+        yes, no = total_logprobs(model.score_forms(PictureQuestion([image], question), YES_NO))
+        return float(yes - no)
+
+    claim, noun = model.match(photos[0], ["the dog is running", "dog"])
+    logit = claim_logit(gain(photos[0]), gain(GREY), claim.itc_cosine - noun.itc_cosine, presence)
+    for answer in (model.ask(photos[0], question), model.ask(photos[0], question, ["No.", "Yes."])):
+        assert answer.text.lower().strip(".") == ("yes" if logit > 0 else "no") and answer.method == "matching"
+        yes = next(p for name, p in answer.probabilities.items() if name.lower().startswith("yes"))
+        assert yes == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-4)
+    shown = model.ask(photos[0], question, explain=True).evidence
+    assert shown is not None
+    np.testing.assert_allclose(shown.maps, model.match_evidence(photos[0], "the dog is running").maps, atol=1e-5)
+
+
+def test_a_claim_about_two_photos_is_for_the_language_model(model: Blip2Tasks, photos: list[Image.Image]) -> None:
+    question = PictureQuestion(photos, "Is the dog running?")
+    assert model.ask(photos, question.text) == model.choose_answer(question, YES_NO)
+
+
+def test_each_part_speaks_for_or_against_a_claim() -> None:
+    for presence in (-1.0, nan):
+        base = claim_logit(0.5, 0.5, 0.1, presence)
+        assert claim_logit(1.5, 0.5, 0.1, presence) > base < claim_logit(0.5, 0.5, 0.2, presence)
+    assert claim_logit(0.5, 0.5, 0.1, 0.0) > claim_logit(0.5, 0.5, 0.1, -1.0)
+
+
+@pytest.mark.parametrize("presence", [-2.0, nan])
+def test_flamingo_judges_a_claim_by_the_likelihood_of_captions(
+    photos: list[Image.Image], presence: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = flamingo_tasks()
+    monkeypatch.setattr(tasks, "presence_logits", lambda images, things: np.full((1, 1), presence, np.float32))
+    claim, noun = tasks.likelihood.gains(["the dog is running", "dog"], photos[:1])[0].tolist()
+    logit = caption_claim_logit(claim - noun, presence)
+    answer = tasks.ask(photos[0], "Is the dog running?")
+    assert answer.text == ("yes" if logit > 0 else "no") and answer.method == "caption likelihood"
+    assert answer.probabilities["yes"] == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-4)
+    assert caption_claim_logit(1.0, presence) > caption_claim_logit(0.0, presence)
+    assert caption_claim_logit(1.0, -1.0) > caption_claim_logit(1.0, -2.0)
 
 
 def test_each_part_speaks_for_or_against() -> None:

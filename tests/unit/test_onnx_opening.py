@@ -113,9 +113,21 @@ def test_old_folders_are_forgotten(saved: Path, own_home: Path) -> None:
     for n in range(KEPT_FOLDERS + 3):
         (own_home / f"old-{n}").mkdir()
         os.utime(own_home / f"old-{n}", (n, n))
+    (own_home / ".new-interrupted").mkdir()
+    os.utime(own_home / ".new-interrupted", (0, 0))
+    (own_home / ".new-growing").mkdir()
     open_engine(saved, "int8")
     left = {path.name for path in own_home.iterdir()}
-    assert len(left) == KEPT_FOLDERS and "old-3" not in left and f"old-{KEPT_FOLDERS + 2}" in left
+    assert left >= {f"old-{KEPT_FOLDERS + 2}", ".new-growing"} and left.isdisjoint({"old-3", ".new-interrupted"})
+    assert len(left) == KEPT_FOLDERS + 1
+
+
+def test_folders_in_use_stay(saved: Path, own_home: Path) -> None:
+    own_home.mkdir(parents=True)
+    for n in range(KEPT_FOLDERS + 3):
+        (own_home / f"used-{n}").mkdir()
+    open_engine(saved, "int8")
+    assert len(list(own_home.iterdir())) == KEPT_FOLDERS + 4
 
 
 def test_embeddings_are_mapped(tmp_path: Path) -> None:

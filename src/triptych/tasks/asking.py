@@ -25,7 +25,15 @@ from triptych.tasks.choices import (
 )
 from triptych.tasks.photos import ArrayMemory
 from triptych.text.prompt import IMAGE
-from triptych.text.questions import asks_for_description, is_yes_no, pictures_named_by, statement, thing_asked_for
+from triptych.text.questions import (
+    Claim,
+    asks_for_description,
+    claim_asked_about,
+    is_yes_no,
+    pictures_named_by,
+    statement,
+    thing_asked_for,
+)
 
 Photos = ImageSource | Sequence[ImageSource]
 
@@ -66,7 +74,7 @@ class Answerer(Generic[LanguageSpec]):
 
     @property
     def detects(self) -> bool:
-        """Whether ``detect`` works; it is better than the language model's yes or no."""
+        """Whether ``detect`` and ``judge`` work; they are better than the language model's yes or no."""
         return True
 
     @property
@@ -184,15 +192,18 @@ class Answerer(Generic[LanguageSpec]):
     # Choices
 
     def choose(self, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
-        """The most likely choice, by ``choose_picture``, ``detect`` or ``choose_answer``, depending on the question."""
+        """The most likely choice, by ``choose_picture``, ``detect``, ``judge`` or ``choose_answer``, depending on the question."""
         pictures = len(question.images)
         places = pictures_named_by(question.text, choices, pictures)
         if places is not None and self.picks_pictures:
             names = [choices[places.index(n)] for n in range(pictures)]
             return self.choose_picture(statement(question.text), question.images, names, explain)
-        thing = thing_asked_for(question.text)
-        if thing is not None and self.detects and sorted(forms_for_scoring(choices)) == sorted(YES_NO):
-            return self.detect(thing, question, choices, explain)
+        if self.detects and sorted(forms_for_scoring(choices)) == sorted(YES_NO):
+            if (thing := thing_asked_for(question.text)) is not None:
+                return self.detect(thing, question, choices, explain)
+            claim = claim_asked_about(question.text)
+            if claim is not None and pictures == 1 and not self.spec.prompts.published:
+                return self.judge(claim, question, choices, explain)
         return self.choose_answer(question, choices, explain)
 
     def choose_answer(self, question: PictureQuestion, choices: Sequence[str], explain: bool = False) -> Answer:
@@ -257,6 +268,10 @@ class Answerer(Generic[LanguageSpec]):
 
     def detect(self, thing: str, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
         """Whether one of the pictures of ``question`` shows ``thing``; ``choices``: yes and no as the caller spelt them."""
+        raise NotImplementedError
+
+    def judge(self, claim: Claim, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
+        """Whether a ``claim`` about the picture of ``question`` is true; ``choices`` as in ``detect``."""
         raise NotImplementedError
 
 

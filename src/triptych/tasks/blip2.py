@@ -23,7 +23,7 @@ from triptych.tasks.asking import (
     total_logprobs,
 )
 from triptych.tasks.choices import YES_NO, choice_ids, normalised_logprobs, to_hypotheses
-from triptych.tasks.detection import detection_logit, gain_of_yes
+from triptych.tasks.detection import claim_logit, detection_logit, gain_of_yes
 from triptych.tasks.matching import Blip2Matching
 from triptych.tasks.photos import DECODED_TOGETHER, over_photos
 from triptych.tasks.reranking import RERANKED_BEAMS, with_all_beams
@@ -40,7 +40,7 @@ from triptych.tasks.words import (
     to_answer,
 )
 from triptych.text.prompt import CAPTION_INSTRUCTION, IMAGE, qformer_texts, question_prompt, split_at_images
-from triptych.text.questions import is_counted, is_yes_no, presence_question
+from triptych.text.questions import Claim, is_counted, is_yes_no, presence_question
 from triptych.text.tokenizer import TextTokenizer
 from triptych.text.wordpiece import itg_search
 
@@ -302,12 +302,25 @@ class Blip2Tasks(Answerer[Blip2Spec], Blip2Matching):
         cosines = (self.itc_images(question.images) @ self.itc_texts([text])[0]).max(1).tolist()
         presence = self.presence_logits(question.images, [thing])[:, 0].tolist()
         logits = [detection_logit(gain, blind, *each) for gain, *each in zip(gains, cosines, presence, strict=True)]
-        words, evidence = tuple(text.split()), None
-        if explain:
-            evidence = self.match_evidence(question.images[int(np.argmax(logits))], text)
-            words = evidence.words
-        answer = Answer("", self.name, 0.0, words, (0.0,) * len(words), evidence)
-        return as_yes_or_no(answer, choices, max(logits), "matching")
+        image = question.images[int(np.argmax(logits))] if explain else None
+        return as_yes_or_no(self.matched_text(text, image), choices, max(logits), "matching")
+
+    def judge(self, claim: Claim, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
+        """Yes or no, by the language model, contrast and the words to expect (``detection``)."""
+        gain = gain_of_yes(total_logprobs(self.score_forms(question, YES_NO)))
+        blind = gain_of_yes(self.blind_logprobs(question, YES_NO))
+        texts = self.itc_texts([claim.statement, claim.noun])
+        statement, noun = (self.itc_images(question.images) @ texts.T).max(1)[0].tolist()
+        presence = float(self.presence_logits(question.images, [claim.predicate])[0, 0])
+        logit = claim_logit(gain, blind, statement - noun, presence)
+        image = question.images[0] if explain else None
+        return as_yes_or_no(self.matched_text(claim.statement, image), choices, logit, "matching")
+
+    def matched_text(self, text: str, image: ImageSource | None) -> Answer:
+        """A text that was matched, as the words of an answer; ``image``: where to show what it was matched with; None = no evidence."""
+        evidence = None if image is None else self.match_evidence(image, text)
+        words = tuple(text.split()) if evidence is None else evidence.words
+        return Answer("", self.name, 0.0, words, (0.0,) * len(words), evidence)
 
     # From photos and text to the language model and back
 

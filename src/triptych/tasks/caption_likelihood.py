@@ -19,10 +19,11 @@ from triptych.io.images import ImageSource
 from triptych.tasks.answer import Answer, TextEnd
 from triptych.tasks.asking import as_choice, as_yes_or_no
 from triptych.tasks.choices import GREY, normalised_logprobs
-from triptych.tasks.detection import caption_detection_logit
+from triptych.tasks.detection import caption_claim_logit, caption_detection_logit
 from triptych.tasks.flamingo_prompts import FlamingoPrompts
 from triptych.tasks.photos import over_photos
 from triptych.tasks.words import Spans, mean_over_words, to_answer
+from triptych.text.questions import Claim
 
 SHARED_GAIN = 3.0  # nats by which a shared thing must be likelier before each picture than before a grey one
 NAMED_THING = re.compile(
@@ -103,6 +104,14 @@ class CaptionLikelihood:
         (hypothesis,) = self.score([thing], [images[int(np.argmax(logits))]])[0]
         answer = self.answer(hypothesis, images, explain)
         return as_yes_or_no(answer, choices, max(logits), "caption likelihood")
+
+    def judge(self, claim: Claim, image: ImageSource, presence: float, choices: Sequence[str], explain: bool) -> Answer:
+        """Whether a claim about a picture is true: how much sooner its caption would begin so than with the noun, and the logit of the
+        ``presence`` of what is claimed. ``choices``: yes and no, as they were given."""
+        of_claim, of_noun = self.gains([claim.statement, claim.noun], [image])[0].tolist()
+        (hypothesis,) = self.score([claim.statement], [image])[0]
+        logit = caption_claim_logit(of_claim - of_noun, presence)
+        return as_yes_or_no(self.answer(hypothesis, [image], explain), choices, logit, "caption likelihood")
 
     def shared(
         self, answer: str, captions: Sequence[str], images: Sequence[ImageSource], explain: bool

@@ -34,7 +34,7 @@ from triptych.text.prompt import (
     question_example,
     question_prompt,
 )
-from triptych.text.questions import asks_what_is_shared, is_yes_no
+from triptych.text.questions import Claim, asks_what_is_shared, is_yes_no
 
 BEAMS_OF_SHARED = 5  # captions of each picture in which a shared thing is looked for
 
@@ -218,6 +218,10 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
     def detect(self, thing: str, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
         presence = self.presence_logits(question.images, [thing])[:, 0].tolist()
         return self.likelihood.detect(thing, question.images, presence, choices, explain)
+
+    def judge(self, claim: Claim, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
+        presence = float(self.presence_logits(question.images, [claim.predicate])[0, 0])
+        return self.likelihood.judge(claim, question.images[0], presence, choices, explain)
 
     def score_behind(self, row: PromptRow, choices: Sequence[str]) -> list[Hypothesis]:
         """Each choice as all that follows a prompt, which is read once for all."""

@@ -1,9 +1,10 @@
-"""What a question asks for, read off its words: which picture, whether something is there, what all pictures share."""
+"""What a question asks for, read off its words: which picture, whether something is there or is so, what all pictures share."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from triptych.text.prompt import IMAGE
 
@@ -18,6 +19,13 @@ YES_NO_START = re.compile(r"(?:is|are|was|were|does|do|did|has|have|had|can|coul
 IS_THERE = re.compile(
     rf"(?:is|are) there (?:any )?(?P<thing>\S.*?)(?: (?:in|on) (?:the|this|these|either|any) {PHOTO_NOUNS}| here)? *\?*",
     re.I,
+)
+IS_SO = re.compile(r"(?P<be>is|are) (?P<thing>(?:the|this|that|these|those) .*?) *\?*", re.I)
+ACTION_VERB = re.compile(
+    r"(?!(?:build|ceil|cloth|even|k|morn|rail|r|str|sw|th|wedd|w)ing$)\w+ing"
+)  # not building, king, wing
+RELATION = re.compile(
+    r"\b(?:a|an|the|not|in|on|at|of|with|by|from|under|over|near|behind|or|and|to|for|more|than|there|both|all)\b"
 )
 ALL_PICTURES = re.compile(
     rf"\b(?:in common|differ(?:s|ent|ence|ences)?|both|(?:all|two|these|the) (?:of )?(?:the |these )?{NOUN}s|which (?:of|{PHOTO_NOUNS}))\b",
@@ -79,6 +87,37 @@ def thing_asked_for(question: str) -> str | None:
     """What a question asks to be there: ``"Is there a dog in the photo?"`` -> ``"a dog"``; None for another question."""
     match = IS_THERE.fullmatch(question.strip())
     return match["thing"] if match and is_yes_no(question) else None
+
+
+class Claim(NamedTuple):
+    """What a question asks to be so: ``"Is the man's shirt blue?"`` -> ``the man's shirt``, ``is``, ``blue``."""
+
+    subject: str
+    be: str
+    predicate: str
+
+    @property
+    def statement(self) -> str:
+        return f"{self.subject} {self.be} {self.predicate}"
+
+    @property
+    def noun(self) -> str:
+        return self.subject.split()[-1]
+
+
+def claim_asked_about(question: str) -> Claim | None:
+    """What a question asks to be so of a thing: a word, such as ``blue``, or an action, such as ``wearing a hat``; None for another."""
+    match = IS_SO.fullmatch(question.strip())
+    if match is None or not is_yes_no(question):
+        return None
+    words = match["thing"].lower().split()
+    actions = (i for i, word in enumerate(words) if i > 1 and ACTION_VERB.fullmatch(word))
+    begins = next(actions, len(words) - 1)
+    subject, predicate = words[:begins], words[begins:]
+    plain = len(subject) > 1 and not RELATION.search(" ".join([*subject[1:], predicate[0]]))
+    if not plain or re.fullmatch(PHOTO_NOUNS, subject[-1]):
+        return None
+    return Claim(" ".join(subject), match["be"].lower(), " ".join(predicate))
 
 
 def presence_question(thing: str) -> str:

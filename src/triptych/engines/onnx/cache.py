@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +29,7 @@ from triptych.nn.configs import DecoderConfig
 from triptych.text.tokenizer import TextTokenizer
 
 KEPT_FOLDERS = 12  # the least recently used ones are deleted when another is built
+SURELY_UNUSED = 3600  # seconds since the last use after which no process is still reading a folder
 MANIFEST = "engine.json"
 CODE = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
 
@@ -65,10 +67,12 @@ def content_key(config: CheckpointConfig[Any], precision: Precision) -> str:
 
 
 def forget_old(root: Path) -> None:
-    """Delete the least recently used folders beyond ``KEPT_FOLDERS``."""
-    folders = sorted((path for path in root.iterdir() if path.is_dir()), key=lambda path: -path.stat().st_mtime)
-    for path in [p for p in folders if not p.name.startswith(".")][KEPT_FOLDERS:]:
-        shutil.rmtree(path, ignore_errors=True)
+    """Delete the least recently used folders beyond ``KEPT_FOLDERS``, and interrupted builds, unless used within the last hour."""
+    used = sorted(((path.stat().st_mtime, path) for path in root.iterdir() if path.is_dir()), reverse=True)
+    built, unfinished = ([one for one in used if one[1].name.startswith(".") is hidden] for hidden in (False, True))
+    for last_use, path in built[KEPT_FOLDERS:] + unfinished:
+        if time.time() - last_use > SURELY_UNUSED:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
