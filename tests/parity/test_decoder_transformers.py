@@ -172,6 +172,7 @@ def test_sixteen_bits(pair: tuple[Any, Decoder], dtype: torch.dtype) -> None:
     for piece in pieces:
         logits, expected = (m.logits(m(piece, cache=c)) for m, c in zip((ours, fp32), caches, strict=True))
         assert error(logits, expected) < (0.15 if dtype == torch.bfloat16 else 0.02)
+    assert ours.blocks[0].attention_weights(*ours.embed_inputs(ids)).dtype == dtype
 
 
 def error(logits: Tensor, expected: Tensor) -> float:

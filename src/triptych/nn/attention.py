@@ -88,7 +88,7 @@ def attention_weights(
     if scores.softcap is not None:
         products = scores.softcap * (products / scores.softcap).tanh()
     if scores.bias is not None:
-        products = products + scores.bias
+        products = products + scores.bias.to(products.dtype)
     if mask is None:
         return products.softmax(-1)
     masked = ~mask.unsqueeze(-3)
