@@ -33,6 +33,9 @@ class RedBlip2(ToyBlip2):
         angles = np.array([len(text) % 7 / 10 for text in texts], np.float32)
         return np.stack([np.cos(angles), np.sin(angles)], 1)
 
+    def similarity_of_features(self, itc_images: Any, pooled: Any, texts: Any) -> Any:
+        return (itc_images @ self.itc_texts(texts).T).max(1)
+
     def match(self, images: Any, texts: Any) -> list[Match]:
         return [
             Match(i, 0, red(image) / 255, 1.0, red(image) / 255, float(red(image))) for i, image in enumerate(images)
