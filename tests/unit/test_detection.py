@@ -12,7 +12,14 @@ from tiny_flamingo import flamingo_tasks
 from triptych.tasks import Blip2Tasks
 from triptych.tasks.asking import PictureQuestion, total_logprobs
 from triptych.tasks.choices import GREY, YES_NO
-from triptych.tasks.detection import caption_claim_logit, caption_detection_logit, claim_logit, detection_logit
+from triptych.tasks.detection import (
+    caption_claim_logit,
+    caption_detection_logit,
+    claim_logit,
+    count_logit,
+    detection_logit,
+    gain_of_yes,
+)
 from triptych.text.questions import is_counted, presence_question
 
 
@@ -62,7 +69,27 @@ def test_of_several_photos_the_likeliest_decides_and_is_the_evidence(
 
 def test_a_count_is_for_the_language_model(model: Blip2Tasks, photos: list[Image.Image]) -> None:
     question = PictureQuestion(photos[:1], "Are there two dogs?")
-    assert model.ask(photos[0], "Are there two dogs?") == model.choose_answer(question, YES_NO)
+    logit = count_logit(gain_of_yes(total_logprobs(model.score_forms(question, YES_NO))))
+    for answer in (
+        model.ask(photos[0], question.text),
+        model.ask(photos[0], question.text, ["no", "yes"], explain=True),
+    ):
+        assert answer.text == ("yes" if logit > 0 else "no") and answer.method == "language model"
+        assert answer.probabilities["yes"] == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-4)
+    assert count_logit(1.0) > count_logit(0.0)
+    several = PictureQuestion(photos, "Are there two dogs?")
+    assert model.ask(photos, several.text) == model.choose_answer(several, YES_NO)
+
+
+@pytest.mark.parametrize("presence", [-2.0, nan])
+def test_flamingo_counts_by_the_likelihood_of_captions(presence: float, photos: list[Image.Image]) -> None:
+    tasks = flamingo_tasks()
+    gain = float(tasks.likelihood.gains(["two dogs"], photos[:1])[0, 0])
+    tasks.presence_logits = lambda images, things: np.full((1, 1), presence, np.float32)  # type: ignore[method-assign]
+    probabilities = tasks.ask(photos[0], "Are there two dogs?").probabilities
+    logit = caption_detection_logit(gain, presence, counted=True)
+    assert probabilities["yes"] == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-4)
+    assert logit != caption_detection_logit(gain, presence)
 
 
 @pytest.mark.parametrize("known", [True, False])

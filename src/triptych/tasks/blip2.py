@@ -23,7 +23,7 @@ from triptych.tasks.asking import (
     total_logprobs,
 )
 from triptych.tasks.choices import YES_NO, choice_ids, normalised_logprobs, to_hypotheses
-from triptych.tasks.detection import claim_logit, detection_logit, gain_of_yes
+from triptych.tasks.detection import claim_logit, count_logit, detection_logit, gain_of_yes
 from triptych.tasks.matching import Blip2Matching
 from triptych.tasks.photos import DECODED_TOGETHER, over_photos
 from triptych.tasks.reranking import RERANKED_BEAMS, with_all_beams
@@ -294,7 +294,7 @@ class Blip2Tasks(Answerer[Blip2Spec], Blip2Matching):
     def detect(self, thing: str, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
         """Yes or no, by the photo likeliest to show ``thing`` (``detection``); a number of things is left to the language model."""
         if is_counted(thing):
-            return self.choose_answer(question, choices, explain)
+            return self.judge_count(question, choices, explain)
         text = f"a photo of {thing}"
         of_each = [PictureQuestion([image], presence_question(thing)) for image in question.images]
         blind = gain_of_yes(self.blind_logprobs(of_each[0], YES_NO))
@@ -315,6 +315,15 @@ class Blip2Tasks(Answerer[Blip2Spec], Blip2Matching):
         logit = claim_logit(gain, blind, statement - noun, presence)
         image = question.images[0] if explain else None
         return as_yes_or_no(self.matched_text(claim.statement, image), choices, logit, "matching")
+
+    def judge_count(self, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
+        """Yes or no by the language model, with calibrated probabilities where the question is about one picture."""
+        if len(question.images) > 1:
+            return self.choose_answer(question, choices, explain)
+        scored = self.score_forms(question, YES_NO)
+        logit = count_logit(gain_of_yes(total_logprobs(scored)))
+        answer = self.answer_of(scored[0 if logit > 0 else 1], question, explain)
+        return as_yes_or_no(answer, choices, logit, "language model")
 
     def matched_text(self, text: str, image: ImageSource | None) -> Answer:
         """A text that was matched, as the words of an answer; ``image``: where to show what it was matched with; None = no evidence."""

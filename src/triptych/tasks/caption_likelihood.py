@@ -23,7 +23,7 @@ from triptych.tasks.detection import caption_claim_logit, caption_detection_logi
 from triptych.tasks.flamingo_prompts import FlamingoPrompts
 from triptych.tasks.photos import over_photos
 from triptych.tasks.words import Spans, mean_over_words, to_answer
-from triptych.text.questions import Claim
+from triptych.text.questions import Claim, is_counted
 
 SHARED_GAIN = 3.0  # nats by which a shared thing must be likelier before each picture than before a grey one
 NAMED_THING = re.compile(
@@ -100,7 +100,8 @@ class CaptionLikelihood:
         """Whether one of the pictures shows ``thing``: how much sooner its caption would begin so than one of a grey picture, and the logit
         of its ``presence`` in each. ``choices``: yes and no, as they were given."""
         gains = self.gains([thing], images)[:, 0].tolist()
-        logits = [caption_detection_logit(*each) for each in zip(gains, presence, strict=True)]
+        counted = is_counted(thing)
+        logits = [caption_detection_logit(*each, counted) for each in zip(gains, presence, strict=True)]
         (hypothesis,) = self.score([thing], [images[int(np.argmax(logits))]])[0]
         answer = self.answer(hypothesis, images, explain)
         return as_yes_or_no(answer, choices, max(logits), "caption likelihood")
