@@ -1,7 +1,7 @@
 """Rules of the house: small files, one definition of a name, plain names."""
 
 import ast
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +83,12 @@ def defined_names(tree: ast.Module) -> Iterator[tuple[str, int]]:
 def test_no_file_is_long(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
     assert lines <= MOST_LINES or relative(path) in LONGER, f"{lines} lines: split it by what its parts do"
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest imports each as a module of its name."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py") if path.name != "conftest.py")
+    assert not [name for name, files in names.items() if files > 1], "give one of them another name"
 
 
 def test_few_names_are_defined_twice() -> None:
