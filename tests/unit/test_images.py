@@ -130,7 +130,7 @@ def test_heic() -> None:
 def test_heic_without_its_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
     header = struct.pack(">I", 24) + b"ftypheic" + bytes(4) + b"mif1heic"
-    assert "pip install triptych[heic]" in refusal(header + bytes(100))
+    assert "pip install 'triptych[heic]'" in refusal(header + bytes(100))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF"])

@@ -164,13 +164,19 @@ def test_other_files_are_named(tmp_path: Path) -> None:
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.fixture(scope="module")
+def whole_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
+    """A file of an old layout, and a zipped one."""
+    path, content = tmp_path_factory.mktemp("whole") / "whole.pth", {"w": torch.zeros(3, 4), "m": nn.Linear(2, 2)}
+    return saved(path, content, False).read_bytes(), saved(path, content, True).read_bytes()
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), zipped=st.booleans())
 def test_damaged_files_give_tensors_or_one_line(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, zipped: bool
+    whole_files: tuple[bytes, bytes], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, zipped: bool
 ) -> None:
-    path = saved(tmp_path_factory.getbasetemp() / "fuzz.pth", {"w": torch.zeros(3, 4), "m": nn.Linear(2, 2)}, zipped)
-    content = bytearray(path.read_bytes())
+    path, content = tmp_path_factory.getbasetemp() / "fuzz.pth", bytearray(whole_files[zipped])
     for position in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=4)):
         content[position] = data.draw(st.integers(0, 255))
     path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
