@@ -15,7 +15,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_blip2 import byte_tokenizer
-from tiny_openflamingo import WIDTH, WORDS, State, bridge, saved, tower
+from tiny_openflamingo import WIDTH, WORDS, State, saved, tower
+from tiny_openflamingo_over import OVER, SMALL, flamingo_state, language_model, lm_directory
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 
@@ -29,18 +30,6 @@ from triptych.tasks import FlamingoTasks
 from triptych.text.prompt import END, IMAGE
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "openflamingo_opt.safetensors"
-SMALL: dict[str, Any] = {"vocab_size": WORDS, "hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 3}
-
-# Of each language model: its config, where its layers lie, what its word embeddings are called
-OVER = {
-    "mpt": (
-        transformers.MptConfig(vocab_size=WORDS, d_model=24, n_layers=4, n_heads=3, max_seq_len=64),
-        "transformer.blocks",
-        "transformer.wte",
-    ),
-    "gpt_neox": (transformers.GPTNeoXConfig(**SMALL, intermediate_size=30), "gpt_neox.layers", "gpt_neox.embed_in"),
-    "llama": (transformers.LlamaConfig(**SMALL, intermediate_size=30), "model.layers", "model.embed_tokens"),
-}
 CLIP_NAMES = {
     "class_embedding": "embeddings.class_embedding",
     "positional_embedding": "embeddings.position_embedding.weight",
@@ -69,13 +58,6 @@ def clip_directory(folder: Path, state: State, prefix: str = "", **config: Any) 
     folder.mkdir()
     save_file(theirs, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-def lm_directory(folder: Path, lm: Any, tokenizer: Tokenizer, **settings: Any) -> Path:
-    lm.save_pretrained(folder)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"} | settings))
     return folder
 
 
@@ -131,29 +113,6 @@ def test_the_golden_model(tmp_path: Path, golden: tuple[State, dict[str, Any]], 
 
 
 # Version 2 over other language models
-
-
-def language_model(kind: str) -> Any:
-    torch.manual_seed(7)
-    lm = transformers.AutoModelForCausalLM.from_config(OVER[kind][0]).eval().requires_grad_(False)
-    for name, parameter in lm.named_parameters():
-        parameter.copy_(torch.randn_like(parameter) * 0.3 + ("norm" in name and name.endswith("weight")))
-    lm.tie_weights()
-    return lm
-
-
-def flamingo_state(kind: str, lm: Any) -> State:
-    """Over four layers, a gated block before every second; its gates are shut. The layers lie in their wrappers."""
-    _, path, words = OVER[kind]
-    state = bridge(path, 4)
-    own = lm.state_dict()
-    state[f"lang_encoder.{words}.weight"] = torch.cat([own[f"{words}.weight"], torch.randn(2, 24)])
-    for key, tensor in own.items():
-        if key.startswith(f"{path}.0."):
-            state[f"lang_encoder.{path}.0.decoder_layer.{key.removeprefix(f'{path}.0.')}"] = tensor
-    if kind == "gpt_neox":
-        state["lang_encoder.embed_out.weight"] = torch.cat([lm.get_output_embeddings().weight, torch.ones(2, 24)])
-    return state | {f"vision_encoder.{key}": tensor for key, tensor in (tower() | {"proj": torch.zeros(2, 2)}).items()}
 
 
 @pytest.mark.parametrize("kind", OVER)

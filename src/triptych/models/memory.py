@@ -20,7 +20,9 @@ from triptych.checkpoints.weight_files import open_folder, read_json
 from triptych.errors import InputError
 
 WIDTHS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
-LANGUAGE_LAYER = re.compile(r"(lm|language_model)\.(?!.*(embed|shared|wte))")  # not its word embeddings
+LANGUAGE_LAYER = re.compile(  # of ours, and of folders of transformers; not the word embeddings
+    r"(model\.)*(lm|language_model|layers|lm_head)\.(?!.*(embed|shared|wte))"
+)
 RUNTIME = 320_000_000  # torch and the package, and what one photo and its text take
 GB = 1e9
 

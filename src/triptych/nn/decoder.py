@@ -65,10 +65,14 @@ def left_pad(rows: Sequence[Tensor]) -> Prompt:
 
 
 class RMSNorm(nn.RMSNorm):
-    """Computed in the weight's dtype, whatever the input's is under autocast."""
+    """Computed in the wider of the dtypes of input and weight (under autocast the weight's, in a T5 in fp16 the input's), returned in the
+    narrower."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+        wide, narrow = x.dtype, self.weight.dtype
+        if wide.itemsize < narrow.itemsize:
+            wide, narrow = narrow, wide
+        return F.rms_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.eps).to(narrow)
 
 
 def norm(config: DecoderConfig, width: int | None = None) -> nn.Module:
@@ -146,12 +150,16 @@ class DecoderFeedForward(nn.Module):
         self.down = Linear(config.ffn_dim, config.dim, config.ffn_bias)
         self.activation = ACTIVATIONS[config.activation]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def hidden(self, x: Tensor) -> Tensor:
+        """``[.., D]`` -> the input of ``down``."""
         x = self.up(x)
         if not self.gated:
-            return self.down(self.activation(x))
+            return self.activation(x)
         gate, up = x.chunk(2, -1)
-        return self.down(self.activation(gate) * up)
+        return self.activation(gate) * up
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.hidden(x))
 
 
 class Block(nn.Module):

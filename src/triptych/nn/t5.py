@@ -26,11 +26,12 @@ from triptych.nn.attention import (
 )
 from triptych.nn.cache import KVCache, LayerCache
 from triptych.nn.configs import T5Config
-from triptych.nn.decoder import Block, Prompt, TokenContext, norm
+from triptych.nn.decoder import Block, DecoderFeedForward, Prompt, TokenContext, norm
 from triptych.nn.linear import Embedding, Linear
 from triptych.nn.positions import Positions
 
 UNSCALED = AttentionScores(scale=1.0)
+FP16_SCALE = 64.0  # divides what a product in fp16 would make too large
 
 
 class DistanceBias(nn.Module):
@@ -83,12 +84,29 @@ class T5CrossAttention(nn.Module):
         return attention_weights(split_heads(self.query(x), self.heads), prompt.keys, scores=UNSCALED)
 
 
+class T5FeedForward(DecoderFeedForward):
+    """In fp16 its output, which may be larger than fp16 holds, is fp32, and with it the sum that all blocks add to."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.hidden(x)
+        if hidden.dtype != torch.float16:
+            return self.down(hidden)
+        return self.down(hidden / FP16_SCALE).float() * FP16_SCALE
+
+
+def t5_block(config: T5Config, layer: int) -> Block:
+    """A block with T5's feed-forward layers."""
+    block = Block(config.block, layer)
+    block.ffn = T5FeedForward(config.block)
+    return block
+
+
 class T5DecoderBlock(nn.Module):
     """Self-attention, cross-attention, feed-forward, each with its residual and a norm before it."""
 
     def __init__(self, config: T5Config, layer: int) -> None:
         super().__init__()
-        block = Block(config.block, layer)
+        block = t5_block(config, layer)
         self.attention_norm, self.attention = block.attention_norm, block.attention
         self.cross_norm, self.cross = norm(config.block), T5CrossAttention(config)
         self.ffn_norm, self.ffn = block.ffn_norm, block.ffn
@@ -115,7 +133,7 @@ class T5Encoder(nn.Module):
     def __init__(self, config: T5Config) -> None:
         super().__init__()
         self.bias = DistanceBias(config, both_ways=True)
-        self.blocks = nn.ModuleList(Block(config.block, layer) for layer in range(config.layers))
+        self.blocks = nn.ModuleList(t5_block(config, layer) for layer in range(config.layers))
         self.final_norm = norm(config.block)
 
     def forward(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:

@@ -98,7 +98,7 @@ class Blip2(nn.Module):
             the scores of each pair, ``[B, K]``.
         """
         assert self.heads is not None
-        cosine = itc_similarity(self.heads.image_features(queries), text_features)
+        cosine = itc_similarity(self.heads.image_features(queries).float(), text_features.float())
         photos, texts = cosine.shape
         pairs = self.qformer.encode_both(image, input_ids.repeat(photos, 1), text_mask.repeat(photos, 1))
         logits = self.heads.itm_logits(pairs.queries).view(photos, texts, 2)

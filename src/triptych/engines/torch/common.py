@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -12,6 +12,7 @@ from triptych.engines.interface import Array, PhotoSpec
 from triptych.evidence import Floats
 from triptych.logits import to_numpy
 from triptych.models.memory import bytes_available
+from triptych.nn.int8 import Int8Linear
 from triptych.nn.linear import CpuProduct
 
 M = TypeVar("M", bound=nn.Module)
@@ -79,10 +80,16 @@ def continuation_logprobs(
     return [logprobs[i, : len(row)].tolist() for i, row in enumerate(texts)]
 
 
+def weight_tensors(model: nn.Module) -> Iterator[Tensor]:
+    """The parameters, and what stands for them in layers of 8-bit integers."""
+    yield from model.parameters()
+    yield from (layer.codes for layer in model.modules() if isinstance(layer, Int8Linear))
+
+
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """The number of parameters of each part."""
-    return {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
+    return {name: sum(x.numel() for x in weight_tensors(part)) for name, part in model.named_children()}
 
 
 def megabytes(model: nn.Module) -> float:
-    return round(sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20, 1)
+    return round(sum(x.nbytes for x in weight_tensors(model)) / 2**20, 1)
