@@ -259,9 +259,9 @@ def test_nothing_is_cut_off_or_blocked(page: Any, tmp_path: Path, width: int, sc
 
 
 def test_errors_are_explained_in_the_language_of_the_page(tmp_path: Path) -> None:
-    def captions(driver: Any, told: str) -> None:
+    def captions(driver: Any, message: str) -> None:
         find(driver, "#caption-run").click()
-        wait(driver, lambda d: told in find(d, "#status").text)
+        wait(driver, lambda d: message in find(d, "#status").text)
 
     with chromium() as driver:
         with running({"sat": ToySat()}) as address:

@@ -202,9 +202,13 @@ def test_the_score_of_matching_counts_agreement(tmp_path: Path) -> None:
     before = tasks.match(images, texts)
 
     class Agreement:
-        def agreement(self, pooled: np.ndarray, captions: list[str]) -> np.ndarray:
-            assert pooled.shape[0] == 2 and captions == texts
-            return np.array([[0.1, 0.2], [0.3, 0.4]], np.float32)
+        def expected(self, pooled: np.ndarray) -> np.ndarray:
+            assert pooled.shape[0] == 2
+            return np.eye(2, dtype=np.float32)
+
+        def vectors(self, captions: list[str]) -> np.ndarray:
+            assert captions == texts
+            return np.array([[0.1, 0.3], [0.2, 0.4]], np.float32)
 
     tasks.consensus_file = tmp_path / FILE
     tasks.__dict__["consensus"] = Agreement()

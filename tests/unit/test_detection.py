@@ -114,9 +114,9 @@ def test_a_claim_is_judged_by_all_parts(
         assert answer.text.lower().strip(".") == ("yes" if logit > 0 else "no") and answer.method == "matching"
         yes = next(p for name, p in answer.probabilities.items() if name.lower().startswith("yes"))
         assert yes == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-4)
-    shown = model.ask(photos[0], question, explain=True).evidence
-    assert shown is not None
-    np.testing.assert_allclose(shown.maps, model.match_evidence(photos[0], "the dog is running").maps, atol=1e-5)
+    evidence = model.ask(photos[0], question, explain=True).evidence
+    assert evidence is not None
+    np.testing.assert_allclose(evidence.maps, model.match_evidence(photos[0], "the dog is running").maps, atol=1e-5)
 
 
 def test_a_claim_about_two_photos_is_for_the_language_model(model: Blip2Tasks, photos: list[Image.Image]) -> None:

@@ -47,9 +47,11 @@ def test_similarity_chooses_from_the_best_by_contrast(
     opened = open_library(library)
     cosines = opened.cosines(model.itc_texts(["3"])[0])
     similarity = opened.pooled.astype(np.float32) @ model.itc_texts(["3"])[0]
-    shown: list[int] = []
+    opened_photos: list[int] = []
     monkeypatch.setattr(
-        model, "match", lambda images, texts: shown.append(len(images)) or RandomModel.match(model, images, texts)
+        model,
+        "match",
+        lambda images, texts: opened_photos.append(len(images)) or RandomModel.match(model, images, texts),
     )
     for shortlist in (5, 12):
         monkeypatch.setitem(find.__globals__, "SHORTLIST", shortlist)
@@ -57,7 +59,7 @@ def test_similarity_chooses_from_the_best_by_contrast(
         wanted = listed[np.argsort(-similarity[listed])][:3]
         found = find(opened, model, "3", 3, notice=fail)
         assert {one.path for one in found} == {opened.paths[row] for row in wanted}
-    assert shown == [3, 3]  # no more photos are opened than are wanted
+    assert opened_photos == [3, 3]  # no more photos are opened than are wanted
 
 
 def test_a_library_of_format_1_is_searched_and_extended(

@@ -20,7 +20,7 @@ def example(text: str, pictures: int = 1) -> str:
 
 
 @pytest.mark.parametrize(
-    ("examples", "shown"),
+    ("examples", "pictures_of"),
     [
         (example("a dax") + example("a blicket"), [[0], [1]]),
         (example("This is a blicket.") + example("This is a dax.") + example("a dax"), [[1, 2], [0]]),
@@ -31,8 +31,8 @@ def example(text: str, pictures: int = 1) -> str:
         ("", None),
     ],
 )
-def test_the_pictures_of_each_choice_are_read_off_the_examples(examples: str, shown: Any) -> None:
-    assert examples_of(f"{examples}{IMAGE} This is", NAMES) == shown
+def test_the_pictures_of_each_choice_are_read_off_the_examples(examples: str, pictures_of: Any) -> None:
+    assert examples_of(f"{examples}{IMAGE} This is", NAMES) == pictures_of
     assert examples_of(f"{examples}{IMAGE} or {IMAGE}: this is", NAMES) is None
     assert examples_of(f"{examples}What is it?", NAMES) is None
 

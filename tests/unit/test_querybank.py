@@ -47,7 +47,7 @@ def test_offsets_are_soft_maxima_over_the_bank(consensus: Consensus) -> None:
     bank, (photos, pooled, texts), captions = bank_of(consensus)
     offsets, rng = Offsets(bank, consensus), np.random.default_rng(2)
     queries, features = vectors(rng, 2, 2, 8), rng.normal(size=(2, 4)).astype(np.float32)
-    for row, found in enumerate(offsets.of_photos(queries, features)):
+    for row, found in enumerate(offsets.of_photos(queries, consensus.expected(features))):
         similarity = (queries[row] @ texts.T).max(0) + consensus.agreement(features[row : row + 1], captions)[0]
         assert found == pytest.approx(OFFSET_WEIGHT * soft_maximum(similarity), abs=0.01)
     asked, words = vectors(rng, 3, 8), ["a horse", "dog", "xyz"]
@@ -108,7 +108,7 @@ def test_the_score_of_matching_loses_the_offsets(consensus: Consensus, tmp_path:
     tasks.consensus_file.write_bytes(of_model.to_bytes())
     tasks.querybank_file.write_bytes(bank.to_bytes())
     offsets = Offsets(bank, of_model)
-    of_photos = offsets.of_photos(tasks.itc_images(images), pooled)
+    of_photos = offsets.of_photos(tasks.itc_images(images), of_model.expected(pooled))
     of_texts = offsets.of_texts(tasks.itc_texts(texts), texts)
     agreement = of_model.agreement(pooled, texts)
     for plain, found in zip(before, tasks.match(images, texts), strict=True):

@@ -17,7 +17,7 @@ def only_process(path: Path, busy: str) -> Iterator[None]:
     """
     import filelock
 
-    if not path.parent.is_dir():  # whoever writes reports it; the lock would make the folder
+    if not path.parent.is_dir():  # writing reports it; the lock would make the folder
         yield
         return
     place = path.with_name(f".{path.name}.lock")
@@ -26,7 +26,7 @@ def only_process(path: Path, busy: str) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout:
         raise TriptychError(busy) from None
-    except (OSError, NotImplementedError):  # of a read-only folder, too, which whoever writes reports
+    except (OSError, NotImplementedError):  # of a read-only folder, too, which writing reports
         yield
         return
     try:

@@ -129,10 +129,13 @@ class Blip2Matching(Reranking):
             pooled, itc_images: of the photos, ``[B, D]`` and ``[B, Q, E]``.
             itc_texts: of the texts, ``[K, E]``.
         """
-        agreement = self.agreement(pooled, texts)
+        if self.consensus is None:
+            return self.agreement(pooled, texts)
+        directions = self.consensus.expected(pooled)
+        agreement = directions @ self.consensus.vectors(texts).T
         if self.offsets is None:
             return agreement
-        of_photos = self.offsets.of_photos(itc_images, pooled)
+        of_photos = self.offsets.of_photos(itc_images, directions)
         return agreement - of_photos[:, None] - self.offsets.of_texts(itc_texts, texts)
 
     def match(self, images: Photos, texts: str | Sequence[str], *, explain: bool = False) -> list[Match]:

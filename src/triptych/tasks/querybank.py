@@ -92,10 +92,10 @@ class Offsets:
         self.photo_directions = consensus.expected(bank.pooled.astype(np.float32))
         self.text_directions = bank.directions(consensus)
 
-    def of_photos(self, features: Floats, pooled: Floats) -> Floats:
-        """Of photos with ``features [B, Q, E]`` for contrast and ``pooled [B, D]``: ``[B]``."""
+    def of_photos(self, features: Floats, directions: Floats) -> Floats:
+        """Of photos with ``features [B, Q, E]`` for contrast and ``directions [B, V]`` of the captions to expect: ``[B]``."""
         cosines = (features @ self.bank.text_features.T).max(1)
-        return offsets(cosines + self.consensus.expected(pooled) @ self.text_directions.T)
+        return offsets(cosines + directions @ self.text_directions.T)
 
     def of_texts(self, features: Floats, texts: Sequence[str]) -> Floats:
         """Of texts with ``features [K, E]`` for contrast: ``[K]``."""
