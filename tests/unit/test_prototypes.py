@@ -24,7 +24,8 @@ def example(text: str, pictures: int = 1) -> str:
     [
         (example("a dax") + example("a blicket"), [[0], [1]]),
         (example("This is a blicket.") + example("This is a dax.") + example("a dax"), [[1, 2], [0]]),
-        (f"Names:{END}" + example("a dax", 2) + example("a dax") + example("a blicket"), [[2], [3]]),  # two pictures
+        (example("a dax", 2) + example("a dax") + example("a blicket"), [[2], [3]]),  # two pictures
+        (f"a dax{END}" + example("a dax") + example("a blicket"), [[0], [1]]),  # no picture
         (example("a dax") + example("a wug") + example("a blicket"), [[0], [2]]),
         (example("a dax") + example("not adax"), None),
         (example("a dax"), None),
