@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -76,6 +77,24 @@ def test_any_difference_is_another_request(body: dict[str, Any]) -> None:
         client.post(CHAT, json=question(data_url()))
         assert client.post(CHAT, json=body).status_code == 200
     assert len(model.batches) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        (CHAT, lambda picture: question(picture)),
+        ("/v1/caption", lambda picture: {"image": picture}),
+        ("/v1/ask", lambda picture: {"images": [picture], "question": "What?"}),
+        ("/v1/match", lambda picture: {"images": [picture], "texts": ["a dog"]}),
+        ("/v1/complete", lambda picture: {"image": picture, "shots": [{"image": data_url(), "text": "a"}]}),
+    ],
+)
+def test_another_picture_is_another_request(path: str, fields: Callable[[str], dict[str, Any]]) -> None:
+    with client_of({"blip2": ToyBlip2(), "flamingo": ToyFlamingo()}) as client:
+        model = "flamingo" if path == "/v1/complete" else "blip2"
+        for value in (7, 90, 7):
+            assert client.post(path, json={"model": model, **fields(data_url(value))}).status_code == 200
+        assert f'remembered_answers_total{{model="{model}"}} 1.0' in client.get("/metrics").text
 
 
 def test_examples_and_their_texts_are_part_of_the_request() -> None:
