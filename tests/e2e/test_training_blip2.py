@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_blip2 import tiny_blip2
 from tiny_blip2_training import data, main
-from training_runs import assert_same_run, best, kill_after, log, losses, start
+from training_runs import assert_same_run, best, kill_after, log, start
 
 from triptych.errors import InputError
 from triptych.train.blip2 import start as start_blip2
@@ -21,12 +21,12 @@ SCRIPT = "tiny_blip2_training.py"
 
 @pytest.mark.usefixtures("own_accelerator")
 def test_stage_1_learns_to_retrieve(tmp_path: Path) -> None:
-    main(tmp_path, 1, 50, save_minutes=30)
-    # Two photos of each thing cannot be told apart: half of what is asked of R@1, all of R@5
-    assert best(tmp_path, "text-to-image R@5") == 100
-    assert best(tmp_path, "R@1") > 40
-    first, *_, last = losses(tmp_path).values()
-    assert last < 0.7 * first
+    """In 36 epochs, with any seed, R@1 reaches 88 or more if most of the loss is contrast; chance is 25."""
+    main(tmp_path, 1, 36, {"itc": 20.0, "itm": 1.0, "itg": 1.0}, learning_rate=0.002, save_minutes=30)
+    assert best(tmp_path, "R@1") > 60
+    steps = [record for record in log(tmp_path) if "loss" in record]
+    for term, share in (("itc", 0.9), ("itm", 0.95), ("itg", 0.85)):
+        assert sum(step[term] for step in steps[-5:]) < share * sum(step[term] for step in steps[:5])
 
 
 @pytest.mark.usefixtures("own_accelerator")

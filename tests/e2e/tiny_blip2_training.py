@@ -45,7 +45,7 @@ def main(run: Path, stage: int, epochs: int, weights: dict[str, float] | None = 
     shares = {"cells": 0.7, "bert_rate": 1.0, "questions": 1.0, "pairs": 0.5, "beams": 1}
     loop |= {"save_minutes": 0, "precision": "fp32"}
     recipe = make_recipe(Blip2Recipe, {"stage": stage, "weights": weights, **shares, **loop, **settings})
-    trainer = Blip2Trainer(blip2, TrainingData([data(24, "train", 0)], [data(8, "val", 1)]), recipe)
+    trainer = Blip2Trainer(blip2, TrainingData([data(24, "train", 0)], [data(len(THINGS), "val", 1)]), recipe)
     print(fit(run, trainer, recipe.loop))
 
 

@@ -1,5 +1,7 @@
 """Published models in bf16, fp16 and int8 on torch, from end to end: captions, questions, choices, maps; through the command line, too."""
 
+# ruff: noqa: F811 (fixtures of other files are parameters here)
+
 from __future__ import annotations
 
 import json
@@ -44,7 +46,7 @@ def openflamingo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     return folder / "ours"
 
 
-def answers(tasks: Any, photos: Photos) -> Iterator[Answer]:  # noqa: F811
+def answers(tasks: Any, photos: Photos) -> Iterator[Answer]:
     """Of each kind; the first and last are choices."""
     yield tasks.ask(photos[0], "what is it?", ["a dog", "a cat"], explain=True)
     yield from tasks.caption(photos[:2], beams=2, explain=True, **SHORT)
@@ -55,7 +57,7 @@ def answers(tasks: Any, photos: Photos) -> Iterator[Answer]:  # noqa: F811
         yield tasks.complete(photos[0], [(photos[1], "one"), (None, "two")], choices=["one", "two"], explain=True)
 
 
-def check(folder: Path, precision: str, photos: Photos) -> None:  # noqa: F811
+def check(folder: Path, precision: str, photos: Photos) -> None:
     """Everything is finite, and choices are about as likely as in fp32."""
     tasks: Any = load(folder, device="cpu", precision=precision)
     whole: Any = load(folder, device="cpu", precision="fp32")
@@ -70,23 +72,23 @@ def check(folder: Path, precision: str, photos: Photos) -> None:  # noqa: F811
 
 
 @PRECISIONS
-def test_an_openflamingo(openflamingo: Path, precision: str, photos: Photos) -> None:  # noqa: F811
+def test_an_openflamingo(openflamingo: Path, precision: str, photos: Photos) -> None:
     check(openflamingo, precision, photos)
 
 
 @PRECISIONS
 @pytest.mark.parametrize("name", ["generation", "instruct"])
-def test_a_blip2(name: str, precision: str, request: pytest.FixtureRequest, photos: Photos) -> None:  # noqa: F811
+def test_a_blip2(name: str, precision: str, request: pytest.FixtureRequest, photos: Photos) -> None:
     check(request.getfixturevalue(name).target, precision, photos)
 
 
 @PRECISIONS
-def test_a_blip2_over_a_t5(t5: T5Pair, precision: str, photos: Photos) -> None:  # noqa: F811
+def test_a_blip2_over_a_t5(t5: T5Pair, precision: str, photos: Photos) -> None:
     check(Path(t5.ours.name), precision, photos)
 
 
 @PRECISIONS
-def test_an_idefics(idefics: Idefics, precision: str, photos: Photos) -> None:  # noqa: F811
+def test_an_idefics(idefics: Idefics, precision: str, photos: Photos) -> None:
     check(Path(idefics.ours.name), precision, photos)
 
 
@@ -95,8 +97,8 @@ def test_an_idefics(idefics: Idefics, precision: str, photos: Photos) -> None:  
 def test_a_copy_in_another_width(
     width: str,
     precision: str,
-    instruct: Pair,  # noqa: F811
-    photos: Photos,  # noqa: F811
+    instruct: Pair,
+    photos: Photos,
     tmp_path: Path,
 ) -> None:
     convert_checkpoint(instruct.target, tmp_path / "copy", **{width: True})
@@ -104,7 +106,7 @@ def test_a_copy_in_another_width(
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_layers_on_the_disk(precision: str, t5: T5Pair, instruct: Pair, photos: Photos, tmp_path: Path) -> None:  # noqa: F811
+def test_layers_on_the_disk(precision: str, t5: T5Pair, instruct: Pair, photos: Photos, tmp_path: Path) -> None:
     """They are read in the dtype that is asked for."""
     for ours, layers in ((instruct.ours, "lm.blocks"), (t5.ours, "lm.decoder.blocks")):
         (tmp_path / "places.json").write_text(json.dumps({layers: "disk"}))
@@ -115,7 +117,7 @@ def test_layers_on_the_disk(precision: str, t5: T5Pair, instruct: Pair, photos: 
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_matching(precision: str, retrieval: Pair, photos: Photos) -> None:  # noqa: F811
+def test_matching(precision: str, retrieval: Pair, photos: Photos) -> None:
     tasks, texts = load(retrieval.target, device="cpu", precision=precision), ["a dog", "a cat on it"]
     assert isinstance(tasks, Blip2Tasks)
     matches, expected = (x.match(photos[:2], texts, explain=True) for x in (tasks, retrieval.ours))
@@ -127,7 +129,7 @@ def test_matching(precision: str, retrieval: Pair, photos: Photos) -> None:  # n
 
 
 @torch.inference_mode()
-def test_a_t5_whose_sums_fp16_cannot_hold(t5: T5Pair) -> None:  # noqa: F811
+def test_a_t5_whose_sums_fp16_cannot_hold(t5: T5Pair) -> None:
     """Such as Flan-T5-xl: what its feed-forward layers add exceeds 65504."""
     lm = load_blip2(Path(t5.ours.name)).model.lm
     assert isinstance(lm, T5)
@@ -141,10 +143,10 @@ def test_a_t5_whose_sums_fp16_cannot_hold(t5: T5Pair) -> None:  # noqa: F811
 
 
 def test_an_estimate_is_the_same_before_and_after_conversion(
-    generation: Pair,  # noqa: F811
-    instruct: Pair,  # noqa: F811
-    t5: T5Pair,  # noqa: F811
-    idefics: Idefics,  # noqa: F811
+    generation: Pair,
+    instruct: Pair,
+    t5: T5Pair,
+    idefics: Idefics,
 ) -> None:
     pairs = [(pair.folder, Path(pair.ours.name)) for pair in (generation, instruct, t5, idefics)]
     for folder, target in pairs:
@@ -172,8 +174,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def test_the_command_line(
     option: str,
     precision: str,
-    instruct: Pair,  # noqa: F811
-    photos: Photos,  # noqa: F811
+    instruct: Pair,
+    photos: Photos,
     run: Callable[..., dict[str, Any]],
     tmp_path: Path,
 ) -> None:

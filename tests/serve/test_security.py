@@ -232,6 +232,12 @@ class PictureHost:
                 connection.sendall(head.encode() + body)
 
 
+@pytest.mark.parametrize("host", ["a..example.com", f"{'a' * 64}.example.com"])
+def test_8_a_name_that_no_host_can_have(host: str) -> None:
+    with pytest.raises(InputError, match="cannot be resolved"):
+        fetch_allowed(f"http://{host}/a.jpg", ("example.com",))
+
+
 def test_8_redirects_are_checked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     host = PictureHost(
         {
@@ -336,6 +342,7 @@ def test_9_allowed_folders(tmp_path: Path) -> None:
         folder,
         folder / "gone",
         "a\0b",
+        "/\ud800",
     ):
         with pytest.raises(InputError, match="outside"):
             folder_bytes(str(name), (folder,))

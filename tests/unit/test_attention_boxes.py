@@ -4,10 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from triptych import load
-from triptych.data import open_dataset
+from triptych.data import Photo, open_dataset
 from triptych.evaluate.attention import attention_in_boxes, inside, named
+from triptych.evidence import Evidence
+from triptych.tasks import Answer
 
 
 def test_boxes_cover_their_cells_whatever_the_photos_shape() -> None:
@@ -18,6 +21,38 @@ def test_boxes_cover_their_cells_whatever_the_photos_shape() -> None:
     np.testing.assert_array_equal(
         inside([(0, 0, 60, 20), (40, 0, 60, 20)], (100, 20), (2, 4)), 1
     )  # overlap counts once
+
+
+def test_a_box_that_begins_outside_counts_as_far_as_it_is_inside() -> None:
+    np.testing.assert_array_equal(inside([(-50, -5, 100, 15)], (100, 20), (2, 4)), [[1, 1, 0, 0], [0, 0, 0, 0]])
+
+
+class Looker:
+    """Its captions are "dog"; it attends to nothing, or to the upper left cell."""
+
+    def __init__(self, weight: float) -> None:
+        self.maps = np.zeros((1, 1, 2, 2), np.float32)
+        self.maps[..., 0, 0] = weight
+
+    def caption(self, image: Image.Image, explain: bool) -> Answer:
+        return Answer("dog", "looker", 0.0, ("dog",), (0.0,), Evidence(("dog",), self.maps, (0.0,)))
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_every_figure_is_a_number_or_none(tmp_path: Path, weight: float) -> None:
+    path = tmp_path / "photo.png"
+    Image.new("RGB", (10, 10)).save(path)
+    photo = Photo("1", "test", (), {"objects": [{"category": "dog", "box": [0, 0, 5, 10]}]}, path)
+    record = attention_in_boxes(Looker(weight), [photo])  # type: ignore[arg-type]
+    assert record == {
+        "photos": 1,
+        "words": 1,
+        "attention": weight,
+        "area": 0.5,
+        "small_words": 0,
+        "small_attention": None,
+        "small_area": None,
+    }
 
 
 def test_names() -> None:

@@ -30,11 +30,15 @@ def test_recall_by_hand() -> None:
     assert found["text-to-image R@5"] == found["image-to-text R@5"] == 100.0
 
 
-def test_ties_with_the_right_answer_are_not_held_against_it_but_better_ones_are() -> None:
-    scores = torch.tensor([[0.5, 0.5], [0.5, 0.7]])
-    found = recall(scores, scores, [0, 1])
-    assert found["text-to-image R@1"] == 100.0
-    assert found["image-to-text R@1"] == 100.0
+@pytest.mark.parametrize("score", [0.5, np.nan])
+def test_a_model_with_one_score_for_everything_is_at_the_level_of_chance(score: float) -> None:
+    scores = np.full((20, 20), score, np.float32)
+    assert set(recall(scores, scores, range(20)).values()) == {5.0, 25.0, 50.0}  # R@1, 5, 10: of equal ones the first
+
+
+def test_a_photo_without_texts_finds_none() -> None:
+    scores = np.zeros((2, 1), np.float32)
+    assert recall(scores, scores, [0])["image-to-text R@10"] == 50.0
 
 
 def test_reranking_moves_candidates_only() -> None:

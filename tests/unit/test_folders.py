@@ -129,9 +129,10 @@ def test_a_journal_of_other_settings_or_another_file_is_refused(tmp_path: Path) 
         Journal(out, {"model": "other"})
     assert out.read_bytes() == before
     assert len(Journal(out, {"model": "other"}, replacing={"run": 1})) == 0
-    (tmp_path / "mine.jsonl").write_text('{"my": "data"}\n')
-    with pytest.raises(InputError, match="not a result of an earlier run"):
-        Journal(tmp_path / "mine.jsonl", SETTINGS)
+    for line in ('{"my": "data"}', '{"image": 5}', '["image"]', "5"):
+        (tmp_path / "mine.jsonl").write_text(f"{line}\n")
+        with pytest.raises(InputError, match="not a result of an earlier run"):
+            Journal(tmp_path / "mine.jsonl", SETTINGS)
     with pytest.raises(InputError, match="no folder"):
         Journal(tmp_path / "gone" / "out.jsonl", SETTINGS)
 

@@ -20,6 +20,7 @@ from triptych.errors import InputError, TriptychError
 from triptych.folders import PhotoMetadata, Sidecars, describe_photos, on_this_machine
 from triptych.folders import metadata as module
 from triptych.folders.pipeline import Description
+from triptych.folders.xmp import new_xmp, parse_xmp, set_subjects, subjects, xmp_bytes
 
 pyexiv2 = pytest.importorskip("pyexiv2")
 
@@ -112,6 +113,16 @@ def test_keywords_are_merged(tmp_path: Path) -> None:
     assert xmp["Xmp.dc.subject"] == ["holiday", "dog", "sea"] and "Exif.Image.ImageDescription" not in exif
     assert "Xmp.dc.description" not in xmp and xmp[HISTORY.format(1, "parameters")] == "dc:subject by toy"
     assert [file.name for file in tmp_path.iterdir()] == ["a.jpg"]
+
+
+@pytest.mark.parametrize(
+    "word", ["caf\u00e9\u00a0noir", "\u0915\u094d\u200d\u0937", "\U0001f468\u200d\U0001f467", "\u6771\u3000\u4eac"]
+)
+def test_a_keyword_keeps_characters_that_are_no_letters(word: str) -> None:
+    """A no-break space, a joiner within a letter and within an emoji, a wide space; what XML forbids is left out."""
+    root = new_xmp()
+    set_subjects(root, [word, "tab\x00le\ud800\uffff"])
+    assert subjects(parse_xmp(xmp_bytes(root, declaration=False).decode(), "test")) == [word, "table"]
 
 
 def test_iptc_is_changed_only_where_it_is(tmp_path: Path) -> None:

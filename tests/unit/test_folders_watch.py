@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,6 +73,23 @@ def test_photos_arrive_once_they_are_complete(tmp_path: Path, stop: Event, monke
     assert arrived == [
         str(Path("in", *parts)) for parts in (("first.png",), ("moved", "deep", "second.png"), ("third.png",))
     ]
+
+
+def test_a_folder_may_go_while_it_is_followed(tmp_path: Path, stop: Event) -> None:
+    kept, gone = tmp_path / "kept", tmp_path / "gone"
+    photo(kept / "a.png"), photo(gone / "b.png")
+    arrived: list[str] = []
+    thread = Thread(target=lambda: [arrived.extend(names) for names in Arrivals([str(kept), str(gone)], True, stop)])
+    thread.start()
+    try:
+        wait_for(lambda: len(arrived) == 2)
+        shutil.rmtree(gone)
+        photo(kept / "c.png")
+        wait_for(lambda: len(arrived) == 3)
+    finally:
+        stop.set()
+        thread.join(PATIENCE)
+    assert Path(arrived[-1]).name == "c.png"
 
 
 def test_what_cannot_be_followed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

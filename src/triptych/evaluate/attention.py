@@ -28,6 +28,7 @@ SYNONYMS = {
     "phone": "cell phone",
 }
 FINE = 10  # subdivisions of a grid cell's side for measuring boxes
+TINY = 1e-12  # instead of a division by zero
 SMALL = 0.25  # of a photo: boxes that cover less of it are measured apart, too
 
 
@@ -36,7 +37,8 @@ def inside(boxes: Sequence[Sequence[float]], size: tuple[int, int], grid: tuple[
     fine = np.zeros((grid[0] * FINE, grid[1] * FINE))
     scale = np.array([fine.shape[1] / size[0], fine.shape[0] / size[1]])
     for x, y, width, height in boxes:
-        (left, top), (right, bottom) = np.rint(np.array([[x, y], [x + width, y + height]]) * scale).astype(int)
+        corners = np.rint(np.array([[x, y], [x + width, y + height]]) * scale).astype(int)
+        (left, top), (right, bottom) = corners.clip(0)  # a box may begin outside of the photo
         fine[top:bottom, left:right] = 1
     return fine.reshape(grid[0], FINE, grid[1], FINE).mean((1, 3))
 
@@ -49,10 +51,11 @@ def named(word: str, categories: set[str]) -> str | None:
     return None
 
 
-def attention_in_boxes(captioner: Captions, photos: Sequence[Photo]) -> dict[str, float | int]:
+def attention_in_boxes(captioner: Captions, photos: Sequence[Photo]) -> dict[str, float | int | None]:
     """The mean share of the attention inside the boxes, and the share of the photo that they cover, which uniform attention would reach.
 
-    ``small_*``: only words whose boxes cover less than a quarter of the photo, where attention to the middle does not help.
+    ``small_*``: only words whose boxes cover less than a quarter of the photo, where attention to the middle does not help; None = there
+    are none. A word that attends to no cell counts as 0.
 
     Raises:
         InputError: no photo has boxes, or no caption names a thing that has one.
@@ -70,14 +73,14 @@ def attention_in_boxes(captioner: Captions, photos: Sequence[Photo]) -> dict[str
         for word, maps in zip(evidence.words, evidence.maps[:, 0], strict=True) if evidence else ():
             if category := named(word, set(boxes)):
                 cells = inside(boxes[category], image.size, maps.shape)
-                rows.append((float((maps * cells).sum() / maps.sum()), float(cells.mean())))
+                rows.append((float((maps * cells).sum() / max(maps.sum(), TINY)), float(cells.mean())))
     if not rows:
         raise InputError("no caption names a thing that has a box")
     shares = np.array(rows)
     small = shares[shares[:, 1] < SMALL]
 
-    def means(name: str, part: NDArray[np.float64]) -> dict[str, float | int]:
-        attention, area = part.mean(0) if len(part) else (np.nan, np.nan)
-        return {f"{name}words": len(part), f"{name}attention": round(attention, 4), f"{name}area": round(area, 4)}
+    def means(name: str, part: NDArray[np.float64]) -> dict[str, float | int | None]:
+        attention, area = np.round(part.mean(0), 4).tolist() if len(part) else (None, None)
+        return {f"{name}words": len(part), f"{name}attention": attention, f"{name}area": area}
 
     return {"photos": len(photos), **means("", shares), **means("small_", small)}

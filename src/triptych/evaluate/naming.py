@@ -66,7 +66,7 @@ def naming_metrics(matcher: Matches, photos: Sequence[Photo], at_least: float) -
         "at least": at_least,
         "tags a photo": round(float(chosen.sum()) / len(photos), 2),
         "precision": round(100 * float(marks[chosen].mean()), 1) if chosen.any() else None,
-        "recall": round(100 * float(marks[chosen].sum()) / named, 1),
+        "recall": round(100 * float(marks[chosen].sum()) / max(1, named), 1),
         "calibration error": expected_calibration_error(probabilities.tolist(), marks.astype(float).tolist()),
         "weights that fit": weights_that_fit(fitted[known], marks[known]),
         "weights that fit without presence": weights_that_fit(fitted[:, :2], marks),

@@ -30,17 +30,22 @@ def recall(to_image: Any, to_text: Any, owners: Sequence[int]) -> dict[str, floa
         to_text: the same for the texts for a photo.
         owners: the photo of each text.
     """
-    to_image, to_text, owner = to_numpy(to_image), to_numpy(to_text), np.asarray(owners)
-    own = to_image[owner, np.arange(len(owner))]
-    text_ranks = (to_image > own).sum(0)  # photos before the right one
-    is_own = owner == np.arange(len(to_text))[:, None]
-    best_own = np.where(is_own, to_text, -np.inf).max(1, keepdims=True)
-    image_ranks = (to_text > best_own).sum(1)
+    is_own = np.asarray(owners) == np.arange(len(to_text))[:, None]
+    text_ranks, image_ranks = ranks_of_right(to_numpy(to_image).T, is_own.T), ranks_of_right(to_numpy(to_text), is_own)
     return {
         f"{name} R@{k}": round(100 * float((ranks < k).mean()), 2)
         for name, ranks in zip(DIRECTIONS, (text_ranks, image_ranks), strict=True)
         for k in RANKS
     }
+
+
+def ranks_of_right(scores: Floats, is_right: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The rank of the first right answer in each row of ``scores [N, C]``, from 0; beyond all ``RANKS`` where a row has none.
+
+    Equal scores are sorted by column and NaN comes last, so that a model with one score for everything is at the level of chance.
+    """
+    sorted_right = np.take_along_axis(is_right, np.argsort(-scores, axis=1, kind="stable"), 1)
+    return np.where(sorted_right.any(1), sorted_right.argmax(1), max(RANKS))
 
 
 def retrieval_metrics(matcher: Matches, photos: Sequence[Photo], candidates: int) -> dict[str, Any]:

@@ -117,8 +117,8 @@ class Journal:
     def _check(self, line: bytes, number: int) -> None:
         try:
             record = _parse(line)
-            record["image"]
-        except (ValueError, KeyError, TypeError):
+            _key(record["image"])
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise InputError(
                 f"{self.path}, line {number}: not a result of an earlier run; name another --out, or use --existing overwrite"
             ) from None

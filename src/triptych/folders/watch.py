@@ -85,8 +85,8 @@ class Arrivals:
         """The photos that a change at ``path`` concerns, named as by ``walk_photos``; several if a whole folder was moved in."""
         for folder in self.folders:
             inside = os.path.relpath(os.path.abspath(path), os.path.abspath(folder))  # noqa: PTH100
-            parts = Path(inside).parts
-            if any(part.startswith(".") for part in parts):  # elsewhere, hidden, or the folder itself
+            parts = Path(inside).parts  # none for the folder itself
+            if not parts or any(part.startswith(".") for part in parts):  # elsewhere, or hidden
                 continue
             name = os.path.join(folder, inside)  # noqa: PTH118
             if os.path.isdir(name):  # noqa: PTH112

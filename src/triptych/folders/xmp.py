@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from xml.etree import ElementTree
 
@@ -21,6 +22,7 @@ NAMESPACES = {
     "lr": "http://ns.adobe.com/lightroom/1.0/",
     "Iptc4xmpCore": "http://iptc.org/std/Iptc4xmpCore/1.0/xmlns/",
 }
+NOT_XML = re.compile("[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 XML_LANGUAGE = "{http://www.w3.org/XML/1998/namespace}lang"
 for prefix, uri in NAMESPACES.items():
     ElementTree.register_namespace(prefix, uri)
@@ -64,7 +66,7 @@ def set_description(root: ElementTree.Element, text: str) -> None:
     if item is None:
         item = ElementTree.SubElement(_array(root, "dc:description", "rdf:Alt"), qualified("rdf:li"))
         item.set(XML_LANGUAGE, "x-default")
-    item.text = printable_text(text)
+    item.text = allowed_text(text)
 
 
 def subjects(root: ElementTree.Element) -> list[str]:
@@ -78,7 +80,7 @@ def set_subjects(root: ElementTree.Element, words: Iterable[str]) -> None:
     for block in list(root.iter(qualified("rdf:Description"))):
         for old in block.findall(qualified("dc:subject")):
             block.remove(old)
-    if words := list(dict.fromkeys(map(printable_text, words))):
+    if words := list(dict.fromkeys(map(allowed_text, words))):
         bag = _array(root, "dc:subject", "rdf:Bag")
         for word in words:
             ElementTree.SubElement(bag, qualified("rdf:li")).text = word
@@ -104,9 +106,9 @@ def xmp_bytes(root: ElementTree.Element, declaration: bool = True) -> bytes:
     return ElementTree.tostring(root, encoding="utf-8", xml_declaration=declaration) + b"\n"
 
 
-def printable_text(text: str) -> str:
-    """``text`` without characters that XML does not allow."""
-    return "".join(character for character in text if character.isprintable() or character in "\n\t")
+def allowed_text(text: str) -> str:
+    """``text`` without characters that XML 1.0 does not allow (section 2.2), and without carriage returns, which readers change."""
+    return NOT_XML.sub("", text)
 
 
 def _field(item: ElementTree.Element, name: str) -> str | None:

@@ -192,16 +192,18 @@ def write_rows(table: Table, rows: Sequence[PhotoRow], features: Mapping[str, Se
     if not rows:
         return
     schema = table.schema
-    contrast, pooled = map(np.stack, zip(*(features[row.sha256] for row in rows), strict=True))
+    known = [features[row.sha256] for row in rows]
+    kept = {"features": [each.contrast for each in known]}
+    if "pooled" in schema.names:
+        kept["pooled"] = [each.pooled for each in known]
     columns = [
         pa.array([os.fsencode(row.path) for row in rows], pa.binary()),
         pa.array([row.stamp.size for row in rows], pa.int64()),
         pa.array([row.stamp.mtime_ns for row in rows], pa.int64()),
         pa.array([row.sha256 for row in rows], pa.string()),
         *(
-            pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), type=schema.field(name).type)
-            for name, values in (("features", contrast), ("pooled", pooled))
-            if name in schema.names
+            pa.FixedSizeListArray.from_arrays(pa.array(np.stack(values).reshape(-1)), type=schema.field(name).type)
+            for name, values in kept.items()
         ),
     ]
     merge = table.merge_insert("path").when_matched_update_all().when_not_matched_insert_all()

@@ -24,10 +24,10 @@ def normalize_answer(answer: str) -> str:
     beside a space or the answer holds a number like 1,000. The benchmark's table of contractions ("dont" is "don't")
     comes to leaving apostrophes out.
     """
-    text = answer.lower()
-    remove_all = NUMBER_COMMA.search(text) is not None
+    text = original = answer.lower()
+    remove_all = NUMBER_COMMA.search(original) is not None
     for mark in VQA_PUNCTUATION:
-        beside_space = f"{mark} " in text or f" {mark}" in text
+        beside_space = f"{mark} " in original or f" {mark}" in original
         text = text.replace(mark, "" if remove_all or beside_space else " ")
     words = FULL_STOP.sub("", text).translate(APOSTROPHES).split()
     return " ".join(DIGITS.get(word, word) for word in words if word not in ARTICLES)

@@ -63,7 +63,7 @@ def public_address(host: str, port: int) -> str:
     """The first address of ``host``. Raises InputError: it cannot be resolved, or not all its addresses are public."""
     try:
         addresses = {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
-    except OSError:
+    except (OSError, UnicodeError):  # UnicodeError: a part of the name is empty or longer than names allow
         raise InputError("the name of the address cannot be resolved") from None
     if not all(map(is_public, addresses)):
         raise InputError(NOT_ALLOWED)
