@@ -28,7 +28,7 @@ SYNONYMS = {
     "phone": "cell phone",
 }
 FINE = 10  # subdivisions of a grid cell's side for measuring boxes
-TINY = 1e-12  # instead of a division by zero
+LEAST_SUM = 1e-12  # of a map: below, the word attends to nothing
 SMALL = 0.25  # of a photo: boxes that cover less of it are measured apart, too
 
 
@@ -73,7 +73,7 @@ def attention_in_boxes(captioner: Captions, photos: Sequence[Photo]) -> dict[str
         for word, maps in zip(evidence.words, evidence.maps[:, 0], strict=True) if evidence else ():
             if category := named(word, set(boxes)):
                 cells = inside(boxes[category], image.size, maps.shape)
-                rows.append((float((maps * cells).sum() / max(maps.sum(), TINY)), float(cells.mean())))
+                rows.append((float((maps * cells).sum() / max(maps.sum(), LEAST_SUM)), float(cells.mean())))
     if not rows:
         raise InputError("no caption names a thing that has a box")
     shares = np.array(rows)
