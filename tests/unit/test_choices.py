@@ -15,6 +15,7 @@ from triptych.tasks.choices import (
 )
 from triptych.text.questions import (
     asks_for_description,
+    asks_for_number,
     asks_what_is_shared,
     claim_asked_about,
     is_about_all,
@@ -179,3 +180,19 @@ def test_kinds_of_questions() -> None:
 )
 def test_more_statements(question: str, expected: str) -> None:
     assert statement(question) == expected
+
+
+@pytest.mark.parametrize(
+    ("question", "number"),
+    [
+        ("How many dogs are there?", True),
+        ("how many people can you see in the photo", True),
+        ("What is the number of boats?", True),
+        ("What's the number of the bus?", True),
+        ("How is the weather?", False),
+        ("What number is on the shirt?", False),
+        ("What color is the dog?", False),
+    ],
+)
+def test_questions_for_a_number(question: str, number: bool) -> None:
+    assert asks_for_number(question) == number

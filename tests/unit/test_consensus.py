@@ -22,7 +22,9 @@ from triptych.errors import InputError
 from triptych.generate import Hypothesis
 from triptych.models import encoders
 from triptych.nn.cnn import EfficientNetLite
-from triptych.tasks import Blip2Tasks, FlamingoTasks, SatTasks, load, reranking
+from triptych.tasks import Blip2Tasks, FlamingoTasks, SatTasks, load
+from triptych.tasks.asking import PictureQuestion
+from triptych.tasks.reranking import MATCHING_WEIGHT, OF_ANSWERS, OF_CAPTIONS
 from triptych.text.consensus import FILE, LABEL_SCALE, Consensus, QuantizedLinear, read_consensus, with_labels
 from triptych.train.consensus import fit_consensus
 
@@ -143,9 +145,40 @@ def test_files_that_are_no_consensus_are_refused(tmp_path: Path, content: bytes)
 
 def test_rank_weighs_the_mean_logprob_and_the_gains() -> None:
     short, long = Hypothesis((1,), (-1.0, -1.0), True), Hypothesis((1, 2, 3), (-0.5,) * 4, True)
-    assert reranking.rank([short, long], np.zeros(2, np.float32), 2) == [long, short]
-    assert reranking.rank([short, long], np.array([0.13, 0.0], np.float32), 1) == [short]  # 4 x 0.13 > 0.5
-    assert reranking.rank([short, long], np.array([0.12, 0.0], np.float32), 1) == [long]
+    rank = OF_CAPTIONS.rank
+    assert rank([short, long], np.zeros(2, np.float32), 2) == [long, short]
+    assert rank([short, long], np.array([0.13, 0.0], np.float32), 1) == [short]  # 4 x 0.13 > 0.5
+    assert rank([short, long], np.array([0.12, 0.0], np.float32), 1) == [long]
+
+
+def test_rank_weighs_the_whole_logprob_of_answers() -> None:
+    likely, agreeing = Hypothesis((1, 2), (-0.5,) * 3, True), Hypothesis((3,), (-1.0, -1.2), True)  # -1.5 and -2.2
+    rank = OF_ANSWERS.rank
+    assert rank([likely, agreeing], np.array([0.0, 0.11], np.float32), 1) == [likely]
+    assert rank([likely, agreeing], np.array([0.0, 0.12], np.float32), 2) == [agreeing, likely]  # 6 x 0.12 > 0.7
+
+
+class LastBeam:
+    """A consensus that prefers the last beam of each photo, and no word. ``calls``: the texts of each photo."""
+
+    columns: ClassVar[dict[str, int]] = {}
+    words = ()
+
+    def __init__(self) -> None:
+        self.calls = list[list[str]]()
+
+    def expected_words(self, pooled: np.ndarray) -> np.ndarray:
+        return np.zeros((len(pooled), 0), np.float32)
+
+    def agreement(self, pooled: np.ndarray, captions: list[str]) -> np.ndarray:
+        assert pooled.ndim == 2 and np.isfinite(pooled).all()
+        self.calls.append(captions)
+        return np.tile(np.arange(len(captions), dtype=np.float32) * 1e3, (len(pooled), 1))
+
+
+def give_last_beam(tasks: SatTasks | FlamingoTasks | Blip2Tasks, folder: Path) -> LastBeam:
+    tasks.consensus_file, tasks.__dict__["consensus"] = folder / FILE, (last := LastBeam())
+    return last
 
 
 def sat_tasks(folder: Path) -> SatTasks:
@@ -165,32 +198,35 @@ def test_the_beam_that_agrees_with_the_photo_is_the_caption(
     images = [Image.effect_noise((64, 64), 90).convert("RGB"), Image.new("RGB", (64, 48), "red")]
     plain = tasks.caption(images, beams=4, n_best=4)
     texts = [[answer.text, *(text for text, _ in answer.alternatives)] for answer in plain]
-    calls = []
-
-    class Last:
-        """Prefers the last beam of each photo, and no word."""
-
-        columns: ClassVar[dict[str, int]] = {}
-
-        def expected_words(self, pooled: np.ndarray) -> np.ndarray:
-            return np.zeros((len(pooled), 0), np.float32)
-
-        def agreement(self, pooled: np.ndarray, captions: list[str]) -> np.ndarray:
-            assert pooled.ndim == 2 and np.isfinite(pooled).all()
-            calls.append(captions)
-            return np.tile(np.arange(len(captions), dtype=np.float32) * 1e3, (len(pooled), 1))
-
-    tasks.consensus_file = tmp_path / FILE
-    tasks.__dict__["consensus"] = Last()
+    last = give_last_beam(tasks, tmp_path)
     ranked = tasks.caption(images, beams=4, n_best=2)
-    assert len(calls) == 2
+    assert len(last.calls) == 2
     for answer, before in zip(ranked, texts, strict=True):
         assert [answer.text, *(text for text, _ in answer.alternatives)] == before[::-1][:2]
     assert tasks.caption(images[0], beams=4).text == ranked[0].text
-    calls.clear()
+    last.calls.clear()
     assert [a.text for a in tasks.caption(images, beams=4, rerank=False)] == [before[0] for before in texts]
     tasks.caption(images[0], temperature=0.5, seed=1)
-    assert not calls
+    assert not last.calls
+
+
+@pytest.mark.parametrize("tasks", ["flamingo", "blip2"], indirect=True)
+def test_the_beam_that_agrees_with_the_photo_is_the_answer(tasks: FlamingoTasks | Blip2Tasks, tmp_path: Path) -> None:
+    image, other = Image.effect_noise((64, 64), 90).convert("RGB"), Image.new("RGB", (64, 48), "red")
+    question, number = "What color is the dog?", "How many dogs are there?"
+    plain = tasks.ask(image, question, beams=6, n_best=6)
+    counted = tasks.ask(image, number).text
+    last = give_last_beam(tasks, tmp_path)
+    answer = tasks.ask(image, question)
+    assert answer.text == plain.alternatives[-1][0] != plain.text
+    assert len(last.calls[0]) == 6
+    assert "".join(tasks.stream(image, question)) == answer.text
+    last.calls.clear()
+    assert tasks.ask(image, number).text == counted
+    tasks.ask(image, question, temperature=0.5, seed=1)
+    assert not last.calls
+    assert [each.text for each in tasks.ask([image, image], [number, question])] == [counted, answer.text]
+    assert not tasks.reranks_answer(PictureQuestion([image, other], question), {})
 
 
 def test_the_score_of_matching_counts_agreement(tmp_path: Path) -> None:
@@ -213,7 +249,7 @@ def test_the_score_of_matching_counts_agreement(tmp_path: Path) -> None:
     tasks.consensus_file = tmp_path / FILE
     tasks.__dict__["consensus"] = Agreement()
     for n, (plain, counted) in enumerate(zip(before, tasks.match(images, texts), strict=True)):
-        assert counted.rerank == pytest.approx(plain.rerank + reranking.MATCHING_WEIGHT * 0.1 * (n + 1), abs=1e-4)
+        assert counted.rerank == pytest.approx(plain.rerank + MATCHING_WEIGHT * 0.1 * (n + 1), abs=1e-4)
         assert replace(counted, rerank=0.0) == replace(plain, rerank=0.0)
 
 

@@ -63,7 +63,7 @@ def eval_caption(
 
     from triptych.evaluate.captioning import caption_metrics
     from triptych.tasks import Blip2Tasks, load
-    from triptych.tasks.reranking import RERANKED_BEAMS, Reranking
+    from triptych.tasks.reranking import OF_CAPTIONS, Reranking
 
     check_output(output)
     photos = read_photos(data, split, limit, strict, lambda photo: bool(photo.captions))
@@ -87,7 +87,7 @@ def eval_caption(
         "shots": shots,
         "nearest": nearest,
         "consensus": by_consensus,
-        "search": {**captioner.info()["search"], **({"beams": RERANKED_BEAMS} if by_consensus else {}), **settings},
+        "search": {**captioner.info()["search"], **({"beams": OF_CAPTIONS.beams} if by_consensus else {}), **settings},
     }
     if sentence_vectors is not None:
         from triptych.evaluate.floor import caption_floor

@@ -172,7 +172,7 @@ class Answerer(Generic[LanguageSpec]):
             if choices is None and self.wants_caption(question.images, question.text):
                 described[i] = question.images[0]
                 continue
-            if choices is None and self.scores_yes_no and is_yes_no(question.text) and not settings.get("temperature"):
+            if choices is None and self.scores_answer(question, settings):
                 choices = YES_NO
             if choices is None:
                 free[i] = question
@@ -183,6 +183,10 @@ class Answerer(Generic[LanguageSpec]):
             answers |= zip(described, self.describe(list(described.values()), explain, settings), strict=True)
         answers |= zip(free, self.write_answers(list(free.values()), explain, settings), strict=True)
         return [answers[i] for i in range(len(questions))]
+
+    def scores_answer(self, question: PictureQuestion, settings: Mapping[str, Any]) -> bool:
+        """Whether yes and no are scored, because the answer can be nothing else; samples are written."""
+        return self.scores_yes_no and is_yes_no(question.text) and not settings.get("temperature")
 
     def wants_caption(self, images: Sequence[ImageSource], question: str) -> bool:
         """Whether one photo shall be described. Models trained here caption better than they answer this; published ones follow

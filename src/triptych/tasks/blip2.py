@@ -26,7 +26,7 @@ from triptych.tasks.choices import YES_NO, choice_ids, normalised_logprobs, to_h
 from triptych.tasks.detection import claim_logit, count_logit, detection_logit, gain_of_yes
 from triptych.tasks.matching import Blip2Matching
 from triptych.tasks.photos import DECODED_TOGETHER, over_photos
-from triptych.tasks.reranking import RERANKED_BEAMS, with_all_beams
+from triptych.tasks.reranking import OF_ANSWERS, OF_CAPTIONS, BeamChoice, default_beams, with_all_beams
 from triptych.tasks.words import (
     Pieces,
     Spans,
@@ -40,7 +40,7 @@ from triptych.tasks.words import (
     to_answer,
 )
 from triptych.text.prompt import CAPTION_INSTRUCTION, IMAGE, qformer_texts, question_prompt, split_at_images
-from triptych.text.questions import Claim, is_counted, is_yes_no, presence_question
+from triptych.text.questions import Claim, is_counted, presence_question
 from triptych.text.tokenizer import TextTokenizer
 from triptych.text.wordpiece import itg_search
 
@@ -144,21 +144,10 @@ class Blip2Tasks(Answerer[Blip2Spec], Blip2Matching):
         if self.choose_writer(writer, prompt) == "qformer":
             return self.grounded_captions(images, explain, **settings)
         text = self.spec.prompts.caption if prompt is None else f"{IMAGE}{prompt}"
-        rerank = rerank and prompt is None and self.reranks(settings)
-        search = self.caption_search(**({"beams": RERANKED_BEAMS} if rerank else {}) | settings)
-        answers: list[Answer] = []
-        for first in range(0, len(images), DECODED_TOGETHER):
-            prompts = [PhotoPrompt(text, [image]) for image in images[first : first + DECODED_TOGETHER]]
-            rows = self.read(prompts, explain)
-            if rerank:
-                pooled = self.pooled([row.prompt.images[0] for row in rows])
-                written = self.written(rows, with_all_beams(search), self.guidance(pooled))
-                written = self.reranked(written, pooled, self.tokenizer.decode, search.n_best)
-            else:
-                written = self.written(rows, search)
-            part = self.to_answers(rows, written, search, explain, as_sentence=prompt is None)
-            answers += map(self.with_expected_words, part, pooled) if rerank else part
-        return answers
+        choice = OF_CAPTIONS if rerank and prompt is None and self.reranks(settings) else None
+        search = self.caption_search(**default_beams(choice) | settings)
+        prompts = [PhotoPrompt(text, [image]) for image in images]
+        return self.write(prompts, search, explain, as_sentence=prompt is None, choice=choice)
 
     def choose_writer(self, writer: str | None, prompt: str | None) -> str:
         """Who writes a caption, ``lm`` or ``qformer``. Raises InputError: there is no such writer, or it takes no prompt."""
@@ -215,8 +204,10 @@ class Blip2Tasks(Answerer[Blip2Spec], Blip2Matching):
         """A caption, or the answer to a question, piece by piece as it is written (greedy, or sampled with a ``temperature``)."""
         if question is not None and self.wants_caption([image], question):
             question = None
-        if question is not None and self.scores_yes_no and is_yes_no(question) and not settings.get("temperature"):
-            return (yield from in_one_piece(self.ask(image, question)))
+        if question is not None:
+            picture_question = PictureQuestion([image], question)
+            if self.scores_answer(picture_question, settings) or self.reranks_answer(picture_question, settings):
+                return (yield from in_one_piece(self.ask(image, question, **settings)))
         prompts = self.spec.prompts
         text = prompts.caption if question is None else question_prompt(question, 1, prompts)
         (row,) = self.read([PhotoPrompt(text, [image], question)])
@@ -240,12 +231,16 @@ class Blip2Tasks(Answerer[Blip2Spec], Blip2Matching):
     def write_answers(
         self, questions: Sequence[PictureQuestion], explain: bool, settings: Mapping[str, Any]
     ) -> list[Answer]:
-        search = self.search(**({"max_new_tokens": 20} | dict(self.spec.answers) | dict(settings)))
-        prompts = [self.question_prompt(question) for question in questions]
-        answers: list[Answer] = []
-        for first in range(0, len(prompts), DECODED_TOGETHER):
-            answers += self.write(prompts[first : first + DECODED_TOGETHER], search, explain)
-        return answers
+        answers: dict[int, Answer] = {}
+        for choice in (None, OF_ANSWERS):
+            chosen = [i for i, q in enumerate(questions) if self.reranks_answer(q, settings) is (choice is not None)]
+            if choice and not chosen:
+                continue  # its beams would exclude samples
+            defaults = {"max_new_tokens": 20} | dict(self.spec.answers) | default_beams(choice)
+            prompts = [self.question_prompt(questions[i]) for i in chosen]
+            written = self.write(prompts, self.search(**defaults | dict(settings)), explain, choice=choice)
+            answers |= zip(chosen, written, strict=True)
+        return [answers[i] for i in range(len(questions))]
 
     def question_prompt(self, question: PictureQuestion) -> PhotoPrompt:
         photos = len(question.images)
@@ -334,11 +329,26 @@ class Blip2Tasks(Answerer[Blip2Spec], Blip2Matching):
     # From photos and text to the language model and back
 
     def write(
-        self, prompts: Sequence[PhotoPrompt], search: Search, explain: bool, as_sentence: bool = False
+        self,
+        prompts: Sequence[PhotoPrompt],
+        search: Search,
+        explain: bool,
+        as_sentence: bool = False,
+        choice: BeamChoice | None = None,
     ) -> list[Answer]:
-        """What follows each prompt."""
-        rows = self.read(prompts, explain)
-        return self.to_answers(rows, self.written(rows, search), search, explain, as_sentence)
+        """What follows each prompt. ``choice``: how the consensus takes part, for prompts with one photo; None = not at all."""
+        answers: list[Answer] = []
+        for first in range(0, len(prompts), DECODED_TOGETHER):
+            rows = self.read(prompts[first : first + DECODED_TOGETHER], explain)
+            if choice is None:
+                answers += self.to_answers(rows, self.written(rows, search), search, explain, as_sentence)
+                continue
+            pooled = self.pooled([row.prompt.images[0] for row in rows])
+            beams = self.written(rows, with_all_beams(search), self.guidance(pooled, choice))
+            best = self.reranked(beams, pooled, self.tokenizer.decode, search.n_best, choice)
+            part = self.to_answers(rows, best, search, explain, as_sentence)
+            answers += map(self.with_expected_words, part, pooled)
+        return answers
 
     def written(
         self, rows: Sequence[InterleavedPrompt], search: Search, guidance: Guidance | None = None

@@ -23,7 +23,7 @@ from triptych.tasks.examples import ExampleIndex, as_opener
 from triptych.tasks.flamingo_prompts import FlamingoPrompts
 from triptych.tasks.prefix import PrefixState, PromptRow
 from triptych.tasks.prototypes import PROTOTYPE_WEIGHT, examples_of, prototype_cosines
-from triptych.tasks.reranking import RERANKED_BEAMS, Reranking, with_all_beams
+from triptych.tasks.reranking import OF_ANSWERS, OF_CAPTIONS, BeamChoice, Reranking, default_beams, with_all_beams
 from triptych.tasks.words import Pieces, decode_pieces, in_one_piece
 from triptych.text.prompt import (
     IMAGE,
@@ -34,7 +34,7 @@ from triptych.text.prompt import (
     question_example,
     question_prompt,
 )
-from triptych.text.questions import Claim, asks_what_is_shared, is_yes_no
+from triptych.text.questions import Claim, asks_what_is_shared
 
 BEAMS_OF_SHARED = 5  # captions of each picture in which a shared thing is looked for
 
@@ -125,21 +125,10 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
         self, images: Sequence[ImageSource], explain: bool = False, as_sentence: bool = True, **settings: Any
     ) -> list[Answer]:
         """Captions guided by the consensus, and chosen among the beams by it."""
-        search = self.caption_search(**({"beams": RERANKED_BEAMS} | settings))
-        decode = self.spec.tokenizer.decode
-
-        def choose(beams: Sequence[Hypothesis], pictures: Sequence[ImageSource]) -> list[Hypothesis]:
-            return self.reranked([beams], self.pooled(pictures), decode, search.n_best)[0]
-
-        def guide(pictures: Sequence[Sequence[ImageSource]]) -> Guidance | None:
-            return self.guidance(self.pooled([image for (image,) in pictures]))
-
-        texts = [(self.caption_prompt(), [image]) for image in images]
-        answers = self.prompts.write(texts, with_all_beams(search), explain, as_sentence, guide, choose)
-        return [
-            self.with_expected_words(answer, self.pooled([image])[0]) if explain else answer
-            for answer, image in zip(answers, images, strict=True)
-        ]
+        search = self.caption_search(**default_beams(OF_CAPTIONS) | settings)
+        return self.write(
+            [(self.caption_prompt(), [image]) for image in images], search, explain, as_sentence, OF_CAPTIONS
+        )
 
     def caption_prompt(self, prompt: str | None = None) -> str:
         """What is read before a caption; ``prompt``: other words behind the picture than the model's own."""
@@ -168,8 +157,14 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
                 answers[i] = self.answer_by_captions(question, explain, settings)
             else:
                 single[i] = self.question_text(question), question.images
-        search = self.search(**({"max_new_tokens": ANSWER_TOKENS} | dict(self.spec.answers) | dict(settings)))
-        answers |= zip(single, self.prompts.write(list(single.values()), search, explain), strict=True)
+        for choice in (None, OF_ANSWERS):
+            chosen = [i for i in single if self.reranks_answer(questions[i], settings) is (choice is not None)]
+            if choice and not chosen:
+                continue  # its beams would exclude samples
+            defaults = {"max_new_tokens": ANSWER_TOKENS} | dict(self.spec.answers) | default_beams(choice)
+            search = self.search(**defaults | dict(settings))
+            written = self.write([single[i] for i in chosen], search, explain, choice=choice)
+            answers |= zip(chosen, written, strict=True)
         return [answers[i] for i in range(len(questions))]
 
     def answer_by_captions(self, question: PictureQuestion, explain: bool, settings: Mapping[str, Any]) -> Answer:
@@ -342,8 +337,8 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
             guidance = self.guidance(self.pooled(pictures)) if self.reranks(settings) else None
             return self.prompts.streamed(self.caption_prompt(), pictures, search, guidance)
         picture_question = PictureQuestion(pictures, question)
-        if self.scores_yes_no and is_yes_no(question) and not settings.get("temperature"):
-            return in_one_piece(self.ask(pictures, question))
+        if self.scores_answer(picture_question, settings) or self.reranks_answer(picture_question, settings):
+            return in_one_piece(self.ask(pictures, question, **settings))
         tokens = ANSWER_TOKENS * (len(pictures) if is_about_several(picture_question) else 1)
         search = self.search(**({"max_new_tokens": tokens} | dict(self.spec.answers) | {"beams": 1} | settings))
         if is_about_several(picture_question):
@@ -370,10 +365,29 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
         return self.prompts.streamed(text, images, search)
 
     def write(
-        self, prompts: Sequence[tuple[str, Sequence[ImageSource]]], search: Search, explain: bool = False
+        self,
+        prompts: Sequence[tuple[str, Sequence[ImageSource]]],
+        search: Search,
+        explain: bool = False,
+        as_sentence: bool = False,
+        choice: BeamChoice | None = None,
     ) -> list[Answer]:
-        """What follows each prompt."""
-        return self.prompts.write(prompts, search, explain)
+        """What follows each prompt. ``choice``: how the consensus takes part, for prompts with one picture; None = not at all."""
+        if choice is None:
+            return self.prompts.write(prompts, search, explain, as_sentence)
+        decode = self.spec.tokenizer.decode
+
+        def guide(pictures: Sequence[Sequence[ImageSource]]) -> Guidance | None:
+            return self.guidance(self.pooled([image for (image,) in pictures]), choice)
+
+        def choose(beams: Sequence[Hypothesis], pictures: Sequence[ImageSource]) -> list[Hypothesis]:
+            return self.reranked([beams], self.pooled(pictures), decode, search.n_best, choice)[0]
+
+        answers = self.prompts.write(prompts, with_all_beams(search), explain, as_sentence, guide, choose)
+        return [
+            self.with_expected_words(answer, self.pooled(pictures)[0]) if explain else answer
+            for answer, (_, pictures) in zip(answers, prompts, strict=True)
+        ]
 
     def word_token(self, word: str) -> int | None:
         return self.spec.tokenizer.word_token(word)

@@ -1,5 +1,5 @@
 """What is expected of a photo's captions (``text.consensus``) beside what a model writes: it guides the search for words, and counts in the
-choice among beams, in matching, and for things that a question asks for.
+choice among beams of captions and answers, in matching, and for things that a question asks for.
 
 The checkpoint brings its consensus; without one nothing is added. Figures of the choice: docs/lab-notebook.md.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,16 +19,37 @@ from triptych.generate import Guidance, Hypothesis, Search
 from triptych.io.images import ImageSource
 from triptych.logits import Ints
 from triptych.tasks.answer import Answer
+from triptych.tasks.asking import PictureQuestion
 from triptych.tasks.choices import without_article
 from triptych.text.consensus import Consensus, read_consensus
+from triptych.text.questions import asks_for_number
 
-RERANKED_BEAMS = 10
-GUIDANCE_WEIGHT = 1.0  # of what each word adds to the agreement, beside its log-probability in the search
-CONSENSUS_WEIGHT = 4.0  # of the agreement, beside the mean log-probability of a token in the choice among beams
 EXPECTED_WORDS = 6  # in the evidence
 MATCHING_WEIGHT = 15.0  # of the agreement and the offsets in the score that matching sorts by: as much as the cosine's
 
 Decode = Callable[[Sequence[int]], str]  # the ids of a text -> the text
+
+
+class BeamChoice(NamedTuple):
+    """How the consensus takes part in a search.
+
+    ``guidance``: the weight of what each word adds to the agreement, beside its log-probability. ``agreement``: its weight beside the score
+    of a whole beam, which is its log-probability over tokens to the power of ``length_penalty``.
+    """
+
+    beams: int
+    guidance: float
+    agreement: float
+    length_penalty: float
+
+    def rank(self, hypotheses: Sequence[Hypothesis], agreement: Floats, count: int) -> list[Hypothesis]:
+        """The best ``count`` by score and ``agreement [K]`` with the photo."""
+        scores = np.array([h.score(self.length_penalty) for h in hypotheses]) + self.agreement * agreement
+        return [hypotheses[i] for i in np.argsort(-scores, kind="stable")[:count]]
+
+
+OF_CAPTIONS = BeamChoice(beams=10, guidance=1.0, agreement=4.0, length_penalty=1.0)
+OF_ANSWERS = BeamChoice(beams=6, guidance=0.0, agreement=6.0, length_penalty=0.0)
 
 
 class Reranking:
@@ -56,12 +77,12 @@ class Reranking:
         known = {token: column for column, token in tokens.items() if token is not None}
         return np.array([*known], np.int64), np.array([*known.values()], np.int64)
 
-    def guidance(self, pooled: Floats) -> Guidance | None:
-        """What the search for captions of photos ``[B, D]`` adds to each word; None without a consensus."""
-        if self.consensus is None:
+    def guidance(self, pooled: Floats, choice: BeamChoice = OF_CAPTIONS) -> Guidance | None:
+        """What the search for texts about photos ``[B, D]`` adds to each word; None: nothing, or there is no consensus."""
+        if self.consensus is None or not choice.guidance:
             return None
         tokens, columns = self.guided_tokens
-        return Guidance(tokens, GUIDANCE_WEIGHT * self.consensus.expected_words(pooled)[:, columns])
+        return Guidance(tokens, choice.guidance * self.consensus.expected_words(pooled)[:, columns])
 
     def with_expected_words(self, answer: Answer, pooled: Floats) -> Answer:
         """The answer about a photo ``[D]``, with the words that the consensus expects in its evidence, if it has any."""
@@ -74,6 +95,10 @@ class Reranking:
     def reranks(self, settings: Mapping[str, Any]) -> bool:
         """Whether the consensus takes part in a search with ``settings``: samples are given as they are."""
         return self.consensus_file is not None and not settings.get("temperature")
+
+    def reranks_answer(self, question: PictureQuestion, settings: Mapping[str, Any]) -> bool:
+        """Whether the consensus takes part in the search for an answer: it knows one picture at a time, and little about numbers."""
+        return self.reranks(settings) and len(question.images) == 1 and not asks_for_number(question.text)
 
     def agreement(self, pooled: Floats, texts: Sequence[str]) -> Floats:
         """The cosine of each photo ``[B, D]`` with each text: ``[B, K]``; 0 without a consensus."""
@@ -88,21 +113,25 @@ class Reranking:
         return self.consensus.presence_logits(self.pooled(images), [without_article(thing) for thing in things])
 
     def reranked(
-        self, written: Sequence[Sequence[Hypothesis]], pooled: Floats, decode: Decode, count: int
+        self,
+        written: Sequence[Sequence[Hypothesis]],
+        pooled: Floats,
+        decode: Decode,
+        count: int,
+        choice: BeamChoice = OF_CAPTIONS,
     ) -> list[list[Hypothesis]]:
         """The best ``count`` beams of each photo ``[B, D]``, the best one first."""
         return [
-            rank(beams, self.agreement(photo[None], [decode(beam.ids) for beam in beams])[0], count)
+            choice.rank(beams, self.agreement(photo[None], [decode(beam.ids) for beam in beams])[0], count)
             for beams, photo in zip(written, pooled, strict=True)
         ]
+
+
+def default_beams(choice: BeamChoice | None) -> dict[str, int]:
+    """The setting of a search that a choice needs, where none is given; none without a choice."""
+    return {} if choice is None else {"beams": choice.beams}
 
 
 def with_all_beams(search: Search) -> Search:
     """The same, but every beam is given back."""
     return replace(search, n_best=search.beams)
-
-
-def rank(hypotheses: Sequence[Hypothesis], agreement: Floats, count: int) -> list[Hypothesis]:
-    """The best ``count`` by the mean log-probability of a token, its guidance included, and the ``agreement [K]`` with the photo."""
-    scores = np.array([hypothesis.score(1.0) for hypothesis in hypotheses]) + CONSENSUS_WEIGHT * agreement
-    return [hypotheses[i] for i in np.argsort(-scores, kind="stable")[:count]]

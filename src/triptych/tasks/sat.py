@@ -13,7 +13,7 @@ from triptych.io.images import ImageSource
 from triptych.tasks.answer import Answer, AnswerRecipe
 from triptych.tasks.asking import with_settings
 from triptych.tasks.photos import DECODED_TOGETHER, PhotoMemory
-from triptych.tasks.reranking import RERANKED_BEAMS, Reranking, with_all_beams
+from triptych.tasks.reranking import OF_CAPTIONS, Reranking, with_all_beams
 from triptych.tasks.words import Pieces, Spelling, pieces_of_tokens, text_end
 from triptych.text.vocabulary import SPECIALS
 
@@ -58,7 +58,7 @@ class SatTasks(Reranking):
         if not isinstance(images, list | tuple):
             return self.caption([images], explain=explain, rerank=rerank, **settings)[0]  # type: ignore[list-item]
         rerank = rerank and self.reranks(settings)
-        search = self.search(**({"beams": RERANKED_BEAMS} if rerank else {}) | settings)
+        search = self.search(**({"beams": OF_CAPTIONS.beams} if rerank else {}) | settings)
         answers: list[Answer] = []
         for first in range(0, len(images), DECODED_TOGETHER):
             features = self.encode(images[first : first + DECODED_TOGETHER])

@@ -37,6 +37,7 @@ COUNT_START = re.compile(
     r"(?:exactly |only |at least |more than )?(?:\d+|one|two|three|four|five|six|seven|eight|nine|ten|many|several) ",
     re.I,
 )
+HOW_MANY = re.compile(r"how many\b|(?:what is|what's|count) the number of\b", re.I)
 WHOLE_PHOTO = rf"(?:(?:this|the) {NOUN}|it|this)"
 WHAT_IT_SHOWS = r"what (?:you (?:can )?see|is (?:shown|visible|happening))(?: in)?"
 DESCRIPTION = r"(?:caption|description|alt(?:ernative)? text|summary)"
@@ -124,6 +125,11 @@ def presence_question(thing: str) -> str:
     """The question whether a thing is there, in the form of the training questions: ``"a dog"`` -> ``"Is there a dog in the photo?"``."""
     plural = not ARTICLE_START.match(thing) and re.search(r"(?:[^s]s|people|sheep)$", thing)
     return f"{'Are' if plural else 'Is'} there {thing} in the photo?"
+
+
+def asks_for_number(question: str) -> bool:
+    """Whether the answer is a number of things: ``"How many dogs are there?"``"""
+    return HOW_MANY.match(question.strip()) is not None
 
 
 def is_counted(thing: str) -> bool:
