@@ -2,6 +2,7 @@
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from triptych.data import Photo
 from triptych.data.reading import PhotoReader
 from triptych.errors import InputError, TriptychError
 from triptych.io.images import load_image, pixel_values
+from triptych.io.pixels import PixelSpec
 from triptych.nn.cnn import ConvNet
 from triptych.nn.configs import ViTConfig
 from triptych.nn.vit import ViT
@@ -63,9 +65,27 @@ def test_a_vision_transformer_is_all_trunk(photos: list[Photo], tmp_path: Path) 
     pixels = pixel_values(load_image(photos[3].read()), vit.pixels)[None]
     torch.testing.assert_close(found[[3], [0]], vit.trunk(pixels), atol=4e-3, rtol=4e-3)
     assert found[[3], [0]].shape == (1, 5, 8)
-    key = features_key(photos, vit, torch.float32)
-    torch.nn.init.zeros_(vit.blocks[0].down.bias)
-    assert features_key(photos, vit, torch.float32) != key
+
+
+def test_another_vision_transformer_is_another_key(photos: list[Photo]) -> None:
+    """Other weights, and the same weights with another activation or other pixels."""
+    config = ViTConfig(8, 1, 2, 12, 4, 8, class_token=True)
+    vit = ViT(config)
+    same, cropped = ViT(config), ViT(config, PixelSpec(8, (0.5,) * 3, (0.5,) * 3, shortest_side=9))
+    quick = ViT(replace(config, activation="quick_gelu"))
+    keys = [features_key(photos, vit, torch.float32)]
+    for other in (same, cropped, quick):
+        other.load_state_dict(vit.state_dict())
+        keys.append(features_key(photos, other, torch.float32))
+    torch.nn.init.ones_(same.blocks[0].down.bias)
+    keys.append(features_key(photos, same, torch.float32))
+    assert keys[0] == keys[1] and len(set(keys[1:])) == 4
+
+
+def test_features_beyond_16_bits_are_refused(photos: list[Photo], encoder: TinyNet, tmp_path: Path) -> None:
+    torch.nn.init.constant_(encoder.layers[0].bias, 1e5)
+    with pytest.raises(TriptychError, match="tiny has features that 16 bits cannot hold"):
+        cached_features(photos, encoder, tmp_path / "cache")
 
 
 def test_an_interrupted_run_goes_on(

@@ -158,8 +158,14 @@ def test_pictures_and_their_places_must_be_as_many(both: Both) -> None:
         both.onnx.prefill(FlamingoInputs([[IMAGE, IMAGE]], [both.arrays[:1]]))
 
 
-@pytest.mark.parametrize("others", [{"look": "all"}, {"max_pictures": 3}, {"max_frames": 2}])
-def test_other_kinds_are_left_to_torch(others: dict[str, object]) -> None:
+VARIANTS: dict[str, object] = {
+    **{"look": "all", "max_pictures": 3, "max_frames": 2, "style": "idefics", "gate": "vector"},
+    **{"qk_norm": True, "resampler_qk_norm": True, "resampler_heads": 1, "resampler_head_dim": 16},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_other_kinds_are_left_to_torch(name: str) -> None:
     check_flamingo(FlamingoConfig(5, IMAGE, **SIZES))
-    with pytest.raises(NotCoveredError):
-        check_flamingo(FlamingoConfig(5, IMAGE, **(SIZES | others)))
+    with pytest.raises(NotCoveredError, match=name):
+        check_flamingo(FlamingoConfig(5, IMAGE, **(SIZES | {name: VARIANTS[name]})))

@@ -20,7 +20,7 @@ from triptych.engines.onnx.matrix import (
     scaled,
     stack_rows,
 )
-from triptych.engines.onnx.session import open_session, physical_cores
+from triptych.engines.onnx.session import container_processors, open_session, physical_cores, threads_per_core
 from triptych.engines.onnx.weights import read_q4, read_q8
 
 RNG = np.random.default_rng(0)
@@ -151,6 +151,34 @@ def test_threads_are_bounded_by_the_environment(monkeypatch: pytest.MonkeyPatch)
     assert physical_cores() == 1
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert physical_cores() >= 1
+    monkeypatch.setattr("triptych.engines.onnx.session.container_processors", lambda: 0.5)
+    assert physical_cores() == 1
+
+
+@pytest.mark.parametrize(
+    ("siblings", "threads"), [("0", 1), ("0-1", 2), ("0,4", 2), ("0-1,8-9", 4), ("", 1), (None, 1)]
+)
+def test_the_threads_of_a_core(tmp_path: Path, siblings: str | None, threads: int) -> None:
+    if siblings is not None:
+        (tmp_path / "siblings").write_text(f"{siblings}\n")
+    assert threads_per_core(tmp_path / "siblings") == threads
+
+
+@pytest.mark.parametrize(
+    ("files", "processors"),
+    [
+        ({"cpu.max": "200000 100000"}, 2.0),
+        ({"cpu.max": "max 100000"}, None),
+        ({"cpu/cpu.cfs_quota_us": "150000", "cpu/cpu.cfs_period_us": "100000"}, 1.5),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+        ({}, None),
+    ],
+)
+def test_the_processors_of_a_container(tmp_path: Path, files: dict[str, str], processors: float | None) -> None:
+    (tmp_path / "cpu").mkdir()
+    for name, content in files.items():
+        (tmp_path / name).write_text(f"{content}\n")
+    assert container_processors(tmp_path) == processors
 
 
 ROWS = quantize_rows(VALUES)

@@ -1,6 +1,7 @@
 """Checkpoints opened with ONNX Runtime: graphs on disk, what is refused, what falls back on torch, and that torch stays away."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +107,19 @@ def test_a_build_that_fails_leaves_nothing(saved: Path, own_home: Path) -> None:
 
     with pytest.raises(TriptychError, match="disk is full"):
         graphs_folder(config, "fp32", full)
+
+
+def test_two_processes_may_build_at_once(saved: Path, own_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one renames its folder just before this one."""
+    rename = Path.rename
+
+    def late(path: Path, target: Path) -> Path:
+        shutil.copytree(path, target)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    folder = graphs_folder(load_config(saved), "fp32", lambda new: cache.write_manifest(new, {}))
+    assert [path.name for path in own_home.iterdir()] == [folder.name]
 
 
 def test_old_folders_are_forgotten(saved: Path, own_home: Path) -> None:

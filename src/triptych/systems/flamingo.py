@@ -327,7 +327,7 @@ class Flamingo(nn.Module):
             state: the text so far; it is continued in place.
             maps: the attention of tokens to pictures is appended, ``[B, T, N * R]`` for each gated block, the mean over heads.
             text_maps: the attention of tokens to one another is appended, ``[B, T, T]`` for each block; not together with ``state``.
-            blind_from: from this position on, the text attends to no picture, nor does text that continues ``state`` before a new picture.
+            blind_from: from this position on, the text attends to no picture, nor does text without pictures that continues ``state``.
 
         Returns:
             the hidden states ``[B, T, E]``, for ``lm.logits``.

@@ -28,6 +28,7 @@ from triptych.errors import InputError, TriptychError
 from triptych.io.files import write_file
 from triptych.io.images import pixel_values
 from triptych.nn.encoder import VisionEncoder
+from triptych.nn.vit import ViT
 
 FLUSH_EVERY = 64  # photos between two records of progress; an interruption loses at most these
 NO_FALLOCATE = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
@@ -79,8 +80,11 @@ class JoinedFeatures:
 
 
 def features_key(photos: Sequence[Photo], encoder: VisionEncoder, dtype: torch.dtype) -> str:
-    """A name in the cache that depends on the photos' bytes, the trunk's weights, the image size and the precision."""
-    digest = hashlib.sha256(f"{encoder.name} {encoder.image_size} {encoder.cut} {dtype}".encode())
+    """A name in the cache that depends on the photos' bytes and how they are resized, the trunk, and the precision."""
+    described = f"{encoder.name} {encoder.image_size} {encoder.cut} {dtype}"
+    if isinstance(encoder, ViT):  # the pixels and layers of a CNN follow from its name and size
+        described += f" {encoder.config} {encoder.pixels}"
+    digest = hashlib.sha256(described.encode())
     digest.update(sha256_of(encoder.frozen_layers.state_dict()).encode())
     for photo in photos:
         try:
@@ -118,7 +122,10 @@ def cached_features(
     def features_of(image: Image.Image) -> Tensor:
         pixels = pixel_values(image, encoder.pixels)
         both = torch.stack([pixels, pixels.flip(-1)]).to(device, dtype, memory_format=torch.channels_last)
-        return trunk(both).to("cpu", torch.float16)
+        features = trunk(both).to("cpu", torch.float16)
+        if not features.isfinite().all():
+            raise TriptychError(f"{encoder.name} has features that 16 bits cannot hold: choose another --encoder")
+        return features
 
     shape = (len(photos), *features_of(Image.new("RGB", (8, 8))).shape)
     with naming_the_folder(folder, shape):

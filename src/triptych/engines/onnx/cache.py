@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,9 @@ def graphs_folder(config: CheckpointConfig[Any], precision: Precision, build: Ca
         try:
             build(fresh)
             fresh.chmod(0o755)
-            if not folder.exists():  # another process may have been quicker
+            with suppress(OSError):  # another process was quicker
                 fresh.rename(folder)
+            (folder / MANIFEST).stat()
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
         forget_old(root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import onnxruntime as ort
@@ -11,22 +12,33 @@ from triptych.errors import TriptychError
 
 
 def physical_cores() -> int:
-    """The number of cores that this process may use, without hyper-threads; at most ``OMP_NUM_THREADS``."""
+    """The number of cores that this process may use, without hyper-threads; at most ``OMP_NUM_THREADS`` and what its container may use."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    siblings = threads_per_core()
-    cores = max(1, allowed // siblings)
+    limits = [max(1, allowed // threads_per_core())]
     limit = os.environ.get("OMP_NUM_THREADS", "")
-    return min(cores, int(limit)) if limit.isdigit() and int(limit) else cores
+    if limit.isdigit() and int(limit):
+        limits.append(int(limit))
+    if (share := container_processors()) is not None:
+        limits.append(max(1, round(share)))
+    return min(limits)
 
 
-def threads_per_core() -> int:
-    """The number of hardware threads of a core on Linux; 1 elsewhere."""
+def threads_per_core(siblings: Path = Path("/sys/devices/system/cpu/cpu0/topology/thread_siblings_list")) -> int:
+    """The number of hardware threads of a core on Linux; 1 elsewhere. The file lists them, as ``0-1`` or ``0,4``."""
     try:
-        siblings = Path("/sys/devices/system/cpu/cpu0/topology/thread_siblings_list").read_text(encoding="ascii")
-    except OSError:
+        ranges = [part.split("-") for part in siblings.read_text(encoding="ascii").strip().split(",")]
+        return sum(int(ends[-1]) - int(ends[0]) + 1 for ends in ranges)
+    except (OSError, ValueError):
         return 1
-    first, dash, last = siblings.strip().partition("-")
-    return int(last) - int(first) + 1 if dash else siblings.count(",") + 1
+
+
+def container_processors(group: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """The processor time per time that the container may take (``docker run --cpus``); None = it has no limit."""
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):  # cgroups of version 2 and 1
+        with suppress(OSError, ValueError):  # "max" and -1: no limit
+            quota, period = (int(number) for file in files for number in (group / file).read_text().split())
+            return quota / period if quota > 0 < period else None
+    return None
 
 
 class RuntimeFailedError(TriptychError):
