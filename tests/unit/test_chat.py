@@ -1,5 +1,6 @@
 """A dialogue over pictures: what is remembered, taken back, kept in a file."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tiny_flamingo import flamingo_tasks
 from triptych.errors import InputError
 from triptych.tasks.chat import Chat
 from triptych.tasks.flamingo import FlamingoTasks
+from triptych.text.prompt import DEFAULT_PROMPTS
 
 
 @pytest.fixture
@@ -52,19 +54,41 @@ def test_a_question_about_several_pictures_is_answered_as_ask_does(
     chat, alone = model.chat(), flamingo_tasks(max_positions=2000)
     chat.add(photos[0])
     chat.add(photos[1])
-    assert (
-        ask(chat, "What are they?").strip() == alone.ask(photos[:2], "What are they?", max_new_tokens=4, beams=1).text
-    )
+    assert ask(chat, "What are they?").strip() == alone.ask(photos[:2], "What are they?", max_new_tokens=4).text
     chat.add(photos[2])
     latest = ask(chat, "What is it?")
-    assert latest.strip() != alone.ask(photos[:3], "What is it?", max_new_tokens=4, beams=1).text
+    assert latest.strip() != alone.ask(photos[:3], "What is it?", max_new_tokens=4).text
     differ = "How do the photos differ?"  # speaks of all that were shown
-    assert ask(chat, differ).strip() == alone.ask(photos[:3], differ, max_new_tokens=4, beams=1).text
+    assert ask(chat, differ).strip() == alone.ask(photos[:3], differ, max_new_tokens=4).text
     found = chat.answer("Is there a dog?", explain=True)
     expected = alone.ask(photos[2], "Is there a dog?")
     assert (found.text, found.method) == (expected.text, "caption likelihood")
     assert found.evidence is not None and found.evidence.maps.shape[1] == 1
     assert chat.turns[-1].answer == f" {expected.text}" and len(chat.turns) == 4
+
+
+def test_a_question_that_needs_no_earlier_turn_is_answered_as_ask_does(
+    model: FlamingoTasks, photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    answer = model.ask
+
+    def recorded(images: Any, question: str | list[str], *choices: Any, **settings: Any) -> Any:
+        asked.extend([question] if isinstance(question, str) else [])
+        return answer(images, question, *choices, **settings)
+
+    monkeypatch.setattr(model, "ask", recorded)
+
+    def questions(chat: Chat) -> list[str]:
+        asked.clear()
+        chat.add(photos[0])
+        for question in ("Describe the photo.", "And the dog?", "Is the dog running?", "Is there a dog?"):
+            ask(chat, question)
+        return asked[:]
+
+    assert questions(model.chat()) == ["Describe the photo.", "Is the dog running?", "Is there a dog?"]
+    published = Chat(model, prompts=replace(DEFAULT_PROMPTS, published=True))
+    assert questions(published) == ["Is there a dog?"]
 
 
 def test_earlier_turns_are_not_read_again(
@@ -73,6 +97,7 @@ def test_earlier_turns_are_not_read_again(
     chat = model.chat()
     chat.add(photos[0])
     ask(chat, "what is it?")
+    ask(chat, "or what?")
     read: list[tuple[int, int]] = []
     forward, media = model.engine.model.forward, model.engine.model.media
 

@@ -23,7 +23,7 @@ from triptych.io.images import ImageSource, load_image
 from triptych.tasks.answer import Answer
 from triptych.tasks.words import Pieces, recorded_pieces
 from triptych.text.prompt import DEFAULT_PROMPTS, END, IMAGE, Prompts, question_prompt
-from triptych.text.questions import is_about_all, thing_asked_for
+from triptych.text.questions import claim_asked_about, is_about_all, thing_asked_for
 
 CHAT_VERSION = 1
 ANSWER_TOKENS = 48  # of an answer at most
@@ -91,8 +91,7 @@ class Chat:
     def stream(self, question: str, **settings: Any) -> Pieces:
         """The answer piece by piece; when it is complete, the turn is added to the dialogue.
 
-        A question about several pictures, or about whether something is there, is answered by the model's ``ask``, in one piece. When the
-        dialogue exceeds ``max_tokens`` or ``max_pictures``, the oldest turns are forgotten: ``first`` moves on.
+        A question that needs no earlier turn is answered by the model's ``ask``, in one piece (``asked_about``). When the dialogue exceeds ``max_tokens`` or ``max_pictures``, the oldest turns are forgotten: ``first`` moves on.
 
         Raises:
             InputError: the question is empty or too long, there is no picture yet, or a setting is out of bounds.
@@ -101,7 +100,7 @@ class Chat:
         search = self.model.search(**({"beams": 1, "max_new_tokens": ANSWER_TOKENS} | settings))
         first, text, pictures = self.remembered(turn, search.max_new_tokens)
         if about := self.asked_about(turn):
-            reply = self.model.ask(about, question, **({"beams": 1} | settings))
+            reply = self.model.ask(about, question, **settings)
             yield (answer := f"{self.prompts.gap}{reply.text}")
             self.end(first, turn, answer)
             return reply.end
@@ -123,8 +122,11 @@ class Chat:
         return reply
 
     def asked_about(self, turn: Turn) -> list[ImageSource] | None:
-        """The pictures of a question that the model's ``ask`` answers: one about several pictures, which the language model would answer
-        from the last picture alone, or about whether something is there. None for any other question."""
+        """The pictures of a question that the model's ``ask`` answers; None: the dialogue goes on.
+
+        Of a question about several pictures, which the language model would answer from the last picture alone; about whether something
+        is there or is so; and, as ``ask`` knows more than the language model, of the first one. Published models are asked the first two.
+        """
         if IMAGE in turn.question:
             return None
         remembered = [picture for old in [*self.turns[self.first :], turn] for picture in old.pictures]
@@ -133,7 +135,8 @@ class Chat:
             return [*remembered]
         if len(turn.pictures) > 1 or thing_asked_for(turn.question) is not None:
             return [*latest]
-        return None
+        known = not self.turns or claim_asked_about(turn.question) is not None
+        return [*latest] if known and not self.prompts.published else None
 
     def begin(self, question: str) -> Turn:
         """A turn of the waiting pictures, not yet part of the dialogue. Raises InputError: there is no picture yet."""
