@@ -130,7 +130,7 @@ def test_what_transformers_cannot_compute_is_refused(generation: Pair, tmp_path:
     assert not (tmp_path / "hf").exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("x")
-    with pytest.raises(InputError, match="is not empty"):
+    with pytest.raises(InputError, match="is not an empty folder"):
         export_hf(generation.target, tmp_path / "full")
 
 

@@ -186,7 +186,7 @@ def test_streaming_writes_the_greedy_text(model: Blip2Tasks, photos: list[Image.
         ("  ", None, "question is empty"),
         ("<image>", None, "question is empty"),
         ("a <image> b <image> c", None, "1 picture but 2 <image>"),
-        ("what?", ["yes"], "1 choices: give at least two"),
+        ("what?", ["yes"], "give at least two choices"),
         ("what?", ["yes", " yes "], "'yes' is given twice"),
         ("what?", ["yes", " "], "a choice is empty"),
         ("a" * 100, None, "word pieces, 64 at most"),

@@ -124,11 +124,25 @@ def test_info_counts_parameters(run, tiny: Path) -> None:
     [
         (["caption", "PHOTO", "--model", "nonesuch"], "nonesuch"),
         (["caption", "PHOTO", "--model", "TINY", "--beams", "0"], "beams"),
-        (["caption", "PHOTO", "--model", "TINY", "--beams", "many"], "beams"),
+        (["caption", "PHOTO", "--model", "TINY", "--beams", "many"], "'many'"),
         (["caption", "PHOTO", "--model", "TINY", "--max-new-tokens", "0"], "max_new_tokens"),
         (["caption", "PHOTO", "--no-such-option"], "--no-such-option"),
         (["caption", "EMPTY", "--model", "TINY"], "empty"),
         (["caption"], "IMAGE"),
+        (["caption"], "(see triptych caption --help)"),
+        (["caption", "PHOTO", "--existing", "append"], "add one of them"),
+        (["caption", "PHOTO", "--no-keep-original"], "--write-metadata"),
+        (["caption", "PHOTO", "--alt-text", "page.txt"], "--alt-text page.txt"),
+        (["caption", "EMPTY", "--model", "nonesuch", "--out", "out.csv"], "empty: no photos"),
+        (["caption", "PHOTO", "--model", "TINY", "--explain", "PHOTO"], "a file has that name"),
+        (["ask", "PHOTO", "--question", "where?", "--explain", "maps.png"], "--explain maps.png"),
+        (["compare", "PHOTO", "PHOTO", "--question", "which?", "--explain", "maps.png"], "--explain maps.png"),
+        (["match", "--image", "PHOTO", "--text", "a dog", "--explain", "maps.png"], "--explain maps.png"),
+        (["match", "--image", "PHOTO", "--text", "a dog", "--explain", "nowhere/maps.html"], "no folder nowhere"),
+        (["find", "a dog", "--library", "library", "--sheet", "sheet.txt"], "--sheet sheet.txt"),
+        (["export", "sat", "graphs", "--format", "hf"], "--format hf is for blip2 models"),
+        (["export", "blip2", "PHOTO", "--format", "onnx"], "is not an empty folder"),
+        (["export", "blip2", "graphs", "--precision", "int8"], "--format onnx"),
         (["no-such-command"], "no-such-command"),
         (["explain", "PHOTO", "--out", "maps.gif"], "maps.gif"),
         (["explain", "missing.jpg", "--out", "maps.png"], "missing.jpg"),
@@ -211,6 +225,21 @@ def test_help_and_version(run) -> None:
     first = [line.split()[0] for line in run().out.partition("Commands:\n")[2].splitlines()]
     assert first[0] == "caption" and sorted(first) == sorted(COMMAND_ORDER)
     assert "retrieval" in run("eval").out
+
+
+def test_a_prefix_is_printed_too(run, tiny: Path, photo: Path) -> None:
+    plain = run("caption", photo, "--model", tiny).out
+    assert run("caption", photo, "--model", tiny, "--prefix", "photo: ").out == f"{photo}: photo: {plain}"
+
+
+def test_closed_streams_are_empty_input_and_dropped_output(run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    result = run("--version")
+    assert (result.code, result.out, result.err) == (0, "", "")
+    assert sys.stdin.read() == ""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        stream.close()
 
 
 def test_a_closed_pipe_and_a_fresh_process(tiny: Path, photo: Path) -> None:

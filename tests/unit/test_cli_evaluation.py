@@ -27,6 +27,8 @@ def test_a_damaged_photo_is_named_left_out_and_counted(run, tiny: Path, data: Pa
     record = json.loads(found.out)
     assert found.code == 0 and record["photos"] == 2 and 0 <= record["BLEU-1"] <= 1
     assert "4.png" in found.err and "1 photo was left out" in found.err
+    lines = run("eval", "caption", "--data", data, "--model", tiny).out.splitlines()
+    assert "  photos     2" in lines and "  beams                  2" in lines
     strict = run("eval", "caption", "--data", data, "--model", tiny, "--json", "--strict")
     assert strict.code == 2 and "4.png" in strict.err and not strict.out
 
@@ -51,7 +53,7 @@ def test_captions_are_kept_as_lines(run, tiny: Path, data: Path, tmp_path: Path)
         (("choice",), "cannot choose"),
         (("retrieval",), "cannot match"),
         (("fewshot",), "takes no examples"),
-        (("attention",), "no photo of the split"),
+        (("attention",), "no photo has the"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(

@@ -55,8 +55,10 @@ def test_complete_prints_one_result(run: Run, photos: list[Path], tmp_path: Path
         (("--shot", "nothing"), "write IMAGE=TEXT"),
         (("--shot", "0.png="), "has no text"),
         (("--shot", "none.png=a dog"), "none.png"),
-        (("--similar", "2"), "2 similar examples of 0"),
-        (("--choices", "one"), "1 choices"),
+        (("--similar", "2", "--prompt", "This is"), "give some"),
+        (("--shot", "0.png=a dog", "--similar", "2"), "2 similar examples of 1"),
+        (("--choices", "one"), "at least two choices"),
+        ((), "nothing says what to do"),
     ],
 )
 def test_complete_refuses(

@@ -6,6 +6,7 @@ import sys
 import tracemalloc
 import zipfile
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from triptych.checkpoints.locate import BUNDLED, load_config
 from triptych.convert.checkpoint import convert_checkpoint
 from triptych.convert.tutorial import read_tutorial, read_word_map
 from triptych.errors import InputError
@@ -163,6 +165,12 @@ def test_one_of_ours_is_written_again_in_half_the_bytes(tutorial, tmp_path):
         assert torch.equal(half.model.state_dict()[name], tensor.half().float())
     with pytest.raises(InputError, match="own vocabulary"):
         convert_checkpoint(tmp_path / "full", tmp_path / "again", tutorial.folder / "WORDMAP.json")
+
+
+def test_a_shipped_model_is_converted_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    convert_checkpoint(Path("sat"), tmp_path / "copy")
+    assert load_config(tmp_path / "copy").card == load_config(BUNDLED / "sat").card
 
 
 def test_the_word_map_is_reordered(tutorial):

@@ -61,7 +61,7 @@ def test_open_flamingo(tmp_path: Path, kind: str) -> None:
 def test_what_cannot_be_held(tmp_path: Path) -> None:
     for name, form, message in (
         ("blip2", "lavis", "the CNN efficientnet-lite2, for which LAVIS has no place"),
-        ("sat", "lavis", "holds a sat model, not blip2"),
+        ("sat", "lavis", "holds a sat model, and --format lavis is for blip2 models"),
         ("flamingo", "openflamingo", "and OpenFlamingo with a CLIP alone"),
         ("blip2", "gguf", "unknown format 'gguf': expected hf, lavis, openflamingo or onnx"),
     ):

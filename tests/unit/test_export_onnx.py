@@ -79,5 +79,5 @@ def test_what_has_no_graphs(saved: Path, tmp_path: Path) -> None:
         export_onnx(BUNDLED / "sat", tmp_path / "out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("x")
-    with pytest.raises(InputError, match="is not empty"):
+    with pytest.raises(InputError, match="is not an empty folder"):
         export_onnx(saved, tmp_path / "mine")

@@ -76,3 +76,5 @@ def test_what_the_machine_refuses(tmp_path: Path, number: int, says: str) -> Non
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="create it first"):
         write_file(tmp_path / "absent" / "a.txt", b"")
+    with pytest.raises(InputError, match="it is a folder; name a file"):
+        write_file(tmp_path, b"")

@@ -36,17 +36,38 @@ __all__ = [
 UsageError: type[Any] = typer.BadParameter.__mro__[1]  # click's, which newer versions of typer vendor
 
 
+def open_closed_streams() -> None:
+    """Open standard streams that the caller closed (``triptych chat <&-``) on the null device: empty input, dropped output."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+
+
+def usage_message(error: Any) -> str:
+    """The line for a wrong command: what is wrong, and the command that prints the help."""
+    validation = getattr(error.__cause__, "errors", None)  # pydantic's, behind newer versions of typer
+    if validation is None:
+        message = str(error.format_message()).rstrip(".")
+    else:
+        first = validation()[0]
+        rule = first["msg"].partition(",")[0].replace("Input should be", "it must be")
+        name = error.param.get_error_hint().replace("'", "")
+        message = f"{name} is {first['input']!r}: {rule}"
+    return message if error.ctx is None else f"{message} (see {error.ctx.command_path} --help)"
+
+
 def main() -> None:
     """The entry point: runs a command and turns every failure into one line and an exit code."""
+    open_closed_streams()
     for stream in (sys.stdout, sys.stderr):  # the terminal's encoding may lack characters of a file's name
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="triptych")
     except typer.Exit as stop:
         code = stop.exit_code
     except UsageError as error:
-        complain(Exception(error.format_message()))
+        complain(Exception(usage_message(error)))
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         code = 130

@@ -15,6 +15,7 @@ from triptych.cli.common import (
     DeviceOption,
     Json,
     PrecisionOption,
+    check_html,
     complain,
     emit,
     escape_controls,
@@ -46,7 +47,7 @@ Figure = Annotated[
 @app.command()
 @with_folder_options("prefix", "suffix")
 def ask(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="The photos of the question, in order.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="The photos of the question, in order.")],
     question: QuestionOption,
     choices: Annotated[list[str] | None, typer.Option(help="A possible answer; repeat for each.")] = None,
     model: AnswererOption = "blip2",
@@ -64,6 +65,7 @@ def ask(
     """
     from triptych.tasks import load_answerer
 
+    check_html("--explain", explain)
     options, settings = replace(options, as_json=as_json, device=device), without_none(beams=beams)
     if not options.given and not any(Path(image).is_dir() for image in images):
         answerer = load_answerer(model, precision, device)
@@ -113,6 +115,7 @@ def compare(
     """Say which of two photos is the answer to a question. Such as: which photo shows a dog?"""
     from triptych.tasks import load_answerer
 
+    check_html("--explain", explain)
     answerer = load_answerer(model, precision, device)
     answer_question(answerer, [left, right], question, choices or ["left", "right"], explain, as_json)
 
@@ -161,6 +164,7 @@ def match(
     from triptych.io.images import load_image
     from triptych.tasks import load_matcher
 
+    check_html("--explain", explain)
     matcher = load_matcher(model, precision, device)
     photos = [load_image(image) for image in images]
     matches = matcher.match(photos, texts, explain=explain is not None)

@@ -32,6 +32,7 @@ from triptych.cli.common import (
 )
 from triptych.cli.folders import FolderOptions, as_descriptions, describe_folder, with_folder_options
 from triptych.errors import InputError, TriptychError
+from triptych.io.files import check_writable
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,7 +49,7 @@ def caption(
     model: ModelOption = "sat",
     beams: Beams = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="Longest caption, in words.", show_default="the model's")
+        int | None, typer.Option(help="Longest caption, in words (sat) or tokens.", show_default="the model's")
     ] = None,
     prompt: Annotated[
         str | None,
@@ -181,6 +182,7 @@ def explain(
 
     if out.suffix.lower() not in (".png", ".html"):
         raise InputError(f"--out {out}: name a .png or an .html file")
+    check_writable(out)
     model = model or ("sat" if question is None else "blip2")
     photo = load_image(image)
     settings = without_none(beams=beams)

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from triptych.errors import InputError, TriptychError
+from triptych.io.files import check_writable
 
 if TYPE_CHECKING:
     from triptych.evidence import Evidence
     from triptych.figures.page import PageEntry, Reading
     from triptych.tasks import Answer
 
-Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Photos: paths, folders or URLs.")]
+Images = Annotated[list[str], typer.Argument(metavar="IMAGE", help="Photos: paths, folders or URLs.")]
 ModelOption = Annotated[
     str,
     typer.Option(
@@ -90,11 +91,6 @@ def complain(error: BaseException) -> None:
     print(f"triptych: {' '.join(str(error).split())}", file=sys.stderr)
 
 
-def show(record: dict[str, Any], as_json: bool) -> None:
-    """Print a record: as JSON, or a line for each of its values."""
-    emit(record, as_json, "\n".join(f"{k}: {'not computed' if v is None else v}" for k, v in record.items()))
-
-
 def pictures(sources: Iterable[str]) -> list[str]:
     """The sources, with each folder replaced by its photos."""
     from triptych.io.folders import find_images
@@ -123,8 +119,20 @@ def write_page(path: Path, entries: list[PageEntry], title: str) -> None:
     write_file(path, html_page(entries, title).encode())
 
 
+def check_html(option: str, path: Path | None) -> None:
+    """Call it before long work. Raises InputError: the page that ``option`` names is not called so, or cannot be written."""
+    if path is None:
+        return
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"{option} {path}: name a file that ends with .html")
+    check_writable(path)
+
+
 def make_folder(folder: Path) -> None:
+    """Make a folder for results. Raises InputError: it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"cannot make the folder {folder}: a file has that name; name another folder") from None
     except OSError as error:
         raise InputError(f"cannot make the folder {folder}: {error.strerror}") from None

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from triptych.cli.application import Application, app
-from triptych.cli.common import Beams, Data, Json, Limit, ModelOption, Split, complain, show, without_none
+from triptych.cli.common import Beams, Data, Json, Limit, ModelOption, Split, complain, emit, without_none
+from triptych.cli.tables import record_text
 from triptych.errors import InputError
 from triptych.extras import importing
+from triptych.io.files import check_writable
 
 if TYPE_CHECKING:
     from triptych.data import Photo
@@ -65,7 +67,8 @@ def eval_caption(
     from triptych.tasks import Blip2Tasks, load
     from triptych.tasks.reranking import OF_CAPTIONS, Reranking
 
-    check_output(output)
+    if output is not None:
+        check_writable(output)
     photos = read_photos(data, split, limit, strict, lambda photo: bool(photo.captions))
     train = training_photos(data, split, strict) if floor else []
     sentence_vectors = import_sentence_vectors() if floor else None
@@ -137,7 +140,8 @@ def eval_hallucination(
     from triptych.evaluate.hallucination import hallucination_metrics
     from triptych.tasks import load
 
-    check_output(output)
+    if output is not None:
+        check_writable(output)
     photos = read_photos(data, split, limit, strict, lambda photo: bool(photo.captions or photo.extra.get("objects")))
     captioner = load(model)
     texts = captions_by_id(captioner, photos, {})
@@ -210,12 +214,13 @@ def eval_vqa(
     strict: StrictEvaluation = False,
     as_json: Json = False,
 ) -> None:
-    """Questions about one photo: accuracy, beside blind baselines."""
+    """Questions about one photo. Accuracy, beside blind baselines."""
     from triptych.data import open_dataset
     from triptych.evaluate.vqa import answer_questions, question_examples, vqa_metrics
     from triptych.tasks import load_answerer
 
-    check_output(output)
+    if output is not None:
+        check_writable(output)
     photos = read_photos(data, split, limit, strict, lambda photo: bool(photo.captions or photo.extra.get("vqa")))
     train = [photo for photo in open_dataset(data) if photo.split == "train"]
     answerer = load_answerer(model)
@@ -317,9 +322,8 @@ def read_photos(
 
     photos = [photo for photo in open_dataset(data, split) if wanted(photo)][:limit]
     if not photos:
-        raise InputError(
-            f"{data}: no photo of the split {split!r} has the captions, questions or boxes that are needed"
-        )
+        where = "no photo" if split is None else f"no photo of the split {split!r}"
+        raise InputError(f"{data}: {where} has the captions, questions or boxes that are needed")
     reader = PhotoReader(strict, lambda line: complain(Exception(line)))
     readable = reader.readable(photos)
     if summary := reader.summary():
@@ -342,18 +346,17 @@ def show_evaluation(
     show(record | ({"recipe": model.info()["card"]} if as_json else {}), as_json)
 
 
+def show(record: dict[str, Any], as_json: bool) -> None:
+    """Print a record as JSON, or as text in which figures without a value are marked."""
+    emit(record, as_json, record_text({name: "not computed" if x is None else x for name, x in record.items()}))
+
+
 def import_sentence_vectors() -> Callable[..., Any]:
     """The sentence vectors of --floor. Call it before long work. Raises MissingExtraError: torch is not installed."""
     with importing("torch", "--floor"):
         from triptych.models.sentences import sentence_vectors
 
     return sentence_vectors
-
-
-def check_output(output: Path | None) -> None:
-    """Call it before long work. Raises InputError: the folder of ``output`` is missing."""
-    if output is not None and not output.parent.is_dir():
-        raise InputError(f"cannot write {output}: there is no folder {output.parent}; create it first")
 
 
 def write_lines(output: Path | None, records: Iterable[dict[str, Any]]) -> None:

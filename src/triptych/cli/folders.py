@@ -15,8 +15,9 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from triptych.cli.common import complain, emit, escape_controls, set_parameters
+from triptych.cli.common import check_html, complain, emit, escape_controls, set_parameters
 from triptych.errors import InputError
+from triptych.io.files import check_writable
 from triptych.io.locks import only_process
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ ShardOption = Annotated[
     ),
 ]
 Watch = Annotated[
-    bool, typer.Option("--watch", help="Continue with photos that arrive in the folder later; ctrl-C ends.")
+    bool, typer.Option("--watch", help="Continue with photos that arrive in the folder later; Ctrl-C ends.")
 ]
 RunnerOption = Annotated[
     str,
@@ -106,13 +107,26 @@ class FolderOptions:
             raise InputError(f"--runner is {self.runner!r}: choose local or ray")
         if self.runner == "ray" and self.watch:
             raise InputError("--watch follows a folder from this machine alone: leave out --runner ray")
+        if self.existing != "skip" and not self.writes_files:
+            raise InputError("--existing is for --out, --sidecar and --write-metadata: add one of them")
+        if not self.keep_original and not self.write_metadata:
+            raise InputError("--no-keep-original is for --write-metadata: add that, or leave this out")
+        check_html("--alt-text", self.alt_text)
+        if self.journal is not None and self.out is not None:
+            check_writable(self.out)
 
     @property
     def given(self) -> bool:
         """Whether any of the options is used, other than to print texts on the terminal."""
-        to_files = bool(self.outputs or self.sidecar or self.write_metadata)
         on_cluster = self.runner == "ray"
-        return to_files or self.recursive or self.strict or self.watch or self.shard is not None or on_cluster
+        changes_texts = bool(self.prefix or self.suffix)
+        chooses_photos = self.recursive or self.strict or self.watch or self.shard is not None
+        return self.writes_files or chooses_photos or changes_texts or on_cluster
+
+    @property
+    def writes_files(self) -> bool:
+        """Whether results are written to files, or into the photos."""
+        return bool(self.outputs or self.sidecar or self.write_metadata)
 
     @property
     def outputs(self) -> list[Path]:
@@ -182,12 +196,12 @@ def run_on_folder(
         walk_photos,
     )
 
-    runner = open_runner(open_describe, options)
     shard = parse_shard(options.shard or "1/1")
     arrivals = Arrivals(sources, options.recursive) if options.watch else None
     sidecars = open_sidecars(settings, options)
-    journal = open_journal(sources, settings, options)
     total = count_photos(sources, options.recursive, shard) if arrivals is None else None
+    runner = open_runner(open_describe, options)
+    journal = open_journal(sources, settings, options)
     prints = options.as_json or options.watch or journal is None
     stdout = sys.stdout
     summary, watched = Summary(), WatchedPhotos()
@@ -212,7 +226,7 @@ def run_on_folder(
             run(filter(shard.has, walk_photos(sources, options.recursive)), progress=advance)
         if arrivals is not None:
             write_outputs(journal, options)
-            print(f"watching {', '.join(sources)}; ctrl-C ends", file=sys.stderr)
+            print(f"watching {', '.join(sources)}; Ctrl-C ends", file=sys.stderr)
             skipped = summary.skipped
             for names in arrivals:
                 run(watched.due(filter(shard.has, names)))
@@ -262,8 +276,6 @@ def open_sidecars(settings: Mapping[str, Any], options: FolderOptions) -> Sideca
     metadata = None
     if options.write_metadata:
         metadata = PhotoMetadata(settings["model"], options.keywords, options.keep_original)
-    elif not options.keep_original:
-        raise InputError("--no-keep-original is for --write-metadata")
     return Sidecars(tuple(options.sidecar or ()), options.existing, options.prefix, options.suffix, metadata)
 
 
@@ -271,8 +283,6 @@ def open_journal(sources: Sequence[str], settings: Mapping[str, Any], options: F
     """The journal; None = there is no output. Unless existing results are skipped, the run replaces them."""
     from triptych.folders import Journal
 
-    if options.alt_text is not None and options.alt_text.suffix.lower() not in (".html", ".htm"):
-        raise InputError(f"--alt-text {options.alt_text}: name a file that ends with .html")
     if options.journal is None:
         return None
     if options.existing == "skip":

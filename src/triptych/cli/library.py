@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from triptych.cli.application import app
-from triptych.cli.common import DeviceOption, Json, PrecisionOption, complain, emit, escape_controls
+from triptych.cli.common import DeviceOption, Json, PrecisionOption, check_html, complain, emit, escape_controls
 from triptych.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def index(
 def find(
     library: Annotated[Path, typer.Option("--library", metavar="PATH", help="A library that `triptych index` made.")],
     text: Annotated[
-        str | None, typer.Argument(metavar="[TEXT]", help="What the photo shows, such as 'a dog in the snow'.")
+        str | None, typer.Argument(metavar="TEXT", help="What the photo shows, such as 'a dog in the snow'.")
     ] = None,
     like: Annotated[
         str | None,
@@ -67,7 +67,7 @@ def find(
     candidates: Annotated[
         int | None, typer.Option(min=1, help="How many are ranked by matching, which looks again.", show_default="k")
     ] = None,
-    sheet: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write an HTML page of the photos.")] = None,
+    sheet: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also write a page of the photos.")] = None,
     model: Annotated[str, typer.Option(help="The model that made the library.")] = "blip2",
     precision: PrecisionOption = None,
     device: DeviceOption = None,
@@ -82,6 +82,7 @@ def find(
         raise InputError("say what to find: a text, or --like IMAGE, or --duplicates, and one of them only")
     if at_least is not None and text is None:
         raise InputError("--at-least is a probability that a text fits: give a text, not --like or --duplicates")
+    check_html("--sheet", sheet)
     opened = open_library(library)
     if duplicates:
         find_groups(opened, sheet, as_json)

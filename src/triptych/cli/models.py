@@ -10,6 +10,7 @@ import typer
 from triptych.cli.application import app
 from triptych.cli.common import DeviceOption, Json, PrecisionOption, emit, make_folder
 from triptych.cli.tables import record_text
+from triptych.errors import InputError
 from triptych.extras import importing
 
 
@@ -68,11 +69,13 @@ def emit_estimate(model: str, device: str | None, as_json: bool) -> None:
 def cache(
     delete: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="Delete what is listed so, or all of a kind (converted); repeat for more."),
+        typer.Option(
+            metavar="NAME", help="Delete the entry of this name, or all of a kind (such as converted); repeat for more."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List what is kept on disk to save time, with its size; all of it is made or fetched again when it is needed."""
+    """List what is kept on disk to save time, with its size. All of it is made or fetched again when it is needed."""
     from triptych.checkpoints.cache import bytes_of, delete_cached, list_cache
     from triptych.checkpoints.parts import home
 
@@ -88,7 +91,9 @@ def cache(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="A published checkpoint, a model on the hub, or one of ours.")],
+    source: Annotated[
+        Path, typer.Argument(help="A published checkpoint, a model on the hub, or one of ours, by folder or name.")
+    ],
     target: Annotated[Path, typer.Argument(help="The checkpoint directory to write.")],
     word_map: Annotated[
         Path | None, typer.Option(help="WORDMAP_*.json of a Show, Attend and Tell tutorial checkpoint.")
@@ -132,9 +137,7 @@ def convert(
 def average(
     models: Annotated[
         list[str],
-        typer.Argument(
-            metavar="MODEL...", help="Two or more of one architecture, each as --model of the other commands."
-        ),
+        typer.Argument(metavar="MODEL", help="Two or more of one architecture, each as --model of the other commands."),
     ],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The checkpoint directory to write.")],
 ) -> None:
@@ -158,17 +161,21 @@ def export(
             help="hf: a folder that transformers opens; lavis, openflamingo: a file of theirs; onnx: graphs that plain onnxruntime runs.",
         ),
     ] = "hf",
-    precision: Annotated[str, typer.Option(help="Of graphs: fp32, int8 or int4.")] = "fp32",
+    precision: Annotated[
+        str | None, typer.Option(help="With --format onnx: fp32, int8 or int4.", show_default="fp32")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write a model as a folder or a file of another project."""
     from triptych.convert.opening import find_checkpoint
 
+    if precision is not None and form != "onnx":
+        raise InputError("--precision is for --format onnx: add that, or leave this out")
     if form == "onnx":
         from triptych.engines.choice import chosen_precision
         from triptych.engines.onnx.export import export_onnx
 
-        count, what = export_onnx(find_checkpoint(model), target, chosen_precision(precision)), "graphs"
+        count, what = export_onnx(find_checkpoint(model), target, chosen_precision(precision or "fp32")), "graphs"
     else:
         with importing("torch", "export"):
             from triptych.convert.export import export_checkpoint

@@ -20,6 +20,7 @@ from triptych.cli.common import (
     DeviceOption,
     Json,
     PrecisionOption,
+    check_html,
     complain,
     emit,
     reading,
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from triptych.tasks.capabilities import Model
 
 CompleterOption = Annotated[str, typer.Option("--model", help="flamingo, or a checkpoint directory.")]
+
+MaxNewTokens = Annotated[int | None, typer.Option(help="Longest text, in tokens.", show_default="the model's")]
 
 NEAREST = 4  # examples
 ENDS = ("/quit", "/exit")
@@ -74,7 +77,7 @@ def complete(
     ] = None,
     model: CompleterOption = "flamingo",
     beams: Beams = None,
-    max_new_tokens: Annotated[int | None, typer.Option(show_default="the model's")] = None,
+    max_new_tokens: MaxNewTokens = None,
     explain: Annotated[
         Path | None, typer.Option("--explain", metavar="FILE.html", help="Also show where the model looked.")
     ] = None,
@@ -87,8 +90,13 @@ def complete(
     from triptych.io.images import load_image
     from triptych.tasks import load_completer
 
+    check_html("--explain", explain)
     if examples is not None and (shots or similar is not None):
         raise InputError("give examples with --shot or with --examples, not with both")
+    if examples is None and not (shots or prompt or choices):
+        raise InputError("nothing says what to do with the picture: give --shot, --examples or --prompt")
+    if similar is not None and not shots:
+        raise InputError("--similar picks from the examples of --shot: give some")
     if examples is None and nearest is not None:
         raise InputError("--nearest picks from --examples: name a folder, or use --similar with --shot")
     given = [read_shot(shot) for shot in shots or ()]
@@ -150,9 +158,9 @@ def read_shot(shot: str) -> tuple[str | None, str]:
 
 @app.command()
 def chat(
-    images: Annotated[list[str] | None, typer.Argument(metavar="[IMAGE]...", help="Pictures to begin with.")] = None,
+    images: Annotated[list[str] | None, typer.Argument(metavar="IMAGE", help="Pictures to begin with.")] = None,
     model: CompleterOption = "flamingo",
-    max_new_tokens: Annotated[int | None, typer.Option(show_default="the model's")] = None,
+    max_new_tokens: MaxNewTokens = None,
     precision: PrecisionOption = None,
     device: DeviceOption = None,
     as_json: Json = False,

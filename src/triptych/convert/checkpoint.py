@@ -8,6 +8,7 @@ import torch
 
 from triptych.checkpoints.format import load_checkpoint, save_checkpoint
 from triptych.checkpoints.hub import CHECKPOINT_FILE, local_path
+from triptych.checkpoints.locate import BUNDLED, shipped_models
 from triptych.checkpoints.place import LoadReport
 from triptych.checkpoints.quantize import stored_as
 from triptych.checkpoints.weight_files import WHOLE, check_keys, open_file, read_json
@@ -51,7 +52,7 @@ def convert_checkpoint(
     if half and int8:
         raise InputError("--half and --int8: choose one width")
     dtype = torch.int8 if int8 else torch.float16 if half else None
-    source = local_path(source)
+    source = BUNDLED / source if str(source) in shipped_models() and not source.exists() else local_path(source)
     vision, lm = (None if part is None else local_path(part) for part in (vision, lm))
     if (source / CHECKPOINT_FILE).is_file() and not (source / "config.json").exists():
         source /= CHECKPOINT_FILE

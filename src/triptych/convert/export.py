@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from triptych.checkpoints.locate import load_config
 from triptych.convert.export_hf import export_hf
 from triptych.convert.export_lavis import export_lavis
 from triptych.convert.export_openflamingo import export_openflamingo
@@ -26,4 +27,7 @@ def export_checkpoint(directory: Path, target: Path, form: str) -> int:
     """
     if form not in EXPORTS:
         raise InputError(f"unknown format {form!r}: expected {', '.join(EXPORTS)} or onnx")
+    system, expected = load_config(directory).system, "flamingo" if form == "openflamingo" else "blip2"
+    if system != expected:
+        raise InputError(f"{directory} holds a {system} model, and --format {form} is for {expected} models")
     return EXPORTS[form](directory, target)

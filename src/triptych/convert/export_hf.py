@@ -19,6 +19,7 @@ from triptych.checkpoints.tables.language import FAMILIES, family_of
 from triptych.convert.architecture import GENERATION, INSTRUCT, RETRIEVAL
 from triptych.convert.export_keys import complete, language_recipes, published_recipes
 from triptych.errors import InputError, TriptychError
+from triptych.io.files import check_unused
 from triptych.io.pixels import FILTERS
 from triptych.nn.configs import DecoderConfig, T5Config, ViTConfig
 from triptych.systems.configs import Blip2Config
@@ -62,8 +63,7 @@ def export_hf(directory: Path, target: Path) -> int:
     vit, kind = exportable_vit(directory, config), exportable_kind(directory, config)
     settings = model_settings(directory, config, vit, kind)
     theirs = complete(tensors, recipes(tensors, config, kind), f"transformers' {kind.architecture}", NOT_THERE)
-    if target.exists() and any(target.iterdir()):
-        raise InputError(f"{target} is there and is not empty: name another directory")
+    check_unused(target)
     try:
         target.mkdir(parents=True, exist_ok=True)
         for name in config.files:

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from triptych.checkpoints.parts import Member, Part, fetched
 from triptych.errors import InputError, TriptychError
-from triptych.io.files import write_file
+from triptych.io.files import check_unused, write_file
 
 OPENMOJI = Part(
     "openmoji",
@@ -134,9 +134,8 @@ def write_drawings(out: Path, names: Mapping[str, str], drawers: Mapping[str, Dr
     """Write the data set into a new folder; the number of pictures of each source and split."""
     rows = []
     try:
+        check_unused(out)
         out.mkdir(parents=True, exist_ok=True)
-        if any(out.iterdir()):
-            raise InputError(f"{out}: is not empty; name a new folder")
         for emoji, name in names.items():
             for source, draw in drawers.items():
                 if picture := draw(emoji):

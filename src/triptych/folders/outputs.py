@@ -24,7 +24,7 @@ def journal_path(out: Path) -> Path:
     """
     suffix = out.suffix.lower()
     if suffix not in OUTPUTS:
-        raise InputError(f"--out {out}: name a file that ends with {', '.join(OUTPUTS[:-1])}")
+        raise InputError(f"--out {out}: name a file that ends with {', '.join(OUTPUTS[:-2])} or .html")
     return out if suffix == ".jsonl" else out.with_name(f"{out.name}.jsonl")
 
 

@@ -49,9 +49,9 @@ class Sidecars:
     def __post_init__(self) -> None:
         for kind in self.kinds:
             if kind not in SIDECARS:
-                raise InputError(f"--sidecar is {kind!r}: choose {', '.join(SIDECARS)}")
+                raise InputError(f"--sidecar is {kind!r}: choose {', '.join(SIDECARS[:-1])} or {SIDECARS[-1]}")
         if self.existing not in EXISTING:
-            raise InputError(f"--existing is {self.existing!r}: choose {', '.join(EXISTING)}")
+            raise InputError(f"--existing is {self.existing!r}: choose {', '.join(EXISTING[:-1])} or {EXISTING[-1]}")
         if "json" in self.kinds and self.existing in ("append", "prepend"):
             raise InputError(f"--existing {self.existing} works with txt and xmp sidecars, not with json")
 

@@ -104,7 +104,8 @@ def _download(url: str, name: str) -> bytes:
     except urllib.error.URLError as error:
         if isinstance(error.reason, TimeoutError):
             raise InputError(f"{name}: no answer within {limits.URL_TIMEOUT:.0f} s") from None
-        raise InputError(f"{name}: cannot be fetched: {printable(str(error.reason))}") from None
+        reason = getattr(error.reason, "strerror", None) or str(error.reason)
+        raise InputError(f"{name}: cannot be fetched: {printable(reason)}; check the address and the network") from None
     except (OSError, http.client.HTTPException) as error:
         raise InputError(f"{name}: the connection failed: {printable(str(error) or type(error).__name__)}") from None
     except ValueError:

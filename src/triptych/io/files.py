@@ -20,7 +20,7 @@ def write_file(path: Path, content: bytes | str | Callable[[BinaryIO], object], 
         fsync: wait until it is on the disk, so that it survives a power failure.
 
     Raises:
-        InputError: there is no such folder.
+        InputError: there is no such folder, or ``path`` is one.
         TriptychError: the file cannot be written, for instance because the disk is full.
     """
     with replacement(path, fsync=fsync) as beside, beside.open("wb") as file:
@@ -37,8 +37,7 @@ def replacement(path: Path, *, fsync: bool = False) -> Iterator[Path]:
     For writers that need a path; otherwise use `write_file`. A link is kept: its target is replaced.
     Raises as `write_file`.
     """
-    if not path.parent.is_dir():
-        raise InputError(f"cannot write {path}: there is no folder {path.parent}; create it first")
+    check_writable(path)
     target = Path(os.path.realpath(path)) if path.is_symlink() else path
     beside = target.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
@@ -53,6 +52,20 @@ def replacement(path: Path, *, fsync: bool = False) -> Iterator[Path]:
             beside.unlink(missing_ok=True)
     except OSError as error:
         raise write_error(path, error) from error
+
+
+def check_writable(path: Path) -> None:
+    """Call it before long work whose result becomes the file ``path``. Raises InputError: its folder is missing, or it is one."""
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {path.parent}; create it first")
+    if path.is_dir():
+        raise InputError(f"cannot write {path}: it is a folder; name a file")
+
+
+def check_unused(folder: Path) -> None:
+    """Call it before writing a new folder. Raises InputError: something other than an empty folder is there."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is there and is not an empty folder: name another")
 
 
 def write_error(path: Path, error: OSError) -> TriptychError:

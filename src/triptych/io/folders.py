@@ -56,7 +56,7 @@ def left_out(folder: str | os.PathLike[str], names: Sequence[str]) -> str:
 
 
 def walk_folders(root: str, failed: Callable[[OSError], None]) -> Iterator[tuple[str, list[str]]]:
-    """Each folder from ``root`` down with the sorted names of its files; hidden folders and files are left out.
+    """Each folder from ``root`` down with the sorted names of its files; hidden folders and files and a library's tables are left out.
 
     Links to folders are followed except those to a folder above them, and each folder is listed once. ``failed`` is called with the
     error of each folder that cannot be listed.
@@ -68,7 +68,7 @@ def walk_folders(root: str, failed: Callable[[OSError], None]) -> Iterator[tuple
             continue
         for place, folders, names in os.walk(top, onerror=failed):
             listed.add(os.path.realpath(place))
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(".lance"))
             paths = {name: os.path.join(place, name) for name in folders}  # noqa: PTH118
             links = [name for name in folders if os.path.islink(paths[name])]  # noqa: PTH114
             waiting += [paths[name] for name in links]  # after all real folders, so that those keep their own paths

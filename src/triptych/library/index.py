@@ -139,7 +139,8 @@ def _update(table: Table, listing: Listing, model: PhotoMatcher, notice: Notice)
     stale = [path for path, stamp in listing.photos.items() if path not in known or known[path].stamp != stamp]
     report = Report()
 
-    with Progress(console=Console(stderr=True), disable=not stale) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not stale or not console.is_terminal) as progress:
         task = progress.add_task("photos", total=len(stale))
         for first in range(0, len(stale), INDEX_BATCH):
             batch = stale[first : first + INDEX_BATCH]

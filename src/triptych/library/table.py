@@ -68,7 +68,7 @@ def writing(library: str | os.PathLike[str]) -> Iterator[None]:
     check_location(library)
     import filelock
 
-    lock = filelock.FileLock(Path(library) / "index.lock", timeout=0)
+    lock = filelock.FileLock(Path(library) / ".index.lock", timeout=0)
     try:
         Path(library).mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -76,6 +76,8 @@ def writing(library: str | os.PathLike[str]) -> Iterator[None]:
         raise TriptychError(
             f"{library}: another process is indexing into this library; wait until it is done"
         ) from None
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"{library}: is a file, and a library is a folder; name another") from None
     except OSError as error:
         raise InputError(f"{library}: cannot write into this folder: {error.strerror}") from None
     try:

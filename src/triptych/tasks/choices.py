@@ -48,7 +48,7 @@ def check_choices(choices: Sequence[str]) -> list[str]:
         raise InputError(f"the choice {wrong[0]!r} is not a text: put it in quotes")
     kept = [" ".join(choice.split()) for choice in choices]
     if len(kept) < 2:
-        raise InputError(f"{len(kept)} choices: give at least two, or none for a free answer")
+        raise InputError("give at least two choices, or none for a free answer")
     if not all(kept):
         raise InputError("a choice is empty: give each a word")
     if len(set(kept)) < len(kept):

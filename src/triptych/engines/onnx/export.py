@@ -16,6 +16,7 @@ from triptych.engines.onnx.coverage import NotCoveredError, check_blip2
 from triptych.engines.onnx.opening import typed_source
 from triptych.engines.onnx.sources import LanguageModelSource
 from triptych.errors import InputError, TriptychError
+from triptych.io.files import check_unused
 from triptych.nn import efficientnet
 from triptych.systems.configs import Blip2Config
 from triptych.text.prompt import CAPTION_INSTRUCTION, qformer_texts, split_at_images
@@ -31,14 +32,13 @@ def export_onnx(directory: Path, target: Path, precision: Precision = "fp32") ->
     around the photo, the sizes of the cache, the tokens that end a text. The folder also has the word embeddings and ``tokenizer.json``.
 
     Raises:
-        InputError: it is not a BLIP-2, or has parts without graphs; ``target`` exists and is not empty.
+        InputError: it is not a BLIP-2, or has parts without graphs; ``target`` is there and is not an empty folder.
         TriptychError: the disk is full or not writable.
     """
     system = load_config(directory).system
     if system != "blip2":
         raise InputError(f"{directory} is a {system} model: graphs can be exported of blip2 only")
-    if target.exists() and any(target.iterdir()):
-        raise InputError(f"{target} is there and is not empty: name another directory")
+    check_unused(target)
     try:
         config, source = typed_source(directory, Blip2Config)
         check_blip2(config.model)
