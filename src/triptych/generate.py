@@ -7,9 +7,7 @@ whose logits are torch's gets torch's tensors, on its device. Shapes: B inputs, 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, Protocol, Self, TypeVar
 
@@ -19,15 +17,18 @@ from triptych.errors import InputError
 from triptych.interruption import check_interruption
 from triptych.logits import (
     Ints,
+    Likeliest,
     Scores,
     Uniform,
     choose,
     completing_tokens,
     largest,
+    likeliest_tokens,
     penalise,
     repeating_tokens,
     to_library_of,
     to_numpy,
+    without_gradients,
 )
 
 MAX_NEW_TOKENS = 4096  # the most that Search.max_new_tokens may be
@@ -139,7 +140,6 @@ class Search:
 
 
 Texts = Sequence[Sequence[int]]  # the tokens of each
-Likeliest = tuple[tuple[int, float], ...]  # tokens at one position with their log-probabilities, the most likely first
 
 
 class Guidance(NamedTuple):
@@ -166,6 +166,9 @@ class Token(NamedTuple):
     guidance: float = 0.0
 
 
+BeamText = tuple[Token, ...]
+
+
 @dataclass(frozen=True)
 class Hypothesis:
     """One generated text: ``ids`` without the end token; ``logprobs`` of each id, then of the end token if it was reached;
@@ -183,12 +186,6 @@ class Hypothesis:
 
     def score(self, length_penalty: float) -> float:
         return (self.logprob + self.guidance) / len(self.logprobs) ** length_penalty
-
-
-def without_gradients() -> AbstractContextManager[Any]:
-    """torch's inference mode, if torch has been imported."""
-    torch = sys.modules.get("torch")
-    return torch.inference_mode() if torch else nullcontext()
 
 
 def log_softmax(logits: Any, search: Search) -> Scores:
@@ -281,15 +278,6 @@ def to_hypothesis(tokens: Sequence[Token], eos: frozenset[int]) -> Hypothesis:
     return Hypothesis(tuple(token.id for token in text), logprobs, finished, recorded, guidance)
 
 
-def likeliest_tokens(logprobs: Scores, search: Search) -> Sequence[Likeliest | None]:
-    """The ``search.top_logprobs`` most likely tokens in each row of ``logprobs [rows, V]``, without the banned ones."""
-    if not search.top_logprobs:
-        return [None if search.top_logprobs is None else ()] * len(logprobs)
-    best, ids = largest(logprobs, min(search.top_logprobs, logprobs.shape[1]))
-    rows = zip(ids.tolist(), best.tolist(), strict=True)
-    return [tuple(pair for pair in zip(*row, strict=True) if pair[1] > -np.inf) for row in rows]
-
-
 def score_next(logits: Any, texts: Texts, search: Search, prompts: Texts) -> tuple[Sequence[Likeliest | None], Scores]:
     """``logits [rows, V]`` behind the ``texts``, as ``search`` takes them: the likeliest tokens, and the log-probabilities of those that
     may follow. ``prompts``: of the inputs, each of which has as many rows."""
@@ -302,7 +290,7 @@ def score_next(logits: Any, texts: Texts, search: Search, prompts: Texts) -> tup
         logprobs = penalise(log_softmax(logits, search), counted, search.repetition_penalty)
     else:
         logprobs = log_softmax(penalise(to_numpy(logits), counted, search.repetition_penalty), search)
-    return likeliest_tokens(logprobs, search), restrict(logprobs, texts, counted, search)
+    return likeliest_tokens(logprobs, search.top_logprobs), restrict(logprobs, texts, counted, search)
 
 
 def decode(
@@ -370,59 +358,77 @@ def beam_search(
     (batch, vocabulary), beams = logprobs.shape, search.beams
     ended: list[list[Hypothesis]] = [[] for _ in range(batch)]
     inputs_left = list(range(batch))
-    totals = np.zeros(
-        (batch, 1), np.float32
-    )  # [B, K] guided log-probability of each beam; minus infinity = a dead beam
-    texts: list[list[tuple[Token, ...]]] = [[()] for _ in range(batch)]
+    totals = np.zeros((batch, 1), np.float32)  # [B, K]: guided log-probabilities; minus infinity = a dead beam
+    texts: list[list[BeamText]] = [[()] for _ in range(batch)]
     # With refill, enough candidates that ``beams`` of them continue even if all others end.
     wanted = beams * (1 + max(1, len(search.eos))) if search.refill else beams
 
     for position in range(search.max_new_tokens):
         guided = guidance.added(logprobs, inputs_left) if guidance else logprobs
-        candidates = (totals[..., None] + guided.reshape(*totals.shape, vocabulary)).reshape(len(totals), -1)
-        best, index = largest(candidates, min(wanted, candidates.shape[1]))
+        scores = (totals[..., None] + guided.reshape(*totals.shape, vocabulary)).reshape(len(totals), -1)
+        best, index = largest(scores, min(wanted, scores.shape[1]))
         parents, ids = index // vocabulary, index % vocabulary
         first_rows = np.arange(len(totals))[:, None] * totals.shape[1]
-        token_logprobs, token_scores = (x[first_rows + parents, ids].tolist() for x in (logprobs, guided))
-        last = position + 1 == search.max_new_tokens
+        columns = (best, parents, ids, *(x[first_rows + parents, ids] for x in (logprobs, guided)))
         kept, survivors = [], []
-        for row, (source, scores) in enumerate(zip(inputs_left, best.tolist(), strict=True)):
-            slots = wanted if search.refill else beams - len(ended[source])
-            alive: list[tuple[int, tuple[Token, ...]]] = []  # candidates that continue: their column, and the text
-            for k, score in enumerate(scores[:slots]):
-                if score == -np.inf:
-                    break
-                parent = int(parents[row, k])
-                recorded = likeliest[row * totals.shape[1] + parent]
-                logprob = token_logprobs[row][k]
-                token = Token(int(ids[row, k]), logprob, recorded, token_scores[row][k] - logprob)
-                text = (*texts[row][parent], token)
-                if text[-1].id in search.eos or last:
-                    if k < beams:
-                        ended[source].append(to_hypothesis(text, search.eos))
-                elif len(alive) < beams:
-                    alive.append((k, text))
-            if search.refill:
-                ended[source] = best_first(ended[source], search)[:beams]
-            if alive and not is_settled(ended[source], scores[alive[0][0]], position + 1, search):
+        for row, (source, *values) in enumerate(zip(inputs_left, *(x.tolist() for x in columns), strict=True)):
+            recorded = likeliest[row * totals.shape[1] :]
+            candidates = [
+                Candidate(score, beam, Token(token, logprob, recorded[beam], compared - logprob))
+                for score, beam, token, logprob, compared in zip(*values, strict=True)
+            ]
+            alive = continue_texts(candidates, texts[row], ended[source], search, position + 1)
+            if alive and not is_settled(ended[source], candidates[alive[0][0]].score, position + 1, search):
                 kept.append(row)
                 survivors.append(alive)
         if not kept:
             break
         # Rows with fewer survivors than beams are filled up with dead copies of their first one.
-        columns = np.array([[k for k, _ in a] + [a[0][0]] * (beams - len(a)) for a in survivors])
+        places = np.array([[place for place, _ in a] + [a[0][0]] * (beams - len(a)) for a in survivors])
         dead = np.arange(beams) >= np.array([[len(a)] for a in survivors])
         rows = np.array(kept)[:, None]
-        totals = np.where(dead, np.float32(-np.inf), best[rows, columns])
+        totals = np.where(dead, np.float32(-np.inf), best[rows, places])
         texts = [[text for _, text in alive] for alive in survivors]
         inputs_left = [inputs_left[row] for row in kept]
-        state = state.reorder(to_library_of(logits, (first_rows + parents)[rows, columns]))
+        state = state.reorder(to_library_of(logits, (first_rows + parents)[rows, places]))
         check_interruption()
-        logits, state = model.step(to_library_of(logits, ids[rows, columns].reshape(-1)), state)
+        logits, state = model.step(to_library_of(logits, ids[rows, places].reshape(-1)), state)
         written = [[token.id for token in row[min(k, len(row) - 1)]] for row in texts for k in range(beams)]
         likeliest, logprobs = score_next(logits, written, search, [prompts[source] for source in inputs_left])
 
     return [best_first(hypotheses, search)[: search.n_best] for hypotheses in ended]
+
+
+class Candidate(NamedTuple):
+    """A token that may continue a beam. ``score``: the guided log-probability of the text with it; ``beam``: the place of the text."""
+
+    score: float
+    beam: int
+    token: Token
+
+
+def continue_texts(
+    candidates: Sequence[Candidate], texts: Sequence[BeamText], ended: list[Hypothesis], search: Search, length: int
+) -> list[tuple[int, BeamText]]:
+    """Add the best candidates of one input that end here to ``ended``; returns those that continue, each with its place and its text.
+
+    Those of dead beams, which have no text in ``texts``, are at minus infinity. ``length``: of the texts with the candidates; at
+    ``max_new_tokens`` all end.
+    """
+    alive: list[tuple[int, BeamText]] = []
+    slots = len(candidates) if search.refill else search.beams - len(ended)
+    for place, candidate in enumerate(candidates[:slots]):
+        if candidate.score == -np.inf:
+            break
+        text = (*texts[candidate.beam], candidate.token)
+        if candidate.token.id in search.eos or length == search.max_new_tokens:
+            if place < search.beams:
+                ended.append(to_hypothesis(text, search.eos))
+        elif len(alive) < search.beams:
+            alive.append((place, text))
+    if search.refill:
+        ended[:] = best_first(ended, search)[: search.beams]
+    return alive
 
 
 def best_first(hypotheses: Sequence[Hypothesis], search: Search) -> list[Hypothesis]:

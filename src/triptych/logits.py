@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 Scores = NDArray[np.float32]
 Ints = NDArray[np.int64]
+Likeliest = tuple[tuple[int, float], ...]  # tokens at one position with their log-probabilities, the most likely first
 
 
 def penalise(scores: Scores, texts: Sequence[Sequence[int]], penalty: float) -> Scores:
@@ -106,3 +108,18 @@ def choose(logprobs: Scores, draws: Sequence[Uniform], temperature: float, top_k
     below = softmax(scores).cumsum(-1, dtype=np.float64)
     drawn = (below <= uniform[:, None] * below[:, -1:]).sum(-1)
     return np.minimum(drawn, scores.shape[-1] - 1)
+
+
+def without_gradients() -> AbstractContextManager[Any]:
+    """torch's inference mode, if torch has been imported."""
+    torch = sys.modules.get("torch")
+    return torch.inference_mode() if torch else nullcontext()
+
+
+def likeliest_tokens(logprobs: Scores, count: int | None) -> Sequence[Likeliest | None]:
+    """The ``count`` most likely tokens in each row of ``logprobs [rows, V]``, without those at minus infinity; None = none are recorded."""
+    if not count:
+        return [None if count is None else ()] * len(logprobs)
+    best, ids = largest(logprobs, min(count, logprobs.shape[1]))
+    rows = zip(ids.tolist(), best.tolist(), strict=True)
+    return [tuple(pair for pair in zip(*row, strict=True) if pair[1] > -np.inf) for row in rows]
