@@ -150,6 +150,8 @@ def test_info_counts_parameters(run, tiny: Path) -> None:
         (["info", "EMPTY"], "empty"),
         (["eval", "caption", "--data", "nowhere"], "nowhere"),
         (["convert", "missing.pth", "target"], "missing.pth"),
+        (["train", "--recipe", "sat.toml", "--data-root", "nowhere", "--run", "EMPTY"], "nowhere/flickr8k"),
+        (["train", "--recipe", "own.toml", "--run", "EMPTY"], "cannot read own.toml"),
         (["caption", "", "--model", "TINY"], "IMAGE is empty"),
         (["caption", "PHOTO", "--model", "TINY", "--out="], "--out is empty"),
         (["ask", "PHOTO", "", "--question", "where?"], "IMAGE is empty"),

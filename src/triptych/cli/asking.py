@@ -11,9 +11,11 @@ import typer
 
 from triptych.cli.application import app
 from triptych.cli.common import (
+    AnsweringModel,
     Beams,
     DeviceOption,
     Json,
+    MatchingModel,
     PrecisionOption,
     check_html,
     complain,
@@ -34,10 +36,8 @@ if TYPE_CHECKING:
     from triptych.folders.pipeline import Describe, Description
     from triptych.tasks import Answers
 
-AnswererOption = Annotated[str, typer.Option("--model", help="blip2, flamingo, or a checkpoint directory.")]
-MatcherOption = Annotated[str, typer.Option("--model", help="blip2, or a checkpoint directory.")]
 QuestionOption = Annotated[
-    str, typer.Option("--question", "-q", help="May have an <image> in the place of each photo.")
+    str, typer.Option("--question", "-q", help="The question; <image> in it marks the place of a photo.")
 ]
 Figure = Annotated[
     Path | None, typer.Option("--explain", metavar="FILE.html", help="Also show where the model looked.")
@@ -50,7 +50,7 @@ def ask(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="The photos of the question, in order.")],
     question: QuestionOption,
     choices: Annotated[list[str] | None, typer.Option(help="A possible answer; repeat for each.")] = None,
-    model: AnswererOption = "blip2",
+    model: AnsweringModel = "blip2",
     beams: Beams = None,
     explain: Figure = None,
     *,
@@ -106,7 +106,7 @@ def compare(
     right: Annotated[str, typer.Argument(metavar="IMAGE", help="The second photo, the right one.")],
     question: QuestionOption,
     choices: Annotated[list[str] | None, typer.Option(help="The possible answers.", show_default="left, right")] = None,
-    model: AnswererOption = "blip2",
+    model: AnsweringModel = "blip2",
     explain: Figure = None,
     precision: PrecisionOption = None,
     device: DeviceOption = None,
@@ -153,13 +153,16 @@ def report_unknown(answerer: Answers, question: str) -> None:
 def match(
     images: Annotated[list[str], typer.Option("--image", "-i", help="A photo; repeat for each.")],
     texts: Annotated[list[str], typer.Option("--text", "-t", help="A text; repeat for each.")],
-    model: MatcherOption = "blip2",
+    model: MatchingModel = "blip2",
     explain: Figure = None,
     precision: PrecisionOption = None,
     device: DeviceOption = None,
     as_json: Json = False,
 ) -> None:
-    """Score how well each photo fits each text. Cosine: of contrast; match: the probability; rerank: the score that ranks."""
+    """Score how well each photo fits each text.
+
+    cosine: by contrast, -1 to 1. match: the probability that they belong together. rerank: what a search sorts by.
+    """
     from triptych.figures.page import PageEntry, Reading
     from triptych.io.images import load_image
     from triptych.tasks import load_matcher

@@ -14,6 +14,7 @@ import typer
 
 from triptych.cli.application import app
 from triptych.cli.common import (
+    OTHER_MODELS,
     Beams,
     DeviceOption,
     Images,
@@ -163,11 +164,11 @@ def explain(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="A photo: path or URL.")],
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="Where to draw: a .png or .html file.")],
     question: Annotated[
-        str | None, typer.Option("--question", "-q", help="Answer it instead (flamingo, blip2).")
+        str | None, typer.Option("--question", "-q", help="Answer this instead of captioning (flamingo, blip2).")
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="sat, flamingo, blip2 or a checkpoint directory.", show_default="sat; blip2 with a question"),
+        typer.Option(help=f"sat, flamingo, blip2, {OTHER_MODELS}.", show_default="sat; blip2 with a question"),
     ] = None,
     beams: Beams = None,
     precision: PrecisionOption = None,

@@ -20,21 +20,20 @@ if TYPE_CHECKING:
     from triptych.figures.page import PageEntry, Reading
     from triptych.tasks import Answer
 
+OTHER_MODELS = "a checkpoint (ours or published), or OWNER/NAME on the Hugging Face hub"
+
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE", help="Photos: paths, folders or URLs.")]
-ModelOption = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        help="sat, flamingo, blip2, a checkpoint (ours or published), or OWNER/NAME on the Hugging Face hub.",
-    ),
-]
+ModelOption = Annotated[str, typer.Option("--model", help=f"sat, flamingo, blip2, {OTHER_MODELS}.")]
+AnsweringModel = Annotated[str, typer.Option("--model", help=f"blip2, flamingo, {OTHER_MODELS}.")]
+MatchingModel = Annotated[str, typer.Option("--model", help=f"blip2, {OTHER_MODELS}.")]
+CompletingModel = Annotated[str, typer.Option("--model", help=f"flamingo, {OTHER_MODELS}.")]
 Beams = Annotated[int | None, typer.Option(help="Beams of the search; 1 is greedy.", show_default="the model's")]
 PrecisionOption = Annotated[
     str | None,
     typer.Option(
         "--precision",
         "--dtype",
-        help="Of the weights. ONNX Runtime: fp32, int8 or int4 (the language model in 4 bits, the rest in 8). "
+        help="Number format of the weights. ONNX Runtime: fp32, int8 or int4 (the language model in 4 bits, the rest in 8). "
         "Torch: fp32, bf16, fp16 or int8 (a published model's language model in 8 bits, the rest in bf16).",
         show_default="the fastest that keeps the texts",
     ),
@@ -43,7 +42,7 @@ DeviceOption = Annotated[
     str | None,
     typer.Option(
         "--device",
-        help="Where torch computes: cpu, cuda, cuda:1, mps; auto spreads the model over GPUs, memory and disk, a JSON file says how.",
+        help="Where torch computes: cpu, cuda, cuda:1, mps; auto spreads the model over GPUs, memory and disk; a JSON file says how.",
         show_default="a GPU, else ONNX Runtime on the CPU",
     ),
 ]
@@ -51,7 +50,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per re
 Data = Annotated[
     Path, typer.Option("--data", help="Tar shards, a folder with metadata, JSON of Karpathy, COCO or VQA.")
 ]
-Split = Annotated[str, typer.Option(help="Which photos.")]
+Split = Annotated[str, typer.Option(help="Which photos: train, val or test.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N photos.")]
 
 

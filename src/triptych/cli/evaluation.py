@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from triptych.cli.application import Application, app
-from triptych.cli.common import Beams, Data, Json, Limit, ModelOption, Split, complain, emit, without_none
+from triptych.cli.common import (
+    AnsweringModel,
+    Beams,
+    CompletingModel,
+    Data,
+    Json,
+    Limit,
+    MatchingModel,
+    ModelOption,
+    Split,
+    complain,
+    emit,
+    without_none,
+)
 from triptych.cli.tables import record_text
 from triptych.errors import InputError
 from triptych.extras import importing
@@ -22,9 +35,7 @@ if TYPE_CHECKING:
 evaluation = Application(help="Measure a model on a data set.")
 app.add_typer(evaluation, name="eval")
 
-MatchingModel = Annotated[str, typer.Option("--model", help="blip2, or a checkpoint directory.")]
-AnsweringModel = Annotated[str, typer.Option("--model", help="blip2, flamingo, or a checkpoint directory.")]
-DrawSeed = Annotated[int, typer.Option("--seed", min=0, help="Of the draw.")]
+DrawSeed = Annotated[int, typer.Option("--seed", min=0, help="Seed of the random draw.")]
 StrictEvaluation = Annotated[
     bool, typer.Option("--strict", help="Stop at the first damaged photo instead of leaving it out.")
 ]
@@ -44,7 +55,9 @@ def eval_caption(
     split: Split = "test",
     model: ModelOption = "sat",
     beams: Beams = None,
-    length_penalty: Annotated[float | None, typer.Option(show_default="the model's")] = None,
+    length_penalty: Annotated[
+        float | None, typer.Option(help="Length penalty of the search.", show_default="the model's")
+    ] = None,
     min_new_tokens: Annotated[int | None, typer.Option(help="Shortest caption.", show_default="the model's")] = None,
     writer: Annotated[
         str | None, typer.Option(help="BLIP-2: lm or qformer (grounded generation).", show_default="the model's")
@@ -154,7 +167,9 @@ def eval_retrieval(
     data: Data,
     split: Split = "test",
     model: MatchingModel = "blip2",
-    candidates: Annotated[int, typer.Option(min=1, help="The best of contrast that matching ranks again.")] = 6,
+    candidates: Annotated[
+        int, typer.Option(min=1, help="How many of the best by contrast are ranked again by matching.")
+    ] = 6,
     limit: Limit = None,
     floor: Floor = False,
     strict: StrictEvaluation = False,
@@ -181,7 +196,7 @@ def eval_choice(
     data: Data,
     split: Split = "test",
     model: AnsweringModel = "blip2",
-    pairs: Annotated[int, typer.Option(min=1, help="How many; each is asked in both orders.")] = 250,
+    pairs: Annotated[int, typer.Option(min=1, help="How many pairs; each is asked in both orders.")] = 250,
     seed: DrawSeed = 0,
     limit: Limit = None,
     strict: StrictEvaluation = False,
@@ -236,7 +251,7 @@ def eval_vqa(
 def eval_fewshot(
     data: Data,
     split: Split = "test",
-    model: Annotated[str, typer.Option("--model", help="flamingo, or a checkpoint directory.")] = "flamingo",
+    model: CompletingModel = "flamingo",
     shots: Annotated[
         list[int] | None,
         typer.Option(min=1, max=16, help="Examples of each name; repeat for several.", show_default="1, 3, 5"),
@@ -269,7 +284,9 @@ def eval_tags(
     data: Data,
     split: Split = "test",
     model: MatchingModel = "blip2",
-    at_least: Annotated[float, typer.Option(min=0, max=1, metavar="P", help="The probability of a tag.")] = 0.3,
+    at_least: Annotated[
+        float, typer.Option(min=0, max=1, metavar="P", help="Only words that people would use with probability P.")
+    ] = 0.3,
     limit: Limit = None,
     strict: StrictEvaluation = False,
     as_json: Json = False,
@@ -294,7 +311,7 @@ def eval_judgments(data: Data, as_json: Json = False) -> None:
 @evaluation.command("attention")
 def eval_attention(
     data: Data,
-    split: Annotated[str | None, typer.Option(help="Which photos.", show_default="all")] = None,
+    split: Annotated[str | None, typer.Option(help="Which photos: train, val or test.", show_default="all")] = None,
     model: ModelOption = "sat",
     strict: StrictEvaluation = False,
     as_json: Json = False,

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from triptych.cli.application import app
-from triptych.cli.common import DeviceOption, Json, PrecisionOption, check_html, complain, emit, escape_controls
+from triptych.cli.common import (
+    DeviceOption,
+    Json,
+    MatchingModel,
+    PrecisionOption,
+    check_html,
+    complain,
+    emit,
+    escape_controls,
+)
 from triptych.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,7 +31,7 @@ SHEET_AT_LEAST = 0.3  # the default of --at-least with --sheet
 def index(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of photos; those below it count too.")],
     library: Annotated[Path, typer.Option("--library", metavar="PATH", help="The library's folder; made if missing.")],
-    model: Annotated[str, typer.Option(help="blip2, or a checkpoint directory.")] = "blip2",
+    model: MatchingModel = "blip2",
     precision: PrecisionOption = None,
     device: DeviceOption = None,
     as_json: Json = False,
@@ -65,7 +74,7 @@ def find(
         ),
     ] = None,
     candidates: Annotated[
-        int | None, typer.Option(min=1, help="How many are ranked by matching, which looks again.", show_default="k")
+        int | None, typer.Option(min=1, help="How many photos are opened and ranked by matching.", show_default="k")
     ] = None,
     sheet: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Also write a page of the photos.")] = None,
     model: Annotated[str, typer.Option(help="The model that made the library.")] = "blip2",

@@ -17,6 +17,7 @@ import typer
 from triptych.cli.application import app
 from triptych.cli.common import (
     Beams,
+    CompletingModel,
     DeviceOption,
     Json,
     PrecisionOption,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from triptych.tasks import Chat, Shot
     from triptych.tasks.capabilities import Model
 
-CompleterOption = Annotated[str, typer.Option("--model", help="flamingo, or a checkpoint directory.")]
 
 MaxNewTokens = Annotated[int | None, typer.Option(help="Longest text, in tokens.", show_default="the model's")]
 
@@ -44,7 +44,7 @@ NEAREST = 4  # examples
 ENDS = ("/quit", "/exit")
 COMMANDS = ("/image", "/drop", "/undo", "/save", "/load", "/help", *ENDS)
 CHAT_HELP = """/image PATH   add a picture to the next question (or type its path alone)
-/drop         remove the pictures that wait
+/drop         remove the pictures added since the last question
 /undo         take back the last question and answer
 /save FILE    save the dialogue as JSON
 /load FILE    continue a saved dialogue
@@ -75,7 +75,7 @@ def complete(
             min=1, help="How many of --examples: those that look most like the picture (RICES).", show_default="4"
         ),
     ] = None,
-    model: CompleterOption = "flamingo",
+    model: CompletingModel = "flamingo",
     beams: Beams = None,
     max_new_tokens: MaxNewTokens = None,
     explain: Annotated[
@@ -159,7 +159,7 @@ def read_shot(shot: str) -> tuple[str | None, str]:
 @app.command()
 def chat(
     images: Annotated[list[str] | None, typer.Argument(metavar="IMAGE", help="Pictures to begin with.")] = None,
-    model: CompleterOption = "flamingo",
+    model: CompletingModel = "flamingo",
     max_new_tokens: MaxNewTokens = None,
     precision: PrecisionOption = None,
     device: DeviceOption = None,

@@ -15,10 +15,11 @@ from triptych.extras import importing
 @app.command()
 def serve(
     model: Annotated[
-        list[str] | None, typer.Option("--model", help="Repeat for several.", show_default="sat, flamingo, blip2")
+        list[str] | None,
+        typer.Option("--model", help="A model to serve; repeat for several.", show_default="sat, flamingo, blip2"),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen at; another than loopback needs a key.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 picks a free one.")] = 8000,
     api_key: Annotated[
         str | None, typer.Option(help="What clients must send; better given as TRIPTYCH_API_KEY.", show_default="none")
     ] = None,

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from triptych.cli.application import app
-from triptych.cli.common import DeviceOption, Images, Json, PrecisionOption, complain, emit, escape_controls, pictures
+from triptych.cli.common import (
+    DeviceOption,
+    Images,
+    Json,
+    MatchingModel,
+    PrecisionOption,
+    complain,
+    emit,
+    escape_controls,
+    pictures,
+)
 from triptych.cli.folders import FolderOptions, describe_folder, with_folder_options
 from triptych.errors import InputError, TriptychError
 
@@ -36,7 +46,7 @@ def tag(
         float, typer.Option(metavar="P", help="Only words that people would use with probability P.")
     ] = 0.3,
     most: Annotated[int, typer.Option(min=1, max=32, help="How many words a photo gets at most.")] = 10,
-    model: Annotated[str, typer.Option("--model", help="blip2, or a checkpoint directory.")] = "blip2",
+    model: MatchingModel = "blip2",
     *,
     options: FolderOptions,
     precision: PrecisionOption = None,

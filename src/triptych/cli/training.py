@@ -70,7 +70,10 @@ def train(
     context: typer.Context,
     recipe: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Train the runs of a recipe file, such as train/recipes/sat.toml."),
+        typer.Option(
+            metavar="FILE",
+            help="Train the runs of a recipe file; sat.toml, flamingo.toml and blip2.toml come with the package.",
+        ),
     ] = None,
     data_root: Annotated[
         Path, typer.Option(metavar="DIR", help="The folder that holds the data sets of the recipe file.")
@@ -88,9 +91,15 @@ def train(
         return
     if run is None:
         raise InputError("--recipe needs --run DIR, the folder for its runs")
-    for name, record in run_recipe_file(recipe, data_root, run).items():
+    for name, record in run_recipe_file(find_recipe(recipe), data_root, run).items():
         if record is not None:  # None in the processes beside the main one
             emit({"run": name} | record, as_json, f"{run / name / 'best'}: {json.dumps(record)}")
+
+
+def find_recipe(recipe: Path) -> Path:
+    """The recipe file, or where there is none the file of that name in the package."""
+    packaged = Path(__file__).parents[1] / "train" / "recipes" / recipe
+    return packaged if packaged.is_file() and not recipe.exists() else recipe
 
 
 @training.command()
@@ -127,7 +136,7 @@ def consensus(
     directory = find_checkpoint(model)
     if out is None and directory != Path(model).expanduser():
         raise InputError(
-            f"{model} is no checkpoint directory of yours, so it is left as it is: name one for a copy with --out DIR"
+            f"{model} is not a checkpoint directory of yours and is not changed: name a directory for a copy with --out DIR"
         )
     data_sets = [read_photos(path, "train", None, strict, lambda photo: bool(photo.captions)) for path in data]
     photos = [photo for each in data_sets for photo in each]

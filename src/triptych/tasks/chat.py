@@ -91,7 +91,8 @@ class Chat:
     def stream(self, question: str, **settings: Any) -> Pieces:
         """The answer piece by piece; when it is complete, the turn is added to the dialogue.
 
-        A question that needs no earlier turn is answered by the model's ``ask``, in one piece (``asked_about``). When the dialogue exceeds ``max_tokens`` or ``max_pictures``, the oldest turns are forgotten: ``first`` moves on.
+        A question that needs no earlier turn is answered by the model's ``ask``, in one piece (``asked_about``). When the dialogue exceeds
+        ``max_tokens`` or ``max_pictures``, the oldest turns are forgotten: ``first`` moves on.
 
         Raises:
             InputError: the question is empty or too long, there is no picture yet, or a setting is out of bounds.
