@@ -26,7 +26,7 @@ from triptych.engines.interface import FlamingoInputs
 from triptych.engines.onnx.blip2 import OnnxBlip2
 from triptych.engines.onnx.flamingo import OnnxFlamingo
 from triptych.evidence import Floats
-from triptych.generate import Search, log_softmax
+from triptych.logits import log_softmax
 from triptych.metrics.captions import score_captions
 from triptych.tasks import Answers, Blip2Tasks, FlamingoTasks, SatTasks, load
 from triptych.tasks.blip2 import PhotoPrompt
@@ -96,7 +96,7 @@ def caption_logprobs(model: Any, photo: Photo) -> Floats:
         (row,) = model.read([PhotoPrompt(spec.prompts.caption, [photo.image()])])
         _, cache = engine.prefill([row.pieces])
         logits = engine.lm.read(cache, 0, engine.lm.embed(np.array(ids)), scored=np.arange(len(ids)))
-    return log_softmax(logits, Search(frozenset()))
+    return log_softmax(logits)
 
 
 def measure(name: str, precision: Any, photos: Sequence[Photo], pairs: int, questions: int) -> dict[str, Any]:

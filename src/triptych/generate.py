@@ -24,6 +24,7 @@ from triptych.logits import (
     completing_tokens,
     largest,
     likeliest_tokens,
+    log_softmax,
     penalise,
     repeating_tokens,
     to_library_of,
@@ -188,17 +189,6 @@ class Hypothesis:
         return (self.logprob + self.guidance) / len(self.logprobs) ** length_penalty
 
 
-def log_softmax(logits: Any, search: Search) -> Scores:
-    """``[rows, V]`` log-probabilities in fp32, the banned tokens at minus infinity."""
-    scores = to_numpy(logits)
-    if search.banned:
-        scores = scores.copy()
-        scores[:, sorted(search.banned)] = -np.inf
-    scores = scores - scores.max(-1, keepdims=True)
-    scores -= np.log(np.exp(scores).sum(-1, keepdims=True))
-    return scores
-
-
 def restrict(logprobs: Scores, texts: Texts, counted: Texts, search: Search) -> Scores:
     """``logprobs [rows, V]`` with minus infinity for the tokens that may not follow the ``texts`` so far (``Search``).
 
@@ -287,9 +277,9 @@ def score_next(logits: Any, texts: Texts, search: Search, prompts: Texts) -> tup
         known = [[token for token in prompt if token < vocabulary] for prompt in prompts]
         counted = [[*known[i // rows], *text] for i, text in enumerate(texts)]
     if search.beams > 1:
-        logprobs = penalise(log_softmax(logits, search), counted, search.repetition_penalty)
+        logprobs = penalise(log_softmax(logits, search.banned), counted, search.repetition_penalty)
     else:
-        logprobs = log_softmax(penalise(to_numpy(logits), counted, search.repetition_penalty), search)
+        logprobs = log_softmax(penalise(to_numpy(logits), counted, search.repetition_penalty), search.banned)
     return likeliest_tokens(logprobs, search.top_logprobs), restrict(logprobs, texts, counted, search)
 
 

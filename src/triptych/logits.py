@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from triptych.errors import TriptychError
+
 Scores = NDArray[np.float32]
 Ints = NDArray[np.int64]
 Likeliest = tuple[tuple[int, float], ...]  # tokens at one position with their log-probabilities, the most likely first
+
+
+def not_finite_error() -> TriptychError:
+    """The error for scores that the model's precision could not hold."""
+    return TriptychError("the model's scores are not finite numbers: choose another precision, such as fp32")
+
+
+def log_softmax(logits: Any, banned: Collection[int] = ()) -> Scores:
+    """``logits [rows, V]``, NumPy's or torch's -> log-probabilities in fp32, the ``banned`` tokens at minus infinity.
+
+    Raises TriptychError: a row's largest logit is not finite.
+    """
+    scores = to_numpy(logits)
+    if banned:
+        scores = scores.copy()
+        scores[:, sorted(banned)] = -np.inf
+    largest_of_row = scores.max(-1, keepdims=True)
+    if not np.isfinite(largest_of_row).all():
+        raise not_finite_error()
+    scores = scores - largest_of_row
+    scores -= np.log(np.exp(scores).sum(-1, keepdims=True))
+    return scores
 
 
 def penalise(scores: Scores, texts: Sequence[Sequence[int]], penalty: float) -> Scores:

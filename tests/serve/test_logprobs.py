@@ -9,7 +9,7 @@ from serving import running
 from tiny_blip2 import blip2_tasks
 from toy_models import data_url, question
 
-from triptych.generate import log_softmax
+from triptych.logits import log_softmax
 from triptych.tasks import Blip2Tasks
 from triptych.tasks.asking import PictureQuestion
 from triptych.tasks.words import tokenizer_spelling
@@ -27,7 +27,7 @@ class Forward:
 
     def likeliest(self, ids: list[int], count: int) -> list[tuple[int, float]]:
         logits, _ = self.model.engine.prefill([[*self.row.pieces, ids] if ids else self.row.pieces])
-        logprobs = log_softmax(logits, self.search)[0]
+        logprobs = log_softmax(logits, self.search.banned)[0]
         return [(int(i), float(logprobs[i])) for i in np.argsort(-logprobs, kind="stable")[:count]]
 
 

@@ -273,6 +273,7 @@ def test_cells_are_drawn_from_a_window() -> None:
         assert (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1) >= 40
     spans = [(c // 10).max() - (c // 10).min() + 1 for c in drawn.long()]
     assert min(spans) < 9 and len({tuple(c.tolist()) for c in drawn}) == 50
+    assert crop_cells(features, (10, 10), 0.001, 0.7, seed=3).shape == (50, 1, 1)
 
 
 def test_captions_of_the_language_model_are_learnt_behind_the_instruction(model: Blip2) -> None:

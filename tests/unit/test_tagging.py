@@ -125,6 +125,10 @@ def test_vocabularies_are_read_and_bounded(tmp_path: Path, monkeypatch: pytest.M
     file.write_text("a\nb\nc\n")
     with pytest.raises(InputError, match="too large"):
         read_words(file)
+    monkeypatch.setattr("triptych.tasks.tagging.MAX_VOCABULARY_BYTES", 3)
+    file.write_text("여우", encoding="utf-8")  # cut within a letter
+    with pytest.raises(InputError, match="too large"):
+        read_words(file)
     with pytest.raises(InputError, match="cannot read"):
         read_words(tmp_path / "none.txt")
     for arguments in ((["여우"],), (WORDS, 1.0), (WORDS, -0.1), (WORDS, 0.2, 0), (WORDS, 0.2, 33)):

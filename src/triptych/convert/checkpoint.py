@@ -61,18 +61,30 @@ def convert_checkpoint(
             raise InputError(f"{source} has its own vocabulary: --word-map goes with a tutorial checkpoint")
         if vision or lm:
             raise InputError(f"{source} has its own frozen parts: --vision and --lm go with LAVIS or OpenFlamingo")
-        config = read_json(source / "config.json")
-        if "format" in config:
-            return (embed_language_model if embed_lm else rewrite)(source, target, dtype)
-        refuse_embedding(source, embed_lm)
-        if config.get("model_type") == "idefics":
-            return convert_idefics(source, config, target, dtype)
-        return convert_transformers(source, config, target, dtype)
+        return convert_folder(source, target, dtype, embed_lm)
     if not source.exists():
         raise InputError(f"cannot read {source}: no such file or directory")
     refuse_embedding(source, embed_lm)
     if word_map is not None:
         return convert_tutorial(source, target, word_map, dtype)
+    return convert_file(source, target, dtype, vision, lm)
+
+
+def convert_folder(source: Path, target: Path, dtype: torch.dtype | None, embed_lm: bool) -> LoadReport:
+    """One of our checkpoint directories, or one of transformers'. Raises as ``convert_checkpoint``."""
+    config = read_json(source / "config.json")
+    if "format" in config:
+        return (embed_language_model if embed_lm else rewrite)(source, target, dtype)
+    refuse_embedding(source, embed_lm)
+    if config.get("model_type") == "idefics":
+        return convert_idefics(source, config, target, dtype)
+    return convert_transformers(source, config, target, dtype)
+
+
+def convert_file(
+    source: Path, target: Path, dtype: torch.dtype | None, vision: Path | None, lm: Path | None
+) -> LoadReport:
+    """A checkpoint of LAVIS or OpenFlamingo. Raises as ``convert_checkpoint``."""
     try:
         state = open_file(source)
     except InputError as error:

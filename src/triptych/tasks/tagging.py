@@ -42,7 +42,7 @@ def read_words(path: Path) -> tuple[str, ...]:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_VOCABULARY_BYTES + 1)
-        lines = data.decode("utf-8-sig").splitlines()
+        lines = [] if len(data) > MAX_VOCABULARY_BYTES else data.decode("utf-8-sig").splitlines()
     except OSError as error:
         raise InputError(f"cannot read the vocabulary {path}: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -35,14 +35,14 @@ def mirrored(count: int, mirror: bool, seed: int) -> list[int]:
 
 
 def crop_cells(image_features: Tensor, grid: tuple[int, int], share: float, window: float, seed: int) -> Tensor:
-    """Some cells of each photo, ``[P, L, Dv]`` -> ``[P, share * L, Dv]``: drawn from a random window of the grid.
+    """Some cells of each photo, ``[P, L, Dv]`` -> ``[P, share * L, Dv]``, at least one: drawn from a random window of the grid.
 
     A window is at least ``window`` of each side; if it has fewer cells than are drawn, the rest come from outside. Features before those of
     the cells (the class token of a vision transformer) are kept.
     """
     (h, w), photos = grid, len(image_features)
     before, image_features = image_features[:, : -h * w], image_features[:, -h * w :]
-    keep = round(share * h * w)
+    keep = max(1, round(share * h * w))
     generator = torch.Generator().manual_seed(seed)
     inside = torch.ones(photos, h, w, dtype=torch.bool)
     for axis, size in ((1, h), (2, w)):

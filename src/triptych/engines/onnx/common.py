@@ -20,6 +20,7 @@ from triptych.engines.onnx.text import Arrays, OnnxLanguageModel, TextCache
 from triptych.evidence import Floats
 from triptych.extras import importing, torch_installed
 from triptych.io.pixels import PixelSpec
+from triptych.logits import log_softmax
 from triptych.nn import efficientnet
 
 
@@ -110,6 +111,5 @@ def score_texts(
 
 def logprobs_of(logits: Floats, ids: Sequence[int]) -> list[float]:
     """``logits [T, V]`` -> the log-probability of each of T ids."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    chosen = shifted[np.arange(len(ids)), list(ids)]
-    return [float(x) for x in chosen - np.log(np.exp(shifted).sum(-1))]
+    chosen: list[float] = log_softmax(logits)[np.arange(len(ids)), list(ids)].tolist()
+    return chosen

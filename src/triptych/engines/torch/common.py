@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from triptych.engines.interface import Array, PhotoSpec
 from triptych.evidence import Floats
-from triptych.logits import to_numpy
+from triptych.logits import not_finite_error, to_numpy
 from triptych.models.memory import bytes_available
 from triptych.nn.int8 import Int8Linear
 from triptych.nn.linear import CpuProduct
@@ -70,6 +70,8 @@ def continuation_logprobs(
     Args:
         first: ``[1, V]``, the logits after the prompt.
         read_on: ids ``[C, T]`` after the prompt, one row for each text -> the logits ``[C, T, V]`` after each id.
+
+    Raises TriptychError: one is not finite.
     """
     longest = max(map(len, texts))
     padded = torch.tensor([[*row, *[row[-1]] * (longest - len(row))] for row in texts], device=first.device)
@@ -77,6 +79,8 @@ def continuation_logprobs(
     if longest > 1:
         logits = torch.cat([logits, read_on(padded[:, :-1])], 1)
     logprobs = logits.float().log_softmax(-1).gather(2, padded[..., None])[..., 0]
+    if not logprobs.isfinite().all():
+        raise not_finite_error()
     return [logprobs[i, : len(row)].tolist() for i, row in enumerate(texts)]
 
 
