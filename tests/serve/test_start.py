@@ -28,7 +28,9 @@ from triptych.tasks import with_engine
 def test_an_address_that_is_not_free_is_named_with_what_to_do() -> None:
     with listen("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
-        with pytest.raises(InputError, match=rf"cannot listen at 127\.0\.0\.1:{port}: .*choose another --port"):
+        with pytest.raises(
+            InputError, match=rf"cannot listen at 127\.0\.0\.1:{port}: address already in use; .*choose another --port"
+        ):
             listen("127.0.0.1", port)
     with pytest.raises(InputError, match=r"cannot listen at no-such-host\.invalid:80"):
         listen("no-such-host.invalid", 80)

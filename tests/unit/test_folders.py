@@ -125,8 +125,12 @@ def test_a_journal_of_other_settings_or_another_file_is_refused(tmp_path: Path) 
     out = tmp_path / "out.jsonl"
     describe_photos(names, on_this_machine(say_red), journal=Journal(out, SETTINGS))
     before = out.read_bytes()
-    with pytest.raises(InputError, match="model 'toy', not 'other'"):
+    with pytest.raises(InputError, match="with model 'toy', and this run is with model 'other'"):
         Journal(out, {"model": "other"})
+    with pytest.raises(InputError, match="without beams, and this run is with beams 2"):
+        Journal(out, SETTINGS | {"beams": 2})
+    with pytest.raises(InputError, match="with model 'toy', and this run is without model"):
+        Journal(out, {})
     assert out.read_bytes() == before
     assert len(Journal(out, {"model": "other"}, replacing={"run": 1})) == 0
     for line in ('{"my": "data"}', '{"image": 5}', '["image"]', "5"):

@@ -316,8 +316,8 @@ def report(summary: Summary, outputs: Sequence[Path]) -> None:
     parts = [f"{summary.described} described"]
     parts += [f"{summary.skipped} done before"] * bool(summary.skipped)
     parts += [f"{summary.failed} not readable"] * bool(summary.failed)
-    rate = summary.described / summary.seconds if summary.seconds else 0.0
-    print("; ".join([", ".join(parts), f"{rate:.1f} photos/s", *map(str, outputs)]), file=sys.stderr)
+    rate = [f"{summary.described / summary.seconds:.1f} photos/s"] if summary.described and summary.seconds else []
+    print("; ".join([", ".join(parts), *rate, *map(str, outputs)]), file=sys.stderr)
     for _, reason in summary.failures[:SHOWN_FAILURES]:
         complain(InputError(reason))
     if summary.failed > SHOWN_FAILURES:

@@ -23,6 +23,7 @@ from triptych.io.files import write_error, write_file
 
 Record = Mapping[str, Any]
 UNFINISHED = ".unfinished"
+RESULT_FIELDS = frozenset(("image", "caption", "tags", "logprob", "seconds", "error"))  # the others are settings
 
 
 class Journal:
@@ -122,12 +123,17 @@ class Journal:
             raise InputError(
                 f"{self.path}, line {number}: not a result of an earlier run; name another --out, or use --existing overwrite"
             ) from None
-        for name, value in self.settings.items():
-            if record.get(name) != value:
+        for name in sorted(self.settings.keys() | record.keys() - RESULT_FIELDS):
+            old, new = record.get(name), self.settings.get(name)
+            if old != new:
                 raise InputError(
-                    f"{self.path} was written with {name} {record.get(name)!r}, not {value!r}: "
+                    f"{self.path} was written {_setting(name, old)}, and this run is {_setting(name, new)}: "
                     "name another --out, or use --existing overwrite"
                 )
+
+
+def _setting(name: str, value: object) -> str:
+    return f"without {name}" if value is None else f"with {name} {value!r}"
 
 
 def _run_line(run: Record) -> bytes:

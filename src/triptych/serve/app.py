@@ -117,7 +117,7 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         hint = "end the program that listens there, or choose another --port" if error.errno == EADDRINUSE else ""
-        reason = (error.strerror or str(error)).lower()
+        reason = (error.strerror or str(error)).partition(" (")[0].lower()  # Python adds the address in brackets
         raise InputError(f"cannot listen at {host}:{port}: {reason}{hint and f'; {hint}'}") from None
 
 
