@@ -2,11 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from test_cli import run, tiny  # noqa: F401  (fixtures)
+from tiny_blip2 import blip2_tasks
+
+from triptych import tasks
+from triptych.tasks import Answer
 
 
 @pytest.fixture
@@ -39,6 +44,26 @@ def test_captions_are_kept_as_lines(run, tiny: Path, data: Path, tmp_path: Path)
     assert found.code == 0 and len(lines) == 2 and set(lines[0]) == {"id", "caption", "references"}
     missing = run("eval", "caption", "--data", data, "--model", tiny, "--output", tmp_path / "no" / "out.jsonl")
     assert missing.code == 2 and "there is no folder" in missing.err
+
+
+def test_questions_are_asked_as_people_ask_them(
+    run,  # noqa: F811
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, given = blip2_tasks(), list[dict[str, Any]]()
+
+    def ask(images: list[Any], questions: list[str], **settings: Any) -> list[Answer]:
+        given.append(settings)
+        return [Answer("dog", "blip2", -0.1, ("dog",), (-0.1,))] * len(questions)
+
+    monkeypatch.setattr(model, "ask", ask)
+    monkeypatch.setattr(tasks, "load_answerer", lambda name: model)
+    assert run("eval", "vqa", "--data", data, "--json").code == 0
+    assert given and not any(given)  # the search is the model's own
+    given.clear()
+    assert run("eval", "vqa", "--data", data, "--json", "--beams", 1).code == 0
+    assert given[0] == {"beams": 1}
 
 
 @pytest.mark.parametrize(

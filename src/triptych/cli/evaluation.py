@@ -218,7 +218,7 @@ def eval_vqa(
     data: Data,
     split: Split = "test",
     model: AnsweringModel = "blip2",
-    beams: Annotated[int, typer.Option(min=1, help="Beams of the search for answers; 1 is greedy.")] = 1,
+    beams: Beams = None,
     shots: Annotated[
         int, typer.Option(min=0, max=64, help="Flamingo: questions about training photos, with answers, in the prompt.")
     ] = 0,
@@ -241,7 +241,7 @@ def eval_vqa(
     answerer = load_answerer(model)
     check_shots(answerer, model, split, shots, nearest=False)
     examples = {"examples": question_examples(train, shots, per_photo, seed)} if shots else {}
-    answers = answer_questions(answerer, photos, per_photo, seed, {"beams": beams} | examples)
+    answers = answer_questions(answerer, photos, per_photo, seed, without_none(beams=beams) | examples)
     write_lines(output, answers.records())
     metrics = ({"shots": shots} if shots else {}) | vqa_metrics(answers, train, per_photo, seed)
     show_evaluation(answerer, data, split, photos, metrics, as_json)
