@@ -22,3 +22,14 @@ def flickr8k() -> Path:
 @pytest.fixture(scope="session")
 def coco_mini() -> Path:
     return dataset("coco-mini")
+
+
+@pytest.fixture(scope="session")
+def gguf_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny language model as a GGUF file."""
+    from tiny_decoder import random_decoder
+    from tiny_gguf import GGUF_CONFIG, write_gguf
+
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    write_gguf(path, random_decoder(GGUF_CONFIG))
+    return path

@@ -26,6 +26,13 @@ SMOOTH = np.stack(
 ).astype(np.uint8)
 
 
+def block_photos(count: int) -> list[Image.Image]:
+    """Photos of three by three blocks of pure colours: a model of random weights tells them apart."""
+    rng = np.random.default_rng(0)
+    blocks = (rng.integers(0, 2, (3, 3, 3), dtype=np.uint8) * 255 for _ in range(count))
+    return [Image.fromarray(block.repeat(8, 0).repeat(10, 1)) for block in blocks]
+
+
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)

@@ -1,4 +1,4 @@
-"""Training of BLIP-2 from end to end on features of a few numbers: it learns, and a killed run goes on exactly."""
+"""Training of BLIP-2 from end to end on features of a few numbers: it learns, and a run that was stopped goes on exactly."""
 
 import json
 from pathlib import Path
@@ -7,16 +7,14 @@ import pytest
 import torch
 from tiny_blip2 import tiny_blip2
 from tiny_blip2_training import data, main
-from training_runs import assert_same_run, best, kill_after, log, start
+from training_runs import assert_same_run, best, log, stopping_in_validation
 
 from triptych.errors import InputError
 from triptych.train.blip2 import start as start_blip2
 from triptych.train.blip2.recipe import Blip2Recipe
 from triptych.train.blip2.trainer import Blip2Trainer
-from triptych.train.data import PhotoSet, TrainingData
+from triptych.train.data import TrainingData
 from triptych.train.recipe import make_recipe
-
-SCRIPT = "tiny_blip2_training.py"
 
 
 @pytest.mark.usefixtures("own_accelerator")
@@ -78,29 +76,13 @@ def test_photos_that_processes_cannot_share_evenly_are_refused(monkeypatch: pyte
 
 
 @pytest.mark.usefixtures("own_accelerator")
-def test_a_killed_run_goes_on_with_the_same_losses(tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert 0 < kill_after(start(SCRIPT, killed, 3, 4), killed, 5) < 12
-    main(killed, 3, 4)
-    main(whole, 3, 4)
-    assert_same_run(killed, whole, 12)
-
-
-@pytest.mark.usefixtures("own_accelerator")
-def test_stage_1_goes_on_with_the_same_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As above, stopped in the middle of its third validation."""
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_stopped_run_goes_on_with_the_same_losses(
+    stage: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    main(whole, 1, 4)
-    figures, calls = Blip2Trainer.figures, []
-
-    def stop(self: Blip2Trainer, photos: PhotoSet) -> dict[str, float]:
-        calls.append(photos)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return figures(self, photos)
-
-    monkeypatch.setattr(Blip2Trainer, "figures", stop)
-    with pytest.raises(KeyboardInterrupt):
-        main(stopped, 1, 4)
-    main(stopped, 1, 4)
-    assert_same_run(stopped, whole, 12)
+    main(whole, stage, 3, epoch_items=16)
+    with stopping_in_validation(Blip2Trainer, 2, monkeypatch):
+        main(stopped, stage, 3, epoch_items=16)
+    main(stopped, stage, 3, epoch_items=16)
+    assert_same_run(stopped, whole, 6)

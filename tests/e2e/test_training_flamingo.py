@@ -1,4 +1,4 @@
-"""Training of Flamingo from end to end on features of a few numbers: it learns, and a killed run goes on exactly."""
+"""Training of Flamingo from end to end on features of a few numbers: it learns, and a run that was stopped goes on exactly."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ from tiny_blip2 import TinyNet
 from tiny_blip2_training import data
 from tiny_flamingo import tiny_flamingo
 from tiny_flamingo_training import SHARES, main
-from training_runs import assert_same_run, kill_after, log, losses, start
+from training_runs import assert_same_run, log, losses, stopping_in_validation
 
 from triptych.nn.configs import DecoderConfig
 from triptych.nn.decoder import Decoder
@@ -21,8 +21,6 @@ from triptych.train.flamingo.recipe import FlamingoRecipe
 from triptych.train.flamingo.trainer import FlamingoTrainer
 from triptych.train.loop import fit
 from triptych.train.recipe import make_recipe
-
-SCRIPT = "tiny_flamingo_training.py"
 
 
 @pytest.mark.usefixtures("own_accelerator")
@@ -77,9 +75,10 @@ def test_bfloat16_through_the_warm_start_of_a_model_with_narrow_embeddings(tmp_p
 
 
 @pytest.mark.usefixtures("own_accelerator")
-def test_a_killed_run_goes_on_with_the_same_losses(tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert 0 < kill_after(start(SCRIPT, killed, 8), killed, 5) < 24
-    main(killed, 8, SHARES)
-    main(whole, 8, SHARES)
-    assert_same_run(killed, whole, 24)
+def test_a_stopped_run_goes_on_with_the_same_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    main(whole, 3, SHARES, epoch_items=16)
+    with stopping_in_validation(FlamingoTrainer, 2, monkeypatch):
+        main(stopped, 3, SHARES, epoch_items=16)
+    main(stopped, 3, SHARES, epoch_items=16)
+    assert_same_run(stopped, whole, 6)

@@ -1,7 +1,4 @@
-"""A BLIP-2 run small enough for a test: ``python tiny_blip2_training.py RUN STAGE EPOCHS``; STAGE may be ``scst``.
-
-Started by ``test_training_blip2.py``.
-"""
+"""A BLIP-2 run small enough for a test."""
 
 import sys
 from pathlib import Path
@@ -47,10 +44,3 @@ def main(run: Path, stage: int, epochs: int, weights: dict[str, float] | None = 
     recipe = make_recipe(Blip2Recipe, {"stage": stage, "weights": weights, **shares, **loop, **settings})
     trainer = Blip2Trainer(blip2, TrainingData([data(24, "train", 0)], [data(len(THINGS), "val", 1)]), recipe)
     print(fit(run, trainer, recipe.loop))
-
-
-if __name__ == "__main__":
-    if sys.argv[2] == "scst":
-        main(Path(sys.argv[1]), 3, int(sys.argv[3]), {"scst": 1.0})
-    else:
-        main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -1,7 +1,4 @@
-"""A Flamingo run small enough for a test: ``python tiny_flamingo_training.py RUN EPOCHS [TASK=SHARE ...]``.
-
-Started by ``test_training_flamingo.py``.
-"""
+"""A Flamingo run small enough for a test."""
 
 import sys
 from pathlib import Path
@@ -32,8 +29,3 @@ def main(run: Path, epochs: int, shares: dict[str, float], **options: float) -> 
     recipe = make_recipe(FlamingoRecipe, settings)
     trainer = FlamingoTrainer(flamingo, TrainingData([data(24, "train", 0)], [data(8, "val", 1)]), recipe)
     print(fit(run, trainer, recipe.loop))
-
-
-if __name__ == "__main__":
-    given = (argument.split("=") for argument in sys.argv[3:])
-    main(Path(sys.argv[1]), int(sys.argv[2]), {task: float(share) for task, share in given} or SHARES)

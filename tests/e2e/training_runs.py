@@ -6,7 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 HERE = Path(__file__).parent
 TOGETHER = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
@@ -34,6 +39,22 @@ def kill_after(process: "subprocess.Popen[str]", run: Path, records: int) -> int
     process.communicate()
     *whole, _ = (run / "log.jsonl").read_text().split("\n")
     return max(json.loads(line)["step"] for line in whole)
+
+
+@contextmanager
+def stopping_in_validation(trainer: Any, number: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Stop a run in the middle of its validation ``number``, within an epoch; cheaper than ``kill_after``."""
+    figures, calls = trainer.figures, []
+
+    def stop(self: object, photos: object) -> dict[str, float]:
+        calls.append(photos)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return figures(self, photos)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(trainer, "figures", stop)
+        yield
 
 
 def log(run: Path) -> list[dict[str, float]]:

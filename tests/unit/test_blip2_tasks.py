@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from pictures import block_photos
 from PIL import Image
 from tiny_blip2 import blip2_tasks, read_prompt
 
@@ -26,9 +27,7 @@ def model() -> Blip2Tasks:
 
 @pytest.fixture(scope="module")
 def photos() -> list[Image.Image]:
-    rng = np.random.default_rng(0)
-    blocks = (rng.integers(0, 2, (3, 3, 3), dtype=np.uint8) * 255 for _ in range(4))  # strong: weights are random
-    return [Image.fromarray(block.repeat(8, 0).repeat(10, 1)) for block in blocks]
+    return block_photos(4)
 
 
 def test_a_batch_of_captions_equals_its_photos(model: Blip2Tasks, photos: list[Image.Image]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import block_photos
 from PIL import Image
 from tiny_blip2 import blip2_tasks
 from tiny_flamingo import flamingo_tasks
@@ -30,9 +31,7 @@ def model() -> Blip2Tasks:
 
 @pytest.fixture(scope="module")
 def photos() -> list[Image.Image]:
-    rng = np.random.default_rng(0)
-    blocks = (rng.integers(0, 2, (3, 3, 3), dtype=np.uint8) * 255 for _ in range(2))
-    return [Image.fromarray(block.repeat(8, 0).repeat(10, 1)) for block in blocks]
+    return block_photos(2)
 
 
 def logit_of(model: Blip2Tasks, photo: Image.Image, thing: str) -> float:

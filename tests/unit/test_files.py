@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import BinaryIO
@@ -9,7 +10,7 @@ from typing import BinaryIO
 import pytest
 
 from triptych.errors import InputError, TriptychError
-from triptych.io.files import replacement, sha256_of_file, write_file
+from triptych.io.files import json_bytes, replacement, sha256_of_file, write_file
 
 
 @pytest.mark.parametrize("fsync", [False, True])
@@ -25,6 +26,11 @@ def test_bytes_text_and_a_function(tmp_path: Path, fsync: bool) -> None:
         assert path.read_bytes() == expected
         assert [*tmp_path.iterdir()] == [path]
     assert sha256_of_file(path) == hashlib.sha256(b"one two").hexdigest()
+
+
+def test_json_keeps_letters_and_the_bytes_of_names() -> None:
+    assert json_bytes({"name": "여우"}) == '{"name": "여우"}'.encode()
+    assert json.loads(json_bytes({"name": "caf\udce9"}).decode()) == {"name": "caf\udce9"}
 
 
 def test_what_fails_half_way_leaves_the_old_file_alone(tmp_path: Path) -> None:

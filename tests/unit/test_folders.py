@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -183,6 +184,18 @@ def test_sidecars(tmp_path: Path, kind: str) -> None:
         assert record.pop("seconds") >= 0
         assert record == {"image": names[2], "caption": "photo of red 2!", "logprob": -1.0}
     assert describe_photos(names, on_this_machine(say_red), sidecars=sidecars).skipped == 3
+
+
+def test_a_name_that_is_not_unicode_is_read_back_as_it_was(tmp_path: Path) -> None:
+    """From the JSON beside the photo and from the journal."""
+    name, journal = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"), Journal(tmp_path / "out.jsonl", SETTINGS)
+    try:
+        photo(Path(name))
+    except OSError:
+        pytest.skip("this file system has Unicode names only")
+    describe_photos([name], on_this_machine(say_red), journal=journal, sidecars=Sidecars(("json",)))
+    beside = json.loads(Path(name).with_suffix(".json").read_text(encoding="utf-8"))
+    assert [beside["image"], *(record["image"] for record in journal.records())] == [name, name]
 
 
 @pytest.mark.parametrize("bound", [1, 100])

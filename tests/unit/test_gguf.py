@@ -16,13 +16,6 @@ from triptych.checkpoints.language_models import load_language_model
 from triptych.errors import InputError
 
 
-@pytest.fixture(scope="module")
-def gguf_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    write_gguf(path, random_decoder(GGUF_CONFIG))
-    return path
-
-
 def test_gguf_round_trip(gguf_path: Path) -> None:
     lm, tokenizer, report = load_language_model(gguf_path)
     original = random_decoder(GGUF_CONFIG)

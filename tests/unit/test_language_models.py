@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_blip2 import byte_tokenizer
 from tiny_decoder import LLAMA, as_transformers, random_decoder
-from tiny_gguf import GGUF_CONFIG, MERGES, TEMPLATE, WORDS, write_gguf
+from tiny_gguf import GGUF_CONFIG, MERGES, TEMPLATE, WORDS
 
 from triptych.checkpoints.gguf_models import ARCHITECTURES
 from triptych.checkpoints.language_models import build, load_language_model
@@ -27,13 +27,6 @@ from triptych.nn.cnn import ENCODERS
 from triptych.nn.decoder import Decoder
 from triptych.text.byte_level import TEXT_SPLITS
 from triptych.text.tokenizer import TextTokenizer
-
-
-@pytest.fixture(scope="module")
-def gguf_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    write_gguf(path, random_decoder(GGUF_CONFIG))
-    return path
 
 
 def test_part_by_part() -> None:

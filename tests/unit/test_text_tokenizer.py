@@ -6,21 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_decoder import random_decoder
-from tiny_gguf import GGUF_CONFIG, MERGES, TEMPLATE, WORDS, write_gguf
+from tiny_gguf import MERGES, TEMPLATE, WORDS
 
 from triptych.checkpoints.gguf import read_gguf
 from triptych.checkpoints.language_models import load_language_model
 from triptych.checkpoints.parts import part_path
 from triptych.errors import InputError
 from triptych.text.tokenizer import TextTokenizer
-
-
-@pytest.fixture(scope="module")
-def gguf_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    write_gguf(path, random_decoder(GGUF_CONFIG))
-    return path
 
 
 def test_tokenizer(gguf_path: Path) -> None:

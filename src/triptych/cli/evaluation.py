@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -377,8 +376,7 @@ def import_sentence_vectors() -> Callable[..., Any]:
 
 
 def write_lines(output: Path | None, records: Iterable[dict[str, Any]]) -> None:
-    from triptych.io.files import write_file
+    from triptych.io.files import json_bytes, write_file
 
     if output is not None:
-        lines = [json.dumps(record, ensure_ascii=False) for record in records]
-        write_file(output, ("\n".join(lines) + "\n").encode())
+        write_file(output, b"".join(json_bytes(record) + b"\n" for record in records))

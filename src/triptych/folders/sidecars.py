@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from triptych.folders.xmp import (
     subjects,
     xmp_bytes,
 )
-from triptych.io.files import write_file
+from triptych.io.files import json_bytes, write_file
 
 SIDECARS = ("txt", "json", "xmp")
 EXISTING = ("skip", "overwrite", "append", "prepend")
@@ -77,7 +76,7 @@ class Sidecars:
             if self.existing == "skip" and file.exists():
                 continue
             if kind == "json":
-                write_file(file, (json.dumps(dict(record), ensure_ascii=False, indent=1) + "\n").encode())
+                write_file(file, json_bytes(dict(record), indent=1) + b"\n")
             elif kind == "txt":
                 old = read_sidecar(file).strip() if self.existing != "overwrite" and file.exists() else ""
                 if "tags" in record:

@@ -2,12 +2,13 @@
 
 import errno
 import hashlib
+import json
 import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from triptych.errors import InputError, TriptychError
 
@@ -28,6 +29,14 @@ def write_file(path: Path, content: bytes | str | Callable[[BinaryIO], object], 
             content(file)
         else:
             file.write(content.encode() if isinstance(content, str) else content)
+
+
+def json_bytes(value: Any, indent: int | None = None) -> bytes:
+    """``value`` as JSON in UTF-8. The bytes of a file's name that are not UTF-8 are escaped, so that they are read back as they were."""
+    try:
+        return json.dumps(value, ensure_ascii=False, indent=indent).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent).encode()
 
 
 @contextmanager

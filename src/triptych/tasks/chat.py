@@ -18,7 +18,7 @@ from PIL import Image
 
 from triptych.errors import InputError
 from triptych.generate import Search
-from triptych.io.files import write_file
+from triptych.io.files import json_bytes, write_file
 from triptych.io.images import ImageSource, load_image
 from triptych.tasks.answer import Answer
 from triptych.tasks.words import Pieces, recorded_pieces
@@ -193,7 +193,7 @@ class Chat:
             {"pictures": [as_url(p) for p in turn.pictures], "question": turn.question, "answer": turn.answer}
             for turn in self.turns
         ]
-        write_file(path, json.dumps({"triptych_chat": CHAT_VERSION, "turns": turns}, ensure_ascii=False).encode())
+        write_file(path, json_bytes({"triptych_chat": CHAT_VERSION, "turns": turns}))
 
     def load(self, path: Path) -> None:
         """Replace this dialogue by a saved one; if the file is refused, nothing changes.
