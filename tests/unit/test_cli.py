@@ -140,6 +140,7 @@ def test_info_counts_parameters(run, tiny: Path) -> None:
         (["match", "--image", "PHOTO", "--text", "a dog", "--explain", "maps.png"], "--explain maps.png"),
         (["match", "--image", "PHOTO", "--text", "a dog", "--explain", "nowhere/maps.html"], "no folder nowhere"),
         (["find", "a dog", "--library", "library", "--sheet", "sheet.txt"], "--sheet sheet.txt"),
+        (["mcp", "--library", "nowhere"], "--library nowhere: no such library"),
         (["export", "sat", "graphs", "--format", "hf"], "--format hf is for blip2 models"),
         (["export", "blip2", "PHOTO", "--format", "onnx"], "is not an empty folder"),
         (["export", "blip2", "graphs", "--precision", "int8"], "--format onnx"),

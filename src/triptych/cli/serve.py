@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from triptych.cli.application import app
+from triptych.errors import InputError
 from triptych.extras import importing
 
 
@@ -70,6 +71,8 @@ def mcp(
     library: Annotated[Path | None, typer.Option(metavar="DIR", help="A library to search (see index).")] = None,
 ) -> None:
     """Serve photos to an assistant (MCP). It can caption, ask, compare and find, over stdio."""
-    with importing("mcp", "this"):
+    if library is not None and not library.is_dir():
+        raise InputError(f"--library {library}: no such library; triptych index makes one")
+    with importing("mcp", "an MCP server"):
         from triptych.plugins.mcp_server import photo_server
     photo_server(library).run("stdio")
