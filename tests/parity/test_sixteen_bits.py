@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,52 +58,66 @@ def answers(tasks: Any, photos: Photos) -> Iterator[Answer]:
         yield tasks.complete(photos[0], [(photos[1], "one"), (None, "two")], choices=["one", "two"], explain=True)
 
 
-def check(folder: Path, precision: str, photos: Photos) -> None:
-    """Everything is finite, and choices are about as likely as in fp32."""
-    tasks: Any = load(folder, device="cpu", precision=precision)
-    whole: Any = load(folder, device="cpu", precision="fp32")
+Check = Callable[[Path, str], None]
+
+
+@pytest.fixture(scope="module")
+def check(photos: Photos) -> Check:
+    """Everything is finite, and choices are about as likely as in fp32, whose answers are computed once for each checkpoint."""
+
+    @cache
+    def whole(folder: Path) -> list[Answer]:
+        return [*answers(load(folder, device="cpu", precision="fp32"), photos)]
+
+    return lambda folder, precision: compare(
+        load(folder, device="cpu", precision=precision), precision, photos, whole(folder)
+    )
+
+
+def compare(tasks: Any, precision: str, photos: Photos, whole: Sequence[Answer]) -> None:
+    """See ``check``."""
     model = tasks.engine.model
     assert {p.dtype for p in model.parameters()} == {DTYPES[precision]}
     layers = [module.codes for module in model.lm.modules() if isinstance(module, Int8Linear)]
     assert bool(layers) == (precision == "int8") and all(codes.dtype == torch.int8 for codes in layers)
-    for answer, expected in zip(answers(tasks, photos), answers(whole, photos), strict=True):
+    for answer, expected in zip(answers(tasks, photos), whole, strict=True):
         assert np.isfinite([answer.logprob, *answer.logprobs, *(answer.scores or {}).values()]).all()
         assert answer.evidence is not None and answer.evidence.maps.max() > 0
         assert answer.probabilities == (expected.probabilities and pytest.approx(expected.probabilities, abs=0.1))
 
 
 @PRECISIONS
-def test_an_openflamingo(openflamingo: Path, precision: str, photos: Photos) -> None:
-    check(openflamingo, precision, photos)
+def test_an_openflamingo(openflamingo: Path, precision: str, check: Check) -> None:
+    check(openflamingo, precision)
 
 
 @PRECISIONS
 @pytest.mark.parametrize("name", ["generation", "instruct"])
-def test_a_blip2(name: str, precision: str, request: pytest.FixtureRequest, photos: Photos) -> None:
-    check(request.getfixturevalue(name).target, precision, photos)
+def test_a_blip2(name: str, precision: str, request: pytest.FixtureRequest, check: Check) -> None:
+    check(request.getfixturevalue(name).target, precision)
 
 
 @PRECISIONS
-def test_a_blip2_over_a_t5(t5: T5Pair, precision: str, photos: Photos) -> None:
-    check(Path(t5.ours.name), precision, photos)
+def test_a_blip2_over_a_t5(t5: T5Pair, precision: str, check: Check) -> None:
+    check(Path(t5.ours.name), precision)
 
 
 @PRECISIONS
-def test_an_idefics(idefics: Idefics, precision: str, photos: Photos) -> None:
-    check(Path(idefics.ours.name), precision, photos)
+def test_an_idefics(idefics: Idefics, precision: str, check: Check) -> None:
+    check(Path(idefics.ours.name), precision)
+
+
+@pytest.fixture(scope="module", params=["half", "int8"])
+def narrow(request: pytest.FixtureRequest, instruct: Pair, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy in another width."""
+    copy = tmp_path_factory.mktemp("narrow") / request.param
+    convert_checkpoint(instruct.target, copy, **{request.param: True})
+    return copy
 
 
 @PRECISIONS
-@pytest.mark.parametrize("width", ["half", "int8"])
-def test_a_copy_in_another_width(
-    width: str,
-    precision: str,
-    instruct: Pair,
-    photos: Photos,
-    tmp_path: Path,
-) -> None:
-    convert_checkpoint(instruct.target, tmp_path / "copy", **{width: True})
-    check(tmp_path / "copy", precision, photos)
+def test_a_copy_in_another_width(narrow: Path, precision: str, check: Check) -> None:
+    check(narrow, precision)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -169,8 +184,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return call
 
 
-@PRECISIONS
-@pytest.mark.parametrize("option", ["--dtype", "--precision"])
+@pytest.mark.parametrize(("option", "precision"), [("--dtype", "fp16"), *(("--precision", name) for name in DTYPES)])
 def test_the_command_line(
     option: str,
     precision: str,
