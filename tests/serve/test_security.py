@@ -145,6 +145,8 @@ def test_6_headers(client: TestClient) -> None:
         "/etc/passwd",
         "\\\\host\\share\\a.png",
         "a.png",
+        "http://[",
+        "file://[/etc/passwd",
     ],
 )
 def test_7_addresses_are_switched_off(client: TestClient, address: str) -> None:
@@ -244,14 +246,16 @@ def test_8_redirects_are_checked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
             "/a": (302, "/b", b""),
             "/b": (200, "", b"picture"),
             "/out": (302, "http://127.0.0.1/", b""),
+            "/none": (302, "http://[", b""),
             "/loop": (302, "/loop", b""),
         }
     )
     monkeypatch.setattr(fetch, "public_address", lambda name, port: "127.0.0.1")
     base = f"http://good.example:{host.port}"
     assert fetch_allowed(f"{base}/a", ("good.example",)) == b"picture"
-    with pytest.raises(InputError, match="not allowed"):
-        fetch_allowed(f"{base}/out", ("good.example",))
+    for path in ("/out", "/none"):
+        with pytest.raises(InputError, match="not allowed"):
+            fetch_allowed(f"{base}{path}", ("good.example",))
     with pytest.raises(InputError, match="redirects"):
         fetch_allowed(f"{base}/loop", ("good.example",))
     assert host.paths.count("/loop") == fetch.HOPS + 1

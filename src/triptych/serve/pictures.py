@@ -63,11 +63,14 @@ def picture_bytes(address: str, settings: ServerSettings) -> bytes:
     address = address.strip()
     if address[:5].lower() == "data:":
         return data_url_bytes(address)
-    scheme = urlsplit(address).scheme.lower() if ":" in address[:12] else ""
-    if scheme in ("http", "https") and settings.allow_domains:
+    try:
+        parts = urlsplit(address if ":" in address[:12] else "")
+    except ValueError:  # such as http://[
+        parts = urlsplit("")
+    if parts.scheme in ("http", "https") and settings.allow_domains:
         return fetch_allowed(address, settings.allow_domains)
-    if scheme == "file" and settings.allow_folders:
-        return folder_bytes(unquote(urlsplit(address).path), settings.allow_folders)
+    if parts.scheme == "file" and settings.allow_folders:
+        return folder_bytes(unquote(parts.path), settings.allow_folders)
     raise InputError(
         "pictures come as data URLs (data:image/jpeg;base64,...); addresses are switched off on this server"
     )
