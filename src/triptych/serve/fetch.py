@@ -33,7 +33,7 @@ def fetch_allowed(url: str, domains: tuple[str, ...]) -> bytes:
         host, port, secure, target = parse(url, domains)
         status, location, body = request(host, port, secure, target, deadline)
         if status in (301, 302, 303, 307, 308) and location:
-            url = joined(url, location)
+            url = redirected(url, location)
             continue
         if status != 200:
             raise InputError(f"the address answered with status {status}")
@@ -41,7 +41,7 @@ def fetch_allowed(url: str, domains: tuple[str, ...]) -> bytes:
     raise InputError(f"the address leads through more than {HOPS} redirects")
 
 
-def joined(url: str, location: str) -> str:
+def redirected(url: str, location: str) -> str:
     """The address that a redirect leads to. Raises InputError: it is none."""
     try:
         return urljoin(url, location)
