@@ -154,6 +154,8 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(TriptychError, match=r"cannot save .*m: the disk is full"):
         save_checkpoint(tmp_path / "m", config=CONFIG, tensors=some_tensors())
     assert everything(tmp_path) == before
+    with pytest.raises(TriptychError, match=r"cannot save .*m: File exists$"):
+        save_checkpoint(tmp_path / "m" / "config.json" / "m", config=CONFIG, tensors=some_tensors())
 
 
 def test_a_save_deletes_nothing_that_is_not_a_checkpoint(tmp_path: Path) -> None:

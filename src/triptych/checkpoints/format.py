@@ -67,7 +67,7 @@ def _save(directory: Path, write: Callable[[Path], None]) -> None:
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
     except OSError as error:
-        why = "the disk is full" if "No space left" in str(error) else error
+        why = "the disk is full" if "No space left" in str(error) else error.strerror or error
         raise TriptychError(f"cannot save {directory}: {why}") from None
     except TriptychError as error:
         raise type(error)(f"{directory} is not saved: {error}") from None

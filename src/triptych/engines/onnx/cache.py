@@ -25,6 +25,7 @@ from triptych.checkpoints.parts import home
 from triptych.engines.choice import Precision
 from triptych.engines.onnx.matrix import Blocks, Matrix
 from triptych.engines.onnx.text import EmbeddingTable
+from triptych.errors import TriptychError
 from triptych.io.files import write_error
 from triptych.nn.configs import DecoderConfig
 from triptych.text.tokenizer import TextTokenizer
@@ -59,7 +60,7 @@ def graphs_folder(config: CheckpointConfig[Any], precision: Precision, build: Ca
             shutil.rmtree(fresh, ignore_errors=True)
         forget_old(root)
     except OSError as error:
-        raise write_error(root, error) from error
+        raise TriptychError(f"{write_error(root, error)}; TRIPTYCH_HOME names another folder") from error
     return folder
 
 
