@@ -64,6 +64,7 @@ def test_the_command_trains_on_a_folder_of_photos(tmp_path: Path) -> None:
         [sys.executable, "-m", "triptych", "caption", str(photos / "0.png"), "--model", str(best), "--json"],
         capture_output=True,
         text=True,
+        env=environment,
     )
     assert used.returncode == 0, used.stderr
     assert set(json.loads((best / "vocabulary.json").read_text())["words"]) > {"a", "square"}
