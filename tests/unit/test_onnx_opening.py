@@ -53,6 +53,17 @@ def photo() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
 
 
+def test_a_terminal_is_told_that_graphs_are_built(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    open_engine(saved)
+    assert capsys.readouterr().err == "triptych: the graphs of sat are built once, in a few seconds\n"
+    open_engine(saved)
+    open_engine(saved, "fp32")
+    assert capsys.readouterr().err.count("graphs") == 1  # of the other precision
+
+
 def test_both_engines_write_the_same(saved: Path) -> None:
     ours, theirs = load(saved, precision="fp32"), load(saved, device="cpu")
     assert type(ours.engine).__name__ == "OnnxSat" and type(theirs.engine).__name__ == "TorchSat"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,6 +76,8 @@ def built_graphs(source: Source, precision: Precision) -> Path:
     def build(folder: Path) -> None:
         from triptych.engines.onnx.building import BUILDERS
 
+        if sys.stderr.isatty():
+            print(f"triptych: the graphs of {source.directory.name} are built once, in a few seconds", file=sys.stderr)
         BUILDERS[source.config.system](source, folder, precision)
 
     return graphs_folder(source.config, precision, build)
