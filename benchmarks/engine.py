@@ -35,7 +35,7 @@ from triptych.evidence import Floats
 from triptych.generate import Search, generate
 from triptych.systems.flamingo import flamingo_prompt
 from triptych.tasks.blip2 import PhotoPrompt
-from triptych.tasks.reranking import RERANKED_BEAMS
+from triptych.tasks.reranking import OF_CAPTIONS
 
 PROMPT, NEW_TOKENS = 32, 32
 
@@ -123,7 +123,7 @@ def caption(model: str, photos: int, repeats: int) -> dict[str, float]:
 def transformers_captions(model: Any) -> Callable[[Any], object]:
     """BLIP-2's captions with the language model on transformers, by its own beam search with as many beams and tokens. transformers has
     neither this image encoder nor this Q-Former: both are computed by our modules on torch. Consensus does not choose among the beams."""
-    engine, search = model.engine, model.caption_search(beams=RERANKED_BEAMS)
+    engine, search = model.engine, model.caption_search(beams=OF_CAPTIONS.beams)
     lm = peer(engine.model.lm)
 
     @torch.inference_mode()
