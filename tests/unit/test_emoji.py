@@ -69,7 +69,7 @@ def test_what_is_written_opens_as_a_data_set(tmp_path: Path) -> None:
     assert photos[0].id == "one-1f436.png" and photos[0].captions == ("dog face",)
     assert photos[0].image().size == (SIDE, SIDE) and photos[0].extra == {"source": "one"}
     assert {photo.split for photo in photos if "dog" in photo.captions[0]} == {split_of_name("dog")}
-    with pytest.raises(InputError, match="not empty"):
+    with pytest.raises(InputError, match="not an empty folder"):
         write_drawings(tmp_path / "out", {}, drawers)
 
 
