@@ -131,3 +131,10 @@ def test_23_a_request_that_runs_is_answered_after_sigterm() -> None:
         assert server.wait(20) in (0, -signal.SIGTERM) and "Traceback" not in server.stderr.read()
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{address}/healthz")
+
+
+def test_the_parts_of_an_answer_do_not_wait_for_acknowledgements() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
