@@ -49,7 +49,7 @@ class BeamChoice(NamedTuple):
 
 
 OF_CAPTIONS = BeamChoice(beams=10, guidance=1.0, agreement=4.0, length_penalty=1.0)
-OF_ANSWERS = BeamChoice(beams=6, guidance=0.0, agreement=6.0, length_penalty=0.0)
+OF_ANSWERS = BeamChoice(beams=4, guidance=0.0, agreement=6.0, length_penalty=0.0)
 
 
 class Reranking:
