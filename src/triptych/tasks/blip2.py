@@ -26,7 +26,7 @@ from triptych.tasks.choices import YES_NO, choice_ids, normalised_logprobs, to_h
 from triptych.tasks.detection import claim_logit, count_logit, detection_logit, gain_of_yes
 from triptych.tasks.matching import Blip2Matching
 from triptych.tasks.photos import DECODED_TOGETHER, over_photos
-from triptych.tasks.reranking import OF_ANSWERS, OF_CAPTIONS, BeamChoice, default_beams, with_all_beams
+from triptych.tasks.reranking import OF_CAPTIONS, BeamChoice, default_beams, with_all_beams
 from triptych.tasks.words import (
     Pieces,
     Spans,
@@ -232,10 +232,7 @@ class Blip2Tasks(Answerer[Blip2Spec], Blip2Matching):
         self, questions: Sequence[PictureQuestion], explain: bool, settings: Mapping[str, Any]
     ) -> list[Answer]:
         answers: dict[int, Answer] = {}
-        for choice in (None, OF_ANSWERS):
-            chosen = [i for i, q in enumerate(questions) if self.reranks_answer(q, settings) is (choice is not None)]
-            if choice and not chosen:
-                continue  # its beams would exclude samples
+        for choice, chosen in self.by_choice(dict(enumerate(questions)), settings):
             defaults = {"max_new_tokens": 20} | dict(self.spec.answers) | default_beams(choice)
             prompts = [self.question_prompt(questions[i]) for i in chosen]
             written = self.write(prompts, self.search(**defaults | dict(settings)), explain, choice=choice)

@@ -23,7 +23,7 @@ from triptych.tasks.examples import ExampleIndex, as_opener
 from triptych.tasks.flamingo_prompts import FlamingoPrompts
 from triptych.tasks.prefix import PrefixState, PromptRow
 from triptych.tasks.prototypes import PROTOTYPE_WEIGHT, examples_of, prototype_cosines
-from triptych.tasks.reranking import OF_ANSWERS, OF_CAPTIONS, BeamChoice, Reranking, default_beams, with_all_beams
+from triptych.tasks.reranking import OF_CAPTIONS, BeamChoice, Reranking, default_beams, with_all_beams
 from triptych.tasks.words import Pieces, decode_pieces, in_one_piece
 from triptych.text.prompt import (
     IMAGE,
@@ -157,10 +157,7 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
                 answers[i] = self.answer_by_captions(question, explain, settings)
             else:
                 single[i] = self.question_text(question), question.images
-        for choice in (None, OF_ANSWERS):
-            chosen = [i for i in single if self.reranks_answer(questions[i], settings) is (choice is not None)]
-            if choice and not chosen:
-                continue  # its beams would exclude samples
+        for choice, chosen in self.by_choice({i: questions[i] for i in single}, settings):
             defaults = {"max_new_tokens": ANSWER_TOKENS} | dict(self.spec.answers) | default_beams(choice)
             search = self.search(**defaults | dict(settings))
             written = self.write([single[i] for i in chosen], search, explain, choice=choice)

@@ -6,7 +6,7 @@ The checkpoint brings its consensus; without one nothing is added. Figures of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -99,6 +99,19 @@ class Reranking:
     def reranks_answer(self, question: PictureQuestion, settings: Mapping[str, Any]) -> bool:
         """Whether the consensus takes part in the search for an answer: it knows one picture at a time, and little about numbers."""
         return self.reranks(settings) and len(question.images) == 1 and not asks_for_number(question.text)
+
+    def by_choice(
+        self, questions: Mapping[int, PictureQuestion], settings: Mapping[str, Any]
+    ) -> Iterator[tuple[BeamChoice | None, list[int]]]:
+        """How the consensus takes part in the search for answers, and the numbers of the questions that are answered so.
+
+        Not at all comes first, even without a question, so that ``settings`` are checked; a choice without one is left out, because its
+        beams would exclude samples.
+        """
+        reranked = [i for i, question in questions.items() if self.reranks_answer(question, settings)]
+        yield None, [i for i in questions if i not in reranked]
+        if reranked:
+            yield OF_ANSWERS, reranked
 
     def agreement(self, pooled: Floats, texts: Sequence[str]) -> Floats:
         """The cosine of each photo ``[B, D]`` with each text: ``[B, K]``; 0 without a consensus."""
