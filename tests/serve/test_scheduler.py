@@ -53,14 +53,11 @@ class Counter:
 
     def __init__(self, before_step: Callable[[], object] = lambda: None) -> None:
         self.sizes: list[int] = []
-        self.enough = 100  # states that are stepped without waiting for others
+        self.enough_rows = 100
         self.before_step, self.computing = before_step, threading.Lock()
 
     def prefill(self, inputs: Sequence[int]) -> tuple[np.ndarray, Countdown]:
         return self.logits(inputs), Countdown(inputs)
-
-    def is_enough(self, states: Sequence[Countdown]) -> bool:
-        return len(states) >= self.enough
 
     def logits(self, numbers: Sequence[int]) -> np.ndarray:
         return np.eye(10, dtype=np.float32)[list(numbers)] * 9
@@ -126,12 +123,48 @@ def test_a_text_joins_the_ones_that_run_and_leaves_before_them(monkeypatch: pyte
 def test_a_step_that_is_large_enough_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "PATIENCE", 5)
     counter = Counter()
+    counter.enough_rows = 2
     engine = shared(counter)
     engine.step(np.array([3]), Countdown([3]))  # this thread does not come back
-    counter.enough = 1
     started = time.monotonic()
-    assert in_threads(lambda: count(engine, 7)) == [[7, 6, 5, 4, 3, 2, 1]]
+    in_threads(lambda: engine.step(np.array([7, 6]), Countdown([7, 6])))
     assert time.monotonic() - started < 4
+
+
+def test_a_text_waits_until_its_group_has_room() -> None:
+    """Three texts of one row, two at a time; the third is written when one of the others has left."""
+    counter = Counter(lambda: time.sleep(0.02))
+    counter.enough_rows = 2
+    engine = shared(counter)
+    engine.step(np.array([5]), Countdown([5]))  # this thread keeps its place
+    texts = in_threads(lambda: count(engine, 3), lambda: count(engine, 4))
+    assert texts == [[3, 2, 1], [4, 3, 2, 1]] and max(counter.sizes) == 1
+    engine.leave()
+    assert in_threads(lambda: count(engine, 5), lambda: count(engine, 5)) == [[5, 4, 3, 2, 1]] * 2
+    assert max(counter.sizes) == 2
+
+
+def test_a_text_that_nobody_waits_for_does_not_wait_for_room() -> None:
+    counter, cancelled = Counter(), threading.Event()
+    counter.enough_rows = 1
+    engine = shared(counter)
+    engine.step(np.array([5]), Countdown([5]))
+
+    def interrupted() -> list[int]:
+        interruption.set(cancelled.is_set)
+        return count(engine, 7)
+
+    def leave() -> None:
+        while not engine._joining:
+            time.sleep(0.001)
+        cancelled.set()
+        with engine._changed:
+            engine._changed.notify_all()
+
+    result, _ = in_threads(interrupted, leave)
+    assert isinstance(result, InterruptedGeneration) and counter.sizes == [1]
+    engine.leave()
+    assert count(engine, 2) == [2, 1]
 
 
 def test_a_text_that_fails_fails_alone() -> None:
@@ -184,7 +217,7 @@ class Lanes:
 
     def joint_steps(self) -> SimpleNamespace:
         step = lambda ids, states: [(self.compute(), state) for state in states]  # noqa: E731
-        return SimpleNamespace(step=step, is_enough=lambda states: False)
+        return SimpleNamespace(step=step, enough_rows=100)
 
 
 def test_as_many_pictures_and_prompts_are_read_at_a_time_as_there_are_lanes() -> None:
@@ -249,6 +282,7 @@ def assert_as_alone(engine: Any, inputs: Sequence[Any], searches: Sequence[Searc
 
     def write(model: Any, index: int) -> list[Hypothesis]:
         [hypotheses] = generate(model, inputs[index], searches[index])
+        shared.leave()
         return hypotheses
 
     alone = [write(engine, index) for index in range(len(inputs))]

@@ -167,12 +167,3 @@ def test_other_kinds_are_left_to_torch() -> None:
 def test_steps_of_many_captions_are_computed_in_parts_of_equal_beams() -> None:
     shapes = [(1, 10), (2, 1), (1, 10), (1, 10), (1, 3), (3, 10), (1, 3)]
     assert parts_of(shapes) == [[1], [4, 6], [0, 2], [3], [5]]
-
-
-def test_a_caption_with_many_beams_does_not_wait_for_others(tmp_path: Path) -> None:
-    _, engine = sat_engine(tmp_path)
-    steps = engine.joint_steps()
-    one = engine.prefill(np.zeros((1, 9, 64), np.float32))[1]
-    ten = one.reorder(np.zeros((1, 10), np.int64))
-    assert not steps.is_enough([]) and not steps.is_enough([one] * 3)
-    assert steps.is_enough([ten]) and steps.is_enough([one] * 8)

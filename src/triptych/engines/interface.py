@@ -74,12 +74,13 @@ class PhotoEncoder(Protocol):
 class JointSteps(Protocol[StateT]):
     """Steps the states of several callers together. It keeps arrays between steps, so only one thread may use it."""
 
-    def step(self, ids: Sequence[Ints], states: Sequence[StateT]) -> list[tuple[Array, StateT]]:
-        """``StepModel.step`` of each state, computed together. Each call may have other states than the last."""
+    @property
+    def enough_rows(self) -> int:
+        """Rows from which a step takes nearly as much longer as it has more."""
         ...
 
-    def is_enough(self, states: Sequence[StateT]) -> bool:
-        """Whether it saves little to wait for further states before ``step``."""
+    def step(self, ids: Sequence[Ints], states: Sequence[StateT]) -> list[tuple[Array, StateT]]:
+        """``StepModel.step`` of each state, computed together. Each call may have other states than the last."""
         ...
 
 

@@ -15,7 +15,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Hashable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -140,9 +139,10 @@ class Worker:
         """Take a job whose client does not wait any more from the queue, with its pictures; if it runs, it stops at its next step."""
         job.cancelled.set()
         job.payload = None  # an exception's traceback may keep the job for a while, but not its pictures
-        with self.queue.mutex, suppress(ValueError):
-            self.queue.queue.remove(job)
-            self.queue.not_full.notify()
+        with self.queue.mutex:
+            if job in self.queue.queue:
+                self.queue.queue.remove(job)
+                self.queue.not_full.notify()
 
     def _queue_full(self) -> ApiError:
         """``Retry-After``: about the time in which the waiting requests are answered, by the rate of the last ones."""

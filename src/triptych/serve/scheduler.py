@@ -3,7 +3,8 @@
 A request reads its prompt while the others continue to write, joins them at their next step, and leaves when its text ends. Each chooses
 its own tokens (greedy, sampled or with beams), so its text does not depend on the others. Texts are written in groups, one for each of
 ``LANES`` processor cores, and as many prompts and pictures are read at a time: with several rows the products of a model are bound by
-arithmetic, so two computations at a time on two cores take half as long as one after the other.
+arithmetic, so two computations at a time on two cores take half as long as one after the other. For the same reason a text waits, first
+come first served, until a group has fewer rows than ``JointSteps.enough_rows``: more would only slow down those that are written.
 """
 
 from __future__ import annotations
@@ -89,6 +90,10 @@ class StepGroup(Generic[StateT]):
         self._choosing: set[int] = set()  # threads that have the logits of a step and will soon request the next
         self._has_leader = False
 
+    def is_enough(self, rows: int) -> bool:
+        """Whether it saves little to compute further rows in the same step."""
+        return rows >= self._joint.enough_rows
+
     def leave(self, thread: int) -> None:
         """Do not wait for this thread: its text has ended, or it does something else before its next step."""
         with self._changed:
@@ -116,7 +121,7 @@ class StepGroup(Generic[StateT]):
     def _lead(self) -> None:
         """Compute all waiting steps; the first that arrived meanwhile leads the next ones."""
         with self._changed:
-            while self._choosing and not self._joint.is_enough([step.state for step in self._waiting]):
+            while self._choosing and not self.is_enough(sum(len(step.ids) for step in self._waiting)):
                 if not self._changed.wait(PATIENCE):
                     break
             steps, self._waiting = self._waiting, []
@@ -157,8 +162,10 @@ class SharedEngine(EngineProxy, Generic[StateT]):
         super().__init__(engine, self._run_alone)
         self._turns = Turns(lanes)
         self._groups = [StepGroup(joint_steps(), observe) for _ in range(lanes)]
-        self._members: dict[int, StepGroup[StateT]] = {}  # the group of each thread that writes a text
-        self._lock = threading.Lock()
+        # Of each thread that writes a text: its group, and its rows.
+        self._members: dict[int, tuple[StepGroup[StateT], int]] = {}
+        self._joining: deque[int] = deque()  # threads that wait for room in a group
+        self._changed = threading.Condition()
 
     def _run_alone(self, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         self.leave()
@@ -169,17 +176,34 @@ class SharedEngine(EngineProxy, Generic[StateT]):
     def leave(self) -> None:
         """Take this thread out of its group: its text has ended, or it does something else before its next step."""
         thread = threading.get_ident()
-        with self._lock:
-            group = self._members.pop(thread, None)
+        with self._changed:
+            group, _ = self._members.pop(thread, (None, 0))
+            self._changed.notify_all()
         if group is not None:
             group.leave(thread)
 
     def step(self, ids: Ints, state: StateT) -> tuple[Array, StateT]:
-        """``StepModel.step``, together with the steps of other threads. A new text joins the smallest group."""
+        """``StepModel.step``, together with the steps of other threads."""
         thread = threading.get_ident()
-        with self._lock:
-            if thread not in self._members:
-                sizes = [sum(member is group for member in self._members.values()) for group in self._groups]
-                self._members[thread] = self._groups[sizes.index(min(sizes))]
-            group = self._members[thread]
-        return group.step(ids, state)
+        if thread not in self._members:
+            self._join(thread, len(ids))
+        return self._members[thread][0].step(ids, state)
+
+    def _join(self, thread: int, rows: int) -> None:
+        """Make a new text a member of a group, once there is room. Raises InterruptedGeneration."""
+        with self._changed:
+            self._joining.append(thread)
+            try:
+                while self._joining[0] != thread or (group := self._group_with_room()) is None:
+                    self._changed.wait()
+                    check_interruption()
+                self._members[thread] = group, rows
+            finally:
+                self._joining.remove(thread)
+                self._changed.notify_all()  # the next one may have room, too
+
+    def _group_with_room(self) -> StepGroup[StateT] | None:
+        """The group with the fewest rows, unless these are enough."""
+        sizes = [sum(rows for member, rows in self._members.values() if member is group) for group in self._groups]
+        smallest = sizes.index(min(sizes))
+        return None if self._groups[smallest].is_enough(sizes[smallest]) else self._groups[smallest]

@@ -13,7 +13,7 @@ from triptych.engines.describe import describe_flamingo
 from triptych.engines.interface import Array, FlamingoInputs, FlamingoSpec
 from triptych.engines.onnx.cache import read_manifest
 from triptych.engines.onnx.common import OnnxEncoder, Opened, floats, score_texts
-from triptych.engines.onnx.joint import JointText, same_arrays
+from triptych.engines.onnx.joint import ENOUGH_ROWS, JointText, same_arrays
 from triptych.engines.onnx.session import open_session
 from triptych.engines.onnx.text import HIDDEN, ROOM, Arrays, Ids, OnnxLanguageModel, TextCache
 from triptych.errors import InputError
@@ -172,6 +172,8 @@ class OnnxFlamingo(OnnxEncoder):
 class JointFlamingo:
     """An ``interface.JointSteps``: texts with equal numbers of beams are stepped together, each with its own last picture."""
 
+    enough_rows = ENOUGH_ROWS
+
     def __init__(self, engine: OnnxFlamingo) -> None:
         self.engine = engine
         self.groups: dict[int, BeamGroup] = {}  # by beams
@@ -185,9 +187,6 @@ class JointFlamingo:
             rows = group.step([ids[index] for index in members], [states[index] for index in members])
             logits |= zip(members, rows, strict=True)
         return [(logits[index], state) for index, state in enumerate(states)]
-
-    def is_enough(self, states: Sequence[OnnxFlamingoState]) -> bool:
-        return False
 
 
 class BeamGroup:

@@ -16,6 +16,7 @@ from triptych.engines.onnx.text import ROOM, Arrays, Ids, LanguageSize, OnnxLang
 from triptych.evidence import Floats
 
 LONG = 1024  # positions; longer texts are stepped alone, so that not all rows need this much room
+ENOUGH_ROWS = 16
 OUTSIDE = 2**31  # the place of rows that are not in the shared buffer yet
 
 
@@ -95,6 +96,8 @@ class SharedBuffer:
 class JointText:
     """An ``interface.JointSteps`` of a language model."""
 
+    enough_rows = ENOUGH_ROWS
+
     def __init__(self, lm: OnnxLanguageModel) -> None:
         self.lm, self.shared = lm, SharedBuffer(lm.config)
 
@@ -121,9 +124,6 @@ class JointText:
             for index in together:
                 states[index].lengths += 1
         return [(logits[index], cache) for index, cache in enumerate(states)]
-
-    def is_enough(self, states: Sequence[TextCache]) -> bool:
-        return False
 
 
 def same_arrays(left: Sequence[object], right: Sequence[object]) -> bool:

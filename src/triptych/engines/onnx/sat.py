@@ -17,7 +17,6 @@ from triptych.engines.onnx.text import EmbeddingTable, Ids
 from triptych.evidence import Floats
 from triptych.text.vocabulary import BOS
 
-ENOUGH_ROWS = 8  # more cost nearly as much as after one another
 ROWS_TOGETHER = 24  # with more, what the attention adds up for each row and cell does not fit a core's cache
 
 
@@ -97,11 +96,15 @@ class OnnxSat(OnnxEncoder):
 class JointSat:
     """An ``interface.JointSteps``: captions with equal numbers of beams are stepped together, ``ROWS_TOGETHER`` rows at a time."""
 
+    enough_rows = 8
+
     def __init__(self, engine: OnnxSat) -> None:
         self.engine = engine
         self.photos: list[tuple[list[Floats], Floats, Floats]] = []  # of each part of the last step, see ``grids``
 
     def step(self, ids: Sequence[Ids], states: Sequence[OnnxCaptionState]) -> list[tuple[Floats, OnnxCaptionState]]:
+        if len(states) == 1:
+            return [self.engine.step(ids[0], states[0])]
         results: dict[int, tuple[Floats, OnnxCaptionState]] = {}
         before, self.photos = self.photos, []
         for group in parts_of([state.h.shape[:2] for state in states]):
@@ -116,9 +119,6 @@ class JointSat:
             for index, state, (own, h, c) in zip(group, captions, parts, strict=True):
                 results[index] = own, state._replace(h=h, c=c)
         return [results[index] for index in range(len(states))]
-
-    def is_enough(self, states: Sequence[OnnxCaptionState]) -> bool:
-        return sum(state.h.shape[0] * state.h.shape[1] for state in states) >= ENOUGH_ROWS
 
     def grids(
         self, before: Sequence[tuple[list[Floats], Floats, Floats]], states: Sequence[OnnxCaptionState]
