@@ -8,12 +8,13 @@ import torch
 from tiny_onnx import WORDS, assert_near, sat_engine, save, weights_of
 
 from triptych.checkpoints.config import EncoderSpec
+from triptych.engines.onnx.convolutions import published_convolutions, stored_convolutions
 from triptych.engines.onnx.coverage import NotCoveredError, check_encoder, check_sat
 from triptych.engines.onnx.legacy_torch import read_torch_file
 from triptych.engines.onnx.sat import OnnxCaptionState, parts_of
 from triptych.engines.onnx.sat_graph import annotations_graph
 from triptych.engines.onnx.session import open_session
-from triptych.engines.onnx.vision_graph import EncoderGraph, published_convolutions, stored_convolutions
+from triptych.engines.onnx.vision_graph import EncoderGraph
 from triptych.generate import generate
 from triptych.nn.cnn import EfficientNetLite
 from triptych.nn.efficientnet import LAYERS, published_names

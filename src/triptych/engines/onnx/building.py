@@ -10,6 +10,7 @@ import numpy as np
 
 from triptych.engines.choice import Precision
 from triptych.engines.onnx.cache import describe_language_model, save_embeddings, write_manifest
+from triptych.engines.onnx.convolutions import Convolution, stored_convolutions
 from triptych.engines.onnx.flamingo_graph import gate_values, media_graph, resampler_graph, text_graph
 from triptych.engines.onnx.language import LanguageGraph
 from triptych.engines.onnx.matrix import at_least_8_bits, at_precision
@@ -17,7 +18,7 @@ from triptych.engines.onnx.outliers import outlier_columns
 from triptych.engines.onnx.qformer_graph import QFormerGraphs
 from triptych.engines.onnx.sat_graph import DecoderGraphs, annotations_graph
 from triptych.engines.onnx.sources import LanguageModelSource, Source
-from triptych.engines.onnx.vision_graph import Convolution, EncoderGraph, stored_convolutions
+from triptych.engines.onnx.vision_graph import EncoderGraph
 
 
 def build_sat(source: Source, folder: Path, precision: Precision) -> None:

@@ -7,9 +7,10 @@ n of the LSTM, m of an embedding. Word embeddings are looked up outside of the g
 from __future__ import annotations
 
 from triptych.engines.choice import Precision
+from triptych.engines.onnx.convolutions import stored_convolutions
 from triptych.engines.onnx.graph import Graph
 from triptych.engines.onnx.matrix import dense, in_rows, stack_rows
-from triptych.engines.onnx.vision_graph import EncoderGraph, stored_convolutions
+from triptych.engines.onnx.vision_graph import EncoderGraph
 from triptych.engines.onnx.weights import Weights
 from triptych.evidence import Floats
 from triptych.nn.efficientnet import LAYERS

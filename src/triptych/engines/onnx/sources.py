@@ -12,9 +12,9 @@ from triptych.checkpoints.gguf_models import open_gguf
 from triptych.checkpoints.hub import language_model_path
 from triptych.checkpoints.locate import weights_hash
 from triptych.checkpoints.parts import PARTS, part_fingerprint, part_path
+from triptych.engines.onnx.convolutions import Convolution, published_convolutions, stored_convolutions
 from triptych.engines.onnx.coverage import NotCoveredError, check_language_model
 from triptych.engines.onnx.legacy_torch import read_torch_file
-from triptych.engines.onnx.vision_graph import Convolution, published_convolutions, stored_convolutions
 from triptych.engines.onnx.weights import CheckpointWeights, GGUFWeights, Weights
 from triptych.errors import InputError
 from triptych.nn import efficientnet
