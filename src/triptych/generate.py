@@ -64,7 +64,7 @@ class Search:
     """How tokens are chosen. A ``temperature`` above 0 samples ``n_best`` texts for each input; else beam search (1 beam is greedy).
 
     length_penalty: hypotheses are ranked by sum of log-probabilities / tokens ** length_penalty; 0 = the plain sum (SAT), 1 = the mean.
-    banned: tokens that are never chosen. once: True for tokens that a text may contain only once; None = all may repeat.
+    banned: tokens that are never chosen. once: the tokens that a text may not contain any more behind a token; None = all may come again.
     banned_sequences: sequences of tokens that no text contains. Unlike those of ``banned``, their log-probabilities still count in the sum
         that makes all of them 1.
     no_repeat_ngrams: n-grams of this many tokens may not repeat; 0 = all may. min_new_tokens: a text may not end earlier.
@@ -90,7 +90,7 @@ class Search:
     top_p: float = 1.0
     seed: int = 0
     banned: frozenset[int] = frozenset()
-    once: Callable[[int], bool] | None = None
+    once: Callable[[int], frozenset[int]] | None = None
     no_repeat_ngrams: int = 0
     min_new_tokens: int = 0
     repetition_penalty: float = 1.0
@@ -202,7 +202,7 @@ def restrict(logprobs: Scores, texts: Texts, counted: Texts, search: Search) -> 
         refused = repeating_tokens(whole, search.no_repeat_ngrams)
         refused |= completing_tokens(whole, search.banned_sequences)
         if search.once:
-            refused |= frozenset(filter(search.once, text))
+            refused = refused.union(*map(search.once, text))
         if len(text) < search.min_new_tokens:
             refused |= search.eos
         row[sorted(refused)] = -np.inf

@@ -50,7 +50,7 @@ MODES: list[dict[str, Any]] = [
     {},
     {"beams": 3, "n_best": 3},
     {"beams": 3, "refill": True, "length_penalty": 1.0},
-    {"once": lambda token: token == 3},
+    {"once": lambda token: frozenset({token} & {3})},
 ]
 
 
@@ -76,7 +76,9 @@ def test_guidance_never_chooses_a_token_that_may_not_follow() -> None:
     model, guidance = TinyLM(7, 0, -9.0), Guidance(np.array([2]), np.array([[50.0]], np.float32))
     [[found]] = generate(model, inputs_of(0), search(banned=frozenset({2})), guidance=guidance)
     assert 2 not in found.ids
-    [[found]] = generate(model, inputs_of(0), search(beams=2, once=lambda token: token == 2), guidance=guidance)
+    [[found]] = generate(
+        model, inputs_of(0), search(beams=2, once=lambda token: frozenset({token} & {2})), guidance=guidance
+    )
     assert found.ids.count(2) == 1
 
 

@@ -90,5 +90,7 @@ def test_bad_vocabularies_are_refused() -> None:
 
 
 def test_content_words() -> None:
-    words = WordVocabulary((*SPECIALS, "dog", "a", "'s"))
-    assert [words.is_content(token) for token in range(len(words))] == [False] * 4 + [True, False, False]
+    words = WordVocabulary((*SPECIALS, "dog", "a", "'s", "bike", "bicycles", "motorcycle"))
+    repetitions = [words.repetitions(token) for token in range(4, len(words))]
+    assert [words.repetitions(token) for token in range(4)] == [frozenset()] * 4
+    assert repetitions == [{4}, set(), set(), {7, 8, 9}, {7, 8}, {7, 9}]

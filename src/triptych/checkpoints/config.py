@@ -97,7 +97,7 @@ class LanguageModelSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 
 class SearchSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How text is made by default: fields of ``generate.Search``. ``words_once``: captions say each content word once. ``top_k``,
+    """How text is made by default: fields of ``generate.Search``. ``words_once``: captions name each thing once. ``top_k``,
     ``top_p``: count where a caller gives a temperature.
 
     ``answer_tokens``, ``answer_length_penalty``: of answers to questions, where they differ; such answers have no least length.

@@ -125,7 +125,7 @@ class SatEngine(PhotoEncoder, StepModel[Array, StateT], Protocol[StateT]):
 @dataclass(frozen=True)
 class FlamingoSpec:
     """``image_id`` stands for a picture, ``end_id`` ends an example. ``max_tokens``: of a prompt. ``max_pictures``: the number of picture
-    embeddings; None = there are none. ``words_once``: captions contain each content word only once. ``answers``: settings in which the
+    embeddings; None = there are none. ``words_once``: captions name each thing only once. ``answers``: settings in which the
     search of answers differs from ``search``."""
 
     tokenizer: TextTokenizer
@@ -200,7 +200,7 @@ class FlamingoEngine(PhotoEncoder, StepModel[FlamingoInputs, PromptStateT], Prot
 class Blip2Spec:
     """``tokenizer`` None: there is no language model. ``instructed``: the Q-Former reads the question. ``matches``: it has the heads of the
     first stage. ``writes``: it can write captions (ITG). ``writer``: the default, ``lm`` or ``qformer``. ``words_once``: captions
-    contain each content word only once. ``answers``: settings in which the search of answers differs from ``search``. ``start_id``: what
+    name each thing only once. ``answers``: settings in which the search of answers differs from ``search``. ``start_id``: what
     the decoder of a T5, which reads the prompt with its encoder, begins with."""
 
     words: WordPieces

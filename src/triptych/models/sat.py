@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def trunk_prefixes(encoder: ConvNet) -> tuple[str, ...]:
 
 def caption_search(vocabulary: WordVocabulary, spec: SearchSpec) -> Search:
     """The search of a checkpoint's captions."""
-    once = vocabulary.is_content if spec.words_once else None
+    once = cache(vocabulary.repetitions) if spec.words_once else None
     return replace(spec.search(frozenset({EOS}), frozenset({PAD, BOS, UNK})), once=once)
 
 

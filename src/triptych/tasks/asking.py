@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache, cached_property
 from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
@@ -87,10 +88,14 @@ class Answerer(Generic[LanguageSpec]):
         return with_settings(self.spec.search, settings)
 
     def caption_search(self, **settings: Any) -> Search:
-        """The search of captions, with ``settings`` changed: a caption says each content word once (``once=None`` lets it repeat them)."""
+        """The search of captions, with ``settings`` changed: a caption names each thing once (``once=None`` lets it repeat words)."""
+        return self.search(**({"once": self.repetitions} | settings))
+
+    @cached_property
+    def repetitions(self) -> Callable[[int], frozenset[int]] | None:
+        """``Search.once`` of captions."""
         tokenizer = self.spec.tokenizer
-        once = tokenizer.is_content if self.spec.words_once and tokenizer is not None else None
-        return self.search(**({"once": once} | settings))
+        return cache(tokenizer.repetitions) if self.spec.words_once and tokenizer is not None else None
 
     @overload
     def ask(

@@ -13,7 +13,7 @@ from triptych.text import byte_level, sentencepiece
 from triptych.text import tokenizer_files as files
 from triptych.text.letters import check_unicode
 from triptych.text.sentencepiece import CONTROL, NORMAL, SentencePieces
-from triptych.text.vocabulary import FUNCTION_WORDS
+from triptych.text.vocabulary import same_things
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -153,11 +153,14 @@ class TextTokenizer:
         ids = self.plain_ids(f" {word}")
         return ids[0] if len(ids) == 1 else None
 
-    def is_content(self, token: int) -> bool:
-        """Whether a token begins a content word, which a caption should not repeat: no function word, number or part of a word."""
+    def repetitions(self, token: int) -> frozenset[int]:
+        """The tokens that a caption with ``token`` should not contain any more: one that begins a content word, and the word's synonyms.
+        None for a function word, a number or a part of a word."""
         text = self.decode([token])
         word = text.strip().lower()
-        return text[:1].isspace() and word.isalpha() and word not in FUNCTION_WORDS
+        things = same_things(word) if text[:1].isspace() and word.isalpha() else frozenset()
+        synonyms = (self.word_token(thing) for thing in things - {word})
+        return frozenset((token, *(synonym for synonym in synonyms if synonym is not None)) if things else ())
 
     def chat(self, messages: Sequence[Mapping[str, str]], *, answer: bool = True) -> list[int]:
         """Ids of a conversation in the format of the model's chat template.

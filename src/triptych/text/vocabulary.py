@@ -19,6 +19,24 @@ WORD = regex.compile(rf"{LETTER_OR_DIGIT}+(?:-{LETTER_OR_DIGIT}+)*|'{LETTER}+")
 
 
 FUNCTION_WORDS = frozenset(Path(__file__).with_name("function_words.txt").read_text("utf-8").split())  # English
+SAME_THINGS = tuple(
+    frozenset(group.split())
+    for group in (
+        "bicycle bicycles bike bikes",
+        "motorcycle motorcycles motorbike motorbikes bike bikes",
+        "plane planes airplane airplanes aeroplane aeroplanes",
+        "football soccer",
+        "couch couches sofa sofas",
+        "television televisions tv tvs",
+    )
+)
+
+
+def same_things(word: str) -> frozenset[str]:
+    """The words that would name a second time what ``word`` names: itself and its synonyms. None for function words."""
+    if word in FUNCTION_WORDS:
+        return frozenset()
+    return frozenset((word,)).union(*(group for group in SAME_THINGS if word in group))
 
 
 def split_words(text: str) -> list[str]:
@@ -55,9 +73,13 @@ class WordVocabulary:
         kept = sorted((w for w, n in counts.items() if n >= min_count), key=lambda w: (-counts[w], w))
         return cls((*SPECIALS, *kept))
 
-    def is_content(self, token: int) -> bool:
-        """Whether a token is a content word, which a caption should not repeat: no function word, number or special word."""
-        return token >= len(SPECIALS) and self.words[token] not in FUNCTION_WORDS
+    def repetitions(self, token: int) -> frozenset[int]:
+        """The tokens that a caption with ``token`` should not contain any more: a content word and its synonyms. None for a function word,
+        a number or a special word."""
+        if token < len(SPECIALS):
+            return frozenset()
+        ids: dict[str, int] = self._ids  # type: ignore[attr-defined]
+        return frozenset(ids[word] for word in same_things(self.words[token]) if word in ids)
 
     def word_token(self, word: str) -> int | None:
         """The token of a word; None if it is unknown."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -97,7 +98,7 @@ def open_sat(directory: Path, precision: Precision) -> OnnxSat:
         raise InputError(f"{directory}: {len(vocabulary)} words, but the model was made for {config.model.vocab_size}")
     folder = built_graphs(source, precision)
     search = config.search.search(frozenset({EOS}), frozenset({PAD, BOS, UNK}))
-    once = vocabulary.is_content if config.search.words_once else None
+    once = cache(vocabulary.repetitions) if config.search.words_once else None
     spec = SatSpec(vocabulary, replace(search, once=once))
     return OnnxSat(Opened(directory, config, folder, precision), spec, open_embeddings(folder, "embedding"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class SatTrainer:
             encode_captions(photo, sat.vocabulary, captions.captions_per_photo, captions.max_words)
             for photo in data.photos
         ]
-        self.search = replace(validation_search(recipe), once=sat.vocabulary.is_content)
+        self.search = replace(validation_search(recipe), once=cache(sat.vocabulary.repetitions))
         self.objective: nn.Module = self.make_objective()
 
     def make_objective(self) -> CrossEntropy | SelfCritical:
