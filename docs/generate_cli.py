@@ -16,6 +16,10 @@ Results go to stdout, progress and errors to stderr. With `--json` a command pri
 code is 0, or 2 for bad input, or 1 for a failure of the program; either way stderr has one line that says what to do. `TRIPTYCH_DEBUG=1`
 shows where a failure arose.
 
+A photo that cannot be read does not stop the others: `caption`, `ask` and `tag` with several photos or a folder, `index`, `find` and
+`eval` name it on stderr, leave it out, write all other results, and then exit with 2. So 0 means that no photo was left out. `--strict`,
+where a command has it, stops at the first such photo. `train` names such photos, too, but exits with 0 once the model is trained.
+
 This page is generated: `python docs/generate_cli.py`.
 """
 TERMINAL = {"COLUMNS": "110", "TERM": "dumb", "NO_COLOR": "1"}

@@ -68,6 +68,13 @@ def test_frozen_parts_stay_in_eval_and_untrained(model: Blip2) -> None:
     assert trained == {"vision_norm", "qformer", "heads", "projection"}
 
 
+def test_the_soft_prompt_is_a_linear_map_of_each_query(model: Blip2) -> None:
+    """BLIP-2 section 3.2: W_p E + b_p."""
+    queries, projection = torch.randn(2, QUERIES, 16), dict(model.projection.named_parameters())  # type: ignore[union-attr]
+    expected = torch.einsum("eq,bnq->bne", projection["weight"], queries) + projection["bias"]
+    torch.testing.assert_close(model.soft_prompt(queries), expected)
+
+
 def test_branches_of_one_row_learn_what_separate_rows_learn(model: Blip2) -> None:
     soft = torch.randn(2, QUERIES, 12, requires_grad=True)
     captions = torch.randint(TOKENS, (2, 3, 5))

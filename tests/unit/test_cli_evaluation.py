@@ -30,7 +30,7 @@ def data(tmp_path: Path) -> Path:
 def test_a_damaged_photo_is_named_left_out_and_counted(run, tiny: Path, data: Path) -> None:  # noqa: F811
     found = run("eval", "caption", "--data", data, "--model", tiny, "--json")
     record = json.loads(found.out)
-    assert found.code == 0 and record["photos"] == 2 and 0 <= record["BLEU-1"] <= 1
+    assert found.code == 2 and record["photos"] == 2 and 0 <= record["BLEU-1"] <= 1
     assert "4.png" in found.err and "1 photo was left out" in found.err
     lines = run("eval", "caption", "--data", data, "--model", tiny).out.splitlines()
     assert "  photos     2" in lines and "  beams                  2" in lines
@@ -41,7 +41,7 @@ def test_a_damaged_photo_is_named_left_out_and_counted(run, tiny: Path, data: Pa
 def test_captions_are_kept_as_lines(run, tiny: Path, data: Path, tmp_path: Path) -> None:  # noqa: F811
     found = run("eval", "caption", "--data", data, "--model", tiny, "--output", tmp_path / "out.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
-    assert found.code == 0 and len(lines) == 2 and set(lines[0]) == {"id", "caption", "references"}
+    assert found.code == 2 and len(lines) == 2 and set(lines[0]) == {"id", "caption", "references"}
     missing = run("eval", "caption", "--data", data, "--model", tiny, "--output", tmp_path / "no" / "out.jsonl")
     assert missing.code == 2 and "there is no folder" in missing.err
 

@@ -1,5 +1,6 @@
 """Flamingo: gates, who looks at which picture, pictures that come later, chunks, batches."""
 
+import math
 from typing import Any, Literal
 
 import pytest
@@ -91,6 +92,32 @@ def test_every_part_of_the_bridge_counts(model: Flamingo) -> None:
         parameter.add_(torch.randn_like(parameter))
         assert not torch.allclose(tokens(model, 2), visual), name
         parameter.copy_(kept)
+
+
+def test_a_gated_block_adds_its_layers_times_the_tanh_of_their_gates(model: Flamingo) -> None:
+    """Flamingo section 2.2: y + tanh(attn_gate) attention(y, X), then y + tanh(ffw_gate) FFW(y)."""
+    media, x = model.media(tokens(model, 2), [2]), torch.randn(1, 4, 12)
+    mask = masks.media(torch.tensor([[0, 1, 1, 2]]), media.numbers, R, model.config.look)
+    block: Any = model.xattn[0]
+    block.attn_gate.fill_(1.3)
+    block.ffw_gate.fill_(-0.8)
+    y = x + math.tanh(1.3) * block.attention(block.norm(x), media.blocks[0], mask)
+    torch.testing.assert_close(block(x, media.blocks[0], mask), y + math.tanh(-0.8) * block.ffw(y))
+    torch.testing.assert_close(block(x, None, None), x + math.tanh(-0.8) * block.ffw(x))
+
+
+def test_latents_attend_to_the_features_and_to_one_another(model: Flamingo) -> None:
+    """Flamingo section 2.1: the keys and values are those of the features followed by those of the latents."""
+    layer: Any = model.resampler.layers[0]
+    latents, features, maps = torch.randn(1, R, 8), torch.randn(1, 5, 8), list[Tensor]()
+    outputs = layer(latents, features, maps)
+    queries = layer.latents_norm(latents)
+    keys_values = layer.attention.keys_values(torch.cat([layer.media_norm(features), queries], 1))
+    attended = latents + layer.attention(queries, keys_values)
+    torch.testing.assert_close(outputs, attended + layer.ffw(attended))
+    assert maps[0].shape == (1, 2, R, 5 + R)
+    edited = torch.cat([torch.randn(1, 1, 8), latents[:, 1:]], 1)
+    assert (layer(edited, features) != outputs).any(-1).all()  # the first latent changes all others
 
 
 def test_text_looks_at_the_pictures_before_it(model: Flamingo) -> None:

@@ -333,8 +333,6 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     assert (tmp_path / "a" / "b" / "000.txt").read_text() == "red 0\n"
     code, _, said = run(capsys, monkeypatch, "caption", folder, "--out", str(out), "-r")
     assert code == 0 and "0 described, 4 done before" in said
-    code, printed, _ = run(capsys, monkeypatch, "ask", folder, "-q", "How?", "--out", str(tmp_path / "answers.csv"))
-    assert code == 0 and "How? red 2" in (tmp_path / "answers.csv").read_text()
     shards = [tmp_path / f"part-{n}.jsonl" for n in (1, 2)]
     for n, part in enumerate(shards, 1):
         assert run(capsys, monkeypatch, "caption", folder, "-r", "--shard", f"{n}/2", "--out", str(part))[0] == 0
@@ -345,3 +343,27 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     assert code == 2 and "003.png" in said
     assert run(capsys, monkeypatch, "caption", folder, "--out", str(out), "--explain", str(tmp_path))[0] == 2
     assert run(capsys, monkeypatch, "caption", folder, "--out", str(tmp_path / "out.pdf"))[0] == 2
+
+
+def test_answers_have_a_field_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the results of an earlier version, which called them captions."""
+    names = album(tmp_path / "a", 3)
+    ask, answers = ("ask", str(tmp_path / "a"), "-q", "How?"), tmp_path / "answers.csv"
+    old = {"image": names[0], "caption": "early", "logprob": -1.0, "seconds": 0.1, "model": "blip2", "question": "How?"}
+    journal = tmp_path / "answers.csv.jsonl"
+    journal.write_text(json.dumps(old) + "\n")
+    code, _, said = run(capsys, monkeypatch, *ask, "--out", str(answers), "--sidecar", "json", "--sidecar", "txt")
+    assert code == 0 and "2 described, 1 done before" in said
+    records = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert [record["answer"] for record in records] == ["early", "How? red 1", "How? red 2"]
+    assert not any("caption" in record for record in records)
+    with answers.open(newline="") as file:
+        assert next((row["answer"], row["caption"]) for row in csv.DictReader(file)) == ("early", "")
+    assert json.loads((tmp_path / "a" / "001.json").read_text())["answer"] == "How? red 1"
+    assert (tmp_path / "a" / "000.txt").read_text() == "early\n"
+    page = tmp_path / "page.html"
+    assert run(capsys, monkeypatch, *ask, "--out", str(page))[0] == 0 and 'alt="How? red 2"' in page.read_text()
+    code, printed, _ = run(capsys, monkeypatch, *ask, "--json")
+    assert code == 0 and [json.loads(line)["answer"] for line in printed.splitlines()][2] == "How? red 2"

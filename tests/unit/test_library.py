@@ -384,32 +384,25 @@ def test_commands(
     monkeypatch.setattr("triptych.tasks.load", lambda model, **_: RandomModel() if model == "blip2" else object())
     (album / "0.jpg").write_text("not a picture")
     library = tmp_path / "library"
-    assert run(monkeypatch, "index", album, "--library", library, "--json") == 0
+    assert run(monkeypatch, "index", album, "--library", library, "--json") == 2  # a photo was left out
     captured = capsys.readouterr()
     record = json.loads(captured.out)
     assert list(record) == ["library", "photos", "added", "changed", "moved", "removed", "skipped", "seconds"]
     assert (record["library"], record["photos"], record["skipped"]) == (str(library), 12, 1)
     assert captured.err.count("0.jpg") == 1
 
-    assert (
-        run(
-            monkeypatch,
-            "find",
-            "5",
-            "--library",
-            library,
-            "-k",
-            3,
-            "--json",
-            *("--sheet", tmp_path / "s.html", "--at-least", 0),
-        )
-        == 0
-    )
+    sheet = ("--sheet", tmp_path / "s.html", "--at-least", 0)
+    assert run(monkeypatch, "find", "5", "--library", library, "-k", 3, "--json", *sheet) == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [record["rank"] for record in records] == [1, 2, 3]
     assert records[0]["path"] == str(album / "5.png")
     assert set(records[0]) == {"path", "score", "itc_cosine", "itm_prob", "probability", "rank"}
     assert (tmp_path / "s.html").read_text().count("data:image/jpeg") == 3
+
+    (album / "5.png").unlink()
+    assert run(monkeypatch, "find", "5", "--library", library, "-k", 3, "--json") == 2
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 3 and "left out 1 photo that cannot be read" in captured.err
 
     for arguments in (
         ["index", tmp_path / "none", "--library", library],

@@ -37,13 +37,19 @@ def drawings() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("call", "picture"), drawings(), ids=[call for call, _ in drawings()])
 def test_the_drawing_is_the_mask(call: str, picture: str) -> None:
     mask = eval(call, vars(masks))
-    assert masks.draw(mask if mask.ndim == 2 else mask[:, 0]) == picture
+    assert masks.draw(mask if mask.ndim == 2 else mask.flatten(0, 1)) == picture
 
 
 def test_every_mask_is_drawn() -> None:
     drawn = {call.partition("(")[0] for call, _ in drawings()}
-    assert drawn == {"causal", "window", "right_padding", "left_padding", "itc", "itm", "itg", "branches"}
-    assert len(drawings()) == 9
+    assert drawn == {"causal", "window", "right_padding", "left_padding", "itc", "itm", "itg", "media", "branches"}
+    assert len(drawings()) == 11
+
+
+@pytest.mark.parametrize("look", ["last", "all"])
+def test_no_text_attends_to_the_padding_of_pictures(look: str) -> None:
+    mask = masks.media(torch.tensor([[0, 1, 2]]), torch.tensor([[1, -1, -1]]), 1, look)
+    assert not mask[..., 1:].any() and mask[0, 1, 0]
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["fused", "training"])

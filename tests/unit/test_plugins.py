@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from test_library import RandomModel, fail, put
 
 from triptych.errors import InputError
 from triptych.tasks import Answer
@@ -68,6 +69,27 @@ def test_mcp_tools() -> None:
             ):
                 result = await client.call_tool(name, given)
                 assert result.is_error and said in result.content[0].text
+
+    asyncio.run(talk())
+
+
+def test_mcp_find_passes_on_what_the_library_notices(tmp_path: Path) -> None:
+    mcp = pytest.importorskip("mcp")
+    pytest.importorskip("lancedb")
+    from triptych.library import index_photos, scan
+    from triptych.plugins.mcp_server import photo_server
+
+    photos = [put(tmp_path / f"{n}.png") for n in range(4)]
+    index_photos(scan(tmp_path, fail), tmp_path / "library", RandomModel(), fail)
+
+    async def talk() -> None:
+        async with mcp.Client(photo_server(tmp_path / "library", lambda _: RandomModel())) as client:
+            found = (await client.call_tool("find", {"text": "3", "k": 2})).structured_content
+            assert len(found["photos"]) == 2 and found["photos"][0]["path"] == str(photos[3])
+            assert found["notices"] == []
+            photos[2].unlink()
+            found = (await client.call_tool("find", {"text": "2", "k": 3})).structured_content
+            assert len(found["photos"]) == 3 and "1 photo that cannot be read" in found["notices"][0]
 
     asyncio.run(talk())
 

@@ -10,7 +10,7 @@ from triptych.errors import InputError
 from triptych.generate import Search, generate
 from triptych.nn import masks
 from triptych.nn.configs import QFormerConfig
-from triptych.nn.qformer import ImageKeysValues, Past, QFormer, QFormerHeads, QFormerOutput
+from triptych.nn.qformer import CrossAttention, ImageKeysValues, Past, QFormer, QFormerHeads, QFormerOutput
 
 Q, T, L = 3, 5, 7
 CONFIG = QFormerConfig(image_dim=8, dim=16, layers=3, heads=4, mlp_dim=24, queries=Q, vocab_size=20, max_positions=9)
@@ -244,6 +244,16 @@ def test_every_weight_is_trained_by_the_three_objectives(features: Tensor, ids: 
                 continue
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
     assert features.grad is not None and (features.grad.abs().sum(-1) > 0).all()
+
+
+def test_cross_attention_is_the_papers(features: Tensor) -> None:
+    """BLIP-2 section 3.1: norm(x + softmax(Q K^T / sqrt(d)) V), head by head, queries at the photo's cells."""
+    layer = CrossAttention(CONFIG).eval()
+    x, attention = torch.randn(2, Q, 16), layer.attention
+    query, key, value = attention.query(x), attention.key(features), attention.value(features)
+    heads = [slice(4 * h, 4 * h + 4) for h in range(4)]
+    each = [(query[..., h] @ key[..., h].mT / 2).softmax(-1) @ value[..., h] for h in heads]
+    close(layer(x, attention.keys_values(features)), layer.norm(x + attention.out(torch.cat(each, -1))))
 
 
 def test_heads(model: QFormer) -> None:

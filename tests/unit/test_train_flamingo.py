@@ -72,6 +72,16 @@ def test_a_padded_batch_learns_what_its_rows_learn(flamingo: FlamingoModel) -> N
         assert (alone[[label != IGNORED for label in row.labels]] < 0).all()
 
 
+def test_log_probabilities_are_those_of_the_labels_given_the_text_and_pictures_before(flamingo: FlamingoModel) -> None:
+    """Flamingo eq. 1: log p(label | tokens up to its position, pictures before it)."""
+    model, row, pictures = flamingo.model, rows_of(flamingo)[0], Cells(3)
+    ids, labels, (count,) = padded([row], 0)
+    visual_tokens = model.resampler(all_cells(pictures, row.pictures), torch.arange(1, int(count) + 1))
+    every = model.lm.logits(model(ids, model.media(visual_tokens, [int(count)]))).log_softmax(-1)
+    expected = every.gather(-1, labels.clamp_min(0)[..., None])[..., 0].where(labels != IGNORED, 0)
+    torch.testing.assert_close(logprobs(model, [row], pictures), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_the_loss_is_the_weighted_mean_of_the_rows_means(flamingo: FlamingoModel) -> None:
     model, rows, pictures = flamingo.model, rows_of(flamingo), Cells(3)
     found = logprobs(model, rows, pictures)

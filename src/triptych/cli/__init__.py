@@ -1,7 +1,7 @@
 """The command line. Heavy modules are imported inside the commands, so that ``triptych --help`` is fast.
 
 Results go to stdout (``--json``: one object per line), progress and errors to stderr. Exit codes: 0, 1 = a failure of the program,
-2 = bad input.
+2 = bad input, also when only some of the photos could not be read.
 """
 
 from __future__ import annotations

@@ -93,9 +93,8 @@ def open_answers(
     report_unknown(answerer, question)
 
     def describe(photos: Sequence[Image]) -> Sequence[Description]:
-        return as_descriptions(
-            answerer.ask([[photo] for photo in photos], [question] * len(photos), choices, **settings)
-        )
+        answers = answerer.ask([[photo] for photo in photos], [question] * len(photos), choices, **settings)
+        return as_descriptions(answers, "answer")
 
     return describe
 

@@ -25,6 +25,7 @@ from triptych.cli.common import (
     emit,
     escape_controls,
     evidence_of,
+    exit_if_left_out,
     make_folder,
     pictures,
     reading,
@@ -32,7 +33,7 @@ from triptych.cli.common import (
     write_page,
 )
 from triptych.cli.folders import FolderOptions, as_descriptions, describe_folder, with_folder_options
-from triptych.errors import InputError, TriptychError
+from triptych.errors import InputError
 from triptych.io.files import check_writable
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def open_captioner(
 def open_captions(model: str, precision: str | None, device: str | None, settings: dict[str, Any]) -> Describe:
     """Load the model; the result captions photos, for ``describe_folder``."""
     captioner = open_captioner(model, precision, device, settings)
-    return lambda photos: as_descriptions(captioner.caption(list(photos), **settings))
+    return lambda photos: as_descriptions(captioner.caption(list(photos), **settings), "caption")
 
 
 def caption_each(
@@ -108,7 +109,7 @@ def caption_each(
     """Caption photos one by one, with figures in the folder ``explain`` if there is one; bad photos are reported and left out."""
     from triptych.io.images import load_image
 
-    failed: TriptychError | None = None
+    left_out = 0
     pages: list[PageEntry] = []
     drawn: set[str] = set()
     if explain is not None:
@@ -120,7 +121,7 @@ def caption_each(
             answer = captioner.caption(photo, explain=explain is not None, **settings)
         except InputError as error:
             complain(error)
-            failed = error
+            left_out += 1
             continue
         seconds = time.perf_counter() - started
         record = {"image": source, **answer.to_record("caption"), "seconds": round(seconds, 3)}
@@ -130,8 +131,7 @@ def caption_each(
     if explain is not None and pages:
         write_page(explain / "index.html", pages, "Where the model looked")
         print(f"maps: {explain / 'index.html'}", file=sys.stderr)
-    if failed is not None:
-        raise typer.Exit(failed.exit_code)
+    exit_if_left_out(left_out)
 
 
 def shown_name(source: str) -> str:

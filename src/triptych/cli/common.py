@@ -90,6 +90,13 @@ def complain(error: BaseException) -> None:
     print(f"triptych: {' '.join(str(error).split())}", file=sys.stderr)
 
 
+def exit_if_left_out(count: int) -> None:
+    """Exit with the code of bad input if photos (or folders) were left out because they cannot be read. Call it last, after the other
+    results are written."""
+    if count:
+        raise typer.Exit(InputError.exit_code)
+
+
 def pictures(sources: Iterable[str]) -> list[str]:
     """The sources, with each folder replaced by its photos."""
     from triptych.io.folders import find_images

@@ -21,6 +21,7 @@ from triptych.cli.common import (
     Split,
     complain,
     emit,
+    exit_if_left_out,
     without_none,
 )
 from triptych.cli.tables import record_text
@@ -82,7 +83,7 @@ def eval_caption(
     if output is not None:
         check_writable(output)
     photos = read_photos(data, split, limit, strict, lambda photo: bool(photo.captions))
-    train = training_photos(data, split, strict) if floor else []
+    train = training_photos(data, split, strict) if floor else ReadablePhotos()
     sentence_vectors = import_sentence_vectors() if floor else None
     captioner = load(model)
     settings = without_none(beams=beams, length_penalty=length_penalty, min_new_tokens=min_new_tokens, writer=writer)
@@ -108,6 +109,7 @@ def eval_caption(
         from triptych.evaluate.floor import caption_floor
 
         record["floor"] = caption_metrics(caption_floor(captioner, sentence_vectors, train, photos), photos)
+        photos.left_out += train.left_out
     show_evaluation(captioner, data, split, photos, record, as_json)
 
 
@@ -179,7 +181,7 @@ def eval_retrieval(
     from triptych.tasks import load_matcher
 
     photos = read_photos(data, split, limit, strict, lambda photo: bool(photo.captions))
-    train = training_photos(data, split, strict) if floor else []
+    train = training_photos(data, split, strict) if floor else ReadablePhotos()
     sentence_vectors = import_sentence_vectors() if floor else None
     matcher = load_matcher(model)
     record = retrieval_metrics(matcher, photos, candidates)
@@ -187,6 +189,7 @@ def eval_retrieval(
         from triptych.evaluate.floor import retrieval_floor
 
         record["floor"] = retrieval_floor(matcher, sentence_vectors, train, photos)
+        photos.left_out += train.left_out
     show_evaluation(matcher, data, split, photos, record, as_json)
 
 
@@ -323,11 +326,18 @@ def eval_attention(
     captioner = load(model)
     record = {"model": model, "data": data.name, **attention_in_boxes(captioner, photos)}
     show(record, as_json)
+    exit_if_left_out(photos.left_out)
+
+
+class ReadablePhotos(list["Photo"]):
+    """The photos of a data set that can be read; ``left_out``: how many cannot."""
+
+    left_out = 0
 
 
 def read_photos(
     data: Path, split: str | None, limit: int | None, strict: bool, wanted: Callable[[Photo], bool]
-) -> list[Photo]:
+) -> ReadablePhotos:
     """The first ``limit`` photos of a split that are ``wanted``, without damaged ones, which are reported on stderr.
 
     Raises:
@@ -341,13 +351,14 @@ def read_photos(
         where = "no photo" if split is None else f"no photo of the split {split!r}"
         raise InputError(f"{data}: {where} has the captions, questions or boxes that are needed")
     reader = PhotoReader(strict, lambda line: complain(Exception(line)))
-    readable = reader.readable(photos)
+    readable = ReadablePhotos(reader.readable(photos))
+    readable.left_out = len(reader.damaged)
     if summary := reader.summary():
         complain(Exception(summary))
     return readable
 
 
-def training_photos(data: Path, split: str, strict: bool) -> list[Photo]:
+def training_photos(data: Path, split: str, strict: bool) -> ReadablePhotos:
     """The captioned photos of the training split, for --floor. Raises InputError: there are none, or ``split`` is that split."""
     if split == "train":
         raise InputError("--floor is fitted to the training split: measure on another one")
@@ -355,11 +366,12 @@ def training_photos(data: Path, split: str, strict: bool) -> list[Photo]:
 
 
 def show_evaluation(
-    model: Any, data: Path, split: str | None, photos: list[Photo], metrics: Mapping[str, Any], as_json: bool
+    model: Any, data: Path, split: str | None, photos: ReadablePhotos, metrics: Mapping[str, Any], as_json: bool
 ) -> None:
-    """Print an evaluation: the model, the data and the metrics; as JSON also the model's card."""
+    """Print an evaluation: the model, the data and the metrics; as JSON also the model's card. Exits with 2 if photos were left out."""
     record = {"model": model.name, "data": data.name, "split": split, "photos": len(photos)} | dict(metrics)
     show(record | ({"recipe": model.info()["card"]} if as_json else {}), as_json)
+    exit_if_left_out(photos.left_out)
 
 
 def show(record: dict[str, Any], as_json: bool) -> None:

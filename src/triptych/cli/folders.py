@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from triptych.cli.common import check_html, complain, emit, escape_controls, set_parameters
+from triptych.cli.common import check_html, complain, emit, escape_controls, exit_if_left_out, set_parameters
 from triptych.errors import InputError
 from triptych.io.files import check_writable
 from triptych.io.locks import only_process
@@ -307,8 +307,9 @@ def write_outputs(journal: Journal | None, options: FolderOptions, mended: Colle
 def print_record(record: Mapping[str, Any], as_json: bool, file: TextIO) -> None:
     if "error" in record:
         return  # reported at the end
-    text = record["caption"] if "caption" in record else ", ".join(record["tags"])
-    emit(dict(record), as_json, f"{escape_controls(record['image'])}: {text}", file)
+    from triptych.folders.journal import text_of
+
+    emit(dict(record), as_json, f"{escape_controls(record['image'])}: {text_of(record)}", file)
 
 
 def report(summary: Summary, outputs: Sequence[Path]) -> None:
@@ -322,12 +323,11 @@ def report(summary: Summary, outputs: Sequence[Path]) -> None:
         complain(InputError(reason))
     if summary.failed > SHOWN_FAILURES:
         complain(InputError(f"and {summary.failed - SHOWN_FAILURES} more"))
-    if summary.failed:
-        raise typer.Exit(InputError.exit_code)
+    exit_if_left_out(summary.failed)
 
 
-def as_descriptions(answers: Sequence[Answer]) -> list[Description]:
-    """Answers in the form of the folder pipeline."""
+def as_descriptions(answers: Sequence[Answer], field: str) -> list[Description]:
+    """Answers in the form of the folder pipeline. ``field``: of the results, ``caption`` or ``answer``."""
     from triptych.folders.pipeline import Description
 
-    return [Description(answer.text, {"logprob": round(answer.logprob, 4)}) for answer in answers]
+    return [Description(answer.text, {"logprob": round(answer.logprob, 4)}, field=field) for answer in answers]

@@ -18,8 +18,9 @@ from triptych.cli.common import (
     complain,
     emit,
     escape_controls,
+    exit_if_left_out,
 )
-from triptych.errors import InputError
+from triptych.errors import InputError, TriptychError
 
 if TYPE_CHECKING:
     from triptych.library import Library, SheetPhoto
@@ -49,6 +50,7 @@ def index(
     record = vars(report) | {"seconds": round(report.seconds, 3)}
     kinds = ", ".join(f"{record[kind]} {kind}" for kind in ("added", "changed", "moved", "removed", "skipped"))
     emit(record, as_json, f"{library}: {report.photos} photos ({kinds})")
+    exit_if_left_out(report.skipped + len(listing.closed))
 
 
 @app.command()
@@ -83,7 +85,7 @@ def find(
     as_json: Json = False,
 ) -> None:
     """Search a photo library by a text or a photo, or for duplicates. The best photos come first."""
-    from triptych.library import SheetPhoto, as_matcher, open_library, similar_photos
+    from triptych.library import SheetPhoto, UnreadablePhotosError, as_matcher, open_library, similar_photos
     from triptych.library import find as find_photos
     from triptych.tasks import load
 
@@ -98,9 +100,16 @@ def find(
         return
     matcher = as_matcher(load(model, device=device, precision=precision), model)
     photos: list[SheetPhoto] = []
+    left_out = 0
+
+    def notice(error: TriptychError) -> None:
+        nonlocal left_out
+        complain(error)
+        left_out += isinstance(error, UnreadablePhotosError)
+
     if text is not None:
         least = (SHEET_AT_LEAST if sheet is not None else 0.0) if at_least is None else at_least
-        for one in find_photos(opened, matcher, text, k, candidates, at_least=least, notice=complain):
+        for one in find_photos(opened, matcher, text, k, candidates, at_least=least, notice=notice):
             emit(vars(one), as_json, f"{one.score:.3f}  {escape_controls(one.path)}")
             photos.append(SheetPhoto(one.path, one.rank, f"{one.score:.3f} ({one.probability:.0%})"))
         if not photos:
@@ -110,6 +119,7 @@ def find(
             emit(vars(similar), as_json, f"{similar.similarity:.3f}  {escape_controls(similar.path)}")
             photos.append(SheetPhoto(similar.path, similar.rank, f"{similar.similarity:.3f}"))
     write_sheet(sheet, text or f"Photos like {Path(like or '').name}", photos)
+    exit_if_left_out(left_out)
 
 
 def find_groups(library: Library, sheet: Path | None, as_json: bool) -> None:
@@ -119,10 +129,13 @@ def find_groups(library: Library, sheet: Path | None, as_json: bool) -> None:
 
     from triptych.library import SheetPhoto, find_duplicates
 
+    unreadable: list[TriptychError] = []
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("photos", total=len(library.paths))
-        groups = find_duplicates(library, complain, lambda photos: bar.advance(task, photos))
+        groups = find_duplicates(library, unreadable.append, lambda photos: bar.advance(task, photos))
+    for error in unreadable:
+        complain(error)
     photos: list[SheetPhoto] = []
     for number, group in enumerate(groups, 1):
         lines = "\n".join(f"  {escape_controls(path)}" for path in group.paths)
@@ -131,6 +144,7 @@ def find_groups(library: Library, sheet: Path | None, as_json: bool) -> None:
     if not groups:
         complain(InputError(f"no duplicates among {len(library.paths)} photos"))
     write_sheet(sheet, "Duplicates", photos)
+    exit_if_left_out(len(unreadable))
 
 
 def write_sheet(sheet: Path | None, title: str, photos: list[SheetPhoto]) -> None:

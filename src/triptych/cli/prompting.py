@@ -91,14 +91,9 @@ def complete(
     from triptych.tasks import load_completer
 
     check_html("--explain", explain)
-    if examples is not None and (shots or similar is not None):
-        raise InputError("give examples with --shot or with --examples, not with both")
     if examples is None and not (shots or prompt or choices):
         raise InputError("nothing says what to do with the picture: give --shot, --examples or --prompt")
-    if similar is not None and not shots:
-        raise InputError("--similar picks from the examples of --shot: give some")
-    if examples is None and nearest is not None:
-        raise InputError("--nearest picks from --examples: name a folder, or use --similar with --shot")
+    check_example_options(shots or (), similar, examples, nearest)
     given = [read_shot(shot) for shot in shots or ()]
     photo = load_image(image)
     in_memory: list[Shot] = [(None if source is None else load_image(source), text) for source, text in given]
@@ -115,6 +110,18 @@ def complete(
         write_page(
             explain, [PageEntry(pictures_in_order, (reading(answer),), question=prompt)], "Where the model looked"
         )
+
+
+def check_example_options(
+    shots: Sequence[str], similar: int | None, examples: Path | None, nearest: int | None
+) -> None:
+    """Raises InputError: the options for examples exclude each other, or pick from examples that are not given."""
+    if examples is not None and (shots or similar is not None):
+        raise InputError("give examples with --shot or with --examples, not with both")
+    if similar is not None and not shots:
+        raise InputError("--similar picks from the examples of --shot: give some")
+    if examples is None and nearest is not None:
+        raise InputError("--nearest picks from --examples: name a folder, or use --similar with --shot")
 
 
 def nearest_examples(model: Model, examples: Path, photo: Image, count: int) -> list[Shot]:

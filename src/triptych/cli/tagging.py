@@ -20,10 +20,11 @@ from triptych.cli.common import (
     complain,
     emit,
     escape_controls,
+    exit_if_left_out,
     pictures,
 )
 from triptych.cli.folders import FolderOptions, describe_folder, with_folder_options
-from triptych.errors import InputError, TriptychError
+from triptych.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -103,19 +104,18 @@ def tag_each(tagger: Tagger, model: str, sources: list[str], as_json: bool) -> N
     """Tag photos one by one; bad photos are reported and left out."""
     from triptych.io.images import load_image
 
-    failed: TriptychError | None = None
+    left_out = 0
     for source in sources:
         try:
             (tags,) = tagger([load_image(source)])
         except InputError as error:
             complain(error)
-            failed = error
+            left_out += 1
             continue
         words = tags_by_word(tags)
         text = f"{escape_controls(source)}: {', '.join(words)}" if len(sources) > 1 else ", ".join(words)
         emit({"image": source, "model": model, "tags": words}, as_json, text)
-    if failed is not None:
-        raise typer.Exit(failed.exit_code)
+    exit_if_left_out(left_out)
 
 
 def tags_by_word(tags: Sequence[Tag]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """The journal of a run: one JSON object per line, appended as results come, from which a later run continues.
 
 A line is complete if it ends with a line feed. When a journal is opened, an incomplete last line is cut off, and photos that failed are
-removed, so that they are tried again.
+removed, so that they are tried again. Earlier versions wrote answers in the field ``caption``: it is renamed.
 
 A run that replaces what the file has writes a second file beside it, ``.unfinished``, which names the run, and removes it at its end. So
 a replacing run that was interrupted is continued, and one that had ended starts over.
@@ -23,7 +23,9 @@ from triptych.io.files import write_error, write_file
 
 Record = Mapping[str, Any]
 UNFINISHED = ".unfinished"
-RESULT_FIELDS = frozenset(("image", "caption", "tags", "logprob", "seconds", "error"))  # the others are settings
+RESULT_FIELDS = frozenset(
+    ("image", "caption", "answer", "tags", "logprob", "seconds", "error")
+)  # the others are settings
 
 
 class Journal:
@@ -67,10 +69,9 @@ class Journal:
 
     def append(self, records: Sequence[Record]) -> None:
         """Append results and flush them to the disk. Raises TriptychError: the disk is full, or the file is gone."""
-        lines = (json.dumps({**record, **self.settings}, ensure_ascii=False) for record in records)
         try:
             with self.path.open("ab") as file:
-                file.write("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
+                file.write(b"".join(_line({**record, **self.settings}) for record in records))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -99,20 +100,21 @@ class Journal:
         return (record["image"] for record in self.records())
 
     def _repair(self) -> None:
-        """Cut off an incomplete last line, remove failures, and check that the settings are the same."""
+        """Cut off an incomplete last line, remove failures, rename outdated fields, and check that the settings are the same."""
         keep = 0
-        failures = False
+        rewrite = False
         with self.path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
                     break
                 self._check(line, number)
-                failures |= "error" in _parse(line)
+                record = _parse(line)
+                rewrite |= "error" in record or _is_outdated(record)
                 keep = file.tell()
         os.truncate(self.path, keep)
-        if failures:
+        if rewrite:
             with self.path.open("rb") as file:
-                kept = (line for line in file if "error" not in _parse(line))
+                kept = (_line(_renamed(record)) for record in map(_parse, file) if "error" not in record)
                 write_file(self.path, lambda new: new.writelines(kept))
 
     def _check(self, line: bytes, number: int) -> None:
@@ -138,6 +140,28 @@ def _setting(name: str, value: object) -> str:
 
 def _run_line(run: Record) -> bytes:
     return f"{json.dumps(run, sort_keys=True)}\n".encode()
+
+
+def text_of(record: Record) -> str:
+    """The text of a result: its caption, answer or keywords; empty for a failure."""
+    text: str = record.get("caption") or record.get("answer") or ", ".join(record.get("tags", ()))
+    return text
+
+
+def _is_outdated(record: Record) -> bool:
+    """Whether an earlier version wrote the answer to a question as a caption."""
+    return "question" in record and "caption" in record
+
+
+def _renamed(record: Record) -> Record:
+    """The record with today's names of fields, in the same order."""
+    if not _is_outdated(record):
+        return record
+    return {"answer" if name == "caption" else name: value for name, value in record.items()}
+
+
+def _line(record: Record) -> bytes:
+    return f"{json.dumps(record, ensure_ascii=False)}\n".encode("utf-8", "surrogateescape")
 
 
 def _parse(line: bytes) -> dict[str, Any]:

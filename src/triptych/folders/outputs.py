@@ -14,7 +14,7 @@ from triptych.io.files import replacement
 
 OUTPUTS = (".jsonl", ".csv", ".parquet", ".html", ".htm")
 ROWS = 1024  # written together to Parquet
-COLUMNS = ("image", "caption", "tags", "logprob", "model", "question", "seconds", "error")
+COLUMNS = ("image", "caption", "answer", "tags", "logprob", "model", "question", "seconds", "error")
 
 
 def journal_path(out: Path) -> Path:

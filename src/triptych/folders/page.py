@@ -12,6 +12,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from triptych.figures.page import environment
+from triptych.folders.journal import text_of
 
 PAGE_POLICY = Markup("default-src 'none'; img-src 'self' file:; style-src 'unsafe-inline'")
 REVIEW = -1.6  # mean log-probability of a word, below which a person should review the text
@@ -35,19 +36,15 @@ def described_fields(out: Path, record: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": Path(image).name,
         "source": quote(os.path.relpath(image, out.parent).encode("utf-8", "surrogateescape")),
-        "text": described_text(record),
+        "text": text_of(record),
         "error": record.get("error"),
         "review": verdict(record) == "review",
     }
-
-
-def described_text(record: dict[str, Any]) -> str:
-    return record.get("caption") or ", ".join(record.get("tags", ()))
 
 
 def verdict(record: dict[str, Any]) -> str:
     """``error``, ``review`` (the mean log-probability of a word is low, or there is no text) or ``sure``."""
     if "error" in record:
         return "error"
-    words = len(described_text(record).split())
+    words = len(text_of(record).split())
     return "sure" if words and record.get("logprob", 0.0) / words >= REVIEW else "review"

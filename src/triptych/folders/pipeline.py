@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from PIL.Image import Image
 
 from triptych.errors import InputError
-from triptych.folders.journal import Journal, Record
+from triptych.folders.journal import Journal, Record, text_of
 from triptych.folders.sidecars import Sidecars
 from triptych.io.images import load_image
 
@@ -32,11 +32,12 @@ SIDE = 512  # pixels: large JPEGs are decoded at a reduced size of at least twic
 
 class Description(NamedTuple):
     """The description of one photo. ``details``: further fields of the record (log-probability, scores). ``tags``: keywords and their
-    probabilities, which the record then has instead of a caption."""
+    probabilities, which the record then has instead of the text. ``field``: the record's field for the text, ``caption`` or ``answer``."""
 
     text: str
     details: Record
     tags: Mapping[str, float] | None = None
+    field: str = "caption"
 
 
 Describe = Callable[[Sequence[Image]], Sequence[Description]]
@@ -156,7 +157,7 @@ class MissingSidecars:
             if name not in self.names or "error" in record:
                 continue
             own = {key: value for key, value in record.items() if key not in self.journal.settings}
-            text = own["caption"] if "caption" in own else self.sidecars.decorated(", ".join(own["tags"]))
+            text = self.sidecars.decorated(text_of(own)) if "tags" in own else text_of(own)
             try:
                 self.sidecars.write(name, own, text)
             except InputError as error:
@@ -182,9 +183,9 @@ def described_batches(describe: Describe, names: Iterator[str], sidecars: Sideca
             try:
                 if isinstance(photo, InputError):
                     raise photo
-                text, details, tags = next(described)
+                text, details, tags, field_name = next(described)
                 text = sidecars.decorated(text)
-                content = {"caption": text} if tags is None else {"tags": dict(tags)}
+                content = {field_name: text} if tags is None else {"tags": dict(tags)}
                 record = {"image": name, **content, **details, "seconds": seconds}
                 sidecars.write(name, record, text)
             except InputError as error:

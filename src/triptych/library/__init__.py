@@ -2,7 +2,7 @@
 
 from triptych.library.find import FoundPhoto, Library, SearchedLibrary, find, open_library
 from triptych.library.index import Report, index_photos, scan
-from triptych.library.matcher import PairScores, PhotoMatcher, as_matcher
+from triptych.library.matcher import PairScores, PhotoMatcher, UnreadablePhotosError, as_matcher
 from triptych.library.sheet import SheetPhoto, sheet_page
 from triptych.library.similar import PhotoGroup, SimilarPhoto, find_duplicates, similar_photos
 
@@ -16,6 +16,7 @@ __all__ = [
     "SearchedLibrary",
     "SheetPhoto",
     "SimilarPhoto",
+    "UnreadablePhotosError",
     "as_matcher",
     "find",
     "find_duplicates",

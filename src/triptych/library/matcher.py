@@ -14,7 +14,11 @@ from triptych.io.images import ImageSource
 TOGETHER = 8  # photos in memory, and in the model, at a time
 
 Notice = Callable[[TriptychError], object]
-"""Called with an error for each photo or folder that is left out."""
+"""Called with an error for each photo or folder that is left out, and for a text of unknown words."""
+
+
+class UnreadablePhotosError(InputError):
+    """Photos of a library that can no longer be read were left out of a search."""
 
 
 class PairScores(Protocol):

@@ -144,13 +144,15 @@ def media(text_time: Tensor, numbers: Tensor, latents: int, look: str = "last") 
     ``text_time [B, T]``: the number of pictures before each token, including the token itself if it stands for one.
     ``numbers [B, N]``: the number of each picture in its text, from 1; below 0 = padding. ``look``: "last" or "all".
     Each picture has R = ``latents`` visual tokens: ``[B, T, N * R]``.
-    Text with three pictures and R = 2, ``text_time = [0, 1, 1, 2, 3]``, ``numbers = [1, 2, 3]``; "last", then "all":
+    Text with three pictures and R = 2, ``media(torch.tensor([[0, 1, 1, 2, 3]]), torch.tensor([[1, 2, 3]]), 2)``:
 
         . . . . . .
         # # . . . .
         # # . . . .
         . . # # . .
         . . . . # #
+
+    The same with ``media(torch.tensor([[0, 1, 1, 2, 3]]), torch.tensor([[1, 2, 3]]), 2, "all")``:
 
         . . . . . .
         # # . . . .

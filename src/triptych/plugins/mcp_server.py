@@ -75,22 +75,27 @@ def photo_server(library: Path | None = None, load: Callable[[str], Any] | None 
         return answer
 
     if library is not None:
-        from triptych.library import SearchedLibrary
-
-        searched = SearchedLibrary(library)
-
-        @tool
-        def find(text: str, k: int = 10) -> list[dict[str, Any]]:
-            """The photos of the library that the text describes, the best first: path and score."""
-            from triptych.library import as_matcher
-            from triptych.library import find as find_photos
-
-            warnings: list[object] = []
-            matcher = as_matcher(model_of("blip2"), "blip2")
-            hits = find_photos(searched.open(), matcher, text, min(k, MAX_FOUND), None, notice=warnings.append)
-            return [{"path": one.path, "score": round(one.score, 4)} for one in hits]
-
+        tool(library_search(library, lambda: model_of("blip2")))
     return server
+
+
+def library_search(library: Path, open_model: Callable[[], Any]) -> Callable[..., dict[str, Any]]:
+    """The tool ``find`` over a library. ``open_model``: loads the model that the library was made with."""
+    from triptych.library import SearchedLibrary, as_matcher
+    from triptych.library import find as find_photos
+
+    searched = SearchedLibrary(library)
+
+    def find(text: str, k: int = 10) -> dict[str, Any]:
+        """The `photos` of the library that the text describes, the best first: path and score. `notices`: what may be missing or wrong,
+        such as photos that have disappeared since the library was made; tell the user."""
+        notices: list[TriptychError] = []
+        matcher = as_matcher(open_model(), "blip2")
+        found = find_photos(searched.open(), matcher, text, min(k, MAX_FOUND), notice=notices.append)
+        photos = [{"path": photo.path, "score": round(photo.score, 4)} for photo in found]
+        return {"photos": photos, "notices": [str(notice) for notice in notices]}
+
+    return find
 
 
 def answerer(model: Any, name: str) -> Answers:
