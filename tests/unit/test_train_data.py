@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from triptych.checkpoints.locate import BUNDLED, load_config
+from triptych.convert.push import figures_of
 from triptych.data import Photo
 from triptych.errors import InputError
 from triptych.nn.cnn import ConvNet
@@ -173,6 +175,21 @@ def test_the_card_names_the_data_sets() -> None:
     assert card.recipe["epochs"] == 7  # type: ignore[index, call-overload]
     assert card.notes == {"photos_of": {"dogs": 2, "cats": 1}, "shares": {"dogs": 2.0, "cats": 1.0}}
     assert TrainingData(sets[:1], sets[:1]).card(LoopSettings(), {}).notes == {}
+
+
+def test_cards_have_the_metrics_of_captions_in_percent() -> None:
+    sets = [photo_set("dogs", 2)]
+    record = {"epoch": 1, "CIDEr-D": 0.5719, "dogs/BLEU-4": 0.2, "text-to-image R@1": 31.0, "gates": 0.3}
+    card = TrainingData(sets, sets).card(LoopSettings(), record)
+    assert card.validation == {**record, "CIDEr-D": 57.19, "dogs/BLEU-4": 20.0}
+
+
+@pytest.mark.parametrize("name", ["sat", "flamingo", "blip2"])
+def test_shipped_cards_have_the_metrics_of_captions_in_percent(name: str) -> None:
+    card = load_config(BUNDLED / name).card
+    figures = [*figures_of(card.validation or {}), *figures_of(card.test or {})]
+    captions = {what: value for what, value in figures if "CIDEr" in what or "BLEU" in what}
+    assert len(captions) >= 4 and all(10 < value < 100 for value in captions.values()), captions
 
 
 def test_joined_features_know_their_number() -> None:

@@ -24,6 +24,7 @@ from triptych.tasks.asking import (
 )
 from triptych.tasks.choices import YES_NO, choice_ids, normalised_logprobs, to_hypotheses
 from triptych.tasks.detection import claim_logit, count_logit, detection_logit, gain_of_yes
+from triptych.tasks.each_photo import answer_each_photo, check_each_photo, is_about_each
 from triptych.tasks.matching import Blip2Matching
 from triptych.tasks.photos import DECODED_TOGETHER, over_photos
 from triptych.tasks.reranking import OF_CAPTIONS, BeamChoice, default_beams, with_all_beams
@@ -223,7 +224,13 @@ class Blip2Tasks(Answerer[Blip2Spec], Blip2Matching):
     # Questions
 
     def check_question(self, question: PictureQuestion) -> None:
+        if self.answers_each_photo(question):
+            check_each_photo(question, self.name)
         self.prompt_ids(self.question_prompt(question))
+
+    def answers_each_photo(self, question: PictureQuestion) -> bool:
+        """Whether the photos of a question are read one by one; published models read any number together."""
+        return not self.spec.prompts.published and is_about_each(question)
 
     def describe(self, photos: Sequence[ImageSource], explain: bool, settings: Mapping[str, Any]) -> list[Answer]:
         return self.caption(photos, explain=explain, **settings)
@@ -231,8 +238,10 @@ class Blip2Tasks(Answerer[Blip2Spec], Blip2Matching):
     def write_answers(
         self, questions: Sequence[PictureQuestion], explain: bool, settings: Mapping[str, Any]
     ) -> list[Answer]:
-        answers: dict[int, Answer] = {}
-        for choice, chosen in self.by_choice(dict(enumerate(questions)), settings):
+        each = [i for i, question in enumerate(questions) if self.answers_each_photo(question)]
+        answers = {i: answer_each_photo(self, questions[i], explain, settings) for i in each}
+        together = {i: question for i, question in enumerate(questions) if i not in answers}
+        for choice, chosen in self.by_choice(together, settings):
             defaults = {"max_new_tokens": 20} | dict(self.spec.answers) | default_beams(choice)
             prompts = [self.question_prompt(questions[i]) for i in chosen]
             written = self.write(prompts, self.search(**defaults | dict(settings)), explain, choice=choice)

@@ -32,6 +32,12 @@ ALL_PICTURES = re.compile(
     re.I,
 )
 SHARED = re.compile(rf"\b(?:in common|in (?:all|both)(?: of)? (?:the |these )?(?:{PHOTO_NOUNS}|them))\b", re.I)
+DIFFER = re.compile(r"\bdiffer(?:s|ences?)?\b|\b(?:how|what) (?:is|are|makes?)\b.*\bdifferent\b", re.I)
+EACH_PHOTO = re.compile(
+    r"\b(?:(?:all|both|each|every)(?: of)? )?(?:(?:the|these|those) )?(?:(?:two|three|four|five|six|seven|eight|nine|ten|\d+) )?"
+    r"(?P<noun>photo(?:graph)?|picture|image|drawing)s\b|\b(?:each|every) (?P<single>photo(?:graph)?|picture|image|drawing)\b",
+    re.I,
+)
 ARTICLE_START = re.compile(r"(?:an?|the|one) ", re.I)
 COUNT_START = re.compile(
     r"(?:exactly |only |at least |more than )?(?:\d+|one|two|three|four|five|six|seven|eight|nine|ten|many|several) ",
@@ -145,3 +151,13 @@ def is_about_all(question: str) -> bool:
 def asks_what_is_shared(question: str) -> bool:
     """Whether a question asks what all pictures have in common."""
     return SHARED.search(question) is not None
+
+
+def asks_how_photos_differ(question: str) -> bool:
+    """Whether a question asks for the differences between pictures: ``"How do these photos differ?"``"""
+    return DIFFER.search(question) is not None
+
+
+def about_one_photo(question: str) -> str:
+    """A question about several pictures as one about a single picture: ``"in these three photos"`` -> ``"in the photo"``."""
+    return EACH_PHOTO.sub(lambda match: f"the {match['noun'] or match['single']}", question)

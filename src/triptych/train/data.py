@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,6 +32,7 @@ from triptych.train.sampling import DataMix
 from triptych.train.sources import Sources
 
 FEATURES_TIMEOUT = timedelta(days=2)  # how long other processes wait while one computes the features
+CAPTION_METRIC = re.compile(r"(?:^|/)(?:BLEU-[1-4]|METEOR|ROUGE-L|CIDEr-D)$")  # computed from 0 to 1 (CIDEr-D: 10)
 
 HELD_OUT_EVERY = 10  # without a validation split, every tenth photo is used for validation
 
@@ -97,7 +99,7 @@ class TrainingData:
         return hashlib.sha256(repr(known).encode()).hexdigest()
 
     def card(self, recipe: Settings, record: Mapping[str, Any], drawings: PhotoSet | None = None) -> Card:
-        """The card of a checkpoint: the recipe, the figures of a validation, and the data sets."""
+        """The card of a checkpoint: the recipe, the figures of a validation in percent, and the data sets."""
         names = [each.name for each in self.train]
         counts = {each.name: len(each.photos) for each in self.train}
         notes: dict[str, Any] = {"photos_of": counts} if len(names) > 1 else {}
@@ -107,13 +109,21 @@ class TrainingData:
             notes["photos_with_written_captions"] = count
         return Card(
             recipe=asdict(recipe),  # type: ignore[call-overload]
-            validation=dict(record),
+            validation=in_percent(record),
             data=" + ".join(names),
             photos=sum(counts.values()),
             drawings_data=drawings.name if drawings else None,
             drawings=len(drawings.photos) if drawings else None,
             notes=notes,
         )
+
+
+def in_percent(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a validation with BLEU, METEOR, ROUGE-L and CIDEr-D times 100, as cards and tables have them, and the rest as it is."""
+    return {
+        name: round(100 * value, 2) if CAPTION_METRIC.search(name) and isinstance(value, float) else value
+        for name, value in record.items()
+    }
 
 
 def validate_each(sets: Sequence[PhotoSet], figures_of: Callable[[PhotoSet], dict[str, float]]) -> dict[str, float]:

@@ -1,0 +1,81 @@
+"""A question about more than two photos, answered photo by photo: for models that learnt from questions about one photo or two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from triptych.errors import InputError
+from triptych.evidence import Evidence
+from triptych.tasks.answer import Answer, TextEnd
+from triptych.tasks.asking import Answerer, PictureQuestion
+from triptych.text.prompt import IMAGE, photo_names
+from triptych.text.questions import about_one_photo, asks_how_photos_differ, asks_what_is_shared, pictures_named_by
+
+
+def is_about_each(question: PictureQuestion) -> bool:
+    """Whether a question is answered photo by photo: it is about more than two, has no choices, and does not ask what they share."""
+    plain = IMAGE not in question.text and not asks_what_is_shared(question.text)
+    return plain and question.choices is None and len(question.images) > 2
+
+
+def check_each_photo(question: PictureQuestion, model: str) -> None:
+    """Raises InputError: the answer cannot be put together from answers about each photo."""
+    if asks_how_photos_differ(question.text):
+        count = len(question.images)
+        raise InputError(
+            f"{model} tells the difference between two photos, not {count}: ask about two, or use flamingo"
+        )
+
+
+def answer_each_photo(
+    model: Answerer[Any], question: PictureQuestion, explain: bool, settings: Mapping[str, Any]
+) -> Answer:
+    """The answers about each photo in one text, ``photo 1: dog; photo 2: horse``; where the question is which photo, the likeliest one."""
+    labels = [name.lower() for name in photo_names(len(question.images))]
+    if pictures_named_by(question.text, labels, len(labels)) is not None:
+        return model.choose(question, labels, explain)
+    alone = about_one_photo(question.text)
+    answers = model.answer_questions([PictureQuestion([image], alone) for image in question.images], explain, settings)
+    return join_answers(answers, labels)
+
+
+def join_answers(answers: Sequence[Answer], labels: Sequence[str]) -> Answer:
+    """One answer from those about one photo each; its words, log-probabilities and maps are theirs, in order."""
+    ends = [answer.end for answer in answers]
+    return replace(
+        answers[0],
+        text="; ".join(f"{label}: {answer.text}" for label, answer in zip(labels, answers, strict=True)),
+        logprob=sum(answer.logprob for answer in answers),
+        tokens=tuple(token for answer in answers for token in answer.tokens),
+        logprobs=tuple(logprob for answer in answers for logprob in answer.logprobs),
+        evidence=join_evidence([answer.evidence for answer in answers]),
+        alternatives=(),
+        finished_alternatives=(),
+        end=TextEnd(
+            all(end.finished for end in ends),
+            sum(end.prompt_tokens for end in ends),
+            sum(end.new_tokens for end in ends),
+        ),
+    )
+
+
+def join_evidence(each: Sequence[Evidence | None]) -> Evidence | None:
+    """The evidence of answers about one photo each: a word's map is 0 over the other photos. None = there is none."""
+    given = [(photo, evidence) for photo, evidence in enumerate(each) if evidence is not None]
+    if not given:
+        return None
+    maps = []
+    for photo, evidence in given:
+        words, _, *grid = evidence.maps.shape
+        over_all = np.zeros((words, len(each), *grid), np.float32)
+        over_all[:, photo] = evidence.maps[:, 0]
+        maps.append(over_all)
+    return Evidence(
+        tuple(word for _, evidence in given for word in evidence.words),
+        np.concatenate(maps),
+        tuple(logprob for _, evidence in given for logprob in evidence.logprobs),
+    )
