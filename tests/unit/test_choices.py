@@ -14,8 +14,10 @@ from triptych.tasks.choices import (
     normalised_logprobs,
 )
 from triptych.text.questions import (
+    about_one_photo,
     asks_for_description,
     asks_for_number,
+    asks_how_photos_differ,
     asks_what_is_shared,
     claim_asked_about,
     is_about_all,
@@ -196,3 +198,24 @@ def test_more_statements(question: str, expected: str) -> None:
 )
 def test_questions_for_a_number(question: str, number: bool) -> None:
     assert asks_for_number(question) == number
+
+
+@pytest.mark.parametrize(
+    ("question", "alone"),
+    [
+        ("What animals are in these photos?", "What animals are in the photo?"),
+        ("What is in each of the three pictures?", "What is in the picture?"),
+        ("How many people are in each photo?", "How many people are in the photo?"),
+        ("Describe all images.", "Describe the image."),
+        ("What is the photographer doing?", "What is the photographer doing?"),
+    ],
+)
+def test_a_question_about_several_photos_is_asked_of_one(question: str, alone: str) -> None:
+    assert about_one_photo(question) == alone
+
+
+def test_questions_how_photos_differ() -> None:
+    assert all(
+        map(asks_how_photos_differ, ("How do these differ?", "What is the difference?", "How are they different?"))
+    )
+    assert not any(map(asks_how_photos_differ, ("What different animals are in the photos?", "What do they share?")))

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from test_library import RandomModel, picture, put
+from test_library import RandomModel, fail, picture, put
 
 from triptych.errors import InputError, TriptychError
 from triptych.io.images import load_image
@@ -60,7 +60,7 @@ def test_sheet_holds_the_photos_and_asks_nothing_of_the_network(tmp_path: Path) 
     large = album / "large.png"
     picture("large").resize((1000, 500)).save(large)
     found = [SheetPhoto(str(hostile), 1, "1.250"), SheetPhoto(str(large), 2, "-2.000")]
-    page = sheet_page("<b>dogs</b> & 'cats'", found)
+    page = sheet_page("<b>dogs</b> & 'cats'", found, fail)
     assert page.count('src="data:image/jpeg;base64,') == 2
     assert "<script>" not in page and "<b>dogs" not in page
     assert "&lt;b&gt;dogs&lt;/b&gt; &amp;" in page

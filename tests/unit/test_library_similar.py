@@ -10,7 +10,7 @@ from test_library import RandomModel, fail, index, picture, put, run
 
 from triptych.errors import InputError, TriptychError
 from triptych.io.images import capture_time
-from triptych.library import find, find_duplicates, open_library, similar_photos
+from triptych.library import SheetPhoto, find, find_duplicates, open_library, sheet_page, similar_photos
 from triptych.library.similar import connected
 
 
@@ -39,14 +39,14 @@ def shoot(path: Path, name: str, time: str, shift: int = 0, scale: int = 64) -> 
 def test_a_photo_is_most_like_itself(album: Path, tmp_path: Path) -> None:
     index(album, tmp_path / "library")
     library = open_library(tmp_path / "library")
-    similar = similar_photos(library, RandomModel(), str(album / "3.png"), 4)
+    similar = similar_photos(library, RandomModel(), str(album / "3.png"), 4, notice=fail)
     assert {Path(one.path).name for one in similar[:2]} == {"3.png", "copy of 3.png"}
     assert similar[0].similarity == pytest.approx(1, abs=1e-3) and similar[2].similarity < 0.9
     assert [one.rank for one in similar] == [1, 2, 3, 4]
     with pytest.raises(InputError, match="another model"):
-        similar_photos(library, RandomModel("other"), str(album / "3.png"))
+        similar_photos(library, RandomModel("other"), str(album / "3.png"), notice=fail)
     with pytest.raises(InputError, match="k is 0"):
-        similar_photos(library, RandomModel(), str(album / "3.png"), 0)
+        similar_photos(library, RandomModel(), str(album / "3.png"), 0, notice=fail)
 
 
 def test_copies_near_duplicates_and_bursts(album: Path, tmp_path: Path) -> None:
@@ -76,6 +76,21 @@ def test_a_photo_that_has_gone_is_named(album: Path, tmp_path: Path) -> None:
     notices: list[TriptychError] = []
     kinds = [group.kind for group in find_duplicates(open_library(tmp_path / "library"), notices.append)]
     assert kinds == ["exact"] and "a2.jpg" in str(notices[0])
+
+
+def test_photos_that_have_gone_are_neither_similar_nor_copies(album: Path, tmp_path: Path) -> None:
+    """Who deletes copies must not be shown one that is no longer there."""
+    index(album, tmp_path / "library")
+    library = open_library(tmp_path / "library")
+    copy = album / "copy of 3.png"
+    copy.unlink()
+    notices: list[TriptychError] = []
+    assert not any("copy" in path for group in find_duplicates(library, notices.append) for path in group.paths)
+    similar = similar_photos(library, RandomModel(), str(album / "3.png"), 9, notice=notices.append)
+    assert [one.rank for one in similar] == list(range(1, 9)) and str(copy) not in [one.path for one in similar]
+    page = sheet_page("photos", [SheetPhoto(str(path), 1, "") for path in (album / "3.png", copy)], notices.append)
+    assert page.count("data:image/jpeg") == 1
+    assert len(notices) == 3 and all("1 photo that cannot be read" in str(notice) for notice in notices)
 
 
 def test_groups_join_and_remember_their_weakest_link() -> None:

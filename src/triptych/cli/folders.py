@@ -307,9 +307,9 @@ def write_outputs(journal: Journal | None, options: FolderOptions, mended: Colle
 def print_record(record: Mapping[str, Any], as_json: bool, file: TextIO) -> None:
     if "error" in record:
         return  # reported at the end
-    from triptych.folders.journal import text_of
+    from triptych.folders.journal import result_text
 
-    emit(dict(record), as_json, f"{escape_controls(record['image'])}: {text_of(record)}", file)
+    emit(dict(record), as_json, f"{escape_controls(record['image'])}: {result_text(record)}", file)
 
 
 def report(summary: Summary, outputs: Sequence[Path]) -> None:

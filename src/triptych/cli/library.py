@@ -85,7 +85,7 @@ def find(
     as_json: Json = False,
 ) -> None:
     """Search a photo library by a text or a photo, or for duplicates. The best photos come first."""
-    from triptych.library import SheetPhoto, UnreadablePhotosError, as_matcher, open_library, similar_photos
+    from triptych.library import SheetPhoto, as_matcher, open_library, similar_photos
     from triptych.library import find as find_photos
     from triptych.tasks import load
 
@@ -100,13 +100,7 @@ def find(
         return
     matcher = as_matcher(load(model, device=device, precision=precision), model)
     photos: list[SheetPhoto] = []
-    left_out = 0
-
-    def notice(error: TriptychError) -> None:
-        nonlocal left_out
-        complain(error)
-        left_out += isinstance(error, UnreadablePhotosError)
-
+    notice = LibraryNotice()
     if text is not None:
         least = (SHEET_AT_LEAST if sheet is not None else 0.0) if at_least is None else at_least
         for one in find_photos(opened, matcher, text, k, candidates, at_least=least, notice=notice):
@@ -115,11 +109,11 @@ def find(
         if not photos:
             complain(InputError(f"no photo reaches a probability of {least}; --at-least 0 lists the best all the same"))
     else:
-        for similar in similar_photos(opened, matcher, like or "", k):
+        for similar in similar_photos(opened, matcher, like or "", k, notice=notice):
             emit(vars(similar), as_json, f"{similar.similarity:.3f}  {escape_controls(similar.path)}")
             photos.append(SheetPhoto(similar.path, similar.rank, f"{similar.similarity:.3f}"))
-    write_sheet(sheet, text or f"Photos like {Path(like or '').name}", photos)
-    exit_if_left_out(left_out)
+    write_sheet(sheet, text or f"Photos like {Path(like or '').name}", photos, notice)
+    exit_if_left_out(notice.left_out)
 
 
 def find_groups(library: Library, sheet: Path | None, as_json: bool) -> None:
@@ -129,13 +123,11 @@ def find_groups(library: Library, sheet: Path | None, as_json: bool) -> None:
 
     from triptych.library import SheetPhoto, find_duplicates
 
-    unreadable: list[TriptychError] = []
+    notice = LibraryNotice()
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("photos", total=len(library.paths))
-        groups = find_duplicates(library, unreadable.append, lambda photos: bar.advance(task, photos))
-    for error in unreadable:
-        complain(error)
+        groups = find_duplicates(library, notice, lambda photos: bar.advance(task, photos))
     photos: list[SheetPhoto] = []
     for number, group in enumerate(groups, 1):
         lines = "\n".join(f"  {escape_controls(path)}" for path in group.paths)
@@ -143,14 +135,26 @@ def find_groups(library: Library, sheet: Path | None, as_json: bool) -> None:
         photos += [SheetPhoto(path, number, group.kind) for path in group.paths]
     if not groups:
         complain(InputError(f"no duplicates among {len(library.paths)} photos"))
-    write_sheet(sheet, "Duplicates", photos)
-    exit_if_left_out(len(unreadable))
+    write_sheet(sheet, "Duplicates", photos, notice)
+    exit_if_left_out(notice.left_out)
 
 
-def write_sheet(sheet: Path | None, title: str, photos: list[SheetPhoto]) -> None:
+class LibraryNotice:
+    """Prints what a search notices; ``left_out``: how often it left out photos that cannot be read."""
+
+    left_out = 0
+
+    def __call__(self, error: TriptychError) -> None:
+        from triptych.library import UnreadablePhotosError
+
+        complain(error)
+        self.left_out += isinstance(error, UnreadablePhotosError)
+
+
+def write_sheet(sheet: Path | None, title: str, photos: list[SheetPhoto], notice: LibraryNotice) -> None:
     from triptych.io.files import write_file
     from triptych.library import sheet_page
 
     if sheet is not None:
-        write_file(sheet, sheet_page(title, photos))
+        write_file(sheet, sheet_page(title, photos, notice))
         print(f"photos: {sheet}", file=sys.stderr)

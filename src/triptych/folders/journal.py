@@ -142,7 +142,7 @@ def _run_line(run: Record) -> bytes:
     return f"{json.dumps(run, sort_keys=True)}\n".encode()
 
 
-def text_of(record: Record) -> str:
+def result_text(record: Record) -> str:
     """The text of a result: its caption, answer or keywords; empty for a failure."""
     text: str = record.get("caption") or record.get("answer") or ", ".join(record.get("tags", ()))
     return text

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from PIL.Image import Image
 
 from triptych.errors import InputError
-from triptych.folders.journal import Journal, Record, text_of
+from triptych.folders.journal import Journal, Record, result_text
 from triptych.folders.sidecars import Sidecars
 from triptych.io.images import load_image
 
@@ -157,7 +157,7 @@ class MissingSidecars:
             if name not in self.names or "error" in record:
                 continue
             own = {key: value for key, value in record.items() if key not in self.journal.settings}
-            text = self.sidecars.decorated(text_of(own)) if "tags" in own else text_of(own)
+            text = self.sidecars.decorated(result_text(own)) if "tags" in own else result_text(own)
             try:
                 self.sidecars.write(name, own, text)
             except InputError as error:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from triptych.errors import InputError
 from triptych.io.images import load_image
-from triptych.library.matcher import TOGETHER, Notice, PairScores, PhotoMatcher, UnreadablePhotosError
+from triptych.library.matcher import TOGETHER, Notice, PairScores, PhotoMatcher, unreadable_photos
 from triptych.library.table import check_model, open_table, read_features, table_description, table_stamp
 from triptych.tasks.probability import check_probability, everyday_words, naming_probability, standard_scores
 
@@ -126,9 +126,7 @@ def find(
     if not matches:
         raise InputError(f"{library.name}: none of its photos can be read, the first: {failed[0]}")
     if failed:
-        what = f"{len(failed)} photos that cannot be read" if failed[1:] else "1 photo that cannot be read"
-        first = f", the first: {failed[0]}" if failed[1:] else f": {failed[0]}"
-        notice(UnreadablePhotosError(f"left out {what}{first}; index the folder again"))
+        notice(unreadable_photos(failed))
     likely = zip(matches, probabilities(library, model, matches), strict=True)
     best = sorted(((row, m, p) for (row, m), p in likely if p >= at_least), key=lambda one: -one[1].rerank)[:k]
     return [

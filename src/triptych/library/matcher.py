@@ -21,6 +21,12 @@ class UnreadablePhotosError(InputError):
     """Photos of a library that can no longer be read were left out of a search."""
 
 
+def unreadable_photos(errors: Sequence[TriptychError]) -> UnreadablePhotosError:
+    """One error for those of all photos that were left out."""
+    what = f"{len(errors)} photos that cannot be read, the first: " if errors[1:] else "1 photo that cannot be read: "
+    return UnreadablePhotosError(f"left out {what}{errors[0]}; index the folder again")
+
+
 class PairScores(Protocol):
     """How well photo number ``image`` and text number ``text`` fit; ``rerank`` is the score to sort by."""
 

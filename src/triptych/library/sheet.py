@@ -3,8 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from triptych.errors import InputError, TriptychError
 from triptych.figures.page import STATIC_POLICY, environment, thumbnail
 from triptych.io.images import load_image
+from triptych.library.matcher import Notice, unreadable_photos
 
 BOX = (360, 360)
 
@@ -18,19 +20,24 @@ class SheetPhoto:
     label: str
 
 
-def sheet_page(title: str, photos: Iterable[SheetPhoto]) -> str:
+def sheet_page(title: str, photos: Iterable[SheetPhoto], notice: Notice) -> str:
     """The page as text; write it as UTF-8 (``triptych.io.files.write_file``). All texts are escaped.
 
-    Raises InputError where a photo has gone since it was found.
+    Photos that can no longer be read are left out, and ``notice`` is called once.
     """
-    fields = [
-        {
-            "rank": photo.number,
-            "score": photo.label,
-            "path": photo.path,
-            "name": photo.path.replace("\\", "/").rpartition("/")[2],
-            "thumbnail": thumbnail(load_image(photo.path), BOX),
-        }
-        for photo in photos
-    ]
+    unreadable: list[TriptychError] = []
+    fields = []
+    for photo in photos:
+        try:
+            image = load_image(photo.path)
+        except InputError as error:
+            unreadable.append(error)
+            continue
+        name = photo.path.replace("\\", "/").rpartition("/")[2]
+        small = thumbnail(image, BOX)
+        fields.append(
+            {"rank": photo.number, "score": photo.label, "path": photo.path, "name": name, "thumbnail": small}
+        )
+    if unreadable:
+        notice(unreadable_photos(unreadable))
     return environment().get_template("sheet.html").render(title=title, policy=STATIC_POLICY, photos=fields)

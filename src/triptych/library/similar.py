@@ -8,21 +8,23 @@ duplicates by comparing small grey versions, bursts by the times at which they w
 from __future__ import annotations
 
 import datetime
+import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from triptych.errors import InputError
+from triptych.errors import InputError, TriptychError
 from triptych.evidence import Floats
 from triptych.io.fetch import read_source
 from triptych.io.images import ImageSource, capture_time, decode_image, load_image
 from triptych.library.find import Library
-from triptych.library.matcher import Notice, PhotoMatcher
+from triptych.library.matcher import Notice, PhotoMatcher, unreadable_photos
 from triptych.library.table import check_model
 
 GroupKind: TypeAlias = Literal["exact", "near", "burst"]
@@ -59,8 +61,12 @@ class Traits:
     taken: datetime.datetime | None
 
 
-def similar_photos(library: Library, model: PhotoMatcher, photo: ImageSource, k: int = 20) -> list[SimilarPhoto]:
+def similar_photos(
+    library: Library, model: PhotoMatcher, photo: ImageSource, k: int = 20, *, notice: Notice
+) -> list[SimilarPhoto]:
     """The ``k`` photos of the library (fewer if there are fewer) most similar to ``photo``, the most similar first.
+
+    Those that have disappeared are left out, and ``notice`` is called once.
 
     Raises InputError: the photo cannot be read, ``k`` is below 1, or the library is another model's.
     """
@@ -70,8 +76,12 @@ def similar_photos(library: Library, model: PhotoMatcher, photo: ImageSource, k:
     features = model.itc_images([load_image(photo)])[0]
     photos, queries = library.features.shape[:2]
     similarity = library.features.reshape(photos, -1) @ features.reshape(-1) / queries
-    order = np.argsort(-similarity, kind="stable")[:k]
-    return [SimilarPhoto(library.paths[row], float(similarity[row]), rank) for rank, row in enumerate(order, 1)]
+    gone: list[TriptychError] = []
+    order = islice(_existing(library, np.argsort(-similarity, kind="stable"), gone), k)
+    best = [SimilarPhoto(library.paths[row], float(similarity[row]), rank) for rank, row in enumerate(order, 1)]
+    if gone:
+        notice(unreadable_photos(gone))
+    return best
 
 
 def find_duplicates(
@@ -80,11 +90,12 @@ def find_duplicates(
     """Groups of copies, of bursts and of near duplicates, in order of their first paths; of copies, the first alone is compared further.
 
     Args:
-        notice: gets an error for each photo that can no longer be read.
+        notice: called once if photos can no longer be read; those that have disappeared are in no group.
         progress: called with the number of photos compared since the last call.
     """
     by_hash: dict[str, list[int]] = defaultdict(list)
-    for row in sorted(range(len(library.paths)), key=lambda row: library.paths[row]):
+    unreadable: list[TriptychError] = []
+    for row in sorted(_existing(library, range(len(library.paths)), unreadable), key=lambda row: library.paths[row]):
         by_hash[library.hashes[row]].append(row)
     groups = [_group(library, "exact", 1.0, rows) for rows in by_hash.values() if len(rows) > 1]
     links: dict[GroupKind, list[tuple[int, int, float]]] = {"near": [], "burst": []}
@@ -95,7 +106,7 @@ def find_duplicates(
             try:
                 traits[row] = read_traits(library.paths[row])
             except InputError as error:
-                notice(error)
+                unreadable.append(error)
                 traits[row] = None
         return traits[row]
 
@@ -103,6 +114,8 @@ def find_duplicates(
         first, second = traits_of(one), traits_of(other)
         if first is not None and second is not None and (kind := relation(first, second)) is not None:
             links[kind].append((one, other, similarity))
+    if unreadable:
+        notice(unreadable_photos(unreadable))
     for kind, joined in links.items():
         groups += [_group(library, kind, least, rows) for rows, least in connected(joined)]
     return sorted(groups, key=lambda group: (group.paths, group.kind))
@@ -164,6 +177,15 @@ def read_traits(path: str) -> Traits:
     grey: NDArray[np.float32] = np.asarray(photo, np.float32).ravel()
     grey = grey - grey.mean()
     return Traits(grey / (np.linalg.norm(grey) + 1e-6), capture_time(data))
+
+
+def _existing(library: Library, rows: Iterable[int], gone: list[TriptychError]) -> Iterator[int]:
+    """The rows whose photos are still there; an error for each of the others is added to ``gone``."""
+    for row in rows:
+        if os.path.exists(library.paths[row]):  # noqa: PTH110  (thousands of them)
+            yield row
+        else:
+            gone.append(InputError(f"{library.paths[row]}: no such file"))
 
 
 def _group(library: Library, kind: GroupKind, similarity: float, rows: list[int]) -> PhotoGroup:

@@ -5,7 +5,7 @@ tutorial's, 14 x 14 x 2048) read torchvision's state dicts. All three are frozen
 folded into the convolution before it when the weights are read (``fold_batch_norms``): at run time there
 are only convolutions with a bias.
 
-Shapes (legend in ``attention.py``): ``pixel_values [B, 3, H, W]`` -> ``image_features [B, L, D]``, L = h * w
+Shapes (legend in ``nn/attention.py``): ``pixel_values [B, 3, H, W]`` -> ``image_features [B, L, D]``, L = h * w
 cells from left to right, then top to bottom. Pixels come normalised by each encoder's ``mean`` and ``std``.
 """
 

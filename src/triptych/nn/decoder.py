@@ -9,7 +9,7 @@ with other layers in between, as Flamingo does:
         x = block(x, context, cache[i])
     logits = lm.logits(lm.final_hidden(x))
 
-Shapes (legend in ``attention.py``): G heads of keys and values, d width of a head, E width of the embeddings (D, but for OPT-350m).
+Shapes (legend in ``nn/attention.py``): G heads of keys and values, d width of a head, E width of the embeddings (D, but for OPT-350m).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The interface of BLIP-2's frozen language models, as a Protocol. ``decoder.Decoder`` and ``t5.T5`` implement it.
 
-Shapes (legend in ``attention.py``): T tokens, E width of the embeddings, V words.
+Shapes (legend in ``nn/attention.py``): T tokens, E width of the embeddings, V words.
 """
 
 from __future__ import annotations

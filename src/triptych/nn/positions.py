@@ -1,6 +1,6 @@
 """Positions of tokens in attention: rotary (Su et al. 2021) and linear biases (ALiBi, Press et al. 2022).
 
-Shapes (legend in ``attention.py``): d width of a head, r of its rotary part.
+Shapes (legend in ``nn/attention.py``): d width of a head, r of its rotary part.
 """
 
 from __future__ import annotations

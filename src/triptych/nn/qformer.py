@@ -3,7 +3,7 @@
 A BERT whose self-attention is shared by queries and text. In every second layer the queries also attend to the photo; they have
 feed-forward layers of their own. The three objectives differ in the self-attention mask (``masks.itc``, ``itm``, ``itg``).
 
-Shapes (legend in ``attention.py``): ``image_features [B, L, Dv]`` of B photos; R rows of queries and text, R = B * K. The K rows of a
+Shapes (legend in ``nn/attention.py``): ``image_features [B, L, Dv]`` of B photos; R rows of queries and text, R = B * K. The K rows of a
 photo are adjacent, so that its keys and values are computed once for all its texts. Q queries, T tokens, D width, H heads.
 """
 

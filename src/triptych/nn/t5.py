@@ -4,7 +4,7 @@ Pre-norm blocks without biases. Positions are learned biases of the scores by di
 one for all layers of the decoder. Scores are not divided by sqrt(d). T5 is a ``language_model.LanguageModel``: ``prefill`` computes
 the prompt's keys and values once, and the decoder begins with ``start_id``.
 
-Shapes (legend in ``attention.py``): P tokens of a prompt, T of the written text, d width of a head.
+Shapes (legend in ``nn/attention.py``): P tokens of a prompt, T of the written text, d width of a head.
 """
 
 from __future__ import annotations

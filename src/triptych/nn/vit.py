@@ -4,7 +4,7 @@ All are pre-norm transformers over square patches with learned positions. CLIP (
 and one more norm before the first block; BLIP-2's EVA and the original ViT have the bias and no such norm. SigLIP (Zhai et al. 2023)
 has no class token. DINOv2 (Oquab et al. 2023) scales the output of each sublayer and may have registers (Darcet et al. 2024).
 
-Shapes (legend in ``attention.py``): ``pixel_values [B, 3, H, W]`` -> ``image_features [B, L, D]``, L = h * w cells from left to right,
+Shapes (legend in ``nn/attention.py``): ``pixel_values [B, 3, H, W]`` -> ``image_features [B, L, D]``, L = h * w cells from left to right,
 then top to bottom, after the class token's feature where the config asks for it.
 """
 

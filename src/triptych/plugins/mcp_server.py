@@ -91,8 +91,8 @@ def library_search(library: Path, open_model: Callable[[], Any]) -> Callable[...
         such as photos that have disappeared since the library was made; tell the user."""
         notices: list[TriptychError] = []
         matcher = as_matcher(open_model(), "blip2")
-        found = find_photos(searched.open(), matcher, text, min(k, MAX_FOUND), notice=notices.append)
-        photos = [{"path": photo.path, "score": round(photo.score, 4)} for photo in found]
+        best = find_photos(searched.open(), matcher, text, min(k, MAX_FOUND), notice=notices.append)
+        photos = [{"path": photo.path, "score": round(photo.score, 4)} for photo in best]
         return {"photos": photos, "notices": [str(notice) for notice in notices]}
 
     return find

@@ -7,7 +7,7 @@
 
 A prompt may hold several photos: each photo's soft prompt takes its place in the text. This extends the paper, which trains and
 tests with one photo. A Q-Former that also reads the question is InstructBLIP's idea (Dai et al. 2023).
-Shapes (legend in ``attention.py``): B photos, K texts of each, R = B * K rows, E width of the language model's embeddings.
+Shapes (legend in ``nn/attention.py``): B photos, K texts of each, R = B * K rows, E width of the language model's embeddings.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
 
 A text token attends to the last picture before it (as in the paper), or to all pictures before it. The cross-attention of a token
 without a picture before it is exactly 0.
-Shapes (legend in ``attention.py``): P pictures in all, N pictures of a row, R latents, B rows, T tokens.
+Shapes (legend in ``nn/attention.py``): P pictures in all, N pictures of a row, R latents, B rows, T tokens.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ ALL_PICTURES = re.compile(
     re.I,
 )
 SHARED = re.compile(rf"\b(?:in common|in (?:all|both)(?: of)? (?:the |these )?(?:{PHOTO_NOUNS}|them))\b", re.I)
-DIFFER = re.compile(r"\bdiffer(?:s|ences?)?\b|\b(?:how|what) (?:is|are|makes?)\b.*\bdifferent\b", re.I)
+DIFFERENCE = re.compile(r"\bdiffer(?:s|ences?)?\b|\b(?:how|what) (?:is|are|makes?)\b.*\bdifferent\b", re.I)
 EACH_PHOTO = re.compile(
     r"\b(?:(?:all|both|each|every)(?: of)? )?(?:(?:the|these|those) )?(?:(?:two|three|four|five|six|seven|eight|nine|ten|\d+) )?"
     r"(?P<noun>photo(?:graph)?|picture|image|drawing)s\b|\b(?:each|every) (?P<single>photo(?:graph)?|picture|image|drawing)\b",
@@ -155,7 +155,7 @@ def asks_what_is_shared(question: str) -> bool:
 
 def asks_how_photos_differ(question: str) -> bool:
     """Whether a question asks for the differences between pictures: ``"How do these photos differ?"``"""
-    return DIFFER.search(question) is not None
+    return DIFFERENCE.search(question) is not None
 
 
 def about_one_photo(question: str) -> str:
