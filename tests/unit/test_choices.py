@@ -17,7 +17,7 @@ from triptych.text.questions import (
     about_one_photo,
     asks_for_description,
     asks_for_number,
-    asks_how_photos_differ,
+    asks_to_compare,
     asks_what_is_shared,
     claim_asked_about,
     is_about_all,
@@ -203,7 +203,7 @@ def test_questions_for_a_number(question: str, number: bool) -> None:
 @pytest.mark.parametrize(
     ("question", "alone"),
     [
-        ("What animals are in these photos?", "What animals are in the photo?"),
+        ("What animals are in these photos?", "What animal is in the photo?"),
         ("What is in each of the three pictures?", "What is in the picture?"),
         ("How many people are in each photo?", "How many people are in the photo?"),
         ("Describe all images.", "Describe the image."),
@@ -214,8 +214,6 @@ def test_a_question_about_several_photos_is_asked_of_one(question: str, alone: s
     assert about_one_photo(question) == alone
 
 
-def test_questions_how_photos_differ() -> None:
-    assert all(
-        map(asks_how_photos_differ, ("How do these differ?", "What is the difference?", "How are they different?"))
-    )
-    assert not any(map(asks_how_photos_differ, ("What different animals are in the photos?", "What do they share?")))
+def test_questions_that_compare_photos() -> None:
+    assert all(map(asks_to_compare, ("How do these differ?", "What is the difference?", "How are they different?")))
+    assert not any(map(asks_to_compare, ("What different animals are in the photos?", "What do they share?")))

@@ -1,4 +1,4 @@
-"""A question about more than two photos, answered photo by photo: for models that learnt from questions about one photo or two."""
+"""A question about several photos, answered photo by photo: for models that of several photos learnt only to say which shows something."""
 
 from __future__ import annotations
 
@@ -13,30 +13,34 @@ from triptych.evidence import Evidence
 from triptych.tasks.answer import Answer, TextEnd
 from triptych.tasks.asking import Answerer, PictureQuestion
 from triptych.text.prompt import IMAGE, photo_names
-from triptych.text.questions import about_one_photo, asks_how_photos_differ, asks_what_is_shared, pictures_named_by
+from triptych.text.questions import (
+    about_one_photo,
+    asks_to_compare,
+    asks_what_is_shared,
+    names_one_of_several,
+    pictures_named_by,
+)
 
 
 def is_about_each(question: PictureQuestion) -> bool:
-    """Whether a question is answered photo by photo: it is about more than two, has no choices, and does not ask what they share."""
-    plain = IMAGE not in question.text and not asks_what_is_shared(question.text)
-    return plain and question.choices is None and len(question.images) > 2
+    """Whether a question is answered photo by photo: it is about several, has no choices, and does not speak of one of them."""
+    several = len(question.images) > 1 and question.choices is None
+    return several and IMAGE not in question.text and not names_one_of_several(question.text)
 
 
 def check_each_photo(question: PictureQuestion, model: str) -> None:
     """Raises InputError: the answer cannot be put together from answers about each photo."""
-    if asks_how_photos_differ(question.text):
-        count = len(question.images)
-        raise InputError(
-            f"{model} tells the difference between two photos, not {count}: ask about two, or use flamingo"
-        )
+    if asks_what_is_shared(question.text) or asks_to_compare(question.text):
+        raise InputError(f"{model} cannot say what photos have in common or how they differ: ask flamingo")
 
 
 def answer_each_photo(
     model: Answerer[Any], question: PictureQuestion, explain: bool, settings: Mapping[str, Any]
 ) -> Answer:
-    """The answers about each photo in one text, ``photo 1: dog; photo 2: horse``; where the question is which photo, the likeliest one."""
-    labels = [name.lower() for name in photo_names(len(question.images))]
-    if pictures_named_by(question.text, labels, len(labels)) is not None:
+    """The answers about each photo in one text, ``left: dog; right: bird``; where the question is which photo, the likeliest one."""
+    count = len(question.images)
+    labels = ["left", "right"] if count == 2 else [name.lower() for name in photo_names(count)]
+    if pictures_named_by(question.text, labels, count) is not None:
         return model.choose(question, labels, explain)
     alone = about_one_photo(question.text)
     answers = model.answer_questions([PictureQuestion([image], alone) for image in question.images], explain, settings)

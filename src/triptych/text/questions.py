@@ -32,12 +32,16 @@ ALL_PICTURES = re.compile(
     re.I,
 )
 SHARED = re.compile(rf"\b(?:in common|in (?:all|both)(?: of)? (?:the |these )?(?:{PHOTO_NOUNS}|them))\b", re.I)
-DIFFERENCE = re.compile(r"\bdiffer(?:s|ences?)?\b|\b(?:how|what) (?:is|are|makes?)\b.*\bdifferent\b", re.I)
+DIFFERENCE = re.compile(
+    r"\bdiffer(?:s|ences?)?\b|\b(?:how|what) (?:is|are|makes?)\b.*\bdifferent\b|\bsimilar(?:ity|ities)?\b|\bcompare\b",
+    re.I,
+)
 EACH_PHOTO = re.compile(
     r"\b(?:(?:all|both|each|every)(?: of)? )?(?:(?:the|these|those) )?(?:(?:two|three|four|five|six|seven|eight|nine|ten|\d+) )?"
     r"(?P<noun>photo(?:graph)?|picture|image|drawing)s\b|\b(?:each|every) (?P<single>photo(?:graph)?|picture|image|drawing)\b",
     re.I,
 )
+WHAT_THINGS = re.compile(r"(what|which) (animal|colou?r|sport|game|vehicle|object|food|room|season)s are\b", re.I)
 ARTICLE_START = re.compile(r"(?:an?|the|one) ", re.I)
 COUNT_START = re.compile(
     r"(?:exactly |only |at least |more than )?(?:\d+|one|two|three|four|five|six|seven|eight|nine|ten|many|several) ",
@@ -58,6 +62,7 @@ DESCRIBE = re.compile(
     re.I,
 )
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+ONE_OF_SEVERAL = re.compile(rf"\b(?:left|right|last|{'|'.join(ORDINALS)})\b|\b{NOUN} \d", re.I)
 
 
 def pictures_named_by(question: str, choices: Sequence[str], pictures: int) -> list[int] | None:
@@ -153,11 +158,18 @@ def asks_what_is_shared(question: str) -> bool:
     return SHARED.search(question) is not None
 
 
-def asks_how_photos_differ(question: str) -> bool:
-    """Whether a question asks for the differences between pictures: ``"How do these photos differ?"``"""
+def asks_to_compare(question: str) -> bool:
+    """Whether a question asks how pictures differ or are similar: ``"How do these photos differ?"``"""
     return DIFFERENCE.search(question) is not None
 
 
+def names_one_of_several(question: str) -> bool:
+    """Whether a question speaks of one of several pictures: ``"What is in the left photo?"``, ``"What does photo 2 show?"``"""
+    return ONE_OF_SEVERAL.search(question) is not None
+
+
 def about_one_photo(question: str) -> str:
-    """A question about several pictures as one about a single picture: ``"in these three photos"`` -> ``"in the photo"``."""
-    return EACH_PHOTO.sub(lambda match: f"the {match['noun'] or match['single']}", question)
+    """A question about several pictures as one about a single picture: ``"What animals are in these three photos?"`` -> ``"What animal is
+    in the photo?"``"""
+    single = EACH_PHOTO.sub(lambda match: f"the {match['noun'] or match['single']}", question)
+    return WHAT_THINGS.sub(r"\1 \2 is", single)
