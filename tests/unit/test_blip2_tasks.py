@@ -192,6 +192,9 @@ def test_other_questions_about_several_photos(model: Blip2Tasks, photos: list[Im
     assert model.ask(photos[:2], "Which photo shows a dog?").text in ("left", "right")
     alone = [model.ask(photo, "How many dogs are there?").text for photo in photos[:2]]
     assert model.ask(photos[:2], "How many dogs are there?").text == f"left: {alone[0]}; right: {alone[1]}"
+    written = model.ask(photos[:2], "How many dogs are there?", top_logprobs=1).end.tokens[0]
+    each = [model.ask(photo, "How many dogs are there?", top_logprobs=1).end.tokens[0] for photo in photos[:2]]
+    assert [token.text for token in written] == [token.text for tokens in each for token in tokens]
     for together in ("What does photo 2 show?", "What does the last <image><image><image> show?"):
         assert not model.ask(photos[:3], together).text.startswith("photo 1: ")
     for question in ("What do these have in common?", "How do these photos differ?", "Compare the photos."):

@@ -63,6 +63,7 @@ def join_answers(answers: Sequence[Answer], labels: Sequence[str]) -> Answer:
             all(end.finished for end in ends),
             sum(end.prompt_tokens for end in ends),
             sum(end.new_tokens for end in ends),
+            (tuple(token for end in ends for token in end.tokens[0]),) if all(end.tokens for end in ends) else (),
         ),
     )
 
