@@ -1,13 +1,16 @@
 """Show, Attend and Tell's training: what its losses sum, which parameters learn at which rate, more words for a trained model."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from triptych.errors import InputError
 from triptych.generate import generate
 from triptych.text.prompt import IGNORED
 from triptych.text.vocabulary import UNK
@@ -114,3 +117,54 @@ def test_a_variant_has_the_choices_that_are_given() -> None:
     assert paper.hidden_dim == 16 and paper.gate == sat_config(SatNetwork(), 20, 6).gate
     assert sat_config(SatNetwork(gate="vector"), 20, 6).gate == "vector"
     assert sat_config(SatNetwork(variant="tutorial"), 20, 6) != sat_config(SatNetwork(), 20, 6)
+
+
+def guided(photos: TrainingData, run: Path, new: bool = True) -> SatTrainer:
+    settings = {"objective": "scst", "guidance": 1.0, "captions_per_photo": 4, "mirror": False}
+    made = SatTrainer(tiny_sat(), photos, make_recipe(SatRecipe, settings))
+    made.prepare(run, new)
+    return made
+
+
+def test_no_photo_is_guided_by_its_own_captions(tmp_path: Path) -> None:
+    train, validation = data(24, "train", 0), data(6, "val", 1)
+    other = [replace(train.photos[0], captions=("a red circle",) * 2), *train.photos[1:]]
+    made = [guided(TrainingData([each], [validation]), tmp_path) for each in (train, train._replace(photos=other))]
+    first, second = (each.batch(range(24), 0)[-1].weights for each in made)
+    assert np.array_equal(first[0], second[0]) and np.abs(first[0]).max() > 0.1
+    assert not np.array_equal(first[1], second[1])  # it is guided by the captions of photo 0
+
+
+def test_a_resumed_run_has_the_same_guidance(tmp_path: Path) -> None:
+    photos = TrainingData([data(24, "train", 0)], [data(6, "val", 1)])
+    weights = guided(photos, tmp_path).batch(range(5), 0)[-1].weights
+    made = SatTrainer(tiny_sat(), photos, make_recipe(SatRecipe, {"objective": "scst", "guidance": 1.0}))
+    torch.nn.init.normal_(next(made.sat.model.encoder.layers[1:].parameters()))
+    made.prepare(tmp_path, new=False)
+    assert np.array_equal(made.batch(range(5), 0)[-1].weights, weights)
+    (tmp_path / "pooled.npy").unlink()
+    with pytest.raises(InputError, match="missing or damaged"):
+        made.prepare(tmp_path, new=False)
+
+
+def test_samples_and_their_likelihood_are_guided(tmp_path: Path) -> None:
+    """Two words are made certain, one of two at each place: only their scores have a gradient."""
+    made = guided(TrainingData([data(24, "train", 0)], [data(6, "val", 1)]), tmp_path)
+    maps, rows, seed, guidance = made.batch(range(24), 0)
+    words = [made.sat.vocabulary.word_token(word) for word in ("red", "square")]
+    guidance.weights[:, words] = 100
+    made.objective(maps, rows, seed, guidance).backward()
+    gradient = made.sat.model.decoder.output.bias.grad
+    assert set(gradient.abs().topk(2).indices.tolist()) == set(words) and gradient.abs().sort().values[-3] < 1e-6
+
+
+def test_validation_is_guided(tmp_path: Path) -> None:
+    made = guided(TrainingData([data(24, "train", 0)], [data(6, "val", 1), data(8, "val", 2)]), tmp_path)
+    assert made.expected is not None
+    assert [made.expected.of_set(made.data.validation, each) for each in made.data.validation] == [
+        range(24, 30),
+        range(30, 38),
+    ]
+    before = made.figures(made.data.validation[1])
+    made.expected.weight = 0.0
+    assert made.figures(made.data.validation[1]) != before

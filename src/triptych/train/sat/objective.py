@@ -1,7 +1,7 @@
 """The two objectives of Show, Attend and Tell.
 
 Cross-entropy: SAT eq. 14, or with hard attention the bound of eq. 10 and its REINFORCE gradient. Self-critical: sampled captions
-rewarded by CIDEr-D and BLEU (``train.self_critical``).
+rewarded by CIDEr-D and BLEU (``train.self_critical``), perhaps guided (``guidance``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from triptych.errors import InputError
-from triptych.generate import Search, generate
+from triptych.generate import Guidance, Search, generate
 from triptych.models import sat_search
 from triptych.systems.show_attend_tell import HardAttentionLoss, ShowAttendTell, caption_loss, doubly_stochastic_penalty
 from triptych.text.prompt import IGNORED
@@ -71,15 +71,19 @@ class SelfCritical(nn.Module):
             max_new_tokens=recipe.captions.max_words,
         )
 
-    def forward(self, maps: Tensor, rows: Sequence[int], seed: int) -> Tensor:
-        """``maps [B, C, h, w]`` of the training photos ``rows [B]`` -> the loss."""
+    def forward(self, maps: Tensor, rows: Sequence[int], seed: int, guidance: Guidance | None = None) -> Tensor:
+        """``maps [B, C, h, w]`` of the training photos ``rows [B]``, perhaps with guidance of their words -> the loss."""
         samples = self.sampling.n_best
         self.model.eval()
-        beams = generate(self.model, maps, self.sampling, independent_seeds(len(maps), seed))
+        beams = generate(self.model, maps, self.sampling, independent_seeds(len(maps), seed), guidance)
         texts = [h.ids + ((EOS,) if h.finished else ()) for hypotheses in beams for h in hypotheses]
         reward = self.reward(texts, [row for row in rows for _ in range(samples)]).to(maps.device).view(-1, samples)
         input_ids, labels = (
             x.to(maps.device) for x in to_batch([texts[i : i + samples] for i in range(0, len(texts), samples)])
         )
-        logits = self.model(maps, input_ids).logits[labels != IGNORED]
-        return self_critical_loss(logits, labels, reward, self.sampling)
+        logits = self.model(maps, input_ids).logits  # [B, K, T, V]
+        if guidance is not None:
+            added = torch.zeros(len(maps), logits.shape[-1], device=logits.device)
+            added[:, torch.from_numpy(guidance.tokens)] = torch.from_numpy(guidance.weights).to(added)
+            logits = logits.float().log_softmax(-1) + added[:, None, None]
+        return self_critical_loss(logits[labels != IGNORED], labels, reward, self.sampling)

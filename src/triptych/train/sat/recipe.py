@@ -83,6 +83,11 @@ class SatRecipe(Settings):
         "xe (cross-entropy) or scst (self-critical, reward CIDEr-D and BLEU; needs --init).",
         choices=("xe", "scst"),
     )
+    guidance: float = setting(
+        0.0,
+        "With scst: weight of the words that a consensus of other photos expects, in samples and in validation; 1 = as in use.",
+        low=0,
+    )
     start: SatStart = field(default_factory=SatStart)
     captions: SatCaptions = field(default_factory=SatCaptions)
     loss: SatLoss = field(default_factory=SatLoss)
@@ -92,6 +97,8 @@ class SatRecipe(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.guidance and self.objective != "scst":
+            raise InputError("guidance is part of self-critical training: choose the objective scst")
         if self.objective == "scst" and self.captions.captions_per_photo < 2:
             raise InputError(
                 "self-critical training compares the samples of a photo: captions_per_photo must be 2 or more"

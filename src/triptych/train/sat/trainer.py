@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from triptych.generate import Search, generate
+from triptych.generate import Guidance, Search, generate
 from triptych.models import SatModel, save_sat
 from triptych.systems.show_attend_tell import ShowAttendTell
 from triptych.text.vocabulary import EOS, WordVocabulary
@@ -18,6 +18,7 @@ from triptych.train.crops import mirrored
 from triptych.train.data import PhotoSet, TrainingData, caption_figures, validate_each
 from triptych.train.features import Features
 from triptych.train.sat.batches import encode_captions, to_batch
+from triptych.train.sat.guidance import ExpectedWords, expected_words
 from triptych.train.sat.objective import CrossEntropy, SelfCritical, validation_search
 from triptych.train.sat.recipe import SatRecipe
 from triptych.train.trainer import ParameterGroups
@@ -27,6 +28,7 @@ class SatTrainer:
     """A ``train.trainer.Trainer``; the best state has the highest CIDEr-D of generated validation captions."""
 
     metric = "CIDEr-D"
+    expected: ExpectedWords | None = None
 
     def __init__(self, sat: SatModel, data: TrainingData, recipe: SatRecipe) -> None:
         """Raises InputError: a photo has no captions."""
@@ -59,7 +61,9 @@ class SatTrainer:
         }
 
     def prepare(self, run: Path, new: bool) -> None:
-        """Nothing to do."""
+        """The guidance of self-critical training."""
+        if self.recipe.guidance:
+            self.expected = expected_words(self.sat, self.data, run, self.recipe.guidance, new)
 
     def parameter_groups(self) -> ParameterGroups:
         """The decoder, and the encoder's trained layers with their own learning rate."""
@@ -71,7 +75,7 @@ class SatTrainer:
     def batch(self, rows: Sequence[int], seed: int) -> tuple[Any, ...]:
         maps = self.features[rows, mirrored(len(rows), self.recipe.captions.mirror, seed)]
         if self.recipe.objective == "scst":
-            return maps, rows, seed
+            return maps, rows, seed, self.expected and self.expected.guidance(rows)
         return maps, *to_batch([self.captions[row] for row in rows]), seed
 
     def validate(self) -> dict[str, float]:
@@ -79,7 +83,12 @@ class SatTrainer:
 
     def figures(self, photos: PhotoSet) -> dict[str, float]:
         judged = photos.photos[: self.recipe.validation.validation_photos]
-        texts = write_sat_captions(self.sat.model, photos.features, self.sat.vocabulary, self.search, len(judged))
+        guidance = None
+        if self.expected is not None:
+            guidance = self.expected.guidance(self.expected.of_set(self.data.validation, photos)[: len(judged)])
+        texts = write_sat_captions(
+            self.sat.model, photos.features, self.sat.vocabulary, self.search, len(judged), guidance
+        )
         return caption_figures(judged, texts)
 
     def save(self, directory: Path, record: Mapping[str, Any]) -> None:
@@ -88,13 +97,20 @@ class SatTrainer:
 
 
 def write_sat_captions(
-    model: ShowAttendTell, features: Features, vocabulary: WordVocabulary, search: Search, photos: int, batch: int = 32
+    model: ShowAttendTell,
+    features: Features,
+    vocabulary: WordVocabulary,
+    search: Search,
+    photos: int,
+    guidance: Guidance | None = None,
+    batch: int = 32,
 ) -> list[str]:
-    """Generated captions of the first ``photos`` photos."""
+    """Generated captions of the first ``photos`` photos. ``guidance``: of these."""
     texts = []
     device = next(model.parameters()).device
     for first in range(0, photos, batch):
         rows = range(first, min(first + batch, photos))
-        beams = generate(model, features[rows, [0] * len(rows)].to(device), search)
+        own = guidance and guidance._replace(weights=guidance.weights[list(rows)])
+        beams = generate(model, features[rows, [0] * len(rows)].to(device), search, guidance=own)
         texts += [vocabulary.decode(hypotheses[0].ids) for hypotheses in beams]
     return texts
