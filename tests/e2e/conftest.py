@@ -1,9 +1,26 @@
-"""Training within the tests' own process."""
+"""Training within the tests' own process, and models that are loaded once."""
 
 from collections.abc import Iterator
+from functools import cache
 
 import pytest
 import torch
+
+from triptych import demo, tasks
+
+
+@pytest.fixture(scope="module")
+def load_once() -> Iterator[None]:
+    """Each model is loaded once for all tests of a file, also by its commands."""
+    load_cached = cache(tasks.load)
+
+    def load(model: str = "sat", device: str | None = None, precision: str | None = None) -> object:
+        return load_cached(model, device, precision)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (tasks, demo):
+            patch.setattr(module, "load", load)
+        yield
 
 
 @pytest.fixture

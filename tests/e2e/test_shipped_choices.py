@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 import triptych
-from triptych import load
 from triptych.tasks import Blip2Tasks, FlamingoTasks
 
 EXAMPLES = Path(triptych.__file__).parent / "examples"
@@ -15,8 +14,8 @@ pytestmark = pytest.mark.parts
 
 
 @pytest.fixture(scope="module", params=["blip2", "flamingo"])
-def model(request: pytest.FixtureRequest) -> Blip2Tasks | FlamingoTasks:
-    return load(request.param)  # type: ignore[return-value]
+def model(request: pytest.FixtureRequest, load_once: None) -> Blip2Tasks | FlamingoTasks:
+    return triptych.load(request.param)  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
@@ -57,10 +56,3 @@ def test_there_is_a_dog(model: Blip2Tasks | FlamingoTasks) -> None:
     assert elsewhere.scores["yes"] < seen.scores["yes"]
     if isinstance(model, Blip2Tasks):
         assert elsewhere.text == "no"
-
-
-def test_three_horses_have_something_in_common() -> None:
-    flamingo = load("flamingo")
-    drawings = [EXAMPLES / "drawings" / f"horse-{maker}.png" for maker in ("noto", "openmoji")]
-    answer = flamingo.ask([*drawings, EXAMPLES / "riders.jpg"], "What do the photos have in common?")
-    assert answer.text == "all show a horse"

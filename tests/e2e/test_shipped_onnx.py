@@ -1,10 +1,11 @@
 """The shipped models on both engines: the same texts, answers and matches, and no torch on the fast path."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from without_torch import run_commands
+from without_torch import Ended, run_commands
 
 import triptych
 from triptych.data import Photo, open_dataset
@@ -12,6 +13,7 @@ from triptych.demo import EXAMPLES
 
 pytestmark = pytest.mark.parts
 DOG = EXAMPLES / "dog.jpg"
+DEMO_PHOTOS = ("baseball.jpg", "dog.jpg", "riders.jpg", "tennis.jpg")  # those of the chat, the questions and one pair
 
 
 @pytest.fixture(scope="module")
@@ -34,39 +36,64 @@ def test_captions_of_validation_photos_agree(name: str, photos: list[Photo]) -> 
     np.testing.assert_allclose([a.logprob for a, _ in same], [b.logprob for _, b in same], atol=0.5)
 
 
-def test_commands_need_no_torch() -> None:
-    commands = [
-        ["caption", str(DOG), "--model", "sat"],
-        ["ask", str(DOG), "--question", "What animal is in the photo?"],
-        ["compare", str(DOG), str(EXAMPLES / "riders.jpg"), "--question", "Which photo shows a dog?"],
-        ["match", "--image", str(DOG), "--text", "a dog"],
-        ["chat", str(DOG)],
-        ["complete", "--image", str(DOG), "--shot", f"{DOG}=a dax"],
-    ]
-    load_once = "from functools import cache; from triptych import tasks; tasks.load = cache(tasks.load)"
-    for command, ended in zip(commands, run_commands(commands, before=load_once), strict=True):
-        assert ended.code == 0 and ended.out.strip(), (command, ended.err)
+LOAD_ONCE = """
+from functools import cache
+from triptych import tasks
+load = cache(tasks.load)
+tasks.load = lambda model="sat", device=None, precision=None: load(model, device, precision)
+"""
+FEW_PHOTOS = """
+from triptych import demo
+photos = demo.bundled_photos()
+demo.bundled_photos = lambda: [photo for photo in photos if photo["file"] in {FILES}]
+demo.PAIRS = demo.PAIRS[:1]
+"""
 
 
-def test_a_library_is_made_and_searched_without_torch(tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "dog.jpg").write_bytes(DOG.read_bytes())
-    library = str(tmp_path / "library")
-    commands = [["index", str(tmp_path / "photos"), "--library", library], ["find", "a dog", "--library", library]]
-    assert [ended.code for ended in run_commands(commands)] == [0, 0]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("without-torch")
+    (folder / "photos").mkdir()
+    shutil.copy(DOG, folder / "photos")
+    return folder
 
 
-def test_where_flamingo_and_blip2_looked_needs_torch(tmp_path: Path) -> None:
-    out = str(tmp_path / "where.html")
-    question = ["--question", "What is it?", "--out", out]
-    commands = [["explain", str(DOG), "--model", name, *question] for name in ("flamingo", "blip2")]
+@pytest.fixture(scope="module")
+def ended(folder: Path) -> dict[str, Ended]:
+    """How commands end in one process without torch, which loads each model once."""
+    library, out = str(folder / "library"), str(folder / "where.html")
+    commands = {
+        "caption": ["caption", str(DOG), "--model", "sat"],
+        "ask": ["ask", str(DOG), "--question", "What animal is in the photo?"],
+        "compare": ["compare", str(DOG), str(EXAMPLES / "riders.jpg"), "--question", "Which photo shows a dog?"],
+        "match": ["match", "--image", str(DOG), "--text", "a dog"],
+        "chat": ["chat", str(DOG)],
+        "complete": ["complete", "--image", str(DOG), "--shot", f"{DOG}=a dax"],
+        "index": ["index", str(folder / "photos"), "--library", library],
+        "find": ["find", "a dog", "--library", library],
+        **{
+            f"explain {name}": ["explain", str(DOG), "--model", name, "--question", "What is it?", "--out", out]
+            for name in ("flamingo", "blip2")
+        },
+        "demo": ["demo", "--out", str(folder / "demo")],
+    }
+    few_photos = FEW_PHOTOS.replace("{FILES}", repr(DEMO_PHOTOS))
+    results = run_commands(list(commands.values()), before=LOAD_ONCE + few_photos)
+    return dict(zip(commands, results, strict=True))
+
+
+@pytest.mark.parametrize("command", ["caption", "ask", "compare", "match", "chat", "complete", "index", "find"])
+def test_a_command_needs_no_torch(command: str, ended: dict[str, Ended]) -> None:
+    assert ended[command].code == 0 and ended[command].out.strip(), ended[command].err
+
+
+@pytest.mark.parametrize("name", ["flamingo", "blip2"])
+def test_where_flamingo_and_blip2_looked_needs_torch(name: str, ended: dict[str, Ended]) -> None:
     line = "triptych: showing where this model looked needs torch: pip install 'triptych[torch]'\n"
-    assert run_commands(commands) == [(1, "", line)] * 2
+    assert ended[f"explain {name}"] == (1, "", line)
 
 
-def test_the_demo_needs_no_torch(tmp_path: Path) -> None:
-    few = "from triptych import demo; photos = demo.bundled_photos()[:7]; demo.bundled_photos = lambda: photos"
-    (ended,) = run_commands([["demo", "--out", str(tmp_path)]], before=few)
-    assert ended.code == 0 and "pip install 'triptych[torch]'" in ended.out
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert page.count("BLIP-2</h3>") > 7 and page.count('class="word"') > 50
+def test_the_demo_needs_no_torch(folder: Path, ended: dict[str, Ended]) -> None:
+    assert ended["demo"].code == 0 and "pip install 'triptych[torch]'" in ended["demo"].out
+    page = (folder / "demo" / "report.html").read_text(encoding="utf-8")
+    assert page.count("BLIP-2</h3>") > len(DEMO_PHOTOS) and page.count('class="word"') > 25
