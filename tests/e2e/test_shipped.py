@@ -1,9 +1,12 @@
-"""What ships: the trained weights on the bundled photos, the demo's report, and the figures of the README and the model cards."""
+"""What ships: the weights on the bundled photos, the report of the demo, the notebook, and the figures of README and model cards."""
 
+import contextlib
+import io
 import json
 import re
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -141,6 +144,19 @@ def test_flamingo_is_asked_again_at_the_price_of_the_question(flamingo: Flamingo
     flamingo.complete(EXAMPLES / "coast.jpg", shots, max_new_tokens=1)
     handle.remove()
     assert read == [1]
+
+
+def test_the_notebook_runs() -> None:
+    """The cells of "Where three systems look", one after the other."""
+    notebook = nbformat.read(ROOT / "docs" / "where-three-systems-look.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "store it without outputs"
+    names: dict[str, object] = {}
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        for number, cell in enumerate(notebook.cells):
+            if cell.cell_type == "code":
+                exec(compile(cell.source, f"cell {number}", "exec"), names)
+    assert [line.split()[0] for line in printed.getvalue().splitlines()] == ["sat", "flamingo", "blip2"] * 3
 
 
 def card_figures(name: str) -> dict[str, str]:

@@ -13,10 +13,12 @@ import torch
 import transformers
 from test_blip2_transformers import LM_SIZES, QUERIES, byte_tokenizer, image_processor, parts
 from torch import Tensor
+from typer.testing import CliRunner
 
 from triptych.checkpoints import locate
 from triptych.checkpoints.locate import check_files, load_config
 from triptych.checkpoints.store import TensorStore, write_tensors
+from triptych.cli import app
 from triptych.convert.checkpoint import convert_checkpoint
 from triptych.errors import InputError
 from triptych.models import memory
@@ -152,12 +154,14 @@ def test_what_the_prediction_counts() -> None:
 
 
 @pytest.mark.parametrize("name", ["checkpoint", "published"])
-def test_the_command_that_predicts(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_the_command_that_predicts(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A published folder is not converted for it."""
     folder, home = request.getfixturevalue(name), tmp_path / "home"
-    command = [sys.executable, "-m", "triptych", "info", str(folder), "--estimate", "--json"]
-    environment = os.environ | {"TRIPTYCH_HOME": str(home)}
-    record = json.loads(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    monkeypatch.setenv("TRIPTYCH_HOME", str(home))
+    ended = CliRunner().invoke(app, ["info", str(folder), "--estimate", "--json"], catch_exceptions=False)
+    record = json.loads(ended.stdout)
     assert 150e6 < record["parameters"] < 160e6 and not (home / "converted").exists()
     assert record["needed_gb"]["fp32"] == pytest.approx(record["parameters"] * 4 / 1e9 + 0.32, abs=0.02)
     assert record["available_gb"] > 0 and record["precision"] in ("fp32", "bf16", None)

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ FLOORS = [
 ]
 
 
+@cache
 def modules() -> dict[Path, str]:
     """Every source file -> the floor's name it belongs to (its first part below ``triptych``)."""
     found = {}

@@ -27,10 +27,19 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(autouse=True)
+def quick_meteor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instead of the Java program, which takes seconds to start; ``test_metrics_coco.py`` runs it."""
+    monkeypatch.setattr(
+        "triptych.metrics.captions.meteor_scores", lambda candidates, _: (0.25, np.full(len(candidates), 0.25))
+    )
+
+
 def test_a_damaged_photo_is_named_left_out_and_counted(run, tiny: Path, data: Path) -> None:  # noqa: F811
     found = run("eval", "caption", "--data", data, "--model", tiny, "--json")
     record = json.loads(found.out)
     assert found.code == 2 and record["photos"] == 2 and 0 <= record["BLEU-1"] <= 1
+    assert record["METEOR"] == 0.25
     assert "4.png" in found.err and "1 photo was left out" in found.err
     lines = run("eval", "caption", "--data", data, "--model", tiny).out.splitlines()
     assert "  photos     2" in lines and "  beams                  2" in lines
