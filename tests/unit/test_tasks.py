@@ -21,7 +21,7 @@ def captioner(tmp_path_factory: pytest.TempPathFactory) -> tasks.SatTasks:
     torch.manual_seed(1)
     words = WordVocabulary((*SPECIALS, *["a", "dog", "'s", "ball", "runs", "on", "sand"]))
     config = ShowAttendTellConfig(len(words), 1280, embed_dim=16, hidden_dim=16, attention_dim=16)
-    model = ShowAttendTell(config, EfficientNetLite(cut=22))
+    model = ShowAttendTell(config, EfficientNetLite(cut=22, image_size=128))
     for parameter in model.decoder.parameters():
         parameter.data *= 4  # far from even, so that photos differ
     model.decoder.output.bias.data[EOS] = -3
@@ -48,7 +48,7 @@ def test_evidence_is_the_attention_of_the_words_written(captioner: tasks.SatTask
     answer = captioner.caption(photos[0], explain=True)
     assert answer.evidence is not None
     assert answer.evidence.words == answer.tokens
-    assert answer.evidence.maps.shape == (len(answer.tokens), 1, 14, 14)
+    assert answer.evidence.maps.shape == (len(answer.tokens), 1, 4, 4)
     assert answer.evidence.maps.sum((1, 2, 3)) == pytest.approx(1, abs=1e-5)
     # The same attention, taken while decoding greedily along the same words.
     decoder = captioner.engine.model.decoder
