@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from test_average import save_tiny
 from torch import Tensor
 
+from triptych.checkpoints.config import Card
+from triptych.checkpoints.locate import load_config
 from triptych.errors import InputError
 from triptych.generate import generate
+from triptych.models import save_sat
+from triptych.nn.cnn import EfficientNetLite
 from triptych.text.prompt import IGNORED
 from triptych.text.vocabulary import UNK
 from triptych.train.data import TrainingData
@@ -19,7 +24,7 @@ from triptych.train.recipe import make_recipe
 from triptych.train.sat.new_words import with_new_words
 from triptych.train.sat.objective import CrossEntropy
 from triptych.train.sat.recipe import SatLoss, SatNetwork, SatRecipe
-from triptych.train.sat.start import sat_config
+from triptych.train.sat.start import sat_config, started_sat
 from triptych.train.sat.trainer import SatTrainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
@@ -168,3 +173,14 @@ def test_validation_is_guided(tmp_path: Path) -> None:
     before = made.figures(made.data.validation[1])
     made.expected.weight = 0.0
     assert made.figures(made.data.validation[1]) != before
+
+
+def test_a_checkpoint_says_after_which_layer_its_encoder_was_trained(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "sat", EfficientNetLite(cut=22, image_size=64))
+    for cut, wanted in ((20, 20), (None, 22)):
+        sat = started_sat(str(folder), cut)
+        assert sat.model.encoder.cut == wanted
+        save_sat(tmp_path / "trained", sat, Card())
+        assert load_config(tmp_path / "trained").encoder.cut == wanted
+    with pytest.raises(InputError, match="--cut is 23, expected 1 to 22"):
+        started_sat(str(folder), 23)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from triptych.convert.opening import find_checkpoint
@@ -62,7 +63,8 @@ def started_sat(init: str, cut: int | None) -> SatModel:
         raise InputError(f"--cut is {cut}, expected 1 to {encoder.cut}: {init} was trained after layer {encoder.cut}")
     encoder.cut = cut or encoder.cut
     sat.model.unfreeze()
-    return sat
+    spec = msgspec.structs.replace(sat.config.encoder, cut=encoder.cut)
+    return replace(sat, config=msgspec.structs.replace(sat.config, encoder=spec))
 
 
 def new_sat(splits: Sequence[Splits], recipe: SatRecipe) -> SatModel:
