@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -98,6 +99,8 @@ def test_a_folder_belongs_to_a_checkpoint_a_precision_and_this_code(
     assert len(keys) == 3
     other = CheckpointConfig(system="sat", model={}, encoder=config.encoder, files=config.files)
     assert cache.content_key(other, "fp32") not in keys
+    described = msgspec.structs.replace(config, card=Card(name="another"))
+    assert cache.content_key(described, "fp32") in keys
     monkeypatch.setattr(cache, "CODE", "another version")
     assert cache.content_key(config, "fp32") not in keys
 

@@ -18,9 +18,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from triptych.checkpoints.config import CheckpointConfig
+from triptych.checkpoints.config import Card, CheckpointConfig
 from triptych.checkpoints.parts import home
 from triptych.engines.choice import Precision
 from triptych.engines.onnx.matrix import Blocks, Matrix
@@ -65,8 +66,10 @@ def graphs_folder(config: CheckpointConfig[Any], precision: Precision, build: Ca
 
 
 def content_key(config: CheckpointConfig[Any], precision: Precision) -> str:
-    """The sha256 of all that the graphs depend on: the checkpoint's config, with the sha256 of its weights, and this package's code."""
-    return hashlib.sha256(f"{CODE}\0{precision}\0{config.to_json()}".encode()).hexdigest()
+    """The sha256 of all that the graphs depend on: the checkpoint's config but for its card, with the sha256 of its weights, and this
+    package's code."""
+    described = msgspec.structs.replace(config, card=Card()).to_json()
+    return hashlib.sha256(f"{CODE}\0{precision}\0{described}".encode()).hexdigest()
 
 
 def forget_old(root: Path) -> None:
