@@ -272,7 +272,13 @@ def test_work_that_nobody_waits_for_is_not_started() -> None:
 def assert_as_alone(engine: Any, inputs: Sequence[Any], searches: Sequence[Search], lanes: int) -> list[int]:
     """All texts written at once are those that are written one by one. Returns the sizes of the joint steps."""
     sizes: list[int] = []
-    shared = SharedEngine(engine, engine.joint_steps, sizes.append, lanes)
+
+    def joint_steps() -> Any:
+        joint = engine.joint_steps()
+        joint.enough_rows = 100  # all have room
+        return joint
+
+    shared = SharedEngine(engine, joint_steps, sizes.append, lanes)
     all_read = threading.Barrier(len(inputs))
 
     def prefill(given: Any) -> Any:

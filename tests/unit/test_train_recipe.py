@@ -74,7 +74,6 @@ def test_a_setting_that_is_not_allowed_is_named(given: dict[str, Any], message: 
         (SatRecipe, {"objective": "mle"}, "unknown objective 'mle': choose xe or scst"),
         (SatRecipe, {"gate": "door"}, "unknown gate 'door': choose scalar or vector"),
         (SatRecipe, {"objective": "scst", "captions_per_photo": 1}, "captions_per_photo must be 2 or more"),
-        (SatRecipe, {"guidance": 1.0}, "guidance is part of self-critical training: choose the objective scst"),
         (Blip2Recipe, {"stage": 4}, "unknown stage 4: choose 1 or 2 or 3"),
         (Blip2Recipe, {"weights": {"itx": 1}}, "unknown term 'itx'"),
         (Blip2Recipe, {"weights": {"itc": -1}}, "weights: itc is -1, expected a finite number of at least 0"),

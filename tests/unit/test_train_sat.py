@@ -24,8 +24,9 @@ from triptych.train.recipe import make_recipe
 from triptych.train.sat.new_words import with_new_words
 from triptych.train.sat.objective import CrossEntropy
 from triptych.train.sat.recipe import SatLoss, SatNetwork, SatRecipe
-from triptych.train.sat.start import sat_config, started_sat
+from triptych.train.sat.start import sat_config, started_sat, train_sat
 from triptych.train.sat.trainer import SatTrainer
+from triptych.train.sources import Sources
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 from tiny_training import data, tiny_sat
@@ -161,6 +162,11 @@ def test_samples_and_their_likelihood_are_guided(tmp_path: Path) -> None:
     made.objective(maps, rows, seed, guidance).backward()
     gradient = made.sat.model.decoder.output.bias.grad
     assert set(gradient.abs().topk(2).indices.tolist()) == set(words) and gradient.abs().sort().values[-3] < 1e-6
+
+
+def test_cross_entropy_is_not_guided(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--guidance is part of self-critical training"):
+        train_sat(Sources((tmp_path,)), tmp_path / "run", make_recipe(SatRecipe, {"guidance": 1.0}))
 
 
 def test_validation_is_guided(tmp_path: Path) -> None:

@@ -314,11 +314,12 @@ def _reason(log: Path) -> str:
 
 
 def _largest(folder: Path) -> int:
-    """The size of the largest file below: pip's download as it grows."""
+    """The size of the largest file below: pip's download as it grows. Files and folders of pip's may vanish meanwhile."""
     sizes = [0]
-    for path in folder.rglob("*"):
-        with suppress(OSError):
-            sizes.append(path.stat().st_size)
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                sizes.append(Path(parent, name).stat().st_size)
     return max(sizes)
 
 

@@ -27,7 +27,7 @@ from triptych.train.data import PhotoSet, TrainingData
 from triptych.train.features import Features
 
 FOLDS = 4
-FILE = "pooled.npy"  # in the run's folder: pooled features of all training photos, then of all validation photos
+POOLED_FILE = "pooled.npy"  # in the run's folder: pooled features of all training photos, then of all validation photos
 BATCH = 64
 
 
@@ -72,9 +72,9 @@ def expected_words(sat: SatModel, data: TrainingData, run: Path, weight: float, 
     sets = [each.features for each in (*data.train, *data.validation)]
     if new:
         pooled = np.concatenate([pooled_features(sat, each) for each in sets])
-        write_file(run / FILE, lambda file: np.save(file, pooled))
+        write_file(run / POOLED_FILE, lambda file: np.save(file, pooled))
     else:
-        pooled = read_pooled(run / FILE, sum(map(len, sets)))
+        pooled = read_pooled(run / POOLED_FILE, sum(map(len, sets)))
     layer = published_classifier(sat.model.encoder.name)
     classifier = None if layer is None else QuantizedLinear.of(*map(to_numpy, layer))
     photos = data.photos

@@ -97,8 +97,6 @@ class SatRecipe(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.guidance and self.objective != "scst":
-            raise InputError("guidance is part of self-critical training: choose the objective scst")
         if self.objective == "scst" and self.captions.captions_per_photo < 2:
             raise InputError(
                 "self-critical training compares the samples of a photo: captions_per_photo must be 2 or more"

@@ -36,6 +36,8 @@ def train_sat(sources: Sources, run: Path, recipe: SatRecipe) -> dict[str, Any] 
     """
     if recipe.objective == "scst" and recipe.start.init is None:
         raise InputError("self-critical training starts from a trained model: name one with --init")
+    if recipe.guidance and recipe.objective != "scst":
+        raise InputError("--guidance is part of self-critical training: choose --objective scst")
     splits = open_sources(sources)
     sat = new_sat(splits, recipe) if recipe.start.init is None else started_sat(recipe.start.init, recipe.start.cut)
     if recipe.start.new_words is not None:
