@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from test_average import save_tiny
 from tiny_blip2 import blip2_tasks
@@ -287,7 +286,7 @@ def test_train_consensus_adds_it_to_a_checkpoint(tmp_path: Path, monkeypatch: py
     (data / "metadata.csv").write_text("\n".join(["file_name,split,caption", *lines]) + "\n")
     weights = (folder / "triptych.safetensors").read_bytes()
     command = ["train", "consensus", str(folder), "--data", str(data), "--json"]
-    classifier = torch.ones(3, EfficientNetLite.dim), torch.zeros(3)
+    classifier = QuantizedLinear.of(np.ones((3, EfficientNetLite.dim)), np.zeros(3))
     monkeypatch.setattr(encoders, "published_classifier", {EfficientNetLite.name: classifier}.get)
     assert CliRunner().invoke(app, command).exit_code == 0
     fitted = read_consensus(folder / FILE)

@@ -79,7 +79,7 @@ def test_a_photo_that_has_gone_is_named(album: Path, tmp_path: Path) -> None:
 
 
 def test_photos_that_have_gone_are_neither_similar_nor_copies(album: Path, tmp_path: Path) -> None:
-    """Who deletes copies must not be shown one that is no longer there."""
+    """Who deletes copies must not be offered one that is gone."""
     index(album, tmp_path / "library")
     library = open_library(tmp_path / "library")
     copy = album / "copy of 3.png"

@@ -126,11 +126,10 @@ def consensus(
     from triptych.cli.evaluation import read_photos
     from triptych.convert.opening import find_checkpoint
     from triptych.evaluate.floor import pool
-    from triptych.logits import to_numpy
     from triptych.models.encoders import published_classifier
     from triptych.tasks import Blip2Tasks, load
     from triptych.tasks.querybank import QUERYBANK_FILE
-    from triptych.text.consensus import FILE, QuantizedLinear
+    from triptych.text.consensus import FILE
     from triptych.train.consensus import collect_querybank, fit_consensus
 
     directory = find_checkpoint(model)
@@ -142,7 +141,7 @@ def consensus(
     photos = [photo for each in data_sets for photo in each]
     classifier = published_classifier(load_config(directory).encoder.name) if labels else None
     loaded = load(model)
-    fitted = fit_consensus(pool(loaded, photos), photos, classifier and QuantizedLinear.of(*map(to_numpy, classifier)))
+    fitted = fit_consensus(pool(loaded, photos), photos, classifier)
     files = {FILE: fitted.to_bytes()}
     if isinstance(loaded, Blip2Tasks) and loaded.matches:
         files[QUERYBANK_FILE] = collect_querybank(loaded, data_sets, fitted).to_bytes()

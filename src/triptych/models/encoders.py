@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import Tensor
-
 from triptych.checkpoints.config import EncoderSpec
 from triptych.checkpoints.hub import local_path
 from triptych.checkpoints.parts import PARTS, part_fingerprint, part_path
 from triptych.checkpoints.vision import read_vision_encoder
 from triptych.checkpoints.weight_files import open_file
 from triptych.errors import InputError
+from triptych.logits import to_numpy
 from triptych.nn.cnn import ENCODERS, ConvNet, EfficientNetLite
 from triptych.nn.vit import ViT
+from triptych.text.consensus import QuantizedLinear
 
 
 def published_encoder(
@@ -41,13 +41,13 @@ def published_encoder(
     return encoder.eval()
 
 
-def published_classifier(name: str) -> tuple[Tensor, Tensor] | None:
-    """What an embedded encoder calls ImageNet's 1,000 classes by: the weight ``[1000, D]`` and the bias ``[1000]`` of the layer behind its
-    pooled features. None: the encoder is not embedded, or a vision transformer."""
+def published_classifier(name: str) -> QuantizedLinear | None:
+    """What an embedded encoder calls ImageNet's 1,000 classes by: the layer behind its pooled features. None: the encoder is not embedded,
+    or a vision transformer."""
     if name != EfficientNetLite.name:
         return None
     state = open_file(part_path(name))
-    return state["_fc.weight"], state["_fc.bias"]
+    return QuantizedLinear.of(to_numpy(state["_fc.weight"]), to_numpy(state["_fc.bias"]))
 
 
 def vision_encoder(name: str, weights: Path | None = None, image_size: int | None = None) -> ConvNet | ViT:

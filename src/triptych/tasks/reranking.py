@@ -21,7 +21,7 @@ from triptych.logits import Ints
 from triptych.tasks.answer import Answer
 from triptych.tasks.asking import PictureQuestion
 from triptych.tasks.choices import without_article
-from triptych.text.consensus import Consensus, read_consensus
+from triptych.text.consensus import Consensus, read_consensus, tokens_of_words
 from triptych.text.questions import asks_for_number
 
 EXPECTED_WORDS = 6  # in the evidence
@@ -73,9 +73,7 @@ class Reranking:
     def guided_tokens(self) -> tuple[Ints, Ints]:
         """The tokens that are a word of the consensus, and the words' columns there: ``[N]`` each."""
         assert self.consensus is not None
-        tokens = {column: self.word_token(word) for word, column in self.consensus.columns.items()}
-        known = {token: column for column, token in tokens.items() if token is not None}
-        return np.array([*known], np.int64), np.array([*known.values()], np.int64)
+        return tokens_of_words(self.consensus.columns, self.word_token)
 
     def guidance(self, pooled: Floats, choice: BeamChoice = OF_CAPTIONS) -> Guidance | None:
         """What the search for texts about photos ``[B, D]`` adds to each word; None: nothing, or there is no consensus."""

@@ -204,6 +204,16 @@ def with_labels(pooled: Floats, classifier: QuantizedLinear | None) -> Floats:
     return np.concatenate([pooled, LABEL_SCALE * unit(roots)], -1)
 
 
+def tokens_of_words(
+    columns: Mapping[str, int], word_token: Callable[[str], int | None]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The tokens that are one of the words, and the words' columns: ``[N]`` each. ``word_token``: a word -> its token, None = it has no
+    single one."""
+    tokens = {column: word_token(word) for word, column in columns.items()}
+    known = {token: column for column, token in tokens.items() if token is not None}
+    return np.array([*known], np.int64), np.array([*known.values()], np.int64)
+
+
 def read_consensus(path: Path) -> Consensus:
     """Raises InputError: it cannot be read, or is no consensus."""
     return read_arrays(path, Consensus.from_arrays)

@@ -16,7 +16,7 @@ from triptych.engines.onnx.text import ROOM, Arrays, Ids, LanguageSize, OnnxLang
 from triptych.evidence import Floats
 
 LONG = 1024  # positions; longer texts are stepped alone, so that not all rows need this much room
-ENOUGH_ROWS = 16
+ENOUGH_ROWS = 16  # each further one costs nearly what it does alone
 OUTSIDE = 2**31  # the place of rows that are not in the shared buffer yet
 
 

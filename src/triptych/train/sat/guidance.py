@@ -20,7 +20,7 @@ from triptych.io.files import write_file
 from triptych.logits import to_numpy
 from triptych.models import SatModel
 from triptych.models.encoders import published_classifier
-from triptych.text.consensus import Consensus, QuantizedLinear
+from triptych.text.consensus import Consensus, tokens_of_words
 from triptych.text.vocabulary import WordVocabulary
 from triptych.train.consensus import fit_consensus
 from triptych.train.data import PhotoSet, TrainingData
@@ -40,11 +40,7 @@ class ExpectedWords:
         """``consensuses``: the i-th one has not been fitted to the training photos i, i + FOLDS, ..."""
         self.words, self.consensuses, self.pooled = len(vocabulary), consensuses, pooled
         self.training, self.weight = training, weight
-        self.known = []  # of each consensus: the columns of the words in the vocabulary, and their tokens
-        for consensus in consensuses:
-            tokens = [(column, vocabulary.word_token(word)) for word, column in consensus.columns.items()]
-            known = [(column, token) for column, token in tokens if token is not None]
-            self.known.append(np.array(known, np.int64).reshape(-1, 2).T)
+        self.tokens = [tokens_of_words(consensus.columns, vocabulary.word_token) for consensus in consensuses]
 
     def guidance(self, rows: Sequence[int]) -> Guidance:
         """Of photos by their number: training photos from 0 on, then the others."""
@@ -52,7 +48,7 @@ class ExpectedWords:
         folds = [row % FOLDS if row < self.training else 0 for row in rows]
         for fold in {*folds}:
             places = [place for place, own in enumerate(folds) if own == fold]
-            columns, tokens = self.known[fold]
+            tokens, columns = self.tokens[fold]
             expected = self.consensuses[fold].expected_words(self.pooled[[rows[place] for place in places]])
             weights[np.array(places)[:, None], tokens] = self.weight * expected[:, columns]
         return Guidance(np.arange(self.words), weights)
@@ -75,8 +71,7 @@ def expected_words(sat: SatModel, data: TrainingData, run: Path, weight: float, 
         write_file(run / POOLED_FILE, lambda file: np.save(file, pooled))
     else:
         pooled = read_pooled(run / POOLED_FILE, sum(map(len, sets)))
-    layer = published_classifier(sat.model.encoder.name)
-    classifier = None if layer is None else QuantizedLinear.of(*map(to_numpy, layer))
+    classifier = published_classifier(sat.model.encoder.name)
     photos = data.photos
     consensuses = []
     for fold in range(FOLDS):

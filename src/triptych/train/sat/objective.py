@@ -85,5 +85,5 @@ class SelfCritical(nn.Module):
         if guidance is not None:
             added = torch.zeros(len(maps), logits.shape[-1], device=logits.device)
             added[:, torch.from_numpy(guidance.tokens)] = torch.from_numpy(guidance.weights).to(added)
-            logits = logits.float().log_softmax(-1) + added[:, None, None]
+            logits = logits.float() + added[:, None, None]
         return self_critical_loss(logits[labels != IGNORED], labels, reward, self.sampling)
