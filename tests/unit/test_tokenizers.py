@@ -5,8 +5,11 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from triptych.errors import InputError
+from triptych.text.tokenizer import TextTokenizer
 from triptych.text.vocabulary import BOS, EOS, PAD, SPECIALS, UNK, WordVocabulary, split_words
 
 WORDS = ("a", "dog", "'s", "long-haired", "pup", "runs", "2", "don", "'t")
@@ -94,3 +97,14 @@ def test_content_words() -> None:
     repetitions = [words.repetitions(token) for token in range(4, len(words))]
     assert [words.repetitions(token) for token in range(4)] == [frozenset()] * 4
     assert repetitions == [{4}, set(), set(), {7, 8, 9}, {7, 8}, {7, 9}]
+
+
+def test_content_words_of_a_language_model() -> None:
+    """Only tokens behind a space begin words; synonyms count in lower case."""
+    texts = [" bike", " bicycle", " Bikes", " the", "bike", " dog", " 2", " motorcycle"]
+    synonyms = (" bikes", " bicycles", " motorcycles", " motorbike", " motorbikes")
+    vocabulary = {text: token for token, text in enumerate([*texts, *synonyms])}
+    tokenizer = TextTokenizer(Tokenizer(WordLevel(vocabulary, unk_token=" the")), {})
+    bikes = {*range(8, 13), 0, 1, 7}
+    found = [tokenizer.repetitions(token) for token in range(len(texts))]
+    assert found == [bikes, {0, 1, 8, 9}, {2, *bikes}, set(), set(), {5}, set(), {0, 7, 8, 10, 11, 12}]

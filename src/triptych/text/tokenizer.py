@@ -159,8 +159,8 @@ class TextTokenizer:
         text = self.decode([token])
         word = text.strip().lower()
         things = same_things(word) if text[:1].isspace() and word.isalpha() else frozenset()
-        synonyms = (self.word_token(thing) for thing in things - {word})
-        return frozenset((token, *(synonym for synonym in synonyms if synonym is not None)) if things else ())
+        tokens = (self.word_token(thing) for thing in things)
+        return frozenset((token, *(known for known in tokens if known is not None)) if things else ())
 
     def chat(self, messages: Sequence[Mapping[str, str]], *, answer: bool = True) -> list[int]:
         """Ids of a conversation in the format of the model's chat template.
