@@ -18,7 +18,7 @@ from triptych.systems.blip2 import Blip2, GroundedText
 from triptych.systems.blip2_losses import itc_similarity, itm_pairs
 from triptych.systems.configs import Blip2Config
 from triptych.text.prompt import IGNORED
-from triptych.train.blip2.batches import PICTURE, AnswerRows, Blip2Items, CaptionPieces
+from triptych.train.blip2.batches import PICTURE, Agreement, AnswerRows, Blip2Items, CaptionPieces
 from triptych.train.blip2.objective import Blip2Objective, Processes
 from triptych.train.blip2.prompts import CaptionPrompt
 from triptych.train.blip2.recipe import Blip2Recipe
@@ -207,15 +207,25 @@ def batch(photos: int, k: int) -> Blip2Items:
     )
 
 
+def with_agreement(batch: Blip2Items) -> Blip2Items:
+    """Random directions of 5 words."""
+    assert batch.captions is not None
+    vectors = [F.normalize(torch.randn(len(x), 5), dim=-1) for x in (batch.image_features, batch.captions.input_ids)]
+    return batch._replace(agreement=Agreement(*vectors))
+
+
 def photos_read(model: Blip2, batch: Blip2Items) -> tuple[ImageKeysValues, QFormerOutput]:
     image = model.image_keys_values(batch.image_features)
     return image, model.read_photos(image)
 
 
-def test_processes_together_learn_what_one_learns(model: Blip2) -> None:
+@pytest.mark.parametrize("weight", [0.0, 1.5])
+def test_processes_together_learn_what_one_learns(model: Blip2, weight: float) -> None:
     """Two processes with half of the photos each: the mean of their losses for contrast is the loss of one process with all."""
-    k, whole = 2, batch(6, 2)
+    k, whole = 2, with_agreement(batch(6, 2))
+    assert whole.agreement is not None
     alone = objective(model, itc=1.0)
+    alone.recipe = recipe_with(alone.recipe, {"agreement": weight})
     expected = alone.first_stage(*photos_read(model, whole), whole, seed=1)["itc"]
     halves = []
     with torch.no_grad():
@@ -224,6 +234,7 @@ def test_processes_together_learn_what_one_learns(model: Blip2) -> None:
         )
         text_features = model.text_features(*whole.captions)
     everything = {3: whole.image_ids, (3, QUERIES, 8): image_features, (3 * k, 8): text_features}
+    everything |= {(3, 5): whole.agreement.photos, (3 * k, 5): whole.agreement.captions}
     for rank in range(2):
         part = slice(3 * rank, 3 * rank + 3)
         rows = slice(3 * k * rank, 3 * k * rank + 3 * k)
@@ -234,11 +245,31 @@ def test_processes_together_learn_what_one_learns(model: Blip2) -> None:
             None,
             None,
             None,
+            Agreement(whole.agreement.photos[part], whole.agreement.captions[rows]),
         )
         shapes = lambda x: everything[x.shape[0] if x.ndim == 1 else tuple(x.shape)]  # noqa: E731
         one = objective(model, Processes(2, rank, shapes), itc=1.0)
+        one.recipe = alone.recipe
         halves.append(one.first_stage(*photos_read(model, own), own, seed=1)["itc"])
     torch.testing.assert_close(torch.stack(halves).mean(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_contrast_learns_what_the_agreement_lacks(model: Blip2) -> None:
+    """The similarity of a photo and a caption is the cosine of contrast plus the weighted agreement, over the temperature."""
+    whole = with_agreement(batch(3, 2))
+    assert whole.agreement is not None and whole.captions is not None
+    found = objective(model, itc=1.0)
+    found.recipe = recipe_with(found.recipe, {"agreement": 0.5})
+    output = photos_read(model, whole)[1]
+    contrast = found.contrast(output, whole.captions, whole.image_ids, whole.agreement)
+    cosine = itc_similarity(model.heads.image_features(output.queries), model.text_features(*whole.captions))
+    agreement = torch.tensor(
+        [[sum(a * b for a, b in zip(photo, text, strict=True)) for text in whole.agreement.captions.tolist()]
+         for photo in whole.agreement.photos.tolist()]
+    )  # fmt: skip
+    expected = (cosine + 0.5 * agreement) / model.heads.bounded_temperature
+    torch.testing.assert_close(contrast.image_to_text, expected)
+    torch.testing.assert_close(contrast.text_to_image, expected.T)
 
 
 def test_a_share_of_the_photos_is_matched_with_negatives_of_all(model: Blip2) -> None:

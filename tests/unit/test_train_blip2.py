@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -155,3 +156,43 @@ def test_the_language_model_alone_learns_what_a_model_wrote() -> None:
     assert blip2.tokenizer is not None
     learnt = [blip2.tokenizer.decode(ids[:-1]).strip() for ids in texts.tokens[0]]
     assert learnt == ["a dog", "a cat", "a bird"] and len(texts.pieces[0][0]) == 1
+
+
+def with_expectations() -> Blip2Trainer:
+    recipe = make_recipe(Blip2Recipe, {"stage": 1, "weights": {"itc": 1.0}, "agreement": 2.0, "batch_size": 4})
+    sets = TrainingData([data(24, "train", 0)], [data(6, "val", 1), data(8, "val", 2)])
+    return Blip2Trainer(tiny_blip2(), sets, recipe)
+
+
+def test_a_batch_says_how_well_its_photos_and_captions_agree(tmp_path: Path) -> None:
+    made = with_expectations()
+    assert made.batch([3, 5], 0)[0].agreement is None
+    made.prepare(tmp_path, new=True)
+    assert made.expected is not None
+    rows = [3, 5, 8, 1]
+    agreement = made.batch(rows, 0)[0].agreement
+    assert agreement is not None
+    np.testing.assert_array_equal(agreement.photos.numpy(), made.expected.directions[rows])
+    captions = {caption: vector for row in rows for caption in made.photos[row].captions
+                for vector in made.expected.consensus.vectors([caption])}  # fmt: skip
+    assert len(agreement.captions) == 8
+    for place, vector in enumerate(agreement.captions.numpy()):
+        assert any(np.array_equal(vector, captions[text]) for text in made.photos[rows[place // 2]].captions)
+
+
+def test_validation_counts_the_agreement(tmp_path: Path) -> None:
+    """A consensus that expects the opposite of each photo's own captions hides them all, whatever contrast says."""
+    made = with_expectations()
+    made.prepare(tmp_path, new=True)
+    assert made.expected is not None
+    second = made.data.validation[1]
+    before = made.figures(second)["R@1"]
+    texts = [caption for photo in second.photos for caption in photo.captions]
+    own = made.expected.consensus.vectors(texts).reshape(len(second.photos), -1, made.expected.directions.shape[1])
+    made.expected.directions[-len(second.photos) :] = -100 * own.mean(1)
+    assert made.figures(second)["R@1"] == 0 < before
+
+
+def test_agreement_is_part_of_contrast() -> None:
+    with pytest.raises(InputError, match="--agreement is part of contrast"):
+        make_recipe(Blip2Recipe, {"stage": 2, "agreement": 1.0, "weights": {"caption": 1.0}})

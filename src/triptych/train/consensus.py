@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,12 +26,25 @@ BANK_PHOTOS, BANK_CAPTIONS = 400, 2  # of all data sets together; of each photo
 RIDGE_PENALTY, PENALTY_WITH_LABELS = 0.1, 0.3
 
 
+class CaptionVectors(NamedTuple):
+    """The V words that captions of N photos share, and each photo's mean vector of its captions."""
+
+    words: tuple[str, ...]
+    rarity: Floats  # [V]
+    photos: Floats  # [N, V]
+
+
 def fit_consensus(pooled: Floats, photos: Sequence[Photo], classifier: QuantizedLinear | None = None) -> Consensus:
     """A ridge regression from pooled features ``[N, D]``, and the labels that a ``classifier`` gives them, to the mean vector of each
     photo's captions by people.
 
     Raises InputError: the captions have no word in common.
     """
+    return regress(pooled, caption_vectors_of(photos), classifier)
+
+
+def caption_vectors_of(photos: Sequence[Photo]) -> CaptionVectors:
+    """Raises InputError: the captions have no word in common."""
     counts = [Counter(word for caption in photo.captions for word in {*split_words(caption)}) for photo in photos]
     having = Counter(word for count in counts for word in count)
     words = sorted(word for word, n in having.most_common(MAX_WORDS) if n >= MIN_PHOTOS)
@@ -38,17 +52,21 @@ def fit_consensus(pooled: Floats, photos: Sequence[Photo], classifier: Quantized
         raise InputError(f"no word is in the captions of {MIN_PHOTOS} photos or more: give more photos")
     columns = {word: i for i, word in enumerate(words)}
     rarity = np.array([np.log(len(photos) / having[word]) for word in words], np.float32)
-    targets = np.zeros((len(photos), len(words)), np.float32)
+    vectors = np.zeros((len(photos), len(words)), np.float32)
     for row, count in enumerate(counts):
         for word, n in count.items():
             if word in columns:
-                targets[row, columns[word]] = n * rarity[columns[word]]
-    targets = unit(targets)
+                vectors[row, columns[word]] = n * rarity[columns[word]]
+    return CaptionVectors(tuple(words), rarity, unit(vectors))
+
+
+def regress(pooled: Floats, captions: CaptionVectors, classifier: QuantizedLinear | None) -> Consensus:
+    """Of photos with pooled features ``[N, D]`` and ``captions``."""
     penalty = RIDGE_PENALTY if classifier is None else PENALTY_WITH_LABELS
-    ridge = Ridge.fit(with_labels(pooled, classifier), targets, penalty)
-    rounded = QuantizedLinear.of(ridge.weight.T, np.zeros(len(words)))
+    ridge = Ridge.fit(with_labels(pooled, classifier), captions.photos, penalty)
+    rounded = QuantizedLinear.of(ridge.weight.T, np.zeros(len(captions.words)))
     regression = replace(rounded, bias=(-ridge.mean @ rounded.dense).astype(np.float32))
-    return Consensus(tuple(words), rarity, targets.mean(0), regression, classifier)
+    return Consensus(captions.words, captions.rarity, captions.photos.mean(0), regression, classifier)
 
 
 def collect_querybank(model: Blip2Matching, data_sets: Sequence[Sequence[Photo]], consensus: Consensus) -> Querybank:

@@ -42,6 +42,14 @@ class AnswerRows(NamedTuple):
     labels: Tensor
 
 
+class Agreement(NamedTuple):
+    """Directions in the space of the V words of a consensus, whose cosine is how well photo and caption agree. ``photos [P, V]``: of the
+    captions to expect; ``captions [P * K, V]``."""
+
+    photos: Tensor
+    captions: Tensor
+
+
 class Blip2Items(NamedTuple):
     """A batch: P photos of L cells, and what is learnt of them."""
 
@@ -51,6 +59,7 @@ class Blip2Items(NamedTuple):
     lm_captions: Tensor | None  # [P, K, T] ids of the language model with the end token, IGNORED on padding
     questions: AnswerRows | None
     pairs: AnswerRows | None
+    agreement: Agreement | None = None  # of photos and captions; None: contrast is the cosine alone
 
 
 class CaptionTexts:

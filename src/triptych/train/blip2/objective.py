@@ -18,7 +18,7 @@ from triptych.systems.blip2 import Blip2
 from triptych.systems.blip2_losses import itc_loss, itc_similarity, itg_loss, itm_loss, itm_pairs
 from triptych.text.prompt import IGNORED
 from triptych.train.blip2.answers import answer_logits, caption_logits
-from triptych.train.blip2.batches import AnswerRows, Blip2Items, CaptionPieces
+from triptych.train.blip2.batches import Agreement, AnswerRows, Blip2Items, CaptionPieces
 from triptych.train.blip2.prompts import CaptionPrompt
 from triptych.train.blip2.recipe import Blip2Recipe
 from triptych.train.self_critical import CaptionReward, sample_captions, self_critical_loss
@@ -122,7 +122,7 @@ class Blip2Objective(nn.Module):
         captions, ids, terms = batch.captions, batch.image_ids, self.recipe.terms
         assert captions is not None
         k = len(captions.input_ids) // len(ids)
-        contrast = self.contrast(output, captions, ids)
+        contrast = self.contrast(output, captions, ids, batch.agreement)
         losses = {}
         if terms.get("itc"):
             losses["itc"] = itc_loss(
@@ -137,17 +137,21 @@ class Blip2Objective(nn.Module):
             losses["itg"] = self.writing_loss(output, captions, k)
         return losses
 
-    def contrast(self, output: QFormerOutput, captions: CaptionPieces, image_ids: Tensor) -> Contrast:
+    def contrast(
+        self, output: QFormerOutput, captions: CaptionPieces, image_ids: Tensor, agreement: Agreement | None = None
+    ) -> Contrast:
         heads, gather = self.model.heads, self.processes.gather
         assert heads is not None
         image_features = heads.image_features(output.queries)
         text_features = self.model.text_features(*captions)
+        image_to_text = itc_similarity(image_features, gather(text_features))
+        text_to_image = itc_similarity(gather(image_features), text_features).T
+        if agreement is not None:
+            weight = self.recipe.rates.agreement
+            image_to_text = image_to_text + weight * agreement.photos @ gather(agreement.captions).T
+            text_to_image = text_to_image + weight * agreement.captions @ gather(agreement.photos).T
         temperature = heads.bounded_temperature
-        return Contrast(
-            itc_similarity(image_features, gather(text_features)) / temperature,
-            itc_similarity(gather(image_features), text_features).T / temperature,
-            gather(image_ids),
-        )
+        return Contrast(image_to_text / temperature, text_to_image / temperature, gather(image_ids))
 
     def matching_loss(self, image: ImageKeysValues, batch: Blip2Items, contrast: Contrast, seed: int) -> Tensor:
         """ITM with the first of each photo's captions; negatives come from all photos of all processes."""

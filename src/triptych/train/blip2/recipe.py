@@ -69,6 +69,11 @@ class Blip2Rates(Settings):
         5.0, "Learning rate of the projection, relative: the frozen language model waits for it.", low=0
     )
     label_smoothing: float = setting(0.1, "Of grounded generation.", low=0, high=1)
+    agreement: float = setting(
+        0.0,
+        "Contrast: weight of the agreement of photo and caption by a consensus of other photos, beside the cosine; 1 = as in use.",
+        low=0,
+    )
     easy_negatives: float = setting(
         0.5, "Matching: share of the negatives that are drawn evenly, not by similarity.", low=0, high=1
     )
@@ -118,6 +123,8 @@ class Blip2Recipe(Settings):
             raise InputError(f"stage 1 has no language model: its terms are {', '.join(sorted(FIRST_STAGE))}")
         if self.terms.get("scst") and self.batch.captions_per_photo < 2:
             raise InputError("samples of a photo are compared with one another: captions_per_photo must be 2 or more")
+        if self.rates.agreement and not self.terms.get("itc"):
+            raise InputError("--agreement is part of contrast: give it a weight, such as --weight itc=1")
         if self.loop.batch_size < 2:
             raise InputError("a batch of 1: BLIP-2 compares the photos of a batch, so it needs 2 or more")
 

@@ -17,8 +17,10 @@ from triptych.data.english.kinds import Question
 from triptych.data.english.pairs import make_pairs
 from triptych.data.english.questions import make_questions
 from triptych.errors import InputError
+from triptych.evidence import Floats
 from triptych.models import Blip2Model, in_bfloat16, save_blip2
 from triptych.systems.blip2 import Blip2
+from triptych.train.blip2.agreement import expected_captions, training_agreement, validation_agreement
 from triptych.train.blip2.batches import (
     AnswerRows,
     Blip2Items,
@@ -34,6 +36,7 @@ from triptych.train.blip2.recipe import FIRST_STAGE, Blip2Recipe
 from triptych.train.blip2.validation import answer_accuracy, retrieval_recall, write_blip2_captions
 from triptych.train.blip2.warm_start import warm_start_qformer
 from triptych.train.crops import draw_cells
+from triptych.train.cross_fitting import ExpectedCaptions
 from triptych.train.data import PhotoSet, TrainingData, caption_figures, validate_each
 from triptych.train.loop import uses_bf16
 from triptych.train.self_critical import CaptionReward
@@ -45,7 +48,11 @@ BERT_PART = ("self_attention.", "text_mlp.", "position_embeddings.", "qformer.no
 class Blip2Trainer:
     """A ``train.trainer.Trainer``. The best state has the highest CIDEr-D of generated captions where the language model learns to write
     them; the highest share of questions answered word for word where nothing else is learnt, and the photos need no captions; else the
-    highest mean of both directions' R@1 without re-ranking."""
+    highest mean of both directions' R@1 without re-ranking.
+
+    expected: what a consensus expects of captions; None = contrast learns from the cosine alone."""
+
+    expected: ExpectedCaptions | None = None
 
     def __init__(self, blip2: Blip2Model, data: TrainingData, recipe: Blip2Recipe) -> None:
         """Raises InputError: a photo has no captions, or the processes cannot share a batch evenly."""
@@ -99,10 +106,13 @@ class Blip2Trainer:
         }
 
     def prepare(self, run: Path, new: bool) -> None:
-        """The warm start of stage 2; and the frozen language model in bfloat16 where autocast would convert it at every step."""
+        """The warm start of stage 2; what contrast need not learn; and the frozen language model in bfloat16 where autocast would convert it
+        at every step."""
         model, recipe = self.blip2.model, self.recipe
         if new and recipe.stage == 2 and recipe.rates.word_epochs:
             warm_start_qformer(run / "words", self.blip2, (self.photos, self.features), self.prompt, recipe)
+        if recipe.rates.agreement:
+            self.expected = expected_captions(self.blip2, self.data)
         if uses_bf16(recipe.loop) and model.lm is not None:
             in_bfloat16(model.network, self.blip2.config.lm)
 
@@ -120,12 +130,17 @@ class Blip2Trainer:
             counts = [len(self.photos[row].captions) + len(self.photos[row].written) for row in rows[:captioned]]
             lm_choice = choose_captions(counts, recipe.batch.captions_per_photo, seed)
         first_stage = any(terms.get(name) for name in FIRST_STAGE)
+        agreement = None
+        if self.expected is not None:
+            chosen = [self.photos[row].captions[k] for row, ks in zip(rows, choice, strict=True) for k in ks]
+            agreement = training_agreement(self.expected, rows, chosen)
         items = Blip2Items(
             draw_cells(self.features, rows, self.blip2.model.vision_encoder.grid, recipe.batch.crops, seed),
             torch.tensor(rows),
             self.texts.captions(rows, choice, full_width=self.processes.count > 1) if first_stage else None,
             self.texts.lm_captions(rows[:captioned], lm_choice) if terms.get("caption") else None,
             *self.question_rows(rows, seed),
+            agreement,
         )
         return items, seed
 
@@ -155,7 +170,10 @@ class Blip2Trainer:
         if recipe.questions_only:
             return figures
         if self.blip2.model.heads is not None:
-            figures |= retrieval_recall(self.blip2, data.features, photos, recipe.batch.max_pieces)
+            agreement: Floats | float = 0.0
+            if self.expected is not None:
+                agreement = recipe.rates.agreement * validation_agreement(self.expected, data, len(photos))
+            figures |= retrieval_recall(self.blip2, data.features, photos, recipe.batch.max_pieces, agreement)
             figures["R@1"] = (figures["text-to-image R@1"] + figures["image-to-text R@1"]) / 2
         judged = photos[: recipe.validation.validation_captions]
         prompt = self.prompt if recipe.lm_writes else None

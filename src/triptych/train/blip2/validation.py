@@ -9,7 +9,9 @@ import torch
 from triptych.data import Photo
 from triptych.data.english.kinds import Question
 from triptych.evaluate.retrieval import recall
+from triptych.evidence import Floats
 from triptych.generate import Search, generate
+from triptych.logits import to_numpy
 from triptych.models import Blip2Model
 from triptych.systems.blip2 import Blip2, GroundedText
 from triptych.systems.blip2_losses import itc_similarity
@@ -24,9 +26,9 @@ PHOTOS, CAPTIONS, QUESTIONS = 50, 25, 25  # of one pass
 
 
 def retrieval_recall(
-    blip2: Blip2Model, features: Features, photos: Sequence[Photo], max_pieces: int
+    blip2: Blip2Model, features: Features, photos: Sequence[Photo], max_pieces: int, agreement: Floats | float = 0.0
 ) -> dict[str, float]:
-    """Recall of contrast alone, without re-ranking, over all captions of the photos."""
+    """Recall of contrast, without re-ranking, over all K captions of the P photos. ``agreement [P, K]`` is added to the cosine."""
     model = blip2.model
     assert model.heads is not None
     device = model.qformer.query_tokens.device
@@ -39,7 +41,8 @@ def retrieval_recall(
     ids, text_mask = blip2.words.encode(texts, max_pieces, cut=True)
     parts = zip(torch.split(ids, 4 * PHOTOS), torch.split(text_mask, 4 * PHOTOS), strict=True)
     text_features = [model.text_features(i.to(device), mask.to(device)) for i, mask in parts]
-    similarity = itc_similarity(torch.cat(image_features), torch.cat(text_features)).float()
+    cosine = itc_similarity(torch.cat(image_features), torch.cat(text_features))
+    similarity = to_numpy(cosine) + agreement
     owners = [i for i, photo in enumerate(photos) for _ in photo.captions]
     return recall(similarity, similarity, owners)
 

@@ -75,7 +75,7 @@ class SatTrainer:
     def batch(self, rows: Sequence[int], seed: int) -> tuple[Any, ...]:
         maps = self.features[rows, mirrored(len(rows), self.recipe.captions.mirror, seed)]
         if self.recipe.objective == "scst":
-            return maps, rows, seed, self.expected and self.expected.guidance(rows)
+            return maps, rows, seed, self.expected and self.expected.of_training_photos(rows)
         return maps, *to_batch([self.captions[row] for row in rows]), seed
 
     def validate(self) -> dict[str, float]:
@@ -85,7 +85,7 @@ class SatTrainer:
         judged = photos.photos[: self.recipe.validation.validation_photos]
         guidance = None
         if self.expected is not None:
-            guidance = self.expected.guidance(self.expected.of_set(self.data.validation, photos)[: len(judged)])
+            guidance = self.expected.of_validation_photos(photos, len(judged))
         texts = write_sat_captions(
             self.sat.model, photos.features, self.sat.vocabulary, self.search, len(judged), guidance
         )

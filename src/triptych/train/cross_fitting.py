@@ -1,0 +1,59 @@
+"""What consensuses (``text.consensus``) expect of the captions of training photos, so that a model learns what they do not know.
+
+A consensus expects more of the photos it was fitted to than of new ones. So the training photos form ``FOLDS`` parts, and a consensus of
+the other parts speaks for each (cross-fitting); one of all training photos speaks for those of validation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from triptych.evidence import Floats
+from triptych.text.consensus import Consensus, QuantizedLinear
+from triptych.train.consensus import caption_vectors_of, regress
+from triptych.train.data import PhotoSet, TrainingData
+
+FOLDS = 4
+
+
+@dataclass(frozen=True)
+class ExpectedCaptions:
+    """``consensus``: of all training photos, with V words; ``directions [N, V]``: of the captions to expect of each photo, first the
+    training photos, then those of each validation set."""
+
+    consensus: Consensus
+    directions: Floats
+    data: TrainingData
+
+    def of_set(self, photos: PhotoSet) -> Floats:
+        """The directions of one of the validation sets."""
+        place = next(i for i, each in enumerate(self.data.validation) if each is photos)
+        first = len(self.data.photos) + sum(len(each.photos) for each in self.data.validation[:place])
+        return self.directions[first : first + len(photos.photos)]
+
+
+def cross_fit(pooled: Floats, data: TrainingData, classifier: QuantizedLinear | None) -> ExpectedCaptions:
+    """``pooled [N, D]``: features of all training photos, then of all validation photos.
+
+    Raises InputError: the captions have no word in common.
+    """
+    photos = data.photos
+    captions = caption_vectors_of(photos)
+    training, validation = pooled[: len(photos)], pooled[len(photos) :]
+    directions = np.empty((len(pooled), len(captions.words)), np.float32)
+    part = np.arange(len(photos)) % FOLDS
+    for fold in range(FOLDS):
+        others = captions._replace(photos=captions.photos[part != fold])
+        consensus = regress(training[part != fold], others, classifier)
+        directions[: len(photos)][part == fold] = consensus.expected(training[part == fold])
+    whole = regress(training, captions, classifier)
+    directions[len(photos) :] = whole.expected(validation)
+    return ExpectedCaptions(whole, directions, data)
+
+
+def photo_sets(data: TrainingData) -> Sequence[PhotoSet]:
+    """The sets whose pooled features ``cross_fit`` takes, in their order."""
+    return [*data.train, *data.validation]
