@@ -106,8 +106,8 @@ class Blip2Trainer:
         }
 
     def prepare(self, run: Path, new: bool) -> None:
-        """The warm start of stage 2; what contrast need not learn; and the frozen language model in bfloat16 where autocast would convert it
-        at every step."""
+        """The warm start of stage 2; what contrast need not learn; and the frozen language model in bfloat16 where autocast would
+        convert it at every step."""
         model, recipe = self.blip2.model, self.recipe
         if new and recipe.stage == 2 and recipe.rates.word_epochs:
             warm_start_qformer(run / "words", self.blip2, (self.photos, self.features), self.prompt, recipe)
