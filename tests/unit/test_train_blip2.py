@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -20,11 +21,13 @@ from triptych.nn.configs import ViTConfig
 from triptych.nn.vit import ViT
 from triptych.systems.blip2 import Blip2
 from triptych.text.prompt import BLIP2_OPT, IGNORED, INSTRUCT_BLIP, Prompts
+from triptych.text.tokenizer import TextTokenizer
 from triptych.train.blip2.batches import PICTURE, AnsweredQuestion, CaptionTexts
 from triptych.train.blip2.objective import all_processes
 from triptych.train.blip2.prompts import blip2_caption_prompt
 from triptych.train.blip2.recipe import Blip2Recipe
 from triptych.train.blip2.trainer import Blip2Trainer, blip2_parameter_groups
+from triptych.train.blip2.validation import write_blip2_captions
 from triptych.train.crops import crop_cells
 from triptych.train.data import PhotoSet, TrainingData
 from triptych.train.features import cached_features
@@ -196,3 +199,67 @@ def test_validation_counts_the_agreement(tmp_path: Path) -> None:
 def test_agreement_is_part_of_contrast() -> None:
     with pytest.raises(InputError, match="--agreement is part of contrast"):
         make_recipe(Blip2Recipe, {"stage": 2, "agreement": 1.0, "weights": {"caption": 1.0}})
+
+
+@pytest.fixture
+def whole_words(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """Words that are tokens of the tiny language model, whose own tokens are shorter."""
+    tokens = {"dog": 2, "cat": 4, "grass": 6, "red": 1}
+    monkeypatch.setattr(TextTokenizer, "word_token", lambda self, word: tokens.get(word))
+    return tokens
+
+
+def test_captions_are_learnt_beside_the_words_to_expect(tmp_path: Path, whole_words: dict[str, int]) -> None:
+    """-log p(caption) of the language model's logits plus what is expected of the photo's words; the loss of two photos, padded."""
+    recipe = make_recipe(Blip2Recipe, {"stage": 2, "weights": {"caption": 1.0}, "guidance": 2.0, "precision": "fp32"})
+    made = Blip2Trainer(tiny_blip2(), TrainingData([data(24, "train", 0)], [data(6, "val", 1)]), recipe)
+    assert made.batch([3, 5], 0)[0].guidance is None
+    made.prepare(tmp_path, new=False)
+    items, _ = made.batch([3, 5], 0)
+    assert made.expected is not None and items.guidance is not None and items.lm_captions is not None
+    columns = made.expected.consensus.columns
+    known = [word for word in whole_words if word in columns]
+    assert len(known) > 1 and len(items.guidance.tokens) == len(known) and items.agreement is None
+    for word in known:
+        column = columns[word]
+        (place,) = np.flatnonzero(items.guidance.tokens.numpy() == whole_words[word])
+        expected = 2 * made.expected.consensus.rarity[column] * made.expected.directions[[3, 5], column]
+        np.testing.assert_allclose(items.guidance.weights.numpy()[:, place], expected, rtol=1e-5)
+    soft = torch.randn(2, 3, 16)
+    captions = torch.tensor([[[1, 2, IGNORED], [3, IGNORED, IGNORED]], [[4, 5, 6], [2, 1, IGNORED]]])
+    logits = made.objective.caption_logits(soft, captions)
+    owners = [0, 0, 0, 1, 1, 1, 1, 1]
+    for row, photo in enumerate(owners):
+        for token, weight in zip(items.guidance.tokens.tolist(), items.guidance.weights[photo].tolist(), strict=True):
+            logits[row, token] += weight
+    wanted = torch.nn.functional.cross_entropy(logits, captions[captions != IGNORED])
+    torch.testing.assert_close(made.objective.caption_loss(soft, captions, items.guidance), wanted)
+    assert not torch.allclose(made.objective.caption_loss(soft, captions), wanted)
+
+
+@pytest.mark.usefixtures("whole_words")
+def test_validation_captions_are_guided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = make_recipe(Blip2Recipe, {"stage": 2, "weights": {"caption": 1.0}, "guidance": 1.0, "precision": "fp32"})
+    made = Blip2Trainer(tiny_blip2(), TrainingData([data(24, "train", 0)], [data(6, "val", 1)]), recipe)
+    photos = made.data.validation[0]
+    written: list[list[str]] = []
+
+    def captions_of(*given: Any) -> list[str]:
+        written.append(write_blip2_captions(*given))
+        return written[-1]
+
+    monkeypatch.setattr("triptych.train.blip2.trainer.write_blip2_captions", captions_of)
+    made.figures(photos)
+    made.prepare(tmp_path, new=False)
+    assert made.expected_words is not None
+    made.expected_words.scale = 0 * made.expected_words.scale
+    made.figures(photos)
+    made.expected_words.scale = made.expected_words.scale + 50
+    made.figures(photos)
+    unguided, with_nothing, guided = written
+    assert len(unguided) == 6 and unguided == with_nothing != guided
+
+
+def test_guidance_is_part_of_captions() -> None:
+    with pytest.raises(InputError, match="--guidance is part of captions"):
+        make_recipe(Blip2Recipe, {"stage": 1, "guidance": 1.0})

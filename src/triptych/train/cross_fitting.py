@@ -6,13 +6,14 @@ the other parts speaks for each (cross-fitting); one of all training photos spea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from triptych.evidence import Floats
-from triptych.text.consensus import Consensus, QuantizedLinear
+from triptych.generate import Guidance
+from triptych.text.consensus import Consensus, QuantizedLinear, tokens_of_words
 from triptych.train.consensus import caption_vectors_of, regress
 from triptych.train.data import PhotoSet, TrainingData
 
@@ -33,6 +34,27 @@ class ExpectedCaptions:
         place = next(i for i, each in enumerate(self.data.validation) if each is photos)
         first = len(self.data.photos) + sum(len(each.photos) for each in self.data.validation[:place])
         return self.directions[first : first + len(photos.photos)]
+
+
+class ExpectedWords:
+    """What is expected of the words that a model writes, ``weight`` times: guidance, as in use (``tasks.reranking``)."""
+
+    def __init__(self, expected: ExpectedCaptions, word_token: Callable[[str], int | None], weight: float) -> None:
+        """``word_token``: a word -> the model's token, None = it has no single one."""
+        self.expected = expected
+        self.tokens, self.columns = tokens_of_words(expected.consensus.columns, word_token)
+        self.scale = weight * expected.consensus.rarity[self.columns]
+
+    def guidance(self, directions: Floats) -> Guidance:
+        """Of photos whose captions have these ``directions [B, V]``."""
+        return Guidance(self.tokens, self.scale * directions[:, self.columns])
+
+    def of_training_photos(self, rows: Sequence[int]) -> Guidance:
+        return self.guidance(self.expected.directions[list(rows)])
+
+    def of_validation_photos(self, photos: PhotoSet, count: int) -> Guidance:
+        """Of the first ``count`` of a set."""
+        return self.guidance(self.expected.of_set(photos)[:count])
 
 
 def cross_fit(pooled: Floats, data: TrainingData, classifier: QuantizedLinear | None) -> ExpectedCaptions:

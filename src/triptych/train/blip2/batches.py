@@ -50,6 +50,13 @@ class Agreement(NamedTuple):
     captions: Tensor
 
 
+class WordGuidance(NamedTuple):
+    """``tokens [N]`` of the language model, and what is added to the logit of each for each photo: ``weights [P, N]``."""
+
+    tokens: Tensor
+    weights: Tensor
+
+
 class Blip2Items(NamedTuple):
     """A batch: P photos of L cells, and what is learnt of them."""
 
@@ -60,6 +67,7 @@ class Blip2Items(NamedTuple):
     questions: AnswerRows | None
     pairs: AnswerRows | None
     agreement: Agreement | None = None  # of photos and captions; None: contrast is the cosine alone
+    guidance: WordGuidance | None = None  # of the photos that the language model captions; None: by its own words alone
 
 
 class CaptionTexts:

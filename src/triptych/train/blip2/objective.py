@@ -18,7 +18,7 @@ from triptych.systems.blip2 import Blip2
 from triptych.systems.blip2_losses import itc_loss, itc_similarity, itg_loss, itm_loss, itm_pairs
 from triptych.text.prompt import IGNORED
 from triptych.train.blip2.answers import answer_logits, caption_logits
-from triptych.train.blip2.batches import Agreement, AnswerRows, Blip2Items, CaptionPieces
+from triptych.train.blip2.batches import Agreement, AnswerRows, Blip2Items, CaptionPieces, WordGuidance
 from triptych.train.blip2.prompts import CaptionPrompt
 from triptych.train.blip2.recipe import Blip2Recipe
 from triptych.train.self_critical import CaptionReward, sample_captions, self_critical_loss
@@ -103,7 +103,7 @@ class Blip2Objective(nn.Module):
         if batch.lm_captions is not None or self.reward_fn is not None:
             soft_prompt = self.caption_soft_prompt(image, output)
             if batch.lm_captions is not None:
-                losses["caption"] = self.caption_loss(soft_prompt, batch.lm_captions)
+                losses["caption"] = self.caption_loss(soft_prompt, batch.lm_captions, batch.guidance)
             if self.reward_fn is not None:
                 photos = batch.image_ids[: len(soft_prompt)].tolist()
                 losses["scst"], reward["reward"] = self.reward_loss(soft_prompt, photos, seed)
@@ -197,9 +197,12 @@ class Blip2Objective(nn.Module):
             queries = self.model.read_photos(image.select(torch.arange(count)), instruction).queries
         return self.model.soft_prompt(queries).float()
 
-    def caption_loss(self, soft_prompt: Tensor, captions: Tensor) -> Tensor:
-        """-log p(caption | photo) of the frozen language model, the mean over words (BLIP-2 section 3.2)."""
+    def caption_loss(self, soft_prompt: Tensor, captions: Tensor, guidance: WordGuidance | None = None) -> Tensor:
+        """-log p(caption | photo) of the frozen language model, perhaps guided, the mean over words (BLIP-2 section 3.2)."""
         logits = self.caption_logits(soft_prompt, captions)
+        if guidance is not None:
+            photos = (captions != IGNORED).nonzero()[:, 0]
+            logits = logits.index_add(1, guidance.tokens, guidance.weights[photos])
         # BLIP-2 section 3.2: language modelling loss of the frozen language model behind the soft prompt
         return F.cross_entropy(logits, captions[captions != IGNORED])
 

@@ -74,6 +74,11 @@ class Blip2Rates(Settings):
         "Contrast: weight of the agreement of photo and caption by a consensus of other photos, beside the cosine; 1 = as in use.",
         low=0,
     )
+    guidance: float = setting(
+        0.0,
+        "Captions by the language model: weight of the words that such a consensus expects, beside its log-probabilities; 1 = as in use.",
+        low=0,
+    )
     easy_negatives: float = setting(
         0.5, "Matching: share of the negatives that are drawn evenly, not by similarity.", low=0, high=1
     )
@@ -125,6 +130,10 @@ class Blip2Recipe(Settings):
             raise InputError("samples of a photo are compared with one another: captions_per_photo must be 2 or more")
         if self.rates.agreement and not self.terms.get("itc"):
             raise InputError("--agreement is part of contrast: give it a weight, such as --weight itc=1")
+        if self.rates.guidance and not self.terms.get("caption"):
+            raise InputError(
+                "--guidance is part of captions by the language model: give them a weight, such as --weight caption=1"
+            )
         if self.loop.batch_size < 2:
             raise InputError("a batch of 1: BLIP-2 compares the photos of a batch, so it needs 2 or more")
 

@@ -26,6 +26,7 @@ from triptych.train.blip2.batches import (
     Blip2Items,
     CaptionTexts,
     QuestionEncoder,
+    WordGuidance,
     choose_captions,
     draw_questions,
     pair_questions,
@@ -36,7 +37,7 @@ from triptych.train.blip2.recipe import FIRST_STAGE, Blip2Recipe
 from triptych.train.blip2.validation import answer_accuracy, retrieval_recall, write_blip2_captions
 from triptych.train.blip2.warm_start import warm_start_qformer
 from triptych.train.crops import draw_cells
-from triptych.train.cross_fitting import ExpectedCaptions
+from triptych.train.cross_fitting import ExpectedCaptions, ExpectedWords
 from triptych.train.data import PhotoSet, TrainingData, caption_figures, validate_each
 from triptych.train.loop import uses_bf16
 from triptych.train.self_critical import CaptionReward
@@ -50,9 +51,10 @@ class Blip2Trainer:
     them; the highest share of questions answered word for word where nothing else is learnt, and the photos need no captions; else the
     highest mean of both directions' R@1 without re-ranking.
 
-    expected: what a consensus expects of captions; None = contrast learns from the cosine alone."""
+    expected: what consensuses of other photos expect of captions; expected_words: of the language model's tokens. None = nothing."""
 
     expected: ExpectedCaptions | None = None
+    expected_words: ExpectedWords | None = None
 
     def __init__(self, blip2: Blip2Model, data: TrainingData, recipe: Blip2Recipe) -> None:
         """Raises InputError: a photo has no captions, or the processes cannot share a batch evenly."""
@@ -111,8 +113,11 @@ class Blip2Trainer:
         model, recipe = self.blip2.model, self.recipe
         if new and recipe.stage == 2 and recipe.rates.word_epochs:
             warm_start_qformer(run / "words", self.blip2, (self.photos, self.features), self.prompt, recipe)
-        if recipe.rates.agreement:
+        if recipe.rates.agreement or recipe.rates.guidance:
             self.expected = expected_captions(self.blip2, self.data)
+        if recipe.rates.guidance and self.expected is not None and self.blip2.tokenizer is not None:
+            weight = recipe.rates.guidance
+            self.expected_words = ExpectedWords(self.expected, self.blip2.tokenizer.word_token, weight)
         if uses_bf16(recipe.loop) and model.lm is not None:
             in_bfloat16(model.network, self.blip2.config.lm)
 
@@ -131,9 +136,10 @@ class Blip2Trainer:
             lm_choice = choose_captions(counts, recipe.batch.captions_per_photo, seed)
         first_stage = any(terms.get(name) for name in FIRST_STAGE)
         agreement = None
-        if self.expected is not None:
+        if self.recipe.rates.agreement and self.expected is not None:
             chosen = [self.photos[row].captions[k] for row, ks in zip(rows, choice, strict=True) for k in ks]
             agreement = training_agreement(self.expected, rows, chosen)
+        words = self.expected_words and self.expected_words.of_training_photos(rows[:captioned])
         items = Blip2Items(
             draw_cells(self.features, rows, self.blip2.model.vision_encoder.grid, recipe.batch.crops, seed),
             torch.tensor(rows),
@@ -141,6 +147,7 @@ class Blip2Trainer:
             self.texts.lm_captions(rows[:captioned], lm_choice) if terms.get("caption") else None,
             *self.question_rows(rows, seed),
             agreement,
+            words and WordGuidance(torch.from_numpy(words.tokens), torch.from_numpy(words.weights)),
         )
         return items, seed
 
@@ -171,13 +178,14 @@ class Blip2Trainer:
             return figures
         if self.blip2.model.heads is not None:
             agreement: Floats | float = 0.0
-            if self.expected is not None:
+            if recipe.rates.agreement and self.expected is not None:
                 agreement = recipe.rates.agreement * validation_agreement(self.expected, data, len(photos))
             figures |= retrieval_recall(self.blip2, data.features, photos, recipe.batch.max_pieces, agreement)
             figures["R@1"] = (figures["text-to-image R@1"] + figures["image-to-text R@1"]) / 2
         judged = photos[: recipe.validation.validation_captions]
         prompt = self.prompt if recipe.lm_writes else None
-        captions = write_blip2_captions(self.blip2, data.features, len(judged), self.blip2.search, prompt)
+        words = self.expected_words and self.expected_words.of_validation_photos(data, len(judged))
+        captions = write_blip2_captions(self.blip2, data.features, len(judged), self.blip2.search, prompt, words)
         return figures | caption_figures(judged, captions)
 
     def save(self, directory: Path, record: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ from triptych.data import Photo
 from triptych.data.english.kinds import Question
 from triptych.evaluate.retrieval import recall
 from triptych.evidence import Floats
-from triptych.generate import Search, generate
+from triptych.generate import Guidance, Search, generate
 from triptych.logits import to_numpy
 from triptych.models import Blip2Model
 from triptych.systems.blip2 import Blip2, GroundedText
@@ -48,9 +48,15 @@ def retrieval_recall(
 
 
 def write_blip2_captions(
-    blip2: Blip2Model, features: Features, photos: int, search: Search, prompt: CaptionPrompt | None
+    blip2: Blip2Model,
+    features: Features,
+    photos: int,
+    search: Search,
+    prompt: CaptionPrompt | None,
+    guidance: Guidance | None = None,
 ) -> list[str]:
-    """Captions of the first photos: by the language model behind ``prompt``, or by the Q-Former itself (ITG) where it is None."""
+    """Captions of the first photos: by the language model behind ``prompt``, perhaps with ``guidance`` of these photos, or by the Q-Former
+    itself (ITG) where it is None."""
     model, words, tokenizer = blip2.model, blip2.words, blip2.tokenizer
     texts = []
     device = model.qformer.query_tokens.device
@@ -65,7 +71,9 @@ def write_blip2_captions(
         soft_prompts = model.soft_prompt(model.read_photos(image, prompt.instruction_for(len(rows), device)).queries)
         before, after = (torch.tensor(ids, dtype=torch.long, device=device) for ids in (prompt.before, prompt.after))
         inputs = model.prompt([[before, photo, after] for photo in soft_prompts])
-        beams = generate(model.lm, inputs, search, prompts=[[*prompt.before, *prompt.after]] * len(rows))
+        own = guidance and guidance._replace(weights=guidance.weights[list(rows)])
+        prompts = [[*prompt.before, *prompt.after]] * len(rows)
+        beams = generate(model.lm, inputs, search, guidance=own, prompts=prompts)
         texts += [tokenizer.decode(hypotheses[0].ids).strip() for hypotheses in beams]
     return texts
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,39 +10,16 @@ import torch
 
 from triptych.errors import InputError
 from triptych.evidence import Floats
-from triptych.generate import Guidance
 from triptych.io.files import write_file
 from triptych.logits import to_numpy
 from triptych.models import SatModel
 from triptych.models.encoders import published_classifier
-from triptych.text.consensus import tokens_of_words
-from triptych.text.vocabulary import WordVocabulary
-from triptych.train.cross_fitting import ExpectedCaptions, cross_fit, photo_sets
-from triptych.train.data import PhotoSet, TrainingData
+from triptych.train.cross_fitting import ExpectedWords, cross_fit, photo_sets
+from triptych.train.data import TrainingData
 from triptych.train.features import Features
 
 POOLED_FILE = "pooled.npy"  # in the run's folder: pooled features of all training photos, then of all validation photos
 BATCH = 64
-
-
-class ExpectedWords:
-    """What is expected of the words that the model writes, ``weight`` times."""
-
-    def __init__(self, expected: ExpectedCaptions, vocabulary: WordVocabulary, weight: float) -> None:
-        self.expected = expected
-        self.tokens, self.columns = tokens_of_words(expected.consensus.columns, vocabulary.word_token)
-        self.scale = weight * expected.consensus.rarity[self.columns]
-
-    def guidance(self, directions: Floats) -> Guidance:
-        """Of photos whose captions have these ``directions [B, V]``."""
-        return Guidance(self.tokens, self.scale * directions[:, self.columns])
-
-    def of_training_photos(self, rows: Sequence[int]) -> Guidance:
-        return self.guidance(self.expected.directions[list(rows)])
-
-    def of_validation_photos(self, photos: PhotoSet, count: int) -> Guidance:
-        """Of the first ``count`` of a set."""
-        return self.guidance(self.expected.of_set(photos)[:count])
 
 
 def expected_words(sat: SatModel, data: TrainingData, run: Path, weight: float, new: bool) -> ExpectedWords:
@@ -58,7 +34,7 @@ def expected_words(sat: SatModel, data: TrainingData, run: Path, weight: float, 
     else:
         pooled = read_pooled(run / POOLED_FILE, sum(map(len, sets)))
     expected = cross_fit(pooled, data, published_classifier(sat.model.encoder.name))
-    return ExpectedWords(expected, sat.vocabulary, weight)
+    return ExpectedWords(expected, sat.vocabulary.word_token, weight)
 
 
 def read_pooled(path: Path, photos: int) -> Floats:

@@ -15,10 +15,11 @@ from triptych.models import SatModel, save_sat
 from triptych.systems.show_attend_tell import ShowAttendTell
 from triptych.text.vocabulary import EOS, WordVocabulary
 from triptych.train.crops import mirrored
+from triptych.train.cross_fitting import ExpectedWords
 from triptych.train.data import PhotoSet, TrainingData, caption_figures, validate_each
 from triptych.train.features import Features
 from triptych.train.sat.batches import encode_captions, to_batch
-from triptych.train.sat.guidance import ExpectedWords, expected_words
+from triptych.train.sat.guidance import expected_words
 from triptych.train.sat.objective import CrossEntropy, SelfCritical, validation_search
 from triptych.train.sat.recipe import SatRecipe
 from triptych.train.trainer import ParameterGroups
