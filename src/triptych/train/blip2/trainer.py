@@ -139,7 +139,10 @@ class Blip2Trainer:
         if self.recipe.rates.agreement and self.expected is not None:
             chosen = [self.photos[row].captions[k] for row, ks in zip(rows, choice, strict=True) for k in ks]
             agreement = training_agreement(self.expected, rows, chosen)
-        words = self.expected_words and self.expected_words.of_training_photos(rows[:captioned])
+        guidance = None
+        if self.expected_words is not None:
+            tokens, weights = self.expected_words.of_training_photos(rows[:captioned])
+            guidance = WordGuidance(torch.from_numpy(tokens), torch.from_numpy(weights))
         items = Blip2Items(
             draw_cells(self.features, rows, self.blip2.model.vision_encoder.grid, recipe.batch.crops, seed),
             torch.tensor(rows),
@@ -147,7 +150,7 @@ class Blip2Trainer:
             self.texts.lm_captions(rows[:captioned], lm_choice) if terms.get("caption") else None,
             *self.question_rows(rows, seed),
             agreement,
-            words and WordGuidance(torch.from_numpy(words.tokens), torch.from_numpy(words.weights)),
+            guidance,
         )
         return items, seed
 
@@ -184,8 +187,10 @@ class Blip2Trainer:
             figures["R@1"] = (figures["text-to-image R@1"] + figures["image-to-text R@1"]) / 2
         judged = photos[: recipe.validation.validation_captions]
         prompt = self.prompt if recipe.lm_writes else None
-        words = self.expected_words and self.expected_words.of_validation_photos(data, len(judged))
-        captions = write_blip2_captions(self.blip2, data.features, len(judged), self.blip2.search, prompt, words)
+        guidance = None
+        if self.expected_words is not None:
+            guidance = self.expected_words.of_validation_photos(data, len(judged))
+        captions = write_blip2_captions(self.blip2, data.features, len(judged), self.blip2.search, prompt, guidance)
         return figures | caption_figures(judged, captions)
 
     def save(self, directory: Path, record: Mapping[str, Any]) -> None:
