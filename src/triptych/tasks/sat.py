@@ -14,7 +14,7 @@ from triptych.tasks.answer import Answer, AnswerRecipe
 from triptych.tasks.asking import with_settings
 from triptych.tasks.photos import DECODED_TOGETHER, PhotoMemory
 from triptych.tasks.reranking import OF_CAPTIONS, Reranking, with_all_beams
-from triptych.tasks.words import Pieces, Spelling, pieces_of_tokens, text_end
+from triptych.tasks.words import Pieces, Spelling, changed_pieces, pieces_of_tokens, text_end
 from triptych.text.vocabulary import SPECIALS
 
 
@@ -89,7 +89,8 @@ class SatTasks(Reranking):
         annotations = self.engine.read(features)
         guidance = self.guidance(self.engine.mean(annotations)) if self.reranks(settings) else None
         tokens = stream(self.engine, annotations, search, guidance)
-        return (yield from pieces_of_tokens(tokens, self.spec.vocabulary.words.__getitem__, self.spelling))
+        words = pieces_of_tokens(tokens, self.spec.vocabulary.words.__getitem__, self.spelling)
+        return (yield from changed_pieces(words, self.spec.vocabulary.correct_articles))
 
     @property
     def spelling(self) -> Spelling:
@@ -98,7 +99,7 @@ class SatTasks(Reranking):
 
     def _answer(self, hypotheses: Sequence[Hypothesis], features: Array, explain: bool) -> Answer:
         best, vocabulary = hypotheses[0], self.spec.vocabulary
-        words = tuple(vocabulary.words[i] for i in best.ids)
+        words = tuple(vocabulary.correct_articles(vocabulary.words[i] for i in best.ids))
         logprobs = best.logprobs[: len(words)]
         evidence = None
         if explain and words:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -75,6 +75,17 @@ def recorded_pieces(pieces: Pieces, record: Callable[[str], object]) -> Pieces:
             return ended
         record(piece)
         yield piece
+
+
+def changed_pieces(pieces: Pieces, change: Callable[[Iterator[str]], Iterator[str]]) -> Pieces:
+    """What ``change`` makes of the pieces; the text ends as it did."""
+    ends: list[TextEnd] = []
+
+    def plain() -> Iterator[str]:
+        ends.append((yield from pieces))
+
+    yield from change(plain())
+    return ends[0]
 
 
 def in_one_piece(answer: Answer) -> Pieces:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from triptych.errors import InputError
 from triptych.evidence import Floats
 from triptych.io.arrays import array_bytes, read_arrays
-from triptych.text.vocabulary import split_words
+from triptych.text.vocabulary import number_forms, split_words
 
 FILE = "consensus.npz"  # in a checkpoint
 CLASSIFIER = "classifier_"  # before those of the classifier
@@ -164,7 +164,7 @@ class Consensus:
         present = np.clip(share * (1 + expected / np.maximum(self.mean, 1e-9)), 0, 1)
         probabilities = np.full((len(pooled), len(names)), np.nan, np.float32)
         for column, name in enumerate(names):
-            kinds = [[self.number_forms(kind) for kind in KINDS_OF.get(word, (word,))] for word in split_words(name)]
+            kinds = [[self.forms(kind) for kind in KINDS_OF.get(word, (word,))] for word in split_words(name)]
             known = [[forms for forms in each if forms] for each in kinds]
             if known and all(known):
                 absent = [np.prod([1 - present[:, forms].max(1) for forms in each], 0) for each in known]
@@ -172,10 +172,9 @@ class Consensus:
         bounded = np.clip(probabilities, LEAST_PRESENCE, 1 - LEAST_PRESENCE)
         return np.asarray(np.log(bounded / (1 - bounded)), np.float32)
 
-    def number_forms(self, word: str) -> list[int]:
-        """The columns of a word, its singular and its plural, by rule, as far as they are known."""
-        forms = dict.fromkeys((word, f"{word}s", f"{word}es", word.removesuffix("s")))
-        return [self.columns[form] for form in forms if form in self.columns]
+    def forms(self, word: str) -> list[int]:
+        """The columns of a word, its singular and its plural, as far as they are known."""
+        return [self.columns[form] for form in number_forms(word) if form in self.columns]
 
     def agreement(self, pooled: Floats, captions: Sequence[str]) -> Floats:
         """The cosine of each photo ``[B, D]`` with each caption: ``[B, K]``."""

@@ -149,9 +149,9 @@ class TextTokenizer:
         return self.tokenizer.decode([i for i in ids if i not in special], skip_special_tokens=False)
 
     def word_token(self, word: str) -> int | None:
-        """The token that is a whole word behind a space; None if it takes several."""
+        """The token that is a whole word behind a space; None if it takes several, or is unknown."""
         ids = self.plain_ids(f" {word}")
-        return ids[0] if len(ids) == 1 else None
+        return ids[0] if len(ids) == 1 and ids[0] != self.unk_id else None
 
     def repetitions(self, token: int) -> frozenset[int]:
         """The tokens that a caption with ``token`` should not contain any more: one that begins a content word, and the word's synonyms.

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import regex
 
 from triptych.errors import InputError
+from triptych.text.articles import ENGLISH_ARTICLES, with_right_articles
 from triptych.text.letters import LETTER, LETTER_OR_DIGIT, compose
 
 PAD, BOS, EOS, UNK = range(4)
 SPECIALS = ("<pad>", "<start>", "<end>", "<unk>")
+
 WORD = regex.compile(rf"{LETTER_OR_DIGIT}+(?:-{LETTER_OR_DIGIT}+)*|'{LETTER}+")
 
 
@@ -22,21 +24,29 @@ FUNCTION_WORDS = frozenset(Path(__file__).with_name("function_words.txt").read_t
 SAME_THINGS = tuple(
     frozenset(group.split())
     for group in (
-        "bicycle bicycles bike bikes",
-        "motorcycle motorcycles motorbike motorbikes bike bikes",
-        "plane planes airplane airplanes aeroplane aeroplanes",
+        "bicycle bike",
+        "motorcycle motorbike bike",
+        "plane airplane aeroplane",
         "football soccer",
-        "couch couches sofa sofas",
-        "television televisions tv tvs",
+        "couch sofa",
+        "television tv",
     )
 )
 
 
 def same_things(word: str) -> frozenset[str]:
-    """The words that would name a second time what ``word`` names: itself and its synonyms. None for function words."""
+    """The words that would name a second time what ``word`` names: itself, its synonyms, and their plurals; a plural leaves the singular,
+    as in "two dogs play with a white dog". None for a function word."""
     if word in FUNCTION_WORDS:
         return frozenset()
-    return frozenset((word,)).union(*(group for group in SAME_THINGS if word in group))
+    forms = number_forms(word)
+    names = {word}.union(*(group for group in SAME_THINGS if group & forms))
+    return frozenset(f"{name}{ending}" for name in names for ending in ("", "s", "es")) - FUNCTION_WORDS
+
+
+def number_forms(word: str) -> frozenset[str]:
+    """A word, its singular and its plural, by rule; one of them may be no word."""
+    return frozenset((word, f"{word}s", f"{word}es", word.removesuffix("s"), word.removesuffix("es")))
 
 
 def split_words(text: str) -> list[str]:
@@ -95,13 +105,27 @@ class WordVocabulary:
         return [ids.get(word, UNK) for word in split_words(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """A sentence: ``"A dog's ball."``"""
-        text = self.join(ids)
+        """A sentence with the right articles: ``"A dog's ball."``"""
+        text = join_words(self.correct_articles(self.words[i] for i in text_ids(ids)))
         return f"{text[:1].upper()}{text[1:]}." if text else ""
 
     def join(self, ids: Sequence[int]) -> str:
-        """``"a dog's ball"``"""
-        return " ".join(self.words[i] for i in ids if i not in (PAD, BOS, EOS)).replace(" '", "'")
+        """``"a dog's ball"``: the words as they are."""
+        return join_words(self.words[i] for i in text_ids(ids))
+
+    def correct_articles(self, words: Iterable[str]) -> Iterator[str]:
+        """``text.articles.with_right_articles`` if the vocabulary is English."""
+        english = (ENGLISH_ARTICLES | {"the"}).issubset(self._ids)  # type: ignore[attr-defined]
+        return with_right_articles(words) if english else iter(words)
+
+
+def text_ids(ids: Iterable[int]) -> Iterator[int]:
+    """Without padding, start and end."""
+    return (i for i in ids if i not in (PAD, BOS, EOS))
+
+
+def join_words(words: Iterable[str]) -> str:
+    return " ".join(words).replace(" '", "'")
 
 
 def read_vocabulary(path: Path) -> WordVocabulary:

@@ -10,14 +10,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from triptych.evidence import Floats
 from triptych.generate import Guidance
+from triptych.logits import to_numpy
 from triptych.text.consensus import Consensus, QuantizedLinear, tokens_of_words
 from triptych.train.consensus import caption_vectors_of, regress
 from triptych.train.data import PhotoSet, TrainingData
 
 FOLDS = 4
+POOLED_TOGETHER = 64  # photos
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,14 @@ def cross_fit(pooled: Floats, data: TrainingData, classifier: QuantizedLinear | 
     return ExpectedCaptions(whole, directions, data)
 
 
-def photo_sets(data: TrainingData) -> Sequence[PhotoSet]:
-    """The sets whose pooled features ``cross_fit`` takes, in their order."""
-    return [*data.train, *data.validation]
+@torch.inference_mode()
+def pooled_features(data: TrainingData, pool: Callable[[Tensor], Tensor]) -> Floats:
+    """As ``cross_fit`` takes them. ``pool``: what the encoder's trunk gives of B photos -> ``[B, D]``."""
+    pooled = []
+    for features in (each.features for each in (*data.train, *data.validation)):
+        parts = (
+            range(first, min(first + POOLED_TOGETHER, len(features)))
+            for first in range(0, len(features), POOLED_TOGETHER)
+        )
+        pooled += [to_numpy(pool(features[rows, [0] * len(rows)])) for rows in parts]
+    return np.concatenate(pooled)

@@ -5,31 +5,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from triptych.evidence import Floats
 from triptych.models import Blip2Model
 from triptych.models.encoders import published_classifier
 from triptych.train.blip2.batches import Agreement
-from triptych.train.crops import all_cells
-from triptych.train.cross_fitting import ExpectedCaptions, cross_fit, photo_sets
+from triptych.train.crops import cells_of
+from triptych.train.cross_fitting import ExpectedCaptions, cross_fit, pooled_features
 from triptych.train.data import PhotoSet, TrainingData
-from triptych.train.features import Features
-
-BATCH = 64
 
 
 def expected_captions(blip2: Blip2Model, data: TrainingData) -> ExpectedCaptions:
     """Raises InputError: the captions have no word in common."""
-    pooled = np.concatenate([mean_features(each.features) for each in photo_sets(data)])
+    pooled = pooled_features(data, lambda features: cells_of(features).mean(1))
     return cross_fit(pooled, data, published_classifier(blip2.model.vision_encoder.name))
-
-
-def mean_features(features: Features) -> Floats:
-    """The mean of each photo's features over the grid: ``[N, D]``."""
-    parts = (range(first, min(first + BATCH, len(features))) for first in range(0, len(features), BATCH))
-    return np.concatenate([all_cells(features, rows).mean(1).numpy() for rows in parts])
 
 
 def training_agreement(expected: ExpectedCaptions, rows: Sequence[int], captions: Sequence[str]) -> Agreement:

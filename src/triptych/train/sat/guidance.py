@@ -3,23 +3,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from triptych.errors import InputError
 from triptych.evidence import Floats
 from triptych.io.files import write_file
-from triptych.logits import to_numpy
 from triptych.models import SatModel
 from triptych.models.encoders import published_classifier
-from triptych.train.cross_fitting import ExpectedWords, cross_fit, photo_sets
+from triptych.train.cross_fitting import ExpectedWords, cross_fit, pooled_features
 from triptych.train.data import TrainingData
-from triptych.train.features import Features
 
 POOLED_FILE = "pooled.npy"  # in the run's folder: pooled features of all training photos, then of all validation photos
-BATCH = 64
 
 
 def expected_words(sat: SatModel, data: TrainingData, run: Path, weight: float, new: bool) -> ExpectedWords:
@@ -27,12 +25,11 @@ def expected_words(sat: SatModel, data: TrainingData, run: Path, weight: float, 
 
     Raises InputError: the features in ``run`` are missing, or of other photos.
     """
-    sets = [each.features for each in photo_sets(data)]
     if new:
-        pooled = np.concatenate([pooled_features(sat, each) for each in sets])
+        pooled = pooled_features(data, annotation_mean(sat))
         write_file(run / POOLED_FILE, lambda file: np.save(file, pooled))
     else:
-        pooled = read_pooled(run / POOLED_FILE, sum(map(len, sets)))
+        pooled = read_pooled(run / POOLED_FILE, sum(len(each.photos) for each in (*data.train, *data.validation)))
     expected = cross_fit(pooled, data, published_classifier(sat.model.encoder.name))
     return ExpectedWords(expected, sat.vocabulary.word_token, weight)
 
@@ -48,12 +45,7 @@ def read_pooled(path: Path, photos: int) -> Floats:
     return pooled
 
 
-@torch.inference_mode()
-def pooled_features(sat: SatModel, features: Features) -> Floats:
-    """The mean of each photo's annotations over the grid: ``[N, D]``."""
-    encoder = sat.model.encoder
-    device = next(sat.model.parameters()).device
-    batches = (range(first, min(first + BATCH, len(features))) for first in range(0, len(features), BATCH))
-    return np.concatenate(
-        [to_numpy(encoder.tail(features[rows, [0] * len(rows)].to(device)).mean(1)) for rows in batches]
-    )
+def annotation_mean(sat: SatModel) -> Callable[[Tensor], Tensor]:
+    """The mean of photos' annotations over the grid: maps of the trunk ``[B, C, h, w]`` -> ``[B, D]``."""
+    encoder, device = sat.model.encoder, next(sat.model.parameters()).device
+    return lambda maps: encoder.tail(maps.to(device)).mean(1)
