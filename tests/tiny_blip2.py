@@ -54,7 +54,7 @@ def tiny_blip2(with_lm: bool = True, seed: int = 0, scale: float = 0.3) -> Blip2
         if with_lm
         else None
     )
-    model = Blip2(Blip2Config(qformer, feature_dim=8), TinyNet(), lm)
+    model = Blip2(Blip2Config(qformer, feature_dim=8, contrast_weight=7.0), TinyNet(), lm)
     with torch.no_grad():
         for parameter in model.parameters() if scale else ():
             parameter.normal_(0, scale).add_(parameter.ndim == 1)

@@ -23,7 +23,7 @@ from triptych.models import encoders
 from triptych.nn.cnn import EfficientNetLite
 from triptych.tasks import Blip2Tasks, FlamingoTasks, SatTasks, load
 from triptych.tasks.asking import PictureQuestion
-from triptych.tasks.reranking import MATCHING_WEIGHT, OF_ANSWERS, OF_CAPTIONS
+from triptych.tasks.reranking import OF_ANSWERS, OF_CAPTIONS
 from triptych.text.consensus import FILE, LABEL_SCALE, Consensus, QuantizedLinear, read_consensus, with_labels
 from triptych.train.consensus import fit_consensus
 
@@ -234,6 +234,7 @@ def test_the_score_of_matching_counts_agreement(tmp_path: Path) -> None:
         [Image.new("RGB", (64, 64), "red"), Image.new("RGB", (64, 48), "blue")],
         ["cat", "dog"],
     )
+    assert tasks.spec.contrast_weight == 7.0  # as much as the cosine's
     before = tasks.match(images, texts)
 
     class Agreement:
@@ -248,7 +249,7 @@ def test_the_score_of_matching_counts_agreement(tmp_path: Path) -> None:
     tasks.consensus_file = tmp_path / FILE
     tasks.__dict__["consensus"] = Agreement()
     for n, (plain, counted) in enumerate(zip(before, tasks.match(images, texts), strict=True)):
-        assert counted.rerank == pytest.approx(plain.rerank + MATCHING_WEIGHT * 0.1 * (n + 1), abs=1e-4)
+        assert counted.rerank == pytest.approx(plain.rerank + tasks.spec.contrast_weight * 0.1 * (n + 1), abs=1e-4)
         assert replace(counted, rerank=0.0) == replace(plain, rerank=0.0)
 
 

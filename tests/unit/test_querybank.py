@@ -12,7 +12,6 @@ from tiny_blip2 import blip2_tasks
 from triptych.data import Photo
 from triptych.errors import InputError
 from triptych.tasks.querybank import OFFSET_WEIGHT, QUERYBANK_FILE, SHARPNESS, Offsets, Querybank, read_querybank
-from triptych.tasks.reranking import MATCHING_WEIGHT
 from triptych.text.consensus import Consensus, unit
 from triptych.train.consensus import collect_querybank, fit_consensus
 
@@ -113,7 +112,7 @@ def test_the_score_of_matching_loses_the_offsets(consensus: Consensus, tmp_path:
     agreement = of_model.agreement(pooled, texts)
     for plain, found in zip(before, tasks.match(images, texts), strict=True):
         similarity = agreement[found.image, found.text] - of_photos[found.image] - of_texts[found.text]
-        assert found.rerank == pytest.approx(plain.rerank + MATCHING_WEIGHT * similarity, abs=1e-3)
+        assert found.rerank == pytest.approx(plain.rerank + tasks.spec.contrast_weight * similarity, abs=1e-3)
         assert found.itm_prob == pytest.approx(plain.itm_prob)
         assert tasks.similarity(images, texts)[found.image, found.text] == pytest.approx(
             found.itc_cosine + similarity, abs=1e-4

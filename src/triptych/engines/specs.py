@@ -53,4 +53,5 @@ def blip2_spec(
         words_once=config.search.words_once,
         answers=config.search.answers(),
         start_id=config.lm.t5.start_id if config.lm and config.lm.t5 else None,
+        contrast_weight=model.contrast_weight,
     )

@@ -74,8 +74,8 @@ class FlamingoConfig:
 class Blip2Config:
     """``feature_dim``: width of the features for contrast; None = without the heads of the first stage.
     ``normalise``: a LayerNorm before the Q-Former, for encoders that end without one (CNNs).
-    ``contrast_weight``: weight of the cosine in the score that retrieval re-ranks by. Published models have 1; for a model whose matching
-    is weaker than its contrast it was chosen on validation photos.
+    ``contrast_weight``: weight of the cosine in the score that retrieval re-ranks by, and of what a consensus adds to it. Published models
+    have 1; for a model whose matching is weaker than its contrast it was chosen on validation photos.
     ``instructed``: the Q-Former reads the question (InstructBLIP).
     ``writer``: what writes captions by default, the language model or the Q-Former itself (ITG).
     ``writes``: the heads have the layers that write captions; transformers' files lack them."""

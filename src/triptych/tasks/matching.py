@@ -19,7 +19,7 @@ from triptych.tasks.answer import Match
 from triptych.tasks.asking import Photos, as_list
 from triptych.tasks.photos import ArrayMemory, PhotoMemory, over_photos
 from triptych.tasks.querybank import Offsets, read_querybank
-from triptych.tasks.reranking import MATCHING_WEIGHT, Reranking
+from triptych.tasks.reranking import Reranking
 from triptych.tasks.words import join_word_pieces, sum_over_words
 
 MATCHED_TOGETHER = 256  # pairs of a photo and a text
@@ -160,7 +160,7 @@ class Blip2Matching(Reranking):
             (itc_images, *_), scores = zip(*(self.engine.match(some, *part) for part in read), strict=True)
             columns = MatchArrays(*(np.concatenate(same, 1) for same in zip(*scores, strict=True)))
             agreement = self.normalised_agreement(self.engine.pooled(some), itc_images, texts, itc_texts)
-            columns = columns._replace(rerank=columns.rerank + MATCHING_WEIGHT * agreement)
+            columns = columns._replace(rerank=columns.rerank + np.float32(self.spec.contrast_weight) * agreement)
             for i in range(len(some)):
                 rows = zip(*(column[i].tolist() for column in columns), strict=True)
                 matches += [Match(first + i, t, *numbers) for t, numbers in enumerate(rows)]

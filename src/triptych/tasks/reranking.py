@@ -25,7 +25,6 @@ from triptych.text.consensus import Consensus, read_consensus, tokens_of_words
 from triptych.text.questions import asks_for_number
 
 EXPECTED_WORDS = 6  # in the evidence
-MATCHING_WEIGHT = 15.0  # of the agreement and the offsets in the score that matching sorts by: as much as the cosine's
 
 Decode = Callable[[Sequence[int]], str]  # the ids of a text -> the text
 

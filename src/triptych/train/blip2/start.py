@@ -39,6 +39,8 @@ from triptych.train.recipe import recipe_with
 from triptych.train.sources import Sources
 from triptych.train.trainer import train_bridges
 
+CONTRAST_WEIGHT = 40.0  # of models that begin here: of a few thousand photos matching learns less than contrast (docs/lab-notebook.md)
+
 
 def train_blip2(sources: Sources, run: Path, recipe: Blip2Recipe) -> dict[str, Any] | None:
     """``triptych train blip2``: train in the folder ``run``; ``run/best`` is the checkpoint with the best validation.
@@ -95,7 +97,8 @@ def new_blip2(start: Blip2Start) -> Blip2Model:
     weights = None if start.encoder_weights is None else Path(start.encoder_weights)
     vision = vision_encoder(start.encoder, weights=weights, image_size=start.image_size)
     words = WordPieces.read(part_path("minilm-l6", "vocab.txt"))
-    model = Blip2(Blip2Config(QFormerConfig(vision.dim, queries=start.queries)), vision, None)
+    qformer = QFormerConfig(vision.dim, queries=start.queries)
+    model = Blip2(Blip2Config(qformer, contrast_weight=CONTRAST_WEIGHT), vision, None)
     load_bert(model.qformer, load_tensors(part_path("minilm-l6")))
     config = CheckpointConfig(system="blip2", model=model.config, encoder=encoder_spec(vision))
     return Blip2Model(model, words, None, blip2_search(None), config)
