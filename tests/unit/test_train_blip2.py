@@ -26,12 +26,14 @@ from triptych.train.blip2.batches import PICTURE, AnsweredQuestion, CaptionTexts
 from triptych.train.blip2.objective import all_processes
 from triptych.train.blip2.prompts import blip2_caption_prompt
 from triptych.train.blip2.recipe import Blip2Recipe
+from triptych.train.blip2.start import train_blip2
 from triptych.train.blip2.trainer import Blip2Trainer, blip2_parameter_groups
 from triptych.train.blip2.validation import write_blip2_captions
 from triptych.train.crops import crop_cells
 from triptych.train.data import PhotoSet, TrainingData
 from triptych.train.features import cached_features
 from triptych.train.recipe import make_recipe
+from triptych.train.sources import Sources
 from triptych.train.trainer import train_bridges
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
@@ -196,9 +198,19 @@ def test_validation_counts_the_agreement(tmp_path: Path) -> None:
     assert made.figures(second)["R@1"] == 0 < before
 
 
-def test_agreement_is_part_of_contrast() -> None:
-    with pytest.raises(InputError, match="--agreement is part of contrast"):
-        make_recipe(Blip2Recipe, {"stage": 2, "agreement": 1.0, "weights": {"caption": 1.0}})
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (
+            {"stage": 2, "init": "blip2", "agreement": 1.0, "weights": {"caption": 1.0}},
+            "--agreement is part of contrast",
+        ),
+        ({"stage": 1, "guidance": 1.0}, "--guidance is part of captions"),
+    ],
+)
+def test_what_no_term_would_use_is_refused(settings: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=reason):
+        train_blip2(Sources((tmp_path,)), tmp_path / "run", make_recipe(Blip2Recipe, settings))
 
 
 @pytest.fixture
@@ -258,8 +270,3 @@ def test_validation_captions_are_guided(tmp_path: Path, monkeypatch: pytest.Monk
     made.figures(photos)
     unguided, with_nothing, guided = written
     assert len(unguided) == 6 and unguided == with_nothing != guided
-
-
-def test_guidance_is_part_of_captions() -> None:
-    with pytest.raises(InputError, match="--guidance is part of captions"):
-        make_recipe(Blip2Recipe, {"stage": 1, "guidance": 1.0})

@@ -128,12 +128,6 @@ class Blip2Recipe(Settings):
             raise InputError(f"stage 1 has no language model: its terms are {', '.join(sorted(FIRST_STAGE))}")
         if self.terms.get("scst") and self.batch.captions_per_photo < 2:
             raise InputError("samples of a photo are compared with one another: captions_per_photo must be 2 or more")
-        if self.rates.agreement and not self.terms.get("itc"):
-            raise InputError("--agreement is part of contrast: give it a weight, such as --weight itc=1")
-        if self.rates.guidance and not self.terms.get("caption"):
-            raise InputError(
-                "--guidance is part of captions by the language model: give them a weight, such as --weight caption=1"
-            )
         if self.loop.batch_size < 2:
             raise InputError("a batch of 1: BLIP-2 compares the photos of a batch, so it needs 2 or more")
 

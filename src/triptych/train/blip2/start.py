@@ -55,6 +55,12 @@ def train_blip2(sources: Sources, run: Path, recipe: Blip2Recipe) -> dict[str, A
     """
     if recipe.stage > 1 and recipe.start.init is None:
         raise InputError(f"stage {recipe.stage} goes on from an earlier one: name its checkpoint with --init")
+    if recipe.rates.agreement and not recipe.terms.get("itc"):
+        raise InputError("--agreement is part of contrast: give it a weight, such as --weight itc=1")
+    if recipe.rates.guidance and not recipe.terms.get("caption"):
+        raise InputError(
+            "--guidance is part of captions by the language model: give them a weight, such as --weight caption=1"
+        )
     splits = open_sources(sources, recipe.questions_only)
     torch.manual_seed(recipe.loop.seed)
     blip2, recipe = starting_model(recipe)
