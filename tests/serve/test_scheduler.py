@@ -276,6 +276,13 @@ def assert_as_alone(engine: Any, inputs: Sequence[Any], searches: Sequence[Searc
     def joint_steps() -> Any:
         joint = engine.joint_steps()
         joint.enough_rows = 100  # all have room
+        step = joint.step
+
+        def slow_step(*given: Any) -> Any:
+            time.sleep(0.01)  # long enough for the others to arrive
+            return step(*given)
+
+        joint.step = slow_step
         return joint
 
     shared = SharedEngine(engine, joint_steps, sizes.append, lanes)
