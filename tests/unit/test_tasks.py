@@ -96,6 +96,17 @@ def test_streaming_writes_the_greedy_caption(captioner: tasks.SatTasks, photos: 
     assert tuple(captioner.stream(photos[0])) == captioner.caption(photos[0], beams=1).tokens
 
 
+def test_captions_their_words_and_streams_have_the_right_articles(
+    captioner: tasks.SatTasks, photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Capitals stand for what is corrected."""
+    monkeypatch.setattr(WordVocabulary, "correct_articles", lambda self, words: map(str.upper, words))
+    answer = captioner.caption(photos[0], beams=1, explain=True)
+    assert answer.text == answer.text.upper() != answer.text.lower()
+    assert answer.evidence is not None and answer.evidence.words == answer.tokens == tuple(captioner.stream(photos[0]))
+    assert all(word == word.upper() for word in answer.tokens)
+
+
 def test_a_photo_is_encoded_once(
     captioner: tasks.SatTasks, photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

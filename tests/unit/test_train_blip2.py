@@ -25,8 +25,8 @@ from triptych.text.tokenizer import TextTokenizer
 from triptych.train.blip2.batches import PICTURE, AnsweredQuestion, CaptionTexts
 from triptych.train.blip2.objective import all_processes
 from triptych.train.blip2.prompts import blip2_caption_prompt
-from triptych.train.blip2.recipe import Blip2Recipe
-from triptych.train.blip2.start import train_blip2
+from triptych.train.blip2.recipe import Blip2Recipe, Blip2Start
+from triptych.train.blip2.start import new_blip2, train_blip2
 from triptych.train.blip2.trainer import Blip2Trainer, blip2_parameter_groups
 from triptych.train.blip2.validation import write_blip2_captions
 from triptych.train.crops import crop_cells
@@ -196,6 +196,17 @@ def test_validation_counts_the_agreement(tmp_path: Path) -> None:
     own = made.expected.consensus.vectors(texts).reshape(len(second.photos), -1, made.expected.directions.shape[1])
     made.expected.directions[-len(second.photos) :] = -100 * own.mean(1)
     assert made.figures(second)["R@1"] == 0 < before
+
+
+def test_a_new_model_sorts_by_contrast_more_than_by_matching(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\ndog\n")
+    monkeypatch.setattr(
+        "triptych.train.blip2.start.vision_encoder", lambda *given, **settings: tiny_blip2().model.vision_encoder
+    )
+    monkeypatch.setattr("triptych.train.blip2.start.part_path", lambda *given: tmp_path / "vocab.txt")
+    monkeypatch.setattr("triptych.train.blip2.start.load_tensors", lambda path: {})
+    monkeypatch.setattr("triptych.train.blip2.start.load_bert", lambda qformer, tensors: None)
+    assert new_blip2(Blip2Start()).model.config.contrast_weight == 40
 
 
 @pytest.mark.parametrize(

@@ -201,8 +201,8 @@ class Blip2Spec:
     """``tokenizer`` None: there is no language model. ``instructed``: the Q-Former reads the question. ``matches``: it has the heads of the
     first stage. ``writes``: it can write captions (ITG). ``writer``: the default, ``lm`` or ``qformer``. ``words_once``: captions
     name each thing only once. ``answers``: settings in which the search of answers differs from ``search``. ``start_id``: what
-    the decoder of a T5, which reads the prompt with its encoder, begins with. ``contrast_weight``: of the cosine in the score that matching
-    sorts by."""
+    the decoder of a T5, which reads the prompt with its encoder, begins with. ``contrast_weight``: of the cosine, and of what a
+    consensus adds to it, in the score that matching sorts by."""
 
     words: WordPieces
     tokenizer: TextTokenizer | None
