@@ -1,7 +1,8 @@
 """The Q-Former (BLIP-2, Li et al. 2023, section 3.1): learned queries that read a photo, alone or together with a text.
 
 A BERT whose self-attention is shared by queries and text. In every second layer the queries also attend to the photo; they have
-feed-forward layers of their own. The three objectives differ in the self-attention mask (``masks.itc``, ``itm``, ``itg``).
+feed-forward layers of their own. The three objectives differ in the self-attention mask (drawn in ``masks.itc``, ``itm``, ``itg``):
+``encode_image`` and ``encode_text`` are contrast, one side at a time; ``encode_both`` is matching; ``continue_text`` is grounded generation.
 
 Shapes (legend in ``nn/attention.py``): ``image_features [B, L, Dv]`` of B photos; R rows of queries and text, R = B * K. The K rows of a
 photo are adjacent, so that its keys and values are computed once for all its texts. Q queries, T tokens, D width, H heads.
@@ -113,6 +114,7 @@ class QFormerLayer(nn.Module):
         Returns:
             the new ``x``, the self-attention's keys and values, and its maps ``with_maps``.
         """
+        # BLIP-2 section 3.1: queries and text share self-attention
         attended, kv = self.self_attention(x, mask, past)
         query, text = attended[:, :queries], attended[:, queries:]
         cells = None
@@ -120,6 +122,7 @@ class QFormerLayer(nn.Module):
             cells = self.cross_attention.maps(query, image) if with_maps else None
             query = self.cross_attention(query, image)
         maps = Maps(cells, self.self_attention.attention.weights(x, kv, mask).mean(1)) if with_maps else None
+        # BLIP-2 section 3.1: queries and text have their own feed-forward layers
         return torch.cat([self.query_mlp(query), self.text_mlp(text)], 1), kv, maps
 
 
@@ -236,7 +239,11 @@ class QFormer(nn.Module):
         return self(image, with_maps=with_maps)
 
     def encode_text(self, input_ids: Tensor, text_mask: Tensor) -> QFormerOutput:
-        """Texts alone, for contrast. ``input_ids [R, T]``, ``text_mask [R, T]`` False on padding."""
+        """Texts alone, for contrast. ``input_ids [R, T]``, ``text_mask [R, T]`` False on padding.
+
+        Two passes, ``encode_image`` and this one, are one pass with ``masks.itc``.
+        """
+        # BLIP-2 section 3.1: ITC mask, queries and text apart
         return self(input_ids=input_ids, mask=masks.padding(text_mask))
 
     def encode_both(
@@ -245,14 +252,16 @@ class QFormer(nn.Module):
         """Photos and texts that attend to one another: matching, and queries that read an instruction (Dai et al. 2023)."""
         queries, tokens = self.config.queries, input_ids.shape[1]
         present = F.pad(text_mask.bool(), (queries, 0), value=True)
+        # BLIP-2 section 3.1: ITM mask, all attend to all
         mask = masks.intersection(masks.itm(queries, tokens, input_ids.device), masks.padding(present))
         return self(image, input_ids, mask, with_maps=with_maps)
 
     def continue_text(self, input_ids: Tensor, past: Past, with_maps: bool = False) -> QFormerOutput:
         """The next words of grounded generation ``[R, T]``, the first of them [DEC]; ``past``: of ``encode_image``, or of earlier words.
 
-        Padding may follow the words: no word attends to it.
+        Padding may follow the words: no word attends to it. Queries read once, then text, are one pass with ``masks.itg``.
         """
+        # BLIP-2 section 3.1: ITG mask, text attends to the queries and to earlier text
         mask = masks.causal(input_ids.shape[1], past.length, device=input_ids.device)
         return self(input_ids=input_ids, mask=mask, past=past, with_maps=with_maps)
 

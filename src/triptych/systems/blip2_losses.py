@@ -89,6 +89,7 @@ def itm_pairs(
     Returns:
         ``image_rows [3B]``, ``text_rows [3B]``; the first B pairs match.
     """
+    # BLIP-2 section 3.1: ITM negatives, a photo for each text and a text for each photo
     positive = torch.arange(first, first + len(image_ids), device=image_ids.device)
     image = hard_negatives(text_to_image, image_ids, all_image_ids, generator, easy)
     text = hard_negatives(image_to_text, image_ids, all_image_ids, generator, easy)

@@ -101,7 +101,7 @@ class Resampler(nn.Module):
             if x.shape[1] > len(self.frame_embeddings):
                 raise InputError(f"{x.shape[1]} frames: this model reads {len(self.frame_embeddings)} at most")
             x = x + self.frame_embeddings[: x.shape[1], None]
-        x = x.flatten(1, 2)
+        x = x.flatten(1, 2)  # Flamingo section 2.1: features of all frames, with time embeddings, in one row
         if self.picture_embeddings is not None:
             if numbers is None:
                 raise ValueError("this model needs each picture's number in the prompt: pass numbers")
@@ -109,7 +109,7 @@ class Resampler(nn.Module):
             if len(numbers) and int(numbers.max()) > most:
                 raise InputError(f"{int(numbers.max())} pictures: this model reads {most} at most")
             x = x + self.picture_embeddings[numbers - 1]
-        latents = self.latents.expand(len(x), -1, -1)
+        latents = self.latents.expand(len(x), -1, -1)  # Flamingo section 2.1: learned latents
         for layer in self.layers:
             latents = layer(latents, x, maps)
         return self.norm(latents)

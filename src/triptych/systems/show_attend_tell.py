@@ -226,7 +226,7 @@ def doubly_stochastic_penalty(alpha: Tensor, mask: Tensor, reduction: Literal["s
     The mean over captions.
     """
     attention = (alpha * mask[..., None]).float().sum(-2)  # [B, K, L]
-    squares = (1 - attention) ** 2  # SAT eq. 14: doubly stochastic penalty
+    squares = (1 - attention) ** 2  # SAT section 4.2.1: doubly stochastic penalty
     return (squares.sum(-1) if reduction == "sum" else squares.mean(-1)).mean()
 
 

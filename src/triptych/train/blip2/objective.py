@@ -182,6 +182,7 @@ class Blip2Objective(nn.Module):
         qformer, heads = self.model.qformer, self.model.heads
         assert heads is not None
         input_ids, text_mask = captions
+        # BLIP-2 section 3.1: [DEC] in the place of [CLS]
         dec_ids = input_ids.clone()
         dec_ids[:, 0] = self.dec
         photos = torch.arange(len(input_ids) // k, device=input_ids.device)

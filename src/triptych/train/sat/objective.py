@@ -41,12 +41,14 @@ class CrossEntropy(nn.Module):
         generator = None
         if self.model.config.attention == "hard":
             draws = torch.Generator(maps.device).manual_seed(seed)
+            # SAT section 4.1: expected attention in a share of the steps
             if torch.rand(1, generator=draws, device=maps.device).item() < self.loss.hard_share:
                 generator = draws
         output = self.model(maps, input_ids, generator)
         if generator is not None:
             return self.hard_loss(output, labels)
         penalty = doubly_stochastic_penalty(output.alpha, labels != IGNORED, self.loss.penalty_reduction)
+        # SAT eq. 14: L_d
         return caption_loss(output.logits, labels, self.loss.label_smoothing) + self.loss.penalty * penalty
 
 
