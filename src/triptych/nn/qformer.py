@@ -2,7 +2,7 @@
 
 A BERT whose self-attention is shared by queries and text. In every second layer the queries also attend to the photo; they have
 feed-forward layers of their own. The three objectives differ in the self-attention mask (drawn in ``masks.itc``, ``itm``, ``itg``):
-``encode_image`` and ``encode_text`` are contrast, one side at a time; ``encode_both`` is matching; ``continue_text`` is grounded generation.
+contrast is ``encode_image`` and ``encode_text``, one side at a time; matching is ``encode_both``; grounded generation ``continue_text``.
 
 Shapes (legend in ``nn/attention.py``): ``image_features [B, L, Dv]`` of B photos; R rows of queries and text, R = B * K. The K rows of a
 photo are adjacent, so that its keys and values are computed once for all its texts. Q queries, T tokens, D width, H heads.
