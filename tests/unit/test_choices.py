@@ -14,6 +14,7 @@ from triptych.tasks.choices import (
     normalised_logprobs,
 )
 from triptych.text.questions import (
+    Presence,
     about_one_photo,
     asks_for_description,
     asks_for_number,
@@ -22,8 +23,8 @@ from triptych.text.questions import (
     claim_asked_about,
     is_about_all,
     is_yes_no,
+    presence_asked_about,
     statement,
-    thing_asked_for,
 )
 
 
@@ -77,19 +78,51 @@ def test_sides_change_places() -> None:
 
 
 @pytest.mark.parametrize(
-    ("question", "thing"),
+    ("question", "presence"),
     [
-        ("Is there a dog?", "a dog"),
-        ("Is there a dog in the photo?", "a dog"),
-        ("are there any dogs in this picture ?", "dogs"),
-        ("Is there a man on the left?", "a man on the left"),
+        ("Is there a dog?", Presence("a dog")),
+        ("Is there a dog in the photo?", Presence("a dog", "the photo")),
+        ("are there any dogs in this picture ?", Presence("dogs", "this picture")),
+        ("Is there a man on the left?", Presence("a man on the left")),
+        ("Is there a dog in the left photo?", Presence("a dog", "the left photo")),
+        ("Is there a dog in photo 2?", Presence("a dog", "photo 2")),
+        ("Is there a dog in all of the pictures?", Presence("a dog", "all of the pictures")),
+        ("Are there dogs in one of these three photos?", Presence("dogs", "one of these three photos")),
+        ("Is there no dog in the photo?", Presence("dog", "the photo", missing=True)),
+        ("Are there not any dogs here?", Presence("dogs", missing=True)),
+        ("Is there a notebook?", Presence("a notebook")),
         ("Is there a cat or a dog?", None),
         ("Is the dog running?", None),
         ("What is there?", None),
     ],
 )
-def test_things_asked_for(question: str, thing: str | None) -> None:
-    assert thing_asked_for(question) == thing
+def test_things_asked_for(question: str, presence: Presence | None) -> None:
+    assert presence_asked_about(question) == presence
+
+
+@pytest.mark.parametrize(
+    ("where", "count", "pictures", "everywhere"),
+    [
+        ("", 2, [0, 1], False),
+        ("the photos", 2, [0, 1], False),
+        ("any of these photos", 3, [0, 1, 2], False),
+        ("both photos", 2, [0, 1], True),
+        ("each of the pictures", 3, [0, 1, 2], True),
+        ("the right one", 2, [1], False),
+        ("the second photo", 3, [1], False),
+        ("the last photo", 3, [2], False),
+        ("photo 1", 1, [0], False),
+        ("photo 3", 2, [], False),
+        ("the left photo", 3, [], False),
+    ],
+)
+def test_pictures_in_question(where: str, count: int, pictures: list[int], everywhere: bool) -> None:
+    presence = Presence("a dog", where)
+    assert (presence.pictures(count), presence.everywhere) == (pictures, everywhere)
+
+
+def test_a_thing_that_is_missing_is_missing_from_all_pictures() -> None:
+    assert not Presence("dog", "both photos", missing=True).everywhere
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Whether a thing is there: what a model's parts and the consensus say is added up; counts are left to the language model."""
 
+from collections.abc import Callable
 from math import nan
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from PIL import Image
 from tiny_blip2 import blip2_tasks
 from tiny_flamingo import flamingo_tasks
 
-from triptych.tasks import Blip2Tasks
+from triptych.tasks import Answer, Blip2Tasks
 from triptych.tasks.asking import PictureQuestion, total_logprobs
 from triptych.tasks.choices import GREY, YES_NO
 from triptych.tasks.detection import (
@@ -54,16 +55,66 @@ def test_a_thing_is_found_by_all_parts(model: Blip2Tasks, photos: list[Image.Ima
     assert turned.text == ("Yes." if logit > 0 else "No.")
 
 
+def probability_of_yes(answer: Answer) -> float:
+    return float(answer.probabilities["yes"])
+
+
+def expected_probability(logit: float) -> object:
+    return pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("where", "decides"), [("", np.argmax), (" in any photo", np.argmax), (" in both photos", np.argmin)]
+)
 def test_of_several_photos_the_likeliest_decides_and_is_the_evidence(
-    model: Blip2Tasks, photos: list[Image.Image]
+    model: Blip2Tasks, photos: list[Image.Image], where: str, decides: Callable[[list[float]], int]
 ) -> None:
-    logits = [logit_of(model, photo, "a dog") for photo in photos]
-    best = photos[int(np.argmax(logits))]
-    expected = model.match_evidence(best, "a photo of a dog")
     for order in (photos, photos[::-1]):
-        answer = model.ask(order, "Is there a dog?", explain=True)
-        assert answer.probabilities["yes"] == pytest.approx(1 / (1 + np.exp(-max(logits))), abs=1e-4)
-        assert answer.evidence is not None and np.allclose(answer.evidence.maps, expected.maps, atol=1e-5)
+        logits = [logit_of(model, photo, "a dog") for photo in order]
+        best = int(decides(logits))
+        answer = model.ask(order, f"Is there a dog{where}?", explain=True)
+        assert probability_of_yes(answer) == expected_probability(logits[best])
+        assert answer.evidence is not None
+        maps = np.zeros_like(answer.evidence.maps)
+        maps[:, best] = model.match_evidence(order[best], "a photo of a dog").maps[:, 0]
+        np.testing.assert_allclose(answer.evidence.maps, maps, atol=1e-5)
+        assert maps.shape[1] == 2
+
+
+def test_a_question_about_one_of_several_photos_is_about_that_one(model: Blip2Tasks, photos: list[Image.Image]) -> None:
+    for tasks in (model, flamingo_tasks()):
+        alone = [probability_of_yes(tasks.ask(photo, "Is there a dog?")) for photo in photos]
+        for place, names in enumerate(
+            (("left photo", "first picture", "photo 1"), ("right photo", "last one", "photo 2"))
+        ):
+            for name in names:
+                the = "" if name[-1].isdigit() else "the "
+                answer = tasks.ask(photos, f"Is there a dog in {the}{name}?")
+                assert probability_of_yes(answer) == pytest.approx(alone[place], abs=1e-4)
+
+
+def test_no_means_that_no_photo_shows_it(model: Blip2Tasks, photos: list[Image.Image]) -> None:
+    for tasks in (model, flamingo_tasks()):
+        there = probability_of_yes(tasks.ask(photos, "Are there any dogs in the photos?"))
+        missing = probability_of_yes(tasks.ask(photos, "Are there no dogs in the photos?"))
+        assert missing == pytest.approx(1 - there, abs=1e-4)
+
+
+def test_the_photo_without_a_thing_is_the_other_one(model: Blip2Tasks, photos: list[Image.Image]) -> None:
+    for tasks in (model, flamingo_tasks()):
+        shows = tasks.compare(*photos, "Which photo shows a dog?").probabilities
+        lacks = tasks.compare(*photos, "Which photo does not show a dog?").probabilities
+        assert (lacks["left"], lacks["right"]) == pytest.approx((shows["right"], shows["left"]), abs=1e-4)
+
+
+def test_other_names_stand_for_the_photos_in_their_order(model: Blip2Tasks, photos: list[Image.Image]) -> None:
+    for tasks in (model, flamingo_tasks()):
+        expected = tasks.compare(*photos, "Which photo shows a dog?")
+        answer = tasks.compare(*photos, "Which photo shows a dog?", ["a", "b"])
+        assert answer.method == expected.method and answer.text == {"left": "a", "right": "b"}[expected.text]
+        assert [*answer.probabilities.values()] == pytest.approx([*expected.probabilities.values()], abs=1e-4)
+        as_named = tasks.compare(*photos, "Which photo shows a dog?", ["the right one", "the left one"])
+        assert as_named.probabilities["the left one"] == pytest.approx(expected.probabilities["left"], abs=1e-4)
 
 
 def test_a_count_is_for_the_language_model(model: Blip2Tasks, photos: list[Image.Image]) -> None:

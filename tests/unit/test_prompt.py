@@ -13,7 +13,7 @@ from triptych.text.prompt import (
     question_prompt,
     split_at_images,
 )
-from triptych.text.questions import pictures_named_by, statement
+from triptych.text.questions import WhichPicture, pictures_named_by, statement, which_picture
 
 
 def test_one_text_more_than_pictures() -> None:
@@ -66,6 +66,28 @@ def test_an_empty_question_is_refused(question: str) -> None:
 )
 def test_statements(question: str, expected: str) -> None:
     assert statement(question) == expected
+
+
+@pytest.mark.parametrize(
+    ("question", "wanted"),
+    [
+        ("Which photo shows a dog?", WhichPicture("a dog")),
+        ("Which photo does not show a dog?", WhichPicture("a dog", missing=True)),
+        ("Which photo doesn't have a dog?", WhichPicture("a dog", missing=True)),
+        ("Which photo has no dogs?", WhichPicture("dogs", missing=True)),
+        ("In which photo is there not a dog?", WhichPicture("a dog", missing=True)),
+        ("In which picture can't you see any dogs?", WhichPicture("dogs", missing=True)),
+        ("In which picture can you not see a dog?", WhichPicture("a dog", missing=True)),
+        ("Which photo is without a dog?", WhichPicture("a dog", missing=True)),
+        ("Which one lacks a dog?", WhichPicture("a dog", missing=True)),
+        ("Which photo shows a notice?", WhichPicture("a notice")),
+        ("Which photo shows a dog that isn't running?", None),
+        ("Which photo shows a man with no hat?", None),
+        ("What is the man doing?", None),
+    ],
+)
+def test_what_the_picture_that_is_asked_for_shows(question: str, wanted: WhichPicture | None) -> None:
+    assert which_picture(question) == wanted
 
 
 @pytest.mark.parametrize(

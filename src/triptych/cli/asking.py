@@ -29,12 +29,12 @@ from triptych.cli.folders import FolderOptions, as_descriptions, describe_folder
 from triptych.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from PIL.Image import Image
 
     from triptych.folders.pipeline import Describe, Description
-    from triptych.tasks import Answers
+    from triptych.tasks import Answer, Answers
 
 QuestionOption = Annotated[
     str, typer.Option("--question", "-q", help="The question; <image> in it marks the place of a photo.")
@@ -69,7 +69,8 @@ def ask(
     options, settings = replace(options, as_json=as_json, device=device), without_none(beams=beams)
     if not options.given and not any(Path(image).is_dir() for image in images):
         answerer = load_answerer(model, precision, device)
-        answer_question(answerer, images, question, choices, explain, as_json, **settings)
+        answer = partial(answerer.ask, question=question, choices=choices, **settings)
+        print_answer(answerer, images, question, answer, explain, as_json)
         return
     if explain is not None:
         raise InputError("--explain draws one question: leave out folders, --out, --recursive and --sidecar")
@@ -113,28 +114,35 @@ def compare(
 ) -> None:
     """Say which of two photos is the answer to a question. Such as: which photo shows a dog?"""
     from triptych.tasks import load_answerer
+    from triptych.tasks.asking import SIDES
 
     check_html("--explain", explain)
     answerer = load_answerer(model, precision, device)
-    answer_question(answerer, [left, right], question, choices or ["left", "right"], explain, as_json)
+
+    def answer(photos: Sequence[Image], *, explain: bool) -> Answer:
+        return answerer.compare(photos[0], photos[1], question, choices or SIDES, explain=explain)
+
+    print_answer(answerer, [left, right], question, answer, explain, as_json)
 
 
-def answer_question(
+def print_answer(
     answerer: Answers,
     images: list[str],
     question: str,
-    choices: list[str] | None,
+    answer_about: Callable[..., Answer],
     explain: Path | None,
     as_json: bool,
-    **settings: Any,
 ) -> None:
-    """Answer one question about ``images``, with a page of where the model looked if ``explain`` names one."""
+    """Print the answer to one question about ``images``, and write a page of where the model looked if ``explain`` names one.
+
+    ``answer_about(photos, explain=...)``: the answer.
+    """
     from triptych.figures.page import PageEntry
     from triptych.io.images import load_image
 
     photos = [load_image(image) for image in images]
     report_unknown(answerer, question)
-    answer = answerer.ask(photos, question, choices, explain=explain is not None, **settings)
+    answer = answer_about(photos, explain=explain is not None)
     emit({"images": images, "question": question, **answer.to_record("answer")}, as_json, answer.text)
     if explain is not None:
         write_page(explain, [PageEntry(tuple(photos), (reading(answer),), question=question)], "Where the model looked")

@@ -28,18 +28,22 @@ from triptych.tasks.photos import ArrayMemory
 from triptych.text.prompt import IMAGE
 from triptych.text.questions import (
     Claim,
+    Presence,
+    WhichPicture,
     asks_for_description,
     claim_asked_about,
     is_yes_no,
+    named_pictures,
     pictures_named_by,
-    statement,
-    thing_asked_for,
+    presence_asked_about,
+    which_picture,
 )
 
 Photos = ImageSource | Sequence[ImageSource]
 
 LanguageSpec = TypeVar("LanguageSpec", FlamingoSpec, Blip2Spec)
 
+SIDES = ("left", "right")  # the names of two photos
 BLIND_SCORE_BYTES = 2**20  # of remembered log-probabilities of choices without photos
 
 
@@ -162,8 +166,14 @@ class Answerer(Generic[LanguageSpec]):
         *,
         explain: bool = False,
     ) -> Answer:
-        """Answer a question with one of two photos, by their names in ``choices``. Raises as ``ask``."""
-        return self.ask([left, right], question, choices, explain=explain)
+        """Answer a question with one of two photos, by their names in ``choices``: ``left`` and ``right``, or any two others, of which the
+        first is for the first photo. Raises as ``ask``."""
+        names = check_choices(choices)
+        if len(names) != len(SIDES) or any(named_pictures(names, 2)) or which_picture(question) is None:
+            return self.ask([left, right], question, choices, explain=explain)
+        answer = self.ask([left, right], question, SIDES, explain=explain)
+        assert answer.scores is not None
+        return as_choice(answer, names, np.array([answer.scores[side] for side in SIDES]), answer.method)
 
     def answer_questions(
         self, questions: Sequence[PictureQuestion], explain: bool, settings: Mapping[str, Any]
@@ -203,13 +213,14 @@ class Answerer(Generic[LanguageSpec]):
     def choose(self, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
         """The most likely choice, by ``choose_picture``, ``detect``, ``judge`` or ``choose_answer``, depending on the question."""
         pictures = len(question.images)
-        places = pictures_named_by(question.text, choices, pictures)
-        if places is not None and self.picks_pictures:
+        places, wanted = pictures_named_by(question.text, choices, pictures), which_picture(question.text)
+        if places is not None and wanted is not None and self.picks_pictures:
             names = [choices[places.index(n)] for n in range(pictures)]
-            return self.choose_picture(statement(question.text), question.images, names, explain)
+            return self.choose_picture(wanted, question.images, names, explain)
         if self.detects and sorted(forms_for_scoring(choices)) == sorted(YES_NO):
-            if (thing := thing_asked_for(question.text)) is not None:
-                return self.detect(thing, question, choices, explain)
+            presence = presence_asked_about(question.text)
+            if presence is not None and presence.pictures(pictures):
+                return self.detect(presence, question, choices, explain)
             claim = claim_asked_about(question.text)
             if claim is not None and pictures == 1 and not self.spec.prompts.published:
                 return self.judge(claim, question, choices, explain)
@@ -271,12 +282,14 @@ class Answerer(Generic[LanguageSpec]):
         """A scored choice as an answer; ``explain``: with evidence."""
         raise NotImplementedError
 
-    def choose_picture(self, text: str, images: Sequence[ImageSource], names: Sequence[str], explain: bool) -> Answer:
-        """The name of the picture that shows ``text``; ``Answer.scores`` by the pictures' ``names``."""
+    def choose_picture(
+        self, wanted: WhichPicture, images: Sequence[ImageSource], names: Sequence[str], explain: bool
+    ) -> Answer:
+        """The name of the picture that is ``wanted``; ``Answer.scores`` by the pictures' ``names``."""
         raise NotImplementedError
 
-    def detect(self, thing: str, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
-        """Whether one of the pictures of ``question`` shows ``thing``; ``choices``: yes and no as the caller spelt them."""
+    def detect(self, presence: Presence, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
+        """Whether a thing is present in the pictures of ``question``; ``choices``: yes and no as the caller spelt them."""
         raise NotImplementedError
 
     def judge(self, claim: Claim, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
@@ -299,6 +312,12 @@ def as_yes_or_no(answer: Answer, choices: Sequence[str], logit: float, method: M
     """An answer whose text is yes or no, as the two ``choices`` spell them; ``logit``: of yes."""
     yes_first = forms_for_scoring(choices)[0] == "yes"
     return as_choice(answer, choices, normalised_logprobs([logit, 0.0] if yes_first else [0.0, logit]), method)
+
+
+def deciding_picture(presence: Presence, logits: Sequence[float]) -> int:
+    """Of the pictures in question that which decides, given the logit that each shows the thing: the likeliest, or if all must show it,
+    the least likely."""
+    return int(np.argmin(logits) if presence.everywhere else np.argmax(logits))
 
 
 def total_logprobs(hypotheses: Sequence[Hypothesis]) -> NDArray[np.float64]:

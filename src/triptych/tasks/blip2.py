@@ -20,11 +20,12 @@ from triptych.tasks.asking import (
     PictureQuestion,
     as_choice,
     as_yes_or_no,
+    deciding_picture,
     total_logprobs,
 )
 from triptych.tasks.choices import YES_NO, choice_ids, normalised_logprobs, to_hypotheses
 from triptych.tasks.detection import claim_logit, count_logit, detection_logit, gain_of_yes
-from triptych.tasks.each_photo import answer_each_photo, check_each_photo, is_about_each
+from triptych.tasks.each_photo import answer_each_photo, check_each_photo, is_about_each, join_evidence
 from triptych.tasks.matching import Blip2Matching
 from triptych.tasks.photos import DECODED_TOGETHER, over_photos
 from triptych.tasks.reranking import OF_CAPTIONS, BeamChoice, default_beams, with_all_beams
@@ -41,7 +42,7 @@ from triptych.tasks.words import (
     to_answer,
 )
 from triptych.text.prompt import CAPTION_INSTRUCTION, IMAGE, qformer_texts, question_prompt, split_at_images
-from triptych.text.questions import Claim, is_counted, presence_question
+from triptych.text.questions import Claim, Presence, WhichPicture, is_counted, is_yes_no, presence_question
 from triptych.text.tokenizer import TextTokenizer
 from triptych.text.wordpiece import itg_search
 
@@ -224,7 +225,7 @@ class Blip2Tasks(Answerer[Blip2Spec], Blip2Matching):
     # Questions
 
     def check_question(self, question: PictureQuestion) -> None:
-        if self.answers_each_photo(question):
+        if self.answers_each_photo(question) and not is_yes_no(question.text):
             check_each_photo(question, self.name)
         self.prompt_ids(self.question_prompt(question))
 
@@ -277,9 +278,12 @@ class Blip2Tasks(Answerer[Blip2Spec], Blip2Matching):
     def picks_pictures(self) -> bool:
         return self.matches
 
-    def choose_picture(self, text: str, images: Sequence[ImageSource], names: Sequence[str], explain: bool) -> Answer:
-        """The photo that matches ``text`` best, by the score that retrieval sorts by."""
-        scores = normalised_logprobs([match.rerank for match in self.match(list(images), text)])
+    def choose_picture(
+        self, wanted: WhichPicture, images: Sequence[ImageSource], names: Sequence[str], explain: bool
+    ) -> Answer:
+        """The photo that matches the text best, by the score that retrieval sorts by; or worst, where it is missing."""
+        text, sign = wanted.text, -1 if wanted.missing else 1
+        scores = normalised_logprobs([sign * match.rerank for match in self.match(list(images), text)])
         evidence = None
         words, logprobs = tuple(text.split()), (0.0,) * len(text.split())
         if explain:
@@ -292,19 +296,26 @@ class Blip2Tasks(Answerer[Blip2Spec], Blip2Matching):
     def detects(self) -> bool:
         return self.matches and self.answers
 
-    def detect(self, thing: str, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
-        """Yes or no, by the photo likeliest to show ``thing`` (``detection``); a number of things is left to the language model."""
+    def detect(self, presence: Presence, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
+        """Yes or no, by the photo that decides (``detection``); a number of things is left to the language model."""
+        thing, places = presence.thing, presence.pictures(len(question.images))
         if is_counted(thing):
             return self.judge_count(question, choices, explain)
-        text = f"a photo of {thing}"
-        of_each = [PictureQuestion([image], presence_question(thing)) for image in question.images]
+        text, images = f"a photo of {thing}", [question.images[place] for place in places]
+        of_each = [PictureQuestion([image], presence_question(thing)) for image in images]
         blind = gain_of_yes(self.blind_logprobs(of_each[0], YES_NO))
         gains = [gain_of_yes(total_logprobs(self.score_forms(each, YES_NO))) for each in of_each]
-        cosines = (self.itc_images(question.images) @ self.itc_texts([text])[0]).max(1).tolist()
-        presence = self.presence_logits(question.images, [thing])[:, 0].tolist()
-        logits = [detection_logit(gain, blind, *each) for gain, *each in zip(gains, cosines, presence, strict=True)]
-        image = question.images[int(np.argmax(logits))] if explain else None
-        return as_yes_or_no(self.matched_text(text, image), choices, max(logits), "matching")
+        cosines = (self.itc_images(images) @ self.itc_texts([text])[0]).max(1).tolist()
+        expected = self.presence_logits(images, [thing])[:, 0].tolist()
+        logits = [
+            detection_logit(gain, blind, cosine, words)
+            for gain, cosine, words in zip(gains, cosines, expected, strict=True)
+        ]
+        best = deciding_picture(presence, logits)
+        answer = self.matched_text(text, images[best] if explain else None)
+        shown = [answer.evidence if place == places[best] else None for place in range(len(question.images))]
+        logit = -logits[best] if presence.missing else logits[best]
+        return as_yes_or_no(replace(answer, evidence=join_evidence(shown)), choices, logit, "matching")
 
     def judge(self, claim: Claim, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
         """Yes or no, by the language model, contrast and the words to expect (``detection``)."""

@@ -17,13 +17,13 @@ from triptych.evidence import Floats
 from triptych.generate import Hypothesis
 from triptych.io.images import ImageSource
 from triptych.tasks.answer import Answer, TextEnd
-from triptych.tasks.asking import as_choice, as_yes_or_no
+from triptych.tasks.asking import as_choice, as_yes_or_no, deciding_picture
 from triptych.tasks.choices import GREY, normalised_logprobs
 from triptych.tasks.detection import caption_claim_logit, caption_detection_logit
 from triptych.tasks.flamingo_prompts import FlamingoPrompts
 from triptych.tasks.photos import over_photos
 from triptych.tasks.words import Spans, mean_over_words, to_answer
-from triptych.text.questions import Claim, is_counted
+from triptych.text.questions import Claim, Presence, WhichPicture, is_counted
 
 SHARED_GAIN = 3.0  # nats by which a shared thing must be likelier before each picture than before a grey one
 NAMED_THING = re.compile(
@@ -82,29 +82,33 @@ class CaptionLikelihood:
         answer = to_answer(name, tokenizer, [hypothesis], maps if explain else None, method="caption likelihood")
         return replace(answer, end=TextEnd())
 
-    def choose(self, text: str, images: Sequence[ImageSource], names: Sequence[str], explain: bool) -> Answer:
-        """The picture whose caption would sooner begin with ``text``; ``Answer.scores`` by the pictures' ``names``."""
-        scored = [each[0] for each in self.score([text], images)]
-        scores = normalised_logprobs([h.logprob for h in scored])
+    def choose(
+        self, wanted: WhichPicture, images: Sequence[ImageSource], names: Sequence[str], explain: bool
+    ) -> Answer:
+        """The picture whose caption would sooner begin with the text, or less soon, where it is missing; ``Answer.scores`` by the pictures'
+        ``names``."""
+        scored = [each[0] for each in self.score([wanted.text], images)]
+        scores = normalised_logprobs([-h.logprob if wanted.missing else h.logprob for h in scored])
         answer = self.answer(scored[int(scores.argmax())], images, explain)
         return as_choice(answer, names, scores, "caption likelihood")
 
     def detect(
         self,
-        thing: str,
+        presence: Presence,
         images: Sequence[ImageSource],
-        presence: Sequence[float],
+        expected: Sequence[float],
         choices: Sequence[str],
         explain: bool,
     ) -> Answer:
-        """Whether one of the pictures shows ``thing``: how much sooner its caption would begin so than one of a grey picture, and the logit
-        of its ``presence`` in each. ``choices``: yes and no, as they were given."""
+        """Whether a thing is present: how much sooner a picture's caption would begin so than one of a grey picture, and the logit of its
+        presence that is ``expected`` of each picture. ``choices``: yes and no, as they were given."""
+        thing, places = presence.thing, presence.pictures(len(images))
         gains = self.gains([thing], images)[:, 0].tolist()
-        counted = is_counted(thing)
-        logits = [caption_detection_logit(*each, counted) for each in zip(gains, presence, strict=True)]
-        (hypothesis,) = self.score([thing], [images[int(np.argmax(logits))]])[0]
+        logits = [caption_detection_logit(gains[place], expected[place], is_counted(thing)) for place in places]
+        best = deciding_picture(presence, logits)
+        (hypothesis,) = self.score([thing], [images[places[best]]])[0]
         answer = self.answer(hypothesis, images, explain)
-        return as_yes_or_no(answer, choices, max(logits), "caption likelihood")
+        return as_yes_or_no(answer, choices, -logits[best] if presence.missing else logits[best], "caption likelihood")
 
     def judge(self, claim: Claim, image: ImageSource, presence: float, choices: Sequence[str], explain: bool) -> Answer:
         """Whether a claim about a picture is true: how much sooner its caption would begin so than with the noun, and the logit of the

@@ -23,7 +23,7 @@ from triptych.io.images import ImageSource, load_image
 from triptych.tasks.answer import Answer
 from triptych.tasks.words import Pieces, recorded_pieces
 from triptych.text.prompt import DEFAULT_PROMPTS, END, IMAGE, Prompts, question_prompt
-from triptych.text.questions import claim_asked_about, is_about_all, thing_asked_for
+from triptych.text.questions import claim_asked_about, is_about_all, presence_asked_about
 
 CHAT_VERSION = 1
 ANSWER_TOKENS = 48  # of an answer at most
@@ -134,7 +134,7 @@ class Chat:
         latest = next(old.pictures for old in [turn, *reversed(self.turns)] if old.pictures)
         if is_about_all(turn.question) and len(remembered) > 1 and len(turn.pictures) < 2:
             return [*remembered]
-        if len(turn.pictures) > 1 or thing_asked_for(turn.question) is not None:
+        if len(turn.pictures) > 1 or presence_asked_about(turn.question) is not None:
             return [*latest]
         known = not self.turns or claim_asked_about(turn.question) is not None
         return [*latest] if known and not self.prompts.published else None

@@ -34,7 +34,7 @@ from triptych.text.prompt import (
     question_example,
     question_prompt,
 )
-from triptych.text.questions import Claim, asks_what_is_shared
+from triptych.text.questions import Claim, Presence, WhichPicture, asks_what_is_shared
 
 BEAMS_OF_SHARED = 5  # captions of each picture in which a shared thing is looked for
 
@@ -204,12 +204,14 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
         answer = self.prompts.answer([hypothesis], row, question.images if explain else None)
         return replace(answer, recipe=self.prompts.recipe(text))
 
-    def choose_picture(self, text: str, images: Sequence[ImageSource], names: Sequence[str], explain: bool) -> Answer:
-        return self.likelihood.choose(text, images, names, explain)
+    def choose_picture(
+        self, wanted: WhichPicture, images: Sequence[ImageSource], names: Sequence[str], explain: bool
+    ) -> Answer:
+        return self.likelihood.choose(wanted, images, names, explain)
 
-    def detect(self, thing: str, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
-        presence = self.presence_logits(question.images, [thing])[:, 0].tolist()
-        return self.likelihood.detect(thing, question.images, presence, choices, explain)
+    def detect(self, presence: Presence, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
+        expected = self.presence_logits(question.images, [presence.thing])[:, 0].tolist()
+        return self.likelihood.detect(presence, question.images, expected, choices, explain)
 
     def judge(self, claim: Claim, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
         presence = float(self.presence_logits(question.images, [claim.predicate])[0, 0])

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from triptych.text.prompt import IMAGE
 
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 NOUN = r"(?:photo(?:graph)?|picture|image|drawing|one)"
 PHOTO_NOUNS = rf"{NOUN}s?"
 WHICH = re.compile(
@@ -15,11 +16,20 @@ WHICH = re.compile(
     r"(?:(?:shows?|has|have|contains?|depicts?)|is there|(?:there )?(?:is|are)|do(?:es)?(?! (?:you|we))|(?:can|do) (?:you|we) see)? ?",
     re.I,
 )
-YES_NO_START = re.compile(r"(?:is|are|was|were|does|do|did|has|have|had|can|could|will|would) (?!.*\bor\b)", re.I)
-IS_THERE = re.compile(
-    rf"(?:is|are) there (?:any )?(?P<thing>\S.*?)(?: (?:in|on) (?:the|this|these|either|any) {PHOTO_NOUNS}| here)? *\?*",
+NOT = re.compile(  # behind ``WHICH``: "does|n't show a dog", "has |no dog", "is |without a dog"
+    r"(?:(?:n['\u2019]t|not) (?:there (?:is |are )?)?(?:(?:show|have|contain|depict|include|(?:you|we) see) )?(?:any )?"
+    r"|(?:can(?:not|['\u2019]t) (?:you|we)|can (?:you|we) not) see (?:any )?|no |without (?:any )?|lacks? (?:any )?)",
     re.I,
 )
+NEGATION = re.compile(r"\b(?:not|no|without|never)\b|n['\u2019]t\b", re.I)
+YES_NO_START = re.compile(r"(?:is|are|was|were|does|do|did|has|have|had|can|could|will|would) (?!.*\bor\b)", re.I)
+IS_THERE = re.compile(
+    r"(?:is|are) there (?P<no>no |not (?=an? |any ))?(?:any )?(?P<thing>\S.*?)"
+    rf"(?: (?:in|on) (?P<where>(?:(?:the|this|these|those|either|any|(?:at least )?one|each|every|all|both)(?: of)? )*"
+    rf"(?:(?:left|right|last|two|three|four|{'|'.join(ORDINALS)}) )?{PHOTO_NOUNS}(?: \d+)?)| here)? *\?*",
+    re.I,
+)
+EVERY = re.compile(r"\b(?:all|both|each|every)\b", re.I)
 IS_SO = re.compile(r"(?P<be>is|are) (?P<thing>(?:the|this|that|these|those) .*?) *\?*", re.I)
 ACTION_VERB = re.compile(
     r"(?!(?:build|ceil|cloth|even|k|morn|rail|r|str|sw|th|wedd|w)ing$)\w+ing"
@@ -61,19 +71,48 @@ DESCRIBE = re.compile(
     r"(?:,? (?:in|with|using|briefly|please|concisely)\b[^?.]{0,60})? *[.!?]*",
     re.I,
 )
-ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
 ONE_OF_SEVERAL = re.compile(rf"\b(?:left|right|last|{'|'.join(ORDINALS)})\b|\b{NOUN} \d", re.I)
+
+
+def picture_numbers(pictures: int) -> dict[str, int]:
+    """The words that name one of ``pictures`` pictures, and its index: ``left`` of two, ``3``, ``first``, ``last``."""
+    names = {"left": 0, "right": 1} if pictures == 2 else {}
+    names |= {str(n + 1): n for n in range(pictures)} | dict(zip(ORDINALS[:pictures], range(pictures), strict=False))
+    return names | {"last": pictures - 1}
 
 
 def pictures_named_by(question: str, choices: Sequence[str], pictures: int) -> list[int] | None:
     """The picture that each choice names, where a question asks which of the pictures shows something and every picture is one of the
     choices ("left" and "the right one", "photo 3", "the first"); else None."""
-    names = {"left": 0, "right": 1} if pictures == 2 else {}
-    names |= {str(n + 1): n for n in range(pictures)} | dict(zip(ORDINALS[:pictures], range(pictures), strict=False))
-    named = [{names[word] for word in re.findall(r"\w+", choice.lower()) if word in names} for choice in choices]
+    named = named_pictures(choices, pictures)
     places = [min(each) for each in named if len(each) == 1]
-    asks_which = WHICH.match(question.strip()) and IMAGE not in question
-    return places if asks_which and len(choices) == pictures and sorted(places) == list(range(pictures)) else None
+    named_once = len(choices) == pictures and sorted(places) == list(range(pictures))
+    return places if named_once and which_picture(question) is not None else None
+
+
+def named_pictures(texts: Sequence[str], pictures: int) -> list[set[int]]:
+    """The pictures that each text names: ``"the right one"`` -> ``{1}``."""
+    names = picture_numbers(pictures)
+    return [{names[word] for word in re.findall(r"\w+", text.lower()) if word in names} for text in texts]
+
+
+class WhichPicture(NamedTuple):
+    """What the picture shows that a question asks for: ``"Which photo shows a dog in the snow?"`` -> ``a dog in the snow``;
+    ``missing``: what it does not show."""
+
+    text: str
+    missing: bool = False
+
+
+def which_picture(question: str) -> WhichPicture | None:
+    """None: the question does not ask which picture, or says "not" in the middle, as in ``"Which photo shows a man who does not run?"``"""
+    start = WHICH.match(question.strip())
+    if start is None or IMAGE in question:
+        return None
+    rest = question.strip()[start.end() :].rstrip(" ?.")
+    negation = NOT.match(rest)
+    text = rest[negation.end() :] if negation else rest
+    return None if NEGATION.search(text) else WhichPicture(text or question, negation is not None)
 
 
 def statement(question: str) -> str:
@@ -81,7 +120,8 @@ def statement(question: str) -> str:
 
     A question of another kind is taken as it is.
     """
-    return WHICH.sub("", question.strip(), count=1).rstrip(" ?.") or question
+    wanted = which_picture(question)
+    return question.strip().rstrip(" ?.") or question if wanted is None else wanted.text
 
 
 def asks_for_description(question: str) -> bool:
@@ -95,10 +135,33 @@ def is_yes_no(question: str) -> bool:
     return YES_NO_START.match(question.strip()) is not None
 
 
-def thing_asked_for(question: str) -> str | None:
-    """What a question asks to be there: ``"Is there a dog in the photo?"`` -> ``"a dog"``; None for another question."""
+class Presence(NamedTuple):
+    """What a question asks to be there: ``"Is there a dog in both photos?"`` -> ``a dog``, ``both photos``. ``missing``: it asks whether
+    the thing is not there."""
+
+    thing: str
+    where: str = ""
+    missing: bool = False
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether all pictures must show the thing, not only one of them."""
+        return not self.missing and EVERY.search(self.where) is not None
+
+    def pictures(self, count: int) -> list[int]:
+        """The indices of the pictures in question, of ``count``; none: it names one that is not there."""
+        if not names_one_of_several(self.where):
+            return [*range(count)]
+        (named,) = named_pictures([self.where], count)
+        return sorted(named)
+
+
+def presence_asked_about(question: str) -> Presence | None:
+    """``"Is there a dog in the photo?"`` -> ``a dog``; None for a question of another kind."""
     match = IS_THERE.fullmatch(question.strip())
-    return match["thing"] if match and is_yes_no(question) else None
+    if match is None or not is_yes_no(question):
+        return None
+    return Presence(match["thing"], match["where"] or "", match["no"] is not None)
 
 
 class Claim(NamedTuple):
