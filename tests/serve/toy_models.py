@@ -119,9 +119,6 @@ class ToyBlip2(ToySat):
             for t, _ in enumerate(texts)
         ]
 
-    def similarity(self, images: Sequence[Image.Image], texts: Sequence[str]) -> Any:
-        return np.array([[red(image) / 255] * len(texts) for image in images], np.float32)
-
     def itc_texts(self, texts: Sequence[str]) -> Any:
         return np.eye(4, dtype=np.float32)[[len(text) % 4 for text in texts]]
 
@@ -131,7 +128,7 @@ class ToyBlip2(ToySat):
     def search_features(self, images: Sequence[Image.Image]) -> Any:
         return self.itc_images(images), np.zeros((len(images), 0), np.float32)
 
-    similarity_of_features = unused
+    similarity_of_features = search_texts = similarity_to = unused
 
 
 def png(value: int = 7, size: tuple[int, int] = (4, 4)) -> bytes:

@@ -12,8 +12,9 @@ from triptych.text.vocabulary import SPECIALS, WordVocabulary
     ("article", "words"),
     [
         ("an", "airplane elephant igloo orange umbrella usher urban unidentified uninhabited hour honest heir only onion"),
+        ("an", "suv mp3 rv x-ray xbox hd"),
         ("a", "dog zebra house yellow uniform unicycle university usual used urinal utensil ukulele u-turn one one-way"),
-        ("a", "european ewe horse"),
+        ("a", "european ewe horse ufo usb onesie tv bmx dj mr st"),
     ],
 )  # fmt: skip
 def test_the_article_follows_from_the_next_word(article: str, words: str) -> None:

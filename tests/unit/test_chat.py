@@ -187,6 +187,20 @@ def test_a_saved_dialogue_goes_on(model: FlamingoTasks, photos: list[Image.Image
     assert ask(other, "and?") == expected
 
 
+def test_a_question_that_says_where_its_pictures_stand_is_saved_with_the_rest(
+    model: FlamingoTasks, photos: list[Image.Image], tmp_path: Path
+) -> None:
+    chat, path = model.chat(), tmp_path / "chat.json"
+    chat.add(photos[0])
+    chat.add(photos[1])
+    ask(chat, "Is <image> above <image>?")
+    chat.save(path)
+    other = model.chat()
+    other.load(path)
+    assert [turn.question for turn in other.turns] == ["Is <image> above <image>?"]
+    assert ask(other, "and?") == ask(chat, "and?")
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -194,7 +208,7 @@ def test_a_saved_dialogue_goes_on(model: FlamingoTasks, photos: list[Image.Image
         (lambda text: "[]", "not a chat file"),
         (lambda text: text.replace('"triptych_chat": 1', '"triptych_chat": 2'), "version 2"),
         (lambda text: text.replace('"answer"', '"reply"'), "not complete"),
-        (lambda text: text.replace("what?", "<image> what?"), "not complete"),
+        (lambda text: text.replace("what?", "<image> and <image>?"), "not complete"),
         (lambda text: text.replace("data:image/png;base64,", "/etc/passwd"), "not in the file"),
         (lambda text: text.replace("base64,iVBOR", "base64,AAAAA"), "data URL"),
     ],

@@ -157,6 +157,14 @@ def test_rank_weighs_the_whole_logprob_of_answers() -> None:
     assert rank([likely, agreeing], np.array([0.0, 0.12], np.float32), 2) == [agreeing, likely]  # 6 x 0.12 > 0.7
 
 
+def test_a_length_penalty_that_is_given_counts_in_the_choice() -> None:
+    short, long = Hypothesis((1,), (-1.0, -1.0), True), Hypothesis((1, 2, 3), (-0.7,) * 4, True)  # -2.0 and -2.8
+    none = np.zeros(2, np.float32)
+    assert OF_CAPTIONS.with_settings({}).rank([short, long], none, 1) == [long]
+    assert OF_CAPTIONS.with_settings({"length_penalty": 0.0}).rank([short, long], none, 1) == [short]
+    assert OF_ANSWERS.with_settings({"length_penalty": 1.0}).rank([short, long], none, 1) == [long]
+
+
 class LastBeam:
     """A consensus that prefers the last beam of each photo, and no word. ``calls``: the texts of each photo."""
 

@@ -14,7 +14,7 @@ from tiny_flamingo import flamingo_tasks
 
 from triptych.engines.interface import FlamingoInputs, PhotoSpec
 from triptych.io.pixels import PixelSpec
-from triptych.tasks.photos import ArrayMemory, PhotoMemory
+from triptych.tasks.photos import ArrayMemory, PhotoMemory, size_in_memory
 from triptych.tasks.prefix import SLOTS, PrefixMemory, PromptRow, common_prefix_length
 
 
@@ -74,18 +74,25 @@ class Watched(dict):  # type: ignore[type-arg]
 
 
 def test_a_memory_of_arrays_counts_right_under_threads() -> None:
-    memory = ArrayMemory(10 * 80)
+    memory = ArrayMemory(10 * size_in_memory(10, np.zeros(10)))
     watched = Watched()
     memory._arrays = watched  # type: ignore[assignment]
 
     def work(n: int) -> None:
         for i in range(100):
-            memory.put((n + i) % 20, np.zeros(10))
-            memory.get(i % 20)
+            memory.put(10 + (n + i) % 20, np.zeros(10))
+            memory.get(10 + i % 20)
 
     in_threads(work)
     assert not watched.clashes
-    assert len(memory) == 10 and memory._bytes == sum(array.nbytes for array in watched.values()) == 800
+    assert len(memory) == 10 and memory._bytes == memory.limit
+
+
+def test_long_keys_count_as_well() -> None:
+    memory = ArrayMemory(100_000)
+    for n in range(100):
+        memory.put(("x" * 10_000, n), np.zeros(1))
+    assert len(memory) == 9
 
 
 def test_the_last_array_stays_however_large() -> None:

@@ -50,7 +50,7 @@ def test_offsets_are_soft_maxima_over_the_bank(consensus: Consensus) -> None:
         similarity = (queries[row] @ texts.T).max(0) + consensus.agreement(features[row : row + 1], captions)[0]
         assert found == pytest.approx(OFFSET_WEIGHT * soft_maximum(similarity), abs=0.01)
     asked, words = vectors(rng, 3, 8), ["a horse", "dog", "xyz"]
-    for row, found in enumerate(offsets.of_texts(asked, words)):
+    for row, found in enumerate(offsets.of_texts(asked, consensus.vectors(words))):
         similarity = (photos @ asked[row]).max(1) + consensus.agreement(pooled, [words[row]])[:, 0]
         assert found == pytest.approx(OFFSET_WEIGHT * soft_maximum(similarity), abs=0.01)
 
@@ -108,7 +108,7 @@ def test_the_score_of_matching_loses_the_offsets(consensus: Consensus, tmp_path:
     tasks.querybank_file.write_bytes(bank.to_bytes())
     offsets = Offsets(bank, of_model)
     of_photos = offsets.of_photos(tasks.itc_images(images), of_model.expected(pooled))
-    of_texts = offsets.of_texts(tasks.itc_texts(texts), texts)
+    of_texts = offsets.of_texts(tasks.itc_texts(texts), of_model.vectors(texts))
     agreement = of_model.agreement(pooled, texts)
     for plain, found in zip(before, tasks.match(images, texts), strict=True):
         similarity = agreement[found.image, found.text] - of_photos[found.image] - of_texts[found.text]

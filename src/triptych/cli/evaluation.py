@@ -78,7 +78,7 @@ def eval_caption(
 
     from triptych.evaluate.captioning import caption_metrics
     from triptych.tasks import Blip2Tasks, load
-    from triptych.tasks.reranking import OF_CAPTIONS, Reranking
+    from triptych.tasks.reranking import Reranking
 
     if output is not None:
         check_writable(output)
@@ -94,7 +94,10 @@ def eval_caption(
     started = perf_counter()
     texts = write_captions(captioner, photos, data, shots, nearest, settings)
     seconds = perf_counter() - started
-    by_consensus = rerank and not shots and isinstance(captioner, Reranking) and captioner.reranks(settings)
+    choice = None
+    if rerank and not shots and isinstance(captioner, Reranking):
+        choice = captioner.caption_choice(settings)
+    of_choice = {} if choice is None else {"beams": choice.beams, "length_penalty": choice.length_penalty}
     references = {photo.id: photo.captions for photo in photos}
     write_lines(output, ({"id": i, "caption": text, "references": references[i]} for i, text in texts.items()))
     record = {
@@ -102,8 +105,8 @@ def eval_caption(
         "seconds": round(seconds, 1),
         "shots": shots,
         "nearest": nearest,
-        "consensus": by_consensus,
-        "search": {**captioner.info()["search"], **({"beams": OF_CAPTIONS.beams} if by_consensus else {}), **settings},
+        "consensus": choice is not None,
+        "search": captioner.info()["search"] | of_choice | settings,
     }
     if sentence_vectors is not None:
         from triptych.evaluate.floor import caption_floor

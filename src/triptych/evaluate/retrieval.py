@@ -79,12 +79,13 @@ def reranked(
 
     ``photos``: functions that open them, so that not all are in memory. Others than the candidates keep their order below these.
     """
-    text_features = matcher.itc_texts(texts)
+    searched = matcher.search_texts(texts)
     scored = []
     for part in batches(photos, PHOTOS_TOGETHER, "contrast"):
         images = [photo() for photo in part]
-        cosines = (matcher.itc_images(images) @ text_features.T).max(1)
-        scored.append((cosines, matcher.similarity(images, texts)))
+        contrast, pooled = matcher.search_features(images)
+        cosines = (contrast @ searched.features.T).max(1)
+        scored.append((cosines, matcher.similarity_to(searched, contrast, pooled)))
     cosine, similarity = (np.concatenate(each) for each in zip(*scored, strict=True))
     for_photo, for_text = best_of(similarity, candidates, 1), best_of(similarity, candidates, 0)
     scores = np.full_like(similarity, -np.inf)
@@ -92,7 +93,7 @@ def reranked(
         rows = np.flatnonzero(for_photo[i] | for_text[i]).tolist()
         for match in matcher.match(photo(), [texts[row] for row in rows]):
             scores[i, rows[match.text]] = match.rerank
-    below = similarity - 1e4
+    below = similarity + (scores[np.isfinite(scores)].min() - similarity.max() - 1)
     return cosine, similarity, np.where(for_text, scores, below), np.where(for_photo, scores, below)
 
 

@@ -28,7 +28,7 @@ from triptych.tasks.detection import claim_logit, count_logit, detection_logit, 
 from triptych.tasks.each_photo import answer_each_photo, check_each_photo, is_about_each, join_evidence
 from triptych.tasks.matching import Blip2Matching
 from triptych.tasks.photos import DECODED_TOGETHER, over_photos
-from triptych.tasks.reranking import OF_CAPTIONS, BeamChoice, default_beams, with_all_beams
+from triptych.tasks.reranking import BeamChoice, default_beams, with_all_beams
 from triptych.tasks.words import (
     Pieces,
     Spans,
@@ -48,6 +48,7 @@ from triptych.text.wordpiece import itg_search
 
 MAX_PHOTOS = 16  # of one question
 WRITERS = ("lm", "qformer")  # of captions
+ANSWERS = {"max_new_tokens": 20}  # settings of the search for answers
 
 
 class PhotoPrompt(NamedTuple):
@@ -146,7 +147,7 @@ class Blip2Tasks(Answerer[Blip2Spec], Blip2Matching):
         if self.choose_writer(writer, prompt) == "qformer":
             return self.grounded_captions(images, explain, **settings)
         text = self.spec.prompts.caption if prompt is None else f"{IMAGE}{prompt}"
-        choice = OF_CAPTIONS if rerank and prompt is None and self.reranks(settings) else None
+        choice = self.caption_choice(settings) if rerank and prompt is None else None
         search = self.caption_search(**default_beams(choice) | settings)
         prompts = [PhotoPrompt(text, [image]) for image in images]
         return self.write(prompts, search, explain, as_sentence=prompt is None, choice=choice)
@@ -206,6 +207,8 @@ class Blip2Tasks(Answerer[Blip2Spec], Blip2Matching):
         """A caption, or the answer to a question, piece by piece as it is written (greedy, or sampled with a ``temperature``)."""
         if question is not None and self.wants_caption([image], question):
             question = None
+        if question is None and self.choose_writer(None, None) == "qformer":
+            return (yield from in_one_piece(self.caption(image, **settings)))
         if question is not None:
             picture_question = PictureQuestion([image], question)
             if self.scores_answer(picture_question, settings) or self.reranks_answer(picture_question, settings):
@@ -218,7 +221,7 @@ class Blip2Tasks(Answerer[Blip2Spec], Blip2Matching):
             search = self.caption_search(**({"beams": 1} | settings))
             guidance = self.guidance(self.pooled([image])) if self.reranks(settings) else None
         else:
-            search = self.search(**(dict(self.spec.answers) | {"beams": 1} | settings))
+            search = self.search(**(ANSWERS | dict(self.spec.answers) | {"beams": 1} | settings))
         tokens = stream(self.engine, [row.pieces], search, guidance, self.prompt_tokens(row))
         return (yield from decode_pieces(self.tokenizer, tokens, row.length))
 
@@ -243,7 +246,7 @@ class Blip2Tasks(Answerer[Blip2Spec], Blip2Matching):
         answers = {i: answer_each_photo(self, questions[i], explain, settings) for i in each}
         together = {i: question for i, question in enumerate(questions) if i not in answers}
         for choice, chosen in self.by_choice(together, settings):
-            defaults = {"max_new_tokens": 20} | dict(self.spec.answers) | default_beams(choice)
+            defaults = ANSWERS | dict(self.spec.answers) | default_beams(choice)
             prompts = [self.question_prompt(questions[i]) for i in chosen]
             written = self.write(prompts, self.search(**defaults | dict(settings)), explain, choice=choice)
             answers |= zip(chosen, written, strict=True)

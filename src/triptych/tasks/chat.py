@@ -236,13 +236,22 @@ def read_chat(path: Path) -> list[Turn]:
         return [
             Turn(
                 tuple(shrink(url) for url in data_urls(turn["pictures"], path)),
-                without_marks(turn["question"]),
+                question_of(turn, len(turn["pictures"])),
                 without_marks(turn["answer"]),
             )
             for turn in content["turns"]
         ]
     except (KeyError, TypeError):
         raise InputError(f"{path}: a turn of this chat is not complete") from None
+
+
+def question_of(turn: Any, pictures: int) -> str:
+    """The question of a saved turn. Raises TypeError: it is no text, or marks the places of another number of pictures."""
+    question = turn["question"]
+    if isinstance(question, str) and question.count(IMAGE) == pictures:
+        without_marks(question.replace(IMAGE, ""))
+        return question
+    return without_marks(question)
 
 
 def without_marks(text: Any) -> str:

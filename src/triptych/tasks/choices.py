@@ -33,10 +33,39 @@ IRREGULAR = {
     "buses": "bus", "men": "man", "women": "woman", "children": "child", "people": "person", "feet": "foot", "teeth": "tooth",
     "geese": "goose",
     "mice": "mouse", "knives": "knife", "wolves": "wolf", "leaves": "leaf", "shelves": "shelf", "loaves": "loaf", "scarves": "scarf",
+    "calves": "calf", "halves": "half", "cookies": "cookie", "movies": "movie", "hoodies": "hoodie", "brownies": "brownie",
+    "zombies": "zombie", "selfies": "selfie", "smoothies": "smoothie", "birdies": "birdie", "potatoes": "potato",
+    "tomatoes": "tomato", "heroes": "hero", "mangoes": "mango", "buffaloes": "buffalo", "volcanoes": "volcano",
 }  # fmt: skip
 SINGULAR = (  # endings of words that are no plurals, or have no singular
-    *("ss", "us", "is", "news", "series", "lens", "tennis", "gas"),
-    *("clothes", "jeans", "pants", "shorts", "glasses", "scissors"),
+    *(
+        "ss",
+        "us",
+        "is",
+        "news",
+        "series",
+        "species",
+        "lens",
+        "gas",
+        "canvas",
+        "atlas",
+        "christmas",
+        "always",
+        "sideways",
+    ),
+    *(
+        "clothes",
+        "jeans",
+        "pants",
+        "shorts",
+        "glasses",
+        "scissors",
+        "pyjamas",
+        "pajamas",
+        "trousers",
+        "tights",
+        "binoculars",
+    ),
 )
 
 
@@ -89,7 +118,7 @@ def singular(text: str) -> str:
         return before + space + IRREGULAR[word]
     if len(word) < 4 or not word.endswith("s") or word.endswith(SINGULAR):
         return text
-    if word.endswith("ies"):
+    if word.endswith("ies") and len(word) > len("ties"):
         return f"{before}{space}{word[:-3]}y"
     return before + space + (word[:-2] if word.endswith(("ches", "shes", "sses", "xes")) else word[:-1])
 

@@ -10,7 +10,7 @@ from typing import Any, overload
 from triptych.engines.interface import FlamingoEngine, FlamingoSpec
 from triptych.errors import InputError
 from triptych.evidence import Floats
-from triptych.generate import Guidance, Hypothesis, Search, generate, stream
+from triptych.generate import MAX_NEW_TOKENS, Guidance, Hypothesis, Search, generate, stream
 from triptych.io.images import ImageSource, load_image
 from triptych.tasks.answer import Answer, AnswerRecipe
 from triptych.tasks.asking import Answerer, Photos, PictureQuestion, as_list, total_logprobs
@@ -23,7 +23,7 @@ from triptych.tasks.examples import ExampleIndex, as_opener
 from triptych.tasks.flamingo_prompts import FlamingoPrompts
 from triptych.tasks.prefix import PrefixState, PromptRow
 from triptych.tasks.prototypes import PROTOTYPE_WEIGHT, examples_of, prototype_cosines
-from triptych.tasks.reranking import OF_CAPTIONS, BeamChoice, Reranking, default_beams, with_all_beams
+from triptych.tasks.reranking import BeamChoice, Reranking, default_beams, with_all_beams
 from triptych.tasks.words import Pieces, decode_pieces, in_one_piece
 from triptych.text.prompt import (
     IMAGE,
@@ -42,6 +42,11 @@ BEAMS_OF_SHARED = 5  # captions of each picture in which a shared thing is looke
 def is_about_several(question: PictureQuestion) -> bool:
     """Whether a question is about several pictures and does not say itself where they stand."""
     return len(question.images) > 1 and IMAGE not in question.text
+
+
+def answer_tokens(question: PictureQuestion) -> int:
+    """How many tokens a free answer may have: more for several pictures."""
+    return min(MAX_NEW_TOKENS, ANSWER_TOKENS * (len(question.images) if is_about_several(question) else 1))
 
 
 class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
@@ -113,8 +118,8 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
         if not isinstance(images, list | tuple):
             alone: list[ImageSource] = [images]  # type: ignore[list-item]
             return self.caption(alone, shots=shots, explain=explain, prompt=prompt, rerank=rerank, **settings)[0]
-        if rerank and prompt is None and not shots and self.reranks(settings):
-            return self.reranked_captions(images, explain, **settings)
+        if rerank and prompt is None and not shots and (choice := self.caption_choice(settings)):
+            return self.reranked_captions(images, choice, explain, **settings)
         prompts = self.spec.prompts
         examples = "".join(caption_example(text, image is not None, prompts) for image, text in shots)
         pictures = [load_image(image) for image, _ in shots if image is not None]
@@ -122,13 +127,16 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
         return self.prompts.write(texts, self.caption_search(**settings), explain, as_sentence=prompt is None)
 
     def reranked_captions(
-        self, images: Sequence[ImageSource], explain: bool = False, as_sentence: bool = True, **settings: Any
+        self,
+        images: Sequence[ImageSource],
+        choice: BeamChoice,
+        explain: bool = False,
+        as_sentence: bool = True,
+        **settings: Any,
     ) -> list[Answer]:
         """Captions guided by the consensus, and chosen among the beams by it."""
-        search = self.caption_search(**default_beams(OF_CAPTIONS) | settings)
-        return self.write(
-            [(self.caption_prompt(), [image]) for image in images], search, explain, as_sentence, OF_CAPTIONS
-        )
+        search = self.caption_search(**default_beams(choice) | settings)
+        return self.write([(self.caption_prompt(), [image]) for image in images], search, explain, as_sentence, choice)
 
     def caption_prompt(self, prompt: str | None = None) -> str:
         """What is read before a caption; ``prompt``: other words behind the picture than the model's own."""
@@ -168,7 +176,7 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
         """A free answer about several pictures: they are captioned first, and the answer draws on their captions.
 
         Of a question what the pictures share, the answer is checked against them: see ``CaptionLikelihood.shared``."""
-        search = self.search(**({"max_new_tokens": ANSWER_TOKENS * len(question.images)} | dict(settings)))
+        search = self.search(**({"max_new_tokens": answer_tokens(question)} | dict(settings)))
         with self.read_captions(question) as (row, prefix):
             (hypotheses,) = generate(prefix, None, search, prompts=[row.input_ids])
         answer = self.prompts.answer(hypotheses, row, question.images if explain else None, method="captions")
@@ -338,8 +346,9 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
         picture_question = PictureQuestion(pictures, question)
         if self.scores_answer(picture_question, settings) or self.reranks_answer(picture_question, settings):
             return in_one_piece(self.ask(pictures, question, **settings))
-        tokens = ANSWER_TOKENS * (len(pictures) if is_about_several(picture_question) else 1)
-        search = self.search(**({"max_new_tokens": tokens} | dict(self.spec.answers) | {"beams": 1} | settings))
+        search = self.search(
+            **({"max_new_tokens": answer_tokens(picture_question)} | dict(self.spec.answers) | {"beams": 1} | settings)
+        )
         if is_about_several(picture_question):
             return self.stream_by_captions(picture_question, search)
         return self.prompts.streamed(self.question_text(picture_question), pictures, search)

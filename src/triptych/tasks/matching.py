@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,14 @@ from triptych.tasks.words import join_word_pieces, sum_over_words
 
 MATCHED_TOGETHER = 256  # pairs of a photo and a text
 TEXT_FEATURE_BYTES = 16 * 2**20  # of remembered features of texts
+
+
+class SearchTexts(NamedTuple):
+    """What ``similarity`` needs of K texts."""
+
+    features: Floats  # [K, E] for contrast
+    directions: Floats | None  # [K, V], ``Consensus.vectors``; None: there is no consensus
+    offsets: Floats  # [K] of the querybank; 0 without one
 
 
 class Blip2Matching(Reranking):
@@ -69,9 +77,10 @@ class Blip2Matching(Reranking):
 
     def word_pieces(self, texts: Sequence[str]) -> TextPieces:
         """The Q-Former's word pieces of texts. Raises InputError: a text is empty or too long."""
-        if any(not text.strip() for text in texts):
+        pieces = TextPieces(*self.spec.words.encode_arrays(texts, self.spec.max_pieces))
+        if any(np.asarray(pieces.mask).sum(1) <= len(("[CLS]", "[SEP]"))):
             raise InputError("a text is empty: say what to look for")
-        return TextPieces(*self.spec.words.encode_arrays(texts, self.spec.max_pieces))
+        return pieces
 
     def count_pieces(self, texts: Sequence[str]) -> int:
         """The number of word pieces of all texts. Raises as ``word_pieces``."""
@@ -114,29 +123,39 @@ class Blip2Matching(Reranking):
         none = np.zeros((len(features), 0), np.float32)
         return self.engine.itc_images(features), none if self.consensus is None else self.engine.pooled(features)
 
+    def search_texts(self, texts: Sequence[str]) -> SearchTexts:
+        """What ``similarity`` needs of texts: computed once for any number of photos."""
+        features, none = self.itc_texts(texts), np.zeros(len(texts), np.float32)
+        if self.consensus is None:
+            return SearchTexts(features, None, none)
+        directions = self.consensus.vectors(texts)
+        if self.offsets is None:
+            return SearchTexts(features, directions, none)
+        parts = [slice(first, first + MATCHED_TOGETHER) for first in range(0, len(texts), MATCHED_TOGETHER)]
+        offsets = [self.offsets.of_texts(features[part], directions[part]) for part in parts]
+        return SearchTexts(features, directions, np.concatenate(offsets))
+
     def similarity_of_features(self, itc_images: Floats, pooled: Floats, texts: Sequence[str]) -> Floats:
         """The ``similarity`` of photos by their ``search_features`` with texts: ``[B, K]``."""
-        itc_texts = self.itc_texts(texts)
-        agreement = self.normalised_agreement(pooled, itc_images, texts, itc_texts)
-        return np.asarray((itc_images @ itc_texts.T).max(1) + agreement, np.float32)
+        return self.similarity_to(self.search_texts(texts), itc_images, pooled)
 
-    def normalised_agreement(
-        self, pooled: Floats, itc_images: Floats, texts: Sequence[str], itc_texts: Floats
-    ) -> Floats:
+    def similarity_to(self, texts: SearchTexts, itc_images: Floats, pooled: Floats) -> Floats:
+        """``similarity_of_features`` with texts that were read once."""
+        agreement = self.normalised_agreement(pooled, itc_images, texts)
+        return np.asarray((itc_images @ texts.features.T).max(1) + agreement, np.float32)
+
+    def normalised_agreement(self, pooled: Floats, itc_images: Floats, texts: SearchTexts) -> Floats:
         """The agreement of photos with texts, less the offsets of both, if there is a querybank: ``[B, K]``.
 
-        Args:
-            pooled, itc_images: of the photos, ``[B, D]`` and ``[B, Q, E]``.
-            itc_texts: of the texts, ``[K, E]``.
+        ``pooled``, ``itc_images``: of the photos, ``[B, D]`` and ``[B, Q, E]``.
         """
-        if self.consensus is None:
-            return self.agreement(pooled, texts)
-        directions = self.consensus.expected(pooled)
-        agreement = directions @ self.consensus.vectors(texts).T
+        if self.consensus is None or texts.directions is None:
+            return np.zeros((len(itc_images), len(texts.features)), np.float32)
+        expected = self.consensus.expected(pooled)
+        agreement = expected @ texts.directions.T
         if self.offsets is None:
             return agreement
-        of_photos = self.offsets.of_photos(itc_images, directions)
-        return agreement - of_photos[:, None] - self.offsets.of_texts(itc_texts, texts)
+        return agreement - self.offsets.of_photos(itc_images, expected)[:, None] - texts.offsets
 
     def match(self, images: Photos, texts: str | Sequence[str], *, explain: bool = False) -> list[Match]:
         """How well every photo fits every text, photo by photo.
@@ -154,12 +173,12 @@ class Blip2Matching(Reranking):
         matches: list[Match] = []
         parts = [texts[first : first + MATCHED_TOGETHER] for first in range(0, len(texts), MATCHED_TOGETHER)]
         read = [(self.word_pieces(part), self.itc_texts(part)) for part in parts]
-        itc_texts, together = self.itc_texts(texts), max(1, MATCHED_TOGETHER // len(texts))
+        searched, together = self.search_texts(texts), max(1, MATCHED_TOGETHER // len(texts))
         for first in range(0, len(photos), together):
             some = features[first : first + together]
             (itc_images, *_), scores = zip(*(self.engine.match(some, *part) for part in read), strict=True)
             columns = MatchArrays(*(np.concatenate(same, 1) for same in zip(*scores, strict=True)))
-            agreement = self.normalised_agreement(self.engine.pooled(some), itc_images, texts, itc_texts)
+            agreement = self.normalised_agreement(self.engine.pooled(some), itc_images, searched)
             columns = columns._replace(rerank=columns.rerank + np.float32(self.spec.contrast_weight) * agreement)
             for i in range(len(some)):
                 rows = zip(*(column[i].tolist() for column in columns), strict=True)

@@ -15,12 +15,14 @@ from triptych.io.images import ImageSource, content_hash, load_image, pixel_arra
 from triptych.io.pixels import PixelSpec
 
 REMEMBERED_BYTES = 128 * 2**20  # of image features
+ENTRY_BYTES = 400  # of the objects around an array and its key
 ENCODED_TOGETHER = 8  # photos; more need memory and save no time on a CPU
 DECODED_TOGETHER = 16  # prompts
 
 
 class ArrayMemory:
-    """Arrays by key. Beyond ``limit`` bytes the least recently used are forgotten, but never the last one. Thread-safe."""
+    """Arrays by key. Beyond ``limit`` bytes, keys included, the least recently used are forgotten, but never the last one.
+    Thread-safe."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -37,14 +39,19 @@ class ArrayMemory:
     def put(self, key: Hashable, array: Array) -> None:
         with self._lock:
             if key in self._arrays:
-                self._bytes -= self._arrays.pop(key).nbytes
+                self._bytes -= size_in_memory(key, self._arrays.pop(key))
             self._arrays[key] = array
-            self._bytes += array.nbytes
+            self._bytes += size_in_memory(key, array)
             while self._bytes > self.limit and len(self._arrays) > 1:
-                self._bytes -= self._arrays.popitem(last=False)[1].nbytes
+                self._bytes -= size_in_memory(*self._arrays.popitem(last=False))
 
     def __len__(self) -> int:
         return len(self._arrays)
+
+
+def size_in_memory(key: Hashable, array: Array) -> int:
+    """Bytes of an array and its key, about."""
+    return ENTRY_BYTES + len(str(key)) + int(array.nbytes)
 
 
 class PhotoMemory:

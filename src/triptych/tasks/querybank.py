@@ -45,9 +45,13 @@ class Querybank:
             raise InputError(f"a querybank with arrays {shapes} does not fit")
         starts = np.concatenate([[0], self.ends])
         if self.photos.dtype != np.int8 or self.texts.dtype != np.int8 or not np.isfinite(self.pooled).all():
-            raise InputError("a querybank has int8 and finite features; these are others")
+            raise InputError(
+                "a querybank has int8 and finite features; fit this one anew with triptych train consensus"
+            )
         if (np.diff(starts) < 0).any() or starts[-1] != len(self.words) or (self.words < 0).any():
-            raise InputError("the captions of a querybank do not lie one behind the other")
+            raise InputError(
+                "the ends of a querybank's captions do not rise; fit it anew with triptych train consensus"
+            )
 
     @classmethod
     def of(
@@ -84,10 +88,10 @@ class Offsets:
     """What a search takes off the similarity (cosine of contrast and agreement) of photos and texts."""
 
     def __init__(self, bank: Querybank, consensus: Consensus) -> None:
-        self.bank, self.consensus = bank, consensus
+        self.bank = bank
         if bank.words.max(initial=-1) >= len(consensus.words):
             raise InputError(
-                "the querybank has words that the consensus has not: fit both anew with triptych train consensus"
+                "the querybank has words that the consensus lacks: fit both anew with triptych train consensus"
             )
         self.photo_directions = consensus.expected(bank.pooled.astype(np.float32))
         self.text_directions = bank.directions(consensus)
@@ -97,11 +101,11 @@ class Offsets:
         cosines = (features @ self.bank.text_features.T).max(1)
         return offsets(cosines + directions @ self.text_directions.T)
 
-    def of_texts(self, features: Floats, texts: Sequence[str]) -> Floats:
-        """Of texts with ``features [K, E]`` for contrast: ``[K]``."""
+    def of_texts(self, features: Floats, directions: Floats) -> Floats:
+        """Of texts with ``features [K, E]`` for contrast and ``directions [K, V]`` (``Consensus.vectors``): ``[K]``."""
         cosines = features @ self.bank.photo_features.reshape(-1, features.shape[1]).T
         closest = cosines.reshape(len(features), *self.bank.photos.shape[:2]).max(2)
-        return offsets(closest + self.consensus.vectors(texts) @ self.photo_directions.T)
+        return offsets(closest + directions @ self.photo_directions.T)
 
 
 def offsets(similarity: Floats) -> Floats:

@@ -41,6 +41,10 @@ class BeamChoice(NamedTuple):
     agreement: float
     length_penalty: float
 
+    def with_settings(self, settings: Mapping[str, Any]) -> BeamChoice:
+        """The same, with the length penalty among the ``settings`` of a search, if they have one."""
+        return self._replace(length_penalty=settings.get("length_penalty", self.length_penalty))
+
     def rank(self, hypotheses: Sequence[Hypothesis], agreement: Floats, count: int) -> list[Hypothesis]:
         """The best ``count`` by score and ``agreement [K]`` with the photo."""
         scores = np.array([h.score(self.length_penalty) for h in hypotheses]) + self.agreement * agreement
@@ -89,6 +93,10 @@ class Reranking:
         expected = [self.consensus.words[i] for i in np.argsort(-weights, kind="stable")[:EXPECTED_WORDS]]
         return replace(answer, evidence=replace(answer.evidence, expected=tuple(expected)))
 
+    def caption_choice(self, settings: Mapping[str, Any]) -> BeamChoice | None:
+        """How the consensus takes part in the search for captions with ``settings``; None = not at all."""
+        return OF_CAPTIONS.with_settings(settings) if self.reranks(settings) else None
+
     def reranks(self, settings: Mapping[str, Any]) -> bool:
         """Whether the consensus takes part in a search with ``settings``: samples are given as they are."""
         return self.consensus_file is not None and not settings.get("temperature")
@@ -108,7 +116,7 @@ class Reranking:
         reranked = [i for i, question in questions.items() if self.reranks_answer(question, settings)]
         yield None, [i for i in questions if i not in reranked]
         if reranked:
-            yield OF_ANSWERS, reranked
+            yield OF_ANSWERS.with_settings(settings), reranked
 
     def agreement(self, pooled: Floats, texts: Sequence[str]) -> Floats:
         """The cosine of each photo ``[B, D]`` with each text: ``[B, K]``; 0 without a consensus."""

@@ -13,7 +13,7 @@ from triptych.io.images import ImageSource
 from triptych.tasks.answer import Answer, AnswerRecipe
 from triptych.tasks.asking import with_settings
 from triptych.tasks.photos import DECODED_TOGETHER, PhotoMemory
-from triptych.tasks.reranking import OF_CAPTIONS, Reranking, with_all_beams
+from triptych.tasks.reranking import Reranking, default_beams, with_all_beams
 from triptych.tasks.words import Pieces, Spelling, changed_pieces, pieces_of_tokens, text_end
 from triptych.text.vocabulary import SPECIALS
 
@@ -57,17 +57,17 @@ class SatTasks(Reranking):
         """
         if not isinstance(images, list | tuple):
             return self.caption([images], explain=explain, rerank=rerank, **settings)[0]  # type: ignore[list-item]
-        rerank = rerank and self.reranks(settings)
-        search = self.search(**({"beams": OF_CAPTIONS.beams} if rerank else {}) | settings)
+        choice = self.caption_choice(settings) if rerank else None
+        search = self.search(**default_beams(choice) | settings)
         answers: list[Answer] = []
         for first in range(0, len(images), DECODED_TOGETHER):
             features = self.encode(images[first : first + DECODED_TOGETHER])
             annotations = self.engine.read(features)
-            if rerank:
+            if choice is not None:
                 pooled = self.engine.mean(annotations)
-                guidance = self.guidance(pooled)
+                guidance = self.guidance(pooled, choice)
                 written = generate(self.engine, annotations, with_all_beams(search), guidance=guidance)
-                written = self.reranked(written, pooled, self.spec.vocabulary.decode, search.n_best)
+                written = self.reranked(written, pooled, self.spec.vocabulary.decode, search.n_best, choice)
             else:
                 written = generate(self.engine, annotations, search)
             recipe = AnswerRecipe(self.engine.photos.pixels, search=search)
@@ -75,7 +75,7 @@ class SatTasks(Reranking):
                 replace(self._answer(h, photo, explain), recipe=recipe)
                 for h, photo in zip(written, features, strict=True)
             ]
-            answers += map(self.with_expected_words, part, pooled) if rerank else part
+            answers += map(self.with_expected_words, part, pooled) if choice is not None else part
         return answers
 
     def search(self, **settings: Any) -> Search:

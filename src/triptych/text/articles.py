@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 
 ENGLISH_ARTICLES = frozenset(("a", "an"))
 VOWEL_SOUND = re.compile(
-    r"(?!eu|ewe|on(?:e|ce)\b|u(?:$|-|k|ni(?![dmn])|r[ei]|s[aeiu]|t[ei]))[aeiou]|heir|honest|honou?r|hour"
+    r"(?!eu|ewe|on(?:e|ce|esie)\b|u(?:$|-|fo|k|ni(?![dmn])|r[ei]|s[abeiu]|t[ei]))[aeiou]|heir|honest|honou?r|hour"
+    r"|(?!(?:mrs?|ms|st)\b)[fhlmnrsx][^aeiouy]*$|suv|x-?ray|xbox"  # spelt, letter by letter
 )
 
 

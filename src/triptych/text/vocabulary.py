@@ -40,7 +40,12 @@ def same_things(word: str) -> frozenset[str]:
     if word in FUNCTION_WORDS:
         return frozenset()
     forms = number_forms(word)
-    names = {word}.union(*(group for group in SAME_THINGS if group & forms))
+    names = {word}
+    for group in SAME_THINGS:
+        if word in group:
+            names |= group
+        elif group & forms:
+            names |= {f"{name}s" for name in group}
     return frozenset(f"{name}{ending}" for name in names for ending in ("", "s", "es")) - FUNCTION_WORDS
 
 
