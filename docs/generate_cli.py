@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 
 import typer
@@ -26,8 +27,11 @@ TERMINAL = {"COLUMNS": "110", "TERM": "dumb", "NO_COLOR": "1"}
 
 
 def commands(group: typer.Typer, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """The words of every command, those of a group behind it, in alphabetical order."""
+    """The words of every command and of every group with options of its own, in alphabetical order."""
     words = [(*prefix, name) for info in group.registered_commands if (name := info.name or command_name(info))]
+    own = group.registered_callback.callback if group.registered_callback else None
+    if prefix and own is not None and signature(own).parameters:
+        words.append(prefix)
     for info in group.registered_groups:
         if info.typer_instance is not None:
             words += commands(info.typer_instance, (*prefix, str(info.name or info.typer_instance.info.name)))

@@ -13,12 +13,13 @@ from tiny_flamingo import flamingo_tasks
 
 from triptych.data.interleaved import answer_part, example, with_pictures
 from triptych.errors import InputError
+from triptych.generate import MAX_NEW_TOKENS
 from triptych.tasks.asking import PictureQuestion
 from triptych.tasks.caption_likelihood import things_named
 from triptych.tasks.chat import ANSWER_TOKENS
 from triptych.tasks.choices import GREY, blind_share, normalised_logprobs
 from triptych.tasks.detection import caption_detection_logit
-from triptych.tasks.flamingo import FlamingoTasks
+from triptych.tasks.flamingo import FlamingoTasks, answer_tokens
 from triptych.text.prompt import CAPTION, END, captions_by_picture, few_shot, question_prompt
 from triptych.train.flamingo.batches import SequenceEncoder
 
@@ -413,3 +414,10 @@ def test_text_looks_at_no_picture_from_a_place_on(model: FlamingoTasks, photos: 
     torch_model(torch.tensor([row.input_ids]), media, maps=maps, blind_from=away)
     for looked in maps:
         assert not looked[:, away:].any() and looked[:, away - 1].sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_an_answer_about_many_pictures_stays_within_the_bound_of_tokens() -> None:
+    picture = Image.new("RGB", (8, 8))
+    assert answer_tokens(PictureQuestion([picture], "What is it?")) == 48
+    assert answer_tokens(PictureQuestion([picture] * 3, "What are they?")) == 144
+    assert answer_tokens(PictureQuestion([picture] * 100, "What are they?")) == MAX_NEW_TOKENS

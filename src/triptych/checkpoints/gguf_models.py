@@ -133,7 +133,7 @@ def qwen3_from_gguf(read: Fields) -> DecoderConfig:
 
 
 def smollm3_from_gguf(read: Fields) -> DecoderConfig:
-    """Every fourth layer is without positions, which metadata does not tell."""
+    """Every fourth layer has no rotary positions; the metadata do not say so."""
     ours = llama_from_gguf(read)
     return replace(ours, unrotated_layers=tuple(range(3, ours.layers, 4)))
 

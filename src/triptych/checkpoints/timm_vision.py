@@ -53,9 +53,7 @@ def read_timm_encoder(directory: Path, config: Mapping[str, Any]) -> ViT:
         )
     tensors, ignored = translated(open_folder(directory), TIMM, "vision_encoder")
     if others := [key for key in ignored if not key.startswith(BEHIND_FEATURES)]:
-        raise InputError(
-            f"{directory} holds {name} of timm, with {others[0]}, which a plain vision transformer has not"
-        )
+        raise InputError(f"{directory} holds {name} of timm, with {others[0]}, which a plain vision transformer lacks")
     try:
         ours = timm_vit_config(name, tensors.layouts())
         with unallocated():
@@ -75,7 +73,7 @@ def timm_vit_config(name: str, layouts: Mapping[str, Tensor]) -> ViTConfig:
     places = layouts["positions"].shape[-2]
     side = math.isqrt(places)  # with a class token there may be a position of it before those of the cells
     if side * side != places and not (has_class_token and side * side == places - 1):
-        raise InputError(f"{places} positions are those of no square of cells")
+        raise InputError(f"{places} positions do not form a square of cells")
     clip = "_clip_" in name and not name.startswith("eva")
     return ViTConfig(
         dim=dim,

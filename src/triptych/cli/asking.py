@@ -114,13 +114,13 @@ def compare(
 ) -> None:
     """Say which of two photos is the answer to a question. Such as: which photo shows a dog?"""
     from triptych.tasks import load_answerer
-    from triptych.tasks.asking import SIDES
+    from triptych.tasks.asking import TWO_PHOTOS
 
     check_html("--explain", explain)
     answerer = load_answerer(model, precision, device)
 
     def answer(photos: Sequence[Image], *, explain: bool) -> Answer:
-        return answerer.compare(photos[0], photos[1], question, choices or SIDES, explain=explain)
+        return answerer.compare(photos[0], photos[1], question, choices or TWO_PHOTOS, explain=explain)
 
     print_answer(answerer, [left, right], question, answer, explain, as_json)
 

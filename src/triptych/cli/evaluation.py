@@ -62,7 +62,9 @@ def eval_caption(
     writer: Annotated[
         str | None, typer.Option(help="BLIP-2: lm or qformer (grounded generation).", show_default="the model's")
     ] = None,
-    rerank: Annotated[bool, typer.Option(help="Choose among the beams by consensus, too, if the model has it.")] = True,
+    rerank: Annotated[
+        bool, typer.Option(help="Let consensus guide the search and choose among the beams, if the model has it.")
+    ] = True,
     shots: Annotated[int, typer.Option(min=0, max=64, help="Flamingo: captioned training photos in the prompt.")] = 0,
     nearest: Annotated[
         bool, typer.Option("--nearest", help="With --shots: those most like each photo (RICES), not the same for all.")
@@ -172,7 +174,7 @@ def eval_retrieval(
     split: Split = "test",
     model: MatchingModel = "blip2",
     candidates: Annotated[
-        int, typer.Option(min=1, help="How many of the best by contrast are ranked again by matching.")
+        int, typer.Option(min=1, help="How many of the most similar are ranked again by matching.")
     ] = 6,
     limit: Limit = None,
     floor: Floor = False,
@@ -214,7 +216,7 @@ def eval_choice(
     photos = read_photos(data, split, limit, strict, lambda photo: bool(photo.captions or photo.extra.get("objects")))
     chooser = load(model)
     if not isinstance(chooser, Answers | Matches):
-        raise InputError(f"{model} writes captions only: it cannot choose; choose flamingo or blip2")
+        raise InputError(f"{model} writes captions only: for choices take flamingo or blip2")
     show_evaluation(chooser, data, split, photos, choice_metrics(chooser, photos, pairs, seed), as_json)
 
 
@@ -262,7 +264,11 @@ def eval_fewshot(
         typer.Option(min=1, max=16, help="Examples of each name; repeat for several.", show_default="1, 3, 5"),
     ] = None,
     nearest: Annotated[
-        bool, typer.Option("--nearest", help="Of four times as many examples, those most like the picture (RICES).")
+        bool,
+        typer.Option(
+            "--nearest",
+            help="Draw four times as many examples and keep those most like the picture (RICES).",
+        ),
     ] = False,
     prototypes: Annotated[
         bool,
@@ -290,7 +296,10 @@ def eval_tags(
     split: Split = "test",
     model: MatchingModel = "blip2",
     at_least: Annotated[
-        float, typer.Option(min=0, max=1, metavar="P", help="Only words that people would use with probability P.")
+        float,
+        typer.Option(
+            min=0, max=1, metavar="P", help="Only words that people would use with at least this probability."
+        ),
     ] = 0.3,
     limit: Limit = None,
     strict: StrictEvaluation = False,

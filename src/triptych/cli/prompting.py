@@ -266,7 +266,7 @@ def command(dialogue: Chat, line: str) -> None:
             return
         case "/drop":
             dialogue.drop()
-            reply = "no picture waits"
+            reply = "the waiting pictures are removed"
         case "/undo":
             reply = f"taken back: {dialogue.undo().question}"
         case "/save":

@@ -44,7 +44,7 @@ def tag(
         typer.Option(metavar="FILE", help="Words to choose from, one a line.", show_default="about 350 everyday nouns"),
     ] = None,
     at_least: Annotated[
-        float, typer.Option(metavar="P", help="Only words that people would use with probability P.")
+        float, typer.Option(metavar="P", help="Only words that people would use with at least this probability.")
     ] = 0.3,
     most: Annotated[int, typer.Option(min=1, max=32, help="How many words a photo gets at most.")] = 10,
     model: MatchingModel = "blip2",

@@ -119,7 +119,8 @@ def consensus(
     """Add to a checkpoint what captions of photos agree on. It then guides the search for captions and chooses among their beams.
 
     A closed form over the training photos and their captions by people; the checkpoint's weights stay as they are. A model that matches
-    also gets a querybank: a few hundred of the photos and captions, with which its search tells what fits from what fits everything.
+    also gets a querybank: a few hundred photos and captions, against
+    which a search holds back what is similar to everything.
     """
     from triptych.checkpoints.format import copy_checkpoint
     from triptych.checkpoints.locate import load_config

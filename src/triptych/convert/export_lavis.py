@@ -39,7 +39,7 @@ def export_lavis(directory: Path, target: Path) -> int:
     )
     keys = key_biases(tensors, vit)
     if any(tensors[name].any() for name in keys):
-        raise InputError(f"{directory}: its image encoder has biases on its keys, which LAVIS's EVA has not")
+        raise InputError(f"{directory}: its image encoder has biases on its keys, which LAVIS's EVA lacks")
     if not vit.norm_before:
         recipes = {name: recipe for name, recipe in recipes.items() if not name.endswith(".attn.qkv.bias")}
     theirs = complete(tensors, recipes, "LAVIS", ("lm.", *keys))

@@ -103,7 +103,7 @@ def from_folder(folder: Path, name: str) -> Path:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether config.json is one of ours; also where it is damaged, which reading it then says. Loads no torch."""
+    """Whether config.json is one of ours; True for a damaged one, too: reading it then says what is wrong. Loads no torch."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError, RecursionError):

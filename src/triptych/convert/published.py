@@ -125,14 +125,14 @@ def section(config: Mapping[str, Any], name: str, defaults: Mapping[str, Any]) -
 
 
 def heads_and_epsilon(source: Path, part: Mapping[str, Any], *activations: str) -> tuple[int, float]:
-    """Raises InputError: they make no sense, or the feed-forward is none with one of the ``activations``."""
+    """Raises InputError: they are not positive numbers, or the feed-forward is none with one of the ``activations``."""
     heads, eps = part["num_attention_heads"], part["layer_norm_eps"]
     if (activation := part.get("hidden_act", "gelu")) not in activations:
         raise InputError(
             f"{source}: a feed-forward with {activation!r} is not covered: only {' and '.join(activations)}"
         )
     if not isinstance(heads, int) or heads < 1 or not isinstance(eps, float) or not 0 < eps < 1:
-        raise InputError(f"{source}: {heads!r} heads and an epsilon of {eps!r} make no sense")
+        raise InputError(f"{source}: {heads!r} heads and an epsilon of {eps!r}: both must be positive")
     return heads, eps
 
 
@@ -142,7 +142,7 @@ def published_pixels(directory: Path, image_size: int, shortest_side: int | None
     Without a file that says so photos have CLIP's colours, and their ``shortest_side`` (None = they are stretched).
 
     Raises:
-        InputError: the settings make no sense, or ask for what is not done here.
+        InputError: the settings are out of bounds, or ask for what is not done here.
     """
     for name in ("preprocessor_config.json", "processor_config.json"):
         settings = read_json(directory / name, optional=True)

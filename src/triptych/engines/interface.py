@@ -76,7 +76,7 @@ class JointSteps(Protocol[StateT]):
 
     @property
     def enough_rows(self) -> int:
-        """Rows from which a step takes nearly as much longer as it has more."""
+        """Above this many rows, the time of a step grows in proportion to them."""
         ...
 
     def step(self, ids: Sequence[Ints], states: Sequence[StateT]) -> list[tuple[Array, StateT]]:

@@ -62,7 +62,7 @@ def attention_in_boxes(captioner: Captions, photos: Sequence[Photo]) -> dict[str
     """
     photos = [photo for photo in photos if photo.extra.get("objects")]
     if not photos:
-        raise InputError("no photo has object boxes (COCO's `objects`): use data with them, such as coco-extra")
+        raise InputError("no photo has object boxes (COCO's `objects`): use data with them, such as COCO's instances")
     rows = []
     for photo in progress(photos, "photos"):
         boxes: dict[str, list[Sequence[float]]] = {}

@@ -43,7 +43,7 @@ Photos = ImageSource | Sequence[ImageSource]
 
 LanguageSpec = TypeVar("LanguageSpec", FlamingoSpec, Blip2Spec)
 
-SIDES = ("left", "right")  # the names of two photos
+TWO_PHOTOS = ("left", "right")  # the names of two photos
 BLIND_SCORE_BYTES = 2**20  # of remembered log-probabilities of choices without photos
 
 
@@ -169,11 +169,11 @@ class Answerer(Generic[LanguageSpec]):
         """Answer a question with one of two photos, by their names in ``choices``: ``left`` and ``right``, or any two others, of which the
         first is for the first photo. Raises as ``ask``."""
         names = check_choices(choices)
-        if len(names) != len(SIDES) or any(named_pictures(names, 2)) or which_picture(question) is None:
+        if len(names) != len(TWO_PHOTOS) or any(named_pictures(names, 2)) or which_picture(question) is None:
             return self.ask([left, right], question, choices, explain=explain)
-        answer = self.ask([left, right], question, SIDES, explain=explain)
+        answer = self.ask([left, right], question, TWO_PHOTOS, explain=explain)
         assert answer.scores is not None
-        return as_choice(answer, names, np.array([answer.scores[side] for side in SIDES]), answer.method)
+        return as_choice(answer, names, np.array([answer.scores[side] for side in TWO_PHOTOS]), answer.method)
 
     def answer_questions(
         self, questions: Sequence[PictureQuestion], explain: bool, settings: Mapping[str, Any]

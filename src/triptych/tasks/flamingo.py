@@ -118,25 +118,13 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
         if not isinstance(images, list | tuple):
             alone: list[ImageSource] = [images]  # type: ignore[list-item]
             return self.caption(alone, shots=shots, explain=explain, prompt=prompt, rerank=rerank, **settings)[0]
-        if rerank and prompt is None and not shots and (choice := self.caption_choice(settings)):
-            return self.reranked_captions(images, choice, explain, **settings)
         prompts = self.spec.prompts
         examples = "".join(caption_example(text, image is not None, prompts) for image, text in shots)
         pictures = [load_image(image) for image, _ in shots if image is not None]
         texts = [(examples + self.caption_prompt(prompt), [*pictures, image]) for image in images]
-        return self.prompts.write(texts, self.caption_search(**settings), explain, as_sentence=prompt is None)
-
-    def reranked_captions(
-        self,
-        images: Sequence[ImageSource],
-        choice: BeamChoice,
-        explain: bool = False,
-        as_sentence: bool = True,
-        **settings: Any,
-    ) -> list[Answer]:
-        """Captions guided by the consensus, and chosen among the beams by it."""
+        choice = self.caption_choice(settings) if rerank and prompt is None and not shots else None
         search = self.caption_search(**default_beams(choice) | settings)
-        return self.write([(self.caption_prompt(), [image]) for image in images], search, explain, as_sentence, choice)
+        return self.write(texts, search, explain, as_sentence=prompt is None, choice=choice)
 
     def caption_prompt(self, prompt: str | None = None) -> str:
         """What is read before a caption; ``prompt``: other words behind the picture than the model's own."""
@@ -193,11 +181,8 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
         """Pictures with their captions (each written as if it were alone, so that no caption repeats another picture's) and then the
         question, read."""
         ids = self.spec.tokenizer.encode(question_after_pictures(question.text, self.spec.prompts))
-        if self.reranks({}):
-            captions = self.reranked_captions(question.images, as_sentence=False)
-        else:
-            alone = [(self.caption_prompt(), [image]) for image in question.images]
-            captions = self.prompts.write(alone, self.caption_search())
+        alone, choice = [(self.caption_prompt(), [image]) for image in question.images], self.caption_choice({})
+        captions = self.write(alone, self.caption_search(**default_beams(choice)), choice=choice)
         row = self.prompts.row(
             captions_by_picture([caption.text for caption in captions], self.spec.prompts), question.images
         )

@@ -63,7 +63,9 @@ class QuantizedLinear:
             raise InputError(f"a consensus with arrays {shapes} does not fit")
         vectors = (self.scale, self.bias)
         if self.weight.dtype != np.int8 or any(x.dtype != np.float32 or not np.isfinite(x).all() for x in vectors):
-            raise InputError("a consensus has int8 weights and finite float32 vectors; these are others")
+            raise InputError(
+                "a consensus has int8 weights and finite float32 vectors; fit this one anew with triptych train consensus"
+            )
 
     @classmethod
     def of(cls, weight: NDArray[np.floating], bias: NDArray[np.floating]) -> QuantizedLinear:
@@ -109,7 +111,7 @@ class Consensus:
                 f"a consensus of {words} words with arrays of {rows} and {[x.shape for x in vectors]} does not fit"
             )
         if any(x.shape != (words,) or x.dtype != np.float32 or not np.isfinite(x).all() for x in vectors):
-            raise InputError("a consensus has finite float32 vectors; these are others")
+            raise InputError("a consensus has finite float32 vectors; fit this one anew with triptych train consensus")
         if self.classifier is not None and sum(self.classifier.weight.shape) != columns:
             raise InputError(
                 f"a consensus with {columns} features and a classifier {self.classifier.weight.shape} does not fit"

@@ -170,7 +170,7 @@ class LoopSettings(Settings):
         "auto", "auto, fp32 or bf16.", choices=("auto", "fp32", "bf16")
     )
     seed: int = setting(0, "Of the order of the data, of dropout and of all that is drawn.", low=0, high=2**31 - 1)
-    save_minutes: float = setting(3.0, "Between two saves of what a killed run resumes from.", low=0)
+    save_minutes: float = setting(3.0, "Minutes between two saves of the state that a stopped run resumes from.", low=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -184,15 +184,19 @@ class CropSettings(Settings):
 
     mirror: bool = setting(True, "Mirror half of the photos.")
     cells: float = setting(0.5, "Share of the grid's cells that a step reads, drawn at random.", above=0, high=1)
-    window: float = setting(0.7, "They lie in a window of at least this share of each side.", above=0, high=1)
+    window: float = setting(
+        0.7, "Those cells come from a random window: its least side, as a share of the grid's.", above=0, high=1
+    )
 
 
 @dataclass(frozen=True)
 class RewardSettings(Settings):
     """Self-critical training (``train.self_critical``)."""
 
-    temperature: float = setting(0.5, "Of the samples of self-critical training.", above=0)
-    bleu_weight: float = setting(1.0, "In their reward: of the mean of BLEU-1 to 4 beside CIDEr-D.", low=0)
+    temperature: float = setting(0.5, "Sampling temperature of self-critical training.", above=0)
+    bleu_weight: float = setting(
+        1.0, "Self-critical training: weight of mean BLEU-1 to 4 in the reward; CIDEr-D has 1.", low=0
+    )
 
 
 def encoder_setting(transformers: bool = False) -> Any:

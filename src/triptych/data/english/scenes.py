@@ -131,7 +131,7 @@ def _actors(scene: Scene) -> dict[str, Actor]:
 
 
 def one_or_several(scene: Scene, names: Sequence[str]) -> bool | None:
-    """Whether what has one of ``names`` is several, where all captions mean the same; None where not, or fewer than two name it."""
+    """Whether the captions speak of several of what ``names`` call; None if they disagree, or fewer than two name it."""
     each = scene.nouns(names)
     nouns = list(chain(*each))
     unread = UNREAD[FORMS[names[0]].kind]

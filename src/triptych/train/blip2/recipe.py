@@ -65,18 +65,16 @@ class Blip2Rates(Settings):
     """Learning rates of parts, and settings of the losses."""
 
     bert_rate: float = setting(0.3, "Learning rate of BERT's layers, relative.", low=0)
-    projection_rate: float = setting(
-        5.0, "Learning rate of the projection, relative: the frozen language model waits for it.", low=0
-    )
+    projection_rate: float = setting(5.0, "Learning rate of the projection, relative to the others.", low=0)
     label_smoothing: float = setting(0.1, "Of grounded generation.", low=0, high=1)
     agreement: float = setting(
         0.0,
-        "Contrast: weight of the agreement of photo and caption by a consensus of other photos, beside the cosine; 1 = as in use.",
+        "Contrast: weight of the agreement of photo and caption by a consensus of other photos, added to the cosine; 1 = as at inference.",
         low=0,
     )
     guidance: float = setting(
         0.0,
-        "Captions by the language model: weight of the words that such a consensus expects, beside its log-probabilities; 1 = as in use.",
+        "Captions by the language model: weight of the words that such a consensus expects; 1 = as at inference.",
         low=0,
     )
     easy_negatives: float = setting(

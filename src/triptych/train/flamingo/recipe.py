@@ -70,7 +70,7 @@ class FlamingoStart(Settings):
 
 @dataclass(frozen=True)
 class FlamingoRates(Settings):
-    gate_rate: float = setting(10.0, "Learning rate of the gates, relative: they begin shut.", low=0)
+    gate_rate: float = setting(10.0, "Learning rate of the gates, which start at 0, relative to the others.", low=0)
     word_epochs: int = setting(6, "Of the warm start, in which the resampler learns words; 0 = none.", low=0)
 
 

@@ -39,7 +39,7 @@ class SatStart(Settings):
     )
     new_words: int | None = setting(
         None,
-        "With --init: add the words that occur so often in the training captions and that it lacks.",
+        "With --init: add the words that it lacks and that occur at least so often in the training captions.",
         low=1,
         show_default="none",
     )
@@ -61,7 +61,9 @@ class SatLoss(Settings):
     label_smoothing: float = setting(0.1, "Share of the target that is spread over all words.", low=0, high=1)
     penalty: float = setting(1.0, "Weight of the doubly stochastic penalty (equation 14).", low=0)
     penalty_reduction: Literal["sum", "mean"] = setting(
-        "mean", "Of the penalty over the cells: sum or mean.", choices=("sum", "mean")
+        "mean",
+        "The doubly stochastic penalty over the cells: their sum (the paper) or mean (the tutorial).",
+        choices=("sum", "mean"),
     )
     hard_share: float = setting(
         0.5, "Hard attention: share of the steps that draw a cell; the others take the expectation.", low=0, high=1
@@ -85,7 +87,7 @@ class SatRecipe(Settings):
     )
     guidance: float = setting(
         0.0,
-        "With scst: weight of the words that a consensus of other photos expects, in samples and in validation; 1 = as in use.",
+        "With scst: weight of the words that a consensus of other photos expects, in samples and in validation; 1 = as at inference.",
         low=0,
     )
     start: SatStart = field(default_factory=SatStart)
