@@ -27,7 +27,13 @@ ModelOption = Annotated[str, typer.Option("--model", help=f"sat, flamingo, blip2
 AnsweringModel = Annotated[str, typer.Option("--model", help=f"blip2, flamingo, {OTHER_MODELS}.")]
 MatchingModel = Annotated[str, typer.Option("--model", help=f"blip2, {OTHER_MODELS}.")]
 CompletingModel = Annotated[str, typer.Option("--model", help=f"flamingo, {OTHER_MODELS}.")]
-Beams = Annotated[int | None, typer.Option(help="Beams of the search; 1 is greedy.", show_default="the model's")]
+Beams = Annotated[
+    int | None,
+    typer.Option(
+        help="Beams of the search; 1 is greedy.",
+        show_default="with consensus 10 for captions and 4 for answers, else the model's",
+    ),
+]
 PrecisionOption = Annotated[
     str | None,
     typer.Option(
