@@ -1,5 +1,6 @@
 """Evidence: the attention maps behind each word of a model's answer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,3 +51,21 @@ def check_pictures(count: int, evidence: Evidence) -> None:
     """
     if count != evidence.maps.shape[1]:
         raise TriptychError(f"evidence is about {evidence.maps.shape[1]} pictures, but {count} were given")
+
+
+def join_evidence(each: Sequence[Evidence | None]) -> Evidence | None:
+    """The evidence of answers about one photo each: a word's map is 0 over the other photos. None = there is none."""
+    given = [(photo, evidence) for photo, evidence in enumerate(each) if evidence is not None]
+    if not given:
+        return None
+    maps = []
+    for photo, evidence in given:
+        words, _, *grid = evidence.maps.shape
+        over_all = np.zeros((words, len(each), *grid), np.float32)
+        over_all[:, photo] = evidence.maps[:, 0]
+        maps.append(over_all)
+    return Evidence(
+        tuple(word for _, evidence in given for word in evidence.words),
+        np.concatenate(maps),
+        tuple(logprob for _, evidence in given for logprob in evidence.logprobs),
+    )

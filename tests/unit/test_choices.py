@@ -23,6 +23,7 @@ from triptych.text.questions import (
     claim_asked_about,
     is_about_all,
     is_yes_no,
+    one_picture_asked_about,
     presence_asked_about,
     statement,
 )
@@ -104,28 +105,48 @@ def test_things_asked_for(question: str, presence: Presence | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("where", "count", "pictures", "everywhere"),
+    ("where", "everywhere"),
     [
-        ("", 2, [0, 1], False),
-        ("the photos", 2, [0, 1], False),
-        ("any of these photos", 3, [0, 1, 2], False),
-        ("both photos", 2, [0, 1], True),
-        ("each of the pictures", 3, [0, 1, 2], True),
-        ("the right one", 2, [1], False),
-        ("the second photo", 3, [1], False),
-        ("the last photo", 3, [2], False),
-        ("photo 1", 1, [0], False),
-        ("photo 3", 2, [], False),
-        ("the left photo", 3, [], False),
+        ("", False),
+        ("the photos", False),
+        ("any of these photos", False),
+        ("both photos", True),
+        ("each of the pictures", True),
+        ("all of them", True),
     ],
 )
-def test_pictures_in_question(where: str, count: int, pictures: list[int], everywhere: bool) -> None:
-    presence = Presence("a dog", where)
-    assert (presence.pictures(count), presence.everywhere) == (pictures, everywhere)
+def test_where_a_thing_must_be(where: str, everywhere: bool) -> None:
+    assert Presence("a dog", where).everywhere == everywhere
+    assert not Presence("dog", where, missing=True).everywhere  # what is missing is in no picture
 
 
-def test_a_thing_that_is_missing_is_missing_from_all_pictures() -> None:
-    assert not Presence("dog", "both photos", missing=True).everywhere
+@pytest.mark.parametrize(
+    ("question", "pictures", "one"),
+    [
+        ("What animal is in the left photo?", 2, (0, "What animal is in the photo?")),
+        ("What is on the right-hand picture?", 2, (1, "What is on the photo?")),
+        ("What does photo 2 show?", 3, (1, "What does the photo show?")),
+        ("Is the dog in the photo on the left running?", 2, (0, "Is the dog running?")),
+        (
+            "What is in the second one, and is the second one dark?",
+            2,
+            (1, "What is in the photo, and is the photo dark?"),
+        ),
+        ("What is the man in the second picture doing?", 2, (1, "What is the man doing?")),
+        ("Describe the last image.", 4, (3, "Describe the photo.")),
+        ("What is in the left photo?", 3, None),
+        ("What is in photo 4?", 3, None),
+        ("What is in the first photo?", 1, None),
+        ("Is the left photo darker than the right photo?", 2, None),
+        ("Is the dog of the first photo in the other?", 2, None),
+        ("How do the first photo and the last photo differ?", 3, None),
+        ("Which photo is like the left photo?", 2, None),
+        ("What is left of the man?", 2, None),
+        ("Is <image> the left photo?", 2, None),
+    ],
+)
+def test_a_question_about_one_of_several_pictures(question: str, pictures: int, one: tuple[int, str] | None) -> None:
+    assert one_picture_asked_about(question, pictures) == one
 
 
 @pytest.mark.parametrize(

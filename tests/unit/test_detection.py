@@ -93,6 +93,22 @@ def test_a_question_about_one_of_several_photos_is_about_that_one(model: Blip2Ta
                 assert probability_of_yes(answer) == pytest.approx(alone[place], abs=1e-4)
 
 
+def test_a_free_question_about_one_of_several_photos_is_answered_as_if_it_were_alone(
+    model: Blip2Tasks, photos: list[Image.Image]
+) -> None:
+    for tasks in (model, flamingo_tasks()):
+        for place, name in enumerate(("left", "right")):
+            alone = tasks.ask(photos[place], "What is in the photo?", explain=True)
+            answer = tasks.ask(photos, f"What is in the {name} photo?", explain=True)
+            assert (answer.text, answer.method) == (alone.text, alone.method)
+            assert answer.evidence is not None and alone.evidence is not None
+            np.testing.assert_allclose(answer.evidence.maps[:, place], alone.evidence.maps[:, 0], atol=1e-5)
+            assert not answer.evidence.maps[:, 1 - place].any()
+        chosen = tasks.ask(photos, "What animal is in the left photo?", ["dog", "cat"]).probabilities
+        expected = tasks.ask(photos[0], "What animal is in the photo?", ["dog", "cat"]).probabilities
+        assert chosen == pytest.approx(expected, abs=1e-4)
+
+
 def test_no_means_that_no_photo_shows_it(model: Blip2Tasks, photos: list[Image.Image]) -> None:
     for tasks in (model, flamingo_tasks()):
         there = probability_of_yes(tasks.ask(photos, "Are there any dogs in the photos?"))

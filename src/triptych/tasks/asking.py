@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from triptych.engines.interface import Blip2Spec, FlamingoSpec
 from triptych.errors import InputError
+from triptych.evidence import join_evidence
 from triptych.generate import Hypothesis, Search
 from triptych.io.images import ImageSource
 from triptych.tasks.answer import Answer, AnswerRecipe, Method, WrittenToken
@@ -34,6 +35,8 @@ from triptych.text.questions import (
     claim_asked_about,
     is_yes_no,
     named_pictures,
+    names_one_of_several,
+    one_picture_asked_about,
     pictures_named_by,
     presence_asked_about,
     which_picture,
@@ -183,6 +186,12 @@ class Answerer(Generic[LanguageSpec]):
         free: dict[int, PictureQuestion] = {}
         described: dict[int, ImageSource] = {}
         for i, question in enumerate(questions):
+            if (one := self.about_one_picture(question)) is not None:
+                place, alone = one
+                (answer,) = self.answer_questions([alone], explain, settings)
+                evidence = [answer.evidence if n == place else None for n in range(len(question.images))]
+                answers[i] = replace(answer, evidence=join_evidence(evidence))
+                continue
             choices = question.choices
             if choices is None and self.wants_caption(question.images, question.text):
                 described[i] = question.images[0]
@@ -198,6 +207,14 @@ class Answerer(Generic[LanguageSpec]):
             answers |= zip(described, self.describe(list(described.values()), explain, settings), strict=True)
         answers |= zip(free, self.write_answers(list(free.values()), explain, settings), strict=True)
         return [answers[i] for i in range(len(questions))]
+
+    def about_one_picture(self, question: PictureQuestion) -> tuple[int, PictureQuestion] | None:
+        """Of several pictures the one that a question names, and the question about it alone; published models read all of them."""
+        one = None if self.spec.prompts.published else one_picture_asked_about(question.text, len(question.images))
+        if one is None:
+            return None
+        place, text = one
+        return place, replace(question, images=[question.images[place]], text=text)
 
     def scores_answer(self, question: PictureQuestion, settings: Mapping[str, Any]) -> bool:
         """Whether yes and no are scored, because the answer can be nothing else; samples are written."""
@@ -219,7 +236,7 @@ class Answerer(Generic[LanguageSpec]):
             return self.choose_picture(wanted, question.images, names, explain)
         if self.detects and sorted(forms_for_scoring(choices)) == sorted(YES_NO):
             presence = presence_asked_about(question.text)
-            if presence is not None and presence.pictures(pictures):
+            if presence is not None and not names_one_of_several(presence.where):
                 return self.detect(presence, question, choices, explain)
             claim = claim_asked_about(question.text)
             if claim is not None and pictures == 1 and not self.spec.prompts.published:

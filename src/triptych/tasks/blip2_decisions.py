@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 
 from triptych.engines.interface import Blip2Spec
+from triptych.evidence import join_evidence
 from triptych.io.images import ImageSource
 from triptych.tasks.answer import Answer
 from triptych.tasks.asking import Answerer, PictureQuestion, as_choice, as_yes_or_no, deciding_picture, total_logprobs
 from triptych.tasks.choices import YES_NO, normalised_logprobs
 from triptych.tasks.detection import claim_logit, count_logit, detection_logit, gain_of_yes
-from triptych.tasks.each_photo import join_evidence
 from triptych.tasks.matching import Blip2Matching
 from triptych.text.questions import Claim, Presence, WhichPicture, is_counted, presence_question
 
@@ -50,10 +50,10 @@ class Blip2Decisions(Answerer[Blip2Spec], Blip2Matching):
 
     def detect(self, presence: Presence, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
         """Yes or no, by the photo that decides (``detection``); a number of things is left to the language model."""
-        thing, places = presence.thing, presence.pictures(len(question.images))
+        thing, images = presence.thing, question.images
         if is_counted(thing):
             return self.judge_count(question, choices, explain)
-        text, images = f"a photo of {thing}", [question.images[place] for place in places]
+        text = f"a photo of {thing}"
         of_each = [PictureQuestion([image], presence_question(thing)) for image in images]
         blind = gain_of_yes(self.blind_logprobs(of_each[0], YES_NO))
         gains = [gain_of_yes(total_logprobs(self.score_forms(each, YES_NO))) for each in of_each]
@@ -65,9 +65,9 @@ class Blip2Decisions(Answerer[Blip2Spec], Blip2Matching):
         ]
         best = deciding_picture(presence, logits)
         answer = self.matched_text(text, images[best] if explain else None)
-        evidence = [answer.evidence if place == places[best] else None for place in range(len(question.images))]
+        evidence = join_evidence([answer.evidence if i == best else None for i in range(len(images))])
         logit = -logits[best] if presence.missing else logits[best]
-        return as_yes_or_no(replace(answer, evidence=join_evidence(evidence)), choices, logit, "matching")
+        return as_yes_or_no(replace(answer, evidence=evidence), choices, logit, "matching")
 
     def judge(self, claim: Claim, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
         """Yes or no, by the language model, contrast and the words to expect (``detection``)."""

@@ -102,11 +102,11 @@ class CaptionLikelihood:
     ) -> Answer:
         """Whether a thing is present: how much sooner a picture's caption would begin so than one of a grey picture, and the logit of its
         presence that is ``expected`` of each picture. ``choices``: yes and no, as they were given."""
-        thing, places = presence.thing, presence.pictures(len(images))
+        thing, counted = presence.thing, is_counted(presence.thing)
         gains = self.gains([thing], images)[:, 0].tolist()
-        logits = [caption_detection_logit(gains[place], expected[place], is_counted(thing)) for place in places]
+        logits = [caption_detection_logit(gain, words, counted) for gain, words in zip(gains, expected, strict=True)]
         best = deciding_picture(presence, logits)
-        (hypothesis,) = self.score([thing], [images[places[best]]])[0]
+        (hypothesis,) = self.score([thing], [images[best]])[0]
         answer = self.answer(hypothesis, images, explain)
         return as_yes_or_no(answer, choices, -logits[best] if presence.missing else logits[best], "caption likelihood")
 

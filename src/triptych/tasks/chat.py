@@ -23,7 +23,7 @@ from triptych.io.images import ImageSource, load_image
 from triptych.tasks.answer import Answer
 from triptych.tasks.words import Pieces, recorded_pieces
 from triptych.text.prompt import DEFAULT_PROMPTS, END, IMAGE, Prompts, question_prompt
-from triptych.text.questions import claim_asked_about, is_about_all, presence_asked_about
+from triptych.text.questions import claim_asked_about, is_about_all, one_picture_asked_about, presence_asked_about
 
 CHAT_VERSION = 1
 ANSWER_TOKENS = 48  # of an answer at most
@@ -125,14 +125,16 @@ class Chat:
     def asked_about(self, turn: Turn) -> list[ImageSource] | None:
         """The pictures of a question that the model's ``ask`` answers; None: the dialogue goes on.
 
-        Of a question about several pictures, which the language model would answer from the last picture alone; about whether something
-        is there or is so; and, as ``ask`` knows more than the language model, of the first one. Published models are asked the first two.
+        Of a question about several pictures or an earlier one, which the language model would answer from the last picture alone; about
+        whether something is there or is so; and, as ``ask`` knows more than the language model, of the first one. Published models are
+        asked the first two.
         """
         if IMAGE in turn.question:
             return None
         remembered = [picture for old in [*self.turns[self.first :], turn] for picture in old.pictures]
         latest = next(old.pictures for old in [turn, *reversed(self.turns)] if old.pictures)
-        if is_about_all(turn.question) and len(remembered) > 1 and len(turn.pictures) < 2:
+        named = one_picture_asked_about(turn.question, len(remembered)) is not None
+        if (named or is_about_all(turn.question)) and len(remembered) > 1 and len(turn.pictures) < 2:
             return [*remembered]
         if len(turn.pictures) > 1 or presence_asked_about(turn.question) is not None:
             return [*latest]

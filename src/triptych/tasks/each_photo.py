@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from triptych.errors import InputError
-from triptych.evidence import Evidence
+from triptych.evidence import join_evidence
 from triptych.tasks.answer import Answer, TextEnd
 from triptych.tasks.asking import Answerer, PictureQuestion
 from triptych.text.prompt import IMAGE, photo_names
@@ -65,22 +63,4 @@ def join_answers(answers: Sequence[Answer], labels: Sequence[str]) -> Answer:
             sum(end.new_tokens for end in ends),
             (tuple(token for end in ends for token in end.tokens[0]),) if all(end.tokens for end in ends) else (),
         ),
-    )
-
-
-def join_evidence(each: Sequence[Evidence | None]) -> Evidence | None:
-    """The evidence of answers about one photo each: a word's map is 0 over the other photos. None = there is none."""
-    given = [(photo, evidence) for photo, evidence in enumerate(each) if evidence is not None]
-    if not given:
-        return None
-    maps = []
-    for photo, evidence in given:
-        words, _, *grid = evidence.maps.shape
-        over_all = np.zeros((words, len(each), *grid), np.float32)
-        over_all[:, photo] = evidence.maps[:, 0]
-        maps.append(over_all)
-    return Evidence(
-        tuple(word for _, evidence in given for word in evidence.words),
-        np.concatenate(maps),
-        tuple(logprob for _, evidence in given for logprob in evidence.logprobs),
     )

@@ -329,6 +329,9 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
             guidance = self.guidance(self.pooled(pictures)) if self.reranks(settings) else None
             return self.prompts.streamed(self.caption_prompt(), pictures, search, guidance)
         picture_question = PictureQuestion(pictures, question)
+        if (one := self.about_one_picture(picture_question)) is not None:
+            _, alone = one
+            return self.stream(alone.images, alone.text, **settings)
         if self.scores_answer(picture_question, settings) or self.reranks_answer(picture_question, settings):
             return in_one_piece(self.ask(pictures, question, **settings))
         search = self.search(

@@ -71,6 +71,11 @@ DESCRIBE = re.compile(
     r"(?:,? (?:in|with|using|briefly|please|concisely)\b[^?.]{0,60})? *[.!?]*",
     re.I,
 )
+NAMED_PICTURE = re.compile(
+    rf"\bthe (?P<name>left|right|last|{'|'.join(ORDINALS)})(?:[- ]hand)? {NOUN}\b"
+    rf"|\bthe {NOUN} (?:on|to) the (?P<side>left|right)\b|\b{NOUN} (?P<number>\d+)\b",
+    re.I,
+)
 ONE_OF_SEVERAL = re.compile(rf"\b(?:left|right|last|{'|'.join(ORDINALS)})\b|\b{NOUN} \d", re.I)
 
 
@@ -94,6 +99,22 @@ def named_pictures(texts: Sequence[str], pictures: int) -> list[set[int]]:
     """The pictures that each text names: ``"the right one"`` -> ``{1}``."""
     names = picture_numbers(pictures)
     return [{names[word] for word in re.findall(r"\w+", text.lower()) if word in names} for text in texts]
+
+
+def one_picture_asked_about(question: str, pictures: int) -> tuple[int, str] | None:
+    """Of several pictures the one that a question is about, and the question about it alone: ``"What is in the left photo?"`` -> 0,
+    ``"What is in the photo?"``; ``"Is the dog in photo 2 wet?"`` -> 1, ``"Is the dog wet?"``.
+
+    None: it names none of them, or several, or asks which.
+    """
+    if pictures < 2 or IMAGE in question or WHICH.match(question.strip()) or re.search(r"\bother\b", question, re.I):
+        return None
+    numbers = picture_numbers(pictures)
+    named = {numbers.get((match[1] or match[2] or match[3]).lower()) for match in NAMED_PICTURE.finditer(question)}
+    if is_about_all(question) or len(named) != 1 or None in named:
+        return None
+    shorter = re.sub(rf" (?:in|on|of) (?:{NAMED_PICTURE.pattern})(?= \w)", "", question, flags=re.I)
+    return min(n for n in named if n is not None), NAMED_PICTURE.sub("the photo", shorter)
 
 
 class WhichPicture(NamedTuple):
@@ -147,13 +168,6 @@ class Presence(NamedTuple):
     def everywhere(self) -> bool:
         """Whether all pictures must show the thing, not only one of them."""
         return not self.missing and EVERY.search(self.where) is not None
-
-    def pictures(self, count: int) -> list[int]:
-        """The indices of the pictures in question, of ``count``; none: it names one that is not there."""
-        if not names_one_of_several(self.where):
-            return [*range(count)]
-        (named,) = named_pictures([self.where], count)
-        return sorted(named)
 
 
 def presence_asked_about(question: str) -> Presence | None:
