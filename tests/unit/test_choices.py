@@ -16,6 +16,7 @@ from triptych.tasks.choices import (
 from triptych.text.questions import (
     Presence,
     about_one_photo,
+    alternatives_in,
     asks_for_description,
     asks_for_number,
     asks_to_compare,
@@ -82,6 +83,30 @@ def test_sides_change_places() -> None:
 
 
 @pytest.mark.parametrize(
+    ("question", "answers"),
+    [
+        ("Is it a dog or a cat?", ["a dog", "a cat"]),
+        ("Is this indoors or outdoors?", ["indoors", "outdoors"]),
+        ("Is the dog black or white?", ["black", "white"]),
+        ("Is it red, green, or blue in the photo?", ["red", "green", "blue"]),
+        ("Is the man walking or riding a bike?", ["walking", "riding a bike"]),
+        ("Is the cat on the table or under the table?", ["on the table", "under the table"]),
+        ("Does the photo show a dog or a cat?", ["a dog", "a cat"]),
+        ("Which animal is this, a dog or a cat?", ["a dog", "a cat"]),
+        ("What is it: red, green or blue?", ["red", "green", "blue"]),
+        ("Is there a dog or a cat?", None),
+        ("Do you like it or not?", None),
+        ("Is the man young or very old?", None),
+        ("Is it a dog?", None),
+        ("Which is it, <image> or <image>?", None),
+        ("What is it, red or red?", None),
+    ],
+)
+def test_answers_that_a_question_offers(question: str, answers: list[str] | None) -> None:
+    assert alternatives_in(question) == answers
+
+
+@pytest.mark.parametrize(
     ("question", "presence"),
     [
         ("Is there a dog?", Presence("a dog")),
@@ -95,6 +120,21 @@ def test_sides_change_places() -> None:
         ("Is there no dog in the photo?", Presence("dog", "the photo", missing=True)),
         ("Are there not any dogs here?", Presence("dogs", missing=True)),
         ("Is there a notebook?", Presence("a notebook")),
+        ("Isn't there a dog?", Presence("a dog")),
+        ("Does the photo show a dog?", Presence("a dog", "the photo")),
+        ("Do both pictures contain dogs?", Presence("dogs", "both pictures")),
+        ("Does the picture not show any dogs?", Presence("dogs", "the picture", missing=True)),
+        ("Can you see a dog?", Presence("a dog")),
+        ("Do you see any dogs in the photo?", Presence("dogs", "the photo")),
+        ("Is this a photo of the beach?", Presence("the beach", "this")),
+        ("Is it a dog?", Presence("a dog", "it")),
+        ("Is a man on a horse in the photo?", Presence("a man on a horse", "the photo")),
+        ("Is anyone in the photo?", Presence("people", "the photo")),
+        ("Is there anybody?", Presence("people")),
+        ("Is this a black and white photo?", None),
+        ("Do the photos show the same dog?", None),
+        ("Is the dog in the photo?", None),
+        ("Does the dog have a ball?", None),
         ("Is there a cat or a dog?", None),
         ("Is the dog running?", None),
         ("What is there?", None),

@@ -31,6 +31,7 @@ from triptych.text.questions import (
     Claim,
     Presence,
     WhichPicture,
+    alternatives_in,
     asks_for_description,
     claim_asked_about,
     is_yes_no,
@@ -196,8 +197,7 @@ class Answerer(Generic[LanguageSpec]):
             if choices is None and self.wants_caption(question.images, question.text):
                 described[i] = question.images[0]
                 continue
-            if choices is None and self.scores_answer(question, settings):
-                choices = YES_NO
+            choices = choices or self.answers_to_score(question, settings)
             if choices is None:
                 free[i] = question
             else:
@@ -216,9 +216,11 @@ class Answerer(Generic[LanguageSpec]):
         place, text = one
         return place, replace(question, images=[question.images[place]], text=text)
 
-    def scores_answer(self, question: PictureQuestion, settings: Mapping[str, Any]) -> bool:
-        """Whether yes and no are scored, because the answer can be nothing else; samples are written."""
-        return self.scores_yes_no and is_yes_no(question.text) and not settings.get("temperature")
+    def answers_to_score(self, question: PictureQuestion, settings: Mapping[str, Any]) -> list[str] | None:
+        """Yes and no, or the answers that a question offers, where it can have no others; None: the answer is written, as samples are."""
+        if not self.scores_yes_no or settings.get("temperature"):
+            return None
+        return YES_NO if is_yes_no(question.text) else alternatives_in(question.text)
 
     def wants_caption(self, images: Sequence[ImageSource], question: str) -> bool:
         """Whether one photo shall be described. Models trained here caption better than they answer this; published ones follow

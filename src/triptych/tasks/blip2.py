@@ -200,7 +200,7 @@ class Blip2Tasks(Blip2Decisions):
             return (yield from in_one_piece(self.caption(image, **settings)))
         if question is not None:
             picture_question = PictureQuestion([image], question)
-            if self.scores_answer(picture_question, settings) or self.reranks_answer(picture_question, settings):
+            if self.answers_to_score(picture_question, settings) or self.reranks_answer(picture_question, settings):
                 return (yield from in_one_piece(self.ask(image, question, **settings)))
         prompts = self.spec.prompts
         text = prompts.caption if question is None else question_prompt(question, 1, prompts)

@@ -332,7 +332,7 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
         if (one := self.about_one_picture(picture_question)) is not None:
             _, alone = one
             return self.stream(alone.images, alone.text, **settings)
-        if self.scores_answer(picture_question, settings) or self.reranks_answer(picture_question, settings):
+        if self.answers_to_score(picture_question, settings) or self.reranks_answer(picture_question, settings):
             return in_one_piece(self.ask(pictures, question, **settings))
         search = self.search(
             **({"max_new_tokens": answer_tokens(picture_question)} | dict(self.spec.answers) | {"beams": 1} | settings)

@@ -22,13 +22,34 @@ NOT = re.compile(  # behind ``WHICH``: "does|n't show a dog", "has |no dog", "is
     re.I,
 )
 NEGATION = re.compile(r"\b(?:not|no|without|never)\b|n['\u2019]t\b", re.I)
-YES_NO_START = re.compile(r"(?:is|are|was|were|does|do|did|has|have|had|can|could|will|would) (?!.*\bor\b)", re.I)
-IS_THERE = re.compile(
-    r"(?:is|are) there (?P<no>no |not (?=an? |any ))?(?:any )?(?P<thing>\S.*?)"
-    rf"(?: (?:in|on) (?P<where>(?:(?:the|this|these|those|either|any|(?:at least )?one|each|every|all|both)(?: of)? )*"
-    rf"(?:(?:left|right|last|two|three|four|{'|'.join(ORDINALS)}) )?{PHOTO_NOUNS}(?: \d+)?)| here)? *\?*",
-    re.I,
+YES_NO_START = re.compile(
+    r"(?:is|are|was|were|does|do|did|has|have|had|can|could|will|would)(?:n?['\u2019]t)? (?!.*\bor\b)", re.I
 )
+SOME_PHOTOS = (
+    r"(?:(?:the|this|these|those|either|any|(?:at least )?one|each|every|all|both)(?: of)? )*"
+    rf"(?:(?:left|right|last|two|three|four|{'|'.join(ORDINALS)}) )?{PHOTO_NOUNS}(?: \d+)?"
+)
+PRESENCE = tuple(  # a form of question each: whether a ``thing`` is there, ``where``, or whether there is ``no`` such thing
+    re.compile(form + r" *\?*", re.I)
+    for form in (
+        # Is there a dog in the photo? Aren't there any dogs? Is there no dog?
+        r"(?:is|are)(?:n['\u2019]t)? there (?P<no>no |not (?=an? |any ))?(?:any )?(?P<thing>\S.*?)"
+        rf"(?: (?:in|on) (?P<where>{SOME_PHOTOS})| here)?",
+        # Does the photo show a dog? Do both photos contain dogs?
+        rf"do(?:es)? (?P<where>it|{SOME_PHOTOS}) (?P<no>not )?(?:show|contain|have|depict|include) (?:any )?(?P<thing>\S.*?)(?: in it)?",
+        # Can you see a dog? Do you see any dogs in the photo?
+        r"(?:can|do) (?:you|we) see (?P<no>no )?(?:any )?(?P<thing>\S.*?)"
+        rf"(?: (?:in|on) (?P<where>{SOME_PHOTOS})| here)?",
+        # Is this a photo of the beach? Is it a dog?
+        rf"is (?P<where>this|it|that) (?P<no>not )?an? {NOUN} of (?P<thing>\S.*?)",
+        r"is (?P<where>this|it|that) (?P<no>not )?(?P<thing>an? \S.*?)",
+        # Is a dog in the photo? Are people in any of the photos?
+        r"(?P<no>$.)?(?:is|are) (?!(?:the|this|that|these|those|it|they|there|you|we)\b)(?P<thing>\S.*?)"
+        rf" (?:in|on) (?P<where>{SOME_PHOTOS})",
+    )
+)
+NO_THING = re.compile(rf"\b(?:{PHOTO_NOUNS}$|same\b|different\b)", re.I)
+ANYONE = re.compile(r"\b(?:any|some)(?:one|body)\b", re.I)
 EVERY = re.compile(r"\b(?:all|both|each|every)\b", re.I)
 IS_SO = re.compile(r"(?P<be>is|are) (?P<thing>(?:the|this|that|these|those) .*?) *\?*", re.I)
 ACTION_VERB = re.compile(
@@ -52,6 +73,13 @@ EACH_PHOTO = re.compile(
     re.I,
 )
 WHAT_THINGS = re.compile(r"(what|which) (animal|colou?r|sport|game|vehicle|object|food|room|season)s are\b", re.I)
+OFFER = re.compile(r"(?:what|which|who|where|when|how)\b[^,:]*[,:] *(?P<offer>[^?]*\S or \S[^?]*)", re.I)
+EITHER_OR = re.compile(
+    r"(?:is|are|was|were|does|do) (?!there\b)(?P<before>[^?]*[^?, ]),? or (?!not\b)(?P<last>\S[^?]*)", re.I
+)
+FIRST_WORD = re.compile(  # of an alternative: the other one begins with a word of the same kind
+    r"(?P<article>an?|the)\b|(?P<action>\w+ing)\b|(?P<place>in|on|at|under|behind|near|beside|above|below)\b", re.I
+)
 ARTICLE_START = re.compile(r"(?:an?|the|one) ", re.I)
 COUNT_START = re.compile(
     r"(?:exactly |only |at least |more than )?(?:\d+|one|two|three|four|five|six|seven|eight|nine|ten|many|several) ",
@@ -66,6 +94,9 @@ DESCRIBE = re.compile(
     rf"(?:(?:describe|caption|summari[sz]e)(?: {WHAT_IT_SHOWS})?(?: {WHOLE_PHOTO})?"
     r"|(?:give|write|provide|generate|create|make|suggest)(?: me)? (?:an?|the|one) (?:[\w-]+,? ){0,3}"
     rf"{DESCRIPTION}(?: (?:of|for) {WHOLE_PHOTO})?"
+    rf"|what(?:['\u2019]s| is) (?:happening|going on)(?! (?:in|on|to|with) (?:the|this|that|his|her) (?!{NOUN}\b))"
+    rf"(?: (?:here|(?:in|on) (?:this|the) {NOUN}))?"
+    rf"|tell me (?:about|what(?:['\u2019]s| is) in|what you see in) (?:this|the) {NOUN}"
     rf"|what(?:['\u2019]s| is) in (?:this|the) {NOUN}|what (?:do|can) you see(?: (?:in|on) (?:this|the) {NOUN})?"
     rf"|what does (?:this|the) {NOUN} show)"
     r"(?:,? (?:in|with|using|briefly|please|concisely)\b[^?.]{0,60})? *[.!?]*",
@@ -145,6 +176,32 @@ def statement(question: str) -> str:
     return question.strip().rstrip(" ?.") or question if wanted is None else wanted.text
 
 
+def alternatives_in(question: str) -> list[str] | None:
+    """The answers that a question offers: ``"Is it a dog or a cat?"`` -> a dog, a cat; ``"What is it: red, green or blue?"`` -> red, green,
+    blue. None: it offers none, or where the first one begins is not certain."""
+    if IMAGE in question:
+        return None
+    text = re.sub(rf" (?:in|on) (?:the|this) {NOUN}$", "", question.strip().rstrip("? "), flags=re.I)
+    if match := OFFER.fullmatch(text):
+        offered = [part.strip() for part in re.split(r",? or |,", match["offer"])]
+        return offered if len(set(offered)) == len(offered) and all(offered) else None
+    match = EITHER_OR.fullmatch(text)
+    if match is None:
+        return None
+    (before, *between), last = match["before"].split(","), match["last"]
+    words = before.split()
+    begins = [i for i, word in enumerate(words) if first_word_kind(word) == first_word_kind(last)]
+    if not begins or begins[-1] == 0 or (first_word_kind(last) == "word" and " " in last):
+        return None
+    return [" ".join(words[begins[-1] :]), *(part.strip() for part in between), last]
+
+
+def first_word_kind(text: str) -> str:
+    """``article``, ``action``, ``place`` or ``word``: what a text begins with."""
+    match = FIRST_WORD.match(text)
+    return str(match.lastgroup) if match else "word"
+
+
 def asks_for_description(question: str) -> bool:
     """Whether the whole photo shall be described: ``"Describe this image in one sentence."``, ``"What is in the photo?"``, but not
     ``"Describe the dog."``"""
@@ -171,9 +228,11 @@ class Presence(NamedTuple):
 
 
 def presence_asked_about(question: str) -> Presence | None:
-    """``"Is there a dog in the photo?"`` -> ``a dog``; None for a question of another kind."""
-    match = IS_THERE.fullmatch(question.strip())
-    if match is None or not is_yes_no(question):
+    """``"Is there a dog in the photo?"``, ``"Does the photo show a dog?"``, ``"Is it a dog?"`` -> ``a dog``; None for a question of another
+    kind."""
+    plain = ANYONE.sub("people", question.strip())
+    match = next(filter(None, (form.fullmatch(plain) for form in PRESENCE)), None)
+    if match is None or not is_yes_no(plain) or NO_THING.search(match["thing"]):
         return None
     return Presence(match["thing"], match["where"] or "", match["no"] is not None)
 
