@@ -261,3 +261,34 @@ def test_where_presence_is_unknown_the_gain_alone_decides() -> None:
 )
 def test_a_thing_is_asked_for_as_in_training(thing: str, question: str, counted: bool) -> None:
     assert presence_question(thing) == question and is_counted(thing) is counted
+
+
+def test_a_choice_is_weighed_by_the_language_model_and_by_the_words_to_expect(
+    model: Blip2Tasks, photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question, choices = "What animal is it?", ["a dog", "cats"]
+    alone = np.log([*model.ask(photos[0], question, choices).probabilities.values()])  # without consensus
+    expected = {"dog": -1.0, "cat": 2.0}
+    monkeypatch.setattr(
+        model, "presence_logits", lambda images, forms: np.array([[expected.get(form, nan) for form in forms]])
+    )
+    together = model.ask(photos[0], question, choices).probabilities
+    gap = 0.5 * (alone[0] - alone[1]) + 0.5 * (-1.0 - 2.0)
+    assert together["a dog"] == pytest.approx(1 / (1 + np.exp(-gap)), abs=1e-4)
+    monkeypatch.undo()
+    for images, text, of in ((photos[0], question, ["a dog", "a zebra"]), (photos[0], "How many are there?", choices)):
+        before = model.ask(images, text, of).probabilities
+        monkeypatch.setattr(
+            model, "presence_logits", lambda images, forms: np.array([[expected.get(form, nan) for form in forms]])
+        )
+        assert model.ask(images, text, of).probabilities == pytest.approx(before, abs=1e-4)
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("question", ["Is it a dog or a cat?", "Which animal is it, a dog or a cat?"])
+def test_answers_that_a_question_offers_are_its_choices(
+    model: Blip2Tasks, photos: list[Image.Image], question: str
+) -> None:
+    for tasks in (model, flamingo_tasks()):
+        expected = tasks.ask(photos[0], question, ["a dog", "a cat"])
+        assert tasks.ask(photos[0], question).probabilities == pytest.approx(expected.probabilities, abs=1e-4)

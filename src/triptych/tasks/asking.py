@@ -256,9 +256,15 @@ class Answerer(Generic[LanguageSpec]):
             swapped, swapped_forms = question.in_other_order(), [in_other_order(form) for form in forms]
             again = total_logprobs(self.score_forms(swapped, swapped_forms))
             gains.append(again - self.blind_share(swapped, swapped_forms))
-        scores = normalised_logprobs(np.mean(gains, 0))
+        scores = normalised_logprobs(self.weigh_choices(question, forms, np.mean(gains, 0)))
         answer = self.answer_of(scored[int(scores.argmax())], question, explain)
         return as_choice(answer, choices, scores)
+
+    def weigh_choices(
+        self, question: PictureQuestion, forms: Sequence[str], gains: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """The scores of choices ``[C]``, up to a constant: here the language model's ``gains``, calibrated log-probabilities."""
+        return gains
 
     def blind_share(self, question: PictureQuestion, forms: Sequence[str]) -> NDArray[np.float64]:
         """The amount to subtract from the choices' log-probabilities ``[C]``: see ``choices.blind_share``."""

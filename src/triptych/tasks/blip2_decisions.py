@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from triptych.engines.interface import Blip2Spec
 from triptych.evidence import join_evidence
@@ -13,9 +14,9 @@ from triptych.io.images import ImageSource
 from triptych.tasks.answer import Answer
 from triptych.tasks.asking import Answerer, PictureQuestion, as_choice, as_yes_or_no, deciding_picture, total_logprobs
 from triptych.tasks.choices import YES_NO, normalised_logprobs
-from triptych.tasks.detection import claim_logit, count_logit, detection_logit, gain_of_yes
+from triptych.tasks.detection import choice_scores, claim_logit, count_logit, detection_logit, gain_of_yes
 from triptych.tasks.matching import Blip2Matching
-from triptych.text.questions import Claim, Presence, WhichPicture, is_counted, presence_question
+from triptych.text.questions import Claim, Presence, WhichPicture, asks_for_number, is_counted, presence_question
 
 
 class Blip2Decisions(Answerer[Blip2Spec], Blip2Matching):
@@ -25,6 +26,14 @@ class Blip2Decisions(Answerer[Blip2Spec], Blip2Matching):
     def answers(self) -> bool:
         """Whether it has a language model."""
         return self.spec.tokenizer is not None
+
+    def weigh_choices(
+        self, question: PictureQuestion, forms: Sequence[str], gains: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """By the language model and, about one photo, by the words to expect; they know little about numbers."""
+        if len(question.images) > 1 or asks_for_number(question.text):
+            return gains
+        return choice_scores(gains, self.presence_logits(question.images, forms)[0])
 
     @property
     def picks_pictures(self) -> bool:

@@ -54,6 +54,11 @@ BLIP2_COUNT = LogisticFit((0.72,), 0.29)
 FLAMINGO_COUNT = PresenceFit(LogisticFit((0.107, 0.22), -0.09), LogisticFit((0.12,), -0.63))
 
 
+# Choices of BLIP-2, fitted on 208 questions about validation photos with three choices each: 83% right, 79% by the language model alone,
+# which knows things (92%) but not colours (54, with presence 72%). Flamingo's has 86%, to which presence adds nothing.
+CHOICE_WEIGHT, CHOICE_PRESENCE = 0.5, 0.5
+
+
 def detection_logit(yes: float, blind_yes: float, cosine: float, presence: float) -> float:
     """The logit of the probability that a thing is there.
 
@@ -101,6 +106,17 @@ def caption_claim_logit(gain: float, presence: float) -> float:
         presence: as in ``claim_logit``.
     """
     return FLAMINGO_CLAIM.logit(gain, presence=presence)
+
+
+def choice_scores(gains: NDArray[np.float64], presence: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The scores of C answers to choose from, up to a constant: ``[C]``. Where the consensus does not know one of them, the language model
+    decides alone.
+
+    Args:
+        gains: ``[C]``, calibrated log-probabilities of the language model.
+        presence: ``[C]``, logits that captions of the photo have the answer's words; NaN = unknown.
+    """
+    return gains if np.isnan(presence).any() else CHOICE_WEIGHT * gains + CHOICE_PRESENCE * presence
 
 
 def gain_of_yes(logprobs: NDArray[np.float64]) -> float:
