@@ -134,12 +134,29 @@ def test_a_journal_of_other_settings_or_another_file_is_refused(tmp_path: Path) 
         Journal(out, {})
     assert out.read_bytes() == before
     assert len(Journal(out, {"model": "other"}, replacing={"run": 1})) == 0
-    for line in ('{"my": "data"}', '{"image": 5}', '["image"]', "5"):
-        (tmp_path / "mine.jsonl").write_text(f"{line}\n")
-        with pytest.raises(InputError, match="not a result of an earlier run"):
-            Journal(tmp_path / "mine.jsonl", SETTINGS)
+    mine = tmp_path / "mine.jsonl"
+    for line in ('{"my": "data"}', '{"image": 5}', '["image"]', "5", "shopping list", '{"my": "da'):
+        for content in (f"{line}\n", line):
+            mine.write_text(content)
+            with pytest.raises(InputError, match="line 1: not a result of an earlier run"):
+                Journal(mine, SETTINGS)
+            assert mine.read_text() == content
+    mine.write_text('{"image": "a.jpg", "caption": "mine"}')
+    with pytest.raises(InputError, match="without model, and this run is with model 'toy'"):
+        Journal(mine, SETTINGS)
+    assert mine.read_text() == '{"image": "a.jpg", "caption": "mine"}'
     with pytest.raises(InputError, match="no folder"):
         Journal(tmp_path / "gone" / "out.jsonl", SETTINGS)
+
+
+def test_an_interrupted_record_is_cut_off_and_a_whole_one_is_kept(tmp_path: Path) -> None:
+    """Wherever the writing of the last record stopped, and if only the line feed is missing."""
+    out = tmp_path / "out.jsonl"
+    first, last = (f'{{"image": "{name}.jpg", "caption": "a cat", "model": "toy"}}' for name in "ab")
+    for length in range(len(last) + 1):
+        out.write_text(f"{first}\n{last[:length]}")
+        Journal(out, SETTINGS)
+        assert out.read_text() == (f"{first}\n{last}\n" if length == len(last) else f"{first}\n")
 
 
 def test_one_run_at_a_time_writes_to_a_journal(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The journal of a run: one JSON object per line, appended as results come, from which a later run continues.
 
-A line is complete if it ends with a line feed. When a journal is opened, an incomplete last line is cut off, and photos that failed are
+When a journal is opened, the beginning of a record at its end, which an interrupted run leaves, is cut off, and photos that failed are
 removed, so that they are tried again. Earlier versions wrote answers in the field ``caption``: it is renamed.
 
 A run that replaces what the file has writes a second file beside it, ``.unfinished``, which names the run, and removes it at its end. So
@@ -23,6 +23,7 @@ from triptych.io.files import write_error, write_file
 
 Record = Mapping[str, Any]
 UNFINISHED = ".unfinished"
+RECORD_START = b'{"image": "'
 RESULT_FIELDS = frozenset(
     ("image", "caption", "answer", "tags", "logprob", "seconds", "error")
 )  # the others are settings
@@ -100,16 +101,16 @@ class Journal:
         return (record["image"] for record in self.records())
 
     def _repair(self) -> None:
-        """Cut off an incomplete last line, remove failures, rename outdated fields, and check that the settings are the same."""
+        """Cut off an incomplete record at the end, remove failures, rename outdated fields, and check that the settings are the same."""
         keep = 0
         rewrite = False
         with self.path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
+                if _is_incomplete(line):
                     break
                 self._check(line, number)
                 record = _parse(line)
-                rewrite |= "error" in record or _is_outdated(record)
+                rewrite |= "error" in record or _is_outdated(record) or not line.endswith(b"\n")
                 keep = file.tell()
         os.truncate(self.path, keep)
         if rewrite:
@@ -151,6 +152,17 @@ def result_text(record: Record) -> str:
 def _is_outdated(record: Record) -> bool:
     """Whether an earlier version wrote the answer to a question as a caption."""
     return "question" in record and "caption" in record
+
+
+def _is_incomplete(line: bytes) -> bool:
+    """Whether the line is the beginning of a record. Other text is not: it may be a user's."""
+    if line.endswith(b"\n") or not line.startswith(RECORD_START[: len(line)]):
+        return False
+    try:
+        _parse(line)
+    except ValueError:
+        return True
+    return False
 
 
 def _renamed(record: Record) -> Record:
