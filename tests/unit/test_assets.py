@@ -67,7 +67,7 @@ class World:
         assert "\n" not in message
         for word in words:
             assert word in message
-        assert not list(self.home.glob("fetch-*"))
+        assert not list(self.home.glob(".fetch-*"))
 
 
 COMPLETE = {f"parts/toy/{name}" for name in ("a.bin", "a.bin.sha256", "b.txt", "b.txt.sha256")}
@@ -125,7 +125,7 @@ def test_fetches_all_files_of_a_part_once(world: World, capsys: pytest.CaptureFi
     assert part_path("toy") == path
     assert part_path("toy", "b.txt").read_bytes() == world.contents["b.txt"]
     assert world.files() == COMPLETE
-    assert not list(world.home.glob("fetch-*"))
+    assert not list(world.home.glob(".fetch-*"))
     assert [state for _, state in list_parts()] == ["ready"]
     assert capsys.readouterr().err == ""
 
@@ -275,11 +275,13 @@ def test_a_home_that_is_a_file_is_said(world: World) -> None:
 
 
 def test_the_leavings_of_a_killed_process_are_swept_after_a_day(world: World) -> None:
-    for name, age in (("fetch-old", 2 * parts.DAY), ("fetch-new", 60.0)):
+    for name, age in ((".fetch-old", 2 * parts.DAY), (".fetch-new", 60.0), ("fetch-mine", 2 * parts.DAY)):
         (world.home / name).mkdir(parents=True)
         os.utime(world.home / name, (time.time() - age,) * 2)
     part_path("toy")
-    assert [path.name for path in world.home.glob("fetch-*")] == ["fetch-new"]
+    assert [path.name for path in world.home.glob(".fetch-*")] == [".fetch-new"] and (
+        world.home / "fetch-mine"
+    ).is_dir()
 
 
 def test_a_bar_is_drawn_on_a_terminal(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,13 +74,16 @@ def test_a_new_commit_replaces_the_one_before(tmp_path: Path, monkeypatch: pytes
     assert find_checkpoint(model) != new and tagged.is_dir() and not new.exists()
 
 
-def test_what_killed_processes_left_is_deleted_after_a_day(tmp_path: Path, home: Path) -> None:
-    left, running = home / "converted" / "blip2-0.1", home / "converted" / "blip2-0.2"
-    left.mkdir(parents=True)
-    running.mkdir()
-    os.utime(left, (1, 1))
-    find_checkpoint(published(tmp_path / "blip2"))
-    assert running.is_dir() and not left.exists()
+def test_only_what_killed_processes_left_is_deleted_after_a_day(tmp_path: Path, home: Path) -> None:
+    name = f"blip2-{8 * '0'}-{16 * 'a'}"
+    left = {f"{name}.17", f".{name}.17.new", f".{name}.old"}
+    kept = {"my-blip2", f"{name}.bak", "notes.new", f"my-{name}.17.old"}
+    for folder in left | kept:
+        (home / "converted" / folder).mkdir(parents=True)
+        os.utime(home / "converted" / folder, (1, 1))
+    (home / "converted" / f"{name}.18").mkdir()  # by a process that runs
+    made = find_checkpoint(published(tmp_path / "blip2"))
+    assert {path.name for path in made.parent.iterdir()} == kept | {f"{name}.18", made.name}
 
 
 def test_the_command(

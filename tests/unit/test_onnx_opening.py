@@ -138,22 +138,23 @@ def test_two_processes_may_build_at_once(saved: Path, own_home: Path, monkeypatc
 
 def test_old_folders_are_forgotten(saved: Path, own_home: Path) -> None:
     own_home.mkdir(parents=True)
-    for n in range(KEPT_FOLDERS + 3):
-        (own_home / f"old-{n}").mkdir()
-        os.utime(own_home / f"old-{n}", (n, n))
+    graphs = [f"sat-int8-{n:024x}" for n in range(KEPT_FOLDERS + 3)]
+    for n, name in enumerate([*graphs, "mine"]):
+        (own_home / name).mkdir()
+        os.utime(own_home / name, (n, n))
     (own_home / ".new-interrupted").mkdir()
     os.utime(own_home / ".new-interrupted", (0, 0))
     (own_home / ".new-growing").mkdir()
     open_engine(saved, "int8")
     left = {path.name for path in own_home.iterdir()}
-    assert left >= {f"old-{KEPT_FOLDERS + 2}", ".new-growing"} and left.isdisjoint({"old-3", ".new-interrupted"})
-    assert len(left) == KEPT_FOLDERS + 1
+    assert left >= {graphs[-1], ".new-growing", "mine"} and left.isdisjoint({graphs[3], ".new-interrupted"})
+    assert len(left) == KEPT_FOLDERS + 2
 
 
 def test_folders_in_use_stay(saved: Path, own_home: Path) -> None:
     own_home.mkdir(parents=True)
     for n in range(KEPT_FOLDERS + 3):
-        (own_home / f"used-{n}").mkdir()
+        (own_home / f"sat-int8-{n:024x}").mkdir()
     open_engine(saved, "int8")
     assert len(list(own_home.iterdir())) == KEPT_FOLDERS + 4
 

@@ -17,7 +17,8 @@ FOLDERS = (
     "features",
     "parts",
 )  # published models, graphs, features of photos in training, pretrained parts
-CONVERTED = re.compile(r".+-[0-9a-f]{8}-[0-9a-f]{16}")  # a model's name, a hash of where it lies and one of its files
+CONVERTED = r".+-[0-9a-f]{8}-[0-9a-f]{16}"  # a model's name, a hash of where it lies and one of its files
+CONVERTING = rf"{CONVERTED}\.\d+|\.{CONVERTED}(\.\d+)?\.(new|old)"  # by a process; and what a save writes beside it
 
 
 def list_cache() -> dict[str, Path]:
@@ -63,14 +64,14 @@ def delete(path: Path) -> None:
 
 def delete_superseded(target: Path) -> list[Path]:
     """Delete the conversions that ``target`` replaces, those of earlier files at the same place, and what killed processes left; returns
-    the former. What cannot be deleted stays."""
+    the former. What cannot be deleted stays, and so does everything that ``convert`` has not named."""
     model = target.name.rpartition("-")[0]
     replaced = []
     for path in target.parent.iterdir():
-        if CONVERTED.fullmatch(path.name):
+        if re.fullmatch(CONVERTED, path.name):
             if path != target and path.name.rpartition("-")[0] == model:
                 shutil.rmtree(path, ignore_errors=True)
                 replaced.append(path)
-        elif time.time() - path.lstat().st_mtime > DAY:
+        elif re.fullmatch(CONVERTING, path.name) and time.time() - path.lstat().st_mtime > DAY:
             shutil.rmtree(path, ignore_errors=True)
     return replaced

