@@ -63,6 +63,8 @@ def test_examples_are_text_files_beside_photos_or_a_data_set(tmp_path: Path) -> 
     (folder / "b.txt").write_text("a blicket")
     read = read_examples(folder)
     assert [text for _, text in read] == ["a dax in the hall", "a blicket"] and read[0][0]().size == (8, 8)
+    (folder / "a.png.txt").write_text("another dax")  # as sidecars of photos that differ only in the suffix are called
+    assert [text for _, text in read_examples(folder)] == ["another dax", "a blicket"]
     for content, message in (("  \n", "is empty"), ("x" * (1 << 17), "too large")):
         (folder / "c.txt").write_text(content)
         with pytest.raises(InputError, match=message):

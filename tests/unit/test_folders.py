@@ -203,6 +203,21 @@ def test_sidecars(tmp_path: Path, kind: str) -> None:
     assert describe_photos(names, on_this_machine(say_red), sidecars=sidecars).skipped == 3
 
 
+@pytest.mark.parametrize("existing", ["skip", "overwrite", "append"])
+def test_photos_that_differ_in_the_suffix_have_sidecars_of_their_own(tmp_path: Path, existing: str) -> None:
+    names = [str(photo(tmp_path / name, red)) for red, name in enumerate(("a.png", "a.TIF", "b.bmp"))]
+    sidecars = Sidecars(("txt",), existing)
+    describe_photos(names, on_this_machine(say_red), sidecars=sidecars)
+    texts = {"a.png.txt": "red 0\n", "a.TIF.txt": "red 1\n", "b.txt": "red 2\n"}
+    assert {path.name: path.read_text() for path in tmp_path.glob("*.txt")} == texts
+    names.append(str(photo(tmp_path / "b.png", 3)))
+    for _ in range(2):
+        describe_photos(names, on_this_machine(say_red), sidecars=sidecars)
+    texts |= {"b.bmp.txt": "red 2\n", "b.png.txt": "red 3\n"}  # and the b.txt from when there was one b
+    assert {path.name: path.read_text() for path in tmp_path.glob("*.txt")} == texts
+    assert existing != "skip" or describe_photos(names, on_this_machine(say_red), sidecars=sidecars).described == 0
+
+
 def test_a_name_that_is_not_unicode_is_read_back_as_it_was(tmp_path: Path) -> None:
     """From the JSON beside the photo and from the journal."""
     name, journal = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"), Journal(tmp_path / "out.jsonl", SETTINGS)

@@ -22,16 +22,16 @@ ExamplePair = tuple[Callable[[], Image.Image], str]
 def read_examples(path: Path) -> list[ExamplePair]:
     """For each example a function that opens its picture, and its text, in order of names.
 
-    ``photo.txt`` beside ``photo.jpg`` is its text. Where a folder has no such pair, ``path`` is opened as a data set, and
-    its training photos (all, if it names no split) are taken with their first captions.
+    ``photo.jpg.txt`` or ``photo.txt`` beside ``photo.jpg`` is its text. Where a folder has no such pair, ``path`` is opened as a data
+    set, and its training photos (all, if it names no split) are taken with their first captions.
 
     Raises:
         InputError: there is no example, or a text cannot be read.
     """
     if path.is_dir():
         pictures = sorted(file for file in path.iterdir() if is_picture_name(file.name))
-        beside = [(file, file.with_suffix(".txt")) for file in pictures]
-        if pairs := [(file, text) for file, text in beside if text.is_file()]:
+        beside = [(file, (file.with_name(f"{file.name}.txt"), file.with_suffix(".txt"))) for file in pictures]
+        if pairs := [(file, text) for file, texts in beside if (text := next(filter(Path.is_file, texts), None))]:
             return [(partial(load_image, file, EXAMPLE_SIDE), read_line(text)) for file, text in pairs]
     photos = open_dataset(path)
     train = [photo for photo in photos if photo.split == "train"] or photos

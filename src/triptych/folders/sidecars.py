@@ -1,13 +1,17 @@
 """Sidecars: small files beside each photo with its description.
 
 ``photo.txt`` has the text alone, ``photo.json`` the whole record, ``photo.xmp`` the text as ``dc:description`` or the keywords as
-``dc:subject``, which photo managers read. Everything else in an ``.xmp`` file of another program is kept.
+``dc:subject``, which photo managers read. Everything else in an ``.xmp`` file of another program is kept. Of photos whose names differ
+only in the suffix each has sidecars of its whole name: ``photo.jpg.txt``.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -24,6 +28,7 @@ from triptych.folders.xmp import (
     xmp_bytes,
 )
 from triptych.io.files import json_bytes, write_file
+from triptych.io.folders import is_picture_name
 
 SIDECARS = ("txt", "json", "xmp")
 EXISTING = ("skip", "overwrite", "append", "prepend")
@@ -116,8 +121,27 @@ class Sidecars:
 
 
 def path(image: str, kind: str) -> Path:
-    """The path of a photo's sidecar: ``holiday/a.jpg`` -> ``holiday/a.txt``."""
-    return Path(image).with_suffix(f".{kind}")
+    """The path of a photo's sidecar: ``holiday/a.jpg`` -> ``holiday/a.txt``; ``a.jpg.txt`` if there is a ``holiday/a.png``."""
+    photo = Path(image)
+    return photo.with_name(f"{photo.name}.{kind}") if has_namesake(photo) else photo.with_suffix(f".{kind}")
+
+
+def has_namesake(photo: Path) -> bool:
+    """Whether the name of another photo in the folder differs only in the suffix."""
+    if photo.suffix not in suffixes_by_stem(photo.parent).get(photo.stem, ()):  # it came after the folder was listed
+        suffixes_by_stem.cache_clear()
+    return len(suffixes_by_stem(photo.parent).get(photo.stem, ())) > 1
+
+
+@lru_cache(maxsize=8)
+def suffixes_by_stem(folder: Path) -> dict[str, tuple[str, ...]]:
+    """Of the photos in ``folder``; none if it cannot be listed."""
+    suffixes: dict[str, tuple[str, ...]] = {}
+    with suppress(OSError):
+        for name in filter(is_picture_name, os.listdir(folder)):  # noqa: PTH208 (names of millions of photos)
+            stem, suffix = os.path.splitext(name)  # noqa: PTH122
+            suffixes[stem] = (*suffixes.get(stem, ()), suffix)
+    return suffixes
 
 
 def read_sidecar(file: Path) -> str:
