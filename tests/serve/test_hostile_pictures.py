@@ -159,7 +159,7 @@ def test_11_many_large_pictures_of_one_request_are_refused_before_they_are_decod
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each alone is within the bounds, together they are not."""
-    monkeypatch.setattr(client.app.state.memory, "most", 3_000_000)  # type: ignore[attr-defined]
+    monkeypatch.setattr(client.app.state.memory, "most", 7_000_000)  # type: ignore[attr-defined]
     decoded: list[int] = []
     monkeypatch.setattr(pictures, "load_image", lambda data: decoded.append(len(data)) or Image.new("RGB", (4, 4)))
     response = client.post(CHAT, json=question(*[wide_png(500)] * 4))

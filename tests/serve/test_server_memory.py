@@ -47,10 +47,18 @@ def test_21_a_picture_takes_memory_as_long_as_it_is_used() -> None:
     shared = SharedMemory(100)
     memory = RequestMemory(shared)
     memory.take(10)
-    photo = memory.load(60, picture)
+    during: list[int] = []
+
+    def decode() -> Image.Image:
+        during.append(shared.taken)
+        return picture()
+
+    photo = memory.load(90, 60, decode)
+    assert (during, shared.taken) == ([100], 70)
     with pytest.raises(ApiError) as refused:
-        memory.load(40, picture)
+        memory.load(40, 10, picture)
     assert refused.value.status == 413 and shared.taken == 70
+    assert memory.load(30, 10, decode).size == (4, 4) and during == [100, 100]
     memory.release()
     assert shared.taken == 60 and photo.size == (4, 4)  # a model may still read it
     del photo
@@ -64,16 +72,16 @@ def test_21_a_picture_that_cannot_be_decoded_takes_nothing() -> None:
         raise InputError("no picture")
 
     with pytest.raises(InputError):
-        RequestMemory(shared).load(60, broken)
+        RequestMemory(shared).load(90, 60, broken)
     assert shared.taken == 0
 
 
 def test_21_pictures_that_only_the_collector_finds_keep_nobody_out() -> None:
     shared = SharedMemory(100)
-    circle: list[object] = [RequestMemory(shared).load(80, picture)]
+    circle: list[object] = [RequestMemory(shared).load(80, 80, picture)]
     circle.append(circle)
     del circle
-    assert RequestMemory(shared).load(80, picture).size == (4, 4)
+    assert RequestMemory(shared).load(80, 80, picture).size == (4, 4)
 
 
 def test_21_the_memory_of_answered_and_refused_requests_is_free_again() -> None:

@@ -15,7 +15,8 @@ import torch
 from pictures import NOISE, NOISE_A, PNG, SMOOTH, close, encoded, over_white, pixels, png_chunks, refusal
 from PIL import Image, features
 
-from triptych.io.images import content_hash, load_image, pixel_values
+from triptych.errors import InputError
+from triptych.io.images import content_hash, decoding_bytes, load_image, pixel_values
 from triptych.io.pixels import PixelSpec
 
 # Where a picture comes from
@@ -281,6 +282,17 @@ def test_a_lazy_pil_image() -> None:
 
 
 # What is made of a picture
+
+
+def test_what_decoding_takes_is_known_from_the_header() -> None:
+    def cost(kind: str) -> tuple[int, int]:
+        file = io.BytesIO()
+        Image.new("RGB", (10, 20)).save(file, kind)
+        return decoding_bytes(file.getvalue())
+
+    assert [cost("JPEG"), cost("PNG"), cost("WEBP")] == [(2600, 800), (4000, 800), (4000, 800)]
+    with pytest.raises(InputError, match="not a picture"):
+        decoding_bytes(b"text")
 
 
 def test_content_hash() -> None:

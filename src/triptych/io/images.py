@@ -39,6 +39,9 @@ PICTURE_FORMATS = (
 )
 """The formats that Pillow decodes itself, without those that start another program (EPS) or contain other files (ICO)."""
 JPEG_FORMATS = ("JPEG", "MPO")
+RGB_BYTES = 4  # of a pixel in memory
+JPEG_BYTES, OTHER_BYTES = 13, 20
+"""Of a pixel while it is decoded, as measured: of a JPEG that is cut short and turned, and of a JPEG 2000."""
 
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 _UPRIGHT = {  # EXIF orientation -> the transposition that turns the picture upright
@@ -71,7 +74,7 @@ def load_image(source: ImageSource, target: int | None = None) -> Image.Image:
     Raises InputError, one line that names the picture: it cannot be read or exceeds the bounds.
     """
     if isinstance(source, Image.Image):
-        return _to_rgb(source, "image")
+        return _to_rgb(source, "image", shared=True)
     if isinstance(source, np.ndarray):
         return _to_rgb(_from_array(source), "array")
     if isinstance(source, bytes):
@@ -82,10 +85,15 @@ def load_image(source: ImageSource, target: int | None = None) -> Image.Image:
     return decode_image(*read_source(source), target)
 
 
-def picture_size(data: bytes, name: str = "bytes") -> tuple[int, int]:
-    """Width and height as the header in the bytes of a file says, before it is turned upright. Raises InputError as `load_image`."""
+def decoding_bytes(data: bytes) -> tuple[int, int]:
+    """The bytes of memory that `load_image` takes at most for a picture of this size and format, and that its result takes.
+
+    Only the header in ``data``, the bytes of a file, is read. Raises InputError as `load_image`.
+    """
     with _pillow_on_guard():
-        return _open(_essential(data, name), name, None).size
+        image = _open(_essential(data, "bytes"), "bytes", None)
+    pixels = image.width * image.height
+    return pixels * (JPEG_BYTES if image.format in JPEG_FORMATS else OTHER_BYTES), pixels * RGB_BYTES
 
 
 def content_hash(image: Image.Image) -> str:
@@ -229,13 +237,14 @@ def _load_jpeg(image: Image.Image, data: bytes, name: str, target: int | None) -
     return whole
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str, shared: bool = False) -> Image.Image:
+    """``shared``: the caller keeps ``image``, so the result has pixels of its own."""
     with _pillow_on_guard():
         try:
             check_size(image.size, name)
             image.load()
             check_size(image.size, name)  # some formats have the true size only now
-            rgb = grey_to_rgb(image, name) if image.mode[0] in "IF" else _colour_to_rgb(image)
+            rgb = grey_to_rgb(image, name) if image.mode[0] in "IF" else _colour_to_rgb(image, shared)
             turn = _turn_upright(image)
             rgb = rgb if turn is None else rgb.transpose(turn)
         except InputError:
@@ -253,14 +262,15 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     return rgb
 
 
-def _colour_to_rgb(image: Image.Image) -> Image.Image:
+def _colour_to_rgb(image: Image.Image, shared: bool) -> Image.Image:
+    """Large pictures are not copied without need: several copies would be in memory together."""
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image._new(image.im) if image.mode == "RGB" and not shared else image.convert("RGB")
     if image.mode == "La":
         image = image.convert("LA")
-    rgba = image.convert("RGBA")
+    rgba = image if image.mode == "RGBA" else image.convert("RGBA")
     rgb = Image.new("RGB", image.size, "white")
-    rgb.paste(rgba, mask=rgba.getchannel("A"))
+    rgb.paste(rgba, mask=rgba)
     return rgb
 
 

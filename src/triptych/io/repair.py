@@ -20,6 +20,7 @@ JPEG_SCAN, JPEG_COMMENT = 0xDA, 0xFE
 JPEG_METADATA = range(0xE0, 0xF0)
 JPEG_KEPT = {0xE0: (b"JFIF\0", 14), 0xE1: (b"", 0), 0xEE: (b"Adobe", 12)}
 """The metadata segments that affect how the picture looks (APP0, APP1 with the orientation, APP14): their start and smallest size."""
+STRIP = 256  # rows
 MISSING = 128
 """The grey level of the rows that a JPEG decoder has no data for."""
 
@@ -103,6 +104,12 @@ def _is_needed(marker: int, body: bytes) -> bool:
 
 def missing_rows(image: Image.Image) -> int:
     """The number of rows at the bottom of a decoded JPEG that its data did not reach."""
-    levels = np.asarray(image).reshape(image.height, -1)
-    present = np.flatnonzero((np.abs(levels.astype(np.int16) - MISSING) > 2).any(axis=1))
-    return image.height - 1 - int(present[-1]) if len(present) else image.height
+    for top in range(
+        (image.height - 1) // STRIP * STRIP, -1, -STRIP
+    ):  # from below; large pictures are not copied as a whole
+        strip = image.crop((0, top, image.width, min(top + STRIP, image.height)))
+        levels = np.asarray(strip).reshape(strip.height, -1).astype(np.int16)
+        present = np.flatnonzero((np.abs(levels - MISSING) > 2).any(axis=1))
+        if len(present):
+            return image.height - 1 - top - int(present[-1])
+    return image.height

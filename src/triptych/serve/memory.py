@@ -49,17 +49,22 @@ class RequestMemory:
         self._take(size)
         self._body += size
 
-    def load(self, size: int, decode: Callable[[], Image]) -> Image:
-        """The picture that ``decode`` returns, which takes ``size`` bytes. Raises ApiError as ``take``, or when the client has gone."""
+    def load(self, most: int, size: int, decode: Callable[[], Image]) -> Image:
+        """The picture that ``decode`` returns. It takes ``most`` bytes while it is decoded, and ``size`` bytes then.
+
+        Raises ApiError as ``take``, or when the client has gone.
+        """
         if self._released:
             raise ApiError(400, "the connection closed before the pictures were read")
-        self._take(size)
+        self._take(most)
+        kept = 0
         try:
             picture = decode()
-        except BaseException:
-            self._shared.give_back(size)
-            raise
-        weakref.finalize(picture, self._shared.give_back, size)
+            weakref.finalize(picture, self._shared.give_back, size)
+            kept = size
+        finally:
+            self._own -= most - kept
+            self._shared.give_back(most - kept)
         return picture
 
     def _take(self, size: int) -> None:

@@ -15,14 +15,13 @@ from fastapi import Request
 from PIL.Image import Image
 
 from triptych.errors import InputError
-from triptych.io.images import load_image, picture_size
+from triptych.io.images import decoding_bytes, load_image
 from triptych.serve.errors import ApiError
 from triptych.serve.fetch import PICTURE_BYTES, fetch_allowed
 from triptych.serve.memory import SCOPE_KEY, RequestMemory
 from triptych.serve.settings import PICTURE_LIMIT, ServerSettings
 
 ALPHABET = str.maketrans("-_", "+/")
-PIXEL_BYTES = 4  # of an RGB picture in memory
 SPACE = re.compile(r"\s+")
 
 
@@ -48,8 +47,7 @@ class RequestPictures:
         try:
             data = picture_bytes(address, self.settings)
             self._digest.update(len(data).to_bytes(8) + data)
-            width, height = picture_size(data)
-            return self.memory.load(PIXEL_BYTES * width * height, lambda: load_image(data))
+            return self.memory.load(*decoding_bytes(data), lambda: load_image(data))
         except InputError as error:
             raise ApiError(400, f"{param}: {without_name(str(error))}", param=param) from None
 
