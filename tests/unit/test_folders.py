@@ -26,6 +26,8 @@ from triptych.folders import (
 )
 from triptych.folders.pipeline import AHEAD, PHOTO_BATCH, Description, decoded_batches
 from triptych.folders.xmp import NAMESPACES
+from triptych.io.images import decoded_pixels, load_image
+from triptych.io.limits import MAX_PIXELS
 from triptych.io.locks import only_process
 from triptych.tasks import Answer
 
@@ -186,7 +188,32 @@ def test_few_photos_are_decoded_ahead(tmp_path: Path) -> None:
 
     batches = decoded_batches(names())  # type: ignore[arg-type]
     next(batches)
-    assert taken <= (AHEAD + 2) * PHOTO_BATCH
+    assert taken <= (AHEAD + 2) * PHOTO_BATCH + 1
+
+
+def test_few_pixels_are_decoded_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether they are those of many small photos, or of few large ones."""
+    monkeypatch.setattr("triptych.folders.pipeline.BATCH_PIXELS", 640)
+    sides, decoded = (8, 8, 16, 24, 24, 40, 8, 8), list[str]()
+    names = [str(tmp_path / f"{n}.png") for n in range(len(sides))]
+    for name, side in zip(names, sides, strict=True):
+        Image.new("RGB", (side, side)).save(name)
+
+    def decode(name: str) -> Image.Image:
+        decoded.append(name)
+        return load_image(name)
+
+    monkeypatch.setattr("triptych.folders.pipeline.decode_photo", decode)
+    sizes = []
+    for batch in decoded_batches(iter(names)):
+        sizes.append([photo.width for _, photo in batch if isinstance(photo, Image.Image)])
+        ahead = [sides[names.index(name)] ** 2 for name in decoded[sum(map(len, sizes)) :]]
+        assert sum(ahead) <= max(640, *ahead, 0)
+    assert sizes == [[8, 8, 16], [24], [24], [40], [8, 8]]
+    jpeg = tmp_path / "large.jpg"
+    Image.new("RGB", (4096, 2048)).save(jpeg)
+    assert decoded_pixels(str(jpeg)) == 8 * decoded_pixels(str(jpeg), 512) * 0.5 == 4096 * 2048
+    assert decoded_pixels(str(tmp_path / "gone.jpg")) == decoded_pixels(str(tmp_path)) == MAX_PIXELS
 
 
 @pytest.mark.parametrize("kind", ["txt", "json", "xmp"])

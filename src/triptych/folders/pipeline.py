@@ -2,8 +2,8 @@
 
     names -> threads: decode, upright, RGB -> batches -> describe (the model) -> sidecars -> journal -> results on screen
 
-At most ``AHEAD`` batches of decoded photos wait in memory. A result is in the journal only after its sidecars are on the disk, so that a
-run that is killed continues without gaps.
+At most ``AHEAD`` batches of decoded photos wait in memory, with ``BATCH_PIXELS`` together. A result is in the journal only after its
+sidecars are on the disk, so that a run that is killed continues without gaps.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from typing import Any, NamedTuple
 
 from PIL.Image import Image
@@ -22,10 +21,13 @@ from PIL.Image import Image
 from triptych.errors import InputError
 from triptych.folders.journal import Journal, Record, result_text
 from triptych.folders.sidecars import Sidecars
-from triptych.io.images import load_image
+from triptych.io.images import decoded_pixels, load_image
 
 PHOTO_BATCH = 8
 AHEAD = 2  # batches that are decoded while the model works on another one
+BATCH_PIXELS = (
+    50_000_000  # of a batch, and of all those that are decoded ahead; a photo with more is a batch of its own
+)
 THREADS = 2
 SIDE = 512  # pixels: large JPEGs are decoded at a reduced size of at least twice this
 
@@ -197,13 +199,32 @@ def described_batches(describe: Describe, names: Iterator[str], sidecars: Sideca
 def decoded_batches(names: Iterator[str]) -> Iterator[list[tuple[str, Image | InputError]]]:
     """Batches of names with their photos, decoded ahead in threads; for an unreadable photo the error instead."""
     with ThreadPoolExecutor(THREADS, thread_name_prefix="decode") as pool:
-        waiting: deque[list[tuple[str, Future[Image | InputError]]]] = deque()
-        while True:
-            while len(waiting) <= AHEAD and (part := list(islice(names, PHOTO_BATCH))):
-                waiting.append([(name, pool.submit(decode_photo, name)) for name in part])
-            if not waiting:
-                return
-            yield [(name, future.result()) for name, future in waiting.popleft()]
+        waiting: deque[tuple[int, list[tuple[str, Future[Image | InputError]]]]] = deque()
+
+        def first() -> list[tuple[str, Image | InputError]]:
+            return [(name, future.result()) for name, future in waiting.popleft()[1]]
+
+        for pixels, part in batches_by_size(names):
+            while waiting and (len(waiting) > AHEAD or sum(size for size, _ in waiting) + pixels > BATCH_PIXELS):
+                yield first()
+            waiting.append((pixels, [(name, pool.submit(decode_photo, name)) for name in part]))
+        while waiting:
+            yield first()
+
+
+def batches_by_size(names: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
+    """Batches of ``PHOTO_BATCH`` names, or of fewer with ``BATCH_PIXELS`` at most, and the pixels of each."""
+    batch: list[str] = []
+    total = 0
+    for name in names:
+        pixels = decoded_pixels(name, SIDE)
+        if batch and (len(batch) == PHOTO_BATCH or total + pixels > BATCH_PIXELS):
+            yield total, batch
+            batch, total = [], 0
+        batch.append(name)
+        total += pixels
+    if batch:
+        yield total, batch
 
 
 def decode_photo(name: str) -> Image | InputError:

@@ -10,6 +10,7 @@ import string
 import time
 import urllib.error
 import urllib.request
+from typing import BinaryIO
 from urllib.parse import quote, unquote_to_bytes, urlsplit, urlunsplit
 
 from triptych.errors import InputError
@@ -40,15 +41,15 @@ def read_source(source: str | os.PathLike[str]) -> tuple[bytes, str]:
     return data, name
 
 
-def _read_file(location: str, name: str) -> bytes:
+def open_file(location: str, name: str) -> BinaryIO:
+    """The file at a path, open for reading. Raises InputError: it cannot be read, or is a folder, a pipe or a device."""
     try:
         kind = os.stat(location).st_mode  # noqa: PTH116
         if stat.S_ISDIR(kind):
             raise InputError(f"{name}: is a folder, not a picture")
         if not stat.S_ISREG(kind):
             raise InputError(f"{name}: is a pipe or a device, not a file")
-        with open(location, "rb") as file:  # noqa: PTH123
-            return file.read(limits.MAX_BYTES + 1)
+        return open(location, "rb")  # noqa: PTH123
     except InputError:
         raise
     except FileNotFoundError:
@@ -59,6 +60,14 @@ def _read_file(location: str, name: str) -> bytes:
         raise InputError(f"{name}: cannot be read: {error.strerror}") from None
     except ValueError:
         raise InputError(f"{name}: is no valid path") from None
+
+
+def _read_file(location: str, name: str) -> bytes:
+    with open_file(location, name) as file:
+        try:
+            return file.read(limits.MAX_BYTES + 1)
+        except OSError as error:
+            raise InputError(f"{name}: cannot be read: {error.strerror}") from None
 
 
 def _path_of_url(url: str, name: str) -> str:

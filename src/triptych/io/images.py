@@ -14,7 +14,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,7 @@ from PIL import ExifTags, Image
 
 from triptych.errors import InputError
 from triptych.io import limits
-from triptych.io.fetch import read_source
+from triptych.io.fetch import open_file, read_source
 from triptych.io.grey import grey_to_rgb, to_levels
 from triptych.io.limits import check_bytes, check_size, too_large
 from triptych.io.pixels import PixelSpec
@@ -96,6 +96,18 @@ def decoding_bytes(data: bytes) -> tuple[int, int]:
     return pixels * (JPEG_BYTES if image.format in JPEG_FORMATS else OTHER_BYTES), pixels * RGB_BYTES
 
 
+def decoded_pixels(path: str, target: int | None = None) -> int:
+    """The pixels that `load_image` decodes of a file, as its header says; the most there can be if it cannot be read."""
+    try:
+        with _pillow_on_guard(), open_file(path, path) as file:
+            image = _read_header(file, path)
+            if target is not None and image.format in JPEG_FORMATS:
+                _decode_reduced(image, target)
+            return image.width * image.height
+    except Exception:  # decoding reports it
+        return limits.MAX_PIXELS
+
+
 def content_hash(image: Image.Image) -> str:
     """Return the sha256 of an RGB image's size and pixels, in hex: the same picture has the same hash in any file."""
     digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
@@ -108,7 +120,7 @@ def capture_time(data: bytes) -> datetime.datetime | None:
     """The time when a photo was taken, from the EXIF in the bytes of its file (DateTimeOriginal and its fraction); None = unknown."""
     with _pillow_on_guard():
         try:
-            exif = _read_header(data, "photo").getexif().get_ifd(ExifTags.IFD.Exif)
+            exif = _read_header(io.BytesIO(data), "photo").getexif().get_ifd(ExifTags.IFD.Exif)
             taken = datetime.datetime.strptime(str(exif[ExifTags.Base.DateTimeOriginal]), "%Y:%m:%d %H:%M:%S")
             fraction = str(exif.get(ExifTags.Base.SubsecTimeOriginal, "0")).strip()
             return taken.replace(microsecond=int(float(f"0.{fraction}") * 1_000_000))
@@ -178,7 +190,7 @@ def _essential(data: bytes, name: str) -> bytes:
 def _open(data: bytes, name: str, target: int | None) -> Image.Image:
     """Read only the header, and check the cost of decoding the rest."""
     try:
-        image = _read_header(data, name)
+        image = _read_header(io.BytesIO(data), name)
     except InputError:
         raise
     except Image.DecompressionBombError:
@@ -208,15 +220,17 @@ def _decode_reduced(image: Image.Image, target: int) -> None:
             return
 
 
-def _read_header(data: bytes, name: str) -> Image.Image:
-    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and b"avif" not in data[8:64]:
+def _read_header(file: BinaryIO, name: str) -> Image.Image:
+    start = file.read(64)
+    file.seek(0)
+    if start[4:8] == b"ftyp" and start[8:12] in _HEIF_BRANDS and b"avif" not in start[8:]:
         try:
             from pillow_heif import HeifImageFile
         except ImportError:
             raise InputError(f"{name}: HEIC pictures need a plugin: pip install 'triptych[heic]'") from None
-        read_header: Callable[[io.BytesIO], Image.Image] = HeifImageFile
-        return read_header(io.BytesIO(data))
-    return Image.open(io.BytesIO(data), formats=PICTURE_FORMATS)
+        read_header: Callable[[BinaryIO], Image.Image] = HeifImageFile
+        return read_header(file)
+    return Image.open(file, formats=PICTURE_FORMATS)
 
 
 def _load_jpeg(image: Image.Image, data: bytes, name: str, target: int | None) -> Image.Image:
