@@ -157,6 +157,11 @@ BAD = [
     ({"model": "blip2", "messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role"),
     ({"model": "blip2", "messages": [{"role": "user", "content": [{"type": "file"}]}]}, 400, "messages[0].content[0]"),
     ({"model": "blip2", "messages": [{"role": "user", "content": "x"}] * 65}, 400, "messages"),
+    *(
+        ({"model": "blip2", "messages": [message, *question(data_url())["messages"]]}, 400, "messages[0].content[0]")
+        for role in ("system", "assistant")
+        for message in [{**question(data_url())["messages"][0], "role": role}]
+    ),
     *((question(data_url(), **{name: {"a": 1}}), 400, name) for name in UNSUPPORTED),
 ]
 
@@ -182,6 +187,19 @@ LIMITS = [
     ("/v1/complete", {"image": data_url(), "shots": [{"image": data_url(), "text": "a"}] * 16}, "shots"),
     ("/v1/find", {"query": "x", "k": 101}, "k"),
 ]
+
+
+PICTURES_WITH_TEXTS = [
+    ("/v1/embeddings", {"input": ["a", {"text": "a dog", "image": data_url()}]}, "input[1]"),
+    ("/v1/embeddings", {"input": [{"image": data_url(), "image_url": {"url": data_url()}}]}, "input[0]"),
+    ("/v1/rerank", {"query": "red", "documents": [{"text": "a dog", "image": data_url()}]}, "documents[0]"),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "param"), PICTURES_WITH_TEXTS)
+def test_an_item_is_a_text_or_a_picture(client: TestClient, path: str, body: object, param: str) -> None:
+    response = client.post(path, json=body)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, param)
 
 
 @pytest.mark.parametrize(("path", "body", "param"), LIMITS)
@@ -311,6 +329,9 @@ def test_ollama_clients_load_models_ask_for_stops_and_read_errors_as_texts(clien
         ({"model": "sat", "options": {"num_predict": 513}}, "options.num_predict: Input should be less than"),
     ):
         assert said in client.post("/api/generate", json=body).json()["error"]
+    answered = [{"role": "user", "content": "?", "images": [image]}, {"role": "assistant", "images": [image]}]
+    refused = client.post("/api/chat", json={"model": "blip2", "messages": [*answered, answered[0]]})
+    assert refused.status_code == 400 and "messages[1].images" in refused.json()["error"]
     assert "no such route" in client.get("/api/none").json()["error"]
     assert "other sites" in client.get("/api/tags", headers={"Origin": "https://example.org"}).json()["error"]
 

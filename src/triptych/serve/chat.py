@@ -66,6 +66,16 @@ def read_dialogue(messages: Sequence[tuple[str, str, list[Image]]], settings: Ma
     return Dialogue(tuple(turns), settings)
 
 
+def check_place(role: str, place: str) -> None:
+    """Raises ApiError: a message of this ``role`` has pictures, at ``place``, which no model would see."""
+    if role != "user":
+        raise ApiError(
+            400,
+            f"{place}: pictures of a message with the role {role} are not read: send them as the user's",
+            param=place,
+        )
+
+
 def answer_kind(model: Model, talk: Dialogue) -> str:
     """How ``model`` answers: ``caption`` (a picture alone, or a model that only captions), ``chat`` (several turns) or ``ask``.
 

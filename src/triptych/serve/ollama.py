@@ -14,7 +14,7 @@ from fastapi.responses import StreamingResponse
 from PIL.Image import Image
 from pydantic import BaseModel, Field
 
-from triptych.serve.chat import answer_job, answer_kind, answer_pieces, read_dialogue
+from triptych.serve.chat import answer_job, answer_kind, answer_pieces, check_place, read_dialogue
 from triptych.serve.errors import ApiError, as_api_error
 from triptych.serve.fields import ModelName, Text
 from triptych.serve.jobs import Job
@@ -105,6 +105,9 @@ async def ollama_chat(request: Request, body: OllamaChatRequest) -> Any:
     reader = RequestPictures(request)
 
     def read() -> list[tuple[str, str, list[Image]]]:
+        for i, message in enumerate(body.messages):
+            if message.images:
+                check_place(message.role, f"messages[{i}].images")
         return [
             (message.role, message.content, pictures_of(message.images, reader, f"messages[{i}].images"))
             for i, message in enumerate(body.messages)

@@ -15,7 +15,7 @@ from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from triptych.generate import TOP_LOGPROBS
-from triptych.serve.chat import answer_job, answer_kind, answer_pieces, read_dialogue
+from triptych.serve.chat import answer_job, answer_kind, answer_pieces, check_place, read_dialogue
 from triptych.serve.errors import ApiError, as_api_error, error_body
 from triptych.serve.features import embed, encoded, texts_of
 from triptych.serve.fields import ModelName, RequiredText, Text
@@ -104,17 +104,15 @@ class ChatRequest(BaseModel):
 def read_messages(messages: Sequence[Message], reader: RequestPictures) -> list[tuple[str, str, list[Image]]]:
     """Roles, texts and pictures. Raises ApiError that names the part."""
     return [
-        (message.role, *read_content(message.content, reader, f"messages[{i}].content"))
-        for i, message in enumerate(messages)
+        (message.role, *read_content(message, reader, f"messages[{i}].content")) for i, message in enumerate(messages)
     ]
 
 
-def read_content(
-    content: str | list[dict[str, Any]] | None, reader: RequestPictures, param: str
-) -> tuple[str, list[Image]]:
+def read_content(message: Message, reader: RequestPictures, param: str) -> tuple[str, list[Image]]:
     texts: list[str] = []
     pictures: list[Image] = []
-    for number, part in enumerate([{"type": "text", "text": content}] if isinstance(content, str) else content or []):
+    parts = message.content or []
+    for number, part in enumerate([{"type": "text", "text": parts}] if isinstance(parts, str) else parts):
         place = f"{param}[{number}]"
         kind = part.get("type")
         if kind in ("text", "input_text"):
@@ -123,6 +121,7 @@ def read_content(
                 raise ApiError(400, f"{place}.text is not a text", param=f"{place}.text")
             texts.append(text)
         elif kind in ("image_url", "input_image"):
+            check_place(message.role, place)
             address = part.get("image_url")
             address = address.get("url") if isinstance(address, dict) else address
             if not isinstance(address, str):
@@ -254,6 +253,8 @@ class RerankRequest(BaseModel):
 def as_item(item: str | dict[str, Any], reader: RequestPictures, param: str) -> str | Image:
     """A text, or the picture of a data URL, ``{"image": ...}`` or ``{"image_url": {"url": ...}}``. Raises ApiError."""
     if isinstance(item, dict):
+        if len(given := [name for name in ("text", "image", "image_url") if item.get(name) is not None]) > 1:
+            raise ApiError(400, f"{param} has {' and '.join(given)}: send them as items of their own", param=param)
         text = item.get("text")
         address = item.get("image") or item.get("image_url")
         address = address.get("url") if isinstance(address, dict) else address
