@@ -2,22 +2,25 @@
 
 import base64
 import struct
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image, PngImagePlugin
-from serving import CHAT, client_of
+from serving import CHAT, client_of, running
 from toy_models import png, question
 
 from triptych.errors import InputError
 from triptych.serve import pictures
 from triptych.serve.native import found_fields
-from triptych.serve.pictures import RequestPictures, base64_bytes
+from triptych.serve.pictures import base64_bytes
 
 
 def as_url(data: bytes) -> str:
@@ -180,18 +183,36 @@ def test_a_library_that_cannot_be_read_names_no_file(tmp_path: Path) -> None:
     assert response.status_code == 503 and str(tmp_path) not in response.text
 
 
+def test_slow_addresses_have_their_time_and_hold_up_no_other_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived, go_on = threading.Semaphore(0), threading.Event()
+
+    def slow(*_: object) -> bytes:
+        arrived.release()
+        go_on.wait(10)
+        return png()
+
+    monkeypatch.setattr(pictures, "fetch_allowed", slow)
+    with running(allow_domains=("example.org",), timeout=1.5) as address:
+        body = question("http://example.org/a.png")
+        with ThreadPoolExecutor(40) as pool:
+            waiting = [pool.submit(httpx.post, f"{address}{CHAT}", json=body, timeout=20) for _ in range(40)]
+            assert arrived.acquire(timeout=5)
+            assert httpx.post(f"{address}{CHAT}", json=question(as_url(png())), timeout=10).status_code == 200
+            assert {answer.result().status_code for answer in waiting} == {504}
+        go_on.set()
+        assert httpx.post(f"{address}{CHAT}", json=body, timeout=5).status_code == 200
+
+
 def test_other_requests_are_answered_while_pictures_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading does not hold up the server's loop."""
-    import threading
-
     reading, go_on = threading.Event(), threading.Event()
 
-    def slow(*_: object) -> object:
+    def slow(_: bytes) -> Image.Image:
         reading.set()
         go_on.wait(10)
         return Image.new("RGB", (4, 4))
 
-    monkeypatch.setattr(RequestPictures, "read", slow)
+    monkeypatch.setattr(pictures, "load_image", slow)
     with client_of() as client:
         statuses: list[int] = []
         thread = threading.Thread(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from errno import EADDRINUSE
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from triptych.serve.native import native_router
 from triptych.serve.ollama import ollama_router
 from triptych.serve.openai import openai_router
 from triptych.serve.security import Guard
-from triptych.serve.settings import MEMORY_LIMIT, ServerSettings
+from triptych.serve.settings import FETCH_LIMIT, MEMORY_LIMIT, ServerSettings
 
 if TYPE_CHECKING:
     from triptych.library import SearchedLibrary
@@ -38,10 +39,12 @@ def create_app(settings: ServerSettings, loaded: dict[str, Any] | None = None) -
         served.start()
         yield
         served.close()
+        app.state.fetchers.shutdown(wait=False, cancel_futures=True)
 
     app = FastAPI(title="Triptych", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
     app.state.settings, app.state.served, app.state.metrics = settings, served, metrics
     app.state.memory = SharedMemory(MEMORY_LIMIT)
+    app.state.fetchers = ThreadPoolExecutor(FETCH_LIMIT, thread_name_prefix="fetch")
     app.state.library = searched_library(settings)
     install_handlers(app)
     for routes in (openai_router, ollama_router, native_router, lecture_router):

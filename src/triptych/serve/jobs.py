@@ -21,6 +21,7 @@ from typing import Any
 
 from triptych.interruption import InterruptedGeneration, interruption
 from triptych.serve.answers import AnswerMemory
+from triptych.serve.deadline import Deadline
 from triptych.serve.errors import SERVER_LOG, ApiError, as_api_error
 from triptych.serve.scheduler import SharedEngine
 from triptych.serve.settings import BATCH_LIMIT
@@ -87,18 +88,15 @@ class Worker:
         for thread in self.threads:
             thread.join(timeout=60)
 
-    async def submit(self, job: Job, timeout: float) -> Any:
+    async def submit(self, job: Job, deadline: Deadline) -> Any:
         """The result of a job. Cancelling the waiting task stops the work.
 
-        Raises ApiError: 429 if the queue is full, 504 after ``timeout`` seconds, or the model's failure.
+        Raises ApiError: 429 if the queue is full, 504 after the ``deadline``, or the model's failure.
         """
-        try:
-            async with asyncio.timeout(timeout):
-                if job.key is None:
-                    return await self._result(job)
-                return await self.answers.get(job.key, partial(self._result, job))
-        except TimeoutError:
-            raise ApiError(504, f"no answer within {timeout:.0f} seconds", retry_after=10) from None
+        async with deadline.limit():
+            if job.key is None:
+                return await self._result(job)
+            return await self.answers.get(job.key, partial(self._result, job))
 
     async def _result(self, job: Job) -> Any:
         self._enqueue(job)
@@ -110,17 +108,15 @@ class Worker:
             raise as_api_error(result)
         return result
 
-    async def pieces(self, job: Job, timeout: float) -> AsyncGenerator[Any, None]:
+    async def pieces(self, job: Job, deadline: Deadline) -> AsyncGenerator[Any, None]:
         """The pieces of a streaming job as they are made. Raises as ``submit``, perhaps after some pieces."""
         self._enqueue(job)
         try:
-            async with asyncio.timeout(timeout):
+            async with deadline.limit():
                 while (piece := await job.results.get()) is not STREAM_END:
                     if isinstance(piece, Exception):
                         raise as_api_error(piece)
                     yield piece
-        except TimeoutError:
-            raise ApiError(504, f"no answer within {timeout:.0f} seconds", retry_after=10) from None
         finally:
             self._withdraw(job)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
@@ -15,12 +14,13 @@ from PIL.Image import Image
 from pydantic import BaseModel, Field
 
 from triptych.errors import InputError
+from triptych.serve.deadline import deadline_of
 from triptych.serve.errors import SERVER_LOG, ApiError
 from triptych.serve.fields import ModelName, RequiredText, Text
 from triptych.serve.jobs import Job, Worker
 from triptych.serve.models import can
 from triptych.serve.pictures import RequestPictures
-from triptych.serve.settings import BEAM_LIMIT, CHOICE_LIMIT, PICTURE_LIMIT, TOKEN_LIMIT, ServerSettings
+from triptych.serve.settings import BEAM_LIMIT, CHOICE_LIMIT, PICTURE_LIMIT, TOKEN_LIMIT
 from triptych.tasks.capabilities import Model
 
 if TYPE_CHECKING:
@@ -104,25 +104,21 @@ async def submit(
 
     Raises ApiError: as ``find_model`` and ``Worker.submit``.
     """
-    settings: ServerSettings = request.app.state.settings
     model, worker = find_model(request, name, verb)
     key = None if key is None else (verb, *kind, *key)
     job = Job((verb, *kind), payload, run=lambda payloads: run(model, payloads), key=key)
-    return await worker.submit(job, settings.timeout)
+    return await worker.submit(job, deadline_of(request))
 
 
 async def read_pictures(
     request: Request, name: str, verb: str, addresses: Mapping[str, str]
 ) -> tuple[list[Image], bytes]:
-    """Read the pictures at the addresses in a thread, if the model can ``verb``; ``addresses``: by their field in the request, for
+    """Read the pictures at the addresses, if the model can ``verb``; ``addresses``: by their field in the request, for
     messages. Returns the pictures, and the digest of their files."""
     find_model(request, name, verb)
     reader = RequestPictures(request)
-
-    def read() -> list[Image]:
-        return [reader.read(address, field) for field, address in addresses.items()]
-
-    return await asyncio.to_thread(read), reader.digest()
+    pictures = [await reader.read(address, field) for field, address in addresses.items()]
+    return pictures, reader.digest()
 
 
 def listed(addresses: Sequence[str], field: str) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -15,6 +14,7 @@ from PIL.Image import Image
 from pydantic import BaseModel, Field
 
 from triptych.serve.chat import answer_job, answer_kind, answer_pieces, check_place, read_dialogue
+from triptych.serve.deadline import deadline_of
 from triptych.serve.errors import ApiError, as_api_error
 from triptych.serve.fields import ModelName, Text
 from triptych.serve.jobs import Job
@@ -78,10 +78,10 @@ class OllamaChatRequest(OllamaRequest):
     messages: list[ChatMessage] = Field(default_factory=list, max_length=MESSAGE_LIMIT)
 
 
-def pictures_of(images: list[str] | None, reader: RequestPictures, param: str) -> list[Image]:
+async def pictures_of(images: list[str] | None, reader: RequestPictures, param: str) -> list[Image]:
     """Pictures as bare base64, as Ollama's clients send them, or as data URLs. Raises ApiError: one cannot be read."""
     addresses = [image if image[:5].lower() == "data:" else f"data:;base64,{image}" for image in images or []]
-    return [reader.read(address, f"{param}[{i}]") for i, address in enumerate(addresses)]
+    return [await reader.read(address, f"{param}[{i}]") for i, address in enumerate(addresses)]
 
 
 @ollama_router.post("/generate")
@@ -92,7 +92,7 @@ async def ollama_generate(request: Request, body: OllamaGenerateRequest) -> Any:
         return answering.record("", TextEnd(True), "load")
     messages: list[tuple[str, str, list[Image]]] = [("system", body.system, [])] if body.system else []
     reader = RequestPictures(request)
-    pictures = await asyncio.to_thread(pictures_of, body.images, reader, "images")
+    pictures = await pictures_of(body.images, reader, "images")
     return await answering.reply([*messages, ("user", body.prompt, pictures)], reader)
 
 
@@ -103,17 +103,13 @@ async def ollama_chat(request: Request, body: OllamaChatRequest) -> Any:
     if not body.messages:
         return answering.record("", TextEnd(True), "load")
     reader = RequestPictures(request)
-
-    def read() -> list[tuple[str, str, list[Image]]]:
-        for i, message in enumerate(body.messages):
-            if message.images:
-                check_place(message.role, f"messages[{i}].images")
-        return [
-            (message.role, message.content, pictures_of(message.images, reader, f"messages[{i}].images"))
-            for i, message in enumerate(body.messages)
-        ]
-
-    return await answering.reply(await asyncio.to_thread(read), reader)
+    messages: list[tuple[str, str, list[Image]]] = []
+    for i, message in enumerate(body.messages):
+        place = f"messages[{i}].images"
+        if message.images:
+            check_place(message.role, place)
+        messages.append((message.role, message.content, await pictures_of(message.images, reader, place)))
+    return await answering.reply(messages, reader)
 
 
 class OllamaAnswer:
@@ -126,7 +122,7 @@ class OllamaAnswer:
         body.check()
         self.body, self.options, self.wrap = body, body.options or Options(), wrap
         self.stops = check_stops(self.options.stop, "options.stop")
-        self.timeout = request.app.state.settings.timeout
+        self.deadline = deadline_of(request)
         self.model, self.worker = request.app.state.served.get(body.model)
         self.worker.check_room()
         self.started = time.monotonic_ns()
@@ -155,13 +151,13 @@ class OllamaAnswer:
             job = Job(("stream",), talk, stream=lambda talk: answer_pieces(model, kind, talk))
             return StreamingResponse(self.lines(job), media_type="application/x-ndjson")
         job = answer_job(model, kind, talk, reader.digest())
-        answer = await self.worker.submit(job, self.timeout)
+        answer = await self.worker.submit(job, self.deadline)
         text = cut_at_stop(answer.text, self.stops)
         return self.record(text, answer.end, "stop" if text != answer.text else None)
 
     async def lines(self, job: Job) -> AsyncIterator[str]:
         try:
-            async for piece in until_stop(self.worker.pieces(job, self.timeout), self.stops):
+            async for piece in until_stop(self.worker.pieces(job, self.deadline), self.stops):
                 line = self.record("", piece) if isinstance(piece, TextEnd) else self.record(piece, None)
                 yield json.dumps(line, ensure_ascii=False) + "\n"
         except Exception as error:

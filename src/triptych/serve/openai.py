@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 import uuid
@@ -30,7 +29,6 @@ from triptych.serve.settings import (
     SEEDS,
     TEXT_LIMIT,
     TOKEN_LIMIT,
-    ServerSettings,
 )
 from triptych.serve.stops import check_stops, cut_at_stop, until_stop
 from triptych.tasks import Answer, Matches, TextEnd
@@ -101,14 +99,15 @@ class ChatRequest(BaseModel):
         return check_stops(self.stop, "stop")
 
 
-def read_messages(messages: Sequence[Message], reader: RequestPictures) -> list[tuple[str, str, list[Image]]]:
+async def read_messages(messages: Sequence[Message], reader: RequestPictures) -> list[tuple[str, str, list[Image]]]:
     """Roles, texts and pictures. Raises ApiError that names the part."""
     return [
-        (message.role, *read_content(message, reader, f"messages[{i}].content")) for i, message in enumerate(messages)
+        (message.role, *await read_content(message, reader, f"messages[{i}].content"))
+        for i, message in enumerate(messages)
     ]
 
 
-def read_content(message: Message, reader: RequestPictures, param: str) -> tuple[str, list[Image]]:
+async def read_content(message: Message, reader: RequestPictures, param: str) -> tuple[str, list[Image]]:
     texts: list[str] = []
     pictures: list[Image] = []
     parts = message.content or []
@@ -126,7 +125,7 @@ def read_content(message: Message, reader: RequestPictures, param: str) -> tuple
             address = address.get("url") if isinstance(address, dict) else address
             if not isinstance(address, str):
                 raise ApiError(400, f"{place}.image_url has no url", param=f"{place}.image_url")
-            pictures.append(reader.read(address, f"{place}.image_url"))
+            pictures.append(await reader.read(address, f"{place}.image_url"))
         else:
             raise ApiError(
                 400,
@@ -142,19 +141,18 @@ def read_content(message: Message, reader: RequestPictures, param: str) -> tuple
 @openai_router.post("/chat/completions")
 async def chat_completions(request: Request, body: ChatRequest) -> Any:
     served: Served = request.app.state.served
-    settings: ServerSettings = request.app.state.settings
     body.check()
     model, worker = served.get(body.model)
     worker.check_room()
     reader = RequestPictures(request)
-    messages = await asyncio.to_thread(read_messages, body.messages, reader)
+    messages = await read_messages(body.messages, reader)
     talk = read_dialogue(messages, body.search_settings())
     kind = answer_kind(model, talk)
     if body.stream:
         job = Job(("stream",), talk, stream=lambda talk: answer_pieces(model, kind, talk))
-        return StreamingResponse(sse(body, worker.pieces(job, settings.timeout)), media_type="text/event-stream")
+        return StreamingResponse(sse(body, worker.pieces(job, reader.deadline)), media_type="text/event-stream")
     job = answer_job(model, kind, talk, reader.digest())
-    return completion(body, await worker.submit(job, settings.timeout))
+    return completion(body, await worker.submit(job, reader.deadline))
 
 
 def completion(body: ChatRequest, answer: Answer) -> dict[str, Any]:
@@ -250,7 +248,7 @@ class RerankRequest(BaseModel):
     top_n: int | None = Field(default=None, ge=1)
 
 
-def as_item(item: str | dict[str, Any], reader: RequestPictures, param: str) -> str | Image:
+async def as_item(item: str | dict[str, Any], reader: RequestPictures, param: str) -> str | Image:
     """A text, or the picture of a data URL, ``{"image": ...}`` or ``{"image_url": {"url": ...}}``. Raises ApiError."""
     if isinstance(item, dict):
         if len(given := [name for name in ("text", "image", "image_url") if item.get(name) is not None]) > 1:
@@ -266,11 +264,11 @@ def as_item(item: str | dict[str, Any], reader: RequestPictures, param: str) -> 
         return text
     if not isinstance(address, str) or not address:
         raise ApiError(400, f"{param} is neither a text nor a picture", param=param)
-    return reader.read(address, param)
+    return await reader.read(address, param)
 
 
-def as_items(items: Sequence[str | dict[str, Any]], reader: RequestPictures, param: str) -> list[str | Image]:
-    return [as_item(item, reader, f"{param}[{i}]") for i, item in enumerate(items)]
+async def as_items(items: Sequence[str | dict[str, Any]], reader: RequestPictures, param: str) -> list[str | Image]:
+    return [await as_item(item, reader, f"{param}[{i}]") for i, item in enumerate(items)]
 
 
 def matcher(request: Request, name: str) -> tuple[Matches, Worker]:
@@ -284,17 +282,17 @@ def matcher(request: Request, name: str) -> tuple[Matches, Worker]:
 @openai_router.post("/embeddings")
 async def openai_embeddings(request: Request, body: EmbeddingRequest) -> dict[str, Any]:
     """Features for contrast of texts and pictures, in one space, of length 1; for a picture the mean over its queries."""
-    settings: ServerSettings = request.app.state.settings
     model, worker = matcher(request, body.model)
     items = body.input if isinstance(body.input, list) else [body.input]
     if not 1 <= len(items) <= EMBEDDING_LIMIT:
         raise ApiError(400, f"input has {len(items)} items: 1 to {EMBEDDING_LIMIT}", param="input")
-    content = await asyncio.to_thread(as_items, items, RequestPictures(request, EMBEDDING_LIMIT), "input")
+    reader = RequestPictures(request, EMBEDDING_LIMIT)
+    content = await as_items(items, reader, "input")
 
     def run(payloads: Sequence[list[str | Image]]) -> list[tuple[list[list[float]], int]]:
         return [(embed(model, payload), model.count_pieces(texts_of(payload))) for payload in payloads]
 
-    vectors, pieces = await worker.submit(Job(("embed",), content, run=run), settings.timeout)
+    vectors, pieces = await worker.submit(Job(("embed",), content, run=run), reader.deadline)
     data = [
         {"object": "embedding", "index": i, "embedding": encoded(v, body.encoding_format)}
         for i, v in enumerate(vectors)
@@ -310,13 +308,13 @@ async def openai_embeddings(request: Request, body: EmbeddingRequest) -> dict[st
 @openai_router.post("/rerank")
 async def openai_rerank(request: Request, body: RerankRequest) -> dict[str, Any]:
     """Rank pictures by how well they match a text."""
-    settings: ServerSettings = request.app.state.settings
     model, worker = matcher(request, body.model)
-    pictures = await asyncio.to_thread(as_items, body.documents, RequestPictures(request, CHOICE_LIMIT), "documents")
+    reader = RequestPictures(request, CHOICE_LIMIT)
+    pictures = await as_items(body.documents, reader, "documents")
     for i, picture in enumerate(pictures):
         if isinstance(picture, str):
             raise ApiError(400, f"documents[{i}] is not a picture: send a data URL", param=f"documents[{i}]")
     run = lambda payloads: [model.match(photos, [query]) for photos, query in payloads]  # noqa: E731
-    result = await worker.submit(Job(("match",), (pictures, body.query), run=run), settings.timeout)
+    result = await worker.submit(Job(("match",), (pictures, body.query), run=run), reader.deadline)
     ranked = sorted(result, key=lambda match: -match.rerank)[: body.top_n]
     return {"model": body.model, "results": [{"index": m.image, "relevance_score": m.itm_prob} for m in ranked]}

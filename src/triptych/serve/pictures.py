@@ -1,13 +1,18 @@
-"""Pictures of a request: data URLs and bare base64; by address only from the domains and folders that the server allows."""
+"""Pictures of a request: data URLs and bare base64; by address only from the domains and folders that the server allows.
+
+They are decoded in threads, and fetched in others, so that slow addresses hold up no request without any.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
 import os
 import re
 import stat
+from concurrent.futures import Executor
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -16,6 +21,7 @@ from PIL.Image import Image
 
 from triptych.errors import InputError
 from triptych.io.images import decoding_bytes, load_image
+from triptych.serve.deadline import deadline_of
 from triptych.serve.errors import ApiError
 from triptych.serve.fetch import PICTURE_BYTES, fetch_allowed
 from triptych.serve.memory import SCOPE_KEY, RequestMemory
@@ -30,26 +36,36 @@ class RequestPictures:
 
     def __init__(self, request: Request, most: int = PICTURE_LIMIT) -> None:
         self.settings: ServerSettings = request.app.state.settings
+        self.fetchers: Executor = request.app.state.fetchers
+        self.deadline = deadline_of(request)
         self.memory: RequestMemory = request.scope[SCOPE_KEY]
         self.left = self.most = most
         self._digest = hashlib.sha256()
 
-    def read(self, address: str, param: str) -> Image:
+    async def read(self, address: str, param: str) -> Image:
         """The picture at ``address``, upright and RGB.
 
         Raises:
             ApiError: 400, names ``param``: it is not a picture, is too large, one too many, or its address is not allowed;
-                413 or 503, there is no memory for it.
+                413 or 503, there is no memory for it; 504, the time of the request is up.
         """
         if not self.left:
             raise ApiError(400, f"{param}: a request may have {self.most} pictures at most", param=param)
         self.left -= 1
+        is_remote = address.lstrip()[:4].lower() == "http"
+        loop = asyncio.get_running_loop()
         try:
-            data = picture_bytes(address, self.settings)
-            self._digest.update(len(data).to_bytes(8) + data)
-            return self.memory.load(*decoding_bytes(data), lambda: load_image(data))
+            async with self.deadline.limit():
+                data = await loop.run_in_executor(
+                    self.fetchers if is_remote else None, picture_bytes, address, self.settings
+                )
+                return await asyncio.to_thread(self._decode, data)
         except InputError as error:
             raise ApiError(400, f"{param}: {without_name(str(error))}", param=param) from None
+
+    def _decode(self, data: bytes) -> Image:
+        self._digest.update(len(data).to_bytes(8) + data)
+        return self.memory.load(*decoding_bytes(data), lambda: load_image(data))
 
     def digest(self) -> bytes:
         """Of the files of all pictures that were read, in order."""

@@ -17,6 +17,7 @@ ANSWER_LIMIT = 8  # n
 BEAM_LIMIT = 8
 SEEDS = 1 << 31  # clients send any integer
 BATCH_LIMIT = 16  # requests that a model answers together
+FETCH_LIMIT = 16  # pictures that are fetched from other servers at the same time
 MEMORY_LIMIT = 2 << 30  # bytes of the bodies and decoded pictures of all requests in progress
 
 
