@@ -1,5 +1,6 @@
 """The command line: what it prints, where, and its exit codes. Runs in this process over a tiny model; one test starts a real process."""
 
+import base64
 import json
 import os
 import subprocess
@@ -98,6 +99,17 @@ def test_a_folder_stands_for_its_photos(run, tiny: Path, photo: Path) -> None:
     assert [Path(json.loads(line)["image"]).name for line in result.out.splitlines()] == ["another.png", "photo.png"]
 
 
+def test_a_data_url_is_a_photo(run, tiny: Path, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noisy = photo.with_name("noisy.png")
+    Image.effect_noise((64, 64), 9).save(noisy)
+    url = f"data:image/png;base64,{base64.b64encode(noisy.read_bytes()).decode()}"
+    results = [run("caption", source, "--model", tiny) for source in (url, noisy)]
+    monkeypatch.setattr(tasks, "load_answerer", lambda *_: blip2_tasks())
+    results += [run("ask", source, "-q", "where is the dog?") for source in (url, noisy)]
+    captioned, same_caption, asked, same_answer = [(result.code, result.out, result.err) for result in results]
+    assert captioned == same_caption and asked == same_answer and captioned[0] == asked[0] == 0
+
+
 def test_explain_draws_png_and_page(run, tiny: Path, photo: Path, tmp_path: Path) -> None:
     assert run("explain", photo, "--model", tiny, "--out", tmp_path / "maps.png").code == 0
     with Image.open(tmp_path / "maps.png") as figure:
@@ -153,6 +165,11 @@ def test_info_counts_parameters(run, tiny: Path) -> None:
         (["convert", "missing.pth", "target"], "missing.pth"),
         (["train", "--recipe", "sat.toml", "--data-root", "nowhere", "--run", "EMPTY"], "nowhere/flickr8k"),
         (["train", "--recipe", "own.toml", "--run", "EMPTY"], "cannot read own.toml"),
+        (["caption", 300 * "a", "--model", "TINY"], "name too long"),
+        (["caption", "PHOTO", "--model", 300 * "a"], "aaa: the name is too long for a file"),
+        (["caption", "EMPTY", "--out", f"{300 * 'a'}.csv"], "the name is too long for a file"),
+        (["caption", "https://x.org/a.jpg", "--out", "out.csv"], "https://x.org/a.jpg: --out and the other options"),
+        (["tag", f"data:image/png;base64,{5000 * 'a'}", "--sidecar", "txt"], "take files, not addresses"),
         (["caption", "", "--model", "TINY"], "IMAGE is empty"),
         (["caption", "PHOTO", "--model", "TINY", "--out="], "--out is empty"),
         (["ask", "PHOTO", "", "--question", "where?"], "IMAGE is empty"),

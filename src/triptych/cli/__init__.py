@@ -18,6 +18,7 @@ from triptych.cli import asking, captions, evaluation, library, models, promptin
 from triptych.cli.application import app
 from triptych.cli.common import complain
 from triptych.errors import TriptychError
+from triptych.io.limits import printable
 
 __all__ = [
     "app",
@@ -80,8 +81,17 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("TRIPTYCH_DEBUG"):
             raise
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        what = "the disk is full" if full else f"failed: {type(error).__name__}: {error} (TRIPTYCH_DEBUG=1 shows where)"
-        complain(Exception(what))
-        code = 1
+        number = error.errno if isinstance(error, OSError) else None
+        if number == errno.ENAMETOOLONG:
+            complain(Exception(f"{printable(error.filename)}: the name is too long for a file"))
+            code = 2
+        else:
+            full = number == errno.ENOSPC
+            what = (
+                "the disk is full"
+                if full
+                else f"failed: {type(error).__name__}: {error} (TRIPTYCH_DEBUG=1 shows where)"
+            )
+            complain(Exception(what))
+            code = 1
     sys.exit(code if isinstance(code, int) else 0)

@@ -21,6 +21,7 @@ from triptych.cli.common import (
     complain,
     emit,
     escape_controls,
+    has_folder,
     reading,
     without_none,
     write_page,
@@ -67,7 +68,7 @@ def ask(
 
     check_html("--explain", explain)
     options, settings = replace(options, as_json=as_json, device=device), without_none(beams=beams)
-    if not options.given and not any(Path(image).is_dir() for image in images):
+    if not options.given and not has_folder(images):
         answerer = load_answerer(model, precision, device)
         answer = partial(answerer.ask, question=question, choices=choices, **settings)
         print_answer(answerer, images, question, answer, explain, as_json)

@@ -26,6 +26,7 @@ from triptych.cli.common import (
     escape_controls,
     evidence_of,
     exit_if_left_out,
+    has_folder,
     make_folder,
     pictures,
     reading,
@@ -71,7 +72,7 @@ def caption(
     if explain is not None and options.given:
         raise InputError("--explain draws single photos: leave out --out, --recursive and --sidecar")
     settings = without_none(beams=beams, max_new_tokens=max_new_tokens, prompt=prompt)
-    if explain is None and (options.given or any(Path(image).is_dir() for image in images)):
+    if explain is None and (options.given or has_folder(images)):
         describe_folder(
             images, partial(open_captions, model, precision, device, settings), {"model": model, **settings}, options
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
@@ -101,6 +102,11 @@ def exit_if_left_out(count: int) -> None:
     results are written."""
     if count:
         raise typer.Exit(InputError.exit_code)
+
+
+def has_folder(sources: Iterable[str]) -> bool:
+    """Whether one of the sources is a folder. Others may be too long for a path, such as data URLs."""
+    return any(map(os.path.isdir, sources))
 
 
 def pictures(sources: Iterable[str]) -> list[str]:

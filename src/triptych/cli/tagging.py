@@ -21,6 +21,7 @@ from triptych.cli.common import (
     emit,
     escape_controls,
     exit_if_left_out,
+    has_folder,
     pictures,
 )
 from triptych.cli.folders import FolderOptions, describe_folder, with_folder_options
@@ -60,7 +61,7 @@ def tag(
     options = replace(options, as_json=as_json, device=device, keywords=True)
     words = None if vocabulary is None else read_words(vocabulary)
     opener = partial(open_tagger, model, precision, device, words, at_least, most)
-    if not options.given and not any(Path(image).is_dir() for image in images):
+    if not options.given and not has_folder(images):
         tag_each(opener(), model, pictures(images), as_json)
         return
     settings: dict[str, Any] = {"model": model, "at_least": at_least, "most": most}

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from triptych.errors import InputError
 from triptych.io.folders import SUFFIXES, is_picture_name, left_out, walk_folders
+from triptych.io.limits import printable
 
 LOG = logging.getLogger(__name__)
+ADDRESS = re.compile(r"(data:|[a-z]+://)", re.IGNORECASE)
 OWN_FILES = (".original", ".txt", ".json", ".jsonl", ".xmp", ".unfinished")  # of earlier runs, not reported
 
 
@@ -53,25 +55,28 @@ def walk_photos(
     originals, are appended to ``others``.
 
     Raises:
-        InputError: a source does not exist, or a folder cannot be listed.
+        InputError: a source does not exist or is an address, or a folder cannot be listed.
     """
 
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename}: cannot list this folder: {error.strerror}") from None
 
     for source in sources:
-        path = Path(source)
-        if path.is_dir():
-            for folder, names in islice(walk_folders(str(path), refuse), None if recursive else 1):
+        if os.path.isdir(source):  # noqa: PTH112 (a data URL may be too long for a path)
+            for folder, names in islice(walk_folders(str(Path(source)), refuse), None if recursive else 1):
                 for name in names:
                     if is_picture_name(name):
                         yield os.path.join(folder, name)  # noqa: PTH118 (millions of them)
                     elif others is not None and not name.endswith(OWN_FILES):
                         others.append(name)
-        elif path.exists():
-            yield str(path)
+        elif os.path.exists(source):  # noqa: PTH110
+            yield str(Path(source))
+        elif ADDRESS.match(os.fsdecode(source)):
+            raise InputError(
+                f"{printable(source)}: --out and the other options of folders take files, not addresses: download it first"
+            )
         else:
-            raise InputError(f"{source}: no such file or folder")
+            raise InputError(f"{printable(source)}: no such file or folder")
 
 
 def count_photos(
