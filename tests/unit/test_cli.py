@@ -237,6 +237,12 @@ def test_names_with_control_characters_stay_on_one_line(run, tiny: Path, photo: 
     for lines in (result.out.splitlines() for result in printed):
         assert any(r"two\nlines.png: " in line for line in lines)
         assert any("\\x1b[31mred\u202fone.png: " in line for line in lines)
+    names[1].write_bytes(b"no picture")
+    result = run("caption", names[1], photo.with_name("\x1b[2Jgone\x07.png"), "--model", tiny)
+    folder_run = run("caption", photo.parent, "--model", tiny, "--out", photo.with_name("out\x1b[2J.txt"))
+    said = result.err + folder_run.err
+    assert "\\x1b[31mred" in said and "\\x1b[2Jgone\\x07.png" in said and "out\\x1b[2J.txt" in said
+    assert "\x1b" not in said and "\x07" not in said
 
 
 def test_help_and_version(run) -> None:

@@ -93,8 +93,8 @@ def escape_controls(name: str) -> str:
 
 
 def complain(error: BaseException) -> None:
-    """Print a message on stderr, in one line."""
-    print(f"triptych: {' '.join(str(error).split())}", file=sys.stderr)
+    """Print a message on stderr, in one line, with the control characters of names escaped."""
+    print(f"triptych: {escape_controls(' '.join(str(error).split()))}", file=sys.stderr)
 
 
 def exit_if_left_out(count: int) -> None:
