@@ -17,7 +17,7 @@ from PIL import Image
 from test_folders import album, run, say_red
 
 from triptych.errors import InputError, TriptychError
-from triptych.folders import PhotoMetadata, Sidecars, describe_photos, on_this_machine
+from triptych.folders import Journal, PhotoMetadata, Sidecars, Summary, describe_photos, on_this_machine
 from triptych.folders import metadata as module
 from triptych.folders.pipeline import Description
 from triptych.folders.xmp import new_xmp, parse_xmp, set_subjects, subjects, xmp_bytes
@@ -159,6 +159,34 @@ def test_what_cannot_be_written_is_named_and_left_alone(tmp_path: Path, monkeypa
         PhotoMetadata("toy")
 
 
+def test_a_text_that_cannot_be_written_into_the_photo_is_in_the_results(tmp_path: Path) -> None:
+    """And no later run computes it again, or forgets that it is not in the photo."""
+    path, out = tmp_path / "a.bmp", tmp_path / "out.jsonl"
+    Image.new("RGB", (8, 8), (5, 0, 0)).save(path)
+    described = list[int]()
+
+    def say(photos: Sequence[Image.Image]) -> list[Description]:
+        described.append(len(photos))
+        return say_red(photos)
+
+    def describe_into(existing: str) -> tuple[Summary, dict[str, Any]]:
+        sidecars = Sidecars((), existing, metadata=PhotoMetadata("toy"))
+        journal = Journal(out, {}, None if existing == "skip" else {"run": 1})
+        summary = describe_photos([str(path)], on_this_machine(say), journal=journal, sidecars=sidecars)
+        (record,) = journal.records()
+        return summary, record
+
+    summary, record = describe_into("skip")
+    assert record["caption"] == "red 5" and "JPEG, PNG, WebP and TIFF only" in record["error"]
+    assert (summary.described, summary.skipped, summary.failed) == (0, 0, 1)
+    for _ in range(2):
+        summary, record = describe_into("skip")
+        assert record["caption"] == "red 5" and (summary.skipped, summary.failed, sum(described)) == (1, 1, 1)
+    for _ in range(2):  # interrupted, then continued
+        summary, record = describe_into("overwrite")
+        assert record["caption"] == "red 5" and (summary.skipped, summary.failed) == (0, 1)
+
+
 def test_a_full_disk_leaves_the_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = photo(tmp_path / "a.jpg")
     before = path.read_bytes()
@@ -187,7 +215,7 @@ CHILD = """
 import sys
 from pathlib import Path
 from test_folders import say_red
-from triptych.folders import PhotoMetadata, Sidecars, describe_photos, on_this_machine
+from triptych.folders import Journal, PhotoMetadata, Sidecars, Summary, describe_photos, on_this_machine
 names = sorted(map(str, Path(sys.argv[1]).glob("*.png")))
 describe_photos(names, on_this_machine(say_red), sidecars=Sidecars(metadata=PhotoMetadata("toy")))
 """

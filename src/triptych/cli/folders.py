@@ -305,18 +305,17 @@ def write_outputs(journal: Journal | None, options: FolderOptions, mended: Colle
 
 
 def print_record(record: Mapping[str, Any], as_json: bool, file: TextIO) -> None:
-    if "error" in record:
-        return  # reported at the end
-    from triptych.folders.journal import result_text
+    from triptych.folders.journal import is_described, result_text
 
-    emit(dict(record), as_json, f"{escape_controls(record['image'])}: {result_text(record)}", file)
+    if is_described(record):  # failures are reported at the end
+        emit(dict(record), as_json, f"{escape_controls(record['image'])}: {result_text(record)}", file)
 
 
 def report(summary: Summary, outputs: Sequence[Path]) -> None:
-    """One line on stderr about the run, and the photos that could not be read."""
+    """One line on stderr about the run, and the photos that failed."""
     parts = [f"{summary.described} described"]
     parts += [f"{summary.skipped} done before"] * bool(summary.skipped)
-    parts += [f"{summary.failed} not readable"] * bool(summary.failed)
+    parts += [f"{summary.failed} failed"] * bool(summary.failed)
     rate = [f"{summary.described / summary.seconds:.1f} photos/s"] if summary.described and summary.seconds else []
     print("; ".join([", ".join(parts), *rate, *map(str, outputs)]), file=sys.stderr)
     for _, reason in summary.failures[:SHOWN_FAILURES]:

@@ -1,7 +1,8 @@
 """The journal of a run: one JSON object per line, appended as results come, from which a later run continues.
 
 When a journal is opened, the beginning of a record at its end, which an interrupted run leaves, is cut off, and photos that failed are
-removed, so that they are tried again. Earlier versions wrote answers in the field ``caption``: it is renamed.
+removed, so that they are tried again. The text of a photo is kept even if it could not be written beside or into the photo; a run that
+replaces texts tries such a photo again, too. Earlier versions wrote answers in the field ``caption``: it is renamed.
 
 A run that replaces what the file has writes a second file beside it, ``.unfinished``, which names the run, and removes it at its end. So
 a replacing run that was interrupted is continued, and one that had ended starts over.
@@ -55,7 +56,7 @@ class Journal:
                     write_file(self._unfinished, _run_line(replacing))
             if not path.exists():
                 write_file(path, b"")
-            self._repair()
+            self._repair(keep_texts=replacing is None)
             self._done = np.sort(np.fromiter(map(_key, self._names()), np.uint64))
         except OSError as error:
             raise write_error(path, error) from None
@@ -100,7 +101,7 @@ class Journal:
     def _names(self) -> Iterator[str]:
         return (record["image"] for record in self.records())
 
-    def _repair(self) -> None:
+    def _repair(self, keep_texts: bool) -> None:
         """Cut off an incomplete record at the end, remove failures, rename outdated fields, and check that the settings are the same."""
         keep = 0
         rewrite = False
@@ -115,8 +116,8 @@ class Journal:
         os.truncate(self.path, keep)
         if rewrite:
             with self.path.open("rb") as file:
-                kept = (_line(_renamed(record)) for record in map(_parse, file) if "error" not in record)
-                write_file(self.path, lambda new: new.writelines(kept))
+                kept = (r for r in map(_parse, file) if "error" not in r or (keep_texts and is_described(r)))
+                write_file(self.path, lambda new: new.writelines(_line(_renamed(record)) for record in kept))
 
     def _check(self, line: bytes, number: int) -> None:
         try:
@@ -149,6 +150,11 @@ def result_text(record: Record) -> str:
     return text
 
 
+def is_described(record: Record) -> bool:
+    """Whether the record has a text or keywords; if it has an error, too, they could not be written beside or into the photo."""
+    return any(name in record for name in ("caption", "answer", "tags"))
+
+
 def _is_outdated(record: Record) -> bool:
     """Whether an earlier version wrote the answer to a question as a caption."""
     return "question" in record and "caption" in record
@@ -166,10 +172,9 @@ def _is_incomplete(line: bytes) -> bool:
 
 
 def _renamed(record: Record) -> Record:
-    """The record with today's names of fields, in the same order."""
-    if not _is_outdated(record):
-        return record
-    return {"answer" if name == "caption" else name: value for name, value in record.items()}
+    """The record with today's names of fields, in the same order, and without an error."""
+    names = {"caption": "answer"} if _is_outdated(record) else {}
+    return {names.get(name, name): value for name, value in record.items() if name != "error"}
 
 
 def _line(record: Record) -> bytes:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from markupsafe import Markup
 
 from triptych.figures.page import environment
-from triptych.folders.journal import result_text
+from triptych.folders.journal import is_described, result_text
 
 PAGE_POLICY = Markup("default-src 'none'; img-src 'self' file:; style-src 'unsafe-inline'")
 REVIEW = -1.6  # mean log-probability of a word, below which a person should review the text
@@ -37,14 +37,14 @@ def described_fields(out: Path, record: dict[str, Any]) -> dict[str, Any]:
         "name": Path(image).name,
         "source": quote(os.path.relpath(image, out.parent).encode("utf-8", "surrogateescape")),
         "text": result_text(record),
-        "error": record.get("error"),
+        "error": None if is_described(record) else record["error"],
         "review": verdict(record) == "review",
     }
 
 
 def verdict(record: dict[str, Any]) -> str:
-    """``error``, ``review`` (the mean log-probability of a word is low, or there is no text) or ``sure``."""
-    if "error" in record:
+    """``error`` (there is no text), ``review`` (the mean log-probability of a word is low, or the text is empty) or ``sure``."""
+    if not is_described(record):
         return "error"
     words = len(result_text(record).split())
     return "sure" if words and record.get("logprob", 0.0) / words >= REVIEW else "review"

@@ -49,7 +49,8 @@ Runner = Callable[[Iterator[str], Sidecars], Iterator[Sequence[Record]]]
 
 @dataclass
 class Summary:
-    """The numbers of described, skipped and failed photos of a run."""
+    """The numbers of described, skipped and failed photos of a run. One that is described, but whose text cannot be written beside or
+    into it, has failed."""
 
     described: int = 0
     skipped: int = 0  # described by an earlier run
@@ -182,16 +183,17 @@ def described_batches(describe: Describe, names: Iterator[str], sidecars: Sideca
         seconds = round((time.perf_counter() - started) / max(1, len(readable)), 3)
         records: list[dict[str, Any]] = []
         for name, photo in batch:
+            record: dict[str, Any] = {"image": name}
             try:
                 if isinstance(photo, InputError):
                     raise photo
                 text, details, tags, field_name = next(described)
                 text = sidecars.decorated(text)
                 content = {field_name: text} if tags is None else {"tags": dict(tags)}
-                record = {"image": name, **content, **details, "seconds": seconds}
+                record |= {**content, **details, "seconds": seconds}
                 sidecars.write(name, record, text)
             except InputError as error:
-                record = {"image": name, "error": str(error)}
+                record["error"] = str(error)
             records.append(record)
         yield records
 
