@@ -95,7 +95,7 @@ def describe_photos(
         journal: a record of each photo is appended to it. Photos that it has are skipped; their missing sidecars are written from it.
             Without a journal, photos whose sidecars exist are skipped.
         sidecars: the files to write beside the photos; None = none.
-        strict: stop at the first unreadable photo instead of leaving it out.
+        strict: stop at the first photo that fails instead of leaving it out; the results so far are kept.
         result: called with the record of each photo, as it comes.
         progress: called with the number of photos done since the last call.
         summary: of earlier calls, to which this one is added.
@@ -124,12 +124,11 @@ def describe_photos(
         summary.add(record)
 
     for records in runner(pending(), sidecars):
-        for record in records:
-            count(record)
         if journal is not None:
             journal.append(records)
         for record in records:
             result(record)
+            count(record)
         progress(len(records))
     if missing is not None:
         for failure in missing.write():
