@@ -71,6 +71,9 @@ def test_walk_is_sorted_and_follows_links_without_loops(tmp_path: Path) -> None:
         count_photos([tmp_path / "empty"])
     with pytest.raises(InputError, match="no such file or folder"):
         count_photos([tmp_path / "gone"])
+    sources = [tmp_path / "a", tmp_path / "b.jpg", str(tmp_path) + "/./b.jpg", tmp_path]
+    found = [Path(name).relative_to(tmp_path).as_posix() for name in walk_photos(sources, recursive=True)]
+    assert found == ["a/deep.PNG", "b.jpg", "linked/c.png"] and count_photos(sources, recursive=True) == 3
 
 
 def test_shards_share_the_photos(tmp_path: Path) -> None:

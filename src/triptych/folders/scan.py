@@ -48,7 +48,7 @@ def parse_shard(text: str) -> PhotoShard:
 def walk_photos(
     sources: Iterable[str | os.PathLike[str]], recursive: bool = False, others: list[str] | None = None
 ) -> Iterator[str]:
-    """The paths of the photos in ``sources`` (photos and folders), folder by folder, sorted by name.
+    """The paths of the photos in ``sources`` (photos and folders), folder by folder, sorted by name, each once.
 
     Of a folder those files count that have a photo's suffix and are not hidden; ``recursive``: also those of the folders below it.
     Links are followed, and each folder is listed once (``io.folders.walk_folders``). The names of other files, except sidecars and
@@ -57,6 +57,17 @@ def walk_photos(
     Raises:
         InputError: a source does not exist or is an address, or a folder cannot be listed.
     """
+    sources, found = list(sources), set[int]()
+    for name in _walk(sources, recursive, others):
+        if len(sources) == 1:
+            yield name
+        elif (key := hash(name)) not in found:
+            found.add(key)
+            yield name
+
+
+def _walk(sources: Iterable[str | os.PathLike[str]], recursive: bool, others: list[str] | None) -> Iterator[str]:
+    """``walk_photos``, with photos of several sources several times."""
 
     def refuse(error: OSError) -> None:
         raise InputError(f"{error.filename}: cannot list this folder: {error.strerror}") from None
