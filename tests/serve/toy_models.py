@@ -16,7 +16,7 @@ from PIL import Image
 from triptych.errors import InputError
 from triptych.evidence import Evidence
 from triptych.interruption import check_interruption
-from triptych.tasks import Answer, Match, TextEnd
+from triptych.tasks import Answer, Chat, Match, TextEnd
 from triptych.tasks.answer import WrittenToken
 from triptych.tasks.words import Pieces
 
@@ -150,21 +150,14 @@ def question(*pictures: str, text: str = "What?", model: str = "blip2", **fields
     }
 
 
-class ToyChat:
+class ToyChat(Chat):
     """A dialogue of ``ToyFlamingo``."""
 
-    def __init__(self) -> None:
-        self.turns: list[Any] = []
-        self.pictures: list[Image.Image] = []
+    def answer(self, question: str, *, explain: bool = False, **settings: Any) -> Answer:
+        return answer(f"{len(self.turns)} turns before, {len(self.waiting)} pictures now", "flamingo")
 
-    def add(self, image: Image.Image) -> None:
-        self.pictures.append(image)
-
-    def answer(self, text: str, **settings: Any) -> Answer:
-        return answer(f"{len(self.turns)} turns before, {len(self.pictures)} pictures now", "flamingo")
-
-    def stream(self, text: str, **settings: Any) -> Pieces:
-        reply = self.answer(text)
+    def stream(self, question: str, **settings: Any) -> Pieces:
+        reply = self.answer(question)
         yield from (f" {word}" for word in reply.text.split())
         return reply.end
 
@@ -184,7 +177,7 @@ class ToyFlamingo(ToyBlip2):
         return replace(answer(text, self.name), scores=scores)
 
     def chat(self) -> ToyChat:
-        return ToyChat()
+        return ToyChat(self)  # type: ignore[arg-type]
 
     def info(self) -> dict[str, Any]:
         return {"gates": {"before block 3": (0.1, -0.4)}}

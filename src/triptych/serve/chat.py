@@ -12,7 +12,7 @@ from triptych.serve.errors import ApiError
 from triptych.serve.jobs import Job
 from triptych.tasks import Answer, Answers, Captions, Chat, Chats, Streams, TextEnd
 from triptych.tasks.capabilities import Model
-from triptych.tasks.chat import Turn
+from triptych.tasks.chat import Turn, shrink
 from triptych.tasks.words import Pieces, in_one_piece
 
 
@@ -144,11 +144,12 @@ def spaced(words: Pieces) -> Pieces:
 
 
 def continued(model: Model, talk: Dialogue) -> Chat:
-    """The model's chat, after the earlier turns of ``talk`` and with the pictures of the last one."""
+    """The model's chat, after the earlier turns of ``talk`` and with the pictures of the last one, as if it had answered them itself."""
     assert isinstance(model, Chats)  # checked by answer_kind
     chat = model.chat()
     for turn in talk.turns[:-1]:
-        chat.turns.append(Turn(tuple(turn.pictures), turn.text, f" {turn.answer}"))
+        earlier = Turn(tuple(map(shrink, turn.pictures)), turn.text, "")
+        chat.end(chat.first, earlier, f"{chat.prompts.gap}{turn.answer}")
     for picture in talk.turns[-1].pictures:
         chat.add(picture)
     return chat

@@ -1,0 +1,21 @@
+"""Messages of clients become the dialogue that the model would have had itself."""
+
+from PIL import Image
+from toy_models import ToyFlamingo
+
+from triptych.serve.chat import continued, read_dialogue
+from triptych.tasks.chat import PICTURE_SIDE, shrink
+
+
+def test_earlier_turns_are_as_the_chat_would_have_kept_them() -> None:
+    large = Image.effect_noise((2 * PICTURE_SIDE, PICTURE_SIDE), 50).convert("RGB")
+    messages = [
+        ("user", "What is this?", [large]),
+        ("assistant", "A <image>dog.<|endofchunk|>", []),
+        ("user", "And this?", [large]),
+    ]
+    chat = continued(ToyFlamingo(), read_dialogue(messages, {}))
+    (turn,), (waiting,) = chat.turns, chat.waiting
+    assert (turn.question, turn.answer) == ("What is this?", " A dog.")
+    assert waiting.size == (PICTURE_SIDE, PICTURE_SIDE // 2)
+    assert turn.pictures[0].tobytes() == waiting.tobytes() == shrink(large).tobytes()
