@@ -316,6 +316,7 @@ def test_ollama_clients_load_models_ask_for_stops_and_read_errors_as_texts(clien
     assert (whole["response"], whole["done_reason"]) == ("A red", "stop") and whole["eval_duration"] > 0
     lines = [json.loads(line) for line in client.post("/api/generate", json=asked).text.splitlines()]
     assert "".join(line["response"] for line in lines).rstrip() == "A red" and lines[-1]["done"]
+    assert lines[-1]["done_reason"] == "stop" and lines[-1]["eval_count"] == whole["eval_count"] == 4
     for path, field in (("generate", "response"), ("chat", "message")):
         loaded = client.post(f"/api/{path}", json={"model": "sat"}).json()
         assert loaded["done_reason"] == "load" and field in loaded

@@ -61,14 +61,24 @@ def test_each_token_and_the_likeliest_at_its_place(fields: dict[str, Any]) -> No
         assert len(ids) == 4 or choice.finish_reason == "stop"
 
 
+@pytest.mark.parametrize("stopped", [False, True])
 @pytest.mark.parametrize("ask", ["", "What is it?", "Is it red?"])
-def test_a_stream_ends_with_those_of_the_whole_answer(ask: str) -> None:
+def test_a_stream_ends_with_those_of_the_whole_answer(ask: str, stopped: bool) -> None:
+    """With its numbers of tokens, and where a stop ended it, too."""
     body = question(data_url(60), text=ask, max_tokens=4, logprobs=True, top_logprobs=2, temperature=1.3, seed=1)
     with running({"blip2": blip2_tasks()}) as address:
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
-        whole = client.chat.completions.create(**body).choices[0].logprobs
-        *_, last = client.chat.completions.create(**body, stream=True)
+        if stopped:
+            text = client.chat.completions.create(**body).choices[0].message.content or ""
+            body["stop"] = [text[1:3]]
+        answer = client.chat.completions.create(**body)
+        options = {"include_usage": True}
+        *parts, last, counts = client.chat.completions.create(**body, stream=True, stream_options=options)
+    whole = answer.choices[0].logprobs
     assert whole and whole.content
+    assert counts.usage == answer.usage and last.choices[0].finish_reason == answer.choices[0].finish_reason
+    written = "".join(part.choices[0].delta.content or "" for part in parts)
+    assert written == (answer.choices[0].message.content or "")[: len(written)] != ""
     streamed = last.choices[0].logprobs
     assert streamed and streamed.content
     assert [t.token for t in streamed.content] == [t.token for t in whole.content]

@@ -20,7 +20,7 @@ from triptych.serve.fields import ModelName, Text
 from triptych.serve.jobs import Job
 from triptych.serve.pictures import RequestPictures
 from triptych.serve.settings import MESSAGE_LIMIT, PICTURE_LIMIT, SEEDS, TOKEN_LIMIT
-from triptych.serve.stops import check_stops, cut_at_stop, until_stop
+from triptych.serve.stops import StreamEnd, check_stops, cut_at_stop, until_stop
 from triptych.tasks import TextEnd
 
 ollama_router = APIRouter(prefix="/api")
@@ -157,8 +157,11 @@ class OllamaAnswer:
 
     async def lines(self, job: Job) -> AsyncIterator[str]:
         try:
-            async for piece in until_stop(self.worker.pieces(job, self.deadline), self.stops):
-                line = self.record("", piece) if isinstance(piece, TextEnd) else self.record(piece, None)
+            async for piece in until_stop(self.worker.pieces(job, self.deadline), self.stops, count=True):
+                if isinstance(piece, StreamEnd):
+                    line = self.record("", piece.text_end, None if piece.cut is None else "stop")
+                else:
+                    line = self.record(piece, None)
                 yield json.dumps(line, ensure_ascii=False) + "\n"
         except Exception as error:
             yield json.dumps({"error": as_api_error(error).message}) + "\n"

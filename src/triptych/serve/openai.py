@@ -30,7 +30,7 @@ from triptych.serve.settings import (
     TEXT_LIMIT,
     TOKEN_LIMIT,
 )
-from triptych.serve.stops import check_stops, cut_at_stop, until_stop
+from triptych.serve.stops import StreamEnd, check_stops, cut_at_stop, until_stop
 from triptych.tasks import Answer, Matches, TextEnd
 
 openai_router = APIRouter(prefix="/v1")
@@ -202,11 +202,12 @@ async def sse(body: ChatRequest, pieces: AsyncGenerator[str | TextEnd, None]) ->
         return f"data: {json.dumps({**base, 'choices': choices}, ensure_ascii=False)}\n\n"
 
     yield event({"role": "assistant", "content": ""})
-    end = TextEnd()
+    with_usage = body.stream_options is not None and body.stream_options.include_usage
+    end, cut = TextEnd(), None
     try:
-        async for piece in until_stop(pieces, body.stops):
-            if isinstance(piece, TextEnd):
-                end = piece
+        async for piece in until_stop(pieces, body.stops, with_usage or body.logprobs):
+            if isinstance(piece, StreamEnd):
+                end, cut = piece
             else:
                 yield event({"content": piece})
     except Exception as error:
@@ -214,9 +215,9 @@ async def sse(body: ChatRequest, pieces: AsyncGenerator[str | TextEnd, None]) ->
         yield f"data: {json.dumps(error_body(api_error.status, api_error.message, api_error.param, api_error.code))}\n\n"
         yield "data: [DONE]\n\n"
         return
-    tokens = choice_logprobs(end, 0, body.top_logprobs or 0) if body.logprobs else None
-    yield event({}, "stop" if end.finished else "length", tokens)
-    if body.stream_options and body.stream_options.include_usage:
+    tokens = choice_logprobs(end, 0, body.top_logprobs or 0, cut) if body.logprobs else None
+    yield event({}, "stop" if end.finished or cut is not None else "length", tokens)
+    if with_usage:
         yield f"data: {json.dumps({**base, 'choices': [], 'usage': usage(end)})}\n\n"
     yield "data: [DONE]\n\n"
 
