@@ -16,7 +16,7 @@ from triptych.io.folders import SUFFIXES, is_picture_name, left_out, walk_folder
 from triptych.io.limits import printable
 
 LOG = logging.getLogger(__name__)
-ADDRESS = re.compile(r"(data:|[a-z]+://)", re.IGNORECASE)
+URL_START = re.compile(r"(data:|[a-z]+://)", re.IGNORECASE)
 OWN_FILES = (".original", ".txt", ".json", ".jsonl", ".xmp", ".unfinished")  # of earlier runs, not reported
 
 
@@ -57,12 +57,12 @@ def walk_photos(
     Raises:
         InputError: a source does not exist or is an address, or a folder cannot be listed.
     """
-    sources, found = list(sources), set[int]()
+    sources, hashes = list(sources), set[int]()
     for name in _walk(sources, recursive, others):
         if len(sources) == 1:
             yield name
-        elif (key := hash(name)) not in found:
-            found.add(key)
+        elif (key := hash(name)) not in hashes:
+            hashes.add(key)
             yield name
 
 
@@ -82,7 +82,7 @@ def _walk(sources: Iterable[str | os.PathLike[str]], recursive: bool, others: li
                         others.append(name)
         elif os.path.exists(source):  # noqa: PTH110
             yield str(Path(source))
-        elif ADDRESS.match(os.fsdecode(source)):
+        elif URL_START.match(os.fsdecode(source)):
             raise InputError(
                 f"{printable(source)}: --out and the other options of folders take files, not addresses: download it first"
             )

@@ -41,7 +41,7 @@ def read_source(source: str | os.PathLike[str]) -> tuple[bytes, str]:
     return data, name
 
 
-def open_file(location: str, name: str) -> BinaryIO:
+def open_regular_file(location: str, name: str) -> BinaryIO:
     """The file at a path, open for reading. Raises InputError: it cannot be read, or is a folder, a pipe or a device."""
     try:
         kind = os.stat(location).st_mode  # noqa: PTH116
@@ -63,7 +63,7 @@ def open_file(location: str, name: str) -> BinaryIO:
 
 
 def _read_file(location: str, name: str) -> bytes:
-    with open_file(location, name) as file:
+    with open_regular_file(location, name) as file:
         try:
             return file.read(limits.MAX_BYTES + 1)
         except OSError as error:

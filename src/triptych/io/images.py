@@ -22,7 +22,7 @@ from PIL import ExifTags, Image
 
 from triptych.errors import InputError
 from triptych.io import limits
-from triptych.io.fetch import open_file, read_source
+from triptych.io.fetch import open_regular_file, read_source
 from triptych.io.grey import grey_to_rgb, to_levels
 from triptych.io.limits import check_bytes, check_size, too_large
 from triptych.io.pixels import PixelSpec
@@ -99,7 +99,7 @@ def decoding_bytes(data: bytes) -> tuple[int, int]:
 def decoded_pixels(path: str, target: int | None = None) -> int:
     """The pixels that `load_image` decodes of a file, as its header says; the most there can be if it cannot be read."""
     try:
-        with _pillow_on_guard(), open_file(path, path) as file:
+        with _pillow_on_guard(), open_regular_file(path, path) as file:
             image = _read_header(file, path)
             if target is not None and image.format in JPEG_FORMATS:
                 _decode_reduced(image, target)

@@ -66,7 +66,7 @@ def read_dialogue(messages: Sequence[tuple[str, str, list[Image]]], settings: Ma
     return Dialogue(tuple(turns), settings)
 
 
-def check_place(role: str, place: str) -> None:
+def check_picture_role(role: str, place: str) -> None:
     """Raises ApiError: a message of this ``role`` has pictures, at ``place``, which no model would see."""
     if role != "user":
         raise ApiError(

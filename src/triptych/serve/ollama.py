@@ -13,7 +13,7 @@ from fastapi.responses import StreamingResponse
 from PIL.Image import Image
 from pydantic import BaseModel, Field
 
-from triptych.serve.chat import answer_job, answer_kind, answer_pieces, check_place, read_dialogue
+from triptych.serve.chat import answer_job, answer_kind, answer_pieces, check_picture_role, read_dialogue
 from triptych.serve.deadline import deadline_of
 from triptych.serve.errors import ApiError, as_api_error
 from triptych.serve.fields import ModelName, Text
@@ -107,7 +107,7 @@ async def ollama_chat(request: Request, body: OllamaChatRequest) -> Any:
     for i, message in enumerate(body.messages):
         place = f"messages[{i}].images"
         if message.images:
-            check_place(message.role, place)
+            check_picture_role(message.role, place)
         messages.append((message.role, message.content, await pictures_of(message.images, reader, place)))
     return await answering.reply(messages, reader)
 

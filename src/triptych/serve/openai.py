@@ -14,7 +14,7 @@ from PIL.Image import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from triptych.generate import TOP_LOGPROBS
-from triptych.serve.chat import answer_job, answer_kind, answer_pieces, check_place, read_dialogue
+from triptych.serve.chat import answer_job, answer_kind, answer_pieces, check_picture_role, read_dialogue
 from triptych.serve.errors import ApiError, as_api_error, error_body
 from triptych.serve.features import embed, encoded, texts_of
 from triptych.serve.fields import ModelName, RequiredText, Text
@@ -120,7 +120,7 @@ async def read_content(message: Message, reader: RequestPictures, param: str) ->
                 raise ApiError(400, f"{place}.text is not a text", param=f"{place}.text")
             texts.append(text)
         elif kind in ("image_url", "input_image"):
-            check_place(message.role, place)
+            check_picture_role(message.role, place)
             address = part.get("image_url")
             address = address.get("url") if isinstance(address, dict) else address
             if not isinstance(address, str):
