@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -15,12 +16,13 @@ import pytest
 from fastapi.testclient import TestClient
 from serving import CHAT, client_of
 from tiny_blip2 import blip2_tasks
-from toy_models import data_url, question
+from toy_models import ToyBlip2, ToySat, data_url, question
 
 from triptych import load
 from triptych.errors import InputError
 from triptych.serve.app import listen
-from triptych.serve.models import check_models
+from triptych.serve.metrics import Metrics
+from triptych.serve.models import Served, check_models
 from triptych.serve.settings import ServerSettings
 from triptych.tasks import with_engine
 
@@ -53,6 +55,32 @@ def test_what_cannot_be_served_is_refused_at_start(tmp_path: Path) -> None:
         check_models(("sat", "nope"))
     with pytest.raises(InputError, match="no such library; triptych index makes one"):
         ServerSettings(library=tmp_path / "photos.library")
+    for name in (
+        "https://example.org",
+        "example.org:8000",
+        "*.example.org",
+        ".example.org",
+        "example.org/a",
+        "[::1]",
+        "",
+    ):
+        with pytest.raises(InputError, match=r"--host-name .*: give the name alone"):
+            ServerSettings(hosts=(name,))
+        with pytest.raises(InputError, match=r"--allow-domain .*: give the name alone"):
+            ServerSettings(allow_domains=("example.org", name))
+    ServerSettings(hosts=("Photos.example.org", "2001:db8::1"), allow_domains=("10.0.0.1", "xn--bcher-kva.example"))
+    for key in ("a key of sixteen or more ", "Schlüssel zum Dienst", "a key of\nsixteen or more"):
+        with pytest.raises(InputError, match="no header can carry"):
+            ServerSettings(api_key=key)
+
+
+def test_models_are_served_once_and_by_their_own_names() -> None:
+    with client_of({"owner/blip2": ToyBlip2(), "triptych/sat": ToySat()}) as client:
+        served = client.app.state.served  # type: ignore[attr-defined]
+        again = Served(replace(served.settings, models=("owner/blip2", "triptych/sat") * 2), Metrics(), served.loaded)
+        assert again.names == ("owner/blip2", "triptych/sat") and again.ready
+        assert client.get("/v1/models/triptych/sat").status_code == 200
+        again.close()
 
 
 WRONG = [

@@ -51,7 +51,8 @@ class Served:
     """The models by name. ``start`` loads them, except those that are already ``loaded`` (tests)."""
 
     def __init__(self, settings: ServerSettings, metrics: Metrics, loaded: dict[str, Any] | None = None) -> None:
-        self.names, self.settings, self.metrics = settings.models, settings, metrics
+        self.names = tuple(dict.fromkeys(settings.models))
+        self.settings, self.metrics = settings, metrics
         self.loaded: dict[str, Model] = {}
         self.workers: dict[str, Worker] = {}
         self.failures: dict[str, str] = {}
@@ -100,7 +101,7 @@ class Served:
 
         Raises ApiError: 404 for an unknown model, 503 while it loads.
         """
-        short = name.removeprefix("triptych/").removesuffix(":latest")
+        short = name if name in self.names else name.removeprefix("triptych/").removesuffix(":latest")
         if short not in self.names:
             raise ApiError(
                 404,

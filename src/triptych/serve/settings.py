@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ TOKEN_LIMIT = 512  # of an answer
 ANSWER_LIMIT = 8  # n
 BEAM_LIMIT = 8
 SEEDS = 1 << 31  # clients send any integer
+PRINTABLE = re.compile(r"[!-~]([ -~]*[!-~])?")
+HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*", re.IGNORECASE)
 BATCH_LIMIT = 16  # requests that a model answers together
 FETCH_LIMIT = 16  # pictures that are fetched from other servers at the same time
 MEMORY_LIMIT = 2 << 30  # bytes of the bodies and decoded pictures of all requests in progress
@@ -50,6 +53,14 @@ class ServerSettings:
             )
         if self.api_key is not None and len(self.api_key) < 16:
             raise InputError(f"the API key has {len(self.api_key)} characters: use at least 16")
+        if self.api_key is not None and not PRINTABLE.fullmatch(self.api_key):
+            raise InputError(
+                "the API key has characters that no header can carry: use letters, digits and signs of ASCII"
+            )
+        for option, names in (("--host-name", self.hosts), ("--allow-domain", self.allow_domains)):
+            for name in names:
+                if not is_host(name):
+                    raise InputError(f"{option} {name}: give the name alone, such as photos.example.org")
         for folder in self.allow_folders:
             if not folder.is_dir():
                 raise InputError(f"--allow-folder {folder}: no such folder")
@@ -57,6 +68,15 @@ class ServerSettings:
             raise InputError(f"--library {self.library}: no such library; triptych index makes one")
         if not self.models:
             raise InputError("no model to serve: name at least one with --model")
+
+
+def is_host(name: str) -> bool:
+    """Whether it is the name of a host, or an IP address, as in a URL, without scheme, port, path or wildcard."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return HOST.fullmatch(name) is not None
+    return True
 
 
 def is_loopback(host: str) -> bool:
