@@ -25,7 +25,7 @@ from triptych.folders import (
     write_output,
 )
 from triptych.folders.pipeline import AHEAD, PHOTO_BATCH, Description, decoded_batches
-from triptych.folders.xmp import NAMESPACES
+from triptych.folders.xmp import NAMESPACES, description, parse_xmp
 from triptych.io.images import decoded_pixels, load_image
 from triptych.io.limits import MAX_PIXELS
 from triptych.io.locks import only_process
@@ -328,6 +328,33 @@ def test_xmp_of_another_program_is_kept(tmp_path: Path) -> None:
         xmp.write_text(broken)
         assert describe_photos([name], on_this_machine(say_red), sidecars=Sidecars(("xmp",), "overwrite")).failed == 1
         assert xmp.read_text() == broken
+
+
+@pytest.mark.parametrize(
+    ("attribute", "element", "old"),
+    [
+        ("", "<dc:description>mine</dc:description>", "mine"),
+        ("", "<dc:description><rdf:Alt/></dc:description>", ""),
+        ("", "<dc:description/>", ""),
+        ("", '<dc:description><rdf:Alt><rdf:li xml:lang="de">mine</rdf:li></rdf:Alt></dc:description>', "mine"),
+        ('dc:description="mine"', "", "mine"),
+    ],
+)
+def test_xmp_has_one_description_whatever_its_form_was(tmp_path: Path, attribute: str, element: str, old: str) -> None:
+    (name,) = album(tmp_path, 1)
+    xmp = Path(name).with_suffix(".xmp")
+    xmp.write_text(
+        f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{RDF}"><rdf:Description rdf:about="" xmlns:dc="{DC}" '
+        f"{attribute}>{element}</rdf:Description></rdf:RDF></x:xmpmeta>"
+    )
+    assert description(parse_xmp(xmp.read_text(), xmp)) == old
+    for _ in range(2):
+        describe_photos([name], on_this_machine(say_red), sidecars=Sidecars(("xmp",), "append"))
+        root = parse_xmp(xmp.read_text(), xmp)
+        items = root.findall(f".//{{{DC}}}description/{{{RDF}}}Alt/{{{RDF}}}li")
+        assert [item.text for item in items] == [f"{old} red 0".strip()] and xmp.read_text().count(
+            "dc:description"
+        ) == 2
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet", "html"])

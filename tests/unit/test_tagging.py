@@ -17,7 +17,16 @@ from triptych.cli import main
 from triptych.data import Photo
 from triptych.errors import InputError
 from triptych.evaluate.naming import logistic_weights, naming_metrics
-from triptych.folders.xmp import description, new_xmp, parse_xmp, set_description, set_subjects, subjects, xmp_bytes
+from triptych.folders.xmp import (
+    NAMESPACES,
+    description,
+    new_xmp,
+    parse_xmp,
+    set_description,
+    set_subjects,
+    subjects,
+    xmp_bytes,
+)
 from triptych.tasks.probability import (
     NAMED_WITH_PRESENCE,
     everyday_words,
@@ -144,6 +153,17 @@ def test_keywords_of_xmp_keep_all_else() -> None:
     assert subjects(again) == ["dog", "grass", "ab"] and description(again) == "a dog"
     set_subjects(again, [])
     assert subjects(again) == [] and description(again) == "a dog" and b"subject" not in xmp_bytes(again)
+
+
+@pytest.mark.parametrize(
+    "form", ['<rdf:Description dc:subject="{}"/>', "<rdf:Description><dc:subject>{}</dc:subject></rdf:Description>"]
+)
+def test_a_keyword_without_an_array_is_read_and_replaced(form: str) -> None:
+    spaces = " ".join(f'xmlns:{prefix}="{NAMESPACES[prefix]}"' for prefix in ("rdf", "dc"))
+    root = parse_xmp(f"<rdf:RDF {spaces}>{form.format('holiday')}</rdf:RDF>", "test")
+    assert subjects(root) == ["holiday"]
+    set_subjects(root, ["holiday", "dog"])
+    assert subjects(root) == ["holiday", "dog"] and xmp_bytes(root).count(b"holiday") == 1
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: object, matcher: RandomModel | None = None) -> int:

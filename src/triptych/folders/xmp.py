@@ -57,13 +57,14 @@ def parse_xmp(text: str, source: object) -> ElementTree.Element:
 def description(root: ElementTree.Element) -> str:
     """``dc:description`` in the default language; empty if there is none."""
     item = _description_item(root)
-    return (item.text or "") if item is not None else ""
+    return (item.text or "") if item is not None else next(iter(_plain_values(root, "dc:description")), "")
 
 
 def set_description(root: ElementTree.Element, text: str) -> None:
-    """Set ``dc:description`` in the default language; a new one goes into the first rdf:Description."""
+    """Set ``dc:description`` in the default language; a new one goes into the first rdf:Description, in place of a plain text."""
     item = _description_item(root)
     if item is None:
+        _remove(root, "dc:description")
         item = ElementTree.SubElement(_array(root, "dc:description", "rdf:Alt"), qualified("rdf:li"))
         item.set(XML_LANGUAGE, "x-default")
     item.text = allowed_text(text)
@@ -72,14 +73,12 @@ def set_description(root: ElementTree.Element, text: str) -> None:
 def subjects(root: ElementTree.Element) -> list[str]:
     """The keywords (``dc:subject``)."""
     items = root.iterfind(f".//{qualified('dc:subject')}//{qualified('rdf:li')}")
-    return [item.text for item in items if item.text]
+    return [item.text for item in items if item.text] + _plain_values(root, "dc:subject")
 
 
 def set_subjects(root: ElementTree.Element, words: Iterable[str]) -> None:
     """Replace the keywords by ``words``, each once."""
-    for block in list(root.iter(qualified("rdf:Description"))):
-        for old in block.findall(qualified("dc:subject")):
-            block.remove(old)
+    _remove(root, "dc:subject")
     if words := list(dict.fromkeys(map(allowed_text, words))):
         bag = _array(root, "dc:subject", "rdf:Bag")
         for word in words:
@@ -120,6 +119,22 @@ def _description_item(root: ElementTree.Element) -> ElementTree.Element | None:
     items = root.findall(f".//{qualified('dc:description')}/{qualified('rdf:Alt')}/{qualified('rdf:li')}")
     default = (item for item in items if item.get(XML_LANGUAGE) == "x-default")
     return next(default, items[0] if items else None)
+
+
+def _plain_values(root: ElementTree.Element, name: str) -> list[str]:
+    """A property's values where it has no array, as some programs write it: the text of its element, or an attribute."""
+    values: list[str | None] = []
+    for block in root.iter(qualified("rdf:Description")):
+        values += [block.get(qualified(name)), *(element.text for element in block.findall(qualified(name)))]
+    return [text for value in values if value is not None and (text := value.strip())]
+
+
+def _remove(root: ElementTree.Element, name: str) -> None:
+    """Remove a property in all its forms."""
+    for block in list(root.iter(qualified("rdf:Description"))):
+        block.attrib.pop(qualified(name), None)
+        for element in block.findall(qualified(name)):
+            block.remove(element)
 
 
 def _array(root: ElementTree.Element, name: str, kind: str) -> ElementTree.Element:
