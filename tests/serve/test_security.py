@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -215,7 +216,7 @@ class PictureHost:
     """A host on the loopback: answers each path with a status, a location and a body; counts what it is asked."""
 
     def __init__(self, answers: dict[str, tuple[int, str, bytes]]) -> None:
-        self.answers, self.paths = answers, list[str]()
+        self.answers, self.paths, self.requests = answers, list[str](), list[bytes]()
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         threading.Thread(target=self.serve, daemon=True).start()
@@ -227,7 +228,8 @@ class PictureHost:
             except OSError:
                 return
             with connection:
-                path = connection.recv(4096).split(b" ")[1].decode()
+                self.requests.append(connection.recv(4096))
+                path = self.requests[-1].split(b" ")[1].decode()
                 self.paths.append(path)
                 status, location, body = self.answers[path]
                 head = f"HTTP/1.1 {status} x\r\nLocation: {location}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
@@ -262,6 +264,28 @@ def test_8_redirects_are_checked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "PICTURE_BYTES", 3)
     with pytest.raises(InputError, match="larger"):
         fetch_allowed(f"{base}/b", ("good.example",))
+    host.listener.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://good.example/a", b"good.example"),
+        ("https://good.example:443/a", b"good.example"),
+        ("https://good.example:80/a", b"good.example:80"),
+        ("http://good.example/a", b"good.example"),
+        ("http://good.example:443/a", b"good.example:443"),
+    ],
+)
+def test_8_a_host_is_called_by_its_name(monkeypatch: pytest.MonkeyPatch, url: str, name: bytes) -> None:
+    """With a port if it is not the usual one. Here nothing is encrypted."""
+    host, connect = PictureHost({"/a": (200, "", b"picture")}), socket.create_connection
+    tls = SimpleNamespace(wrap_socket=lambda raw, **_: raw)
+    monkeypatch.setattr(fetch.ssl, "create_default_context", lambda: tls)
+    monkeypatch.setattr(fetch, "public_address", lambda name, port: "127.0.0.1")
+    monkeypatch.setattr(socket, "create_connection", lambda _, **options: connect(("127.0.0.1", host.port), **options))
+    assert fetch_allowed(url, ("good.example",)) == b"picture"
+    assert b"\r\nHost: " + name + b"\r\n" in host.requests[0]
     host.listener.close()
 
 

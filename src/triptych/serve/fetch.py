@@ -100,6 +100,7 @@ def request(host: str, port: int, secure: bool, target: str, deadline: float) ->
         cut_off = threading.Timer(left, shut_down, (raw,))  # also ends a read of bytes that arrive very slowly
         cut_off.start()
         connection = http.client.HTTPConnection(host, port)
+        connection.default_port = 443 if secure else 80  # the Host header names only another one
         connection.sock = raw
         try:
             if isinstance(raw, ssl.SSLSocket):
