@@ -291,7 +291,10 @@ def test_our_own_routes(client: TestClient) -> None:
     assert client.post("/v1/complete", json={"model": "sat", "image": data_url()}).status_code == 400
     assert client.post("/v1/find", json={"query": "dog"}).status_code == 404
     assert client.get("/healthz").text == "ok" and client.get("/readyz").json() == {"sat": "ready", "blip2": "ready"}
-    assert b"triptych_requests_total" in client.get("/metrics").content
+    client.get("/v1/models", headers={"Host": "elsewhere.example"})
+    counts = client.get("/metrics").text
+    assert 'triptych_requests_total{route="/healthz",status="200"} 1.0' in counts
+    assert 'triptych_requests_total{route="other",status="403"} 1.0' in counts
 
 
 def test_ollama_routes(client: TestClient) -> None:

@@ -68,8 +68,8 @@ def create_app(settings: ServerSettings, loaded: dict[str, Any] | None = None) -
             metrics.waiting.labels(name).set(worker.queue.qsize())
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
-    app.add_middleware(RequestMetrics, metrics=metrics)
     app.add_middleware(Guard, settings=settings, memory=app.state.memory)
+    app.add_middleware(RequestMetrics, metrics=metrics)  # outermost: what the guard refuses is counted, too
     return app
 
 
