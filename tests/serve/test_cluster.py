@@ -18,8 +18,8 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import CHAT
-from toy_models import data_url, question
+from serving import CHAT, settings
+from toy_models import ToySat, data_url, question
 
 KEY = "a key of more than sixteen characters"
 SERVER = """
@@ -99,6 +99,21 @@ def test_replicas_share_the_requests_and_stand_in_for_each_other(served: tuple[h
         assert list(threads.map(partial(caption, client), reds)) == right
     events = client.post(CHAT, json=question(data_url(), stream=True)).text
     assert events.rstrip().endswith("[DONE]")
+
+
+def test_a_model_is_found_where_the_server_was_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    from triptych.serve.cluster import application_builder
+
+    (tmp_path / "mine").mkdir()
+    opened: list[Path] = []
+    monkeypatch.setattr("triptych.tasks.load", lambda name: opened.append(Path(name).resolve()) or ToySat())
+    monkeypatch.chdir(tmp_path)
+    build = application_builder(settings(models=("mine",)), dict)
+    monkeypatch.chdir("/")  # a replica starts elsewhere
+    app = build()
+    assert opened == [tmp_path.resolve() / "mine"] and app.state.served.names == ("mine",)
+    app.state.served.close()
 
 
 def test_the_guard_is_in_every_replica(served: tuple[httpx.Client, Path, str]) -> None:

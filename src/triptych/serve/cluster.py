@@ -6,11 +6,13 @@ Ray's proxy, which checks neither keys nor limits: the replicas do.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ray import serve
@@ -89,7 +91,9 @@ def start_replicas(settings: ServerSettings, replicas: int, open_models: Callabl
 
 
 def application_builder(settings: ServerSettings, open_models: Callable[[], dict[str, Any]]) -> Callable[[], Any]:
-    """A function that makes the application in a replica after loading its models. Paths are made absolute."""
+    """A function that makes the application in a replica after loading its models. Paths mean what they mean in this process; models
+    keep the names that they were given."""
+    here = Path.cwd() if any(map(os.path.exists, settings.models)) else None
     absolute = replace(
         settings,
         library=settings.library and settings.library.absolute(),
@@ -97,6 +101,8 @@ def application_builder(settings: ServerSettings, open_models: Callable[[], dict
     )
 
     def build() -> Any:
+        if here is not None:
+            os.chdir(here)
         app = create_app(absolute, open_models())
         app.state.served.load()
         if failures := app.state.served.failures:
