@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fastapi.testclient import TestClient
@@ -92,6 +93,28 @@ def test_8_each_hop_is_resolved_and_checked(host: PictureHost, monkeypatch: pyte
     with pytest.raises(InputError, match="not allowed"):
         fetch_allowed("http://good.example/inside", ("good.example",))
     assert connected == [PUBLIC] and host.paths == ["/inside"]
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("https://good.example/a", b"good.example"),
+        ("https://good.example:443/a", b"good.example"),
+        ("https://good.example:80/a", b"good.example:80"),
+        ("http://good.example/a", b"good.example"),
+        ("http://good.example:443/a", b"good.example:443"),
+    ],
+)
+def test_8_a_host_is_called_by_its_name(monkeypatch: pytest.MonkeyPatch, url: str, name: bytes) -> None:
+    """With a port if it is not the usual one. Here nothing is encrypted."""
+    host, connect = PictureHost({"/a": (200, "", b"picture")}), socket.create_connection
+    tls = SimpleNamespace(wrap_socket=lambda raw, **_: raw)
+    monkeypatch.setattr(fetch.ssl, "create_default_context", lambda: tls)
+    monkeypatch.setattr(fetch, "public_address", lambda name, port: "127.0.0.1")
+    monkeypatch.setattr(socket, "create_connection", lambda _, **options: connect(("127.0.0.1", host.port), **options))
+    assert fetch_allowed(url, ("good.example",)) == b"picture"
+    assert b"\r\nHost: " + name + b"\r\n" in host.requests[0]
+    host.listener.close()
 
 
 @pytest.mark.parametrize("length", ["100000000", "1000000000000000000000"])

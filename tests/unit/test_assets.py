@@ -121,7 +121,7 @@ def test_fetches_all_files_of_a_part_once(world: World, capsys: pytest.CaptureFi
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "fetching toy, 3 MB\n"
-    forbid(world, "Popen", "_sha256")  # from now on: no subprocess, and nothing is hashed again
+    forbid(world, "Popen", "sha256_of_file")  # from now on: no subprocess, and nothing is hashed again
     assert part_path("toy") == path
     assert part_path("toy", "b.txt").read_bytes() == world.contents["b.txt"]
     assert world.files() == COMPLETE
@@ -163,7 +163,7 @@ def test_a_touched_file_is_hashed_again_and_kept(world: World) -> None:
     os.utime(path, ns=(1, 1))
     forbid(world, "Popen")
     assert part_path("toy") == path
-    forbid(world, "_sha256")
+    forbid(world, "sha256_of_file")
     assert part_path("toy") == path
 
 

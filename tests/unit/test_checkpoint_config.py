@@ -86,7 +86,7 @@ def test_format_1_is_upgraded(tmp_path: Path) -> None:
         (b"\xff\xfe{}", "is not JSON"),
         (b'{"format": 1', "is not JSON"),
         (b"[" * 100_000, "is not JSON"),
-        (b"[1]", 'no "format"'),
+        (b"[1]", "is not a JSON object"),
         (b'{"architectures": ["Blip2"]}', 'no "format"'),
         (b'{"format": 7, "triptych": "4.5"}', "format 7, written by triptych 4.5; this version reads formats 1 and 2"),
         (b'{"format": 2, "system": ["sat"]}', r'system is \["sat"\], expected str'),

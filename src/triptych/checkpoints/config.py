@@ -22,6 +22,7 @@ import msgspec
 
 from triptych.errors import InputError
 from triptych.generate import EarlyStopping, Search
+from triptych.io.files import read_json_object
 from triptych.io.pixels import Colour, PixelSpec, Resampling
 from triptych.nn.configs import DecoderConfig, T5Config, ViTConfig
 from triptych.text.prompt import DEFAULT_PROMPTS, Prompts
@@ -211,7 +212,7 @@ def read_config(path: Path) -> CheckpointConfig[dict[str, Any]]:
     Raises:
         InputError: unreadable, of another format, or a field is missing, unknown or of another type.
     """
-    raw = _read_json(path)
+    raw = read_json_object(path, MAX_CONFIG)
     if "format" not in raw:
         raise InputError(f'{path} is not the config of a Triptych checkpoint (it has no "format")')
     if raw["format"] not in READABLE:
@@ -309,21 +310,3 @@ def _card(entries: Mapping[str, Any]) -> dict[str, Any]:
     known = {name: value for name, value in entries.items() if name in Card.__struct_fields__}
     notes = {name: value for name, value in entries.items() if name not in Card.__struct_fields__}
     return known | {"notes": {**entries.get("notes", {}), **notes}}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_CONFIG + 1)
-        if len(data) > MAX_CONFIG:
-            raise InputError(f"{path} is too large for a config ({MAX_CONFIG >> 20} MB at most)")
-        content = json.loads(data)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f'{path} is not the config of a Triptych checkpoint (it has no "format")')
-    return content

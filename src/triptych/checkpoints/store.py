@@ -1,7 +1,7 @@
 """Tensors on disk, read one at a time: by name, in the dtype they are stored in, each into memory of its own.
 
 A ``TensorStore`` is a mapping whose values are read when they are asked for, and forgotten. ``layout`` gives shape and dtype without
-reading. Files (``SafetensorsFile``, ``torch_file.TorchState``) and shards (``ShardedStore``) are stores; so is what is made of them by a
+reading. Files (``SafetensorsFile``, ``torch_file.TorchState``) and shards (``JoinedStore``) are stores; so is what is made of them by a
 table of keys or another dtype (``DerivedStore``).
 """
 

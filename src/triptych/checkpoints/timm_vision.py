@@ -121,7 +121,7 @@ def timm_pixels(config: Mapping[str, Any], image_size: int) -> PixelSpec:
     settings = config.get("pretrained_cfg", config)
     filter_name = settings.get("interpolation", "bicubic")
     if filter_name not in FILTERS:
-        raise InputError(f"interpolation is {filter_name!r}, expected one of {', '.join(filter(None, FILTERS))}")
+        raise InputError(f"interpolation is {filter_name!r}, expected one of {', '.join(FILTERS)}")
     half = (0.5, 0.5, 0.5)
     colours = {"image_mean": settings.get("mean", half), "image_std": settings.get("std", half)}
     return pixel_spec({**colours, "resample": FILTERS.index(filter_name)}, image_size, half, half)

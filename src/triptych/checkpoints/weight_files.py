@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +11,7 @@ from triptych.checkpoints.locate import refuse_adapter
 from triptych.checkpoints.store import JoinedStore, SafetensorsFile, TensorStore, renamed
 from triptych.checkpoints.torch_file import TorchFile, plain_name
 from triptych.errors import InputError
+from triptych.io.files import read_json_object
 
 WHOLE = ("model.safetensors", "pytorch_model.bin")  # each may be cut into shards, with an index beside
 SHARD = re.compile(r".+-(\d{5})-of-(\d{5})\.\w+")
@@ -143,17 +143,14 @@ def shards(index: Path) -> TensorStore:
 
 def read_json(path: Path, optional: bool = False) -> dict[str, Any]:
     """The object in a JSON file; empty where an optional one is not there. Raises InputError: it cannot be read, or is none."""
+    if optional and not path.exists():
+        return {}
     try:
-        content = {} if optional and not path.exists() else json.loads(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+        return read_json_object(path)
+    except InputError:
         if path.exists():
-            check_content(path)
-        raise InputError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is not a JSON object")
-    return content
+            check_content(path)  # it may be what people take for a file
+        raise
 
 
 def check_settings(directory: Path, settings: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from triptych.cli import asking, captions, evaluation, library, models, promptin
 from triptych.cli.application import app
 from triptych.cli.common import complain
 from triptych.errors import TriptychError
+from triptych.io.files import is_disk_full
 from triptych.io.limits import printable
 
 __all__ = [
@@ -57,6 +58,15 @@ def usage_message(error: Any) -> str:
     return message if error.ctx is None else f"{message} (see {error.ctx.command_path} --help)"
 
 
+def failure_message(error: Exception) -> tuple[str, int]:
+    """The line for an error that no command expects, and the exit code."""
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{printable(error.filename)}: the name is too long for a file", 2
+    if isinstance(error, OSError) and is_disk_full(error):
+        return "the disk is full", 1
+    return f"failed: {type(error).__name__}: {error} (TRIPTYCH_DEBUG=1 shows where)", 1
+
+
 def main() -> None:
     """The entry point: runs a command and turns every failure into one line and an exit code."""
     open_closed_streams()
@@ -81,17 +91,6 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("TRIPTYCH_DEBUG"):
             raise
-        number = error.errno if isinstance(error, OSError) else None
-        if number == errno.ENAMETOOLONG:
-            complain(Exception(f"{printable(error.filename)}: the name is too long for a file"))
-            code = 2
-        else:
-            full = number == errno.ENOSPC
-            what = (
-                "the disk is full"
-                if full
-                else f"failed: {type(error).__name__}: {error} (TRIPTYCH_DEBUG=1 shows where)"
-            )
-            complain(Exception(what))
-            code = 1
+        what, code = failure_message(error)
+        complain(Exception(what))
     sys.exit(code if isinstance(code, int) else 0)

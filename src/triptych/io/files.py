@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 
 from triptych.errors import InputError, TriptychError
 
+MAX_JSON = 64 << 20  # bytes
+
 
 def write_file(path: Path, content: bytes | str | Callable[[BinaryIO], object], *, fsync: bool = False) -> None:
     """Write ``content`` to ``path``: readers get the old file or the new one, never half of one.
@@ -53,10 +55,10 @@ def replacement(path: Path, *, fsync: bool = False) -> Iterator[Path]:
         try:
             yield beside
             if fsync:
-                _sync(beside)
+                sync(beside)
             beside.replace(target)
             if fsync:
-                _sync(target.parent)
+                sync(target.parent)
         finally:
             beside.unlink(missing_ok=True)
     except OSError as error:
@@ -79,9 +81,14 @@ def check_unused(folder: Path) -> None:
 
 def write_error(path: Path, error: OSError) -> TriptychError:
     """The error for a file that cannot be written, in one line that says what to do."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         return TriptychError(f"cannot write {path}: the disk is full; free some space and try again")
     return TriptychError(f"cannot write {path}: {error.strerror or error}")
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Also where a library raises it without a number."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
 
 
 def sha256_of_file(path: Path) -> str:
@@ -90,7 +97,28 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def read_json_object(path: Path, most: int = MAX_JSON) -> dict[str, Any]:
+    """The object in a JSON file. Raises InputError: it cannot be read, is larger than ``most`` bytes, or is none."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    if len(data) > most:
+        raise InputError(f"{path} is too large ({most >> 20} MB at most)")
+    try:
+        content = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON object")
+    return content
+
+
+def sync(path: Path) -> None:
+    """Force a file or a folder to the disk (Windows can sync neither in this way)."""
+    if os.name == "nt":
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
