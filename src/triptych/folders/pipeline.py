@@ -25,9 +25,8 @@ from triptych.io.images import decoded_pixels, load_image
 
 PHOTO_BATCH = 8
 AHEAD = 2  # batches that are decoded while the model works on another one
-BATCH_PIXELS = (
-    50_000_000  # of a batch, and of all those that are decoded ahead; a photo with more is a batch of its own
-)
+BATCH_PIXELS = 50_000_000
+"""Of a batch, and of all those that are decoded ahead. A photo with more is a batch of its own."""
 THREADS = 2
 SIDE = 512  # pixels: large JPEGs are decoded at a reduced size of at least twice this
 
