@@ -82,7 +82,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     whole = {key: numbers(key, shape) for key, shape in shapes_of(MODELS[0]).items()}
     for change, message in (
         ({"blocks.0.attn.q_norm.weight": torch.ones(64)}, "with blocks.0.attn.q_norm.weight, which a plain"),
-        ({"pos_embed": torch.ones(1, 12, 128)}, "12 positions are those of no square"),
+        ({"pos_embed": torch.ones(1, 12, 128)}, "12 positions do not form a square"),
         ({"blocks.0.attn.qkv.bias": None}, "missing blocks.0.attention.key.bias"),
         ({"blocks.0.mlp.fc1.weight": None}, "does not hold the tensors of an image encoder"),
     ):
