@@ -84,7 +84,7 @@ def test_questions_are_asked_as_people_ask_them(
         (("caption", "--split", "val"), "has no split"),
         (("vqa",), "cannot answer questions"),
         (("vqa", "--model", "blip2", "--shots", "2"), "takes no examples"),
-        (("choice",), "cannot choose"),
+        (("choice",), "for choices take flamingo or blip2"),
         (("retrieval",), "cannot match"),
         (("fewshot",), "takes no examples"),
         (("attention",), "no photo has the"),
