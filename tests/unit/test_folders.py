@@ -97,12 +97,12 @@ def test_every_photo_is_described_and_failures_are_named(tmp_path: Path) -> None
     assert "error" in records[4] and records[0]["model"] == "toy"
     assert (summary.described, summary.failed, sum(done)) == (len(names) - 1, 1, len(names))
     assert names[4] in summary.failures[0][1]
-    strict, shown = Journal(tmp_path / "strict.jsonl", SETTINGS), list[str]()
+    strict, results = Journal(tmp_path / "strict.jsonl", SETTINGS), list[str]()
     with pytest.raises(InputError, match=r"004\.png"):
         describe_photos(
-            names, on_this_machine(say_red), journal=strict, strict=True, result=lambda r: shown.append(r["image"])
+            names, on_this_machine(say_red), journal=strict, strict=True, result=lambda r: results.append(r["image"])
         )
-    assert [record["image"] for record in strict.records()] == shown == names[:5]
+    assert [record["image"] for record in strict.records()] == results == names[:5]
 
 
 def test_a_later_run_continues_and_tries_failures_again(tmp_path: Path) -> None:

@@ -97,8 +97,8 @@ def sha256_of_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json_object(path: Path, most: int = MAX_JSON) -> dict[str, Any]:
-    """The object in a JSON file. Raises InputError: it cannot be read, is larger than ``most`` bytes, or is none."""
+def read_bounded(path: Path, most: int) -> bytes:
+    """The bytes of a file. Raises InputError: it cannot be read, or is larger than ``most`` bytes."""
     try:
         with path.open("rb") as file:
             data = file.read(most + 1)
@@ -106,8 +106,13 @@ def read_json_object(path: Path, most: int = MAX_JSON) -> dict[str, Any]:
         raise InputError(f"cannot read {path}: {error.strerror}") from None
     if len(data) > most:
         raise InputError(f"{path} is too large ({most >> 20} MB at most)")
+    return data
+
+
+def read_json_object(path: Path, most: int = MAX_JSON) -> dict[str, Any]:
+    """The object in a JSON file. Raises InputError: it cannot be read, is larger than ``most`` bytes, or is none."""
     try:
-        content = json.loads(data)
+        content = json.loads(read_bounded(path, most))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):

@@ -37,35 +37,9 @@ IRREGULAR = {
     "zombies": "zombie", "selfies": "selfie", "smoothies": "smoothie", "birdies": "birdie", "potatoes": "potato",
     "tomatoes": "tomato", "heroes": "hero", "mangoes": "mango", "buffaloes": "buffalo", "volcanoes": "volcano",
 }  # fmt: skip
-SINGULAR = (  # endings of words that are no plurals, or have no singular
-    *(
-        "ss",
-        "us",
-        "is",
-        "news",
-        "series",
-        "species",
-        "lens",
-        "gas",
-        "canvas",
-        "atlas",
-        "christmas",
-        "always",
-        "sideways",
-    ),
-    *(
-        "clothes",
-        "jeans",
-        "pants",
-        "shorts",
-        "glasses",
-        "scissors",
-        "pyjamas",
-        "pajamas",
-        "trousers",
-        "tights",
-        "binoculars",
-    ),
+NO_PLURAL = re.compile(  # words that are no plurals, or have no singular
+    r"(?:ss|us|is|news|series|species|lens|gas|canvas|atlas|christmas|always|sideways"
+    r"|clothes|jeans|pants|shorts|glasses|scissors|pyjamas|pajamas|trousers|tights|binoculars)$"
 )
 
 
@@ -116,7 +90,7 @@ def singular(text: str) -> str:
         return text
     if word in IRREGULAR:
         return before + space + IRREGULAR[word]
-    if len(word) < 4 or not word.endswith("s") or word.endswith(SINGULAR):
+    if len(word) < 4 or not word.endswith("s") or NO_PLURAL.search(word):
         return text
     if word.endswith("ies") and len(word) > len("ties"):
         return f"{before}{space}{word[:-3]}y"

@@ -78,7 +78,7 @@ class Blip2Matching(Reranking):
     def word_pieces(self, texts: Sequence[str]) -> TextPieces:
         """The Q-Former's word pieces of texts. Raises InputError: a text is empty or too long."""
         pieces = TextPieces(*self.spec.words.encode_arrays(texts, self.spec.max_pieces))
-        if any(np.asarray(pieces.mask).sum(1) <= len(("[CLS]", "[SEP]"))):
+        if any(np.asarray(pieces.mask).sum(1) <= 2):  # [CLS] and [SEP] alone
             raise InputError("a text is empty: say what to look for")
         return pieces
 

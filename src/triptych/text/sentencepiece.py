@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from triptych.errors import InputError
+from triptych.io.files import read_bounded
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -59,13 +60,7 @@ def read_model(path: Path) -> SentencePieces:
     Raises:
         InputError: it cannot be read, or is not a SentencePiece model.
     """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_MODEL + 1)
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    if len(data) > MAX_MODEL:
-        raise InputError(f"{path} is too large for a SentencePiece model ({MAX_MODEL >> 20} MB at most)")
+    data = read_bounded(path, MAX_MODEL)
     try:
         return _model(data)
     except (ValueError, IndexError, TypeError, struct.error) as error:

@@ -15,6 +15,7 @@ from tokenizers.models import WordPiece
 
 from triptych.errors import InputError
 from triptych.generate import Search
+from triptych.io.files import read_bounded
 from triptych.text.letters import check_unicode
 
 if TYPE_CHECKING:
@@ -55,14 +56,9 @@ class WordPieces:
             InputError: it cannot be read, or is not BERT's.
         """
         try:
-            with path.open(encoding="utf-8") as file:
-                text = file.read(MAX_VOCABULARY_FILE + 1)
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}") from None
-        except ValueError:
+            text = read_bounded(path, MAX_VOCABULARY_FILE).decode().replace("\r\n", "\n")
+        except UnicodeDecodeError:
             raise InputError(f"{path} is not a vocabulary: it is not UTF-8 text") from None
-        if len(text) > MAX_VOCABULARY_FILE:
-            raise InputError(f"{path} is too large for a vocabulary ({MAX_VOCABULARY_FILE >> 20} MB at most)")
         return cls(text.removesuffix("\n").split("\n"))
 
     def __len__(self) -> int:
