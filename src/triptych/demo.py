@@ -179,8 +179,9 @@ def matching(photos: dict[str, Image], model: Blip2Tasks) -> ScoreTable:
     scores = [[0.0] * len(MATCH_TEXTS) for _ in photos]
     for match in matches:
         scores[match.image][match.text] = match.itm_prob
-    for file, row in zip(photos, scores, strict=True):
-        print(f"  {file:14} {MATCH_TEXTS[row.index(max(row))]}  ({100 * max(row):.0f} %)", flush=True)
+    best = {match.image: match for match in sorted(matches, key=lambda match: match.rerank)}
+    for number, file in enumerate(photos):
+        print(f"  {file:14} {MATCH_TEXTS[best[number].text]}  ({100 * best[number].itm_prob:.0f} %)", flush=True)
     title = "BLIP-2: how likely each text matches each photo, percent"
     return ScoreTable(title, tuple(photos.values()), MATCH_TEXTS, tuple(map(tuple, scores)))
 

@@ -139,6 +139,28 @@ def test_undo_takes_back_a_turn_with_its_pictures(model: FlamingoTasks, photos: 
         chat.undo()
 
 
+def test_a_question_about_an_earlier_picture_is_asked_about_it(
+    model: FlamingoTasks, photos: list[Image.Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = model.chat()
+    for photo in photos[:2]:
+        chat.add(photo)
+        ask(chat, "what?")
+    asked: list[list[Any]] = []
+    answer = model.ask
+
+    def recorded(images: Any, question: Any, *rest: Any, **settings: Any) -> Any:
+        asked.append(images)
+        return answer(images, question, *rest, **settings)
+
+    monkeypatch.setattr(model, "ask", recorded)
+    ask(chat, "What is in the first picture?")
+    assert len(asked[0]) == 2
+    asked.clear()
+    ask(chat, "What else?")
+    assert not asked
+
+
 def test_the_oldest_turns_leave_and_are_counted(model: FlamingoTasks, photos: list[Image.Image]) -> None:
     chat = Chat(model, max_tokens=120, max_pictures=2)
     chat.add(photos[0])

@@ -109,6 +109,12 @@ def test_a_free_question_about_one_of_several_photos_is_answered_as_if_it_were_a
         assert chosen == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_stream_about_one_of_several_photos_is_about_that_one(photos: list[Image.Image]) -> None:
+    tasks = flamingo_tasks()
+    alone = [*tasks.stream(photos[1], "What is in the photo?")]
+    assert [*tasks.stream(photos, "What is in the right photo?")] == alone
+
+
 def test_no_means_that_no_photo_shows_it(model: Blip2Tasks, photos: list[Image.Image]) -> None:
     for tasks in (model, flamingo_tasks()):
         there = probability_of_yes(tasks.ask(photos, "Are there any dogs in the photos?"))

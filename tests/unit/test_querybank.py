@@ -11,6 +11,7 @@ from tiny_blip2 import blip2_tasks
 
 from triptych.data import Photo
 from triptych.errors import InputError
+from triptych.tasks import matching
 from triptych.tasks.querybank import OFFSET_WEIGHT, QUERYBANK_FILE, SHARPNESS, Offsets, Querybank, read_querybank
 from triptych.text.consensus import Consensus, unit
 from triptych.train.consensus import collect_querybank, fit_consensus
@@ -94,7 +95,9 @@ def test_files_that_are_no_querybank_are_refused(tmp_path: Path, content: bytes)
         read_querybank(tmp_path / QUERYBANK_FILE)
 
 
-def test_the_score_of_matching_loses_the_offsets(consensus: Consensus, tmp_path: Path) -> None:
+def test_the_score_of_matching_loses_the_offsets(
+    consensus: Consensus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tasks, plain_tasks, texts = blip2_tasks(), blip2_tasks(), ["cat", "dog"]
     images = [Image.effect_noise((64, 64), 90).convert("RGB"), Image.new("RGB", (64, 48), "blue")]
     before = plain_tasks.match(images, texts)
@@ -119,6 +122,9 @@ def test_the_score_of_matching_loses_the_offsets(consensus: Consensus, tmp_path:
         )
     kept = tasks.search_features(images)
     np.testing.assert_allclose(tasks.similarity_of_features(*kept, texts), tasks.similarity(images, texts), atol=1e-6)
+    monkeypatch.setattr(matching, "MATCHED_TOGETHER", 1)  # texts are read in parts
+    np.testing.assert_allclose(tasks.similarity(images, texts), tasks.similarity_of_features(*kept, texts), atol=1e-6)
+    np.testing.assert_allclose(tasks.search_texts(texts).offsets, of_texts, atol=1e-6)
     assert plain_tasks.search_features(images)[1].shape == (2, 0)  # without a consensus nothing is pooled
 
 

@@ -22,7 +22,7 @@ from triptych.nn.vit import ViT
 from triptych.systems.blip2 import Blip2
 from triptych.text.prompt import BLIP2_OPT, IGNORED, INSTRUCT_BLIP, Prompts
 from triptych.text.tokenizer import TextTokenizer
-from triptych.train.blip2.batches import PICTURE, AnsweredQuestion, CaptionTexts
+from triptych.train.blip2.batches import PICTURE, AnsweredQuestion, CaptionPieces, CaptionTexts
 from triptych.train.blip2.objective import all_processes
 from triptych.train.blip2.prompts import blip2_caption_prompt
 from triptych.train.blip2.recipe import Blip2Recipe, Blip2Start
@@ -161,6 +161,25 @@ def test_the_language_model_alone_learns_what_a_model_wrote() -> None:
     assert blip2.tokenizer is not None
     learnt = [blip2.tokenizer.decode(ids[:-1]).strip() for ids in texts.tokens[0]]
     assert learnt == ["a dog", "a cat", "a bird"] and len(texts.pieces[0][0]) == 1
+
+
+def test_grounded_generation_begins_with_dec_and_learns_the_words_behind_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = make_recipe(Blip2Recipe, {"stage": 1, "weights": {"itg": 1.0}, "batch_size": 4})
+    trainer = Blip2Trainer(tiny_blip2(), TrainingData([data(4, "train", 0)], [data(4, "val", 1)]), recipe)
+    qformer, words = trainer.objective.model.qformer, trainer.blip2.words
+    pieces = CaptionPieces(*map(torch.from_numpy, words.encode_arrays(["a dog", "a cat"])))
+    read: list[torch.Tensor] = []
+    continue_text = qformer.continue_text
+
+    def recorded(input_ids: torch.Tensor, *rest: Any) -> Any:
+        read.append(input_ids)
+        return continue_text(input_ids, *rest)
+
+    monkeypatch.setattr(qformer, "continue_text", recorded)
+    image = trainer.objective.model.image_keys_values(torch.randn(2, 4, qformer.config.image_dim))
+    trainer.objective.writing_loss(qformer.encode_image(image), pieces, 1)
+    assert read[0][:, 0].tolist() == [words.dec] * 2 != pieces.input_ids[:, 0].tolist()
+    assert torch.equal(read[0][:, 1:], pieces.input_ids[:, 1:])
 
 
 def with_expectations() -> Blip2Trainer:
