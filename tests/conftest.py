@@ -3,11 +3,13 @@
 import gc
 import os
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 
 DATA = Path(os.environ.get("TRIPTYCH_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
+os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token_hex())  # Ray reads them once in a process
 
 gc.disable()  # it takes a quarter of the collection of the tests, and finds nothing there
 

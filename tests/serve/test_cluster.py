@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from secrets import token_hex
 from socket import socket
 from typing import Any
 
@@ -64,10 +63,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Cli
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     here = str(Path(__file__).parent)
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token_hex()}
     with subprocess.Popen(
         [sys.executable, "-c", SERVER, str(port), str(pids), KEY],
-        env={**os.environ, **token, "PYTHONPATH": os.pathsep.join((here, *sys.path))},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((here, *sys.path))},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
