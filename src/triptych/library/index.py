@@ -12,9 +12,10 @@ import os
 import stat
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,41 +132,65 @@ def index_photos(listing: Listing, library: str | os.PathLike[str], model: Photo
 
 
 def _update(table: Table, listing: Listing, model: PhotoMatcher, notice: Notice) -> Report:
-    known = read_rows(table)
-    homes = defaultdict(list)
-    for row in known.values():
-        homes[row.sha256].append(row.path)
-    lost = {path for path in known if path not in listing.photos and listing.covers(path)}
-    stale = [path for path, stamp in listing.photos.items() if path not in known or known[path].stamp != stamp]
-    report = Report()
-
+    update = _Update(table, listing, model, notice)
+    stale = update.stale_photos()
     console = Console(stderr=True)
     with Progress(console=console, disable=not stale or not console.is_terminal) as progress:
         task = progress.add_task("photos", total=len(stale))
         for first in range(0, len(stale), INDEX_BATCH):
             batch = stale[first : first + INDEX_BATCH]
-            rows = list(_hashed(batch, listing, notice))
-            features = features_by_hash(table, {row.sha256 for row in rows})
-            for digest, features_of_row in _embedded(
-                [row for row in rows if row.sha256 not in features], model, notice
-            ):
-                features[digest] = features_of_row
-                progress.advance(task)
-            rows = [row for row in rows if row.sha256 in features]
-            write_rows(table, rows, features)
-
-            unread = set(batch) - {row.path for row in rows}
-            left = {home for row in rows if row.path not in known and (home := _left(homes[row.sha256]))}
-            delete_rows(table, sorted((unread & known.keys()) | left))  # after the write: nothing is lost in between
-            lost -= left
-            report.changed += sum(row.path in known and row.sha256 != known[row.path].sha256 for row in rows)
-            report.added += sum(row.path not in known for row in rows) - len(left)
-            report.moved += len(left)
-            report.skipped += len(unread)
+            update.write(batch, partial(progress.advance, task))
             progress.update(task, completed=first + len(batch))
-    delete_rows(table, sorted(lost))
-    report.removed, report.photos = len(lost), table.count_rows()
-    return report
+    return update.finish()
+
+
+class _Update:
+    """A library while it is brought up to date: what it knew before, and the rows that nothing has replaced yet."""
+
+    def __init__(self, table: Table, listing: Listing, model: PhotoMatcher, notice: Notice) -> None:
+        self.table, self.listing, self.model, self.notice = table, listing, model, notice
+        self.known = read_rows(table)
+        self.homes = defaultdict(list)  # the paths of each sha256
+        for row in self.known.values():
+            self.homes[row.sha256].append(row.path)
+        self.lost = {path for path in self.known if path not in listing.photos and listing.covers(path)}
+        self.report = Report()
+
+    def stale_photos(self) -> list[str]:
+        """Those that are new, or whose size or time has changed."""
+        photos = self.listing.photos.items()
+        return [path for path, stamp in photos if path not in self.known or self.known[path].stamp != stamp]
+
+    def write(self, paths: Sequence[str], advance: Callable[[], None]) -> None:
+        """Write the rows of photos, then delete those of photos that have moved or cannot be read any more."""
+        rows = self.write_readable(paths, advance)
+        unread = set(paths) - {row.path for row in rows}
+        new = [row for row in rows if row.path not in self.known]
+        left = {home for row in new if (home := _left(self.homes[row.sha256]))}
+        delete_rows(self.table, sorted((unread & self.known.keys()) | left))
+        self.lost -= left
+        self.report.changed += sum(row.sha256 != self.known[row.path].sha256 for row in rows if row.path in self.known)
+        self.report.added += len(new) - len(left)
+        self.report.moved += len(left)
+        self.report.skipped += len(unread)
+
+    def write_readable(self, paths: Sequence[str], advance: Callable[[], None]) -> list[PhotoRow]:
+        """Write the rows of those photos that can be read, which are returned. Bytes that the library knows are not embedded again."""
+        rows = list(_hashed(paths, self.listing, self.notice))
+        features = features_by_hash(self.table, {row.sha256 for row in rows})
+        unknown = [row for row in rows if row.sha256 not in features]
+        for digest, embedded in _embedded(unknown, self.model, self.notice):
+            features[digest] = embedded
+            advance()
+        rows = [row for row in rows if row.sha256 in features]
+        write_rows(self.table, rows, features)
+        return rows
+
+    def finish(self) -> Report:
+        """Delete the rows of photos that are gone."""
+        delete_rows(self.table, sorted(self.lost))
+        self.report.removed, self.report.photos = len(self.lost), self.table.count_rows()
+        return self.report
 
 
 def _open_or_create(library: str | os.PathLike[str], model: PhotoMatcher) -> Table:
