@@ -13,7 +13,7 @@ from tiny_flamingo import flamingo_tasks
 
 from triptych.tasks import Answer, Blip2Tasks
 from triptych.tasks.asking import PictureQuestion, total_logprobs
-from triptych.tasks.choices import GREY, YES_NO
+from triptych.tasks.choices import YES_NO
 from triptych.tasks.detection import (
     caption_claim_logit,
     caption_detection_logit,
@@ -36,13 +36,10 @@ def photos() -> list[Image.Image]:
 
 
 def logit_of(model: Blip2Tasks, photo: Image.Image, thing: str) -> float:
-    def gain(image: Image.Image) -> float:
-        question = PictureQuestion([image], f"Is there {thing} in the photo?")
-        yes, no = total_logprobs(model.score_forms(question, YES_NO))
-        return float(yes - no)
-
+    question = PictureQuestion([photo], f"Is there {thing} in the photo?")
+    yes, no = total_logprobs(model.score_forms(question, YES_NO))
     (match,) = model.match(photo, f"a photo of {thing}")
-    return detection_logit(gain(photo), gain(GREY), match.itc_cosine, nan)
+    return detection_logit(float(yes - no), match.itc_cosine, nan)
 
 
 @pytest.mark.parametrize("question", ["Is there a dog?", "is there a dog in this picture?"])
@@ -175,17 +172,13 @@ def test_a_claim_is_judged_by_all_parts(
         lambda images, things: np.full((1, 1), presence if things == ["running"] else 99, np.float32),
     )
     question = "Is the dog running?"
-
-    def gain(image: Image.Image) -> float:
-        yes, no = total_logprobs(model.score_forms(PictureQuestion([image], question), YES_NO))
-        return float(yes - no)
-
+    yes, no = total_logprobs(model.score_forms(PictureQuestion(photos[:1], question), YES_NO))
     claim, noun = model.match(photos[0], ["the dog is running", "dog"])
-    logit = claim_logit(gain(photos[0]), gain(GREY), claim.itc_cosine - noun.itc_cosine, presence)
+    logit = claim_logit(float(yes - no), claim.itc_cosine - noun.itc_cosine, presence)
     for answer in (model.ask(photos[0], question), model.ask(photos[0], question, ["No.", "Yes."])):
         assert answer.text.lower().strip(".") == ("yes" if logit > 0 else "no") and answer.method == "matching"
-        yes = next(p for name, p in answer.probabilities.items() if name.lower().startswith("yes"))
-        assert yes == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-4)
+        probability = next(p for name, p in answer.probabilities.items() if name.lower().startswith("yes"))
+        assert probability == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-4)
     evidence = model.ask(photos[0], question, explain=True).evidence
     assert evidence is not None
     np.testing.assert_allclose(evidence.maps, model.match_evidence(photos[0], "the dog is running").maps, atol=1e-5)
@@ -198,9 +191,9 @@ def test_a_claim_about_two_photos_is_for_the_language_model(model: Blip2Tasks, p
 
 def test_each_part_speaks_for_or_against_a_claim() -> None:
     for presence in (-1.0, nan):
-        base = claim_logit(0.5, 0.5, 0.1, presence)
-        assert claim_logit(1.5, 0.5, 0.1, presence) > base < claim_logit(0.5, 0.5, 0.2, presence)
-    assert claim_logit(0.5, 0.5, 0.1, 0.0) > claim_logit(0.5, 0.5, 0.1, -1.0)
+        base = claim_logit(0.5, 0.1, presence)
+        assert claim_logit(1.5, 0.1, presence) > base < claim_logit(0.5, 0.2, presence)
+    assert claim_logit(0.5, 0.1, 0.0) > claim_logit(0.5, 0.1, -1.0)
 
 
 @pytest.mark.parametrize("presence", [-2.0, nan])
@@ -219,12 +212,11 @@ def test_flamingo_judges_a_claim_by_the_likelihood_of_captions(
 
 
 def test_each_part_speaks_for_or_against() -> None:
-    base = detection_logit(1.0, 0.5, 0.3, -4.0)
-    assert detection_logit(2.0, 0.5, 0.3, -4.0) > base > detection_logit(1.0, 1.5, 0.3, -4.0)
-    assert detection_logit(1.0, 0.5, 0.4, -4.0) > base < detection_logit(1.0, 0.5, 0.3, -3.0)
-    unknown = detection_logit(1.0, 0.5, 0.3, nan)
-    assert detection_logit(2.0, 0.5, 0.3, nan) > unknown > detection_logit(1.0, 1.5, 0.3, nan)
-    assert detection_logit(1.0, 0.5, 0.4, nan) > unknown
+    base = detection_logit(1.0, 0.3, -4.0)
+    assert detection_logit(2.0, 0.3, -4.0) > base < detection_logit(1.0, 0.4, -4.0)
+    assert detection_logit(1.0, 0.3, -3.0) > base
+    unknown = detection_logit(1.0, 0.3, nan)
+    assert detection_logit(2.0, 0.3, nan) > unknown < detection_logit(1.0, 0.4, nan)
 
 
 @pytest.mark.parametrize(("presence", "found"), [(9.0, "yes"), (-20.0, "no")])
@@ -249,7 +241,7 @@ def test_captions_to_expect_speak_for_or_against(
 
 
 def test_where_presence_is_unknown_the_gain_alone_decides() -> None:
-    assert caption_detection_logit(1.5, nan) < 0 < caption_detection_logit(1.7, nan)
+    assert caption_detection_logit(0.5, nan) < 0 < caption_detection_logit(0.7, nan)
     assert caption_detection_logit(-5, 0.0) > 0 > caption_detection_logit(5, -4.0)
 
 

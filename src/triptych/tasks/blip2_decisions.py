@@ -64,13 +64,11 @@ class Blip2Decisions(Answerer[Blip2Spec], Blip2Matching):
             return self.judge_count(question, choices, explain)
         text = f"a photo of {thing}"
         of_each = [PictureQuestion([image], presence_question(thing)) for image in images]
-        blind = gain_of_yes(self.blind_logprobs(of_each[0], YES_NO))
         gains = [gain_of_yes(total_logprobs(self.score_forms(each, YES_NO))) for each in of_each]
         cosines = (self.itc_images(images) @ self.itc_texts([text])[0]).max(1).tolist()
         expected = self.presence_logits(images, [thing])[:, 0].tolist()
         logits = [
-            detection_logit(gain, blind, cosine, words)
-            for gain, cosine, words in zip(gains, cosines, expected, strict=True)
+            detection_logit(gain, cosine, words) for gain, cosine, words in zip(gains, cosines, expected, strict=True)
         ]
         best = deciding_picture(presence, logits)
         answer = self.matched_text(text, images[best] if explain else None)
@@ -81,11 +79,10 @@ class Blip2Decisions(Answerer[Blip2Spec], Blip2Matching):
     def judge(self, claim: Claim, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
         """Yes or no, by the language model, contrast and the words to expect (``detection``)."""
         gain = gain_of_yes(total_logprobs(self.score_forms(question, YES_NO)))
-        blind = gain_of_yes(self.blind_logprobs(question, YES_NO))
         texts = self.itc_texts([claim.statement, claim.noun])
         statement, noun = (self.itc_images(question.images) @ texts.T).max(1)[0].tolist()
         presence = float(self.presence_logits(question.images, [claim.predicate])[0, 0])
-        logit = claim_logit(gain, blind, statement - noun, presence)
+        logit = claim_logit(gain, statement - noun, presence)
         image = question.images[0] if explain else None
         return as_yes_or_no(self.matched_text(claim.statement, image), choices, logit, "matching")
 
