@@ -31,6 +31,8 @@ class RedBlip2(ToyBlip2):
 
     def itc_texts(self, texts: Any) -> Any:
         angles = np.array([len(text) % 7 / 10 for text in texts], np.float32)
+        if any(len(text) > 100 for text in texts):
+            raise InputError("a text is too long")
         return np.stack([np.cos(angles), np.sin(angles)], 1)
 
     def similarity_of_features(self, itc_images: Any, pooled: Any, texts: Any) -> Any:
@@ -86,6 +88,8 @@ def test_what_is_found(searching: TestClient) -> None:
     ):
         response = searching.post("/v1/find", json=body)
         assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+    response = searching.post("/v1/find", json={"query": "a" * 101})
+    assert (response.status_code, response.json()["error"]["message"]) == (400, "a text is too long")
 
 
 def test_the_library_is_read_again_only_when_it_has_changed(

@@ -258,6 +258,23 @@ def test_requests_for_a_description(request_: str, description: bool) -> None:
 def test_kinds_of_questions() -> None:
     assert is_yes_no("Is the dog running?") and is_yes_no("does he run?")
     assert not is_yes_no("Is it a cat or a dog?") and not is_yes_no("What is it?")
+    assert is_yes_no("Can you tell me if the dog is wet?") and is_yes_no("Can you see any dogs?")
+    assert is_yes_no("Do you think the dog is happy?")
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "Can you tell me what the man is holding?",
+        "Could you please tell me what colour the dog is?",
+        "Do you know what breed this dog is?",
+        "Will you tell me how many dogs there are?",
+        "can you count the dogs?",
+        "Can you see where they are?",
+    ],
+)
+def test_a_polite_question_is_not_one_for_yes_or_no(question: str) -> None:
+    assert not is_yes_no(question)
     for question in (
         "How do they differ?",
         "Which one is bigger?",

@@ -1,6 +1,7 @@
 """What a person does with a Flamingo: prompts with examples, choices, what is read again and what is not, evidence."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from triptych.tasks.caption_likelihood import things_named
 from triptych.tasks.chat import ANSWER_TOKENS
 from triptych.tasks.choices import GREY, blind_share, normalised_logprobs
 from triptych.tasks.detection import caption_detection_logit
-from triptych.tasks.flamingo import FlamingoTasks, answer_tokens
+from triptych.tasks.flamingo import FlamingoTasks
 from triptych.text.prompt import CAPTION, END, captions_by_picture, few_shot, question_prompt
 from triptych.train.flamingo.batches import SequenceEncoder
 
@@ -392,6 +393,7 @@ def test_what_pictures_share_is_what_all_captions_would_name(
     assert model.likelihood.shared("all show a cat", captions, photos[:3], explain=False) is None  # it stands
     assert model.likelihood.shared("nothing much", ["A man is running."], photos[:3], explain=False) is None
     assert things_named("A black and white dog is running with two men and a group of people.") == ["a dog", "people"]
+    assert things_named("The unicycle is near the hourglass.") == ["a unicycle", "an hourglass"]
 
 
 def test_long_questions_about_several_pictures_are_refused(model: FlamingoTasks, photos: list[Image.Image]) -> None:
@@ -416,8 +418,9 @@ def test_text_looks_at_no_picture_from_a_place_on(model: FlamingoTasks, photos: 
         assert not looked[:, away:].any() and looked[:, away - 1].sum() == pytest.approx(1, abs=1e-5)
 
 
-def test_an_answer_about_many_pictures_stays_within_the_bound_of_tokens() -> None:
-    picture = Image.new("RGB", (8, 8))
-    assert answer_tokens(PictureQuestion([picture], "What is it?")) == 48
-    assert answer_tokens(PictureQuestion([picture] * 3, "What are they?")) == 144
-    assert answer_tokens(PictureQuestion([picture] * 100, "What are they?")) == MAX_NEW_TOKENS
+def test_an_answer_about_many_pictures_stays_within_the_bound_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = fresh()
+    lengths = [tasks.answer_settings(pictures)["max_new_tokens"] for pictures in (1, 3, 100)]
+    assert lengths == [ANSWER_TOKENS, 3 * ANSWER_TOKENS, MAX_NEW_TOKENS]
+    monkeypatch.setattr(tasks, "spec", replace(tasks.spec, answers={"max_new_tokens": 5, "length_penalty": -1.0}))
+    assert tasks.answer_settings(2) == {"max_new_tokens": 10, "length_penalty": -1.0}

@@ -1,6 +1,7 @@
 """What guides the search for words: against an enumeration of all texts, in batches, and from a consensus to a caption."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from tiny_blip2 import blip2_tasks
 from tiny_flamingo import flamingo_tasks
 
 from triptych.generate import Guidance, generate, stream
+from triptych.io import images
 from triptych.tasks import Blip2Tasks, FlamingoTasks
 from triptych.tasks.choices import GREY
 from triptych.tasks.reranking import Reranking
@@ -102,23 +104,51 @@ class Expects:
     def agreement(self, pooled: np.ndarray, captions: list[str]) -> np.ndarray:
         return np.zeros((len(pooled), len(captions)), np.float32)
 
+    def presence_logits(self, pooled: np.ndarray, things: list[str]) -> np.ndarray:
+        return np.zeros((len(pooled), len(things)), np.float32)
+
+
+def expecting(tasks: FlamingoTasks | Blip2Tasks, word: str, folder: Path) -> FlamingoTasks | Blip2Tasks:
+    """The same model with a consensus that wants a word."""
+    tasks.consensus_file, tasks.__dict__["consensus"] = folder / FILE, Expects(word)
+    return tasks
+
 
 @pytest.mark.parametrize("build", [flamingo_tasks, blip2_tasks])
 def test_a_caption_says_the_word_that_is_expected(build: Any, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     tasks: FlamingoTasks | Blip2Tasks = build()
     tokenizer = tasks.spec.tokenizer
     assert tokenizer is not None
-    images = [GREY, Image.new("RGB", (64, 48), "white")]
-    plain = tasks.caption(images, beams=2)
+    photos = [GREY, Image.new("RGB", (64, 48), "white")]
+    plain = tasks.caption(photos, beams=2)
     mark = next(tokenizer.encode(c)[0] for c in "zyxw" if c not in plain[0].text.lower())
     monkeypatch.setattr(tasks, "word_token", {"dog": mark}.get)
-    tasks.consensus_file = tmp_path / FILE
-    tasks.__dict__["consensus"] = Expects("dog")
-    guided = tasks.caption(images, beams=2)
+    guided = expecting(tasks, "dog", tmp_path).caption(photos, beams=2)
     letter = tokenizer.decode([mark])
     assert letter in guided[0].text.lower() and guided[1].text == plain[1].text
-    assert tasks.caption(images, beams=2, rerank=False)[0].text == plain[0].text
-    assert letter in "".join(tasks.stream(images[0]))
+    assert tasks.caption(photos, beams=2, rerank=False)[0].text == plain[0].text
+    assert letter in "".join(tasks.stream(photos[0]))
+
+
+@pytest.mark.parametrize("build", [flamingo_tasks, blip2_tasks])
+def test_a_picture_is_read_once(build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many parts of a model look at it: an address may show another picture the next time."""
+    photo, read = tmp_path / "photo.png", list[Any]()
+    Image.new("RGB", (64, 48), "white").save(photo)
+    read_source = images.read_source
+    monkeypatch.setattr(images, "read_source", lambda source: read.append(source) or read_source(source))
+    tasks = expecting(build(), "dog", tmp_path)
+    tasks.caption(photo, explain=True)
+    for question in ("What is he doing?", "Is there a dog?", "Is the dog running?"):
+        tasks.ask(photo, question)
+    assert read == [photo] * 4
+
+
+@pytest.mark.parametrize("build", [flamingo_tasks, blip2_tasks])
+def test_the_recipe_has_as_many_texts_as_were_asked_for(build: Any, tmp_path: Path) -> None:
+    answer = expecting(build(), "dog", tmp_path).caption(GREY, beams=4, n_best=2)
+    assert answer.recipe is not None and answer.recipe.search is not None
+    assert (answer.recipe.search.beams, answer.recipe.search.n_best, len(answer.alternatives)) == (4, 2, 1)
 
 
 def test_words_of_one_token_guide() -> None:

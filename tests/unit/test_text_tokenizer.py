@@ -100,6 +100,12 @@ def test_the_default_of_several_templates(tmp_path: Path) -> None:
     assert TextTokenizer.from_directory(bpe_folder(tmp_path, chat_template=templates[:1])).template is None
 
 
+def test_a_template_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"chat_template\.jinja is not UTF-8 text"):
+        TextTokenizer.from_directory(bpe_folder(tmp_path))
+
+
 @pytest.mark.parts
 def test_smollm2_tokenizer() -> None:
     """Ids that transformers' tokenizer of the same GGUF file gives."""

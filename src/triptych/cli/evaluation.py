@@ -97,7 +97,8 @@ def eval_caption(
     texts = write_captions(captioner, photos, data, shots, nearest, settings)
     seconds = perf_counter() - started
     choice = None
-    if rerank and not shots and isinstance(captioner, Reranking):
+    by_qformer = isinstance(captioner, Blip2Tasks) and captioner.choose_writer(writer, None) == "qformer"
+    if rerank and not shots and not by_qformer and isinstance(captioner, Reranking):
         choice = captioner.caption_choice(settings)
     of_choice = {} if choice is None else {"beams": choice.beams, "length_penalty": choice.length_penalty}
     references = {photo.id: photo.captions for photo in photos}

@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from triptych.data.english.caption_facts import read_caption, with_article
+from triptych.data.english.caption_facts import mention_of, read_caption
 from triptych.data.english.given import given_questions
 from triptych.data.english.kinds import Question
 from triptych.data.english.pairs import SIDES, make_pairs
@@ -324,7 +324,7 @@ def in_common(captions: Sequence[str]) -> str:
     names = [{noun.name for noun in nouns} for nouns in each]
     shared = [n.name for n in each[0] if n.name not in ALL_HELD_OUT and all(n.name in own for own in names)]
     if shared:
-        return f"{both} show {' and '.join(with_article(name) for name in dict.fromkeys(shared[:2]))}"
+        return f"{both} show {' and '.join(mention_of(name) for name in dict.fromkeys(shared[:2]))}"
     for kind, named in (("human", "people"), ("animal", "animals")):
         if all(any(noun.kind == kind for noun in nouns) for nouns in each):
             return f"{both} show {named}"

@@ -17,6 +17,7 @@ from triptych.evaluate.progress import progress
 from triptych.evaluate.vqa import vqa_questions
 from triptych.tasks import Answer, Answers, Matches
 from triptych.tasks.asking import PictureQuestion
+from triptych.text.articles import with_article
 from triptych.text.questions import statement
 
 ORDER = ("left", "right")
@@ -27,7 +28,7 @@ REWORDED = {
 }  # fmt: skip
 WORDINGS: dict[str, Callable[[str], str]] = {
     "as it is": lambda word: word,
-    "article": lambda word: f"{'an' if word[0] in 'aeiou' else 'a'} {word}",
+    "article": with_article,
     "capitals": str.capitalize,
     "plural": lambda word: word if word.endswith("s") else f"{word}s",
     "synonym": lambda word: REWORDED.get(word, word),
@@ -92,7 +93,7 @@ def thing_pairs(photos: Sequence[Photo], count: int, seed: int) -> list[PairQues
         photo, other = rng.sample(sorted(boxed), 2)
         category = rng.choice(sorted(boxed[photo]))
         if category not in boxed[other] and not mentioned_things(category) & things[other]:
-            question = f"Which photo shows {'an' if category[0] in 'aeiou' else 'a'} {category}?"
+            question = f"Which photo shows {with_article(category)}?"
             left_first = PairQuestion(question, photo, other, "left")
             questions.append(left_first if len(questions) % 2 else swapped(left_first))
     return questions

@@ -158,9 +158,8 @@ class MissingSidecars:
             if name not in self.names or "error" in record:
                 continue
             own = {key: value for key, value in record.items() if key not in self.journal.settings}
-            text = self.sidecars.decorated(result_text(own)) if "tags" in own else result_text(own)
             try:
-                self.sidecars.write(name, own, text)
+                self.sidecars.write(name, own, result_text(own))
             except InputError as error:
                 self.failures.append({"image": name, "error": str(error)})
         self.names.clear()

@@ -109,6 +109,14 @@ def read_bounded(path: Path, most: int) -> bytes:
     return data
 
 
+def read_bounded_text(path: Path, most: int) -> str:
+    """The text of a UTF-8 file. Raises InputError: as ``read_bounded``, or it is not UTF-8."""
+    try:
+        return read_bounded(path, most).decode()
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8 text: save it as UTF-8") from None
+
+
 def read_json_object(path: Path, most: int = MAX_JSON) -> dict[str, Any]:
     """The object in a JSON file. Raises InputError: it cannot be read, is larger than ``most`` bytes, or is none."""
     try:

@@ -174,8 +174,11 @@ class Worker:
     def _batch_of(self, job: Job) -> tuple[list[Job], list[Job | None]]:
         """The job with waiting ones of its kind; and the job of another kind that was taken from the queue, if any."""
         batch = [job]
-        while len(batch) < self.batch_limit and not self.queue.empty():
-            other = self.queue.get()
+        while len(batch) < self.batch_limit:
+            try:
+                other = self.queue.get_nowait()
+            except queue.Empty:
+                break
             if other is None or other.stream is not None or other.kind != job.kind:
                 return batch, [other]
             if not other.cancelled.is_set():

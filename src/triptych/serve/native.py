@@ -231,6 +231,7 @@ async def post_find(request: Request, body: FindRequest) -> dict[str, Any]:
     def run(model: Any, queries: Sequence[str]) -> list[Any]:
         from triptych.library import as_matcher, find
 
+        as_matcher(model, body.model).itc_texts(queries)  # a fault of a query is the client's
         try:
             library, matcher = searched.open(), as_matcher(model, body.model)
             search = partial(find, k=body.k, at_least=body.at_least, notice=SERVER_LOG.warning)

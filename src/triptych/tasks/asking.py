@@ -25,7 +25,7 @@ from triptych.tasks.choices import (
     in_other_order,
     normalised_logprobs,
 )
-from triptych.tasks.photos import ArrayMemory
+from triptych.tasks.photos import ArrayMemory, PhotoMemory
 from triptych.text.prompt import IMAGE
 from triptych.text.questions import (
     Claim,
@@ -72,6 +72,7 @@ class Answerer(Generic[LanguageSpec]):
     """``ask`` and ``compare``, over the methods that a system implements (the last ones of the class)."""
 
     spec: LanguageSpec
+    encode: PhotoMemory
 
     def __init__(self) -> None:
         self.blind_scores = ArrayMemory(BLIND_SCORE_BYTES)
@@ -231,6 +232,7 @@ class Answerer(Generic[LanguageSpec]):
 
     def choose(self, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
         """The most likely choice, by ``choose_picture``, ``detect``, ``judge`` or ``choose_answer``, depending on the question."""
+        question = replace(question, images=self.encode.open(question.images))
         pictures = len(question.images)
         places, wanted = pictures_named_by(question.text, choices, pictures), which_picture(question.text)
         if places is not None and wanted is not None and self.picks_pictures:

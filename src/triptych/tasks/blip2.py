@@ -279,15 +279,17 @@ class Blip2Tasks(Blip2Decisions):
         """What follows each prompt. ``choice``: how the consensus takes part, for prompts with one photo; None = not at all."""
         answers: list[Answer] = []
         for first in range(0, len(prompts), DECODED_TOGETHER):
-            rows = self.read(prompts[first : first + DECODED_TOGETHER], explain)
+            part = prompts[first : first + DECODED_TOGETHER]
             if choice is None:
+                rows = self.read(part, explain)
                 answers += self.to_answers(rows, self.written(rows, search), search, explain, as_sentence)
                 continue
+            rows = self.read([prompt._replace(images=self.encode.open(prompt.images)) for prompt in part], explain)
             pooled = self.pooled([row.prompt.images[0] for row in rows])
             beams = self.written(rows, with_all_beams(search), self.guidance(pooled, choice))
             best = self.reranked(beams, pooled, self.tokenizer.decode, search.n_best, choice)
-            part = self.to_answers(rows, best, search, explain, as_sentence)
-            answers += map(self.with_expected_words, part, pooled)
+            written = self.to_answers(rows, best, search, explain, as_sentence)
+            answers += map(self.with_expected_words, written, pooled)
         return answers
 
     def written(

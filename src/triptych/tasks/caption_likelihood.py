@@ -23,6 +23,7 @@ from triptych.tasks.detection import caption_claim_logit, caption_detection_logi
 from triptych.tasks.flamingo_prompts import FlamingoPrompts
 from triptych.tasks.photos import over_photos
 from triptych.tasks.words import Spans, mean_over_words, to_answer
+from triptych.text.articles import with_article
 from triptych.text.questions import Claim, Presence, WhichPicture, is_counted
 
 SHARED_GAIN = 3.0  # nats by which a shared thing must be likelier before each picture than before a grey one
@@ -142,10 +143,9 @@ class CaptionLikelihood:
 
 def things_named(caption: str) -> list[str]:
     """``"A black dog runs on a horse."`` -> ``["a dog", "a horse"]``: by articles, without adjectives."""
-    scores = []
+    things = []
     for match in NAMED_THING.finditer(caption.lower()):
         head = match[2].split()[-1]
         if head not in NO_THINGS:
-            article = "an" if head[0] in "aeiou" else "a"
-            scores.append(head if match[1] == "of" else f"{article} {head}")
-    return scores
+            things.append(head if match[1] == "of" else with_article(head))
+    return things

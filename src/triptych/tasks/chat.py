@@ -30,6 +30,7 @@ ANSWER_TOKENS = 48  # of an answer at most
 MAX_TOKENS = 2048  # of the remembered text
 MAX_PICTURES = 32  # remembered
 MAX_CHAT_FILE = 64 * 2**20  # bytes
+WORDLESS = "What is in the photo?"  # the question of pictures that come without one
 PICTURE_SIDE = 1024  # pixels: pictures are shrunk to this
 
 
@@ -42,8 +43,9 @@ class Turn:
     answer: str
 
     def prompt(self, prompts: Prompts) -> str:
-        """The question's part of the prompt, with its pictures."""
-        text = question_prompt(self.question, max(1, len(self.pictures)), prompts)
+        """The question's part of the prompt, with its pictures. Pictures without a question ask for a description."""
+        question = self.question if self.question.replace(IMAGE, "").strip() else WORDLESS
+        text = question_prompt(question, max(1, len(self.pictures)), prompts)
         return text if self.pictures else text.replace(IMAGE, "", 1)
 
 
@@ -123,11 +125,11 @@ class Chat:
         return reply
 
     def asked_about(self, turn: Turn) -> list[ImageSource] | None:
-        """The pictures of a question that the model's ``ask`` answers; None: the dialogue goes on.
+        """The pictures that the model's ``ask`` answers this question about; None: the dialogue goes on.
 
-        Of a question about several pictures or an earlier one, which the language model would answer from the last picture alone; about
-        whether something is there or is so; and, as ``ask`` knows more than the language model, of the first one. Published models are
-        asked the first two.
+        1. A question about all pictures, or one that names an earlier one: all remembered. The language model would see only the last.
+        2. A question that brings several pictures, or asks whether something is there: the latest.
+        3. The dialogue's first question, or one whether something is so: the latest, but not for published models.
         """
         if IMAGE in turn.question:
             return None

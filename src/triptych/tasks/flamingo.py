@@ -10,7 +10,7 @@ from typing import Any, overload
 from triptych.engines.interface import FlamingoEngine, FlamingoSpec
 from triptych.errors import InputError
 from triptych.evidence import Floats
-from triptych.generate import MAX_NEW_TOKENS, Guidance, Hypothesis, Search, generate, stream
+from triptych.generate import MAX_NEW_TOKENS, Hypothesis, Search, generate, stream
 from triptych.io.images import ImageSource, load_image
 from triptych.tasks.answer import Answer, AnswerRecipe
 from triptych.tasks.asking import Answerer, Photos, PictureQuestion, as_list, total_logprobs
@@ -21,6 +21,7 @@ from triptych.tasks.chat import MAX_PICTURES as CHAT_PICTURES
 from triptych.tasks.choices import check_choices, choice_ids, normalised_logprobs, to_hypotheses
 from triptych.tasks.examples import ExampleIndex, as_opener
 from triptych.tasks.flamingo_prompts import FlamingoPrompts
+from triptych.tasks.photos import DECODED_TOGETHER
 from triptych.tasks.prefix import PrefixState, PromptRow
 from triptych.tasks.prototypes import PROTOTYPE_WEIGHT, examples_of, prototype_cosines
 from triptych.tasks.reranking import BeamChoice, Reranking, default_beams, with_all_beams
@@ -44,11 +45,6 @@ def is_about_several(question: PictureQuestion) -> bool:
     return len(question.images) > 1 and IMAGE not in question.text
 
 
-def answer_tokens(question: PictureQuestion) -> int:
-    """How many tokens a free answer may have: more for several pictures."""
-    return min(MAX_NEW_TOKENS, ANSWER_TOKENS * (len(question.images) if is_about_several(question) else 1))
-
-
 class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
     """A Flamingo in use."""
 
@@ -58,6 +54,7 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
         super().__init__()
         self.engine, self.name, self.spec = engine, name, engine.spec
         self.prompts = FlamingoPrompts(engine, name)
+        self.encode = self.prompts.encode
         self.likelihood = CaptionLikelihood(self.prompts)
 
     @property
@@ -154,17 +151,21 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
             else:
                 single[i] = self.question_text(question), question.images
         for choice, chosen in self.by_choice({i: questions[i] for i in single}, settings):
-            defaults = {"max_new_tokens": ANSWER_TOKENS} | dict(self.spec.answers) | default_beams(choice)
-            search = self.search(**defaults | dict(settings))
+            search = self.search(**self.answer_settings() | default_beams(choice) | dict(settings))
             written = self.write([single[i] for i in chosen], search, explain, choice=choice)
             answers |= zip(chosen, written, strict=True)
         return [answers[i] for i in range(len(questions))]
+
+    def answer_settings(self, pictures: int = 1) -> dict[str, Any]:
+        """The settings of the search for an answer that differ from the model's own; ``pictures``: those that it is about."""
+        settings = {"max_new_tokens": ANSWER_TOKENS} | dict(self.spec.answers)
+        return settings | {"max_new_tokens": min(MAX_NEW_TOKENS, settings["max_new_tokens"] * pictures)}
 
     def answer_by_captions(self, question: PictureQuestion, explain: bool, settings: Mapping[str, Any]) -> Answer:
         """A free answer about several pictures: they are captioned first, and the answer draws on their captions.
 
         Of a question what the pictures share, the answer is checked against them: see ``CaptionLikelihood.shared``."""
-        search = self.search(**({"max_new_tokens": answer_tokens(question)} | dict(settings)))
+        search = self.search(**self.answer_settings(len(question.images)) | dict(settings))
         with self.read_captions(question) as (row, prefix):
             (hypotheses,) = generate(prefix, None, search, prompts=[row.input_ids])
         answer = self.prompts.answer(hypotheses, row, question.images if explain else None, method="captions")
@@ -264,7 +265,7 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
         prompts = self.spec.prompts
         before = "".join(question_example(text, answer, image is not None, prompts) for image, text, answer in examples)
         pictures = [load_image(image) for image, _, _ in examples if image is not None]
-        search = self.search(**({"max_new_tokens": ANSWER_TOKENS} | dict(self.spec.answers) | settings))
+        search = self.search(**self.answer_settings() | settings)
         texts = [
             (before + question_prompt(text, 1, prompts), [*pictures, image])
             for image, text in zip(images, questions, strict=True)
@@ -334,10 +335,9 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
             return self.stream(alone.images, alone.text, **settings)
         if self.answers_to_score(picture_question, settings) or self.reranks_answer(picture_question, settings):
             return in_one_piece(self.ask(pictures, question, **settings))
-        search = self.search(
-            **({"max_new_tokens": answer_tokens(picture_question)} | dict(self.spec.answers) | {"beams": 1} | settings)
-        )
-        if is_about_several(picture_question):
+        several = is_about_several(picture_question)
+        search = self.search(**self.answer_settings(len(pictures) if several else 1) | {"beams": 1} | settings)
+        if several:
             return self.stream_by_captions(picture_question, search)
         return self.prompts.streamed(self.question_text(picture_question), pictures, search)
 
@@ -371,26 +371,22 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
         """What follows each prompt. ``choice``: how the consensus takes part, for prompts with one picture; None = not at all."""
         if choice is None:
             return self.prompts.write(prompts, search, explain, as_sentence)
-        decode = self.spec.tokenizer.decode
-
-        def guide(pictures: Sequence[Sequence[ImageSource]]) -> Guidance | None:
-            return self.guidance(self.pooled([image for (image,) in pictures]), choice)
-
-        def choose(beams: Sequence[Hypothesis], pictures: Sequence[ImageSource]) -> list[Hypothesis]:
-            return self.reranked([beams], self.pooled(pictures), decode, search.n_best, choice)[0]
-
-        answers = self.prompts.write(prompts, with_all_beams(search), explain, as_sentence, guide, choose)
-        return [
-            self.with_expected_words(answer, self.pooled(pictures)[0]) if explain else answer
-            for answer, (_, pictures) in zip(answers, prompts, strict=True)
-        ]
+        answers: list[Answer] = []
+        for first in range(0, len(prompts), DECODED_TOGETHER):
+            part = [(text, self.encode.open(pictures)) for text, pictures in prompts[first : first + DECODED_TOGETHER]]
+            rows, pooled = self.prompts.rows(part), self.pooled([picture for _, (picture,) in part])
+            beams = self.prompts.generate(rows, with_all_beams(search), self.guidance(pooled, choice))
+            best = self.reranked(beams, pooled, self.spec.tokenizer.decode, search.n_best, choice)
+            written = self.prompts.answers(best, rows, part, search, explain, as_sentence)
+            answers += map(self.with_expected_words, written, pooled)
+        return answers
 
     def word_token(self, word: str) -> int | None:
         return self.spec.tokenizer.word_token(word)
 
     def pooled(self, images: Sequence[ImageSource]) -> Floats:
         """The mean of each picture's image features over the grid: ``[B, D]``."""
-        return self.engine.pooled(self.prompts.encode(images))
+        return self.engine.pooled(self.encode(images))
 
     def info(self) -> dict[str, Any]:
         """Parts, parameters, gates, memory, licence and figures."""

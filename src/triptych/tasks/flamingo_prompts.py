@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -22,10 +22,6 @@ MAX_PROMPT_PICTURES = 128  # of one prompt
 VISUAL_TOKEN_BYTES = 64 * 2**20  # of remembered visual tokens
 
 PictureText = tuple[str, Sequence[ImageSource]]  # a text with an <image> for each of its pictures
-Guide = Callable[
-    [Sequence[Sequence[ImageSource]]], Guidance | None
-]  # the pictures of each prompt -> what guides the search
-Choose = Callable[[Sequence[Hypothesis], Sequence[ImageSource]], list[Hypothesis]]  # reorders the texts about pictures
 
 
 class FlamingoPrompts:
@@ -125,26 +121,13 @@ class FlamingoPrompts:
         search: Search,
         explain: bool = False,
         as_sentence: bool = False,
-        guide: Guide | None = None,
-        choose: Choose | None = None,
     ) -> list[Answer]:
-        """Continue each prompt.
-
-        Args:
-            guide: what the search adds to words, for the pictures of each prompt.
-            choose: reorders the texts that were written, or leaves some out.
-        """
-        answers = []
+        """Continue each prompt."""
+        answers: list[Answer] = []
         for first in range(0, len(prompts), DECODED_TOGETHER):
             part = prompts[first : first + DECODED_TOGETHER]
             rows = self.rows(part)
-            guidance = guide([images for _, images in part]) if guide else None
-            written = self.generate(rows, search, guidance)
-            for row, (text, images), hypotheses in zip(rows, part, written, strict=True):
-                if choose is not None:
-                    hypotheses = choose(hypotheses, images)
-                answer = self.answer(hypotheses, row, images if explain else None, as_sentence)
-                answers.append(replace(answer, recipe=self.recipe(text, search)))
+            answers += self.answers(self.generate(rows, search), rows, part, search, explain, as_sentence)
         return answers
 
     def generate(
@@ -187,6 +170,22 @@ class FlamingoPrompts:
 
     def recipe(self, text: str, search: Search | None = None) -> AnswerRecipe:
         return AnswerRecipe(self.engine.photos.pixels, text, search)
+
+    def answers(
+        self,
+        written: Sequence[Sequence[Hypothesis]],
+        rows: Sequence[PromptRow],
+        prompts: Sequence[PictureText],
+        search: Search,
+        explain: bool,
+        as_sentence: bool,
+    ) -> list[Answer]:
+        """What was ``written`` behind each prompt, the best text first, as answers."""
+        answers = []
+        for hypotheses, row, (text, images) in zip(written, rows, prompts, strict=True):
+            answer = self.answer(hypotheses, row, images if explain else None, as_sentence)
+            answers.append(replace(answer, recipe=self.recipe(text, search)))
+        return answers
 
     def answer(
         self,

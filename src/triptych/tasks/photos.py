@@ -63,6 +63,10 @@ class PhotoMemory:
         self._lock = Lock()
         self._encoding: dict[str, Future[Array | None]] = {}  # by content hash; None = that thread failed
 
+    def open(self, images: Sequence[ImageSource]) -> list[ImageSource]:
+        """The pictures as the memory reads them, so that several uses read each file or address once. Raises as a call."""
+        return [load_image(image, self.encoder.photos.pixels.decode_side) for image in images]
+
     def __call__(self, images: Sequence[ImageSource]) -> list[Array]:
         """The image features of each. Raises InputError: a picture cannot be read."""
         pixels = self.encoder.photos.pixels

@@ -16,6 +16,11 @@ VOWEL_SOUND = re.compile(
 )
 
 
+def with_article(noun: str) -> str:
+    """``dog`` -> ``a dog``, ``hour`` -> ``an hour``."""
+    return f"{'an' if VOWEL_SOUND.match(noun.lower()) else 'a'} {noun}"
+
+
 def with_right_articles(words: Iterable[str]) -> Iterator[str]:
     """Lower-case words, each ``a`` and ``an`` in the form that the word behind it takes; before a digit, a mark or an article it stays.
 

@@ -25,6 +25,12 @@ NEGATION = re.compile(r"\b(?:not|no|without|never)\b|n['\u2019]t\b", re.I)
 YES_NO_START = re.compile(
     r"(?:is|are|was|were|does|do|did|has|have|had|can|could|will|would)(?:n?['\u2019]t)? (?!.*\bor\b)", re.I
 )
+INDIRECT = re.compile(  # "could you tell me what ...", "do you know how many ...", but not "can you tell me if ..."
+    r"(?:can|could|will|would|do|did) (?:you|we) (?:please )?"
+    r"(?:(?:tell|name|count|list|describe|explain|identify|guess)\b"
+    r"|(?:know|say|see|think|remember) (?:what|which|who|whose|where|when|why|how)\b)(?!.*\b(?:if|whether)\b)",
+    re.I,
+)
 SOME_PHOTOS = (
     r"(?:(?:the|this|these|those|either|any|(?:at least )?one|each|every|all|both)(?: of)? )*"
     rf"(?:(?:left|right|last|two|three|four|{'|'.join(ORDINALS)}) )?{PHOTO_NOUNS}(?: \d+)?"
@@ -209,8 +215,9 @@ def asks_for_description(question: str) -> bool:
 
 
 def is_yes_no(question: str) -> bool:
-    """Whether the answer can only be yes or no."""
-    return YES_NO_START.match(question.strip()) is not None
+    """Whether the answer can only be yes or no; not ``"Can you tell me what this is?"``."""
+    text = question.strip()
+    return YES_NO_START.match(text) is not None and INDIRECT.match(text) is None
 
 
 class Presence(NamedTuple):

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.errors import InputError
+from triptych.io.files import read_bounded_text, read_json_object
 from triptych.text import byte_level, sentencepiece
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken, Tokenizer
 
+MAX_TEMPLATE = 1 << 20  # bytes
 NAMED = ("bos", "eos", "unk", "pad")  # the special tokens that we use
 
 
@@ -85,8 +86,8 @@ def named_tokens(directory: Path, settings: Mapping[str, Any], defaults: Mapping
 
 def chat_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
     """The chat template (Jinja); the default one if there are several."""
-    if (directory / "chat_template.jinja").exists():
-        return (directory / "chat_template.jinja").read_text(encoding="utf-8")
+    if (path := directory / "chat_template.jinja").exists():
+        return read_bounded_text(path, MAX_TEMPLATE)
     template = settings.get("chat_template")
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
@@ -96,13 +97,7 @@ def chat_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
 
 def read_object(path: Path) -> dict[str, Any]:
     """The object in a JSON file, empty if the file is missing. Raises InputError: it is not a JSON object."""
-    try:
-        content = json.loads(path.read_bytes()) if path.exists() else {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"cannot read {path}: {error}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is not a JSON object")
-    return content
+    return read_json_object(path) if path.exists() else {}
 
 
 def token_text(token: Any) -> str | None:

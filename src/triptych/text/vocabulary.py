@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 import regex
 
 from triptych.errors import InputError
+from triptych.io.files import read_json_object
 from triptych.text.articles import ENGLISH_ARTICLES, with_right_articles
 from triptych.text.letters import LETTER, LETTER_OR_DIGIT, compose
 
@@ -136,9 +136,6 @@ def join_words(words: Iterable[str]) -> str:
 def read_vocabulary(path: Path) -> WordVocabulary:
     """Read a checkpoint's ``vocabulary.json``. Raises InputError: it cannot be read, or is not a vocabulary."""
     try:
-        words = json.loads(path.read_text(encoding="utf-8"))["words"]
-        return WordVocabulary(tuple(map(str, words)))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
+        return WordVocabulary(tuple(map(str, read_json_object(path)["words"])))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a vocabulary: {error}") from None

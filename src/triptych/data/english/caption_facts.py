@@ -21,6 +21,7 @@ from triptych.data.english.word_lists import (
     ROLES,
     VERBS,
 )
+from triptych.text.articles import with_article
 
 ACTORS = ("human", "animal")
 PLACED = ("in", "on", "through", "across", "along")
@@ -133,11 +134,11 @@ def read_caption(text: str) -> Caption:
     return Caption(shape + tags[end:].lower(), [*parts, *words[end:]], nouns)
 
 
-def with_article(name: str) -> str:
+def mention_of(name: str) -> str:
     """A noun of `NOUNS` as one says that it is there: "a dog", "an umbrella", "snow", "shorts"."""
     if FORMS[name].plural or name not in PLURALS:
         return name
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+    return with_article(name)
 
 
 def _gerund(verb: str) -> str:

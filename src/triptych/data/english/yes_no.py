@@ -7,7 +7,7 @@ from functools import cache
 from heapq import nsmallest
 from itertools import chain
 
-from triptych.data.english.caption_facts import FORMS, VERB_OF, with_article
+from triptych.data.english.caption_facts import FORMS, VERB_OF, mention_of
 from triptych.data.english.kinds import Question
 from triptych.data.english.scenes import HUMANS, Scene
 from triptych.data.english.word_lists import COLOURS, HINTS, NUMBERS, RULED_OUT
@@ -20,7 +20,7 @@ def _verbs_hinted_by(word: str) -> frozenset[str]:
 
 
 def there_is(name: str) -> str:
-    return f"{'are' if FORMS[name].plural else 'is'} there {with_article(name)}"
+    return f"{'are' if FORMS[name].plural else 'is'} there {mention_of(name)}"
 
 
 THERE_IS = {f"{there_is(name).capitalize()} in the photo?": name for name in HINTS}
