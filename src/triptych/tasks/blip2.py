@@ -194,6 +194,7 @@ class Blip2Tasks(Blip2Decisions):
 
     def stream(self, image: ImageSource, question: str | None = None, **settings: Any) -> Pieces:
         """A caption, or the answer to a question, piece by piece as it is written (greedy, or sampled with a ``temperature``)."""
+        question = None if question is None else self.as_read(question)
         if question is not None and self.wants_caption([image], question):
             question = None
         if question is None and self.choose_writer(None, None) == "qformer":

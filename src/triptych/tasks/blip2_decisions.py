@@ -78,11 +78,12 @@ class Blip2Decisions(Answerer[Blip2Spec], Blip2Matching):
 
     def judge(self, claim: Claim, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
         """Yes or no, by the language model, contrast and the words to expect (``detection``)."""
-        gain = gain_of_yes(total_logprobs(self.score_forms(question, YES_NO)))
+        affirmative = replace(question, text=claim.question)
+        gain = gain_of_yes(total_logprobs(self.score_forms(affirmative, YES_NO)))
         texts = self.itc_texts([claim.statement, claim.noun])
         statement, noun = (self.itc_images(question.images) @ texts.T).max(1)[0].tolist()
         presence = float(self.presence_logits(question.images, [claim.predicate])[0, 0])
-        logit = claim_logit(gain, statement - noun, presence)
+        logit = claim_logit(gain, statement - noun, presence) * (-1 if claim.denied else 1)
         image = question.images[0] if explain else None
         return as_yes_or_no(self.matched_text(claim.statement, image), choices, logit, "matching")
 

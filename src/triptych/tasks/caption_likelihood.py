@@ -116,7 +116,7 @@ class CaptionLikelihood:
         ``presence`` of what is claimed. ``choices``: yes and no, as they were given."""
         of_claim, of_noun = self.gains([claim.statement, claim.noun], [image])[0].tolist()
         (hypothesis,) = self.score([claim.statement], [image])[0]
-        logit = caption_claim_logit(of_claim - of_noun, presence)
+        logit = caption_claim_logit(of_claim - of_noun, presence) * (-1 if claim.denied else 1)
         return as_yes_or_no(self.answer(hypothesis, [image], explain), choices, logit, "caption likelihood")
 
     def shared(

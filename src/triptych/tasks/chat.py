@@ -23,7 +23,13 @@ from triptych.io.images import ImageSource, load_image
 from triptych.tasks.answer import Answer
 from triptych.tasks.words import Pieces, recorded_pieces
 from triptych.text.prompt import DEFAULT_PROMPTS, END, IMAGE, Prompts, question_prompt
-from triptych.text.questions import claim_asked_about, is_about_all, one_picture_asked_about, presence_asked_about
+from triptych.text.questions import (
+    claim_asked_about,
+    is_about_all,
+    one_picture_asked_about,
+    plain_question,
+    presence_asked_about,
+)
 
 CHAT_VERSION = 1
 ANSWER_TOKENS = 48  # of an answer at most
@@ -133,14 +139,15 @@ class Chat:
         """
         if IMAGE in turn.question:
             return None
+        question = turn.question if self.prompts.published else plain_question(turn.question)
         remembered = [picture for old in [*self.turns[self.first :], turn] for picture in old.pictures]
         latest = next(old.pictures for old in [turn, *reversed(self.turns)] if old.pictures)
-        named = one_picture_asked_about(turn.question, len(remembered)) is not None
-        if (named or is_about_all(turn.question)) and len(remembered) > 1 and len(turn.pictures) < 2:
+        named = one_picture_asked_about(question, len(remembered)) is not None
+        if (named or is_about_all(question)) and len(remembered) > 1 and len(turn.pictures) < 2:
             return [*remembered]
-        if len(turn.pictures) > 1 or presence_asked_about(turn.question) is not None:
+        if len(turn.pictures) > 1 or presence_asked_about(question) is not None:
             return [*latest]
-        known = not self.turns or claim_asked_about(turn.question) is not None
+        known = not self.turns or claim_asked_about(question) is not None
         return [*latest] if known and not self.prompts.published else None
 
     def begin(self, question: str) -> Turn:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from triptych.errors import InputError
 from triptych.generate import Hypothesis
+from triptych.text.questions.wording import NUMBER_WORDS
 from triptych.text.tokenizer import TextTokenizer
 
 GREY = Image.new("RGB", (32, 32), (127, 127, 127))  # takes the place of photos for a model's answer without seeing them
@@ -28,7 +29,6 @@ BLIND_WEIGHT = 0.25
 MAX_BLIND_GAP = 6.0  # nats
 
 ARTICLE = re.compile(r"^(?:a|an|the) (?=\w)", re.I)
-NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 IRREGULAR = {
     "buses": "bus", "men": "man", "women": "woman", "children": "child", "people": "person", "feet": "foot", "teeth": "tooth",
     "geese": "goose",

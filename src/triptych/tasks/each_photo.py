@@ -1,4 +1,4 @@
-"""A question about several photos, answered photo by photo: for models that of several photos learnt only to say which shows something."""
+"""A question about several photos, answered photo by photo: for models that have learnt only which of several photos shows something."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import Any
 from triptych.errors import InputError
 from triptych.evidence import join_evidence
 from triptych.tasks.answer import Answer, TextEnd
-from triptych.tasks.asking import Answerer, PictureQuestion
-from triptych.text.prompt import IMAGE, photo_names
+from triptych.tasks.asking import Answerer, PictureQuestion, names_of_photos
+from triptych.text.prompt import IMAGE
 from triptych.text.questions import (
     about_one_photo,
     asks_to_compare,
     asks_what_is_shared,
     names_one_of_several,
-    pictures_named_by,
 )
 
 
@@ -35,14 +34,10 @@ def check_each_photo(question: PictureQuestion, model: str) -> None:
 def answer_each_photo(
     model: Answerer[Any], question: PictureQuestion, explain: bool, settings: Mapping[str, Any]
 ) -> Answer:
-    """The answers about each photo in one text, ``left: dog; right: bird``; where the question is which photo, the likeliest one."""
-    count = len(question.images)
-    labels = ["left", "right"] if count == 2 else [name.lower() for name in photo_names(count)]
-    if pictures_named_by(question.text, labels, count) is not None:
-        return model.choose(question, labels, explain)
+    """The answers about each photo in one text: ``left: dog; right: bird``."""
     alone = about_one_photo(question.text)
     answers = model.answer_questions([PictureQuestion([image], alone) for image in question.images], explain, settings)
-    return join_answers(answers, labels)
+    return join_answers(answers, names_of_photos(len(answers)))
 
 
 def join_answers(answers: Sequence[Answer], labels: Sequence[str]) -> Answer:

@@ -19,6 +19,7 @@ from triptych.tasks.caption_likelihood import CaptionLikelihood
 from triptych.tasks.chat import ANSWER_TOKENS, MAX_TOKENS, Chat
 from triptych.tasks.chat import MAX_PICTURES as CHAT_PICTURES
 from triptych.tasks.choices import check_choices, choice_ids, normalised_logprobs, to_hypotheses
+from triptych.tasks.each_photo import answer_each_photo
 from triptych.tasks.examples import ExampleIndex, as_opener
 from triptych.tasks.flamingo_prompts import FlamingoPrompts
 from triptych.tasks.photos import DECODED_TOGETHER
@@ -35,7 +36,14 @@ from triptych.text.prompt import (
     question_example,
     question_prompt,
 )
-from triptych.text.questions import Claim, Presence, WhichPicture, asks_what_is_shared
+from triptych.text.questions import (
+    Claim,
+    Presence,
+    WhichPicture,
+    about_one_photo,
+    asks_for_description,
+    asks_what_is_shared,
+)
 
 BEAMS_OF_SHARED = 5  # captions of each picture in which a shared thing is looked for
 
@@ -146,7 +154,9 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
         answers: dict[int, Answer] = {}
         single: dict[int, tuple[str, list[ImageSource]]] = {}
         for i, question in enumerate(questions):
-            if is_about_several(question):
+            if self.describes_each(question):
+                answers[i] = answer_each_photo(self, question, explain, settings)
+            elif is_about_several(question):
                 answers[i] = self.answer_by_captions(question, explain, settings)
             else:
                 single[i] = self.question_text(question), question.images
@@ -155,6 +165,11 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
             written = self.write([single[i] for i in chosen], search, explain, choice=choice)
             answers |= zip(chosen, written, strict=True)
         return [answers[i] for i in range(len(questions))]
+
+    def describes_each(self, question: PictureQuestion) -> bool:
+        """Whether each of several pictures shall be described; published models follow instructions."""
+        each = is_about_several(question) and not self.spec.prompts.published
+        return each and asks_for_description(about_one_photo(question.text))
 
     def answer_settings(self, pictures: int = 1) -> dict[str, Any]:
         """The settings of the search for an answer that differ from the model's own; ``pictures``: those that it is about."""
@@ -324,7 +339,7 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
 
     def stream(self, images: Photos, question: str | None = None, **settings: Any) -> Pieces:
         """A caption, or the answer to a question, piece by piece as it is written (greedy, or sampled with a ``temperature``)."""
-        pictures = as_list(images)
+        pictures, question = as_list(images), None if question is None else self.as_read(question)
         if question is None or self.wants_caption(pictures, question):
             search = self.caption_search(**({"beams": 1} | settings))
             guidance = self.guidance(self.pooled(pictures)) if self.reranks(settings) else None
@@ -336,6 +351,8 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
         if self.answers_to_score(picture_question, settings) or self.reranks_answer(picture_question, settings):
             return in_one_piece(self.ask(pictures, question, **settings))
         several = is_about_several(picture_question)
+        if self.describes_each(picture_question):
+            return in_one_piece(self.ask(pictures, question, **settings))
         search = self.search(**self.answer_settings(len(pictures) if several else 1) | {"beams": 1} | settings)
         if several:
             return self.stream_by_captions(picture_question, search)
