@@ -1,9 +1,18 @@
 """Questions as people word them: in what form they are read, and what they ask for."""
 
-import pytest
+from math import exp, log
+from typing import Any
 
+import pytest
+from PIL import Image
+from tiny_blip2 import blip2_tasks
+from tiny_flamingo import flamingo_tasks
+
+from triptych.tasks import Answer
+from triptych.tasks.asking import PictureQuestion, as_yes_or_no
 from triptych.text.questions import (
     Claim,
+    PicturesShowing,
     Presence,
     WhichPicture,
     alternatives_in,
@@ -13,6 +22,7 @@ from triptych.text.questions import (
     is_yes_no,
     names_one_of_several,
     one_picture_asked_about,
+    pictures_showing,
     plain_question,
     presence_asked_about,
     which_picture,
@@ -61,6 +71,44 @@ def test_the_plain_form(question: str, plain: str) -> None:
 )
 def test_which_picture(question: str, wanted: WhichPicture | None) -> None:
     assert which_picture(question) == wanted
+
+
+@pytest.mark.parametrize(
+    ("question", "wanted"),
+    [
+        ("How many photos show a dog?", PicturesShowing("a dog", True)),
+        ("How many of them have any people in them?", PicturesShowing("people", True)),
+        ("Which of these three pictures show snow?", PicturesShowing("snow", False)),
+        ("Which photos contain dogs?", PicturesShowing("dogs", False)),
+        ("Which of these photos shows a dog?", None),
+        ("How many dogs are in the photos?", None),
+        ("Which photos show no dog?", None),
+        ("How many them have a dog?", None),
+    ],
+)
+def test_all_pictures_that_show_something(question: str, wanted: PicturesShowing | None) -> None:
+    assert pictures_showing(question) == wanted
+
+
+@pytest.mark.parametrize("build", [flamingo_tasks, blip2_tasks])
+def test_they_are_named_or_counted(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = build()
+    black, white = (Image.new("RGB", (32, 32), colour) for colour in ("black", "white"))
+
+    def detect(presence: Presence, question: PictureQuestion, choices: list[str], explain: bool) -> Answer:
+        assert presence.thing == "a dog"
+        light = question.images[0].getpixel((0, 0))[0]  # type: ignore[union-attr]
+        return as_yes_or_no(Answer("", "toy", 0.0, (), ()), choices, 2.0 if light else -2.0, "matching")
+
+    monkeypatch.setattr(tasks, "detect", detect)
+    photos = [white, black, white]
+    assert tasks.ask(photos, "Which photos show a dog?").text == "photo 1 and photo 3"
+    assert tasks.ask(photos, "Can you tell me how many of them show a dog?").text == "two"
+    assert tasks.ask(photos[:2], "Which photos show a dog?").text == "left"
+    assert tasks.ask([black] * 2, "Which photos show a dog?").text == "none"
+    assert tasks.ask([black] * 2, "How many photos show a dog?").text == "zero"
+    assert tasks.ask([white] * 11, "How many photos show a dog?").text == "11"
+    assert tasks.ask(photos, "How many photos show a dog?").logprob == pytest.approx(3 * log(1 / (1 + exp(-2))))
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ from triptych.text.questions import (
     names_one_of_several,
     one_picture_asked_about,
     pictures_named_by,
+    pictures_showing,
     plain_question,
     presence_asked_about,
     which_picture,
@@ -230,6 +231,8 @@ class Answerer(Generic[LanguageSpec]):
         if not self.scores_yes_no or settings.get("temperature"):
             return None
         names = names_of_photos(len(question.images))
+        if len(names) > 1 and pictures_showing(question.text) is not None:
+            return None
         if self.picks_pictures and len(names) > 1 and pictures_named_by(question.text, names, len(names)) is not None:
             return names
         return YES_NO if is_yes_no(question.text) else alternatives_in(question.text)

@@ -8,15 +8,21 @@ from typing import Any
 
 from triptych.errors import InputError
 from triptych.evidence import join_evidence
+from triptych.io.images import ImageSource
 from triptych.tasks.answer import Answer, TextEnd
 from triptych.tasks.asking import Answerer, PictureQuestion, names_of_photos
+from triptych.tasks.choices import YES_NO
 from triptych.text.prompt import IMAGE
 from triptych.text.questions import (
+    PicturesShowing,
     about_one_photo,
     asks_to_compare,
     asks_what_is_shared,
     names_one_of_several,
+    pictures_showing,
+    presence_question,
 )
+from triptych.text.questions.wording import NUMBER_WORDS
 
 
 def is_about_each(question: PictureQuestion) -> bool:
@@ -34,10 +40,25 @@ def check_each_photo(question: PictureQuestion, model: str) -> None:
 def answer_each_photo(
     model: Answerer[Any], question: PictureQuestion, explain: bool, settings: Mapping[str, Any]
 ) -> Answer:
-    """The answers about each photo in one text: ``left: dog; right: bird``."""
+    """The answers about each photo in one text: ``left: dog; right: bird``; or which photos show something, or how many do."""
+    if (wanted := pictures_showing(question.text)) is not None and model.detects:
+        return photos_that_show(model, wanted, question.images, explain)
     alone = about_one_photo(question.text)
     answers = model.answer_questions([PictureQuestion([image], alone) for image in question.images], explain, settings)
     return join_answers(answers, names_of_photos(len(answers)))
+
+
+def photos_that_show(
+    model: Answerer[Any], wanted: PicturesShowing, images: Sequence[ImageSource], explain: bool
+) -> Answer:
+    """The names of the photos that show something, or their number."""
+    text = presence_question(wanted.thing)
+    answers = [model.choose(PictureQuestion([image], text), YES_NO, explain) for image in images]
+    names = names_of_photos(len(images))
+    showing = [name for name, answer in zip(names, answers, strict=True) if answer.text == "yes"]
+    number = NUMBER_WORDS[len(showing)] if len(showing) < len(NUMBER_WORDS) else str(len(showing))
+    listed = " and ".join(filter(None, (", ".join(showing[:-1]), *showing[-1:]))) or "none"
+    return replace(join_answers(answers, names), text=number if wanted.counted else listed, scores=None)
 
 
 def join_answers(answers: Sequence[Answer], labels: Sequence[str]) -> Answer:

@@ -43,6 +43,7 @@ from triptych.text.questions import (
     about_one_photo,
     asks_for_description,
     asks_what_is_shared,
+    pictures_showing,
 )
 
 BEAMS_OF_SHARED = 5  # captions of each picture in which a shared thing is looked for
@@ -154,7 +155,7 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
         answers: dict[int, Answer] = {}
         single: dict[int, tuple[str, list[ImageSource]]] = {}
         for i, question in enumerate(questions):
-            if self.describes_each(question):
+            if self.answers_each_picture(question):
                 answers[i] = answer_each_photo(self, question, explain, settings)
             elif is_about_several(question):
                 answers[i] = self.answer_by_captions(question, explain, settings)
@@ -166,10 +167,12 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
             answers |= zip(chosen, written, strict=True)
         return [answers[i] for i in range(len(questions))]
 
-    def describes_each(self, question: PictureQuestion) -> bool:
-        """Whether each of several pictures shall be described; published models follow instructions."""
-        each = is_about_several(question) and not self.spec.prompts.published
-        return each and asks_for_description(about_one_photo(question.text))
+    def answers_each_picture(self, question: PictureQuestion) -> bool:
+        """Whether each of several pictures shall be described, or those that show something counted; published models follow
+        instructions."""
+        if not is_about_several(question) or self.spec.prompts.published:
+            return False
+        return asks_for_description(about_one_photo(question.text)) or pictures_showing(question.text) is not None
 
     def answer_settings(self, pictures: int = 1) -> dict[str, Any]:
         """The settings of the search for an answer that differ from the model's own; ``pictures``: those that it is about."""
@@ -351,7 +354,7 @@ class FlamingoTasks(Answerer[FlamingoSpec], Reranking):
         if self.answers_to_score(picture_question, settings) or self.reranks_answer(picture_question, settings):
             return in_one_piece(self.ask(pictures, question, **settings))
         several = is_about_several(picture_question)
-        if self.describes_each(picture_question):
+        if self.answers_each_picture(picture_question):
             return in_one_piece(self.ask(pictures, question, **settings))
         search = self.search(**self.answer_settings(len(pictures) if several else 1) | {"beams": 1} | settings)
         if several:

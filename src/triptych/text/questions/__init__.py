@@ -12,12 +12,14 @@ from triptych.text.questions.kinds import (
     is_about_all,
 )
 from triptych.text.questions.pictures import (
+    PicturesShowing,
     WhichPicture,
     about_one_photo,
     named_pictures,
     names_one_of_several,
     one_picture_asked_about,
     pictures_named_by,
+    pictures_showing,
     statement,
     which_picture,
 )
@@ -34,6 +36,7 @@ from triptych.text.questions.yes_no import (
 
 __all__ = [
     "Claim",
+    "PicturesShowing",
     "Presence",
     "WhichPicture",
     "about_one_photo",
@@ -50,6 +53,7 @@ __all__ = [
     "names_one_of_several",
     "one_picture_asked_about",
     "pictures_named_by",
+    "pictures_showing",
     "plain_question",
     "presence_asked_about",
     "presence_question",

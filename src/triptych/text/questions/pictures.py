@@ -32,6 +32,11 @@ IN_WHICH = re.compile(  # Is the dog in the left or the right photo? Where is th
     rf"|where(?: is|['\u2019]s| are) (?P<placed>[^,:]*[^,: ])[,:] *){ONE_PLACE} or {ONE_PLACE} *\?*",
     re.I,
 )
+HOW_MANY_SHOW = re.compile(  # How many of the photos show a dog? Which photos have people in them?
+    rf"(?:(?P<count>how many)|which)(?: of)?(?: (?:the|these|those))?(?: {NUMBER})? (?:{PHOTO}s|(?<=of )(?:them|these|those)) "
+    r"(?:show|have|contain|depict) (?:any )?(?P<thing>\S.*?)(?: in (?:them|it))? *\?*",
+    re.I,
+)
 EACH_PHOTO = re.compile(
     rf"\b(?:(?:all|both|each|every)(?: of)? )?(?:(?:the|these|those) )?(?:{NUMBER} )?(?P<noun>{PHOTO})s\b"
     rf"|\b(?:each|every) (?P<single>{PHOTO})\b",
@@ -112,6 +117,21 @@ def which_picture(question: str) -> WhichPicture | None:
     negation = NOT.match(rest)
     wanted = rest[negation.end() :] if negation else rest
     return None if NEGATION.search(wanted) else WhichPicture(wanted or question, negation is not None)
+
+
+class PicturesShowing(NamedTuple):
+    """``"Which photos show a dog?"``: those that show the ``thing``, or, ``counted``, their number."""
+
+    thing: str
+    counted: bool
+
+
+def pictures_showing(question: str) -> PicturesShowing | None:
+    """None: the question does not ask which or how many of the pictures show something, or says "not"."""
+    match = HOW_MANY_SHOW.fullmatch(question.strip())
+    if match is None or NEGATION.search(match["thing"]):
+        return None
+    return PicturesShowing(match["thing"], match["count"] is not None)
 
 
 def statement(question: str) -> str:
