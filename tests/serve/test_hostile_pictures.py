@@ -15,6 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image, PngImagePlugin
 from serving import CHAT, client_of, running
+from test_find import RedBlip2
 from toy_models import png, question
 
 from triptych.errors import InputError
@@ -178,7 +179,7 @@ def test_19_pictures_are_counted_before_they_are_read(client: TestClient, monkey
 
 
 def test_a_library_that_cannot_be_read_names_no_file(tmp_path: Path) -> None:
-    with client_of(library=tmp_path) as client:
+    with client_of({"blip2": RedBlip2()}, library=tmp_path) as client:
         response = client.post("/v1/find", json={"query": "a dog"})
     assert response.status_code == 503 and str(tmp_path) not in response.text
 

@@ -75,7 +75,7 @@ class ToySat:
         return answers
 
     def stream(self, image: Image.Image, question: str | None = None, **settings: Any) -> Pieces:
-        words = ("A", "red", "of", str(red(image)))[: settings.get("max_new_tokens")]
+        words = ("A", " red", " of", f" {red(image)}")[: settings.get("max_new_tokens")]
         for word in words:
             self.work([image], settings)
             yield word

@@ -13,7 +13,7 @@ from triptych.serve.jobs import Job
 from triptych.tasks import Answer, Answers, Captions, Chat, Chats, Streams, TextEnd
 from triptych.tasks.capabilities import Model
 from triptych.tasks.chat import Turn, shrink
-from triptych.tasks.words import Pieces, in_one_piece
+from triptych.tasks.words import in_one_piece
 
 
 @dataclass
@@ -118,8 +118,7 @@ def answer_pieces(model: Model, kind: str, talk: Dialogue) -> Iterator[str | Tex
     """The answer to one dialogue, piece by piece, and how it ended."""
     settings = dict(talk.settings)
     if kind == "caption" and isinstance(model, Streams):
-        pieces = model.stream(talk.pictures[0], **settings)
-        end = yield from pieces if isinstance(model, Answers) else spaced(pieces)
+        end = yield from model.stream(talk.pictures[0], **settings)
     elif isinstance(model, Chats):
         end = yield from continued(model, talk).stream(talk.question, **settings)
     elif len(talk.pictures) == 1 and isinstance(model, Streams):
@@ -128,19 +127,6 @@ def answer_pieces(model: Model, kind: str, talk: Dialogue) -> Iterator[str | Tex
         (answer,) = answer_batch(model, kind, [talk])
         end = yield from in_one_piece(answer)
     yield end
-
-
-def spaced(words: Pieces) -> Pieces:
-    """The words of a model with a word vocabulary, with spaces in between."""
-    first = True
-    while True:
-        try:
-            word = next(words)
-        except StopIteration as end:
-            ended: TextEnd = end.value
-            return ended
-        yield word if first or word.startswith("'") else f" {word}"
-        first = False
 
 
 def continued(model: Model, talk: Dialogue) -> Chat:

@@ -15,7 +15,7 @@ from triptych.tasks.asking import with_settings
 from triptych.tasks.photos import DECODED_TOGETHER, PhotoMemory
 from triptych.tasks.reranking import Reranking, default_beams, with_all_beams
 from triptych.tasks.words import Pieces, Spelling, changed_pieces, pieces_of_tokens, text_end
-from triptych.text.vocabulary import SPECIALS
+from triptych.text.vocabulary import SPECIALS, spaced
 
 
 class SatTasks(Reranking):
@@ -83,14 +83,14 @@ class SatTasks(Reranking):
         return with_settings(self.spec.search, settings)
 
     def stream(self, image: ImageSource, **settings: Any) -> Pieces:
-        """The words of one photo's caption as they are written (greedy, or sampled with a ``temperature``)."""
+        """One photo's caption word by word as it is written (greedy, or sampled with a ``temperature``)."""
         search = self.search(**({"beams": 1} | settings))
         features = self.encode([image])
         annotations = self.engine.read(features)
         guidance = self.guidance(self.engine.mean(annotations)) if self.reranks(settings) else None
         tokens = stream(self.engine, annotations, search, guidance)
         words = pieces_of_tokens(tokens, self.spec.vocabulary.words.__getitem__, self.spelling)
-        return (yield from changed_pieces(words, self.spec.vocabulary.correct_articles))
+        return (yield from changed_pieces(words, lambda words: spaced(self.spec.vocabulary.correct_articles(words))))
 
     @property
     def spelling(self) -> Spelling:

@@ -130,7 +130,13 @@ def text_ids(ids: Iterable[int]) -> Iterator[int]:
 
 
 def join_words(words: Iterable[str]) -> str:
-    return " ".join(words).replace(" '", "'")
+    return "".join(spaced(words))
+
+
+def spaced(words: Iterable[str]) -> Iterator[str]:
+    """The words with a space before each but the first and those that begin with an apostrophe: together they are the text."""
+    for place, word in enumerate(words):
+        yield word if place == 0 or word.startswith("'") else f" {word}"
 
 
 def read_vocabulary(path: Path) -> WordVocabulary:
