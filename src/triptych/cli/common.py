@@ -1,4 +1,4 @@
-"""Shared by the commands: the application, common options, printing, writing files."""
+"""Shared by the commands: common options, printing, writing files."""
 
 from __future__ import annotations
 

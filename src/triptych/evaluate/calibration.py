@@ -1,10 +1,18 @@
 """Calibration: how well probabilities agree with accuracy."""
 
 from collections.abc import Sequence
+from math import exp
 
 import numpy as np
 
+from triptych.tasks import Answer
+
 BINS = 10
+
+
+def sureness(answer: Answer) -> float:
+    """The probability of an answer."""
+    return exp(min(0.0, answer.logprob))
 
 
 def expected_calibration_error(probabilities: Sequence[float], right: Sequence[float]) -> float:

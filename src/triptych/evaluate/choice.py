@@ -5,17 +5,16 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from math import exp
 from typing import Any
 
 from triptych.data import Photo
 from triptych.data.english.pairs import TRIES, PairQuestion, make_pairs
 from triptych.errors import InputError
-from triptych.evaluate.calibration import expected_calibration_error
+from triptych.evaluate.calibration import expected_calibration_error, sureness
 from triptych.evaluate.hallucination import categories_of, mentioned_things, things_in
 from triptych.evaluate.progress import progress
 from triptych.evaluate.vqa import vqa_questions
-from triptych.tasks import Answer, Answers, Matches
+from triptych.tasks import Answers, Matches
 from triptych.tasks.asking import PictureQuestion
 from triptych.text.articles import with_article
 from triptych.text.questions import statement
@@ -140,8 +139,3 @@ def wording_metrics(model: Answers, photos: Sequence[Photo], count: int, seed: i
                     marks.append(mark)
         same.append(len(set(marks)) == 1)
     return {name: round(100 * sum(x) / max(1, len(x)), 1) for name, x in (right | {"same answer": same}).items()}
-
-
-def sureness(answer: Answer) -> float:
-    """The probability of an answer."""
-    return exp(min(0.0, answer.logprob))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from math import exp
 from typing import Any, NamedTuple
 
 from triptych.data import Photo
@@ -13,7 +12,7 @@ from triptych.data.english.given import given_questions, question_prior
 from triptych.data.english.kinds import Question
 from triptych.data.english.questions import make_questions
 from triptych.errors import InputError
-from triptych.evaluate.calibration import expected_calibration_error
+from triptych.evaluate.calibration import expected_calibration_error, sureness
 from triptych.evaluate.progress import batches
 from triptych.io.images import ImageSource
 from triptych.metrics.vqa import vqa_accuracy
@@ -125,6 +124,6 @@ def calibration_by_kind(answers: Sequence[Answer], questions: Sequence[PhotoQues
     sure, marks = defaultdict[str, list[float]](list), defaultdict[str, list[float]](list)
     for answer, (_, question) in zip(answers, questions, strict=True):
         for kind in ("all", question.kind):
-            sure[kind].append(exp(min(0.0, answer.logprob)))
+            sure[kind].append(sureness(answer))
             marks[kind].append(vqa_accuracy(answer.text, question.answers or (question.answer,)))
     return {kind: expected_calibration_error(sure[kind], marks[kind]) for kind in sure}

@@ -1,8 +1,8 @@
 """Sidecars: small files beside each photo with its description.
 
 ``photo.txt`` has the text alone, ``photo.json`` the whole record, ``photo.xmp`` the text as ``dc:description`` or the keywords as
-``dc:subject``, which photo managers read. Everything else in an ``.xmp`` file of another program is kept. Of photos whose names differ
-only in the suffix each has sidecars of its whole name: ``photo.jpg.txt``.
+``dc:subject``, which photo managers read. Everything else in an ``.xmp`` file of another program is kept. If the names of two
+photos differ in the suffix alone, their sidecars keep the whole name: ``photo.jpg.txt``.
 """
 
 from __future__ import annotations

@@ -62,8 +62,8 @@ def load(
         model: a shipped one (``"sat"``, ``"flamingo"``, ``"blip2"``), a checkpoint's folder, or a published model (``find_checkpoint``).
         device: torch's; ``auto`` = spread over GPUs, memory and disk, as far as each has room, or a JSON file with the device of each part
             (``models.placement``). None = a GPU if there is one, else ONNX Runtime on the CPU, without torch.
-        precision: of the weights: fp32, int8 or int4 on ONNX Runtime, None = the fastest that keeps the texts; fp32, bf16 or fp16 on
-            torch, None = fp32 if it fits the memory, else bf16.
+        precision: of the weights: fp32, int8 or int4 on ONNX Runtime, None = the fastest that keeps the texts; fp32, bf16, fp16 or int8
+            (the language model's weights, which int4 stands for as well) on torch, None = fp32 if it fits the memory, else bf16.
 
     Raises:
         InputError: no such model, or its files are damaged.

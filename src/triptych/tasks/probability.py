@@ -69,4 +69,4 @@ def naming_probability(scores: Floats, itm_prob: NDArray[Any], presence: Floats)
 def check_probability(value: float) -> None:
     """Raises InputError: it is no probability below 1."""
     if not 0 <= value < 1:
-        raise InputError(f"--at-least is {value}: give a probability from 0 to below 1")
+        raise InputError(f"at_least is {value}: give a probability from 0 to below 1")
