@@ -21,7 +21,7 @@ def save_tiny(directory: Path, encoder: EfficientNetLite, letters: str = "abcdef
     words = WordVocabulary((*SPECIALS, *letters))
     sizes = {"embed_dim": 32, "hidden_dim": hidden, "attention_dim": 32}
     model = ShowAttendTell(ShowAttendTellConfig(len(words), 1280, **sizes), encoder)
-    spec = EncoderSpec(encoder.name, stored=True, image_size=64, cut=22)
+    spec = EncoderSpec(encoder.name, stored=True, image_size=64, cut=encoder.cut)
     config = CheckpointConfig(system="sat", model=model.config, encoder=spec)
     save_sat(directory, SatModel(model.eval(), words, sat_search(max_new_tokens=5), config), Card(name=directory.name))
     return directory
@@ -51,6 +51,18 @@ def test_every_weight_is_the_mean(root: Path, tmp_path: Path) -> None:
         different += not torch.equal(states[0][name], states[1][name])
     assert different > 10
     assert mean.config.card.name == "first" and mean.config.card.notes["mean_of"] == 3
+
+
+def test_layers_that_one_left_frozen_count_as_they_were(root: Path, tmp_path: Path) -> None:
+    more = save_tiny(tmp_path / "more", EfficientNetLite(cut=17, image_size=64))
+    average_checkpoints([root / "first", more, root / "second"], tmp_path / "mean")
+    mean = load_sat(tmp_path / "mean")
+    assert mean.config.encoder.cut == 17 and mean.config.card.name == "more"
+    first, tuned, second = (load_sat(folder).model.state_dict() for folder in (root / "first", more, root / "second"))
+    name = "encoder.layers.18.expand.weight"
+    assert torch.equal(first[name], second[name]) and not torch.equal(first[name], tuned[name])
+    expected = (2 * first[name] + tuned[name]) / 3
+    assert torch.allclose(mean.model.state_dict()[name], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
