@@ -39,6 +39,8 @@ from triptych.text.questions import (
         ("Please tell me if there is a dog in the photo or not.", "is there a dog in the photo."),
         ("Do you know whether the left dog is wet?", "is the left dog wet?"),
         ("Can you count the horses?", "How many horses are there?"),
+        ("Count the number of people.", "How many people are there?"),
+        ("Count to ten.", "Count to ten."),
         ("Is it a dog? Yes or no?", "Is it a dog?"),
         ("What is in the 2nd photo?", "What is in the second photo?"),
         ("What is in photo #2?", "What is in photo 2?"),
@@ -172,6 +174,9 @@ def test_claims_that_are_denied(question: str, claim: Claim | None) -> None:
         ("Indoors or outdoors?", ["Indoors", "outdoors"]),
         ("Is anyone wearing a hat or a helmet?", None),
         ("Is he or she running?", None),
+        ("Red, green or blue?", ["Red", "green", "blue"]),
+        ("Describe the dog or the cat.", None),
+        ("A caption with ten words or fewer?", None),
     ],
 )
 def test_answers_that_a_question_offers(question: str, offered: list[str] | None) -> None:

@@ -19,9 +19,10 @@ DIFFERENCE = re.compile(
 
 ANY_THING = re.compile(r"\bany(?:one|body|thing)?\b", re.I)
 ENDS_IN_PHOTO = re.compile(rf" (?:in|on) (?:the|this) {NOUN}$", re.I)
-OFFER = re.compile(  # What is it: red, green or blue? What's this - a dog or a cat? Tennis or golf?
-    r"(?:(?:what|which|who|where|when|how)\b[^,:?]*(?:[,:?]| -) *)?(?P<offer>[^?]*\S or \S[^?]*)", re.I
+OFFER = re.compile(  # What is it: red, green or blue? What's this - a dog or a cat?
+    r"(?:what|which|who|where|when|how)\b[^,:?]*(?:[,:?]| -) *(?P<offer>[^?]*\S or \S[^?]*)", re.I
 )
+BARE_OFFER = re.compile(r"(?P<offer>(?:\S+(?: \S+)?, )*\S+(?: \S+)?,? or \S+(?: \S+)?)", re.I)  # Tennis or golf?
 QUESTION_START = re.compile(
     r"(?:what|which|who|whose|where|when|why|how|is|are|was|were|do|does|did|has|have|had|can|could|will|would)(?:n?['\u2019]\w+)? ",
     re.I,
@@ -94,7 +95,9 @@ def alternatives_in(question: str) -> list[str] | None:
     if match := NUMBER_OR.match(text):
         return [match["one"], match["other"]]
     match = OFFER.fullmatch(text)
-    if match and not QUESTION_START.match(match["offer"]):
+    if match is None and question.rstrip().endswith("?") and not QUESTION_START.match(text):
+        match = BARE_OFFER.fullmatch(text)
+    if match:
         offered = [part.strip() for part in re.split(r",? or |,", match["offer"])]
         return offered if len(set(offered)) == len(offered) and all(offered) else None
     match = EITHER_OR.fullmatch(text)

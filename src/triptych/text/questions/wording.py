@@ -22,7 +22,7 @@ COURTESY = re.compile(  # "Could you please tell me |what it is?", "So |is it a 
 WHETHER = re.compile(
     r"(?:if|whether) (?P<subject>there|it|this|that|they|(?:the|these|those) .+?) (?P<be>is|are|was|were) ", re.I
 )
-COUNT_REQUEST = re.compile(r"count (?:all )?(?:the )?(?P<things>[^,?.]*[^,?. ]) *[?.]*", re.I)
+COUNT_REQUEST = re.compile(r"count (?:all )?(?:the )?(?:number of )?(?P<things>(?!to )[^,?.]*[^,?. ]) *[?.]*", re.I)
 YES_OR_NO = re.compile(r",? or not(?= *[?.!]*$)|[,;.?!]? *\(?yes or no\)?(?= *[?.!]*$)", re.I)
 SHORT_ORDINAL = re.compile(r"\b([1-9]|10)(?:st|nd|rd|th)\b", re.I)
 PICTURE_NUMBER = re.compile(rf"\b({PHOTO}) (?:#|number |no\. ?)?({'|'.join(NUMBER_WORDS[1:])}|\d+)\b", re.I)
