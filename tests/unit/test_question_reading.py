@@ -216,3 +216,45 @@ def test_places_that_are_no_pictures() -> None:
     assert names_one_of_several("What is on the right?") and not names_one_of_several("What is right next to the man?")
     assert not names_one_of_several("What is the first thing you notice?")
     assert is_counted("just one horse") and is_counted("fewer than three dogs") and not is_counted("a horse")
+
+
+WHITE = Image.new("RGB", (32, 32), "white")
+
+
+def yes_of(answer: Answer) -> float:
+    return float((answer.probabilities or {})["yes"])
+
+
+@pytest.mark.parametrize("build", [flamingo_tasks, blip2_tasks])
+def test_a_denied_claim_is_the_opposite(build: Any) -> None:
+    tasks = build()
+    positive, negated = (yes_of(tasks.ask(WHITE, f"Is the dog {word}wet?")) for word in ("", "not "))
+    assert positive + negated == pytest.approx(1) and abs(positive - negated) > 1e-3
+    assert yes_of(tasks.ask(WHITE, "Isn't the dog wet?")) == pytest.approx(positive, abs=1e-6)
+
+
+@pytest.mark.parametrize("build", [flamingo_tasks, blip2_tasks])
+def test_of_two_things_the_likelier_decides(build: Any) -> None:
+    tasks = build()
+    dog, cat = (yes_of(tasks.ask(WHITE, f"Is there a {thing}?")) for thing in ("dog", "cat"))
+    assert abs(dog - cat) > 1e-5
+    assert yes_of(tasks.ask(WHITE, "Is there a dog or a cat?")) == pytest.approx(max(dog, cat), abs=1e-6)
+    assert yes_of(tasks.ask(WHITE, "Is there neither a dog nor a cat?")) == pytest.approx(1 - max(dog, cat), abs=1e-6)
+
+
+@pytest.mark.parametrize("build", [flamingo_tasks, blip2_tasks])
+def test_each_of_several_photos_is_described(build: Any) -> None:
+    tasks, black = build(), Image.new("RGB", (32, 32))
+    captions = [tasks.caption(photo).text for photo in (WHITE, black)]
+    assert tasks.ask([WHITE, black], "Describe both photos.").text == f"left: {captions[0]}; right: {captions[1]}"
+
+
+def test_streams_and_dialogues_read_the_plain_form() -> None:
+    polite = "Could you tell me if there is a dog or not?"
+    for build in (flamingo_tasks, blip2_tasks):
+        assert "".join(build().stream(WHITE, polite)) == build().ask(WHITE, "Is there a dog?").text
+    chat = flamingo_tasks().chat()
+    chat.add(WHITE)
+    chat.ask("What is this?")
+    assert chat.asked_about(chat.begin(polite)) is not None
+    assert chat.asked_about(chat.begin("Could you tell me why?")) is None
