@@ -138,7 +138,7 @@ def test_other_names_stand_for_the_photos_in_their_order(model: Blip2Tasks, phot
 
 def test_a_count_is_for_the_language_model(model: Blip2Tasks, photos: list[Image.Image]) -> None:
     question = PictureQuestion(photos[:1], "Are there two dogs?")
-    logit = count_logit(gain_of_yes(total_logprobs(model.score_forms(question, YES_NO))))
+    logit = count_logit(gain_of_yes(model.score_forms(question, YES_NO)))
     for answer in (
         model.ask(photos[0], question.text),
         model.ask(photos[0], question.text, ["no", "yes"], explain=True),

@@ -12,7 +12,7 @@ from triptych.engines.interface import Blip2Spec
 from triptych.evidence import join_evidence
 from triptych.io.images import ImageSource
 from triptych.tasks.answer import Answer
-from triptych.tasks.asking import Answerer, PictureQuestion, as_choice, as_yes_or_no, deciding_picture, total_logprobs
+from triptych.tasks.asking import Answerer, PictureQuestion, as_choice, as_yes_or_no, deciding_picture
 from triptych.tasks.choices import YES_NO, normalised_logprobs
 from triptych.tasks.detection import choice_scores, claim_logit, count_logit, detection_logit, gain_of_yes
 from triptych.tasks.matching import Blip2Matching
@@ -64,7 +64,7 @@ class Blip2Decisions(Answerer[Blip2Spec], Blip2Matching):
             return self.judge_count(question, choices, explain)
         text = f"a photo of {thing}"
         of_each = [PictureQuestion([image], presence_question(thing)) for image in images]
-        gains = [gain_of_yes(total_logprobs(self.score_forms(each, YES_NO))) for each in of_each]
+        gains = [gain_of_yes(self.score_forms(each, YES_NO)) for each in of_each]
         cosines = (self.itc_images(images) @ self.itc_texts([text])[0]).max(1).tolist()
         expected = self.presence_logits(images, [thing])[:, 0].tolist()
         logits = [
@@ -79,7 +79,7 @@ class Blip2Decisions(Answerer[Blip2Spec], Blip2Matching):
     def judge(self, claim: Claim, question: PictureQuestion, choices: Sequence[str], explain: bool) -> Answer:
         """Yes or no, by the language model, contrast and the words to expect (``detection``)."""
         affirmative = replace(question, text=claim.question)
-        gain = gain_of_yes(total_logprobs(self.score_forms(affirmative, YES_NO)))
+        gain = gain_of_yes(self.score_forms(affirmative, YES_NO))
         texts = self.itc_texts([claim.statement, claim.noun])
         statement, noun = (self.itc_images(question.images) @ texts.T).max(1)[0].tolist()
         presence = float(self.presence_logits(question.images, [claim.predicate])[0, 0])
@@ -92,7 +92,7 @@ class Blip2Decisions(Answerer[Blip2Spec], Blip2Matching):
         if len(question.images) > 1:
             return self.choose_answer(question, choices, explain)
         scored = self.score_forms(question, YES_NO)
-        logit = count_logit(gain_of_yes(total_logprobs(scored)))
+        logit = count_logit(gain_of_yes(scored))
         answer = self.answer_of(scored[0 if logit > 0 else 1], question, explain)
         return as_yes_or_no(answer, choices, logit, "language model")
 

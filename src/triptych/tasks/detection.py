@@ -7,11 +7,14 @@ actions ("Is the dog running?") it knows least.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isnan
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from triptych.generate import Hypothesis
 
 
 class LogisticFit(NamedTuple):
@@ -116,7 +119,7 @@ def choice_scores(gains: NDArray[np.float64], presence: NDArray[np.float32]) -> 
     return gains if np.isnan(presence).any() else CHOICE_WEIGHT * gains + CHOICE_PRESENCE * presence
 
 
-def gain_of_yes(logprobs: NDArray[np.float64]) -> float:
+def gain_of_yes(scored: Sequence[Hypothesis]) -> float:
     """log p(yes) - log p(no), of the two in this order."""
-    yes, no = logprobs.tolist()
-    return yes - no
+    yes, no = scored
+    return yes.logprob - no.logprob
